@@ -1,0 +1,1 @@
+"""Measuring callables on a noisy machine: samples, paired ratios, memory, counters."""

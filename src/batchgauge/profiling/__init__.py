@@ -1,0 +1,1 @@
+"""Where time and memory go: line, call and allocation profiles, roofline, ranked findings."""
