@@ -1,0 +1,210 @@
+"""The work that is measured: prompts, texts and request lengths, all seeded and all real.
+
+Three sources, none of them fetched: the project's own prompt set
+(`data/prompts.jsonl`), the English prose and the Python code that every CPython
+ships, and the length shape of real traffic. A user's `.txt` or `.jsonl` file
+works in the prompt set's place. Nothing here tokenizes or times.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sysconfig
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.errors import UserError
+from batchgauge.request import BatchItem, InferenceBatchRequest
+
+TextKind = Literal["prose", "code", "unicode"]
+
+# Azure LLM inference trace 2023, conversation (CC-BY; Patel et al., Splitwise, ISCA 2024):
+# quantiles of 19,366 requests. Means there: 1155 context and 211 generated tokens.
+_QUANTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90, 0.99])
+_CONTEXT_TOKENS = np.array([207, 396, 1020, 1189, 2735, 4142])
+_GENERATED_TOKENS = np.array([54, 85, 129, 395, 424, 601])
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a workload; `kind` groups prompts in reports."""
+
+    id: str
+    kind: str
+    prompt: str
+    max_tokens: int = 64
+
+
+def load_prompts(path: str | Path = "") -> list[Prompt]:
+    """The prompts of a workload file; the project's own set when `path` is empty.
+
+    A `.jsonl` file has one object a line with `prompt` (or `text`) and optionally
+    `id`, `kind` and `max_tokens`; a `.txt` file has one prompt a line. Raises
+    UserError for a file that is missing, empty, not UTF-8 or not of that form.
+    """
+    source = Path(path) if str(path) else _own_prompts()
+    if source.suffix not in {".txt", ".jsonl"}:
+        raise UserError(f"Workload '{source}' is neither a .txt nor a .jsonl file.")
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"Workload '{source}' cannot be read as UTF-8 text: {problem}.") from None
+    rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise UserError(f"Workload '{source}' is empty; expected at least one prompt.")
+    if source.suffix == ".txt":
+        return [Prompt(f"line-{number}", "text", line) for number, line in rows]
+    prompts = [_from_json(line, f"{source}:{number}", number) for number, line in rows]
+    twice = [name for name, count in Counter(p.id for p in prompts).items() if count > 1]
+    if twice:
+        raise UserError(f"Workload '{source}' has the id '{twice[0]}' twice; ids must be unique.")
+    return prompts
+
+
+def _from_json(line: str, where: str, number: int) -> Prompt:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise UserError(f"{where} is not JSON: {problem.msg}.") from None
+    text = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
+    max_tokens = row.get("max_tokens", 64) if isinstance(row, dict) else None
+    if not isinstance(text, str) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise UserError(
+            f"{where} is not a prompt; expected an object with 'prompt' (text) "
+            "and optionally 'id', 'kind' and 'max_tokens' (a whole number above 0)."
+        )
+    return Prompt(
+        str(row.get("id", f"line-{number}")), str(row.get("kind", "text")), text, max_tokens
+    )
+
+
+def _own_prompts() -> Path:
+    installed = Path(__file__).parent / "data" / "prompts.jsonl"  # in a wheel
+    checkout = Path(__file__).parents[2] / "data" / "prompts.jsonl"  # in the project
+    return installed if installed.exists() else checkout
+
+
+def to_items(
+    prompts: Sequence[Prompt],
+    *,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = True,
+    ignore_eos: bool = False,
+) -> list[BatchItem[InferenceBatchRequest]]:
+    """Prompts as batch items under their own ids; `max_tokens` replaces each prompt's own."""
+    return [
+        BatchItem(
+            p.id,
+            InferenceBatchRequest(
+                p.prompt,
+                max_tokens=max_tokens or p.max_tokens,
+                temperature=temperature,
+                seed=seed + position,
+                chat=chat,
+                ignore_eos=ignore_eos,
+            ),
+        )
+        for position, p in enumerate(prompts)
+    ]
+
+
+def sample_prompts(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list[Prompt]:
+    """`count` prompts in seeded order, going round again (under new ids) when there are fewer."""
+    if count < 1:
+        raise UserError(f"Asked for {count} prompts; expected at least 1.")
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    chosen = []
+    for i in range(count):
+        prompt, lap = prompts[order[i % len(prompts)]], i // len(prompts)
+        name = f"{prompt.id}#{lap + 1}" if lap else prompt.id
+        chosen.append(Prompt(name, prompt.kind, prompt.prompt, prompt.max_tokens))
+    return chosen
+
+
+@functools.cache
+def corpus(kind: TextKind) -> str:
+    """Real text that every machine has.
+
+    `prose`: the Python language reference as shipped in `pydoc_data` (about 0.7 MB
+    of English). `code`: the standard library's top-level modules (first 2 MB).
+    `unicode`: the project's own mix of scripts, emoji, odd white space and text
+    that cannot be split. Raises UserError for another kind.
+    """
+    if kind == "prose":
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics))
+    if kind == "code":
+        files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+        return "\n".join(f.read_text(encoding="utf-8", errors="ignore") for f in files)[:2_000_000]
+    if kind == "unicode":
+        return " ".join(UNICODE_CASES)
+    raise UserError(f"Text kind '{kind}' is unknown; expected prose, code or unicode.")
+
+
+def texts(kind: TextKind, characters: int, count: int, seed: int = 0) -> list[str]:
+    """`count` pieces of `characters` characters each, cut from `corpus(kind)` at seeded places."""
+    if characters < 1 or count < 1:
+        raise UserError(f"Asked for {count} texts of {characters} characters; expected 1 or more.")
+    source = corpus(kind)
+    source *= -(-(characters + 1) // len(source))
+    starts = np.random.default_rng(seed).integers(0, len(source) - characters + 1, size=count)
+    return [source[s : s + characters] for s in starts.tolist()]
+
+
+def request_lengths(
+    count: int, *, scale: float = 1.0, longest: int | None = None, seed: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Context and generated tokens [count] each, in the shape of real traffic.
+
+    Inverse transform over the trace's published quantiles: log-linear between them,
+    uniform below p10, cut at p99. The two lengths are drawn independently (their
+    joint distribution is not published). `scale` shrinks both for a small model,
+    which keeps the skew; `longest` caps each. Every length is at least 1.
+    """
+    if count < 1 or scale <= 0:
+        raise UserError(f"Asked for {count} lengths at scale {scale}; expected both above 0.")
+    rng = np.random.default_rng(seed)
+
+    def draw(quantiles: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        u = rng.random(count)  # [count]
+        inside = np.exp(np.interp(u, _QUANTILES, np.log(quantiles)))
+        below = 1 + u / _QUANTILES[0] * (quantiles[0] - 1)
+        lengths = np.where(u < _QUANTILES[0], below, inside) * scale
+        return np.clip(np.rint(lengths), 1, longest).astype(np.int64)
+
+    return draw(_CONTEXT_TOKENS), draw(_GENERATED_TOKENS)
+
+
+# What tokenizers stumble over; also the tests' own cases.
+UNICODE_CASES: tuple[str, ...] = (
+    "Grüße aus Köln, façade, naïve, Ångström, Łódź",
+    "日本語の文章です。漢字とかな、カタカナ。",
+    "请把这句话切成词元，谢谢。",
+    "한국어 문장도 있습니다.",
+    "Привет, как дела? Съешь ещё этих мягких булок.",
+    "مرحبا بالعالم، كيف الحال؟ ١٢٣",
+    "שלום עולם",
+    "हिन्दी में एक वाक्य १२३",
+    "ภาษาไทยไม่มีช่องว่าง",
+    "Ελληνικά και ΚΕΦΑΛΑΙΑ",
+    "e\u0301 n\u0303 o\u0308 \u0915\u094d\u0937",  # combining marks
+    "👍 👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪 ☕️ 🤷🏽‍♂️",
+    "a\u00a0b\u2003c\u3000d\u200be\ufefff",  # odd white space
+    "x\t\ty\r\nz\n\n\n  w  \v\f\x85\u2028\u2029",
+    "½ ² Ⅷ ٣ ৪ 一二三 1234567890 3.14 1e-9",
+    "I'm you're we'll they'd he's I'VE don'T ’tis",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "__init__(self,**kw)->None: #!/usr/bin/env {[(<$€£¥>)]}",
+    "\x00\x01\x1b[31m\x7f",
+    "\U0001d54f\U0001f9ff\U00020000\u0378\ue000",  # outside the BMP, unassigned, private
+)
