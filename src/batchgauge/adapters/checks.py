@@ -1,0 +1,103 @@
+"""What an engine or tokenizer that is not ours must keep to, checked while it runs.
+
+A foreign engine can return too few responses, answer under other ids or in
+another order, or produce ids outside the vocabulary. Each would silently turn a
+measurement into nonsense, so each is said, with the numbers. Nothing is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from batchgauge.errors import UserError
+from batchgauge.protocols import Engine, TokenBatch, Tokenizer
+from batchgauge.request import (
+    BatchItem,
+    BatchResult,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+)
+
+
+class CheckedEngine:
+    """An engine whose every result is checked against its request; all else passes through."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def name(self) -> str:
+        """The wrapped engine's own name."""
+        return self._engine.name
+
+    def infer_batch(
+        self, items: Sequence[BatchItem[InferenceBatchRequest]]
+    ) -> BatchResult[InferenceBatchResponse]:
+        """The wrapped engine's answer. Raises UserError when it does not fit `items`."""
+        result = self._engine.infer_batch(items)
+        check_result(self._engine.name, items, result)
+        return result
+
+    def max_batch_size(self) -> int:
+        """The wrapped engine's own limit. Raises UserError when it is below 1."""
+        limit = self._engine.max_batch_size()
+        if limit < 1:
+            raise UserError(f"Engine '{self.name}' takes batches of at most {limit}; expected 1.")
+        return limit
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._engine, attribute)
+
+
+def check_result(
+    name: str,
+    items: Sequence[BatchItem[InferenceBatchRequest]],
+    result: BatchResult[InferenceBatchResponse],
+) -> None:
+    """Raise UserError unless `result` answers exactly `items`, in order, under their ids."""
+    if not isinstance(result, BatchResult):
+        raise UserError(
+            f"Engine '{name}' returned a {type(result).__name__}; expected a BatchResult."
+        )
+    if len(result.responses) != len(items):
+        raise UserError(
+            f"Engine '{name}' returned {len(result.responses)} responses to {len(items)} items."
+        )
+    for item, response in zip(items, result.responses, strict=True):
+        if item.id != response.id:
+            raise UserError(
+                f"Engine '{name}' answered the item '{item.id}' under the id '{response.id}'; "
+                "expected every response under its item's id, in request order."
+            )
+        if (response.data is None) == (response.error is None):
+            raise UserError(
+                f"Engine '{name}' answered the item '{item.id}' with "
+                f"{'neither data nor an error' if response.error is None else 'both'}; "
+                "expected exactly one of the two."
+            )
+
+
+def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:
+    """Raise UserError when `tokenizer` has ids that a model of `model_vocab_size` tokens lacks.
+
+    A smaller vocabulary is fine: models pad their embedding to round sizes.
+    """
+    if tokenizer.vocab_size > model_vocab_size:
+        raise UserError(
+            f"Tokenizer '{tokenizer.name}' has {tokenizer.vocab_size} ids and the model only "
+            f"{model_vocab_size}; expected a tokenizer made for this model."
+        )
+
+
+def check_ids(name: str, batch: TokenBatch, vocab_size: int) -> None:
+    """Raise UserError when an id of `batch` is negative or not below `vocab_size`."""
+    if not batch.ids.size:
+        return
+    low, high = int(np.min(batch.ids)), int(np.max(batch.ids))
+    if low < 0 or high >= vocab_size:
+        raise UserError(
+            f"Tokenizer '{name}' produced ids from {low} to {high}; expected 0 to {vocab_size - 1}."
+        )

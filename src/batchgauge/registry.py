@@ -1,0 +1,208 @@
+"""Names to tokenizers and engines: what every notebook's `tokenizer` and `engine` parameters mean.
+
+A spec is a known name, a known name with an argument after a colon, or
+`package.module:factory` for the user's own. Nothing is imported until it is
+asked for, and a library that is not installed is said with the extra that
+installs it. What a factory of the user's returns is checked against the
+protocols here; what it *does* is checked by `batchgauge.adapters.checks`.
+
+    >>> known_tokenizers()
+    ('numpy', 'baseline', 'hf', 'tiktoken', 'sentencepiece')
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchgauge.errors import UserError
+from batchgauge.protocols import Engine, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One name: where its factory is, which packages it needs, what its argument means.
+
+    `factory` is `module:function`, called with (argument, model, threads), the
+    tokenizers' with (argument, model). `extra` is the extra of this package that
+    installs `packages`; both are empty for our own.
+    """
+
+    factory: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    argument: str = ""
+
+
+_TOKENIZERS: Mapping[str, Known] = {
+    "numpy": Known("batchgauge.adapters.own:numpy_tokenizer"),
+    "baseline": Known("batchgauge.adapters.own:baseline_tokenizer"),
+    "hf": Known("batchgauge.adapters.hf:open_tokenizer", ("tokenizers",), "hf", "tokenizer.json"),
+    "tiktoken": Known(
+        "batchgauge.adapters.tiktoken_adapter:open_tokenizer",
+        ("tiktoken",),
+        "tiktoken",
+        "name of an encoding that is cached on this machine",
+    ),
+    "sentencepiece": Known(
+        "batchgauge.adapters.sentencepiece_adapter:open_tokenizer",
+        ("sentencepiece",),
+        "sentencepiece",
+        "path of a .model file",
+    ),
+}
+_ENGINES: Mapping[str, Known] = {
+    "numpy": Known("batchgauge.adapters.own:numpy_engine"),
+    "baseline": Known("batchgauge.adapters.own:baseline_engine"),
+    "transformers": Known(
+        "batchgauge.adapters.transformers_adapter:open_engine",
+        ("torch", "transformers"),
+        "transformers",
+        "float32 (default) or bfloat16, then optionally ',cuda'",
+    ),
+    "llama-cpp": Known(
+        "batchgauge.adapters.llama_cpp_adapter:open_engine",
+        ("llama_cpp",),
+        "llama-cpp",
+        "'f32' to run the same weights dequantised",
+    ),
+    "openai": Known(
+        "batchgauge.adapters.openai_http:open_engine",
+        ("httpx",),
+        "openai",
+        "base URL, e.g. http://127.0.0.1:8080/v1, with '#model' where the server has several",
+    ),
+}
+
+
+def known_tokenizers() -> tuple[str, ...]:
+    """The names that `open_tokenizer` knows, ours first."""
+    return tuple(_TOKENIZERS)
+
+
+def known_engines() -> tuple[str, ...]:
+    """The names that `open_engine` knows, ours first."""
+    return tuple(_ENGINES)
+
+
+def missing_packages(spec: str) -> tuple[str, ...]:
+    """Which packages the library behind `spec` lacks on this machine; empty when it can be opened.
+
+    Looks without importing. Raises UserError for a name that is neither known nor a
+    `package.module:factory`.
+    """
+    name = spec.partition(":")[0]
+    known = _ENGINES.get(name) or _TOKENIZERS.get(name)
+    if known is None:
+        if ":" not in spec:
+            raise _unknown("tokenizer or engine", spec, {**_TOKENIZERS, **_ENGINES})
+        return ()
+    return tuple(p for p in known.packages if not _installed(p))
+
+
+def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Tokenizer:
+    """The tokenizer that `spec` names, with the vocabulary of `model` (a GGUF; None: the default).
+
+    `hf`, `tiktoken` and ours read the vocabulary from the model; `hf:PATH`,
+    `tiktoken:ENCODING` and `sentencepiece:PATH` bring their own. Raises UserError
+    for an unknown name, a library that is not installed, or a factory whose result
+    is no tokenizer.
+    """
+    factory, argument = _resolve("tokenizer", spec, _TOKENIZERS)
+    path = Path(model) if model else None
+    if factory is None:
+        tokenizer: Tokenizer = _own("tokenizer", spec, Tokenizer, model=path)
+    else:
+        tokenizer = factory(argument, path)
+    return tokenizer
+
+
+def open_engine(spec: str = "numpy", model: str | Path | None = None, threads: int = 1) -> Engine:
+    """The engine that `spec` names, on `model` (a GGUF; None: the default) with `threads` threads.
+
+    An `openai:` server keeps its own model and threads. A user's engine is wrapped
+    so that a wrong number of responses or a foreign id is said where it happens.
+    Raises UserError as `open_tokenizer` does, and for `threads` below 1.
+    """
+    if threads < 1:
+        raise UserError(f"threads is {threads}; expected at least 1.")
+    factory, argument = _resolve("engine", spec, _ENGINES)
+    path = Path(model) if model else None
+    if factory is None:
+        from batchgauge.adapters.checks import CheckedEngine
+
+        return CheckedEngine(_own("engine", spec, Engine, model=path, threads=threads))
+    engine: Engine = factory(argument, path, threads)
+    return engine
+
+
+def _resolve(
+    kind: str, spec: str, table: Mapping[str, Known]
+) -> tuple[Callable[..., Any] | None, str]:
+    """The factory and argument of a known name; (None, "") for the user's own."""
+    name, _, argument = spec.partition(":")
+    known = table.get(name)
+    if known is None:
+        if not name or not argument:
+            raise _unknown(kind, spec, table)
+        return None, ""
+    if argument and not known.argument:
+        raise UserError(f"The {kind} '{name}' takes no argument; got '{argument}'.")
+    missing = [p for p in known.packages if not _installed(p)]
+    if missing:
+        raise UserError(
+            f"The {kind} '{spec}' needs {' and '.join(missing)}, not installed here; "
+            f"install it with: pip install 'batchgauge[{known.extra}]'."
+        )
+    module, _, function = known.factory.partition(":")
+    return getattr(importlib.import_module(module), function), argument
+
+
+def _own(kind: str, spec: str, protocol: type, **offered: Any) -> Any:
+    """Call the user's factory with those of `offered` that its signature names."""
+    module_name, _, attribute = spec.partition(":")
+    here = os.getcwd()  # noqa: PTH109 - an entry of sys.path is a string
+    if here not in sys.path:  # as `python -m` has it: one's own module beside one's own work
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as problem:
+        raise UserError(
+            f"The {kind} '{spec}' is neither a known name nor a module that can be imported "
+            f"({problem}); expected package.module:factory, importable from '{here}'."
+        ) from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise UserError(f"Module '{module_name}' has nothing callable named '{attribute}'.")
+    parameters = inspect.signature(factory).parameters
+    made = factory(**{name: value for name, value in offered.items() if name in parameters})
+    if not isinstance(made, protocol):
+        wanted = [n for n in dir(protocol) if not n.startswith("_") and not hasattr(made, n)]
+        raise UserError(
+            f"'{spec}' made a {type(made).__name__}, which is no {kind}: it lacks "
+            f"{', '.join(wanted)} (see batchgauge.protocols)."
+        )
+    return made
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _unknown(kind: str, spec: str, table: Mapping[str, Known]) -> UserError:
+    names = ", ".join(
+        f"{name}:ARGUMENT" if name in {"sentencepiece", "openai"} else name for name in table
+    )
+    return UserError(
+        f"The {kind} '{spec}' is unknown; expected one of {names}, or package.module:factory."
+    )
