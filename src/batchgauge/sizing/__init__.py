@@ -1,1 +1,46 @@
-"""Which batch size to run: hardware, cost and memory models, the advisor and its online form."""
+"""Which batch size to run: hardware, cost and memory models, suggestion, adaptive sizing.
+
+    suggestion = suggest_batch_size(
+        workload=Lengths.uniform(32, 64),          # prompt and generated tokens
+        cost_model=CostModel.prior(shape, detect_hardware()),
+        latency_budget_ms=2000,
+    )
+    print(suggestion.sentence())
+
+`optimal_for_tokenizer(tokenizer)` and `optimal_for_engine(engine)` are the short way:
+they calibrate once per machine and model, remember that, and return a size.
+Below the core: imports nothing of it, only the protocols.
+"""
+
+from batchgauge.sizing.automatic import (
+    optimal_for_engine,
+    optimal_for_tokenizer,
+    suggest_for_engine,
+    traffic_lengths,
+)
+from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.cost_model import CostModel, check_drift
+from batchgauge.sizing.hardware import HardwareProfile, detect_hardware, simulated_profiles
+from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.memory_model import MemoryModel, ModelShape
+from batchgauge.sizing.suggest import suggest_batch_size
+from batchgauge.sizing.suggestion import BatchSizeSuggestion
+
+__all__ = [
+    "BatchSizeSuggestion",
+    "CostModel",
+    "HardwareProfile",
+    "Lengths",
+    "MemoryModel",
+    "ModelShape",
+    "calibrate_engine",
+    "calibrate_tokenizer",
+    "check_drift",
+    "detect_hardware",
+    "optimal_for_engine",
+    "optimal_for_tokenizer",
+    "simulated_profiles",
+    "suggest_batch_size",
+    "suggest_for_engine",
+    "traffic_lengths",
+]

@@ -1,0 +1,295 @@
+"""What a batch costs in time: t(b, lengths) for prefill and decode, with its own error.
+
+    prefill(batch) = curve over positions computed + cost of each query-key pair
+    decode step    = curve over rows + cost of each token of context
+    batch          = prefill + the sum of its decode steps, as rows finish
+
+The curves come from a short calibration (`calibration`) or, without one, from the
+machine's roofline. A model knows how far it was off on sizes it had not seen, and
+widens its predictions by that. It is saved with the identity of the machine and the
+model it was measured on, and refuses to answer for another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from batchgauge.errors import UserError
+from batchgauge.files import write_text
+from batchgauge.sizing.curve import Curve, Floats, roofline_curve
+from batchgauge.sizing.hardware import HardwareProfile
+from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.memory_model import ModelShape
+
+SCHEMA = 1
+PRIOR_ERROR = 0.7  # a roofline is good to about a factor of two; no more is claimed
+Metric = Literal["request", "ttft", "inter_token"]
+
+
+class Costs(Protocol):
+    """Anything that prices phases: a cost model, or a table of what was measured."""
+
+    @property
+    def padded(self) -> bool:
+        """True when every prompt of a batch costs as much as the longest."""
+        ...
+
+    @property
+    def compacts(self) -> bool:
+        """True when rows that are done leave the batch."""
+        ...
+
+    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
+        """Milliseconds of one prefill."""
+        ...
+
+    def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
+        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """Mean times of batches of one size: the whole batch, its first tokens, its steps.
+
+    `throughput_per_s` counts generated tokens for inference and texts for tokenizing.
+    """
+
+    size: int
+    request_ms: float
+    ttft_ms: float
+    inter_token_ms: float
+    throughput_per_s: float
+
+    def latency_ms(self, metric: Metric) -> float:
+        """The latency that a budget is about."""
+        return float(getattr(self, f"{metric}_ms"))
+
+
+def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
+    """Price batches of `size` requests of this workload: phases added up, draws averaged."""
+    firsts, wholes, steps, done = [], [], [], 0
+    for plan in lengths.plans(size):
+        first = costs.prefill_ms(
+            size, plan.positions(padded=costs.padded), plan.squares(padded=costs.padded)
+        )
+        rows, context = plan.steps(compacts=costs.compacts)
+        decode = costs.decode_ms(rows, context)
+        firsts.append(first)
+        wholes.append(first + float(decode.sum()))
+        steps.append(float(decode.mean()) if decode.size else 0.0)
+        done += plan.tokens if lengths.generates else size
+    seconds = sum(wholes) / 1e3
+    rate = done / seconds if seconds > 0.0 else math.inf
+    return BatchTimes(
+        size, float(np.mean(wholes)), float(np.mean(firsts)), float(np.mean(steps)), rate
+    )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One prediction made before its measurement: the model's own exam."""
+
+    phase: str
+    size: float
+    predicted_ms: float
+    measured_ms: float
+
+    @property
+    def relative(self) -> float:
+        """log(measured / predicted), which is the relative error where that is small."""
+        return math.log(self.measured_ms / self.predicted_ms)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Calibrated or prior costs of one model on one machine with one thread count.
+
+    prefill       curve over positions (bytes for a tokenizer), for all rows together
+    square_ms     per query-key pair of the prompts
+    decode        curve over rows at no context
+    context_ms    per token of context that a step attends to
+    error         relative standard error on sizes not calibrated on
+    seconds       what the calibration cost
+    """
+
+    prefill: Curve
+    decode: Curve = field(default_factory=lambda: Curve((1.0,), (0.0,)))
+    square_ms: float = 0.0
+    context_ms: float = 0.0
+    padded: bool = False
+    compacts: bool = True
+    error: float = PRIOR_ERROR
+    held_out: tuple[HeldOut, ...] = ()
+    source: Literal["measured", "roofline prior"] = "measured"
+    machine: str = ""
+    model: str = ""
+    threads: int = 1
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.square_ms, self.context_ms) < 0.0 or not self.error >= 0.0:
+            raise UserError("A cost model has a negative coefficient or error.")
+
+    @classmethod
+    def prior(
+        cls, shape: ModelShape, hardware: HardwareProfile, *, largest: int = 4096
+    ) -> CostModel:
+        """The roofline guess for a model on a machine: nothing run, wide intervals.
+
+        A decode step reads the weights once and its context's KV cache, and multiplies
+        2 flops per weight and row. Raises UserError when the machine's rates are unknown.
+        """
+        rates = {
+            "bandwidth_bytes_per_s": hardware.bandwidth_bytes_per_s,
+            "flops_per_s": hardware.flops_per_s,
+        }
+        curve = roofline_curve(
+            overhead_ms=hardware.step_overhead_ms,
+            fixed_bytes=shape.weight_bytes,
+            flops_per_unit=shape.flops_per_token,
+            largest=largest,
+            **rates,
+        )
+        kv_ms = 1e3 * shape.kv_bytes_per_token / hardware.bandwidth_bytes_per_s
+        attend_ms = 1e3 * shape.attention_flops_per_pair / hardware.flops_per_s
+        return cls(
+            prefill=curve,
+            decode=curve,
+            square_ms=attend_ms / 2.0,  # causal: half of the pairs
+            context_ms=max(kv_ms, attend_ms),
+            source="roofline prior",
+            machine=hardware.identity,
+            threads=hardware.threads,
+        )
+
+    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
+        """Milliseconds of one prefill, from the positions and query-key pairs computed."""
+        if positions == 0:
+            return 0.0
+        return float(self.prefill(float(positions))) + self.square_ms * squares
+
+    def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
+        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        return self.decode(rows) + self.context_ms * np.asarray(context, dtype=np.float64)
+
+    @property
+    def half_width(self) -> float:
+        """Relative half-width of the 95 % interval of a prediction (Student's t).
+
+        With fewer than two held-out sizes, the stated error is taken as known.
+        """
+        n = len(self.held_out)
+        quantile = float(stats.t.ppf(0.975, n)) if n >= 2 else 1.96
+        return quantile * self.error
+
+    def interval(self, value: float) -> tuple[float, float]:
+        """The 95 % interval of a predicted time or throughput."""
+        return value / (1.0 + self.half_width), value * (1.0 + self.half_width)
+
+    def scaled(self, factor: float) -> CostModel:
+        """The same machine after it became `factor` times as slow."""
+        changes = {"prefill": self.prefill.scaled(factor), "decode": self.decode.scaled(factor)}
+        numbers = {"square_ms": self.square_ms * factor, "context_ms": self.context_ms * factor}
+        return CostModel(**(self.__dict__ | changes | numbers))
+
+    def save(self, path: Path | str) -> Path:
+        """Write the model as JSON, whole or not at all."""
+        data = {"schema": SCHEMA, **asdict(self)}
+        data |= {"prefill": self.prefill.as_json(), "decode": self.decode.as_json()}
+        return write_text(json.dumps(data, indent=1), path)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        machine: str | None = None,
+        model: str | None = None,
+        threads: int | None = None,
+    ) -> CostModel:
+        """Read a saved model; what is given must be what it was measured on.
+
+        Raises UserError for a missing or broken file, and for one that belongs to
+        another machine, model or thread count.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"No calibration can be read at {path}: {error.strerror}.") from error
+        except ValueError as error:
+            raise UserError(f"{path} is not a calibration: it is no JSON.") from error
+        found = _parse(data, path)
+        wanted = {"machine": machine, "model": model, "threads": threads}
+        for name, value in wanted.items():
+            if value is not None and getattr(found, name) != value:
+                label = "thread count" if name == "threads" else name
+                raise UserError(
+                    f"The calibration {path} is from another {label} ({getattr(found, name)!r}, "
+                    f"this is {value!r}); calibrate again here."
+                )
+        return found
+
+
+def _parse(data: Any, path: Path | str) -> CostModel:
+    if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a calibration of schema {SCHEMA}; calibrate again.")
+    fields = {name: value for name, value in data.items() if name != "schema"}
+    try:
+        fields["prefill"] = Curve.from_json(fields["prefill"])
+        fields["decode"] = Curve.from_json(fields["decode"])
+        fields["held_out"] = tuple(HeldOut(**row) for row in fields["held_out"])
+        return CostModel(**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a whole calibration: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How fresh measurements compare with a model's predictions.
+
+    ratio      geometric mean of measured / predicted, with a 95 % interval
+    noticed    True when the model is off by more than the tolerance, beyond chance
+    """
+
+    ratio: float
+    low: float
+    high: float
+    samples: int
+    noticed: bool
+    sentence: str
+
+
+def check_drift(
+    predicted_ms: Sequence[float], measured_ms: Sequence[float], *, tolerance: float = 0.05
+) -> Drift:
+    """Compare predictions with fresh measurements of the same sizes.
+
+    The alarm needs both: a mean ratio beyond `tolerance`, and a t interval that
+    excludes 1. At the default a model that is 8 % wrong is noticed from a handful of
+    sizes. Raises UserError for fewer than three pairs or times that are not positive.
+    """
+    if len(predicted_ms) != len(measured_ms) or len(measured_ms) < 3:
+        raise UserError("A drift check needs at least three sizes, each predicted and measured.")
+    if min(*predicted_ms, *measured_ms) <= 0.0:
+        raise UserError("A drift check got a time that is not positive; expected milliseconds.")
+    logs = np.log(np.asarray(measured_ms) / np.asarray(predicted_ms))
+    n = logs.size
+    half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / math.sqrt(n))
+    mean = float(logs.mean())
+    ratio, low, high = math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+    noticed = abs(mean) > math.log1p(tolerance) and not low <= 1.0 <= high
+    percent = 100.0 * (ratio - 1.0)
+    said = f"fresh times are {abs(percent):.1f} % {'above' if percent > 0 else 'below'} the model's"
+    where = f"(95 % interval {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %, {n} sizes)"
+    verdict = "the cost model is wrong here: calibrate again" if noticed else "the model holds"
+    return Drift(ratio, low, high, n, noticed, f"{verdict}; {said} {where}.")
