@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.request import PERCENTILE_FLOOR, BatchResponse, BatchStats, T
+from batchgauge.baseline.rung import Rung, Work
+from batchgauge.request import PERCENTILE_FLOOR, BatchResponse, BatchResult, BatchStats, T
 
 Durations = Sequence[float] | npt.NDArray[np.float64]
 Compute = Callable[[Durations, float], BatchStats]
@@ -65,3 +66,52 @@ def find_by_id(responses: Sequence[BatchResponse[T]], item_id: str) -> BatchResp
         if response.id == item_id:
             return response
     raise KeyError(item_id)
+
+
+def _on_work(compute: Compute) -> Callable[[], Work]:
+    return lambda: lambda work: compute(*work)
+
+
+def _lookup_walking(work: tuple[BatchResult[T], Sequence[str]]) -> list[T | None]:
+    result, ids = work
+    return [find_by_id(result.responses, item_id).data for item_id in ids]
+
+
+def _lookup_indexed(work: tuple[BatchResult[T], Sequence[str]]) -> list[T | None]:
+    result, ids = work
+    return [result.get_by_id(item_id).data for item_id in ids]
+
+
+# Work of these rungs: (durations_ms, total_duration_ms) to BatchStats.
+STATS_BASELINE = _on_work(baseline_stats)
+STATS_RUNGS = (
+    Rung(
+        "sort once",
+        "All percentiles share one sort instead of sorting for each.",
+        _on_work(sort_once_stats),
+        _on_work(sort_once_stats),
+    ),
+    Rung(
+        "numpy.percentile",
+        "One call of the library function that everybody reaches for.",
+        _on_work(numpy_percentile_stats),
+        _on_work(numpy_percentile_stats),
+    ),
+    Rung(
+        "NumPy sort, own interpolation",
+        "One vectorised sort; four interpolations by hand need no general machinery.",
+        _on_work(BatchStats.from_durations),
+        _on_work(BatchStats.from_durations),
+    ),
+)
+
+# Work of these rungs: (BatchResult, ids to look up) to the data found.
+LOOKUP_BASELINE: Callable[[], Work] = lambda: _lookup_walking  # noqa: E731  # a factory, as in Rung
+LOOKUP_RUNGS = (
+    Rung(
+        "index by id",
+        "A dict from id to position replaces walking through the responses.",
+        lambda: _lookup_indexed,
+        lambda: _lookup_indexed,
+    ),
+)
