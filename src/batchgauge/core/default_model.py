@@ -21,7 +21,7 @@ REMEDY = (
 
 
 def default_model_path() -> Path:
-    """The model to use when none is named. Raises UserError, with the remedy, when there is none."""
+    """The model to use when none is named. Raises UserError, with the remedy, without one."""
     if named := os.environ.get(VARIABLE):
         if not Path(named).is_file():
             raise UserError(f"{VARIABLE} names '{named}', which is not a file; {REMEDY}.")
