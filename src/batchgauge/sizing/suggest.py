@@ -68,7 +68,7 @@ def suggest_batch_size(
     metric, and when even a batch of one breaks a budget: the message says which, and
     what would be needed.
     """
-    _check(objective, latency_metric, latency_budget_ms, memory_budget_bytes, max_batch_size)
+    check_request(objective, latency_metric, latency_budget_ms, memory_budget_bytes, max_batch_size)
     if context_length is not None:
         workload.check_context(context_length)
     if memory_budget_bytes is None and hardware is not None and memory_model is not None:
@@ -116,13 +116,14 @@ def suggest_batch_size(
     )
 
 
-def _check(
+def check_request(
     objective: str,
     metric: str,
     latency_budget_ms: float | None,
     memory_budget_bytes: float | None,
     max_batch_size: int,
 ) -> None:
+    """Raise UserError for an unknown name or a budget that is not positive."""
     if objective not in OBJECTIVES:
         raise UserError(
             f"Unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}."

@@ -68,11 +68,12 @@ class BatchSizeSuggestion:
     def sentence(self) -> str:
         """The suggestion in words, with its intervals."""
         rate, wait, memory = self.throughput_per_s, self.latency_ms, self.memory_bytes
+        peak = f"peak memory {memory.value / 2**20:,.0f} MiB" if memory.value else "memory unknown"
         return (
             f"Run batches of {self.size}: {rate.value:,.0f} {self.unit}/s predicted "
             f"({rate.low:,.0f} to {rate.high:,.0f}), {in_words(self.latency_metric)} "
             f"{wait.value:,.0f} ms ({wait.low:,.0f} to {wait.high:,.0f}), "
-            f"peak memory {memory.value / 2**20:,.0f} MiB. "
+            f"{peak}. "
             f"Limited by: {self.binding}. Trust: {self.trust} ({self.trust_reason})."
         )
 
