@@ -1,0 +1,255 @@
+"""Allocation profiles: which lines allocate, what is kept, what was only temporary.
+
+memray (Linux, macOS) sees every allocation, those of compiled code included;
+elsewhere tracemalloc sees what is held at the end and the peak, but not the
+total. `memory_profiler` adds the resident memory line by line and over time.
+These passes slow the code and are never timed. Bytes are allocator bytes unless
+a name says `rss`.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.profiling.calls import ProfilerUnavailableError
+from batchgauge.profiling.lines import plain_function
+from batchgauge.profiling.stacks import StackProfile, with_kinds
+
+_MIB = 2**20
+_SITE = ["function", "file", "line"]
+
+
+@dataclass(frozen=True)
+class AllocationProfile:
+    """Allocations of `calls` runs of a callable.
+
+    `sites` columns: function, file, line (the innermost Python line that is not library code),
+    allocated_bytes, allocations, kept_bytes (still held after the last call),
+    kept_bytes_per_call; most allocated first. `stacks` is the same by call stack,
+    for a flame graph. With tracemalloc `allocated_bytes` counts only what was kept.
+    """
+
+    tool: str
+    sites: pd.DataFrame
+    stacks: StackProfile
+    calls: int
+    allocated_bytes: float
+    peak_bytes: float
+    kept_bytes: float
+    note: str = ""
+
+    @property
+    def temporary_bytes_per_call(self) -> float:
+        """Bytes allocated and given back within a call, on average; NaN under tracemalloc."""
+        return (self.allocated_bytes - self.kept_bytes) / self.calls
+
+    def growth(self) -> pd.DataFrame:
+        """Sites that still hold bytes after the calls, most first: where a leak would show."""
+        kept = self.sites[self.sites["kept_bytes"] > 0]
+        return kept.sort_values("kept_bytes", ascending=False, kind="stable", ignore_index=True)
+
+
+def track_allocations(
+    call: Callable[[], object],
+    *,
+    calls: int = 3,
+    tool: str = "auto",
+    python_objects: bool = False,
+) -> AllocationProfile:
+    """Track the allocations of `calls` runs of `call`, after one untracked run to warm caches.
+
+    `python_objects` also follows the interpreter's small objects (slower, exact sites).
+    `tool` is `memray`, `tracemalloc` or `auto`. Raises ProfilerUnavailableError when memray is
+    asked for and not there, UserError for an unknown tool.
+    """
+    if tool not in {"auto", "memray", "tracemalloc"}:
+        raise UserError(f"Unknown tool '{tool}'; expected memray, tracemalloc or auto.")
+    call()
+    gc.collect()
+    if tool != "tracemalloc":
+        try:
+            return _with_memray(call, calls, python_objects=python_objects)
+        except ProfilerUnavailableError as error:
+            if tool == "memray":
+                raise
+            return _with_tracemalloc(call, calls, f"{error} tracemalloc took its place.")
+    return _with_tracemalloc(call, calls, "")
+
+
+def _with_memray(
+    call: Callable[[], object], calls: int, *, python_objects: bool
+) -> AllocationProfile:
+    try:
+        import memray
+    except ImportError as error:
+        reason = "does not run on Windows" if sys.platform == "win32" else "is not installed"
+        raise ProfilerUnavailableError(f"memray {reason}.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "allocations.bin"
+        try:
+            tracker = memray.Tracker(path, trace_python_allocators=python_objects)
+        except RuntimeError as error:
+            raise ProfilerUnavailableError(f"memray may not track here: {error}.") from error
+        with tracker:
+            for _ in range(calls):
+                call()
+            gc.collect()
+        reader = memray.FileReader(path)
+        peak = float(reader.metadata.peak_memory)
+        freeing = {
+            memray.AllocatorType.FREE, memray.AllocatorType.MUNMAP,
+            memray.AllocatorType.PYMALLOC_FREE,
+        }  # fmt: skip
+        places: dict[int, tuple[tuple[str, str, int], ...]] = {}
+        made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]] = {}
+        for record in reader.get_allocation_records():
+            if record.allocator in freeing:
+                continue
+            if record.stack_id not in places:
+                places[record.stack_id] = _below_here(record.stack_trace())
+            key = places[record.stack_id]
+            size, count = made.get(key, (0, 0))
+            made[key] = (size + record.size, count + record.n_allocations)
+        kept: dict[tuple[tuple[str, str, int], ...], int] = {}
+        for record in reader.get_leaked_allocation_records(merge_threads=True):
+            key = _below_here(record.stack_trace())
+            kept[key] = kept.get(key, 0) + record.size
+        reader.close()
+    return _profile("memray", made, kept, calls, peak, "")
+
+
+def _with_tracemalloc(call: Callable[[], object], calls: int, note: str) -> AllocationProfile:
+    was_on = tracemalloc.is_tracing()
+    if not was_on:
+        tracemalloc.start(25)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    earlier = tracemalloc.take_snapshot()
+    for _ in range(calls):
+        call()
+    gc.collect()
+    peak = tracemalloc.get_traced_memory()[1] - before
+    later = tracemalloc.take_snapshot()
+    if not was_on:
+        tracemalloc.stop()
+    made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]] = {}
+    kept: dict[tuple[tuple[str, str, int], ...], int] = {}
+    for difference in later.compare_to(earlier, "traceback"):
+        if difference.size_diff <= 0:
+            continue
+        trace = [("line", f.filename, f.lineno or 0) for f in reversed(list(difference.traceback))]
+        key = _below_here(trace)
+        size, count = made.get(key, (0, 0))
+        made[key] = (size + difference.size_diff, count + difference.count_diff)
+        kept[key] = kept.get(key, 0) + difference.size_diff
+    said = "tracemalloc sees what is kept and the peak, not what was allocated in between."
+    profile = _profile("tracemalloc", made, kept, calls, float(peak), f"{note} {said}".strip())
+    return AllocationProfile(**{**vars(profile), "allocated_bytes": float("nan")})
+
+
+def _below_here(trace: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
+    """The stack outermost first, from below this module down."""
+    outer_first = list(trace)[::-1]
+    last = max((i for i, place in enumerate(outer_first) if place[1] == __file__), default=-1)
+    return tuple((str(name), str(file), int(line)) for name, file, line in outer_first[last + 1 :])
+
+
+def _profile(
+    tool: str,
+    made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]],
+    kept: dict[tuple[tuple[str, str, int], ...], int],
+    calls: int,
+    peak: float,
+    note: str,
+) -> AllocationProfile:
+    rows = [
+        (*_owner(key), size, count, min(kept.get(key, 0), size))
+        for key, (size, count) in made.items()
+        if key
+    ]
+    frame = pd.DataFrame(rows, columns=[*_SITE, "allocated_bytes", "allocations", "kept_bytes"])
+    sites = frame.groupby(_SITE, as_index=False, sort=False).sum()
+    sites["kept_bytes_per_call"] = sites["kept_bytes"] / calls
+    sites = sites.sort_values("allocated_bytes", ascending=False, kind="stable", ignore_index=True)
+    total = float(sites["allocated_bytes"].sum())
+    stacks = tuple((with_kinds(key), float(size)) for key, (size, _) in made.items() if key)
+    flame = StackProfile(tool, "bytes", stacks, total, len(stacks), calls, note)
+    held = float(sites["kept_bytes"].sum())
+    return AllocationProfile(tool, sites, flame, calls, total, peak, held, note)
+
+
+def _owner(stack: tuple[tuple[str, str, int], ...]) -> tuple[str, str, int]:
+    """The innermost frame that is not library code, else the innermost of all."""
+    library = ("site-packages", "/lib/python", "\\Lib\\")
+    mine = [place for place in stack if not any(part in place[1] for part in library)]
+    return (mine or list(stack))[-1]
+
+
+def memory_lines(
+    call: Callable[[], object], functions: Iterable[Callable[..., object]]
+) -> pd.DataFrame:
+    """Resident memory line by line, by memory_profiler: one row a line that ran.
+
+    Columns function, file, line, source, hits, rss_bytes (after the line), increment_bytes
+    (summed over hits; the operating system counts in pages, so small objects show as zero).
+    Raises ProfilerUnavailableError when memory_profiler is missing.
+    """
+    try:
+        from memory_profiler import LineProfiler
+    except ImportError as error:
+        raise ProfilerUnavailableError(
+            "memory_profiler is not installed; expected `pip install memory_profiler`."
+        ) from error
+    from batchgauge.profiling.lines import source_of
+
+    profiler = LineProfiler(backend="psutil")
+    plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
+    for function in plain.values():
+        profiler.add_function(function)
+    profiler.enable_by_count()
+    try:
+        call()
+    finally:
+        profiler.disable_by_count()
+    rows = []
+    measured = {file: dict(lines) for file, lines in profiler.code_map.items()}
+    for function in plain.values():
+        source, first = source_of(function)
+        of_file = measured.get(function.__code__.co_filename, {})
+        for line, text in enumerate(source, start=first):
+            if of_file.get(line):
+                added, total, count = of_file[line]
+                name, file = function.__qualname__, function.__code__.co_filename
+                grown = max(0.0, added) if line != first else 0.0  # the first line is the start
+                rows.append((name, file, line, text.rstrip(), count, total * _MIB, grown * _MIB))
+    columns = [*_SITE, "source", "hits", "rss_bytes", "increment_bytes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def memory_timeline(call: Callable[[], object], *, interval_s: float = 0.01) -> pd.DataFrame:
+    """Resident memory of this process while `call` runs once: columns time_s, rss_bytes.
+
+    Sampled by memory_profiler from a process of its own. Raises ProfilerUnavailableError.
+    """
+    try:
+        from memory_profiler import memory_usage
+    except ImportError as error:
+        raise ProfilerUnavailableError(
+            "memory_profiler is not installed; expected `pip install memory_profiler`."
+        ) from error
+    samples = memory_usage(
+        (call, ()), interval=interval_s, timestamps=True, max_iterations=1, include_children=False
+    )
+    frame = pd.DataFrame(samples, columns=["rss_bytes", "time_s"])[["time_s", "rss_bytes"]]
+    frame["rss_bytes"] *= _MIB
+    frame["time_s"] -= frame["time_s"].min()
+    return frame.sort_values("time_s", ignore_index=True)

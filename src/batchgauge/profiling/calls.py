@@ -1,0 +1,223 @@
+"""Sampling call profiles of a callable: py-spy where it may look, pyinstrument elsewhere.
+
+py-spy samples this very process from outside and sees into compiled code, so
+that BLAS and NumPy time is told from the interpreter's. It needs permission to
+read another process (on Linux we grant it to it ourselves; macOS wants root);
+without, pyinstrument samples from inside: its innermost frame is a Python line
+or a built-in, and an operator such as `@` counts as the Python line it is on.
+Only the main thread's stacks below the call are kept. A profiled run is never a
+timed run: the wall time here serves to check that the shares add up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from batchgauge.errors import UserError
+from batchgauge.profiling.stacks import Frame, StackProfile, with_kinds
+
+RATE_HZ = 200  # samples a second: 0.5 % of a share is then visible in a one-second run
+_MARKER = "_call_until"
+_RAW_FRAME = re.compile(r"^(?P<name>.*) \((?P<file>.*?)(?::(?P<line>\d+))?\)$")
+_PR_SET_PTRACER = 0x59616D61
+
+
+class ProfilerUnavailableError(UserError):
+    """A profiler is missing or not permitted here; the message says which and why."""
+
+
+def sample_calls(
+    call: Callable[[], object], *, seconds: float = 1.0, tool: str = "auto"
+) -> StackProfile:
+    """Sample `call`, repeated for at least `seconds`, and give its stacks in seconds.
+
+    `tool` is `py-spy`, `pyinstrument` or `auto` (py-spy, else pyinstrument with the
+    reason in the profile's note). Raises ProfilerUnavailableError when the tool asked
+    for cannot run, UserError for an unknown tool.
+    """
+    if tool == "pyinstrument":
+        return _with_pyinstrument(call, seconds)
+    if tool == "py-spy":
+        return _with_py_spy(call, seconds)
+    if tool != "auto":
+        raise UserError(f"Unknown sampler '{tool}'; expected py-spy, pyinstrument or auto.")
+    try:
+        return _with_py_spy(call, seconds)
+    except ProfilerUnavailableError as error:
+        profile = _with_pyinstrument(call, seconds)
+        note = f"{error} pyinstrument took its place. {profile.note}"
+        return StackProfile(**{**vars(profile), "note": note})
+
+
+def _call_until(call: Callable[[], object], seconds: float) -> tuple[int, float]:
+    """Call until `seconds` have passed; how often, and the wall time. Its frame is the marker."""
+    begin = time.perf_counter()
+    count = 0
+    while True:
+        call()
+        count += 1
+        wall = time.perf_counter() - begin
+        if wall >= seconds:
+            return count, wall
+
+
+def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfile:
+    try:
+        import pyinstrument
+    except ImportError as error:
+        raise ProfilerUnavailableError(
+            "pyinstrument is not installed; expected `pip install pyinstrument`."
+        ) from error
+    profiler = pyinstrument.Profiler(interval=1 / (5 * RATE_HZ), async_mode="disabled")
+    profiler.start()
+    try:
+        count, wall = _call_until(call, seconds)
+    finally:
+        session = profiler.stop()
+    stacks = []
+    for record, weight in session.frame_records:
+        parts = [entry.split("\x01")[0].split("\x00") for entry in record]
+        places = [
+            (name, file, _current_line(entry, line))
+            for (name, file, line), entry in zip(parts, record, strict=True)
+        ]
+        at = next((i for i, place in enumerate(places) if place[0] == _MARKER), None)
+        if at is not None:
+            stacks.append((with_kinds(places[at + 1 :]), float(weight)))
+    note = "Compiled code is seen from Python only: an operator counts as the line it is on."
+    return StackProfile("pyinstrument", "s", tuple(stacks), wall, len(stacks), count, note)
+
+
+def _current_line(entry: str, first_line: str) -> int:
+    """The line being run, from pyinstrument's `l` attribute; else where the function begins."""
+    for attribute in entry.split("\x01")[1:]:
+        if attribute.startswith("l"):
+            return int(attribute[1:])
+    return int(first_line)
+
+
+def py_spy_path() -> str | None:
+    """The py-spy of this environment, else one on the PATH, else None."""
+    beside = shutil.which("py-spy", path=sysconfig.get_path("scripts"))
+    return beside or shutil.which("py-spy")
+
+
+@contextlib.contextmanager
+def _may_be_traced() -> Iterator[None]:
+    """Let a child process read this one where the Yama module of Linux would forbid it."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None:
+        libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # any process of this user
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.prctl(_PR_SET_PTRACER, 0, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def attached_py_spy(raw: Path | None = None) -> Iterator[None]:
+    """py-spy samples this process while the body runs, and writes its raw stacks to `raw`.
+
+    Raises ProfilerUnavailableError when it is missing, or may not or could not sample.
+    """
+    spy = py_spy_path()
+    if spy is None:
+        raise ProfilerUnavailableError("py-spy is not installed; expected `pip install py-spy`.")
+    if sys.platform == "win32":
+        raise ProfilerUnavailableError("py-spy cannot be stopped by an interrupt on Windows.")
+    with tempfile.TemporaryDirectory() as folder, _may_be_traced():
+        out = raw or Path(folder) / "stacks.txt"
+        command = [
+            spy, "record", "--pid", str(os.getpid()), "--rate", str(RATE_HZ), "--duration", "3600",
+            "--threads", "--idle", "--format", "raw", "--output", str(out),
+            *(["--native"] if sys.platform == "linux" else []),
+        ]  # fmt: skip
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_sampling(process)
+            yield
+        finally:
+            said = _stop(process)
+        if not out.exists() or not out.stat().st_size:
+            raise ProfilerUnavailableError(f"py-spy wrote no samples: {_last_line(said)}")
+
+
+def _with_py_spy(call: Callable[[], object], seconds: float) -> StackProfile:
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "stacks.txt"
+        with attached_py_spy(raw):
+            count, wall = _call_until(call, seconds)
+        text = raw.read_text(encoding="utf-8", errors="replace")
+    stacks, samples = _parse_raw(text, wall)
+    if not samples:
+        raise ProfilerUnavailableError("py-spy saw none of the call's stacks.")
+    coverage = samples / (RATE_HZ * wall)
+    note = f"{samples} samples, {coverage:.0%} of those due at {RATE_HZ} a second."
+    return StackProfile("py-spy", "s", stacks, wall, samples, count, note)
+
+
+def _wait_until_sampling(process: subprocess.Popen[bytes], limit_s: float = 10.0) -> None:
+    """Return when py-spy says that it samples; raise when it ends or is silent instead."""
+    assert process.stdout is not None
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        deadline = time.monotonic() + limit_s
+        while b"Sampling" not in said and selector.select(timeout=deadline - time.monotonic()):
+            chunk = os.read(process.stdout.fileno(), 4096)
+            if not chunk:
+                break
+            said += chunk
+    if b"Sampling" not in said:
+        text = said.decode(errors="replace")
+        raise ProfilerUnavailableError(f"py-spy may not sample here: {_last_line(text)}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> str:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)  # py-spy writes its file on Ctrl-C
+    try:
+        said, _ = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        said, _ = process.communicate()
+    return said.decode(errors="replace")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing."
+
+
+def _parse_raw(text: str, wall: float) -> tuple[tuple[tuple[tuple[Frame, ...], float], ...], int]:
+    """Stacks below the marker of py-spy's raw format, weighted so that they add up to `wall`."""
+    counted = []
+    for row in text.splitlines():
+        path, _, number = row.rpartition(" ")
+        entries = path.split(";")
+        at = next((i for i, e in enumerate(entries) if e.startswith(f"{_MARKER} (")), None)
+        if at is None or not number.isdigit():
+            continue
+        places = []
+        for entry in entries[at + 1 :]:
+            match = _RAW_FRAME.match(entry)
+            name, file, line = match.group("name", "file", "line") if match else (entry, "", None)
+            places.append((name, file, int(line or 0)))
+        counted.append((with_kinds(places), int(number)))
+    samples = sum(number for _, number in counted)
+    scale = wall / samples if samples else 0.0
+    return tuple((frames, number * scale) for frames, number in counted), samples

@@ -1,0 +1,186 @@
+"""Line profiles: how often each line of chosen functions ran, and what it cost.
+
+Driven by line_profiler's API, because its `%lprun` magic leaves no output under
+papermill. `time_ms` of a line holds what it calls; `self_ms` takes out the
+profiled functions that the line names, so that shares add up over functions.
+Tracing each line slows tight loops many times (see `overhead`): read hits and
+shares here, never milliseconds as a benchmark.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import linecache
+import time
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.profiling.calls import ProfilerUnavailableError
+
+
+@dataclass(frozen=True)
+class LineProfile:
+    """Lines of the profiled functions, and the wall time of the profiled run.
+
+    `frame` columns: function, file, line, source, hits, time_ms (with callees), self_ms
+    (without profiled callees), share (self_ms over all self_ms: adds up to 1), calls (the
+    profiled functions that the line names). Lines that never ran have zero hits.
+    """
+
+    frame: pd.DataFrame
+    wall_ms: float
+
+    @property
+    def attributed(self) -> float:
+        """Self time of all lines over the wall time; the rest is the tracing between lines."""
+        return float(self.frame["self_ms"].sum()) / self.wall_ms if self.wall_ms else 0.0
+
+    def hottest(self, count: int = 10) -> pd.DataFrame:
+        """The lines with the largest share, hottest first."""
+        ran = self.frame[self.frame["hits"] > 0]
+        return ran.nlargest(count, "share", keep="first").reset_index(drop=True)
+
+    def functions(self) -> pd.DataFrame:
+        """One row a function: self_ms and share, hottest first."""
+        sums = self.frame.groupby(["function", "file"], as_index=False)[["self_ms", "share"]].sum()
+        return sums.sort_values("share", ascending=False, ignore_index=True)
+
+
+def plain_function(value: object) -> types.FunctionType | None:
+    """The Python function behind `value` (method, property, wrapper), or None if there is none."""
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    value = inspect.unwrap(value) if callable(value) else value
+    value = getattr(value, "__func__", value)
+    return value if isinstance(value, types.FunctionType) else None
+
+
+def functions_of(*modules: types.ModuleType) -> list[types.FunctionType]:
+    """Every Python function and method that these modules define themselves, in source order."""
+    found: dict[types.CodeType, types.FunctionType] = {}
+    for module in modules:
+        for value in vars(module).values():
+            members = list(vars(value).values()) if inspect.isclass(value) else [value]
+            for member in members:
+                function = plain_function(member)
+                if function is not None and function.__module__ == module.__name__:
+                    found.setdefault(function.__code__, function)
+    return sorted(found.values(), key=lambda f: (f.__module__, f.__code__.co_firstlineno))
+
+
+def profile_lines(
+    call: Callable[[], object], functions: Iterable[Callable[..., object]], *, repeat: int = 1
+) -> LineProfile:
+    """Run `call` `repeat` times with line_profiler on `functions`.
+
+    Raises ProfilerUnavailableError when line_profiler is missing, UserError when none of
+    `functions` is a Python function (compiled code has no lines).
+    """
+    try:
+        from line_profiler import LineProfiler
+    except ImportError as error:
+        raise ProfilerUnavailableError(
+            "line_profiler is not installed; expected `pip install line_profiler`."
+        ) from error
+    plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
+    if not plain:
+        raise UserError("None of the functions to profile by line is a Python function.")
+    profiler = LineProfiler(*plain.values())
+    profiler.enable_by_count()
+    begin = time.perf_counter()
+    try:
+        for _ in range(repeat):
+            call()
+    finally:
+        wall_ms = 1e3 * (time.perf_counter() - begin)
+        profiler.disable_by_count()
+    stats = profiler.get_stats()
+    unit_ms = 1e3 * float(stats.unit)
+    hits = {
+        (file, first): {line: (count, ticks * unit_ms) for line, count, ticks in rows}
+        for (file, first, _), rows in stats.timings.items()
+    }
+    rows = [row for function in plain.values() for row in _rows(function, hits, plain.values())]
+    columns = ["function", "file", "line", "source", "hits", "time_ms", "calls"]
+    return LineProfile(_with_self_time(pd.DataFrame(rows, columns=columns)), wall_ms)
+
+
+def _rows(
+    function: types.FunctionType,
+    hits: dict[tuple[str, int], dict[int, tuple[int, float]]],
+    profiled: Iterable[types.FunctionType],
+) -> list[tuple[str, str, int, str, int, float, str]]:
+    code = function.__code__
+    mine = hits.get((code.co_filename, code.co_firstlineno), {})
+    source, first = source_of(function)
+    named = _names_by_line(code)
+    others = {f.__name__: f.__qualname__ for f in profiled if f is not function}
+    rows = []
+    for line, text in enumerate(source, start=first):
+        count, time_ms = mine.get(line, (0, 0.0))
+        calls = sorted({others[n] for n in named.get(line, set()) if n in others})
+        rows.append(
+            (
+                function.__qualname__,
+                code.co_filename,
+                line,
+                text.rstrip(),
+                count,
+                time_ms,
+                ";".join(calls),
+            )
+        )
+    return rows
+
+
+def source_of(function: types.FunctionType) -> tuple[list[str], int]:
+    """Source lines and the first line's number; empty texts where the source is not there."""
+    code = function.__code__
+    try:
+        linecache.checkcache(code.co_filename)
+        lines, first = inspect.getsourcelines(function)
+    except (OSError, TypeError):
+        last = max((line for *_, line in code.co_lines() if line), default=code.co_firstlineno)
+        return [""] * (last - code.co_firstlineno + 1), code.co_firstlineno
+    return lines, first
+
+
+def _names_by_line(code: types.CodeType) -> dict[int, set[str]]:
+    """Names that each line loads, in this code and the comprehensions inside it."""
+    names: dict[int, set[str]] = {}
+    line = code.co_firstlineno
+    for instruction in dis.get_instructions(code):
+        line = getattr(instruction.positions, "lineno", None) or line
+        if isinstance(instruction.argval, str):
+            names.setdefault(line, set()).add(instruction.argval)
+        elif isinstance(instruction.argval, types.CodeType):
+            for inner, found in _names_by_line(instruction.argval).items():
+                names.setdefault(inner, set()).update(found)
+    return names
+
+
+def _with_self_time(frame: pd.DataFrame) -> pd.DataFrame:
+    """Take each profiled callee's total out of the lines that name it, in proportion to time."""
+    totals = frame.groupby("function")["time_ms"].sum()
+    self_ms = frame["time_ms"].copy()
+    sites: dict[str, list[int]] = {}
+    for position, calls in enumerate(frame["calls"]):
+        if frame["hits"].iloc[position]:
+            for callee in filter(None, calls.split(";")):
+                sites.setdefault(callee, []).append(position)
+    for callee, positions in sites.items():
+        at = frame.index[positions]
+        spent = frame.loc[at, "time_ms"]
+        if spent.sum() > 0.0:
+            self_ms.loc[at] -= float(totals[callee]) * spent / spent.sum()
+    frame["self_ms"] = self_ms.clip(lower=0.0)
+    whole = float(frame["self_ms"].sum())
+    frame["share"] = frame["self_ms"] / whole if whole else 0.0
+    return frame

@@ -1,0 +1,136 @@
+"""What looking costs: how much each profiler slows a call, measured in this run.
+
+Each tool's runs alternate with plain runs, and the slow-down is the ratio of
+medians. The published medians beside it are other people's, on other code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import cProfile
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.profiling.calls import ProfilerUnavailableError, attached_py_spy
+from batchgauge.profiling.lines import plain_function
+
+# Medians over benchmark programs as published by the tools' authors and by
+# Berger et al., "Triangulating Python Performance Issues with Scalene", OSDI 2023.
+PUBLISHED: dict[str, float] = {
+    "py-spy": 1.02,
+    "pyinstrument": 1.7,
+    "cProfile": 1.7,
+    "line_profiler": 2.2,
+    "memray": 4.0,
+    "memory_profiler": 37.0,
+    "tracemalloc": float("nan"),
+}
+
+
+@contextlib.contextmanager
+def _watched(tool: str, functions: list[Callable[..., object]]) -> Iterator[None]:
+    """Run the body under `tool`; ImportError where it is missing."""
+    if tool == "py-spy":
+        with attached_py_spy():
+            yield
+    elif tool == "pyinstrument":
+        import pyinstrument
+
+        profiler = pyinstrument.Profiler(async_mode="disabled")
+        profiler.start()
+        try:
+            yield
+        finally:
+            profiler.stop()
+    elif tool == "cProfile":
+        with cProfile.Profile():
+            yield
+    elif tool in {"line_profiler", "memory_profiler"}:
+        with _by_line(tool, functions):
+            yield
+    elif tool == "memray":
+        import memray
+
+        with tempfile.TemporaryDirectory() as folder, memray.Tracker(Path(folder) / "a.bin"):
+            yield
+    else:
+        tracemalloc.start()
+        try:
+            yield
+        finally:
+            tracemalloc.stop()
+
+
+@contextlib.contextmanager
+def _by_line(tool: str, functions: list[Callable[..., object]]) -> Iterator[None]:
+    if tool == "line_profiler":
+        from line_profiler import LineProfiler
+
+        profiler = LineProfiler()
+    else:
+        from memory_profiler import LineProfiler as MemoryLines
+
+        profiler = MemoryLines(backend="psutil")
+    for function in filter(None, map(plain_function, functions)):
+        profiler.add_function(function)
+    profiler.enable_by_count()
+    try:
+        yield
+    finally:
+        profiler.disable_by_count()
+
+
+def measure_overhead(
+    call: Callable[[], object],
+    functions: Iterable[Callable[..., object]],
+    *,
+    tools: Iterable[str] = tuple(PUBLISHED),
+    rounds: int = 5,
+    limit_s: float = 5.0,
+) -> pd.DataFrame:
+    """Slow-down of `call` under each of `tools`; the line tools watch `functions`.
+
+    One row a tool: tool, plain_ms, watched_ms (medians), slowdown, published_slowdown, rounds,
+    note (why a tool could not run, empty otherwise). A tool stops after `limit_s` seconds,
+    with at least one round. Attaching and writing results is not counted, only the call.
+    Raises UserError for a tool that is not in `PUBLISHED`.
+    """
+    watched_functions = list(functions)
+    call()
+    rows = []
+    for tool in tools:
+        if tool not in PUBLISHED:
+            raise UserError(f"Unknown profiler '{tool}'; expected one of {', '.join(PUBLISHED)}.")
+        plain: list[float] = []
+        watched: list[float] = []
+        note = ""
+        end = time.perf_counter() + limit_s
+        try:
+            while len(watched) < rounds and (not watched or time.perf_counter() < end):
+                plain.append(_timed_ms(call))
+                with _watched(tool, watched_functions):
+                    watched.append(_timed_ms(call))
+        except ImportError:
+            note = "not installed"
+        except (ProfilerUnavailableError, RuntimeError) as error:
+            note = str(error)
+        usual = statistics.median(plain)
+        slow = statistics.median(watched) if watched else float("nan")
+        rows.append((tool, usual, slow, slow / usual, PUBLISHED[tool], len(watched), note))
+    columns = [
+        "tool", "plain_ms", "watched_ms", "slowdown", "published_slowdown", "rounds", "note",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _timed_ms(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
