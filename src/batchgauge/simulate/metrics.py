@@ -1,0 +1,182 @@
+"""What a run was worth: throughput, waiting, smoothness, waste, and requests served in time.
+
+Definitions. First text: arrival until the client sees something, the first token when
+answers are streamed, else the whole answer. Latency: arrival until the whole answer.
+Inter-token latency: of a request, (last token - first token) / (tokens - 1); of the
+server, the time from each token to the next. Fill ratio: sequences in the batch over
+places in it, weighted by time, while a worker works. Padding waste: padded positions
+over all positions computed. Goodput: requests a second whose first text came within
+the target. No percentile is given from fewer samples than PERCENTILE_FLOOR asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.simulate.arrivals import CLASS_NAMES, Arrivals
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.server import (
+    IN_BATCH,
+    JOINED,
+    PADDED,
+    POSITIONS,
+    ROWS,
+    STALL_S,
+    STEP_S,
+    Run,
+    Server,
+)
+from batchgauge.simulate.steps import StepTime
+
+Floats = npt.NDArray[np.float64]
+SHOWN = (50, 90, 99)  # percentiles
+
+
+def first_text_s(run: Run, *, streaming: bool) -> Floats:
+    """Seconds [N] from arrival until the client sees the first text."""
+    return (run.first_s if streaming else run.returned_s) - run.arrivals.times_s
+
+
+def latency_s(run: Run, *, streaming: bool) -> Floats:
+    """Seconds [N] from arrival until the client has the whole answer."""
+    return (run.done_s if streaming else run.returned_s) - run.arrivals.times_s
+
+
+def percentiles(values: npt.ArrayLike) -> dict[int, float]:
+    """p50, p90 and p99 of `values`, NaN where there are too few of them."""
+    data = np.asarray(values, np.float64)
+    return {
+        q: float(np.percentile(data, q)) if data.size >= PERCENTILE_FLOOR[q] else math.nan
+        for q in SHOWN
+    }
+
+
+def summarise(run: Run, *, target_s: float, streaming: bool = False) -> dict[str, float]:
+    """One number a metric; units stand in the names. Raises UserError for a target of 0 or less."""
+    if not target_s > 0.0:
+        raise UserError(f"The latency target is {target_s * 1e3:g} ms; expected more than 0.")
+    arrivals, steps = run.arrivals, run.steps
+    first = first_text_s(run, streaming=streaming)
+    span = float(run.returned_s.max() - arrivals.times_s[0])
+    busy = steps[:, STEP_S]
+    positions = steps[:, POSITIONS].sum() + steps[:, ROWS].sum()
+    tokens = float(arrivals.generated.sum())
+    in_time = float((first <= target_s).mean())
+    served = len(arrivals) / span
+    return {
+        "requests_per_s": served,
+        "throughput_tokens_per_s": tokens / span,
+        "in_time_share": in_time,
+        "goodput_requests_per_s": in_time * served,
+        "mean_first_text_ms": 1e3 * float(first.mean()),
+        **{f"p{q}_first_text_ms": 1e3 * v for q, v in percentiles(first).items()},
+        "mean_latency_ms": 1e3 * float(latency_s(run, streaming=streaming).mean()),
+        **{
+            f"p{q}_latency_ms": 1e3 * v
+            for q, v in percentiles(latency_s(run, streaming=streaming)).items()
+        },
+        **{f"p{q}_inter_token_ms": v for q, v in inter_token_ms(run).items()},
+        "fill_ratio": float((steps[:, IN_BATCH] * busy).sum() / busy.sum()) / run.server.max_batch,
+        "padding_waste": float(steps[:, PADDED].sum() / positions),
+        "busy_share": float(busy.sum()) / (span * run.server.workers),
+        "retries_per_request": float(run.retries.mean()),
+    }
+
+
+def inter_token_ms(run: Run) -> dict[int, float]:
+    """Percentiles over all gaps between one token and the next of the same sequence.
+
+    Rows that decoded before wait for the prefills in between, rows that just joined do
+    not. The gap of a sequence that was thrown out and begun again is not among them.
+    """
+    decode = run.steps[run.steps[:, ROWS] > 0.0]
+    gaps = np.concatenate([decode[:, STEP_S] + decode[:, STALL_S], decode[:, STEP_S]])
+    counts = np.concatenate([decode[:, ROWS] - decode[:, JOINED], decode[:, JOINED]])
+    order = np.argsort(gaps)
+    reached = np.cumsum(counts[order])  # tokens with a gap up to this one
+    total = float(reached[-1]) if reached.size else 0.0
+    return {
+        q: 1e3 * float(gaps[order][np.searchsorted(reached, q / 100 * total)])
+        if total >= PERCENTILE_FLOOR[q]
+        else math.nan
+        for q in SHOWN
+    }
+
+
+def by_class(run: Run, *, target_s: float, streaming: bool = False) -> pd.DataFrame:
+    """One row a class of requests: how many, their percentiles, and the share served in time."""
+    first, whole = (f(run, streaming=streaming) for f in (first_text_s, latency_s))
+    gaps = run.arrivals.generated - 1
+    own = np.divide(
+        run.done_s - run.first_s, gaps, out=np.full(len(gaps), math.nan), where=gaps > 0
+    )
+    rows = []
+    for rank in np.unique(run.arrivals.rank).tolist():
+        chosen = run.arrivals.rank == rank
+        name = CLASS_NAMES[rank] if rank < len(CLASS_NAMES) else f"class {rank}"
+        pace = own[chosen & ~np.isnan(own)]
+        rows.append(
+            {
+                "class": name,
+                "requests": int(chosen.sum()),
+                "in_time_share": float((first[chosen] <= target_s).mean()),
+                **{f"p{q}_first_text_ms": 1e3 * v for q, v in percentiles(first[chosen]).items()},
+                **{f"p{q}_latency_ms": 1e3 * v for q, v in percentiles(whole[chosen]).items()},
+                **{f"p{q}_inter_token_ms": 1e3 * v for q, v in percentiles(pace).items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def littles_law(run: Run) -> Mapping[str, float]:
+    """Both sides of L = lambda W (Little 1961): requests in the system, and rate times stay.
+
+    L is counted from the sample path (arrivals minus departures, over time), lambda W
+    from the requests' own times; they agree when every request ends exactly once.
+    """
+    times = np.concatenate([run.arrivals.times_s, run.returned_s])
+    change = np.concatenate([np.ones(len(run.arrivals)), -np.ones(len(run.arrivals))])
+    order = np.argsort(times, kind="stable")
+    present = np.cumsum(change[order])[:-1]  # requests in the system after each event but the last
+    span = float(times[order][-1] - times[order][0])
+    stay = run.returned_s - run.arrivals.times_s
+    return {
+        "requests_in_system": float((present * np.diff(times[order])).sum()) / span,
+        "rate_times_stay": len(run.arrivals) / span * float(stay.mean()),
+    }
+
+
+def capacity(arrivals: Arrivals, step_s: StepTime, server: Server) -> float:
+    """Requests per second that the server manages when work never runs out.
+
+    Simulated with all requests waiting from the beginning; what is left when the queue
+    is empty does not count.
+    """
+    run = simulate(arrivals.at_once(), step_s, server)
+    last_start = float(run.start_s.max())
+    done = run.returned_s <= last_start
+    if not done.any() or last_start <= 0.0:  # everything fitted in the first batches
+        return len(arrivals) / float(run.returned_s.max())
+    return float(done.sum()) / last_start
+
+
+def stability(rate: float, limit: float, name: str = "the server") -> str:
+    """One sentence: whether the queue stays finite at `rate` when `limit` is the capacity."""
+    load = rate / limit
+    if load < 1.0:
+        return (
+            f"Stable: {rate:.3g} requests/s arrive and {name} can serve {limit:.3g} "
+            f"(load {load:.0%})."
+        )
+    return (
+        f"Unstable: {rate:.3g} requests/s arrive but {name} can serve only {limit:.3g}; the queue "
+        f"grows by {rate - limit:.3g} requests every second, so waiting times depend on how long "
+        "one looks and no percentile describes them."
+    )
