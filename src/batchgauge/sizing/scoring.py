@@ -1,0 +1,205 @@
+"""How good was the advice: suggestions, and folklore, against the best size of a fresh sweep.
+
+    score  = T(suggested) / T(best), both measured, under the same constraints;
+             0 when the suggestion breaks a constraint
+    regret = 1 - score
+
+When no size keeps the constraints the right answer is to say so: that scores 1, a
+size scores 0 and counts as a violation; refusing although a size would do scores 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from batchgauge.errors import UserError
+from batchgauge.sizing.cost_model import BatchTimes, CostModel, Costs, Metric, batch_times
+from batchgauge.sizing.curve import TILE
+from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.memory_model import MemoryModel
+from batchgauge.sizing.suggest import suggest_batch_size
+
+GOOD = 0.9  # naive sizes at or above this score count as good enough
+Peaks = Callable[[Lengths, int], float]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question to the advisor: requests, budgets, largest size, threads."""
+
+    name: str
+    part: str
+    lengths: Lengths
+    max_batch_size: int
+    latency_budget_ms: float | None = None
+    latency_metric: Metric = "request"
+    memory_budget_bytes: float | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What the sweep says about one size: its times, its memory, and whether it is allowed."""
+
+    size: int
+    times: BatchTimes
+    memory_bytes: float
+    late: bool
+    over_memory: bool
+
+    @property
+    def allowed(self) -> bool:
+        """True when it keeps both budgets."""
+        return not (self.late or self.over_memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How one strategy did in one scenario; `suggested` is 0 for "no size fits"."""
+
+    scenario: str
+    part: str
+    threads: int
+    strategy: str
+    suggested: int
+    best: int
+    score: float
+    late: bool
+    over_memory: bool
+    log2_distance: float
+    good_share: float
+
+
+def ask(scenario: Scenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
+    """The advisor's size for a scenario; 0 when it says that none fits."""
+    try:
+        return suggest_batch_size(
+            workload=scenario.lengths,
+            cost_model=cost,
+            memory_model=memory,
+            latency_budget_ms=scenario.latency_budget_ms,
+            latency_metric=scenario.latency_metric,
+            memory_budget_bytes=scenario.memory_budget_bytes,
+            max_batch_size=scenario.max_batch_size,
+        ).size
+    except UserError:
+        return 0
+
+
+def truths(
+    scenario: Scenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
+) -> dict[int, Truth]:
+    """Every swept size of a scenario as the fresh sweep has it."""
+    found = {}
+    for size in sizes:
+        if size > scenario.max_batch_size:
+            continue
+        times = batch_times(measured, scenario.lengths, size)
+        memory = peaks(scenario.lengths, size) if peaks else 0.0
+        late = _over(times.latency_ms(scenario.latency_metric), scenario.latency_budget_ms)
+        found[size] = Truth(size, times, memory, late, _over(memory, scenario.memory_budget_bytes))
+    return found
+
+
+def score(scenario: Scenario, strategy: str, suggested: int, truth: Mapping[int, Truth]) -> Score:
+    """Score a suggested size (0: "none fits") against the best of the sweep.
+
+    Raises UserError when the suggested size is not part of the sweep.
+    """
+    allowed = [row for row in truth.values() if row.allowed]
+    best = max(allowed, key=lambda row: row.times.throughput_per_s, default=None)
+    rates = [row.times.throughput_per_s if row.allowed else 0.0 for row in truth.values()]
+    top = best.times.throughput_per_s if best else math.inf
+    good = float(np.mean([rate >= GOOD * top for rate in rates]))
+    base = (scenario.name, scenario.part, scenario.threads, strategy, suggested)
+    if suggested == 0:
+        right = best is None
+        return Score(
+            *base,
+            best.size if best else 0,
+            float(right),
+            False,
+            False,
+            0.0 if right else math.nan,
+            good,
+        )
+    if suggested not in truth:
+        raise UserError(f"The size {suggested} was not swept; it cannot be scored.")
+    row = truth[suggested]
+    if best is None:
+        return Score(*base, 0, 0.0, row.late, row.over_memory, math.nan, good)
+    value = row.times.throughput_per_s / top if row.allowed else 0.0
+    distance = abs(math.log2(suggested / best.size))
+    return Score(*base, best.size, value, row.late, row.over_memory, distance, good)
+
+
+def folklore(truth: Mapping[int, Truth]) -> dict[str, int]:
+    """What the usual rules of thumb would run, by name.
+
+    "halve on failure" starts at the largest size and halves until the budgets hold;
+    "largest that fits" minds memory only, as those who fill the memory do; "double until it
+    breaks" goes up in powers of two and keeps the last that held.
+    """
+    sizes = sorted(truth)
+    largest = max(sizes)
+    fits = [size for size in sizes if not truth[size].over_memory]
+
+    def swept(size: int) -> int:
+        return max((s for s in sizes if s <= max(1, size)), default=sizes[0])
+
+    halved = largest
+    while halved > 1 and not truth[swept(halved)].allowed:
+        halved //= 2
+    doubled = 1
+    while 2 * doubled <= largest and truth[swept(2 * doubled)].allowed:
+        doubled *= 2
+    return {
+        "always 1": 1,
+        "fixed 8": swept(min(8, largest)),
+        "fixed 32": swept(min(32, largest)),
+        "largest that fits": max(fits, default=1),
+        "halve on failure": swept(halved),
+        "double until it breaks": swept(doubled),
+    }
+
+
+def same_step(a: int, b: int) -> bool:
+    """True when two suggestions are the same up to one step: a tile, or a fifth of the size."""
+    return abs(a - b) <= max(TILE, 0.2 * max(a, b)) if a and b else a == b
+
+
+def summary(scores: Sequence[Score]) -> dict[str, float]:
+    """The figures that the goals are about, over one strategy's scores.
+
+    Median and 10th percentile of the score, shares of broken latency and memory budgets
+    (over the scenarios that have one size or more that keeps them, and those that do not),
+    median distance in octaves, and the median share of sizes that would have done.
+    """
+    if not scores:
+        raise UserError("There are no scores to sum up.")
+    values = np.asarray([row.score for row in scores])
+    distances = np.asarray([row.log2_distance for row in scores])
+    known = distances[~np.isnan(distances)]
+    return {
+        "scenarios": float(len(scores)),
+        "median_score": float(np.median(values)),
+        "p10_score": float(np.quantile(values, 0.1)),
+        "late_share": float(np.mean([row.late for row in scores])),
+        "over_memory_share": float(np.mean([row.over_memory for row in scores])),
+        "median_log2_distance": float(np.median(known)) if known.size else math.nan,
+        "median_good_share": float(np.median([row.good_share for row in scores])),
+    }
+
+
+def rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """One dict a score, for a data frame."""
+    return [asdict(row) for row in scores]
+
+
+def _over(value: float, budget: float | None) -> bool:
+    return budget is not None and value > budget

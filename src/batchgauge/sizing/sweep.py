@@ -1,0 +1,216 @@
+"""The exhaustive sweep that suggestions are judged by: fresh, dense, nothing predicted.
+
+A sweep times every phase at many sizes, in several passes whose order is shuffled, so
+that drift does not favour a size. Running each workload at each size in full would take
+hours; phases add up to a batch (checked by running some batches whole), so they are
+measured once and composed for every scenario. Sweep and calibration share no timings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.errors import UserError
+from batchgauge.sizing.curve import Floats
+from batchgauge.sizing.probes import EngineProbe, TextProbe
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One timed run of one phase; `units` are positions (prefill), context (decode) or bytes."""
+
+    phase: str
+    rows: int
+    units: int
+    run: int
+    ms: float
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Medians of a sweep as a price list: satisfies `Costs`, interpolates, predicts nothing.
+
+    Decode rows that were not measured lie on the straight line between their measured
+    neighbours; sweeps measure every size up to 32 and every fourth above.
+    """
+
+    prefill_positions: Floats  # [P]
+    prefill_values_ms: Floats  # [P]
+    square_ms: float
+    decode_rows: Floats  # [R]
+    decode_values_ms: Floats  # [R], at no context
+    context_rows: Floats  # [C]
+    context_values_ms: Floats  # [C], per token of context
+    padded: bool = False
+    compacts: bool = True
+
+    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
+        """Milliseconds of one prefill."""
+        if positions == 0:
+            return 0.0
+        line = _carried_on(float(positions), self.prefill_positions, self.prefill_values_ms)
+        return float(line) + self.square_ms * squares
+
+    def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
+        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        at = np.asarray(rows, dtype=np.float64)
+        base = np.interp(at, self.decode_rows, self.decode_values_ms)
+        slope = np.interp(at, self.context_rows, self.context_values_ms)
+        return base + slope * np.asarray(context, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A price list, the timings it was made of, and what measuring them cost."""
+
+    costs: MeasuredCosts
+    timings: tuple[Timing, ...]
+    seconds: float
+    sizes: tuple[int, ...]
+    threads: int = 1
+    notes: tuple[str, ...] = field(default=())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict a timing, for a data frame."""
+        return [asdict(timing) | {"threads": self.threads} for timing in self.timings]
+
+
+def dense_sizes(largest: int) -> tuple[int, ...]:
+    """Every size up to 32, every fourth above, and the largest."""
+    sizes = {*range(1, min(largest, 32) + 1), *range(36, largest + 1, 4), largest}
+    return tuple(sorted(sizes))
+
+
+def sweep_engine(
+    probe: EngineProbe,
+    *,
+    largest: int,
+    max_positions: int = 512,
+    short: int = 4,
+    steps: int = 2,
+    passes: int = 3,
+    also: Iterable[int] = (),
+    padded: bool = False,
+    compacts: bool = True,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Sweep:
+    """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
+
+    `also` are further sizes to include, e.g. those suggested. `short` is the prompt length at
+    which decode steps are timed; the price of context comes from longer prompts at some
+    sizes. `progress` wraps the list of runs (e.g. tqdm). Raises
+    UserError for sizes below 1.
+    """
+    if min(largest, max_positions, short, steps, passes) < 1:
+        raise UserError("A sweep needs sizes, positions, steps and passes of at least 1.")
+    start = perf_counter()
+    sizes = tuple(sorted({*dense_sizes(largest), *also}))
+    grid = _position_grid(max_positions)
+    contexts = [rows for rows in (1, 2, 4, 8, 16, 32) if rows <= largest]
+    long = {rows: max(4 * short, min(256, max_positions // rows)) for rows in contexts}
+    runs: list[tuple[str, int, int]] = [("decode", rows, short) for rows in sizes]
+    runs += [("context", rows, long[rows]) for rows in contexts]
+    runs += [("prefill", _prefill_rows(p, largest), p) for p in grid]
+    runs += [("prefill alone", 1, min(256, max_positions))]
+    rng = np.random.default_rng(seed)
+    order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
+    timings: list[Timing] = []
+    probe(1, short, 1)
+    for run, i in progress(order):
+        phase, rows, units = runs[i]
+        if phase in {"decode", "context"}:
+            ms = probe(rows, units, steps)[1]
+        else:
+            ms = probe(rows, units // rows, 0)[0]
+        timings.append(Timing(phase, rows, units, run, ms))
+    costs = _price_list(timings, steps, padded=padded, compacts=compacts)
+    return Sweep(costs, tuple(timings), perf_counter() - start, sizes, threads)
+
+
+def sweep_tokenizer(
+    probe: TextProbe,
+    *,
+    largest: int,
+    passes: int = 7,
+    also: Iterable[int] = (),
+    seed: int = 0,
+    progress: Progress = iter,
+) -> Sweep:
+    """Time tokenizing at dense sizes up to `largest`; prices are a line through all medians."""
+    if min(largest, passes) < 1:
+        raise UserError("A sweep needs sizes and passes of at least 1.")
+    start = perf_counter()
+    wide = np.unique(np.geomspace(33, max(largest, 33), 40).round().astype(int))
+    above = {int(size) for size in wide if size <= largest}
+    sizes = sorted({*range(1, min(largest, 32) + 1), *above, *also})
+    rng = np.random.default_rng(seed)
+    timings: list[Timing] = []
+    probe(min(largest, 64))
+    for run, i in progress([(r, i) for r in range(passes) for i in rng.permutation(len(sizes))]):
+        units, ms = probe(sizes[i])
+        timings.append(Timing("tokenize", sizes[i], units, run, ms))
+    x, y = _medians([(t.units, t.ms) for t in timings])
+    one = np.ones(1)
+    costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one, one, 0.0 * one)
+    return Sweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
+
+
+def _price_list(
+    timings: Sequence[Timing], steps: int, *, padded: bool, compacts: bool
+) -> MeasuredCosts:
+    rows, decode = _medians([(t.rows, t.ms) for t in timings if t.phase == "decode"])
+    short = next(t.units for t in timings if t.phase == "decode")
+    longer = [t for t in timings if t.phase == "context"]
+    context_rows, context = _medians([(t.rows, t.ms) for t in longer])
+    units = {t.rows: t.units for t in longer}
+    extra = np.asarray([r * (units[int(r)] - short) for r in context_rows])
+    slope = np.maximum(0.0, context - np.interp(context_rows, rows, decode)) / extra
+    held = short + (steps + 1) / 2.0  # mean context of a row while the short run decoded
+    bare = np.maximum(0.0, decode - np.interp(rows, context_rows, slope) * rows * held)
+    positions, prefill = _medians([(t.units, t.ms) for t in timings if t.phase == "prefill"])
+    alone = [t for t in timings if t.phase == "prefill alone"]
+    length = alone[0].units
+    excess = float(np.median([t.ms for t in alone])) - float(np.interp(length, positions, prefill))
+    square_ms = max(0.0, excess) / (length * length)
+    return MeasuredCosts(
+        positions, prefill, square_ms, rows, bare, context_rows, slope, padded, compacts
+    )
+
+
+def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
+    grouped: dict[float, list[float]] = {}
+    for x, ms in points:
+        grouped.setdefault(float(x), []).append(ms)
+    at = sorted(grouped)
+    return np.asarray(at), np.asarray([float(np.median(grouped[x])) for x in at])
+
+
+def _carried_on(x: float, at: Floats, values: Floats) -> float:
+    """Straight lines between points, the last one's slope beyond."""
+    if x <= at[-1] or at.size < 2:
+        return float(np.interp(x, at, values))
+    slope = (values[-1] - values[-2]) / (at[-1] - at[-2])
+    return float(values[-1] + slope * (x - at[-1]))
+
+
+def _position_grid(largest: int) -> list[int]:
+    powers = [4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048]
+    return sorted({p for p in powers if p < largest} | {largest})
+
+
+def _prefill_rows(positions: int, largest: int) -> int:
+    """Rows that a prefill of so many positions is split into: prompts of about 16 tokens."""
+    rows = max(1, min(largest, positions // 16))
+    while positions % rows:
+        rows -= 1
+    return rows
