@@ -1,0 +1,254 @@
+"""Sweep and score: on invented machines, where the best size is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchgauge.errors import UserError
+from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
+from batchgauge.sizing import automatic, optimal_for_engine, optimal_for_tokenizer
+from batchgauge.sizing.calibration import calibrate_engine
+from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.probes import engine_probe, probe_items, tokenizer_probe
+from batchgauge.sizing.scoring import Scenario, ask, folklore, same_step, score, summary, truths
+from batchgauge.sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
+
+WORK = Lengths.uniform(16, 16)
+
+
+def probe(rows: int, prompt: int, steps: int) -> tuple[float, float]:
+    """An invented engine: 18 ms alone, else 50 + 1.2 b, tiles of four, linear context."""
+    base = 18.0 if rows == 1 else 50.0 + 1.2 * rows
+    tail = 8.0 if rows > 4 and rows % 4 else 0.0
+    context = rows * (prompt + (steps + 1) / 2.0)
+    return 5.0 + 1.3 * rows * prompt + 1e-4 * rows * prompt**2, base + tail + 0.003 * context
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    """A sweep of the invented engine."""
+    return sweep_engine(probe, largest=64, passes=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Its calibration."""
+    return calibrate_engine(probe, max_batch_size=64)
+
+
+def test_the_sweep_is_dense():
+    """Every size to 32, every fourth above: not only powers of two."""
+    sizes = dense_sizes(66)
+    assert set(range(1, 33)) <= set(sizes)
+    assert {36, 40, 64, 66} <= set(sizes)
+
+
+def test_a_sweep_composes_to_the_true_batch_time(sweep):
+    """Phases measured apart add up to the invented machine's own batch."""
+    for size in (1, 3, 8, 21, 64):
+        prefill, _ = probe(size, 16, 0)
+        steps = sum(probe(size, 15 + s, 1)[1] for s in range(1, 16))
+        measured = batch_times(sweep.costs, WORK, size).request_ms
+        assert measured == pytest.approx(prefill + steps, rel=0.005)
+
+
+def test_a_sweep_takes_further_sizes(sweep):
+    """Sizes that were suggested are timed too, so that they can be scored."""
+    wide = sweep_engine(probe, largest=40, passes=1, also=(37, 39))
+    assert {37, 39} <= set(wide.sizes)
+    assert 37 not in sweep.sizes
+    assert {t["rows"] for t in wide.rows() if t["phase"] == "decode"} == set(wide.sizes)
+
+
+@pytest.mark.parametrize("budget", [None, 400.0, 1500.0, 2500.0])
+def test_a_right_model_scores_near_one(sweep, model, budget):
+    """With a model that recovered the machine, the suggestion is at most a few percent off."""
+    scenario = Scenario("x", "engine", WORK, 64, latency_budget_ms=budget)
+    size = ask(scenario, model)
+    found = score(scenario, "advisor", size, truths(scenario, sweep.costs, sweep.sizes))
+    assert found.score >= 0.93
+    assert not found.late
+
+
+def test_refusing_scores_one_only_when_nothing_fits(sweep, model):
+    """An impossible budget is answered with no size; a possible one must not be."""
+    impossible = Scenario("x", "engine", WORK, 64, latency_budget_ms=50.0)
+    truth = truths(impossible, sweep.costs, sweep.sizes)
+    assert ask(impossible, model) == 0
+    assert score(impossible, "advisor", 0, truth).score == 1.0
+    broken = score(impossible, "fixed 8", 8, truth)
+    assert (broken.score, broken.late) == (0.0, True)
+    possible = Scenario("x", "engine", WORK, 64)
+    timid = score(possible, "timid", 0, truths(possible, sweep.costs, sweep.sizes))
+    assert timid.score == 0.0
+    assert math.isnan(timid.log2_distance)
+
+
+def test_breaking_a_budget_scores_zero(sweep):
+    """The fastest size is worth nothing when it is late or does not fit in memory."""
+    late = Scenario("x", "engine", WORK, 64, latency_budget_ms=1500.0)
+    assert score(late, "f", 64, truths(late, sweep.costs, sweep.sizes)).score == 0.0
+    small = Scenario("x", "engine", WORK, 64, memory_budget_bytes=20.0)
+    truth = truths(small, sweep.costs, sweep.sizes, lambda _, size: float(size))
+    found = score(small, "f", 32, truth)
+    assert (found.score, found.over_memory, found.late) == (0.0, True, False)
+    assert score(small, "f", 20, truth).score == 1.0
+
+
+def test_a_size_that_was_not_swept_cannot_be_scored(sweep):
+    """No interpolated score: the size must have been measured."""
+    scenario = Scenario("x", "engine", WORK, 64)
+    with pytest.raises(UserError, match="not swept"):
+        score(scenario, "f", 33, truths(scenario, sweep.costs, sweep.sizes))
+
+
+def test_folklore_follows_its_rules(sweep):
+    """Each rule of thumb gives what its name says, on a budget that 20 rows keep."""
+    scenario = Scenario("x", "engine", WORK, 64, latency_budget_ms=1700.0)
+    truth = truths(scenario, sweep.costs, sweep.sizes)
+    allowed = max(size for size, row in truth.items() if row.allowed)
+    assert 16 <= allowed < 32
+    rules = folklore(truth)
+    assert rules["fixed 8"] == 8
+    assert rules["largest that fits"] == 64
+    assert rules["halve on failure"] == 16
+    assert rules["double until it breaks"] in {1, 16}
+
+
+def test_summary_and_steps():
+    """The summary's figures are those of the scores; a step is a tile or a fifth."""
+    scenario = Scenario("x", "engine", WORK, 4)
+    truth = truths(scenario, sweep_engine(probe, largest=4, passes=1).costs, (1, 2, 3, 4))
+    scores = [score(scenario, "f", size, truth) for size in (1, 4, 4)]
+    found = summary(scores)
+    assert found["scenarios"] == 3
+    assert found["median_score"] == pytest.approx(np.median([s.score for s in scores]))
+    assert found["late_share"] == 0.0
+    assert same_step(40, 44)
+    assert not same_step(8, 16)
+    assert not same_step(0, 4)
+    with pytest.raises(UserError):
+        summary([])
+
+
+class InventedTokenizer:
+    """Counts how often it was asked; satisfies what a probe needs of a tokenizer."""
+
+    name = "invented"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode_many(self, texts, *, allow_special=False):
+        """Nothing but a count."""
+        self.calls += 1
+
+
+class InventedEngine:
+    """An engine with the invented costs and no clock: durations are computed."""
+
+    name = "invented"
+
+    def __init__(self, *, stages: bool = True, broken: bool = False) -> None:
+        self.stages, self.broken, self.calls = stages, broken, 0
+
+    def max_batch_size(self) -> int:
+        """As small as a test wants it."""
+        return 32
+
+    def infer_batch(self, items) -> BatchResult[InferenceBatchResponse]:
+        """Answer with invented durations."""
+        self.calls += 1
+        rows, new = len(items), items[0].data.max_tokens
+        first, step = probe(rows, len(items[0].data.prompt), new - 1)
+        error = "broken" if self.broken else None
+        answer = InferenceBatchResponse("", new)
+        answers = [BatchResponse(i.id, answer, 1.0, error) for i in items]
+        told = {"prefill": first, "decode": step * (new - 1)} if self.stages else {}
+        return BatchResult.of(answers, first + step * (new - 1), told)
+
+
+@pytest.mark.parametrize("stages", [True, False])
+def test_the_engine_probe_tells_phases_apart(stages):
+    """With stage times and without, prefill and decode step come out as they are."""
+    ask_probe = engine_probe(InventedEngine(stages=stages))
+    assert ask_probe(8, 16, 4) == pytest.approx(probe(8, 16, 4))
+    assert ask_probe(3, 20, 0)[0] == pytest.approx(probe(3, 20, 0)[0])
+
+
+def test_a_failing_engine_is_a_user_error():
+    """Calibrating an engine that answers with errors says so instead of timing nothing."""
+    with pytest.raises(UserError, match="broken"):
+        engine_probe(InventedEngine(broken=True))(2, 4, 1)
+
+
+def test_probe_items_have_exact_lengths():
+    """Prompts are ids of the length asked for, below the vocabulary, with unique ids."""
+    items = probe_items(5, 7, 3, vocab_size=50)
+    assert [len(item.data.prompt) for item in items] == [7] * 5
+    assert all(int(i) < 50 for item in items for i in item.data.prompt)
+    assert len({item.id for item in items}) == 5
+    assert items[0].data.ignore_eos
+
+
+def test_optimal_for_engine_calibrates_once(tmp_path):
+    """The second question is answered from the cache, another model is calibrated anew."""
+    engine = InventedEngine()
+    size = optimal_for_engine(engine, model="a", cache=tmp_path)
+    calls = engine.calls
+    assert calls > 10
+    assert optimal_for_engine(engine, model="a", cache=tmp_path) == size
+    assert engine.calls == calls
+    assert 20 <= size <= 32
+    optimal_for_engine(engine, model="b", cache=tmp_path)
+    assert engine.calls > calls
+
+
+def test_a_broken_cache_is_replaced(tmp_path):
+    """A cache file that cannot be read costs a new calibration, nothing else."""
+    engine = InventedEngine()
+    size = optimal_for_engine(engine, cache=tmp_path)
+    (path,) = tmp_path.glob("costs-*.json")
+    path.write_text("{", encoding="utf-8")
+    assert optimal_for_engine(engine, cache=tmp_path) == size
+    assert path.read_text(encoding="utf-8") != "{"
+
+
+def test_optimal_for_tokenizer_is_a_legal_size(tmp_path):
+    """Whatever the timings of this machine: a size within range, and no second calibration."""
+    tokenizer: Any = InventedTokenizer()
+    size = optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
+    assert 1 <= size <= 50
+    calls = tokenizer.calls
+    optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
+    assert tokenizer.calls == calls
+
+
+def test_text_probe_counts_bytes():
+    """Bytes are those of the texts taken, repeated in order; no texts is a user error."""
+    tokenizer: Any = InventedTokenizer()
+    ask_probe = tokenizer_probe(tokenizer, ["a", "bcd"])
+    assert ask_probe(3)[0] == 5
+    with pytest.raises(UserError):
+        tokenizer_probe(tokenizer, [])
+
+
+def test_tokenizer_sweep_prices_bytes():
+    """A tokenizer's sweep is a line through its medians over bytes."""
+    found = sweep_tokenizer(lambda size: (10 * size, 0.1 + 0.01 * size), largest=200, passes=2)
+    times = batch_times(found.costs, Lengths.uniform(10), 100)
+    assert times.request_ms == pytest.approx(1.1)
+    assert times.throughput_per_s == pytest.approx(100 / 1.1e-3)
+
+
+def test_traffic_lengths_have_the_shape_of_traffic():
+    """Median and skew follow the published quantiles, scaled down."""
+    lengths = automatic.traffic_lengths(2000)
+    assert np.median(lengths.inputs) == pytest.approx(1020 / 16, rel=0.1)
+    assert np.median(lengths.new_tokens) == pytest.approx(129 / 16, rel=0.3)
+    assert max(lengths.inputs) > 2 * np.median(lengths.inputs)
