@@ -1,0 +1,112 @@
+"""The KV cache: keys and values of every position seen, allocated once for a whole batch.
+
+Rows are kept in groups of neighbours, each as long as its longest row needs: with rows
+in order of length, little is allocated or computed that nobody uses. Keys are stored
+with positions last, values with positions second to last, so that both products of
+attention read them along contiguous memory.
+
+Left out: pages, sharing of common prefixes, eviction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.core.ops import Floats
+
+GROUP = 8  # rows whose attention is computed together in a decode step
+
+
+class Group:
+    """Rows that are attended to together; row r holds lengths[r] positions.
+
+    keys     float32 [layers, R, J, E, C]
+    values   float32 [layers, R, J, C, E]
+    Zeros where nothing was written yet, since what is masked must still be finite.
+    """
+
+    def __init__(self, layers: int, kv_heads: int, width: int, capacities: Sequence[int]) -> None:
+        C, R = max(capacities), len(capacities)
+        self.keys: Floats = np.zeros((layers, R, kv_heads, width, C), np.float32)
+        self.values: Floats = np.zeros((layers, R, kv_heads, C, width), np.float32)
+        self.lengths = [0] * R
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def store(self, layer: int, row: int, keys: Floats, values: Floats) -> None:
+        """Put T positions behind those that row holds; keys and values [T, J, E]."""
+        start = self.lengths[row]
+        stop = start + len(keys)
+        self.keys[layer, row, :, :, start:stop] = keys.transpose(1, 2, 0)
+        self.values[layer, row, :, start:stop] = values.transpose(1, 0, 2)
+
+    def store_step(self, layer: int, keys: Floats, values: Floats) -> None:
+        """Put one position behind those of every row; keys and values [R, J, E]."""
+        rows = np.arange(len(self))
+        self.keys[layer, rows, :, :, self.lengths] = keys
+        self.values[layer, rows, :, self.lengths] = values
+
+    def drop(self, row: int) -> int:
+        """Forget a row; the last one takes its place. Gives that one's former number."""
+        last = len(self) - 1
+        if row != last:
+            length = self.lengths[last]
+            self.keys[:, row, ..., :length] = self.keys[:, last, ..., :length]
+            self.values[:, row, :, :length] = self.values[:, last, :, :length]
+            self.lengths[row] = length
+        self.lengths.pop()
+        self.keys = self.keys[:, :last]
+        self.values = self.values[:, :last]
+        return last
+
+
+class KVCache:
+    """Keys and values of a batch; row b has room for capacities[b] positions."""
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, capacities: Sequence[int]
+    ) -> None:
+        self.groups = [
+            Group(layers, kv_heads, head_dim, capacities[first : first + GROUP])
+            for first in range(0, len(capacities), GROUP)
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.groups))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions held by each row."""
+        return [length for group in self.groups for length in group.lengths]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(group.keys.nbytes + group.values.nbytes for group in self.groups)
+
+    def find(self, row: int) -> tuple[Group, int]:
+        """The group of a row, and its number in there."""
+        for group in self.groups:
+            if row < len(group):
+                return group, row
+            row -= len(group)
+        raise IndexError("the cache has no such row")
+
+    def keep(self, wanted: Collection[int]) -> npt.NDArray[np.intp]:
+        """Forget all rows but these. Gives the former numbers of those left, in the new order."""
+        order: list[int] = []
+        first = 0
+        for group in self.groups:
+            here = list(range(first, first + len(group)))
+            first += len(group)
+            for row in reversed(range(len(here))):
+                if here[row] not in wanted:
+                    here[row] = here[group.drop(row)]
+                    here.pop()
+            order += here
+        self.groups = [group for group in self.groups if len(group)]
+        return np.asarray(order, dtype=np.intp)

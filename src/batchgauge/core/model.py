@@ -1,0 +1,186 @@
+"""A decoder-only Llama in NumPy: prefill of ragged prompts, decode of a batch, float32.
+
+Letters as in `batchgauge.core.ops`; B rows (requests), V vocabulary. Prompts of unequal
+length are laid end to end, so no position is ever computed that nobody asked for;
+attention goes prompt by prompt. Long batches go through in parts of `PART` positions,
+which bounds what activations need. One decode step takes all rows at once.
+
+Left out: training, other architectures, mixture of experts, sliding windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.kv_cache import Group, KVCache
+from batchgauge.core.ops import (
+    Floats,
+    attend_causal,
+    attend_step,
+    rms_norm,
+    rope_rotations,
+    rotate,
+    swiglu,
+)
+from batchgauge.core.weights import Config, Layer, Weights
+
+Ids = npt.NDArray[np.int32]
+PART = 512  # positions that a prefill computes at a time
+TILE = 128  # positions that the feed-forward layer computes at a time: its inside is wide
+
+
+class LlamaModel:
+    """Weights and the two ways to run them."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.config = Config.from_file(file)
+        self.weights = Weights(file, self.config)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> LlamaModel:
+        """Load a GGUF file; None is the default model. Raises UserError."""
+        return cls(GGUFFile.open(path or default_model_path()))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights as held in memory."""
+        return self.weights.nbytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one position."""
+        return self.config.kv_bytes_per_token
+
+    def new_cache(self, capacities: Sequence[int]) -> KVCache:
+        """An empty cache with room for capacities[b] positions in row b."""
+        c = self.config
+        return KVCache(c.layers, c.kv_heads, c.head_dim, capacities)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
+        """Read prompt b behind what row b of the cache holds; logits [B, V] of what comes next.
+
+        Prompts are not empty, their ids are below V, and the cache has room.
+        """
+        last = np.empty((len(prompts), self.config.d_model), np.float32)
+        for rows, spans in _parts(prompts):
+            ids = np.concatenate(
+                [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]
+            )
+            x = self._read(ids, [cache.find(b) for b in rows], [s.stop - s.start for s in spans])
+            ends = np.cumsum([s.stop - s.start for s in spans]) - 1
+            last[rows] = x[ends]  # of a prompt in several parts the last one stays
+        return self.logits(last)
+
+    def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
+        """Read one token per row of the cache; logits [B, V] of what comes next."""
+        x = self.embed(tokens)
+        lengths = np.asarray(cache.lengths)
+        rotations = rope_rotations(lengths, self.weights.frequencies)
+        spans = _spans(cache.groups)
+        attended = np.empty((len(x), self.config.attention_width), np.float32)
+        with np.errstate(over="ignore"):
+            for number, layer in enumerate(self.weights.layers):
+                queries, keys, values = self._qkv(layer, x, rotations)
+                for group, span in zip(cache.groups, spans, strict=True):
+                    group.store_step(number, keys[span], values[span])
+                    attend_step(
+                        queries[span],
+                        group.keys[number],
+                        group.values[number],
+                        [length + 1 for length in group.lengths],
+                        attended[span],
+                    )
+                x += layer.output(attended)
+                x += self._feed_forward(layer, x)
+        for group in cache.groups:
+            group.lengths = [length + 1 for length in group.lengths]
+        return self.logits(x)
+
+    def embed(self, ids: npt.NDArray[np.integer]) -> Floats:
+        """Embeddings of ids: [T, D]."""
+        table = self.weights.embedding
+        return self.weights.head.rows(ids) if table is None else table[ids]
+
+    def logits(self, x: Floats) -> Floats:
+        """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
+        final = rms_norm(x, self.config.norm_epsilon)
+        final *= self.weights.final_gain
+        return self.weights.head(final)
+
+    def _read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
+        """Positions of several rows, end to end, through all layers: [T, D]."""
+        x = self.embed(ids)
+        starts = [group.lengths[row] for group, row in rows]
+        positions = np.concatenate(
+            [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
+        )
+        rotations = rope_rotations(positions, self.weights.frequencies)
+        ends = np.cumsum([0, *counts])
+        attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
+        with np.errstate(over="ignore"):
+            for number, layer in enumerate(self.weights.layers):
+                queries, keys, values = self._qkv(layer, x, rotations)
+                for (group, row), first, n in zip(rows, ends[:-1], counts, strict=True):
+                    span = slice(first, first + n)
+                    group.store(number, row, keys[span], values[span])
+                    seen = group.lengths[row] + n
+                    attend_causal(
+                        queries[span],
+                        group.keys[number, row, ..., :seen],
+                        group.values[number, row, :, :seen],
+                        attended[span],
+                    )
+                x += layer.output(attended.reshape(len(ids), -1))
+                for first in range(0, len(ids), TILE):
+                    tile = x[first : first + TILE]
+                    tile += self._feed_forward(layer, tile)
+        for (group, row), n in zip(rows, counts, strict=True):
+            group.lengths[row] += n
+        return x
+
+    def _qkv(
+        self, layer: Layer, x: Floats, rotations: npt.NDArray[np.complex64]
+    ) -> tuple[Floats, Floats, Floats]:
+        """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E]."""
+        c = self.config
+        qkv = layer.qkv(rms_norm(x, c.norm_epsilon)).reshape(len(x), -1, c.head_dim)
+        rotate(qkv[:, : c.heads + c.kv_heads], rotations)
+        return (
+            qkv[:, : c.heads],
+            qkv[:, c.heads : c.heads + c.kv_heads],
+            qkv[:, c.heads + c.kv_heads :],
+        )
+
+    def _feed_forward(self, layer: Layer, x: Floats) -> Floats:
+        return layer.down(swiglu(layer.gate_up(rms_norm(x, self.config.norm_epsilon))))
+
+
+def _spans(groups: Sequence[Group]) -> list[slice]:
+    ends = np.cumsum([0, *map(len, groups)])
+    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[slice]]]:
+    """Cut prompts laid end to end into parts of at most PART positions: rows and their spans."""
+    rows: list[int] = []
+    spans: list[slice] = []
+    room = PART
+    for row, prompt in enumerate(prompts):
+        start = 0
+        while start < len(prompt):
+            stop = min(len(prompt), start + room)
+            rows.append(row)
+            spans.append(slice(start, stop))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield rows, spans
+                rows, spans, room = [], [], PART
+    if rows:
+        yield rows, spans

@@ -1,0 +1,134 @@
+"""The arithmetic of a Llama as pure array functions: norm, rotary positions, SwiGLU, attention.
+
+Letters: T positions, D model width, H query heads, J key/value heads, G = H / J query
+heads that share one, E head width, F width of the feed-forward layer, C keys.
+All float32. Nothing here knows of weights, caches or batches of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Rotations = npt.NDArray[np.complex64]
+Ints = npt.NDArray[np.intp]
+
+QUERY_BLOCK = 64  # queries whose scores are computed together: less than half of them are masked
+
+
+def rms_norm(x: Floats, epsilon: float) -> Floats:
+    """x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich 2019), without a gain.
+
+    x [T, D]; the gain is folded into the matrix that comes next.
+    """
+    squares = np.einsum("td,td->t", x, x)  # [T]
+    squares /= x.shape[1]
+    squares += epsilon
+    return x * (1.0 / np.sqrt(squares))[:, None]
+
+
+def rope_frequencies(width: int, base: float, scale: float, factors: Floats | None) -> Floats:
+    """Radians per position of each of the E/2 pairs (Su et al. 2021).
+
+    `scale` divides all frequencies (linear position scaling), `factors` [E/2] each one
+    (as Llama 3.1's files carry them).
+    """
+    exponents = np.arange(0, width, 2, dtype=np.float64) / width
+    frequencies = base**-exponents / scale  # [E/2]
+    if factors is not None:
+        frequencies /= factors
+    return frequencies.astype(np.float32)
+
+
+def rope_rotations(positions: Ints, frequencies: Floats) -> Rotations:
+    """cos + i sin of each position times each frequency: complex64 [T, E/2]."""
+    return np.exp(1j * np.outer(positions, frequencies.astype(np.float64))).astype(np.complex64)
+
+
+def rotate(x: Floats, rotations: Rotations) -> None:
+    """Turn the pairs (2i, 2i + 1) of every head by its position's angles, in place.
+
+    x [T, heads, E], last axis contiguous, rotations [T, E/2]. GGUF files of this
+    architecture have the rows of their query and key matrices ordered so that neighbours
+    are pairs.
+    """
+    pairs = x.view(np.complex64)  # [T, heads, E/2]
+    pairs *= rotations[:, None, :]
+
+
+def swiglu(gate_up: Floats) -> Floats:
+    """silu(gate) * up, with gate and up side by side (Shazeer 2020): [T, 2F] -> [T, F].
+
+    silu(x) = x / (1 + exp(-x)); an overflow of exp gives the right limit, zero.
+    """
+    width = gate_up.shape[1] // 2
+    gate, up = gate_up[:, :width], gate_up[:, width:]
+    weight = np.negative(gate)
+    np.exp(weight, out=weight)
+    weight += 1.0
+    np.divide(gate, weight, out=weight)
+    weight *= up
+    return weight
+
+
+def softmax(scores: Floats) -> None:
+    """exp(x) / sum(exp(x)) over the last axis, in place; minus infinity becomes zero."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+
+
+def attend_causal(queries: Floats, keys: Floats, values: Floats, out: Floats) -> None:
+    """Attention of the last T of C positions to all up to themselves, into `out` [T, H, E].
+
+    queries [T, H, E], already scaled by 1 / sqrt(E); keys [J, E, C]; values [J, C, E].
+    Blocks of queries see only keys up to their own end, so that most of what causality
+    forbids is never computed.
+    """
+    T, H, E = queries.shape
+    J, _, C = keys.shape
+    G = H // J
+    start = C - T
+    for first in range(0, T, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, T)
+        B, seen = last - first, start + last
+        block = queries[first:last].reshape(B, J, G, E).transpose(1, 2, 0, 3)  # [J, G, B, E]
+        scores = np.matmul(block.reshape(J, G * B, E), keys[:, :, :seen])  # [J, G * B, seen]
+        square = scores.reshape(J, G, B, seen)[..., start + first :]  # [J, G, B, B]
+        square[..., ~np.tri(B, dtype=bool)] = -np.inf
+        sums = _exponentials(scores)
+        mixed = np.matmul(scores, values[:, :seen])  # [J, G * B, E]
+        mixed /= sums
+        out[first:last].reshape(B, J, G, E)[:] = mixed.reshape(J, G, B, E).transpose(2, 0, 1, 3)
+
+
+def attend_step(
+    queries: Floats, keys: Floats, values: Floats, lengths: Sequence[int], out: Floats
+) -> None:
+    """Attention of one new position in each of B rows to its own row, into `out` [B, H * E].
+
+    queries [B, H * E], scaled; keys [B, J, E, C]; values [B, J, C, E], finite everywhere;
+    row b sees the first lengths[b] of C. The work is that of the longest row.
+    """
+    B, J, E, _ = keys.shape
+    C = max(lengths)
+    grouped = queries.reshape(B, J, -1, E)  # [B, J, G, E]
+    scores = np.matmul(grouped, keys[..., :C])  # [B, J, G, C]
+    for row, length in enumerate(lengths):
+        if length < C:
+            scores[row, :, :, length:] = -np.inf
+    sums = _exponentials(scores)
+    mixed = np.matmul(scores, values[:, :, :C])  # [B, J, G, E]
+    mixed /= sums
+    out.reshape(grouped.shape)[:] = mixed
+
+
+def _exponentials(scores: Floats) -> Floats:
+    """exp(x - max) in place over the last axis; their sums, by which to divide what they weigh."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    sums: Floats = scores.sum(axis=-1, keepdims=True)
+    return sums
