@@ -34,11 +34,17 @@ from batchgauge.simulate.server import (
     Run,
     Server,
 )
-from batchgauge.simulate.steps import MeasuredSteps, RooflineSteps, causal_pairs, fit_steps
+from batchgauge.simulate.steps import StepTable
+from batchgauge.sizing.cost_model import CostModel
+from batchgauge.sizing.curve import Curve
 from batchgauge.workload import request_lengths
 
-STEPS = MeasuredSteps(
-    (0.01, 5e-4, 1e-7), (0.0, 0.035, 0.036, 0.038, 0.04, 0.042, 0.045, 0.048, 0.05), 1e-6
+STEPS = StepTable(
+    positions=(1.0, 1000.0),
+    prefill_s=(0.0105, 0.51),
+    decode_s=(0.0, 0.035, 0.036, 0.038, 0.04, 0.042, 0.045, 0.048, 0.05),
+    pair_s=1e-7,
+    kv_s=1e-6,
 )
 SERVERS = {
     "static": Server(),
@@ -384,24 +390,33 @@ def test_a_hundred_thousand_requests_take_few_events(batching):
 # --- step times -------------------------------------------------------------------
 
 
-def test_a_calibration_recovers_the_times_it_was_made_from():
-    """Least squares on exact measurements returns the exact step times."""
-    prefill = [(n * b, b * causal_pairs(n)) for n in (16, 64, 256) for b in (1, 4)]
-    fitted = fit_steps(
-        [(t, p, STEPS(0, 0, t, p)) for t, p in prefill],
-        [(b, kv, STEPS(b, kv, 0, 0.0)) for b in (1, 2, 4, 8) for kv in (50 * b, 400 * b)],
-    )
-    for tokens, pairs in [(100, causal_pairs(100)), (512, 2 * causal_pairs(256))]:
-        assert fitted(0, 0, tokens, pairs) == pytest.approx(STEPS(0, 0, tokens, pairs), rel=1e-6)
-    assert fitted(4, 800, 0, 0.0) == pytest.approx(STEPS(4, 800, 0, 0.0), rel=1e-6)
-    assert fitted(12, 0, 0, 0.0) > fitted(8, 0, 0, 0.0)
+COSTS = CostModel(
+    prefill=Curve((1.0, 64.0, 512.0), (30.0, 60.0, 300.0)),
+    decode=Curve((1.0, 4.0, 16.0), (30.0, 36.0, 80.0)),
+    square_ms=2e-4,
+    context_ms=3e-3,
+)
 
 
-def test_a_roofline_step_shares_the_weights():
-    """Below the ridge a larger batch costs the same; above it, time grows with the batch."""
-    gpu = RooflineSteps(1e12, 1e14, 1e9, 2.5e8, 0.0, 0.0)
-    assert gpu(8, 0, 0, 0.0) == gpu(1, 0, 0, 0.0) == pytest.approx(1e-3)
-    assert gpu(4000, 0, 0, 0.0) == pytest.approx(4000 * 2.5e8 / 1e14)
+def test_the_table_answers_like_the_cost_model():
+    """Prefill, decode, pairs and context cost the same as in the sizing room's cost model."""
+    table = StepTable.from_costs(COSTS, max_batch=16)
+    for rows, context in [(1, 50), (7, 900), (16, 4000)]:
+        expected = float(COSTS.decode_ms(rows, context)) / 1e3
+        assert table(rows, context, 0, 0.0) == pytest.approx(expected)
+    for tokens in (1, 64, 200, 512, 3000):
+        expected = COSTS.prefill_ms(1, tokens, tokens**2) / 1e3
+        assert table(0, 0, tokens, tokens**2 / 2) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_mixed_step_pays_the_shared_part_once():
+    """A step that prefills and decodes costs both, less what is shared; factors divide."""
+    table = StepTable.from_costs(COSTS, max_batch=16, shared_s=0.02)
+    both = table(4, 100, 64, 0.0)
+    assert both == pytest.approx(table(4, 100, 0, 0.0) + table(0, 0, 64, 0.0) - 0.02)
+    fast = table.faster(2.0, 4.0)
+    assert fast(0, 0, 64, 1e4) == pytest.approx(table(0, 0, 64, 1e4) / 2)
+    assert fast(4, 100, 0, 0.0) == pytest.approx(table(4, 100, 0, 0.0) / 4)
 
 
 # --- bad input --------------------------------------------------------------------
@@ -487,8 +502,10 @@ def test_a_bad_trace_is_named(tmp_path, text, said):
             "needs 15 tokens of KV cache; the limit is 14",
         ),
         (lambda: summarise(simulate(stream([0.0]), STEPS, Server()), target_s=0.0), "0 ms"),
-        (lambda: RooflineSteps(0.0, 1.0, 1.0, 1.0, 0.0, 0.0), "above 0"),
-        (lambda: fit_steps([(1, 1, 0.0)], [(1, 1, 1.0)]), "above 0 seconds"),
+        (lambda: StepTable((1.0,), (1.0,), (0.0, 1.0)), "two rising prefill sizes"),
+        (lambda: StepTable((1.0, 2.0), (1.0, 2.0), (0.0,)), "decode time for one row"),
+        (lambda: StepTable.from_costs(COSTS, max_batch=0), "batch of at least 1"),
+        (lambda: STEPS.faster(0.0, 1.0), "factor above 0"),
     ],
 )
 def test_bad_input_is_named(make, said):

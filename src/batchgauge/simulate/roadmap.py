@@ -1,0 +1,243 @@
+"""Which idea to build next: every idea simulated against today's server, and ranked.
+
+An idea changes a set-up (server, step times, streaming, price); it is run on the same
+arrivals as today's set-up, seed by seed, so that the ratio of the two is free of the
+traffic's own luck. Gains are geometric means of those ratios with a 95 % t interval
+over seeds. Everything here is simulated; how far to trust it is the validation's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from batchgauge.errors import UserError
+from batchgauge.simulate.arrivals import INTERACTIVE, Arrivals
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.metrics import first_text_s
+from batchgauge.simulate.server import Server
+from batchgauge.simulate.steps import StepTime
+
+Floats = npt.NDArray[np.float64]
+PAYS = 1.05  # a gain counts when its whole interval lies above
+IN_TIME = 0.9  # a rate is sustained when this share of its requests is served in time
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A server as it stands: policy, step times, whether answers are streamed, price."""
+
+    server: Server
+    step_s: StepTime
+    streaming: bool = False
+    price_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Idea:
+    """One item of the list: how it changes a set-up, and what building it costs.
+
+    item        the plan's own heading; name says the variant
+    change      set-up before -> set-up after
+    cost        what it takes, in words
+    predicted   True when the step times are of hardware that was not measured
+    hardware    True when it needs machines that are not there
+    """
+
+    item: str
+    name: str
+    change: Callable[[Setup], Setup]
+    cost: str
+    predicted: bool = False
+    hardware: bool = False
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A gain over today's server with its 95 % interval over seeds."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, after: npt.ArrayLike, before: npt.ArrayLike) -> Ratio:
+        """Geometric mean of after / before [seeds], t interval on the logarithms."""
+        logs = np.log(np.asarray(after, np.float64) / np.asarray(before, np.float64))
+        if logs.size < 2:
+            raise UserError("An interval over seeds needs at least two seeds.")
+        half = stats.t.ppf(0.975, logs.size - 1) * logs.std(ddof=1) / np.sqrt(logs.size)
+        mean, half = float(logs.mean()), float(half)
+        return cls(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} × [{self.low:.2f}, {self.high:.2f}]"
+
+
+def outcome(setup: Setup, arrivals: Arrivals, target_s: float) -> dict[str, float]:
+    """What one run is compared by: goodput, p90 until the first text, tokens and price.
+
+    Goodput adds half a request, so that a ratio exists where nothing came in time.
+    """
+    run = simulate(arrivals, setup.step_s, setup.server)
+    first = first_text_s(run, streaming=setup.streaming)
+    span = float(run.returned_s.max() - arrivals.times_s[0])
+    tokens = float(arrivals.generated.sum())
+    hours = span / 3600 * setup.server.workers
+    interactive = first[arrivals.rank == INTERACTIVE]
+    return {
+        "goodput_requests_per_s": (float((first <= target_s).sum()) + 0.5) / span,
+        "in_time_share": float((first <= target_s).mean()),
+        "p90_first_text_ms": 1e3 * float(np.percentile(first, 90)),
+        "interactive_p90_first_text_ms": 1e3 * float(np.percentile(interactive, 90))
+        if interactive.size
+        else np.nan,
+        "throughput_tokens_per_s": tokens / span,
+        "price_per_million_tokens": setup.price_per_hour * hours / tokens * 1e6,
+    }
+
+
+def sweep(
+    today: Setup,
+    ideas: Sequence[Idea],
+    traffic: Callable[[float, int], Arrivals],
+    *,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    target_s: float,
+    progress: Callable[[Sequence[float]], Sequence[float]] = lambda rates: rates,
+) -> pd.DataFrame:
+    """Run today's set-up and every idea at each rate and seed: one row a run.
+
+    `traffic` makes the arrivals of a rate and a seed; `progress` may wrap the rates in
+    a progress bar.
+    """
+    setups = {"today": today} | {idea.name: idea.change(today) for idea in ideas}
+    if len(setups) != len(ideas) + 1:
+        raise UserError("Two ideas have the same name, or one is called 'today'.")
+    rows = []
+    for rate in progress(rates):
+        for seed in seeds:
+            arrivals = traffic(rate, seed)
+            for name, setup in setups.items():
+                numbers = outcome(setup, arrivals, target_s)
+                rows.append({"idea": name, "arrival_rate": rate, "seed": seed, **numbers})
+    return pd.DataFrame(rows)
+
+
+def gain(runs: pd.DataFrame, idea: str, rate: float, metric: str, *, better: int = 1) -> Ratio:
+    """An idea's ratio over today at one rate; `better` = -1 for times, where less is more."""
+    at_rate = runs[runs["arrival_rate"] == rate].set_index(["idea", "seed"])[metric]
+    after, before = at_rate[idea].to_numpy(), at_rate["today"].to_numpy()
+    return Ratio.of(after, before) if better > 0 else Ratio.of(before, after)
+
+
+def sustained(runs: pd.DataFrame, idea: str) -> float:
+    """The largest swept rate that the idea and every lower rate serve in time; 0 for none."""
+    share = runs[runs["idea"] == idea].groupby("arrival_rate")["in_time_share"].mean().sort_index()
+    good = (share >= IN_TIME).cumprod().astype(bool)
+    return float(share.index[good][-1]) if good.any() else 0.0
+
+
+def condition(runs: pd.DataFrame, idea: str) -> str:
+    """When the idea pays, read from the sweep: the rates at which its gain is beyond chance."""
+    rates = sorted(runs["arrival_rate"].unique())
+    pays = [
+        rate
+        for rate in rates
+        if gain(runs, idea, rate, "goodput_requests_per_s").low > PAYS
+        or gain(runs, idea, rate, "p90_first_text_ms", better=-1).low > PAYS
+    ]
+    if not pays:
+        return "at none of the simulated rates"
+    if len(pays) == len(rates):
+        return f"at every simulated rate ({rates[0]:.2g} to {rates[-1]:.2g} requests/s)"
+    if pays[-1] == rates[-1] and len(pays) == len(rates) - rates.index(pays[0]):
+        return f"from {pays[0]:.2g} requests/s on"
+    if pays[0] == rates[0] and len(pays) == rates.index(pays[-1]) + 1:
+        return f"up to {pays[-1]:.2g} requests/s"
+    return "at " + ", ".join(f"{rate:.2g}" for rate in pays) + " requests/s"
+
+
+def recommend(goodput: Ratio, waiting: Ratio, idea: Idea, price: Ratio) -> str:
+    """What follows from the intervals, by fixed rules; goodput counts first, then waiting."""
+    if goodput.high < 1 / PAYS:
+        return "leave: fewer requests come in time"
+    if goodput.low > PAYS or waiting.low > PAYS:
+        what = "more in time" if goodput.low > PAYS else "shorter waiting only"
+        if not idea.hardware:
+            return f"build: {what}"
+        if price.high < 1.0:
+            return f"buy: {what}, and cheaper a token"
+        return f"buy when the target demands it: {what}, at {price.value:.1f} × the price a token"
+    return "not at this rate"
+
+
+def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame:
+    """The ranked table at one arrival rate, one row an idea, best first.
+
+    Sorted by the lower end of the goodput gain (in steps of 5 %, less is chance), then
+    by the lower end of the gain in p90 waiting.
+    """
+    rows = []
+    for idea in ideas:
+        goodput = gain(runs, idea.name, rate, "goodput_requests_per_s")
+        waiting = gain(runs, idea.name, rate, "p90_first_text_ms", better=-1)
+        first = gain(runs, idea.name, rate, "interactive_p90_first_text_ms", better=-1)
+        tokens = gain(runs, idea.name, rate, "throughput_tokens_per_s")
+        price = gain(runs, idea.name, rate, "price_per_million_tokens")
+        rows.append(
+            {
+                "item": idea.item,
+                "idea": idea.name,
+                "goodput_gain": goodput.value,
+                "goodput_gain_low": goodput.low,
+                "goodput_gain_high": goodput.high,
+                "waiting_gain": waiting.value,
+                "waiting_gain_low": waiting.low,
+                "waiting_gain_high": waiting.high,
+                "interactive_waiting_gain": first.value,
+                "throughput_gain": tokens.value,
+                "price_per_token_ratio": price.value,
+                "sustained_requests_per_s": sustained(runs, idea.name),
+                "pays": condition(runs, idea.name),
+                "cost": idea.cost,
+                "recommendation": recommend(goodput, waiting, idea, price),
+                "basis": "predicted hardware" if idea.predicted else "measured step times",
+            }
+        )
+    table = pd.DataFrame(rows)
+    steps = (table["goodput_gain_low"] / 0.05).round()
+    order = np.lexsort((-table["waiting_gain_low"], -steps))
+    table = table.iloc[order].reset_index(drop=True)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
+
+
+def combine(ideas: Sequence[Idea]) -> list[Idea]:
+    """The ideas on top of each other, in the order given: one idea a rung."""
+    rungs = []
+    for count in range(1, len(ideas) + 1):
+        stack = tuple(ideas[:count])
+
+        def change(setup: Setup, stack: tuple[Idea, ...] = stack) -> Setup:
+            for idea in stack:
+                setup = idea.change(setup)
+            return setup
+
+        last = ideas[count - 1]
+        rungs.append(
+            replace(
+                last,
+                name=f"{'+ ' if count > 1 else ''}{last.name}",
+                change=change,
+                predicted=any(i.predicted for i in stack),
+                hardware=any(i.hardware for i in stack),
+            )
+        )
+    return rungs
