@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from batchgauge.errors import UserError
 from batchgauge.sizing import calibration
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer, most_telling
+from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel, HeldOut, batch_times, check_drift
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
+from batchgauge.sizing.design import beside_best, most_telling
 from batchgauge.sizing.hardware import HardwareProfile
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape, Peak
@@ -80,7 +81,7 @@ def test_calibration_needs_few_runs():
     machine = InventedMachine()
     model = calibrate_engine(machine, max_batch_size=128, repeats=1)
     assert machine.calls < 45
-    assert len(model.decode.knots) <= 12
+    assert len(model.decode.knots) <= 14
 
 
 def test_tokenizer_calibration_recovers_a_line():
@@ -228,6 +229,13 @@ def test_next_size_is_where_the_curve_bends():
     bent = Curve((1.0, 8.0, 40.0, 80.0), (10.0, 10.0, 10.0, 400.0))
     assert 8 < (most_telling(bent, 4) or 0) < 80
     assert most_telling(Curve((4.0, 8.0, 12.0), (1.0, 2.0, 3.0)), 4) is None
+
+
+def test_sizes_beside_the_best_are_measured_too():
+    """The wider gap next to the size with the most rows per millisecond comes first."""
+    curve = Curve((1.0, 8.0, 24.0, 64.0), (10.0, 12.0, 20.0, 120.0))
+    assert beside_best(curve, 4) == 44
+    assert beside_best(Curve((4.0, 8.0), (1.0, 1.0)), 4) is None
 
 
 def test_roofline_curve_has_its_knee():

@@ -230,10 +230,10 @@ def test_optimal_for_tokenizer_is_a_legal_size(tmp_path):
 
 
 def test_text_probe_counts_bytes():
-    """Bytes are those of the texts taken, repeated in order; no texts is a user error."""
+    """Bytes are those of the texts taken, whose number may pass theirs; no texts is an error."""
     tokenizer: Any = InventedTokenizer()
     ask_probe = tokenizer_probe(tokenizer, ["a", "bcd"])
-    assert ask_probe(3)[0] == 5
+    assert ask_probe(4)[0] == 8
     with pytest.raises(UserError):
         tokenizer_probe(tokenizer, [])
 

@@ -1,15 +1,16 @@
 """A short calibration: few sizes, each chosen where it tells most, each predicted first.
 
-The first sizes span the range. Then each further size goes where the straight line
-between two knots is least sure: where the gap is wide and the slopes around it
-disagree. Before a new size is measured the model predicts it; those predictions are
+The first sizes span the range. Then further sizes go, in turn, where the straight line
+between two knots is least sure (the gap is wide and the slopes around it disagree) and
+next to the size that looks best so far, since that is the part of the curve that the
+advice will rest on. Before a new size is measured the model predicts it; those predictions are
 the model's exam on sizes it has not seen, and their error becomes its stated error.
 Afterwards the point joins the curve, so the stated error errs on the careful side.
+At the end all sizes are run once more in shuffled order, against drift.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -19,9 +20,10 @@ import numpy as np
 from batchgauge.errors import UserError
 from batchgauge.sizing.cost_model import CostModel, HeldOut
 from batchgauge.sizing.curve import TILE, Curve, fit_ripple
+from batchgauge.sizing.design import first_sizes, refine
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
-SHORT_PROMPT = 4  # tokens; keeps the prefill of a decode probe cheap
+SHORT_PROMPT = 2  # tokens; keeps the prefill of a decode probe cheap
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
@@ -30,9 +32,10 @@ def calibrate_engine(
     *,
     max_batch_size: int = 64,
     max_positions: int = 512,
-    sizes: int = 10,
+    sizes: int = 13,
     steps: int = 3,
-    repeats: int = 3,
+    repeats: int = 2,
+    seed: int = 0,
     padded: bool = False,
     compacts: bool = True,
     machine: str = "",
@@ -47,7 +50,8 @@ def calibrate_engine(
         max_positions: largest prefill that is run, in positions; beyond, lines go on.
         sizes: batch sizes of the decode curve; a few more find the ripple.
         steps: decode steps per run.
-        repeats: runs per size; the median counts.
+        repeats: runs per size, the last of them in a second, shuffled round; the median counts.
+        seed: order of the second round.
         padded: True when the engine computes padded prompt positions.
         compacts: True when rows that are done leave the engine's batch.
         machine: identity of the machine, kept with the model.
@@ -62,14 +66,24 @@ def calibrate_engine(
     probe(1, SHORT_PROMPT, 1)  # the first run pays for pages and caches
     exam: list[HeldOut] = []
 
+    seen: dict[float, list[float]] = {}
+
     def step_ms(rows: float) -> float:
-        runs = [probe(int(rows), SHORT_PROMPT, steps)[1] for _ in range(repeats)]
-        return float(np.median(runs))
+        for _ in range(max(1, repeats - 1)):
+            seen.setdefault(rows, []).append(probe(int(rows), SHORT_PROMPT, steps)[1])
+        return float(np.median(seen[rows]))
 
     decode = refine(
         step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", exam=exam
     )
-    decode = _with_ripple(step_ms, decode, max_batch_size, exam)
+    decode, ripple = _with_ripple(step_ms, decode, max_batch_size, exam)
+    if repeats > 1:
+        for i in np.random.default_rng(seed).permutation(len(seen)):
+            rows_again = list(seen)[i]
+            seen[rows_again].append(probe(int(rows_again), SHORT_PROMPT, steps)[1])
+        medians = {size: float(np.median(times)) for size, times in seen.items()}
+        decode = Curve(decode.knots, tuple(medians[knot] for knot in decode.knots))
+        decode = fit_ripple(decode, ripple, [medians[float(size)] for size in ripple])
     rows = min(8, max_batch_size)
     long_prompt = max(2 * SHORT_PROMPT, max_positions // (2 * rows))
     prefill_long, step_long = _median_pair(probe, rows, long_prompt, steps, repeats)
@@ -165,64 +179,6 @@ def calibrate_tokenizer(
     )
 
 
-def first_sizes(largest: int) -> list[float]:
-    """The sizes every calibration starts with: 1 to 4, a middle one on the tile, the largest."""
-    small = [size for size in (1, 2, 3, 4) if size <= largest]
-    middle = round(math.sqrt(4 * largest) / TILE) * TILE
-    return sorted({float(size) for size in (*small, middle, largest) if 1 <= size <= largest})
-
-
-def refine(
-    measure: Callable[[float], float],
-    start: Sequence[float],
-    *,
-    sizes: int,
-    tile: int,
-    phase: str,
-    exam: list[HeldOut],
-) -> Curve:
-    """Measure `start`, then up to `sizes` knots in all, each new one where it tells most.
-
-    Predictions made before each new measurement are appended to `exam`.
-    """
-    curve = Curve(tuple(start), tuple(measure(size) for size in start))
-    while len(curve.knots) < sizes:
-        size = most_telling(curve, tile)
-        if size is None:
-            break
-        predicted = float(curve(size))
-        measured = measure(size)
-        exam.append(HeldOut(phase, size, predicted, measured))
-        curve = curve.with_point(size, measured)
-    return curve
-
-
-def most_telling(curve: Curve, tile: int) -> float | None:
-    """The multiple of `tile` whose measurement would change the curve most; None if none is left.
-
-    For each gap: how far the neighbours' slopes, carried on to its middle, disagree
-    with the straight line there, relative to it, plus a little for the gap's width.
-    """
-    x, y = np.asarray(curve.knots), np.asarray(curve.ms)
-    slopes = np.diff(y) / np.diff(x)  # [K - 1]
-    best, best_score = None, 0.0
-    for i in range(x.size - 1):
-        middle = round(math.sqrt(x[i] * x[i + 1]) / tile) * tile
-        if not x[i] < middle < x[i + 1]:
-            continue
-        line = float(np.interp(middle, x, y))
-        carried = []
-        if i > 0:
-            carried.append(y[i] + slopes[i - 1] * (middle - x[i]))
-        if i < slopes.size - 1:
-            carried.append(y[i + 1] - slopes[i + 1] * (x[i + 1] - middle))
-        doubt = max((abs(c - line) / max(line, 1e-9) for c in carried), default=0.0)
-        score = min(doubt, 1.0) + 0.05 * math.log2(x[i + 1] / x[i])
-        if score > best_score:
-            best, best_score = float(middle), score
-    return best
-
-
 def stated_error(exam: Sequence[HeldOut]) -> float:
     """Relative standard error from predictions made before their measurement.
 
@@ -236,17 +192,20 @@ def stated_error(exam: Sequence[HeldOut]) -> float:
 
 def _with_ripple(
     measure: Callable[[float], float], curve: Curve, largest: int, exam: list[HeldOut]
-) -> Curve:
-    """Add what sizes off the tile cost: fitted low, examined high, then fitted to both."""
+) -> tuple[Curve, list[int]]:
+    """Add what sizes off the tile cost: fitted low, examined high, then fitted to both.
+
+    Gives the sizes that were measured as well.
+    """
     low = [size for size in (5, 6, 7) if size <= largest]
     high = [size for size in (21, 22, 23) if size <= largest]
     times = [measure(float(size)) for size in low]
-    curve = fit_ripple(curve, low, times) if low else curve
-    later = []
+    curve = fit_ripple(curve, low, times)
     for size in high:
-        later.append(measure(float(size)))
-        exam.append(HeldOut("decode", size, float(curve(size)), later[-1]))
-    return fit_ripple(curve, [*low, *high], [*times, *later]) if high else curve
+        predicted = float(curve(size))
+        times.append(measure(float(size)))
+        exam.append(HeldOut("decode", size, predicted, times[-1]))
+    return fit_ripple(curve, [*low, *high], times), [*low, *high]
 
 
 def _median_pair(
