@@ -1,0 +1,303 @@
+"""One visual language: a theme, one colour per implementation, intervals, labelled lines.
+
+Everything here draws what it is given (numbers, names); nothing measures. The
+colours are Okabe and Ito's (2008), told apart with any kind of colour vision, and
+each implementation has a marker of its own too.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import seaborn as sns
+from cycler import cycler
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
+
+INK = "#24292f"
+MUTED = "#59636e"
+GRID = "#e3e7eb"
+# Figures are shown at half their pixels: 200 dpi of a figure laid out at 100.
+DPI = 100
+SCALE = 2
+
+_LOOKS: Mapping[str, tuple[str, str]] = {
+    "numpy": ("#0072B2", "o"),
+    "baseline": ("#D55E00", "s"),
+    "hf": ("#009E73", "^"),
+    "transformers": ("#009E73", "^"),
+    "tiktoken": ("#CC79A7", "D"),
+    "llama-cpp": ("#CC79A7", "D"),
+    "sentencepiece": ("#56B4E9", "v"),
+    "openai": ("#8C6D1F", "P"),
+}
+_OTHERS = (("#56B4E9", "X"), ("#E69F00", "h"), ("#7F3C8D", "*"), ("#444444", "p"))
+_LABELS: Mapping[str, str] = {
+    "numpy": "batchgauge (NumPy)",
+    "baseline": "baseline",
+    "hf": "HF tokenizers",
+    "transformers": "transformers",
+    "llama-cpp": "llama.cpp",
+    "openai": "OpenAI server",
+}
+# The stages of a request, in order, from cold to warm; fixed so that they compare across figures.
+STAGES: Mapping[str, str] = {
+    "tokenise": "#56B4E9",
+    "pad": "#999999",
+    "prefill": "#0072B2",
+    "decode": "#009E73",
+    "sample": "#E69F00",
+    "detokenise": "#CC79A7",
+    "bookkeeping": "#D55E00",
+}
+
+
+def use_theme() -> None:
+    """Set seaborn's theme for this kernel: light grid, left titles, no frame, 2x pixels."""
+    looks = (*_LOOKS.values(), *_OTHERS)
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        rc={
+            "figure.dpi": DPI,
+            "savefig.dpi": DPI * SCALE,
+            "figure.figsize": (7.6, 4.2),
+            "figure.constrained_layout.use": True,
+            "font.family": "DejaVu Sans",
+            "font.size": 10.5,
+            "axes.titlesize": 12.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.titlepad": 12,
+            "axes.labelsize": 10.5,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": "#8c959f",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": cycler(color=list(dict.fromkeys(look[0] for look in looks))),
+            "grid.color": GRID,
+            "grid.linewidth": 0.8,
+            "legend.frameon": False,
+            "legend.fontsize": 9.5,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 6,
+            "text.color": INK,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "xtick.labelsize": 9.5,
+            "ytick.labelsize": 9.5,
+            "svg.fonttype": "none",
+        },
+    )
+
+
+def colour(implementation: str) -> str:
+    """The colour of an implementation (or a stage), the same everywhere; hex."""
+    return STAGES.get(implementation) or _look(implementation)[0]
+
+
+def marker(implementation: str) -> str:
+    """The marker of an implementation, so that colour is never the only difference."""
+    return _look(implementation)[1]
+
+
+def label(implementation: str) -> str:
+    """How an implementation is called in legends."""
+    return _LABELS.get(implementation, implementation)
+
+
+def _look(implementation: str) -> tuple[str, str]:
+    name = implementation.partition(":")[0]
+    known = _LOOKS.get(implementation) or _LOOKS.get(name)
+    return known or _OTHERS[zlib.crc32(implementation.encode()) % len(_OTHERS)]
+
+
+def line_with_interval(
+    ax: Axes,
+    x: Numbers,
+    value: Numbers,
+    low: Numbers | None = None,
+    high: Numbers | None = None,
+    *,
+    implementation: str,
+    text: str | None = None,
+) -> None:
+    """A line with markers and its 95 % interval as a band and caps; all arrays [points]."""
+    shade = colour(implementation)
+    if low is not None and high is not None:
+        ax.fill_between(x, low, high, color=shade, alpha=0.16, linewidth=0)
+        _caps(ax, x, value, low, high, shade)
+    ax.plot(
+        x, value, color=shade, marker=marker(implementation), label=text or label(implementation)
+    )
+
+
+def points_with_interval(
+    ax: Axes,
+    names: Sequence[str],
+    value: Numbers,
+    low: Numbers,
+    high: Numbers,
+    *,
+    implementations: Sequence[str] | str = "numpy",
+) -> None:
+    """One row a name, top to bottom, its value as a dot and its interval as a bar; [names]."""
+    rows = range(len(names))
+    looks = [implementations] * len(names) if isinstance(implementations, str) else implementations
+    for row, look in zip(rows, looks, strict=True):
+        ax.plot([low[row], high[row]], [row, row], color=colour(look), linewidth=3, alpha=0.45)
+        ax.plot([value[row]], [row], color=colour(look), marker=marker(look), linestyle="none")
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
+
+
+def bars_with_interval(
+    ax: Axes,
+    names: Sequence[str],
+    value: Numbers,
+    low: Numbers | None = None,
+    high: Numbers | None = None,
+    *,
+    implementations: Sequence[str] | str = "numpy",
+    form: str = "{:,.3g}",
+) -> None:
+    """Horizontal bars from zero with their intervals and their values written beside; [names]."""
+    rows = range(len(names))
+    looks = [implementations] * len(names) if isinstance(implementations, str) else implementations
+    ax.barh(rows, value, color=[colour(look) for look in looks], height=0.62)
+    ends = np.asarray(value if high is None else high, dtype=np.float64)
+    if low is not None and high is not None:
+        error = [np.subtract(value, low), np.subtract(high, value)]
+        ax.errorbar(value, rows, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    for row, end in zip(rows, ends, strict=True):
+        ax.annotate(
+            form.format(value[row]),
+            (end, row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            color=INK,
+        )
+    ax.set_yticks(rows, names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.margins(x=0.12)
+    ax.set_xlim(left=0)
+    ax.grid(visible=False, axis="y")
+
+
+def reference_line(
+    ax: Axes,
+    value: float,
+    text: str,
+    *,
+    axis: Literal["x", "y"] = "y",
+    kind: Literal["target", "floor", "ideal"] = "target",
+) -> None:
+    """A labelled line across the axes at `value` on `axis`: a target, a floor or an ideal."""
+    style = {"target": (0, (6, 3)), "floor": (0, (1, 2)), "ideal": (0, (3, 2, 1, 2))}[kind]
+    look: dict[str, Any] = {"color": MUTED, "linestyle": style, "linewidth": 1.3, "zorder": 1.5}
+    words: dict[str, Any] = {"color": MUTED, "fontsize": 9, "textcoords": "offset points"}
+    if axis == "y":
+        ax.axhline(value, **look)
+        ax.annotate(
+            text, (1, value), (0, 4), xycoords=ax.get_yaxis_transform(), ha="right", **words
+        )
+    else:
+        ax.axvline(value, **look)
+        where = ax.get_xaxis_transform()
+        ax.annotate(
+            text, (value, 1), (4, -3), xycoords=where, rotation=90, va="top", ha="left", **words
+        )
+
+
+def ideal_scaling(ax: Axes, sizes: Numbers, text: str = "ideal: b times as fast") -> None:
+    """The line on which a batch of b would have b times the throughput of one, labelled."""
+    ends = np.array([min(sizes), max(sizes)], dtype=np.float64)
+    ax.plot(ends, ends, color=MUTED, linestyle=(0, (3, 2, 1, 2)), linewidth=1.3, zorder=1.5)
+    ax.annotate(
+        text,
+        (ends[1], ends[1]),
+        (-6, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=9,
+        color=MUTED,
+    )
+
+
+def batch_axis(ax: Axes, sizes: Iterable[float], text: str = "batch size (items)") -> None:
+    """A logarithmic x axis whose ticks are exactly the batch sizes measured, in plain digits."""
+    ticks = sorted(set(sizes))
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+    ax.set_xlabel(text)
+
+
+def speedup(
+    frame: pd.DataFrame,
+    *,
+    title: str,
+    target: tuple[float, str] | None = None,
+    show_ideal: bool = False,
+    ylabel: str = "speedup over one at a time (×)",
+) -> Figure:
+    """Batch speedup against batch size, one line an implementation.
+
+    `frame` has the columns `batch_size`, `value`, `low`, `high` and, for more than
+    one line, `implementation`. `target` is a value and its label.
+    """
+    fig, ax = plt.subplots()
+    if "implementation" not in frame:
+        frame = frame.assign(implementation="numpy")
+    names = list(dict.fromkeys(frame["implementation"]))
+    for name in names:
+        rows = frame[frame["implementation"] == name].sort_values("batch_size")
+        columns = (rows[c].to_numpy() for c in ("batch_size", "value", "low", "high"))
+        line_with_interval(ax, *columns, implementation=str(name))
+    reference_line(ax, 1.0, "no gain", kind="floor")
+    if show_ideal:
+        ideal_scaling(ax, frame["batch_size"].to_numpy())
+    if target:
+        reference_line(ax, *target)
+    batch_axis(ax, frame["batch_size"])
+    ax.set(ylabel=ylabel, title=title)
+    ax.set_ylim(bottom=0)
+    if len(names) > 1:
+        ax.legend(loc="upper left")
+    return fig
+
+
+def wrap_titles(figure: Figure) -> None:
+    """Break titles that state a whole finding into lines that fit their axes."""
+    per_inch = 9.5  # bold characters at the theme's title size
+    specs = [spec for ax in figure.axes if (spec := ax.get_subplotspec())]
+    columns = max((spec.get_gridspec().ncols for spec in specs), default=1)
+    room = int(per_inch * figure.get_figwidth() / columns)
+    for ax in figure.axes:
+        for place in ("left", "center"):
+            title = ax.get_title(loc=place)
+            if len(title) > room and "\n" not in title:
+                ax.set_title(textwrap.fill(title, room), loc=place)
+
+
+def _caps(ax: Axes, x: Numbers, value: Numbers, low: Numbers, high: Numbers, shade: str) -> None:
+    below = np.maximum(np.subtract(value, low), 0.0)
+    above = np.maximum(np.subtract(high, value), 0.0)
+    ax.errorbar(x, value, yerr=[below, above], fmt="none", ecolor=shade, elinewidth=1, capsize=3)

@@ -1,0 +1,63 @@
+"""How long a study may take: three profiles, typed, and nothing else that a notebook must guess.
+
+`smoke` shows that everything works (the tests run it), `default` is the study that
+the reports are made from, `thorough` buys narrower intervals.
+
+    >>> profile_named("smoke").choose(smoke=1, default=2, thorough=3)
+    1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from batchgauge.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one notebook may spend.
+
+    `seconds` is wall time for all its measurements together, `min_blocks` and
+    `max_blocks` bound the interleaved blocks of one comparison, `processes` is how
+    many fresh processes repeat a measurement whose noise differs between processes.
+    """
+
+    name: str
+    seconds: float
+    min_blocks: int
+    max_blocks: int
+    processes: int
+
+    def share(self, fraction: float) -> float:
+        """Seconds for a part of the notebook: `fraction` of the whole."""
+        return self.seconds * fraction
+
+    def choose(self, *, smoke: T, default: T, thorough: T) -> T:
+        """The value that belongs to this profile."""
+        return {"smoke": smoke, "default": default, "thorough": thorough}[self.name]
+
+
+PROFILES = {
+    p.name: p
+    for p in (
+        Profile("smoke", seconds=12.0, min_blocks=3, max_blocks=5, processes=1),
+        Profile("default", seconds=90.0, min_blocks=8, max_blocks=40, processes=2),
+        Profile("thorough", seconds=900.0, min_blocks=20, max_blocks=200, processes=5),
+    )
+}
+
+
+def profile_named(name: str | Profile) -> Profile:
+    """The profile called `name`. Raises UserError for a name that is none."""
+    if isinstance(name, Profile):
+        return name
+    try:
+        return PROFILES[name]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"The profile '{name}' is unknown; expected one of {', '.join(PROFILES)}."
+        ) from None

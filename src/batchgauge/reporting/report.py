@@ -1,0 +1,296 @@
+"""What a notebook says about itself: answer, findings, figures, tables, CSV, scores.
+
+A notebook begins one `Report`, hands it data frames and figures, and finishes it.
+Each call shows something in the notebook, marked in the output's metadata, from
+which `batchgauge.reporting.export` makes the page; the numbers and sentences also
+go to `data/<name>_facts.json`, from which `batchgauge.reporting.index` makes the
+scorecard. Leaves out measuring (it takes data frames) and HTML.
+
+    report = Report.begin("tour", title="A tour", question="What happens to a prompt?")
+    report.csv(frame, "tokens")
+    report.figure(fig, "tokens_chart", alt="…", caption="…")
+    report.answer(f"{len(frame)} tokens went in.")
+    report.finish()
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchgauge.errors import UserError
+from batchgauge.files import atomic_path, write_csv, write_text
+from batchgauge.reporting import plots, tables
+from batchgauge.reporting.profiles import Profile, profile_named
+from batchgauge.reporting.project import git_commit, project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+# Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
+METADATA_KEY = "batchgauge"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One row of the scorecard: what was aimed at, what was measured, with its 95 % interval."""
+
+    key: str
+    label: str
+    goal: float | None
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    better: Better = "higher"
+
+    @property
+    def verdict(self) -> Literal["met", "missed", "open", "measured"]:
+        """`open` when the interval holds the goal; `measured` when there is no goal."""
+        if self.goal is None:
+            return "measured"
+        sign = 1 if self.better == "higher" else -1
+        low = self.value if self.low is None else self.low
+        high = self.value if self.high is None else self.high
+        distances = sorted(sign * (bound - self.goal) for bound in (low, high))
+        if distances[0] >= 0:
+            return "met"
+        return "open" if distances[1] >= 0 else "missed"
+
+    def sentence(self) -> str:
+        """The row in words, e.g. `Batch of 8: 3.1 × [2.9, 3.3], goal ≥ 3 ×: open.`"""
+        words = {
+            "met": "met",
+            "missed": "not met",
+            "open": "undecided, the interval holds the goal",
+        }
+        text = f"{self.label}: {self.measured()}"
+        return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
+
+    def measured(self) -> str:
+        """Value, interval and unit."""
+        text = tables.number(self.value)
+        if self.low is not None and self.high is not None:
+            text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
+        return f"{text} {self.unit}".strip()
+
+    def aim(self) -> str:
+        """The goal with its direction and unit; empty when there is none."""
+        if self.goal is None:
+            return ""
+        sign = "≥" if self.better == "higher" else "≤"
+        return f"goal {sign} {tables.number(self.goal)} {self.unit}".strip()
+
+
+@dataclass(slots=True)
+class Report:
+    """One notebook's report; made by `begin`, closed by `finish`."""
+
+    name: str
+    title: str
+    question: str
+    budget: Profile
+    out_dir: Path
+    seed: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+    _answer: str = ""
+    _findings: list[str] = field(default_factory=list)
+    _scores: dict[str, Score] = field(default_factory=dict)
+    _files: list[str] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls,
+        name: str,
+        *,
+        title: str,
+        question: str,
+        profile: str | Profile = "default",
+        out_dir: str | Path = "",
+        seed: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Report:
+        """Start the report `name` (the stem of its files) under `out_dir` (empty: this project).
+
+        Sets the plotting theme. Raises UserError for an unknown profile, a seed that
+        is no whole number >= 0, or a name that is no file stem.
+        """
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"The report name '{name}' is no file stem; expected lower case letters, "
+                "digits and underscores."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise UserError(f"The seed is {seed!r}; expected a whole number of at least 0.")
+        folder = Path(out_dir) if str(out_dir) else project_root()
+        plots.use_theme()
+        budget = profile_named(profile)
+        report = cls(name, title, question, budget, folder, seed, dict(parameters or {}))
+        _show(
+            {"text/plain": f"{title} · profile {budget.name}"},
+            kind="header",
+            title=title,
+            question=question,
+            name=name,
+        )
+        return report
+
+    def seconds_left(self) -> float:
+        """What is left of the profile's seconds since `begin`; never below 0."""
+        return max(0.0, self.budget.seconds - (time.monotonic() - self._started))
+
+    def csv(self, frame: pd.DataFrame, name: str) -> Path:
+        """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path."""
+        path = self._path("data", f"{self.name}_{name}.csv")
+        write_csv(frame, path)
+        return path
+
+    def figure(self, figure: Figure, name: str, *, alt: str, caption: str) -> Path:
+        """Save `figure` as `reports/figures/<name>.png` at 2x, show it, close it; its path.
+
+        `alt` says what the picture shows to one who cannot see it, `caption` stands below.
+        """
+        import matplotlib.pyplot as plt
+
+        path = self._path("reports", "figures", f"{name}.png")
+        plots.wrap_titles(figure)
+        with atomic_path(path) as temporary:
+            figure.savefig(
+                temporary,
+                format="png",
+                dpi=plots.DPI * plots.SCALE,
+                facecolor="white",
+                bbox_inches="tight",
+                pad_inches=0.15,
+                metadata={"Description": alt, "Software": None},
+            )
+        plt.close(figure)
+        png = path.read_bytes()
+        width = int.from_bytes(png[16:20], "big") // plots.SCALE
+        self._picture("image/png", base64.b64encode(png).decode("ascii"), path, alt, caption, width)
+        return path
+
+    def svg(self, svg: str, name: str, *, alt: str, caption: str) -> Path:
+        """Save an SVG document as `reports/figures/<name>.svg`, show it; its path."""
+        path = self._path("reports", "figures", f"{name}.svg")
+        write_text(svg, path)
+        self._picture("image/svg+xml", svg, path, alt, caption, None)
+        return path
+
+    def table(self, frame: pd.DataFrame, *, caption: str) -> None:
+        """Show `frame`: sortable in HTML, a pipe table in Markdown. Units go to the headings."""
+        markdown = tables.to_markdown(frame, caption)
+        data = {"text/plain": markdown, "text/markdown": markdown}
+        _show({**data, "text/html": tables.to_html(frame, caption)}, kind="table", caption=caption)
+
+    def finding(self, sentence: str) -> None:
+        """Say what the figure or table above shows; a sentence generated from its data."""
+        self._findings.append(sentence)
+        _show({"text/plain": sentence, "text/markdown": sentence}, kind="finding")
+
+    def answer(self, sentences: str) -> None:
+        """The answer to the question in one to three sentences, for the first screen."""
+        self._answer = sentences
+        text = f"**Answer.** {sentences}"
+        _show({"text/plain": text, "text/markdown": text}, kind="answer", text=sentences)
+
+    def score(
+        self,
+        key: str,
+        *,
+        label: str,
+        goal: float | None,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
+        unit: str = "",
+        better: Better = "higher",
+    ) -> Score:
+        """Put one measured target on the scorecard; `low` and `high` are its 95 % interval."""
+        numbers = (None if x is None else float(x) for x in (goal, value, low, high))
+        aim, middle, below, above = numbers
+        assert middle is not None
+        score = Score(key, label, aim, middle, below, above, unit, better)
+        self._scores[key] = score
+        text = score.sentence()
+        _show(
+            {"text/plain": text, "text/markdown": text},
+            kind="score",
+            verdict=score.verdict,
+            label=label,
+            measured=score.measured(),
+            aim=score.aim(),
+        )
+        return score
+
+    def finish(self) -> Path:
+        """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given."""
+        if not self._answer:
+            raise UserError(
+                f"The report '{self.name}' has no answer yet; call report.answer first."
+            )
+        path = self.out_dir / "data" / f"{self.name}_facts.json"
+        facts = {
+            "report": self.name,
+            "title": self.title,
+            "question": self.question,
+            "answer": self._answer,
+            "findings": self._findings,
+            "scores": [{**asdict(s), "verdict": s.verdict} for s in self._scores.values()],
+            "files": self._files,
+            "profile": self.budget.name,
+            "seed": self.seed,
+            "parameters": self.parameters,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "git_commit": git_commit(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)
+        _show({"text/plain": f"Wrote {path.name}."}, kind="footer")
+        return path
+
+    def _path(self, *parts: str) -> Path:
+        """A file of this report under its folder, noted in the facts."""
+        name = "/".join(parts)
+        if name not in self._files:
+            self._files.append(name)
+        return self.out_dir.joinpath(*parts)
+
+    def _picture(
+        self, mime: str, data: str, path: Path, alt: str, caption: str, width: int | None
+    ) -> None:
+        shown: dict[str, Any] = {"alt": alt} if width is None else {"alt": alt, "width": width}
+        _show(
+            {mime: data, "text/plain": alt},
+            shown={mime: shown},
+            kind="figure",
+            file=f"figures/{path.name}",
+            caption=caption,
+            **shown,
+        )
+        _show({"text/markdown": f"*{caption}*", "text/plain": caption}, kind="caption")
+
+
+def _show(
+    data: dict[str, str], *, kind: str, shown: dict[str, Any] | None = None, **said: Any
+) -> None:
+    """Display a bundle marked with what it is; plain text where there is no notebook."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import display
+
+    if not InteractiveShell.initialized():
+        return
+    marks = {METADATA_KEY: {"kind": kind, **said}}
+    display(data, raw=True, metadata={**marks, **(shown or {})})  # type: ignore[no-untyped-call]  # IPython's

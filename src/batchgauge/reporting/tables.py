@@ -1,0 +1,113 @@
+"""Data frames as tables to read: rounded numbers, units in the headings, HTML and Markdown.
+
+The HTML carries each cell's full value in `data-value`, which the page's script
+sorts by. Leaves out styling: the page's style sheet has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from numbers import Integral, Real
+from typing import Any
+
+import pandas as pd
+
+# Column names end in their unit; headings show it in brackets. Longest match first.
+_UNITS: Mapping[str, str] = {
+    "_tokens_per_s": "tokens/s",
+    "_items_per_s": "items/s",
+    "_bytes_per_s": "bytes/s",
+    "_per_s": "per s",
+    "_percent": "%",
+    "_bytes": "bytes",
+    "_mib": "MiB",
+    "_ms": "ms",
+    "_us": "µs",
+    "_s": "s",
+    "_x": "×",
+}
+_ACRONYMS = {"kv": "KV", "ttft": "TTFT", "rss": "RSS", "cpu": "CPU", "blas": "BLAS", "url": "URL"}
+
+
+def heading(column: object) -> str:
+    """`wall_ms` becomes `wall (ms)`, `kv_cache_bytes` becomes `KV cache (bytes)`."""
+    name = str(column)
+    suffix = next((s for s in _UNITS if name.endswith(s) and name != s), "")
+    words = name.removesuffix(suffix).split("_") if suffix else name.split("_")
+    text = " ".join(_ACRONYMS.get(word, word) for word in words).strip()
+    return f"{text} ({_UNITS[suffix]})" if suffix else text
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A value as it is shown: integers whole with thin groups, reals to `digits` figures.
+
+    A missing value is a dash; text stays as it is.
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value is pd.NA or value is pd.NaT:
+        return "–"
+    if isinstance(value, Integral):
+        return f"{int(value):,}"
+    if isinstance(value, Real):
+        real = float(value)
+        if not math.isfinite(real):
+            return "–" if math.isnan(real) else ("∞" if real > 0 else "−∞")
+        if real == 0:
+            return "0"
+        size = math.floor(math.log10(abs(real)))
+        if size < -4:
+            return f"{real:.{digits - 1}e}"
+        rounded = round(real, digits - 1 - size)
+        return f"{rounded:,.{max(0, digits - 1 - size)}f}"
+    return str(value)
+
+
+def to_html(frame: pd.DataFrame, caption: str) -> str:
+    """`frame` as one `<figure class="table">` with a caption; numbers align right."""
+    numeric = [_is_numeric(frame[c]) for c in frame.columns]
+    heads = "".join(
+        f'<th scope="col"{_class(n)}>{escape(heading(c))}</th>'
+        for c, n in zip(frame.columns, numeric, strict=True)
+    )
+    body = []
+    for row in frame.itertuples(index=False, name=None):
+        cells = "".join(_cell(value, n) for value, n in zip(row, numeric, strict=True))
+        body.append(f"<tr>{cells}</tr>")
+    return (
+        '<figure class="table"><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escape(caption, quote=True)}">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def to_markdown(frame: pd.DataFrame, caption: str) -> str:
+    """`frame` as a Markdown pipe table with its caption in italics below."""
+    numeric = [_is_numeric(frame[c]) for c in frame.columns]
+    lines = [
+        [_pipe(heading(c)) for c in frame.columns],
+        ["--:" if n else ":--" for n in numeric],
+        *([_pipe(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)),
+    ]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{table}\n\n*{caption}*"
+
+
+def _is_numeric(column: pd.Series[Any]) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _class(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""
+
+
+def _cell(value: object, numeric: bool) -> str:
+    exact = f' data-value="{value}"' if numeric else ""
+    return f"<td{_class(numeric)}{exact}>{escape(number(value))}</td>"
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
