@@ -219,19 +219,17 @@ def reference_line(
     else:
         ax.axvline(value, **look)
         where = ax.get_xaxis_transform()
-        ax.annotate(
-            text, (value, 1), (4, -3), xycoords=where, rotation=90, va="top", ha="left", **words
-        )
+        ax.annotate(text, (value, 1), (0, 2), xycoords=where, va="bottom", ha="center", **words)
 
 
 def ideal_scaling(ax: Axes, sizes: Numbers, text: str = "ideal: b times as fast") -> None:
     """The line on which a batch of b would have b times the throughput of one, labelled."""
-    ends = np.array([min(sizes), max(sizes)], dtype=np.float64)
+    ends = np.geomspace(min(sizes), max(sizes), 64)  # a curve where only one axis is logarithmic
     ax.plot(ends, ends, color=MUTED, linestyle=(0, (3, 2, 1, 2)), linewidth=1.3, zorder=1.5)
     ax.annotate(
         text,
-        (ends[1], ends[1]),
-        (-6, 0),
+        (ends[-1], ends[-1]),
+        (-10, 0),
         textcoords="offset points",
         ha="right",
         va="center",
@@ -261,7 +259,8 @@ def speedup(
     """Batch speedup against batch size, one line an implementation.
 
     `frame` has the columns `batch_size`, `value`, `low`, `high` and, for more than
-    one line, `implementation`. `target` is a value and its label.
+    one line, `implementation`. `target` is a value and its label; with `show_ideal`
+    both axes are logarithmic, so that ideal scaling is a straight line.
     """
     fig, ax = plt.subplots()
     if "implementation" not in frame:
@@ -278,7 +277,11 @@ def speedup(
         reference_line(ax, *target)
     batch_axis(ax, frame["batch_size"])
     ax.set(ylabel=ylabel, title=title)
-    ax.set_ylim(bottom=0)
+    if show_ideal:
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    else:
+        ax.set_ylim(bottom=0)
     if len(names) > 1:
         ax.legend(loc="upper left")
     return fig
