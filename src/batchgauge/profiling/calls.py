@@ -31,6 +31,7 @@ from batchgauge.profiling.stacks import Frame, StackProfile, with_kinds
 
 RATE_HZ = 200  # samples a second: 0.5 % of a share is then visible in a one-second run
 _MARKER = "_call_until"
+_LOOP = [("(loop around the call)", __file__, 0)]  # samples between two calls
 _RAW_FRAME = re.compile(r"^(?P<name>.*) \((?P<file>.*?)(?::(?P<line>\d+))?\)$")
 _PR_SET_PTRACER = 0x59616D61
 
@@ -96,7 +97,7 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
         ]
         at = next((i for i, place in enumerate(places) if place[0] == _MARKER), None)
         if at is not None:
-            stacks.append((with_kinds(places[at + 1 :]), float(weight)))
+            stacks.append((with_kinds(places[at + 1 :] or _LOOP), float(weight)))
     note = "Compiled code is seen from Python only: an operator counts as the line it is on."
     return StackProfile("pyinstrument", "s", tuple(stacks), wall, len(stacks), count, note)
 
@@ -217,7 +218,7 @@ def _parse_raw(text: str, wall: float) -> tuple[tuple[tuple[tuple[Frame, ...], f
             match = _RAW_FRAME.match(entry)
             name, file, line = match.group("name", "file", "line") if match else (entry, "", None)
             places.append((name, file, int(line or 0)))
-        counted.append((with_kinds(places), int(number)))
+        counted.append((with_kinds(places or _LOOP), int(number)))
     samples = sum(number for _, number in counted)
     scale = wall / samples if samples else 0.0
     return tuple((frames, number * scale) for frames, number in counted), samples

@@ -12,20 +12,24 @@ from __future__ import annotations
 import dis
 import inspect
 import linecache
+import sys
+import sysconfig
 import time
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.profiling.calls import ProfilerUnavailableError
+from batchgauge.profiling.stacks import StackProfile
 
 
 @dataclass(frozen=True)
 class LineProfile:
-    """Lines of the profiled functions, and the wall time of the profiled run.
+    """Lines of the profiled functions, the wall time of the run, and what tracing took of it.
 
     `frame` columns: function, file, line, source, hits, time_ms (with callees), self_ms
     (without profiled callees), share (self_ms over all self_ms: adds up to 1), calls (the
@@ -34,11 +38,13 @@ class LineProfile:
 
     frame: pd.DataFrame
     wall_ms: float
+    tracing_ms: float = 0.0
 
     @property
     def attributed(self) -> float:
-        """Self time of all lines over the wall time; the rest is the tracing between lines."""
-        return float(self.frame["self_ms"].sum()) / self.wall_ms if self.wall_ms else 0.0
+        """Self time of all lines and the tracing between them (`tracing_ms`), over wall time."""
+        explained = float(self.frame["self_ms"].sum()) + self.tracing_ms
+        return explained / self.wall_ms if self.wall_ms else 0.0
 
     def hottest(self, count: int = 10) -> pd.DataFrame:
         """The lines with the largest share, hottest first."""
@@ -75,6 +81,32 @@ def functions_of(*modules: types.ModuleType) -> list[types.FunctionType]:
     return sorted(found.values(), key=lambda f: (f.__module__, f.__code__.co_firstlineno))
 
 
+def functions_seen(profile: StackProfile, *, smallest: float = 0.01) -> list[types.FunctionType]:
+    """The Python functions that a call profile saw with at least `smallest` of the time.
+
+    Library code is left out: only modules outside the standard library and
+    site-packages. These are the functions worth a line profile.
+    """
+    table = profile.table()
+    hot = table[table["total_share"] >= smallest]
+    names = {
+        (file, name.rpartition(".")[2])
+        for file, name in zip(hot["file"], hot["function"], strict=True)
+    }
+    stdlib = sysconfig.get_path("stdlib")
+    found: list[types.FunctionType] = []
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None) or ""
+        if file.endswith(".py") and "site-packages" not in file and not file.startswith(stdlib):
+            functions = functions_of(module)
+            found += [
+                f
+                for f in functions
+                if any(file.endswith(seen) and f.__name__ == name for seen, name in names if seen)
+            ]
+    return found
+
+
 def profile_lines(
     call: Callable[[], object], functions: Iterable[Callable[..., object]], *, repeat: int = 1
 ) -> LineProfile:
@@ -92,6 +124,7 @@ def profile_lines(
     plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
     if not plain:
         raise UserError("None of the functions to profile by line is a Python function.")
+    per_hit_ms = _tracing_ms_per_hit(LineProfiler)
     profiler = LineProfiler(*plain.values())
     profiler.enable_by_count()
     begin = time.perf_counter()
@@ -109,7 +142,30 @@ def profile_lines(
     }
     rows = [row for function in plain.values() for row in _rows(function, hits, plain.values())]
     columns = ["function", "file", "line", "source", "hits", "time_ms", "calls"]
-    return LineProfile(_with_self_time(pd.DataFrame(rows, columns=columns)), wall_ms)
+    frame = with_self_time(pd.DataFrame(rows, columns=columns), per_hit_ms)
+    return LineProfile(frame, wall_ms, per_hit_ms * float(frame["hits"].sum()))
+
+
+def _tracing_ms_per_hit(profiler_class: Callable[..., Any]) -> float:
+    """What the tracer spends between two lines, which no line is charged for: median of three."""
+
+    def loop() -> None:
+        for _ in range(3000):
+            pass
+
+    costs = []
+    for _ in range(3):
+        profiler = profiler_class(loop)
+        profiler.enable_by_count()
+        begin = time.perf_counter()
+        loop()
+        wall_ms = 1e3 * (time.perf_counter() - begin)
+        profiler.disable_by_count()
+        stats = profiler.get_stats()
+        rows = [row for lines in stats.timings.values() for row in lines]
+        on_lines_ms = 1e3 * stats.unit * sum(ticks for _, _, ticks in rows)
+        costs.append((wall_ms - on_lines_ms) / max(1, sum(hits for _, hits, _ in rows)))
+    return max(0.0, float(sorted(costs)[1]))
 
 
 def _rows(
@@ -166,9 +222,13 @@ def _names_by_line(code: types.CodeType) -> dict[int, set[str]]:
     return names
 
 
-def _with_self_time(frame: pd.DataFrame) -> pd.DataFrame:
-    """Take each profiled callee's total out of the lines that name it, in proportion to time."""
-    totals = frame.groupby("function")["time_ms"].sum()
+def with_self_time(frame: pd.DataFrame, per_hit_ms: float) -> pd.DataFrame:
+    """Take each profiled callee's total out of the lines that name it, in proportion to time.
+
+    A callee's total is its lines' time and the tracing between them.
+    """
+    sums = frame.groupby("function")[["time_ms", "hits"]].sum()
+    totals = sums["time_ms"] + per_hit_ms * sums["hits"]
     self_ms = frame["time_ms"].copy()
     sites: dict[str, list[int]] = {}
     for position, calls in enumerate(frame["calls"]):

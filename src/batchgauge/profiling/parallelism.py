@@ -71,13 +71,14 @@ def probe_gil(calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3
                 "other_thread_progress": progress,
                 "two_thread_speedup": _two_threads(call, seconds),
                 "alone_ms": 1e3 * alone_s,
-                "cores": _cores(),
+                "cores": available_cores(),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """CPU cores this process may run on."""
     available = getattr(os, "sched_getaffinity", None)
     return len(available(0)) if available else os.cpu_count() or 1
 

@@ -45,6 +45,10 @@ class Frame:
     line: int
     kind: Kind
 
+    def is_called(self, function: str) -> bool:
+        """True for a function or method of this name (samplers differ in naming the class)."""
+        return self.name.rpartition(".")[2] == function
+
     @property
     def label(self) -> str:
         """`name (file:line)`, with the file's last two parts only."""
@@ -107,13 +111,13 @@ class StackProfile:
         return sum(weight for _, weight in self.stacks) / self.total if self.total else 0.0
 
     def below(self, function: str) -> StackProfile:
-        """Only the stacks that pass through `function`, cut so that it is outermost.
+        """Only the stacks that pass through `function` (or a method so named), it outermost.
 
         `total` becomes their own sum: a phase of a longer run, looked at alone.
         """
         cut = []
         for frames, weight in self.stacks:
-            at = next((i for i, frame in enumerate(frames) if frame.name == function), None)
+            at = next((i for i, f in enumerate(frames) if f.is_called(function)), None)
             if at is not None:
                 cut.append((frames[at:], weight))
         whole = sum(weight for _, weight in self.stacks) or 1.0

@@ -1,0 +1,137 @@
+"""Roofline and findings on invented numbers."""
+
+import math
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+
+mpl.use("agg")
+
+from batchgauge.errors import UserError
+from batchgauge.profiling.allocations import AllocationProfile
+from batchgauge.profiling.findings import (
+    Hotspot,
+    amdahl_bound,
+    finding_sentence,
+    memory_findings,
+    memory_sentence,
+    rank_findings,
+    reachable_speedup,
+)
+from batchgauge.profiling.roofline import Kernel, Peaks, draw_roofline, measure_peaks, place, placed
+from batchgauge.profiling.stacks import StackProfile
+
+PEAKS = Peaks(bandwidth_bytes_per_s=10e9, flops_per_s=100e9, threads=1)  # ridge at 10 flop/byte
+
+
+def nothing() -> None:
+    """A kernel that does no work."""
+
+
+def test_floor_is_the_slower_of_moving_and_computing():
+    """10 GB at 10 GB/s takes 1 s however few flops; 200 Gflop at 100 Gflop/s takes 2 s."""
+    assert PEAKS.floor_s(10e9, 1.0) == pytest.approx(1.0)
+    assert PEAKS.floor_s(10e9, 200e9) == pytest.approx(2.0)
+    assert PEAKS.ridge_flops_per_byte == pytest.approx(10.0)
+
+
+def test_placing_a_kernel():
+    """Distance, bound and rate follow from bytes, flops and time."""
+    row = placed(Kernel("head", nothing, bytes_moved=1e9, flops=2e9), PEAKS, 0.3)
+    assert row["floor_ms"] == pytest.approx(100.0)
+    assert row["ratio"] == pytest.approx(3.0)
+    assert row["bound"] == "memory"
+    assert row["achieved_flops_per_s"] == pytest.approx(2e9 / 0.3)
+    assert placed(Kernel("mlp", nothing, 1e9, 20e9), PEAKS, 1.0)["bound"] == "compute"
+
+
+def test_kernels_are_called_and_drawn():
+    """Every kernel is timed at least three times, in order, and the figure draws."""
+    seen = []
+    kernels = [Kernel("a", lambda: seen.append("a"), 1e6, 1e6), Kernel("b", nothing, 1e6, 1e9, 8)]
+    frame = place(kernels, PEAKS, seconds=0.01)
+    assert list(frame["kernel"]) == ["a", "b"]
+    assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
+    draw_roofline(frame, PEAKS, title="invented")
+
+
+def test_measured_peaks_are_positive_and_threads_are_checked():
+    """A short measurement gives finite rates; zero threads are refused."""
+    peaks = measure_peaks(seconds=0.02, megabytes=4, order=64)
+    assert 0 < peaks.bandwidth_bytes_per_s < math.inf
+    assert 0 < peaks.flops_per_s < math.inf
+    with pytest.raises(UserError, match="threads"):
+        measure_peaks(threads=0)
+
+
+def test_amdahl():
+    """Half the time gone doubles the speed; a floor limits what is gained."""
+    assert amdahl_bound(0.5) == 2.0
+    assert amdahl_bound(1.0) == math.inf
+    assert reachable_speedup(0.5, math.nan) == 2.0
+    assert reachable_speedup(0.5, 2.0) == pytest.approx(1 / 0.75)
+    assert reachable_speedup(0.9, 0.8) == 1.0  # faster than the model: nothing left to gain
+
+
+def test_findings_are_ranked_by_what_they_can_save():
+    """A large share at its floor ranks below a smaller one that is far from it."""
+    frame = rank_findings(
+        [
+            Hotspot("decode", "head", 0.6, "numpy", ratio=1.05, bound="memory"),
+            Hotspot("decode", "attention", 0.3, "numpy", ratio=6.0, bound="memory"),
+            Hotspot("decode", "bookkeeping", 0.09, "python"),
+            Hotspot("decode", "dust", 0.01, "python"),
+        ]
+    )
+    assert list(frame["where"]) == ["attention", "bookkeeping", "head"]
+    assert list(frame["rank"]) == [1, 2, 3]
+    by = {row["where"]: row for row in frame.to_dict("records")}
+    assert by["head"]["amdahl_bound"] == pytest.approx(2.5)
+    assert "fewer bytes" in by["head"]["recommendation"]
+    assert "6.0 times its floor" in by["attention"]["recommendation"]
+    assert "Interpreter work" in by["bookkeeping"]["recommendation"]
+    sentence = finding_sentence(frame.iloc[0])
+    assert "30%" in sentence
+    assert "1.43 times" in sentence
+
+
+def test_waiting_and_native_findings_have_their_own_advice():
+    """The class of code decides the advice where no floor is known."""
+    frame = rank_findings(
+        [Hotspot("load", "sleep", 0.5, "waiting"), Hotspot("load", "regex", 0.4, "native")]
+    )
+    advice = dict(zip(frame["where"], frame["recommendation"], strict=True))
+    assert "overlap" in advice["sleep"]
+    assert "less often" in advice["regex"]
+
+
+def test_no_hotspots_give_an_empty_table_with_columns():
+    """Nothing above the threshold: an empty frame that still has its columns."""
+    assert "amdahl_bound" in rank_findings([]).columns
+
+
+def invented_allocations(kept: int) -> AllocationProfile:
+    """Two sites over 10 calls; the first keeps `kept` bytes."""
+    sites = pd.DataFrame(
+        {
+            "function": ["grow", "scratch"],
+            "file": ["lib/a.py", "lib/b.py"],
+            "line": [3, 7],
+            "allocated_bytes": [kept, 50_000_000],
+            "allocations": [10, 20],
+            "kept_bytes": [kept, 0],
+            "kept_bytes_per_call": [kept / 10, 0.0],
+        }
+    )
+    stacks = StackProfile("memray", "bytes", (), 0.0, 0)
+    return AllocationProfile("memray", sites, stacks, 10, kept + 50e6, 6e6, float(kept))
+
+
+def test_memory_findings_name_growth_before_temporaries():
+    """A site that keeps bytes is a leak; one that gives them back is a buffer to reuse."""
+    frame = memory_findings(invented_allocations(200_000), "decode")
+    assert list(frame["where"]) == ["grow (a.py:3)", "scratch (b.py:7)"]
+    assert list(frame["bytes_per_call"]) == [20_000.0, 5_000_000.0]
+    assert "grow (a.py:3) keeps 20 kB" in memory_sentence(invented_allocations(200_000), "decode")
+    assert "no site grows" in memory_sentence(invented_allocations(100), "decode")
