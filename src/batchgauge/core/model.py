@@ -10,7 +10,8 @@ Left out: training, other architectures, mixture of experts, sliding windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,7 @@ class LlamaModel:
 
 def _spans(groups: Sequence[Group]) -> list[slice]:
     ends = np.cumsum([0, *map(len, groups)])
-    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[slice]]]:

@@ -20,14 +20,15 @@ QUERY_BLOCK = 64  # queries whose scores are computed together: less than half o
 
 
 def rms_norm(x: Floats, epsilon: float) -> Floats:
-    """x / sqrt(mean(x^2) + epsilon) over the last axis (Zhang & Sennrich 2019), without a gain.
+    """Root mean square norm without a gain: x / sqrt(mean(x^2) + epsilon) over the last axis.
 
-    x [T, D]; the gain is folded into the matrix that comes next.
+    x [T, D]; the gain is folded into the matrix that comes next (Zhang & Sennrich 2019).
     """
     squares = np.einsum("td,td->t", x, x)  # [T]
     squares /= x.shape[1]
     squares += epsilon
-    return x * (1.0 / np.sqrt(squares))[:, None]
+    normed: Floats = x * (1.0 / np.sqrt(squares))[:, None]
+    return normed
 
 
 def rope_frequencies(width: int, base: float, scale: float, factors: Floats | None) -> Floats:
@@ -44,8 +45,10 @@ def rope_frequencies(width: int, base: float, scale: float, factors: Floats | No
 
 
 def rope_rotations(positions: Ints, frequencies: Floats) -> Rotations:
-    """cos + i sin of each position times each frequency: complex64 [T, E/2]."""
-    return np.exp(1j * np.outer(positions, frequencies.astype(np.float64))).astype(np.complex64)
+    """The cos + i sin of each position times each frequency: complex64 [T, E/2]."""
+    angles = np.outer(positions, frequencies.astype(np.float64))  # [T, E/2]
+    rotations: Rotations = np.exp(1j * angles).astype(np.complex64)
+    return rotations
 
 
 def rotate(x: Floats, rotations: Rotations) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ class Blocked:
         self.features = features
 
     def __call__(self, x: Floats) -> Floats:
-        """x [T, K] times the matrix, transposed: [T, N].
+        """Product of x [T, K] and the transposed matrix: [T, N].
 
         Rows are taken so many at a time that each product stays a small one, as long as
         there are few; many rows are worth packing.
@@ -213,7 +214,7 @@ class Weights:
         ] * config.layers + [blocked_size(config.vocab_size, D)]
         arena = np.empty(sum(sizes), np.float32)
         ends = np.cumsum([0, *sizes])
-        places = iter(arena[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True))
+        places = iter(arena[a:b] for a, b in pairwise(ends))
 
         def gain(name: str) -> Floats:
             return file.read(f"{name}.weight")

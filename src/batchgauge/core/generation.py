@@ -1,0 +1,231 @@
+"""What any engine does around its model: read prompts, follow one request, tell the time.
+
+`PromptReader` turns requests into token ids, `Generation` is one request under way
+(limits, stop texts, end tokens, moments of its tokens), `Stages` adds up where time went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from time import perf_counter_ns
+from typing import Any
+
+from batchgauge.core.chat import ChatTemplate
+from batchgauge.core.sampling import Sampler
+from batchgauge.errors import UserError
+from batchgauge.protocols import Tokenizer
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    FinishReason,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+)
+
+# Control tokens that end an answer by their name, whether or not the metadata lists them.
+END_NAMES = {"<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>"}
+
+
+def check_batch(items: Sequence[BatchItem[InferenceBatchRequest]], most: int) -> None:
+    """Raise UserError for an empty batch, one above `most`, or one with equal ids."""
+    if not 1 <= len(items) <= most:
+        raise UserError(f"The batch has {len(items)} items; expected 1 to {most}.")
+    if len({item.id for item in items}) < len(items):
+        raise UserError("Two items of one batch have the same id; expected unique ids.")
+
+
+def end_ids(metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Ids that end a generation: the metadata's end tokens, and those of `END_NAMES`."""
+    keys = ("eos", "eot", "eom")
+    named = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys}
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    return frozenset(
+        {int(i) for i in named if i is not None}
+        | {i for i, token in enumerate(tokens) if token in END_NAMES}
+    )
+
+
+class PromptReader:
+    """Requests to prompt ids, by one model's rules.
+
+    A chat prompt goes through the model's template, whose special tokens count; in any
+    other text they are plain text. A begin-of-text token goes in front where the model
+    asks for one, so for such a model an empty prompt is that token alone; for any other
+    an empty prompt is an error.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, metadata: Mapping[str, Any], context_length: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate.from_metadata(metadata)
+        self.context_length = context_length
+        bos = metadata.get("tokenizer.ggml.bos_token_id")
+        wanted = metadata.get("tokenizer.ggml.add_bos_token", False)
+        self.prefix = [int(bos)] if wanted and bos is not None else []
+
+    def read_all(self, requests: Sequence[InferenceBatchRequest]) -> list[list[int] | UserError]:
+        """Ids of each prompt, or what is wrong with it; texts of one kind in one call."""
+        found: list[list[int] | UserError] = [[] for _ in requests]
+        texts: dict[bool, dict[int, str]] = {True: {}, False: {}}
+        for i, request in enumerate(requests):
+            try:
+                if isinstance(request.prompt, str):
+                    texts[request.chat][i] = self._text(request)
+                else:
+                    found[i] = self._checked(list(request.prompt))
+            except UserError as problem:
+                found[i] = problem
+        for chat, chosen in texts.items():
+            for i, ids in zip(chosen, self._encode(list(chosen.values()), chat), strict=True):
+                found[i] = self._finish(ids) if isinstance(ids, list) else ids
+        return found
+
+    def read(self, request: InferenceBatchRequest) -> list[int]:
+        """Ids of one prompt. Raises UserError."""
+        (found,) = self.read_all([request])
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _text(self, request: InferenceBatchRequest) -> str:
+        assert isinstance(request.prompt, str)
+        if not request.chat:
+            return request.prompt
+        if self.template is None:
+            raise UserError("The model has no chat template; expected a request without `chat`.")
+        return self.template(request.prompt)
+
+    def _encode(self, texts: list[str], chat: bool) -> Sequence[list[int] | UserError]:
+        if not texts:
+            return []
+        try:
+            return self.tokenizer.encode_many(texts, allow_special=chat).tolist()
+        except UserError as problem:
+            if len(texts) == 1:
+                return [problem]
+            return [one for text in texts for one in self._encode([text], chat)]
+
+    def _finish(self, ids: list[int]) -> list[int] | UserError:
+        if self.prefix and ids[:1] != self.prefix:
+            ids = self.prefix + ids
+        try:
+            return self._checked(ids)
+        except UserError as problem:
+            return problem
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if not ids:
+            raise UserError("The prompt is empty; expected at least one token.")
+        if len(ids) > self.context_length:
+            raise UserError(
+                f"The prompt has {len(ids)} tokens; expected at most the model's context of "
+                f"{self.context_length}."
+            )
+        size = self.tokenizer.vocab_size
+        if not all(0 <= i < size for i in ids):
+            raise UserError(f"The prompt has an unknown token id; expected 0 to {size - 1}.")
+        return ids
+
+
+class Generation:
+    """One request under way: what it has so far, and whether it is done."""
+
+    def __init__(
+        self,
+        item: BatchItem[InferenceBatchRequest],
+        prompt: list[int],
+        reader: PromptReader,
+        ends: frozenset[int],
+    ) -> None:
+        self.id, self.request, self.prompt = item.id, item.data, prompt
+        self.sample = Sampler(item.data)
+        # The last token is never read back, so it may lie one beyond the context.
+        room = reader.context_length - len(prompt) + 1
+        self.limit = min(item.data.max_tokens, room)
+        self.reason: FinishReason | None = None
+        self.tokens: list[int] = []
+        self.moments_ns: list[int] = []
+        self.ended_ns = 0
+        self._tokenizer = reader.tokenizer
+        self._ends = frozenset() if item.data.ignore_eos else ends
+
+    @property
+    def capacity(self) -> int:
+        """Positions that this request may fill in the KV cache."""
+        return len(self.prompt) + self.limit - 1
+
+    def add(self, token: int, now_ns: int) -> None:
+        """Take the next token; sets `reason` when it is the last one. An end token is not kept."""
+        self.ended_ns = now_ns
+        if token in self._ends:
+            self.reason = "stop"
+            return
+        self.tokens.append(token)
+        self.moments_ns.append(now_ns)
+        if self.request.stop and self._stopped(self.tokens[-self._reach :]):
+            self.reason = "stop"
+        elif len(self.tokens) == self.limit:
+            self.reason = "length" if self.limit == self.request.max_tokens else "context"
+
+    @property
+    def _reach(self) -> int:
+        """Tokens at the end in which a stop text that is now complete must lie."""
+        return max(len(text.encode()) for text in self.request.stop) + 1
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        text = self._tokenizer.decode(tokens)
+        return any(stop in text for stop in self.request.stop if stop)
+
+    def text(self) -> str:
+        """The text so far, up to the first stop text."""
+        text = self._tokenizer.decode(self.tokens)
+        places = [text.find(stop) for stop in self.request.stop if stop]
+        return text[: min((place for place in places if place >= 0), default=len(text))]
+
+    def response(
+        self, text: str, started_ns: int, prefill_ms: float
+    ) -> BatchResponse[InferenceBatchResponse]:
+        """The answer, with times since `started_ns`."""
+        times_ms = [(moment - started_ns) / 1e6 for moment in self.moments_ns]
+        duration_ms = (self.ended_ns - started_ns) / 1e6
+        first_ms = times_ms[0] if times_ms else duration_ms
+        answer = InferenceBatchResponse(
+            text=text,
+            tokens_generated=len(self.tokens),
+            token_ids=tuple(self.tokens),
+            prompt_tokens=len(self.prompt),
+            finish_reason=self.reason or "length",
+            ttft_ms=first_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=duration_ms - first_ms,
+            inter_token_ms=tuple(b - a for a, b in pairwise(times_ms)),
+        )
+        return BatchResponse(self.id, answer, duration_ms)
+
+
+class Stages:
+    """Where the time of a batch went: stage name to milliseconds, added up."""
+
+    NAMES = ("tokenise", "pad", "prefill", "decode", "sample", "detokenise", "bookkeeping")
+
+    def __init__(self) -> None:
+        self.started_ns = perf_counter_ns()
+        self._spent_ns = dict.fromkeys(self.NAMES, 0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a `with` block for this stage."""
+        began = perf_counter_ns()
+        yield
+        self._spent_ns[name] += perf_counter_ns() - began
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the beginning."""
+        return (perf_counter_ns() - self.started_ns) / 1e6
+
+    def ms(self) -> dict[str, float]:
+        """Milliseconds of every stage."""
+        return {name: spent / 1e6 for name, spent in self._spent_ns.items()}
