@@ -36,6 +36,11 @@ from batchgauge.request import (
     TokenizeBatchResponse,
 )
 
+try:
+    from batchgauge.core.bpe_compiled import KernelEncoder as FastEncoder
+except ImportError:  # no Numba, or one that does not fit this NumPy: same ids, slower
+    FastEncoder = PlainEncoder  # type: ignore[assignment,misc]  # the same methods
+
 MAX_BATCH_SIZE = 1000
 
 
@@ -52,13 +57,17 @@ class Encoder(Protocol):
 
 
 class BPETokenizer:
-    """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`."""
+    """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`.
+
+    `encoder` turns plain text into ids: the compiled kernel by default, plain Python
+    where Numba is missing; `PlainEncoder(vocabulary)` asks for the latter.
+    """
 
     name = "numpy"
 
     def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
         self.vocabulary = vocabulary
-        self._encoder = encoder or PlainEncoder(vocabulary)
+        self.encoder: Encoder = encoder or FastEncoder(vocabulary)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
@@ -81,7 +90,7 @@ class BPETokenizer:
         try:
             cut = self._cut_special if allow_special else self._cut_always
             if cut is None or not (parts := cut(text)):
-                return self._encoder.encode(text)
+                return self.encoder.encode(text)
             return self._encode_parts([parts])[0]
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
             raise _text_error([text], error) from error
@@ -91,10 +100,10 @@ class BPETokenizer:
         try:
             cut = self._cut_special if allow_special else self._cut_always
             if cut is None:
-                return self._encoder.encode_many(texts)
+                return self.encoder.encode_many(texts)
             rows = [cut(text) for text in texts]
             if not any(rows):
-                return self._encoder.encode_many(texts)
+                return self.encoder.encode_many(texts)
             parts = [row or [text] for row, text in zip(rows, texts, strict=True)]
             return TokenBatch.from_lists(self._encode_parts(parts))
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
@@ -126,7 +135,7 @@ class BPETokenizer:
     def _encode_parts(self, rows: Sequence[Sequence[str]]) -> list[list[int]]:
         """Texts cut into parts; a part at an odd position is a special token."""
         flat = [part for parts in rows for part in parts[::2]]
-        plain = iter(self._encoder.encode_many(flat))
+        plain = iter(self.encoder.encode_many(flat))
         result = []
         for parts in rows:
             ids: list[int] = []
@@ -190,7 +199,9 @@ class BatchTokenizer:
 
     def optimal_batch_size(self) -> int:
         """The sizing advisor's answer for this tokenizer on this machine."""
-        raise NotImplementedError
+        from batchgauge.sizing import optimal_for_tokenizer  # heavy, and not needed to tokenize
+
+        return optimal_for_tokenizer(self.tokenizer, max_batch_size=MAX_BATCH_SIZE)
 
 
 Request = TypeVar("Request")
