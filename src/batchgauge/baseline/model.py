@@ -116,7 +116,7 @@ class BaselineModel:
 def silu(x: Floats) -> Floats:
     """The gate's activation: x * sigmoid(x)."""
     with np.errstate(over="ignore"):
-        activated: Floats = x / (np.float32(1.0) + np.exp(-x))
+        activated: Floats = np.divide(x, 1.0 + np.exp(-x))
     return activated
 
 
