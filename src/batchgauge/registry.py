@@ -7,7 +7,7 @@ installs it. What a factory of the user's returns is checked against the
 protocols here; what it *does* is checked by `batchgauge.adapters.checks`.
 
     >>> known_tokenizers()
-    ('numpy', 'baseline', 'hf', 'tiktoken', 'sentencepiece')
+    ('numpy', 'baseline', 'hf', 'tiktoken', 'sentencepiece', 'llama-cpp')
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ _TOKENIZERS: Mapping[str, Known] = {
         ("sentencepiece",),
         "sentencepiece",
         "path of a .model file",
+    ),
+    "llama-cpp": Known(
+        "batchgauge.adapters.llama_cpp_adapter:open_tokenizer", ("llama_cpp",), "llama-cpp"
     ),
 }
 _ENGINES: Mapping[str, Known] = {

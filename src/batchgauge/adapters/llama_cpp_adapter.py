@@ -1,0 +1,270 @@
+"""llama.cpp as an engine: real batched decode through llama-cpp-python's low-level API.
+
+One `llama_decode` call takes one token of every sequence; prompts of all lengths
+go into one batch without padding. The KV cache is emptied before every batch, so
+no prefix is ever reused. Sampling is ours, the tokenizer is llama.cpp's own.
+`llama-cpp:f32` runs the same weights dequantised, from a second file that is written
+once into the user's cache folder. Left out: GPU offload, LoRA, embeddings.
+
+Letters: B sequences, V vocabulary, N tokens of one call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.adapters.float32_file import float32_copy
+from batchgauge.adapters.stepped import FloatArray, SteppedEngine
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.errors import UserError
+from batchgauge.protocols import TokenBatch
+
+_GGML_TYPE_F32, _GGML_TYPE_F16 = 0, 1
+
+
+def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngine:
+    """The GGUF as it is, or dequantised to float32 when `argument` is `f32`."""
+    if argument not in {"", "f32"}:
+        raise UserError(f"The engine 'llama-cpp' has no variant '{argument}'; expected 'f32'.")
+    path = model or default_model_path()
+    file = GGUFFile.open(path)
+    stepper = LlamaCppStepper(float32_copy(file) if argument else path, threads)
+    return SteppedEngine(
+        f"llama-cpp {argument}".strip(),
+        stepper,
+        LlamaCppTokenizer(stepper.vocabulary),
+        file.metadata,
+    )
+
+
+def open_tokenizer(_argument: str, model: Path | None) -> LlamaCppTokenizer:
+    """llama.cpp's tokenizer alone: the weights are not loaded."""
+    return LlamaCppTokenizer.from_file(model or default_model_path())
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSettings:
+    """How the context is made; the defaults measured fastest on the default model on a CPU.
+
+    `n_ubatch` is the number of tokens in one physical step. `unified_cache` keeps
+    all sequences in one buffer, so that each attends over everybody's cells and
+    masks them; off, each has a stream of its own. `flash_attention` None leaves it
+    to llama.cpp. `kv_float32` stores keys and values in float32 instead of float16.
+    """
+
+    n_ubatch: int = 512
+    unified_cache: bool = False
+    flash_attention: bool | None = None
+    kv_float32: bool = False
+
+
+class LlamaCppStepper:
+    """A GGUF in llama.cpp, advanced step by step; see `batchgauge.adapters.stepped.Stepper`."""
+
+    padded_positions = 0  # prompts of all lengths go in end to end
+
+    def __init__(self, path: Path, threads: int = 1, settings: LlamaSettings | None = None) -> None:
+        self._model = _load(path)
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = vocabulary
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
+        self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self.max_rows = int(llama_cpp.llama_max_parallel_sequences())
+        self.settings = settings or LlamaSettings()
+        self._threads = threads
+        self._context: Any = None
+        self._capacity = (0, 0)  # sequences, tokens each
+        self._lengths = np.zeros(0, dtype=np.int32)  # [B] tokens held, of the active sequences
+        self._prompt_lengths = self._lengths
+        self._active = np.zeros(0, dtype=np.int32)  # [B] sequence ids
+
+    def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> FloatArray:
+        """Run the prompts from empty caches; logits [B, V] of each one's last token."""
+        self._fit(len(rows), max(map(len, rows)) + reserve)
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_clear(memory, False)
+        batch = TokenBatch.from_lists(rows)
+        lengths = batch.counts.astype(np.int32)  # [B]
+        last = batch.offsets[1:] - 1  # [B] where each prompt ends
+        positions = np.arange(batch.ids.size) - np.repeat(batch.offsets[:-1], lengths)  # [N]
+        self._active = np.arange(len(rows), dtype=np.int32)
+        self._lengths = self._prompt_lengths = lengths
+        wanted = np.zeros(batch.ids.size, dtype=np.int8)
+        wanted[last] = 1
+        sequences = np.repeat(self._active, lengths)
+        step = int(llama_cpp.llama_n_batch(self._context))
+        parts = []
+        for at in range(0, batch.ids.size, step):
+            part = slice(at, at + step)
+            logits = self._run(batch.ids[part], positions[part], sequences[part], wanted[part])
+            parts.append(logits.copy() if batch.ids.size > step else logits)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def decode(self, ids: npt.NDArray[np.int32]) -> FloatArray:
+        """Append one token [B] to every active sequence; logits [B, V]."""
+        wanted = np.ones(ids.size, dtype=np.int8)
+        logits = self._run(ids, self._lengths, self._active, wanted)
+        self._lengths = self._lengths + 1
+        return logits
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Go on with only these of the active sequences."""
+        self._active, self._lengths = self._active[rows], self._lengths[rows]
+
+    def rewind(self) -> None:
+        """Forget what was decoded since `prefill`, of all its sequences."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        for sequence, length in enumerate(self._prompt_lengths.tolist()):
+            llama_cpp.llama_memory_seq_rm(memory, sequence, length, -1)
+        self._active = np.arange(self._prompt_lengths.size, dtype=np.int32)
+        self._lengths = self._prompt_lengths
+
+    def close(self) -> None:
+        """Free the context and the model; the stepper cannot be used afterwards."""
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        if self._model:
+            llama_cpp.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def _run(
+        self,
+        ids: npt.NDArray[np.int32],
+        positions: npt.NDArray[np.integer],
+        sequences: npt.NDArray[np.int32],
+        wanted: npt.NDArray[np.int8],
+    ) -> FloatArray:
+        """One `llama_decode` of N tokens; logits [sum(wanted), V]."""
+        N = ids.size
+        ids = np.ascontiguousarray(ids, dtype=np.int32)
+        positions = np.ascontiguousarray(positions, dtype=np.int32)
+        ones = np.ones(N, dtype=np.int32)
+        sequences = np.ascontiguousarray(sequences)
+        wanted = np.ascontiguousarray(wanted)
+        addresses = sequences.ctypes.data + 4 * np.arange(N, dtype=np.uint64)  # of sequences[i]
+        pointer_to = ctypes.POINTER
+        batch = llama_cpp.llama_batch(
+            N,
+            ids.ctypes.data_as(pointer_to(ctypes.c_int32)),
+            None,
+            positions.ctypes.data_as(pointer_to(ctypes.c_int32)),
+            ones.ctypes.data_as(pointer_to(ctypes.c_int32)),
+            addresses.ctypes.data_as(pointer_to(pointer_to(ctypes.c_int32))),
+            wanted.ctypes.data_as(pointer_to(ctypes.c_int8)),
+        )
+        status = llama_cpp.llama_decode(self._context, batch)
+        if status != 0:
+            raise UserError(f"llama.cpp could not run {N} tokens (llama_decode gave {status}).")
+        outputs = int(wanted.sum())
+        if not outputs:
+            return np.empty((0, self.vocab_size), dtype=np.float32)
+        flat = llama_cpp.llama_get_logits(self._context)  # waits for the result
+        return np.ctypeslib.as_array(flat, shape=(outputs, self.vocab_size))
+
+    def _fit(self, sequences: int, tokens: int) -> None:
+        """Make a context for so many sequences of so many tokens, unless the present one fits."""
+        if sequences <= self._capacity[0] and tokens <= self._capacity[1]:
+            return
+        sequences = max(sequences, self._capacity[0])
+        tokens = 256 * -(-max(tokens, self._capacity[1]) // 256)  # llama.cpp pads to 256 itself
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = sequences * tokens
+        params.n_seq_max = sequences
+        params.n_batch = max(params.n_batch, self.settings.n_ubatch)
+        params.n_ubatch = self.settings.n_ubatch
+        params.n_threads = params.n_threads_batch = self._threads
+        params.kv_unified = self.settings.unified_cache
+        params.type_k = params.type_v = (
+            _GGML_TYPE_F32 if self.settings.kv_float32 else _GGML_TYPE_F16
+        )
+        if self.settings.flash_attention is not None:
+            params.flash_attn_type = int(self.settings.flash_attention)
+        if self._context:
+            llama_cpp.llama_free(self._context)
+        self._context = llama_cpp.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise UserError(
+                f"llama.cpp cannot hold {sequences} sequences of {tokens} tokens; "
+                "expected a smaller batch, shorter prompts or a lower max_tokens."
+            )
+        self._capacity = (sequences, tokens)
+
+
+class LlamaCppTokenizer:
+    """llama.cpp's own tokenizer; it has no batch call, so a batch is a loop."""
+
+    name = "llama-cpp"
+
+    def __init__(self, vocabulary: Any, model: Any = None) -> None:
+        self.raw = vocabulary
+        self._model = model  # keeps it loaded
+        self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
+
+    @classmethod
+    def from_file(cls, path: Path) -> LlamaCppTokenizer:
+        """Read a GGUF's vocabulary only. Raises UserError when llama.cpp cannot."""
+        model = _load(path, vocab_only=True)
+        return cls(llama_cpp.llama_model_get_vocab(model), model)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of one text. Raises UserError for a lone surrogate."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            raise UserError("A text has a lone surrogate; expected what UTF-8 can hold.") from None
+        room = len(data) + 1
+        ids = np.empty(room, dtype=np.int32)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = llama_cpp.llama_tokenize(
+            self.raw, data, len(data), pointer, room, False, allow_special
+        )
+        if count < 0:
+            raise UserError(f"llama.cpp could not tokenize a text of {len(text)} characters.")
+        rows: list[int] = ids[:count].tolist()
+        return rows
+
+    def encode_many(self, texts: Sequence[str], *, allow_special: bool = False) -> TokenBatch:
+        """The ids of many texts, one after the other."""
+        return TokenBatch.from_lists([self.encode(t, allow_special=allow_special) for t in texts])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included. Raises UserError for an unknown id."""
+        if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            raise UserError(f"An id is unknown; expected 0 to {self.vocab_size - 1}.")
+        tokens = np.asarray(ids, dtype=np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        room = 16 * tokens.size
+        while True:
+            data = ctypes.create_string_buffer(room)
+            size = llama_cpp.llama_detokenize(
+                self.raw, pointer, tokens.size, data, room, False, True
+            )
+            if size >= 0:
+                return data.raw[:size].decode("utf-8", "replace")
+            room = -size
+
+    def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of many id sequences, one after the other."""
+        return [self.decode(row) for row in rows]
+
+
+def _load(path: Path, *, vocab_only: bool = False) -> Any:
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.vocab_only = vocab_only
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise UserError(f"llama.cpp cannot load '{path}'; expected a GGUF file it supports.")
+    return model

@@ -1,0 +1,205 @@
+"""PyTorch through `transformers` as an engine, on the weights of the same GGUF.
+
+The weights are dequantised by our loader and put into a `LlamaForCausalLM`, so
+that a difference in speed is no difference in weights. Batches are left-padded
+with an attention mask, as the library documents, and run by `forward` with its KV
+cache: the loop of `generate` without its work per step. On a CPU, float32 goes
+through oneDNN's matrix products (`torch.utils.mkldnn`), which measured faster than
+the default MKL; bfloat16 goes there by itself. Left out: compilation (it needs a
+C++ compiler and compiles anew for every shape), several devices.
+
+Letters: B sequences, T tokens of the longest prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch.utils import mkldnn
+
+from batchgauge.adapters.hf import HFTokenizer, from_vocabulary
+from batchgauge.adapters.stepped import FloatArray, SteppedEngine
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.weights import Config, check_tensors
+from batchgauge.errors import UserError
+
+# The faster of the library's two attentions, as measured at batch 8 and 32 on a CPU.
+_ATTENTION = {"float32": "sdpa", "bfloat16": "eager"}
+_OUTSIDE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngine:
+    """`argument` is the type of the weights, then optionally the device: `bfloat16,cuda`."""
+    dtype, _, device = (argument or "float32").partition(",")
+    if dtype not in _ATTENTION or device not in {"", "cpu", "cuda"}:
+        raise UserError(
+            f"The engine 'transformers' has no variant '{argument}'; "
+            "expected float32 or bfloat16, optionally followed by ',cuda'."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("This machine has no CUDA device that torch can use; expected ',cpu'.")
+    file = GGUFFile.open(model or default_model_path())
+    return SteppedEngine(
+        f"transformers {dtype}" + (" cuda" if device == "cuda" else ""),
+        TransformersStepper(load_model(file, dtype, device or "cpu"), threads),
+        HFTokenizer(from_vocabulary(Vocabulary.from_metadata(file.metadata))),
+        file.metadata,
+    )
+
+
+class TransformersStepper:
+    """A Llama model in torch, advanced step by step; see `batchgauge.adapters.stepped.Stepper`."""
+
+    max_rows = 100
+
+    def __init__(self, model: transformers.LlamaForCausalLM, threads: int = 1) -> None:
+        self.model = model
+        self.vocab_size = int(model.config.vocab_size)
+        self.context_length = int(model.config.max_position_embeddings)
+        self.padded_positions = 0
+        self._threads = threads
+        self._cache: Any = None
+        self._mask: torch.Tensor | None = None  # [B, positions held], None while nothing is padded
+        self._next = torch.zeros(0)  # [B] position of the next token
+        self._decoded = 0
+
+    def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> FloatArray:
+        """Run the prompts from an empty cache; logits [B, V] of each one's last token."""
+        torch.set_num_threads(self._threads)  # one setting a process: another engine may differ
+        lengths = np.array([len(row) for row in rows])  # [B]
+        T = int(lengths.max())
+        ids = np.zeros((len(rows), T), dtype=np.int64)
+        for i, row in enumerate(rows):
+            ids[i, T - len(row) :] = row
+        places = np.arange(T) - (T - lengths)[:, None]  # [B, T], negative where padded
+        self.padded_positions = int((places < 0).sum())
+        self._mask = self._put(places >= 0) if self.padded_positions else None
+        self._cache = transformers.DynamicCache(config=self.model.config)
+        self._next = self._put(lengths)
+        self._decoded = 0
+        return self._forward(self._put(ids), self._put(np.maximum(places, 0)))
+
+    def decode(self, ids: npt.NDArray[np.int32]) -> FloatArray:
+        """Append one token [B] to every sequence; logits [B, V]."""
+        torch.set_num_threads(self._threads)
+        if self._mask is not None:
+            self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        logits = self._forward(self._put(ids)[:, None], self._next[:, None])
+        self._next = self._next + 1
+        self._decoded += 1
+        return logits
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Go on with only these of the sequences."""
+        chosen = self._put(rows)
+        self._cache.batch_select_indices(chosen)
+        self._next = self._next[chosen]
+        if self._mask is not None:
+            self._mask = self._mask[chosen]
+
+    def rewind(self) -> None:
+        """Forget what was decoded since `prefill`."""
+        if self._decoded:
+            self._cache.crop(-self._decoded)
+            self._next = self._next - self._decoded
+            if self._mask is not None:
+                self._mask = self._mask[:, : -self._decoded]
+            self._decoded = 0
+
+    def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(self.model.device)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> FloatArray:
+        with torch.inference_mode():
+            output = self.model(
+                input_ids=ids,
+                attention_mask=self._mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        logits: FloatArray = output.logits[:, -1].float().cpu().numpy()
+        return logits
+
+
+def load_model(
+    file: GGUFFile, dtype: str = "float32", device: str = "cpu"
+) -> transformers.LlamaForCausalLM:
+    """A `LlamaForCausalLM` with the weights of `file`. Raises UserError for other models."""
+    config = Config.from_file(file)
+    check_tensors(file, config)
+    scaling = {"rope_type": "linear", "factor": config.rope_scale}
+    theirs = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=config.d_ff,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.context_length,
+        rms_norm_eps=config.norm_epsilon,
+        rope_parameters={
+            "rope_theta": config.rope_base,
+            **(scaling if config.rope_scale != 1.0 else {"rope_type": "default"}),
+        },
+        tie_word_embeddings=config.tied,
+        attn_implementation=_ATTENTION[dtype],
+    )
+    with torch.device("meta"):  # no memory, no random numbers
+        model = transformers.LlamaForCausalLM(theirs)
+    kind = getattr(torch, dtype)
+    state = {name: torch.from_numpy(array).to(kind) for name, array in _weights(file, config)}
+    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    model.load_state_dict(state, assign=True)
+    rotary = type(model.model.rotary_emb)(config=theirs)  # its buffers were on the meta device
+    if "rope_freqs.weight" in file.tensors:
+        rotary.inv_freq /= torch.from_numpy(file.read("rope_freqs.weight"))
+    model.model.rotary_emb = rotary
+    model = model.eval().to(device)
+    if device == "cpu" and dtype == "float32":
+        model = mkldnn.to_mkldnn(model)
+    return model
+
+
+def _weights(file: GGUFFile, config: Config) -> Iterator[tuple[str, FloatArray]]:
+    """The weights of `file` under the library's names, in its order of rotated features.
+
+    GGUF pairs neighbouring features of queries and keys for rotation, the library
+    pairs each feature of a head's first half with one of the second.
+    """
+    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
+    for name in config.tensor_shapes():
+        weight = file.read(name)
+        if name in _OUTSIDE:
+            yield _OUTSIDE[name], weight
+            continue
+        _, layer, kind, _ = name.split(".")
+        if kind in heads:
+            pairs = weight.reshape(heads[kind], config.head_dim // 2, 2, -1)
+            weight = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
+        yield f"model.layers.{layer}.{_IN_LAYER[kind]}.weight", weight
