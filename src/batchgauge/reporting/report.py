@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgauge.errors import UserError
 from batchgauge.files import atomic_path, write_csv, write_text
+from batchgauge.measuring.machine import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.profiles import Profile, profile_named
-from batchgauge.reporting.project import git_commit, project_root
+from batchgauge.reporting.project import project_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +91,7 @@ class Score:
         if self.goal is None:
             return ""
         sign = "≥" if self.better == "higher" else "≤"
-        return f"goal {sign} {tables.number(self.goal)} {self.unit}".strip()
+        return f"goal {sign} {self.goal:,.6g} {self.unit}".strip()
 
 
 @dataclass(slots=True)
@@ -255,6 +256,8 @@ class Report:
             "parameters": self.parameters,
             "seconds": round(time.monotonic() - self._started, 1),
             "git_commit": git_commit(),
+            "machine": Machine.here().describe(),
+            "versions": versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)

@@ -1,0 +1,121 @@
+"""From an executed notebook to its files: HTML, a Markdown twin, the notebook itself.
+
+nbconvert's own template mechanism does the work (`template/report`, derived from its
+`base`), without the defaults that load scripts from outside. Each file is written
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from batchgauge.files import write_text
+from batchgauge.reporting.page import anchored, is_shown, page_of, relinked
+from batchgauge.reporting.project import project_root
+from batchgauge.reporting.report import METADATA_KEY
+
+TEMPLATES = Path(__file__).parent / "template"
+_MARKDOWN_FIRST = ["text/markdown", "image/svg+xml", "image/png", "text/plain"]
+
+
+def export(
+    executed: NotebookNode, facts: Mapping[str, Any], reports: Path, names: Mapping[str, str]
+) -> list[Path]:
+    """Write `<report>.html`, `<report>.md` and `notebooks/<report>.ipynb` under `reports`.
+
+    `names` maps notebook files (`00_tour.ipynb`) to report names, for links between them.
+    """
+    name = str(facts["report"])
+    return [
+        write_text(_html(executed, facts, names), reports / f"{name}.html"),
+        write_text(_markdown(executed, facts, names), reports / f"{name}.md"),
+        write_notebook(executed, reports / "notebooks" / f"{name}.ipynb", names),
+    ]
+
+
+def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
+    """Write the executed notebook without what only this machine has: paths, widget states."""
+    kept = relinked(executed, lambda href: _href(href, names, ".ipynb", up="../"))
+    kept.metadata.pop("widgets", None)
+    kept.metadata.pop("papermill", None)
+    for cell in kept.cells:
+        cell.metadata.pop("papermill", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if is_shown(o) or _is_marked(o)]
+    return write_text(_without_paths(nbformat.writes(kept)) + "\n", path)
+
+
+def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    from nbconvert.exporters import HTMLExporter
+
+    shown, page = page_of(relinked(executed, lambda href: _href(href, names, ".html")), facts)
+    page.headings = anchored(shown)
+    exporter = HTMLExporter(
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        exclude_anchor_links=True,
+        filters={"picture_source": picture_source},
+    )
+    body, _ = exporter.from_notebook_node(shown, resources={"page": page})
+    return _without_paths(body)
+
+
+def _markdown(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    from nbconvert.exporters import MarkdownExporter
+    from traitlets.config import Config
+
+    shown, page = page_of(relinked(executed, lambda href: _href(href, names, ".md")), facts)
+    exporter = MarkdownExporter(
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        config=Config({"NbConvertBase": {"display_data_priority": _MARKDOWN_FIRST}}),
+    )
+    body, _ = exporter.from_notebook_node(shown, resources={"page": page})
+    return _one_blank_line(_without_paths(body))
+
+
+def picture_source(output: NotebookNode, mime: str) -> str:
+    """The picture of an output as a data URI."""
+    data = output.data[mime]
+    if mime == "image/svg+xml":
+        data = base64.b64encode(data.encode()).decode("ascii")
+    return f"data:{mime};base64,{data.strip()}"
+
+
+def _href(href: str, names: Mapping[str, str], suffix: str, up: str = "") -> str:
+    """Where a notebook's link leads from a page: other notebooks become their reports."""
+    target, hash_sign, anchor = href.partition("#")
+    if "://" in target or not target:
+        return href
+    path = PurePosixPath(target)
+    name = names.get(path.name)
+    if name is not None:
+        return f"{name}{suffix}{hash_sign}{anchor}"
+    return up + href
+
+
+def _is_marked(output: NotebookNode) -> bool:
+    return METADATA_KEY in output.get("metadata", {})
+
+
+def _without_paths(text: str) -> str:
+    """`text` without this machine's folders: the project becomes `.`, the home `~`."""
+    folders = {str(project_root()): ".", sys.prefix: ".venv", str(Path.home()): "~"}
+    for folder, short in folders.items():
+        if len(folder) > 1:
+            text = text.replace(folder, short)
+    return text
+
+
+def _one_blank_line(text: str) -> str:
+    """At most one blank line between two lines, as Markdown likes it."""
+    lines = (line.rstrip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"

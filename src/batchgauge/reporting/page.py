@@ -1,0 +1,146 @@
+"""What a page shows of an executed notebook: the cells worth showing, and what stands around them.
+
+The notebook's outputs say what they are (`batchgauge.reporting.report` marks them). The
+answer is repeated and the scores are moved to the first screen; progress bars, sliders and returned
+paths have no meaning on a page and go. Leaves out how the page looks: the templates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+
+from batchgauge.reporting.report import METADATA_KEY
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_REPR = re.compile(r"(PosixPath|WindowsPath|Score)\(")
+_HEADING = re.compile(r"^(#{2,4})\s+(.+?)\s*#*\s*$", re.MULTILINE)
+_TITLE = re.compile(r"\A\s*#\s+.+\n*")
+_FENCED = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+_FACTS = {
+    "Finished": "finished",
+    "Profile": "profile",
+    "Seed": "seed",
+    "Seconds": "seconds",
+    "Commit": "git_commit",
+    "Machine": "machine",
+    "Versions": "versions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """One entry of the table of contents."""
+
+    level: int
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link at the foot of the page."""
+
+    text: str
+    href: str
+
+
+@dataclass(slots=True)
+class Page:
+    """What the templates print around the cells."""
+
+    title: str
+    question: str
+    answer: str
+    eyebrow: str
+    notebook: str
+    scores: list[Mapping[str, Any]] = field(default_factory=list)
+    headings: list[Heading] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+
+
+def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookNode, Page]:
+    """A copy of `notebook` with only what a page shows, and the page around it.
+
+    `facts` is what `Report.finish` wrote.
+    """
+    shown = deepcopy(notebook)
+    name = str(facts["report"])
+    page = Page(
+        title=str(facts["title"]),
+        question=str(facts["question"]),
+        answer=str(facts["answer"]),
+        eyebrow=f"Report · {facts['profile']} profile · {str(facts['finished'])[:10]}",
+        notebook=f"notebooks/{name}.ipynb",
+    )
+    page.facts = [(title, str(facts[key])) for title, key in _FACTS.items() if key in facts]
+    tables = [f for f in facts["files"] if f.endswith(".csv")]
+    page.links = [
+        Link("Executed notebook", page.notebook),
+        Link("Markdown", f"{name}.md"),
+        *(Link(Path(f).name, f"../{f}") for f in tables),
+    ]
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            marks = [o.get("metadata", {}).get(METADATA_KEY, {}) for o in cell.outputs]
+            page.scores += [m for m in marks if m.get("kind") == "score"]
+            cell.outputs = [o for o in cell.outputs if is_shown(o)]
+    first = next((c for c in shown.cells if c.cell_type == "markdown"), None)
+    if first is not None:  # the page has the report's own title
+        first.source = _TITLE.sub("", first.source)
+    shown.cells = [c for c in shown.cells if c.source.strip()]
+    return shown, page
+
+
+def is_shown(output: NotebookNode) -> bool:
+    """Whether a page shows this output where it stands."""
+    if output.output_type == "stream":
+        return bool(output.name == "stdout")
+    if output.output_type == "error":
+        return True
+    kind = output.metadata.get(METADATA_KEY, {}).get("kind")
+    if kind in {"header", "caption", "score", "footer"} or _WIDGET in output.data:
+        return False
+    return not (set(output.data) == {"text/plain"} and _REPR.match(output.data["text/plain"]))
+
+
+def anchored(notebook: NotebookNode) -> list[Heading]:
+    """Give every heading of the Markdown cells an anchor of its own (in place); the contents."""
+    found: list[Heading] = []
+
+    def to_html(match: re.Match[str]) -> str:
+        level, text = len(match[1]), match[2].replace("`", "")
+        stem = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+        taken = sum(h.anchor == stem or h.anchor.startswith(f"{stem}-") for h in found)
+        anchor = f"{stem}-{taken + 1}" if taken else stem
+        found.append(Heading(level, text, anchor))
+        return f'\n<h{level} id="{anchor}">{text}</h{level}>\n'
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _outside_code(cell.source, lambda text: _HEADING.sub(to_html, text))
+    return found
+
+
+def relinked(notebook: NotebookNode, link: Callable[[str], str]) -> NotebookNode:
+    """A copy of `notebook` with `link` applied to every target of a Markdown link."""
+    copy = deepcopy(notebook)
+    for cell in copy.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _outside_code(
+                cell.source, lambda text: _LINK.sub(lambda match: link(match[1]), text)
+            )
+    return copy
+
+
+def _outside_code(source: str, change: Callable[[str], str]) -> str:
+    pieces: Iterator[str] = iter(_FENCED.split(source))
+    return "".join(p if p.startswith("```") else change(p) for p in pieces)
