@@ -269,13 +269,13 @@ def _fuse(file: GGUFFile, place: Floats, parts: Sequence[tuple[str, Floats | Non
             tensor.layout.dequantise(data, flat[: rows * K])
             if gain is not None:
                 buffer[:rows] *= gain
-            _place(blocks, row, buffer[:rows])
+            place_rows(blocks, row, buffer[:rows])
             row += rows
     blocks.swapaxes(1, 2).reshape(-1, K)[row:] = 0.0
     return Blocked(blocks, row)
 
 
-def _place(blocks: Floats, row: int, rows: Floats) -> None:
+def place_rows(blocks: Floats, row: int, rows: Floats) -> None:
     """Write rows of the matrix, from `row` on, where they belong."""
     done = 0
     while done < len(rows):
