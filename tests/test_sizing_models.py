@@ -17,7 +17,7 @@ from batchgauge.sizing.cost_model import CostModel, HeldOut, batch_times, check_
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
 from batchgauge.sizing.design import beside_best, most_telling
 from batchgauge.sizing.hardware import HardwareProfile
-from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.lengths import Lengths, Plan
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape, Peak
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
@@ -76,8 +76,9 @@ def test_calibration_states_its_error_under_noise():
     assert inside.mean() >= 0.9
 
 
-def test_calibration_needs_few_runs():
+def test_calibration_needs_few_runs(monkeypatch):
     """A calibration runs a fraction of the sizes that it predicts."""
+    monkeypatch.setattr(calibration, "WARM_UP_S", 0.0)
     machine = InventedMachine()
     model = calibrate_engine(machine, max_batch_size=128, repeats=1)
     assert machine.calls < 45
@@ -289,20 +290,29 @@ def test_a_request_beyond_the_context_is_refused():
 
 def test_memory_fit_recovers_invented_terms():
     """Peaks made from known terms are predicted within one percent on lengths not fitted to."""
-    truth = MemoryModel(10**9, (5e6, 4e5, 3e4, 40.0), (6e6, 5e5, 46_080.0))
-    blank = MemoryModel.from_shape(SHAPE)
+    truth = MemoryModel(
+        10**9, 46_080.0, 2e5, (5e4, 2e4, 1.4e4), (3e4, 4e5), part=256, tile=64, group=8
+    )
+    blank = replace(truth, activation_terms=(0.0,) * 3, decode_terms=(0.0,) * 2)
 
     def peak(rows: int, prompt: int, new: int) -> Peak:
         found = Peak(rows, prompt, new, 0.0)
         return replace(found, peak_bytes=truth.batch_bytes(found.plan()))
 
-    prefill = [peak(b, t, 1) for b, t in ((1, 16), (4, 64), (16, 32), (2, 256), (8, 8))]
-    decode = [peak(b, 1, n) for b, n in ((1, 64), (8, 96), (32, 48), (4, 200))]
-    model = replace(blank.fitted_to(prefill, decode), weight_bytes=10**9)
-    for b, t, n in ((24, 48, 1), (12, 4, 300), (3, 100, 100)):
+    prefill = [peak(b, t, 1) for b, t in ((1, 16), (3, 20), (4, 64), (2, 150), (1, 90))]
+    decode = [peak(b, 1, n) for b, n in ((1, 64), (8, 96), (32, 4))]
+    model = blank.fitted_to(prefill, decode)
+    for b, t, n in ((24, 48, 1), (12, 4, 300), (3, 100, 100), (60, 2, 2)):
         test = peak(b, t, n)
         assert model.batch_bytes(test.plan()) == pytest.approx(test.peak_bytes, rel=0.01)
     assert model.error == pytest.approx(0.01)
+
+
+def test_neighbours_get_room_for_the_longest_of_their_group():
+    """With groups of two, tokens held are those of the longer neighbour in order of length."""
+    model = MemoryModel(0, 1.0, 0.0, (0.0,) * 3, (0.0,) * 2, group=2)
+    plan = Plan(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
+    assert model.batch_bytes(plan) == 2 * 3 + 2 * 10
 
 
 def test_memory_fit_needs_enough_peaks():

@@ -23,7 +23,9 @@ from batchgauge.sizing.curve import TILE, Curve, fit_ripple
 from batchgauge.sizing.design import first_sizes, refine
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
-SHORT_PROMPT = 2  # tokens; keeps the prefill of a decode probe cheap
+SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
+CONTEXT_STEPS = 8
+WARM_UP_S = 0.5  # first runs pay for pages, caches and clock rates
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
@@ -63,7 +65,7 @@ def calibrate_engine(
     if min(max_batch_size, max_positions, sizes, steps, repeats) < 1:
         raise UserError("A calibration needs sizes, positions, steps and repeats of at least 1.")
     start = perf_counter()
-    probe(1, SHORT_PROMPT, 1)  # the first run pays for pages and caches
+    warm_up(probe, min(8, max_batch_size))
     exam: list[HeldOut] = []
 
     seen: dict[float, list[float]] = {}
@@ -84,11 +86,8 @@ def calibrate_engine(
         medians = {size: float(np.median(times)) for size, times in seen.items()}
         decode = Curve(decode.knots, tuple(medians[knot] for knot in decode.knots))
         decode = fit_ripple(decode, ripple, [medians[float(size)] for size in ripple])
-    rows = min(8, max_batch_size)
-    long_prompt = max(2 * SHORT_PROMPT, max_positions // (2 * rows))
-    prefill_long, step_long = _median_pair(probe, rows, long_prompt, steps, repeats)
-    extra = rows * (long_prompt - SHORT_PROMPT)
-    context_ms = max(0.0, step_long - float(decode(rows))) / extra
+    rows, long_prompt = min(8, max_batch_size), max(16, min(128, 2 * max_positions))
+    context_ms, prefill_long = context_price(probe, rows, long_prompt, repeats)
     # The decode curve was measured with a short context; take that part out of it again.
     held = SHORT_PROMPT + (steps + 1) / 2.0
     lowered = tuple(
@@ -135,6 +134,32 @@ def calibrate_engine(
         threads=threads,
         seconds=perf_counter() - start,
     )
+
+
+def context_price(
+    probe: EngineProbe, rows: int, long_prompt: int, repeats: int
+) -> tuple[float, float]:
+    """Milliseconds that a token of context adds to a decode step, and of the long prefill.
+
+    Steps after a short and after a long prompt, one right after the other so that drift
+    cancels; several steps each, since the difference is small.
+    """
+    differences, firsts = [], []
+    for _ in range(repeats):
+        short = probe(rows, SHORT_PROMPT, CONTEXT_STEPS)[1]
+        first, long = probe(rows, long_prompt, CONTEXT_STEPS)
+        differences.append(long - short)
+        firsts.append(first)
+    extra = rows * (long_prompt - SHORT_PROMPT)
+    return max(0.0, float(np.median(differences))) / extra, float(np.median(firsts))
+
+
+def warm_up(probe: EngineProbe, rows: int) -> None:
+    """Run small batches until first-run costs are paid: three at least, for `WARM_UP_S`."""
+    start, runs = perf_counter(), 0
+    while runs < 3 or (perf_counter() - start < WARM_UP_S and runs < 50):
+        probe(rows, SHORT_PROMPT, 1)
+        runs += 1
 
 
 def calibrate_tokenizer(

@@ -33,7 +33,8 @@ def refine(
 ) -> Curve:
     """Measure `start`, then up to `sizes` knots in all, each new one where it tells most.
 
-    Predictions made before each new measurement are appended to `exam`.
+    Predictions made before each new measurement of the second half are appended to `exam`;
+    those of the first half tell of a rough curve that nobody will use.
     """
     curve = Curve(tuple(start), tuple(measure(size) for size in start))
     while len(curve.knots) < sizes:
@@ -44,7 +45,8 @@ def refine(
             break
         predicted = float(curve(size))
         measured = measure(size)
-        exam.append(HeldOut(phase, size, predicted, measured))
+        if 2 * turn >= sizes - len(start) - 1:
+            exam.append(HeldOut(phase, size, predicted, measured))
         curve = curve.with_point(size, measured)
     return curve
 

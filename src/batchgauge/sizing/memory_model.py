@@ -1,7 +1,7 @@
 """What a batch costs in memory: weights, KV cache by real lengths, activations, temporaries.
 
-The structure is known from the model's shape; what an implementation adds on top
-(copies, buffers that are kept for the next step) is fitted to a few measured peaks.
+The structure is known from the model's shape, so are weights and KV cache; what passes by
+(activations, scores, copies) is fitted to a few measured peaks.
 Only lengths that are really used count, never the context limit.
 """
 
@@ -67,9 +67,9 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes
 
     @property
-    def prefill_bytes_per_position(self) -> int:
-        """Activations alive at one position: residual, gate, up and their product."""
-        return (2 * self.d_model + 3 * self.d_ff) * self.value_bytes
+    def qkv_width(self) -> int:
+        """Features of queries, keys and values of one position."""
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
     def logits_bytes_per_row(self) -> int:
@@ -93,64 +93,81 @@ class Peak:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """Peak bytes of a batch: the loaded model plus the hungrier of its two phases.
+    """Peak bytes of a batch: weights, KV cache, and the largest of what passes by.
 
-    prefill  fixed + position * positions + pair * query-key pairs + KV cache
-    decode   fixed + row * rows + token * tokens held (KV cache and what it drags along)
+    peak = weights + kv * tokens held + max(activations, scores, decode)
 
-    `prefill_terms` are bytes per (batch, row, position, pair), `decode_terms` bytes per
-    (batch, row, token held). `error` is the relative error on peaks not fitted to.
+    activations  fixed + wide * min(positions, tile) + position * min(positions, part)
+    scores       bytes per row, of the first scores over the vocabulary
+    decode       fixed + bytes per row, when anything is decoded
+
+    Tokens held are those that the KV cache has room for: prompt and generation, each
+    `group` of neighbours in order of length as long as its longest. `part` positions are
+    prefilled at a time, `tile` of them go through the feed-forward layer at a time (0:
+    all). `error` is the relative error on peaks that were not fitted to.
     """
 
     weight_bytes: int
-    prefill_terms: tuple[float, float, float, float]
-    decode_terms: tuple[float, float, float]
-    padded: bool = False
+    kv_bytes_per_token: float
+    scores_bytes_per_row: float
+    activation_terms: tuple[float, float, float]
+    decode_terms: tuple[float, float]
+    part: int = 0
+    tile: int = 0
+    group: int = 1
     error: float = 0.25
     fitted: bool = False
 
     @classmethod
-    def from_shape(cls, shape: ModelShape, *, padded: bool = False) -> MemoryModel:
-        """The analytical model, nothing measured: structure only, a quarter off at most hoped."""
+    def from_shape(
+        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1
+    ) -> MemoryModel:
+        """The analytical model, nothing measured: structure only, good to about a quarter."""
+        row = float(shape.logits_bytes_per_row)
+        narrow = float((3 * shape.d_model + shape.qkv_width) * shape.value_bytes)
+        wide = float(3 * shape.d_ff * shape.value_bytes)
+        # While a step's scores are computed, those of the step before still exist.
+        terms = (0.0, wide, narrow), (0.0, 2.0 * row)
         kv = float(shape.kv_bytes_per_token)
-        position = float(shape.prefill_bytes_per_position) + kv
-        pair = float(shape.heads * shape.value_bytes)  # one layer's scores at a time
-        row = 2.0 * shape.logits_bytes_per_row
-        return cls(shape.weight_bytes, (0.0, row, position, pair), (0.0, row, kv), padded)
+        return cls(shape.weight_bytes, kv, row, *terms, part, tile, group)
 
-    @classmethod
-    def constant(cls, weight_bytes: int, bytes_per_unit: float) -> MemoryModel:
-        """For work without a cache (tokenizing): so many bytes per input unit, nothing else."""
-        return cls(weight_bytes, (0.0, 0.0, bytes_per_unit, 0.0), (0.0, 0.0, 0.0))
+    def fitted_to(
+        self, prefill: Sequence[Peak], decode: Sequence[Peak], *, error: float | None = None
+    ) -> MemoryModel:
+        """This model with its passing terms fitted to measured peaks, none below zero.
 
-    def fitted_to(self, prefill: Sequence[Peak], decode: Sequence[Peak]) -> MemoryModel:
-        """This model with its terms fitted to measured peaks, by non-negative least squares.
-
-        `prefill` are batches that generate one token, `decode` batches with short prompts
-        and long generations. Each fit needs as many peaks as it has terms, or more.
-        Errors count relative to the peak. Raises UserError for too few peaks.
+        `prefill` are batches of longer prompts that generate one token, `decode` batches of
+        short prompts that generate more. The KV cache's bytes are known and not fitted.
+        Errors count relative to the peak; `error` is the one found on other peaks, if any
+        were kept apart. Raises UserError for fewer peaks than terms.
         """
-        if len(prefill) < 4 or len(decode) < 3:
-            raise UserError("A memory fit needs at least 4 prefill and 3 decode peaks.")
-        first = _fit(
-            [self._prefill_row(p.plan()) for p in prefill], [p.peak_bytes for p in prefill]
-        )
-        later = _fit([self._decode_row(p.plan()) for p in decode], [p.peak_bytes for p in decode])
+        if len(prefill) < 3 or len(decode) < 2:
+            raise UserError("A memory fit needs at least 3 prefill and 2 decode peaks.")
+        first = self._fit([self._activation_row(p.plan()) for p in prefill], prefill)
+        later = self._fit([np.asarray([1.0, p.rows]) for p in decode], decode)
         found = replace(
             self,
-            prefill_terms=(first[0], first[1], first[2], first[3]),
-            decode_terms=(later[0], later[1], later[2]),
+            activation_terms=(first[0], first[1], first[2]),
+            decode_terms=(later[0], later[1]),
             fitted=True,
         )
-        peaks = (*prefill, *decode)
-        worst = max(abs(found.batch_bytes(p.plan()) / p.peak_bytes - 1.0) for p in peaks)
+        worst = found.worst_error((*prefill, *decode)) if error is None else error
         return replace(found, error=max(0.01, worst))
+
+    def worst_error(self, peaks: Sequence[Peak]) -> float:
+        """Largest relative error over measured peaks (of what is above the weights)."""
+        return max(abs(self.batch_bytes(p.plan()) / p.peak_bytes - 1.0) for p in peaks)
 
     def batch_bytes(self, plan: Plan) -> float:
         """Peak bytes above the loaded model while this batch runs."""
-        prefill = float(np.dot(self._prefill_row(plan), self.prefill_terms))
-        decode = float(np.dot(self._decode_row(plan), self.decode_terms))
-        return max(prefill, decode)
+        passing = [
+            float(np.dot(self._activation_row(plan), self.activation_terms)),
+            self.scores_bytes_per_row * plan.size,
+        ]
+        if plan.new_tokens.max(initial=0) > 1:  # the first token comes with the prefill
+            fixed, row = self.decode_terms
+            passing.append(fixed + row * plan.size)
+        return self.kv_bytes_per_token * self._held(plan) + max(passing)
 
     def peak_bytes(self, lengths: Lengths, size: int) -> float:
         """Peak bytes of the process' model and batch; the worst of the drawn batches."""
@@ -161,20 +178,25 @@ class MemoryModel:
         above = max(0.0, value - self.weight_bytes)
         return value - above * min(1.0, self.error), value + above * self.error
 
-    def _prefill_row(self, plan: Plan) -> Floats:
-        positions = plan.positions(padded=self.padded)
-        squares = plan.squares(padded=self.padded)
-        return np.asarray([1.0, plan.size, positions, squares], dtype=np.float64)
+    def _activation_row(self, plan: Plan) -> Floats:
+        positions = plan.positions(padded=False)
+        wide = min(positions, self.tile) if self.tile else positions
+        at_once = min(positions, self.part) if self.part else positions
+        return np.asarray([1.0, wide, at_once], dtype=np.float64)
 
-    def _decode_row(self, plan: Plan) -> Floats:
-        held = int((plan.inputs + plan.new_tokens).sum())
-        return np.asarray([1.0, plan.size, held], dtype=np.float64)
+    def _fit(self, rows: Sequence[Floats], peaks: Sequence[Peak]) -> list[float]:
+        """Non-negative terms with rows @ terms = peaks - KV cache, errors relative to the peak."""
+        A = np.asarray(rows)  # [N, terms]
+        whole = np.asarray([peak.peak_bytes for peak in peaks], dtype=np.float64)  # [N]
+        cache = np.asarray([self.kv_bytes_per_token * self._held(p.plan()) for p in peaks])
+        scale = A.max(axis=0) + 1e-12  # columns of like size keep the solver exact
+        terms, _ = nnls((A / scale) / whole[:, None], np.maximum(0.0, whole - cache) / whole)
+        return [float(term) for term in terms / scale]
 
-
-def _fit(rows: Sequence[Floats], peaks: Sequence[float]) -> list[float]:
-    """Non-negative terms with rows @ terms = peaks, errors relative to each peak."""
-    A = np.asarray(rows)  # [N, terms]
-    y = np.asarray(peaks, dtype=np.float64)  # [N]
-    scale = A.max(axis=0) + 1e-12  # columns of like size keep the solver exact
-    terms, _ = nnls((A / scale) / y[:, None], np.ones_like(y))
-    return [float(term) for term in terms / scale]
+    def _held(self, plan: Plan) -> float:
+        """Tokens that the KV cache makes room for; the last one generated is never read back."""
+        order = np.lexsort((plan.new_tokens, plan.inputs))
+        room = (plan.inputs + np.maximum(plan.new_tokens, 1) - 1)[order]
+        starts = np.arange(0, plan.size, self.group)
+        sizes = np.diff(np.append(starts, plan.size))
+        return float((np.maximum.reduceat(room, starts) * sizes).sum())

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.errors import UserError
+from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
 from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
@@ -47,8 +48,7 @@ class MeasuredCosts:
     square_ms: float
     decode_rows: Floats  # [R]
     decode_values_ms: Floats  # [R], at no context
-    context_rows: Floats  # [C]
-    context_values_ms: Floats  # [C], per token of context
+    context_ms: float = 0.0  # per token of context
     padded: bool = False
     compacts: bool = True
 
@@ -63,8 +63,7 @@ class MeasuredCosts:
         """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
         at = np.asarray(rows, dtype=np.float64)
         base = np.interp(at, self.decode_rows, self.decode_values_ms)
-        slope = np.interp(at, self.context_rows, self.context_values_ms)
-        return base + slope * np.asarray(context, dtype=np.float64)
+        return base + self.context_ms * np.asarray(context, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,7 @@ def sweep_engine(
     *,
     largest: int,
     max_positions: int = 512,
-    short: int = 4,
-    steps: int = 2,
+    steps: int = 3,
     passes: int = 3,
     also: Iterable[int] = (),
     padded: bool = False,
@@ -106,30 +104,33 @@ def sweep_engine(
 ) -> Sweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
-    `also` are further sizes to include, e.g. those suggested. `short` is the prompt length at
-    which decode steps are timed; the price of context comes from longer prompts at some
-    sizes. `progress` wraps the list of runs (e.g. tqdm). Raises
+    Decode steps are timed after prompts of one token; what context costs comes from pairs of
+    runs after short and long prompts. `also` are further sizes to include, e.g. those
+    suggested. `progress` wraps the list of runs (e.g. tqdm). Raises
     UserError for sizes below 1.
     """
-    if min(largest, max_positions, short, steps, passes) < 1:
+    if min(largest, max_positions, steps, passes) < 1:
         raise UserError("A sweep needs sizes, positions, steps and passes of at least 1.")
     start = perf_counter()
     sizes = tuple(sorted({*dense_sizes(largest), *also}))
     grid = _position_grid(max_positions)
-    contexts = [rows for rows in (1, 2, 4, 8, 16, 32) if rows <= largest]
-    long = {rows: max(4 * short, min(256, max_positions // rows)) for rows in contexts}
-    runs: list[tuple[str, int, int]] = [("decode", rows, short) for rows in sizes]
-    runs += [("context", rows, long[rows]) for rows in contexts]
-    runs += [("prefill", _prefill_rows(p, largest), p) for p in grid]
-    runs += [("prefill alone", 1, min(256, max_positions))]
+    some, long = min(8, largest), max(16, min(128, 2 * max_positions))
+    runs: list[tuple[str, int, int, int]] = [
+        ("decode", rows, SHORT_PROMPT, steps) for rows in sizes
+    ]
+    runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in grid]
+    runs += [("prefill alone", 1, min(256, max_positions), 0)]
+    runs += [("context", some, long, CONTEXT_STEPS)]
     rng = np.random.default_rng(seed)
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
-    probe(1, short, 1)
+    warm_up(probe, some)
     for run, i in progress(order):
-        phase, rows, units = runs[i]
+        phase, rows, units, count = runs[i]
+        if phase == "context":  # the pair right after each other, so that drift cancels
+            timings.append(Timing("no context", rows, SHORT_PROMPT, run, probe(rows, 1, count)[1]))
         if phase in {"decode", "context"}:
-            ms = probe(rows, units, steps)[1]
+            ms = probe(rows, units, count)[1]
         else:
             ms = probe(rows, units // rows, 0)[0]
         timings.append(Timing(phase, rows, units, run, ms))
@@ -161,7 +162,7 @@ def sweep_tokenizer(
         timings.append(Timing("tokenize", sizes[i], units, run, ms))
     x, y = _medians([(t.units, t.ms) for t in timings])
     one = np.ones(1)
-    costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one, one, 0.0 * one)
+    costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one)
     return Sweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
 
 
@@ -169,22 +170,19 @@ def _price_list(
     timings: Sequence[Timing], steps: int, *, padded: bool, compacts: bool
 ) -> MeasuredCosts:
     rows, decode = _medians([(t.rows, t.ms) for t in timings if t.phase == "decode"])
-    short = next(t.units for t in timings if t.phase == "decode")
     longer = [t for t in timings if t.phase == "context"]
-    context_rows, context = _medians([(t.rows, t.ms) for t in longer])
-    units = {t.rows: t.units for t in longer}
-    extra = np.asarray([r * (units[int(r)] - short) for r in context_rows])
-    slope = np.maximum(0.0, context - np.interp(context_rows, rows, decode)) / extra
-    held = short + (steps + 1) / 2.0  # mean context of a row while the short run decoded
-    bare = np.maximum(0.0, decode - np.interp(rows, context_rows, slope) * rows * held)
+    shorter = [t for t in timings if t.phase == "no context"]
+    gaps = [a.ms - b.ms for a, b in zip(longer, shorter, strict=True)]
+    extra = longer[0].rows * (longer[0].units - SHORT_PROMPT)
+    context_ms = max(0.0, float(np.median(gaps))) / extra
+    held = SHORT_PROMPT + (steps + 1) / 2.0  # mean context of a row while a run decoded
+    bare = np.maximum(0.0, decode - context_ms * rows * held)
     positions, prefill = _medians([(t.units, t.ms) for t in timings if t.phase == "prefill"])
     alone = [t for t in timings if t.phase == "prefill alone"]
     length = alone[0].units
     excess = float(np.median([t.ms for t in alone])) - float(np.interp(length, positions, prefill))
     square_ms = max(0.0, excess) / (length * length)
-    return MeasuredCosts(
-        positions, prefill, square_ms, rows, bare, context_rows, slope, padded, compacts
-    )
+    return MeasuredCosts(positions, prefill, square_ms, rows, bare, context_ms, padded, compacts)
 
 
 def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
