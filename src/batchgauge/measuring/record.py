@@ -1,0 +1,229 @@
+"""The record: one immutable row a measured sample, the same columns in every CSV.
+
+| column | meaning |
+| --- | --- |
+| run_id, timestamp | one measuring session, and when it began (UTC) |
+| benchmark | name, e.g. `tokenise/batch=32/chars=200` |
+| implementation | what was run, e.g. `numpy`; in a comparison, the candidate's name |
+| part | tokenise, detokenise, prefill, decode, statistics, lookup, sizing, end_to_end … |
+| batch_size, parameters | items in one batch; further parameters as JSON |
+| process, block, position | which process, which round, which place in the round |
+| is_warmup | True for samples before the times were steady; kept, never analysed |
+| inner_loops | calls timed together as this one sample |
+| wall_ms, cpu_ms | milliseconds of ONE call: wall clock, and CPU time of all threads |
+| items, tokens | work done by one call |
+| counters | deterministic work of one call as JSON: tokens, padded positions, steps, bytes |
+| outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
+| gc | garbage collection while timing: `off` (collected before), or `on` |
+| threads, seed | BLAS threads allowed; seed of the order and the data |
+| git_commit, versions | what was measured; a `+` says the files differ from the commit |
+| machine_id, machine | digest and description of the machine |
+| workload | digest of the data worked on; different data are not compared |
+
+Leaves out what the numbers mean: see `statistics`, `paired` and `compare`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.files import write_csv
+from batchgauge.measuring import statistics
+from batchgauge.measuring.machine import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timing; times in milliseconds of one call. See the module's table."""
+
+    benchmark: str
+    implementation: str
+    part: str
+    batch_size: int
+    parameters: str
+    process: int
+    block: int
+    position: int
+    is_warmup: bool
+    inner_loops: int
+    wall_ms: float
+    cpu_ms: float
+    items: int
+    tokens: int
+    counters: str = "{}"
+    outlier: str = ""
+    gc: str = "off"
+
+
+_RUN_COLUMNS = (
+    "threads",
+    "seed",
+    "git_commit",
+    "versions",
+    "machine_id",
+    "machine",
+    "workload",
+    "timestamp",
+)
+COLUMNS: tuple[str, ...] = ("run_id", *(f.name for f in fields(Sample)), *_RUN_COLUMNS)
+_TEXT = {
+    "run_id",
+    "benchmark",
+    "implementation",
+    "part",
+    "parameters",
+    "counters",
+    "outlier",
+    "gc",
+    "git_commit",
+    "versions",
+    "machine_id",
+    "machine",
+    "workload",
+    "timestamp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All samples of one benchmark of one implementation, warm-up included, and their run."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    run: Run
+    stopped_because: str = ""
+
+    @property
+    def steady_ms(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Wall milliseconds of one call [samples], warm-up left out."""
+        return np.array([s.wall_ms for s in self.samples if not s.is_warmup])
+
+    @property
+    def median_ms(self) -> float:
+        """Median wall time of one call."""
+        return float(np.median(self.steady_ms))
+
+    @property
+    def items_per_s(self) -> float:
+        """Throughput at the median."""
+        return self.samples[0].items / self.median_ms * 1e3
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens a second at the median."""
+        return self.samples[0].tokens / self.median_ms * 1e3
+
+    def percentile_ms(self, percent: int) -> float:
+        """A percentile of the call's wall time; NaN from too few samples."""
+        return statistics.percentile(self.steady_ms, percent)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a sample, columns `COLUMNS`."""
+        return to_frame(self.samples, self.run)
+
+    def write(self, path: Path | str) -> Path:
+        """Write the rows as CSV, whole or not at all."""
+        return write_csv(self.to_frame(), path)
+
+
+def to_frame(samples: Iterable[Sample], run: Run) -> pd.DataFrame:
+    """Samples of one run as a frame with the columns `COLUMNS`."""
+    shared: dict[str, Any] = {
+        "run_id": run.run_id,
+        "threads": run.threads,
+        "seed": run.seed,
+        "git_commit": run.git_commit,
+        "versions": run.versions,
+        "machine_id": run.machine.id,
+        "machine": run.machine.describe(),
+        "workload": run.workload,
+        "timestamp": run.timestamp,
+    }
+    return pd.DataFrame([asdict(s) for s in samples]).assign(**shared)[list(COLUMNS)]
+
+
+def as_json(values: Mapping[str, Any]) -> str:
+    """Parameters or counters as JSON with sorted keys, so that equal ones are equal text."""
+    return json.dumps(dict(values), sort_keys=True, default=str)
+
+
+def read(path: Path | str) -> pd.DataFrame:
+    """Samples from a CSV that `write` or a notebook made, checked.
+
+    Raises UserError for a file that is missing, empty, truncated, of other columns, or
+    with times that are missing, negative or not numbers.
+    """
+    source = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(source, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False)
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"'{source}' cannot be read: {problem}.") from None
+    except pd.errors.EmptyDataError:
+        raise UserError(f"'{source}' is empty; expected a CSV of samples.") from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as problem:
+        raise UserError(f"'{source}' is no whole CSV: {str(problem).strip()}.") from None
+    return checked(frame, str(source))
+
+
+def checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """`frame` with typed columns. Raises UserError when it is no table of samples."""
+    missing = [c for c in COLUMNS if c not in frame.columns]
+    if missing:
+        raise UserError(
+            f"'{source}' is no table of samples: it lacks {', '.join(missing[:4])}"
+            f"{' and more' if len(missing) > 4 else ''}."
+        )
+    if frame.empty:
+        raise UserError(f"'{source}' has columns but no samples.")
+    typed = frame.copy()
+    for column in set(COLUMNS) - _TEXT - {"is_warmup"}:
+        typed[column] = pd.to_numeric(typed[column], errors="coerce")
+        if not np.isfinite(typed[column]).all():
+            at = int(np.flatnonzero(~np.isfinite(typed[column]))[0]) + 2
+            raise UserError(f"'{source}', line {at}: {column} is no number; is the file truncated?")
+    flags = typed["is_warmup"].astype(str).str.lower()
+    if not flags.isin(["true", "false"]).all() or (typed["timestamp"].astype(str) == "").any():
+        raise UserError(f"'{source}' has rows cut short; is the file truncated?")
+    typed["is_warmup"] = flags == "true"
+    if (typed["wall_ms"] <= 0).any() or (typed["cpu_ms"] < 0).any():
+        raise UserError(f"'{source}' has times that are zero or negative; expected milliseconds.")
+    if not typed["is_warmup"].eq(other=False).any():
+        raise UserError(f"'{source}' has warm-up samples only; nothing to compare.")
+    return typed
+
+
+def merge(frames: Sequence[pd.DataFrame], *, allow_other_machine: bool = False) -> pd.DataFrame:
+    """Rows of several runs as one frame.
+
+    Raises UserError when they come from different machines, unless that is allowed.
+    """
+    if not frames:
+        raise UserError("Nothing to merge; expected at least one table of samples.")
+    merged = pd.concat(frames, ignore_index=True)
+    machines = merged[["machine_id", "machine"]].drop_duplicates()
+    if len(machines) > 1 and not allow_other_machine:
+        raise UserError(
+            "The records come from different machines "
+            f"({'; '.join(machines['machine'])}); their times do not compare."
+        )
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one call does, for the record: items, tokens, and further deterministic counters."""
+
+    items: int = 1
+    tokens: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)

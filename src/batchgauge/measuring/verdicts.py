@@ -1,0 +1,125 @@
+"""Ratios and what may be said about them: faster, slower, no difference, or not seen.
+
+Takes estimates of log ratios, knows nothing of clocks. Leaves out how they were sampled
+(`paired`) and the gate's threshold on stored files (`compare`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import pandas as pd
+
+from batchgauge.measuring.statistics import Estimate, adjusted
+
+Verdict = Literal["faster", "slower", "no significant difference", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Throughput of `name` ÷ throughput of `baseline` on the same work, with its 95 % interval.
+
+    Above 1 is faster. `p` tests a ratio of 1, `q` is p after Benjamini-Hochberg over the
+    candidates or the sweep it was judged with. `noise_floor` and
+    `minimum_detectable_change` are relative (0.02 = 2 %), NaN without an A/A run.
+    """
+
+    name: str
+    baseline: str
+    value: float
+    low: float
+    high: float
+    p: float
+    q: float
+    blocks: int
+    noise_floor: float
+    minimum_detectable_change: float
+    verdict: Verdict
+    benchmark: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        estimate: Estimate,
+        *,
+        name: str,
+        baseline: str,
+        noise_floor: float = math.nan,
+        minimum_detectable_change: float = math.nan,
+        benchmark: str = "",
+    ) -> Ratio:
+        """The ratio whose logarithm was estimated; its verdict stays open until `judged`."""
+        return cls(
+            name,
+            baseline,
+            exp(estimate.value),
+            exp(estimate.low),
+            exp(estimate.high),
+            estimate.p,
+            estimate.p,
+            estimate.n,
+            noise_floor,
+            minimum_detectable_change,
+            "inconclusive",
+            benchmark,
+        )
+
+    def sentence(self) -> str:
+        """E.g. `numpy is 3.10 × [2.90, 3.30] as fast as baseline: faster.`"""
+        return (
+            f"{self.name} is {self.value:.3g} × [{self.low:.3g}, {self.high:.3g}] "
+            f"as fast as {self.baseline}: {self.verdict}."
+        )
+
+
+def judge(
+    low: float, high: float, q: float, *, noise_floor: float, mdc: float, threshold: float
+) -> Verdict:
+    """The verdict on an interval [low, high] of a throughput ratio.
+
+    A difference is one when the interval leaves out 1, survives the adjustment for
+    multiple looks (q <= 0.05) and its middle is beyond the noise floor. Otherwise the run
+    was `inconclusive` when it could not have seen a change as small as `threshold`; without
+    an A/A run (NaN) the interval's own width says what it could have seen.
+    """
+    bounded = low > 0.0 and math.isfinite(high)
+    half = math.log(high / low) / 2.0 if bounded else math.inf
+    middle = math.sqrt(low * high) if bounded else 1.0
+    floor = 0.0 if math.isnan(noise_floor) else noise_floor
+    if q <= 0.05 and abs(math.log(middle)) > math.log1p(floor) and not low <= 1.0 <= high:
+        return "faster" if low > 1.0 else "slower"
+    seen = exp(half * 1.43) - 1.0 if math.isnan(mdc) else mdc
+    return "no significant difference" if seen <= threshold else "inconclusive"
+
+
+def judged(ratios: Sequence[Ratio], *, threshold: float = 0.05) -> list[Ratio]:
+    """The ratios of one sweep, p adjusted together (Benjamini-Hochberg) and judged anew."""
+    q_values = adjusted([r.p for r in ratios]).tolist()
+    return [
+        replace(
+            r,
+            q=q,
+            verdict=judge(
+                r.low,
+                r.high,
+                q,
+                noise_floor=r.noise_floor,
+                mdc=r.minimum_detectable_change,
+                threshold=threshold,
+            ),
+        )
+        for r, q in zip(ratios, q_values, strict=True)
+    ]
+
+
+def frame_of(ratios: Sequence[Ratio]) -> pd.DataFrame:
+    """One row a ratio, its fields as columns."""
+    return pd.DataFrame([asdict(r) for r in ratios])
+
+
+def exp(x: float) -> float:
+    """e^x, infinite where a float cannot hold it."""
+    return math.exp(x) if x < 700.0 else math.inf
