@@ -88,8 +88,13 @@ class Arrivals:
 
     def first(self, count: int) -> Arrivals:
         """The first `count` requests (all, when there are fewer)."""
+        return self.window(0, count)
+
+    def window(self, start: int, count: int) -> Arrivals:
+        """Up to `count` requests from number `start` on, at their own times."""
+        part = slice(start, start + count)
         return Arrivals(
-            self.times_s[:count], self.context[:count], self.generated[:count], self.rank[:count]
+            self.times_s[part], self.context[part], self.generated[part], self.rank[part]
         )
 
 

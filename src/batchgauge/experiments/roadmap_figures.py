@@ -1,0 +1,258 @@
+"""The roadmap notebook's pictures; every title states what its data show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from batchgauge.reporting import plots
+from batchgauge.simulate.scaling import ScalingFit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REAL, SIMULATED = "#0072B2", "#D55E00"
+# Policies and ways have no implementation's colour: Okabe and Ito's others.
+LOOKS: Mapping[str, tuple[str, str]] = {
+    "static": ("#D55E00", "s"),
+    "dynamic": ("#56B4E9", "o"),
+    "continuous": ("#009E73", "^"),
+    "two BLAS threads": ("#0072B2", "o"),
+    "two Python threads": ("#E69F00", "^"),
+    "two processes": ("#009E73", "s"),
+}
+
+
+def draw_step_time(table: pd.DataFrame) -> Figure:
+    """A decode step and a token's share of it against batch size."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.8))
+    columns = [table[c].to_numpy() for c in ("step_ms", "step_low_ms", "step_high_ms")]
+    sizes = table["batch_size"].to_numpy()
+    plots.line_with_interval(left, sizes, *columns, implementation="numpy")
+    plots.line_with_interval(right, sizes, *(c / sizes for c in columns), implementation="numpy")
+    for ax, text in ((left, "one decode step (ms)"), (right, "one token (ms)")):
+        plots.batch_axis(ax, sizes, "sequences in the batch")
+        ax.set(ylabel=text)
+        ax.set_ylim(bottom=0)
+    rise = columns[0][-1] / columns[0][0]
+    left.set_title(f"{sizes[-1]} sequences cost {rise:.1f} × one step …")
+    right.set_title(f"… so a token costs {sizes[-1] / rise:.1f} × less")
+    return fig
+
+
+def draw_validation(requests: pd.DataFrame, figures: pd.DataFrame) -> Figure:
+    """Distribution of the time to the answer, real and simulated, one panel a policy."""
+    names = list(dict.fromkeys(requests["policy"]))
+    fig, axes = plt.subplots(1, len(names), figsize=(9.2, 3.9), sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        rows = requests[requests["policy"] == name]
+        for column, colour, text, style in (
+            ("real_answer_ms", REAL, "real engine", "-"),
+            ("simulated_answer_ms", SIMULATED, "simulated", "--"),
+        ):
+            times = np.sort(rows[column].to_numpy()) / 1e3
+            share = np.arange(1, times.size + 1) / times.size
+            ax.step(times, 100 * share, where="post", color=colour, label=text, linestyle=style)
+            ax.plot([times.mean()], [4], marker="v", color=colour, linestyle="none")
+        errors = {
+            row["figure"]: row["simulated_over_real"] - 1
+            for row in figures.to_dict("records")
+            if row["policy"] == name and row["time_to"] == "answer"
+        }
+        said = ", ".join(f"{figure} {error:+.0%}" for figure, error in errors.items())
+        ax.set(title=f"{name.capitalize()}: {said}", xlabel="time to the answer (s)")
+        ax.set_xlim(left=0)
+    axes[0].set(ylabel="requests answered (%)", ylim=(0, 101))
+    axes[0].legend(loc="lower right", title="▾ mean")
+    return fig
+
+
+def draw_policy_curves(curves: pd.DataFrame, target_s: float, rate: float) -> Figure:
+    """p90 until the first text against the arrival rate, with the target."""
+    fig, ax = plt.subplots(figsize=(7.6, 4.3))
+    reach = {}
+    for name in dict.fromkeys(curves["policy"]):
+        grid = curves[curves["policy"] == name].pivot_table(
+            index="arrival_rate", columns="seed", values="p90_ms"
+        )
+        rates, seconds = grid.index.to_numpy(), grid.to_numpy() / 1e3
+        middle = np.median(seconds, axis=1)
+        colour, marker = LOOKS[name]
+        ax.fill_between(
+            rates, seconds.min(axis=1), seconds.max(axis=1), color=colour, alpha=0.15, linewidth=0
+        )
+        ax.plot(rates, middle, color=colour, marker=marker, label=name)
+        good = rates[middle <= target_s]
+        reach[name] = float(good.max()) if good.size else 0.0
+    plots.reference_line(ax, target_s, f"target {target_s:.2g} s")
+    plots.reference_line(ax, rate, "rate asked for", axis="x")
+    best = max(reach, key=lambda name: reach[name])
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set(
+        xlabel="arrival rate (requests/s)",
+        ylabel="p90 until the first text (s)",
+        title=f"{best.capitalize()} keeps the target up to {reach[best]:.2g} requests/s",
+    )
+    ax.legend(title="band: range over seeds", loc="upper left")
+    return fig
+
+
+def draw_gains(table: pd.DataFrame) -> Figure:
+    """What a second core gives each stage, three ways."""
+    stages = list(dict.fromkeys(table["stage"]))
+    ways = list(dict.fromkeys(table["way"]))
+    fig, ax = plt.subplots(figsize=(7.6, 0.62 * len(stages) + 1.6))
+    for offset, way in enumerate(ways):
+        rows = table[table["way"] == way]
+        y = np.arange(len(stages)) + 0.22 * (offset - (len(ways) - 1) / 2)
+        colour, marker = LOOKS[way]
+        middle = rows["value"].to_numpy()
+        error = [middle - rows["low"].to_numpy(), rows["high"].to_numpy() - middle]
+        ax.errorbar(middle, y, xerr=error, fmt=marker, color=colour, label=way, capsize=3)
+    ax.set_yticks(range(len(stages)), stages)
+    ax.invert_yaxis()
+    plots.reference_line(ax, 1.0, "no gain", axis="x", kind="floor")
+    plots.reference_line(ax, 2.0, "twice", axis="x", kind="ideal")
+    best = max(table.to_dict("records"), key=lambda row: row["low"])
+    ax.set(
+        xlabel="throughput over one thread (×)",
+        title=f"A second core helps {best['stage']} most: {best['value']:.2f} × by {best['way']}",
+    )
+    ax.set_xlim(left=0)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncol=3)
+    return fig
+
+
+def draw_scaling(laws: Mapping[str, ScalingFit], workers: Sequence[int]) -> Figure:
+    """The fitted laws, dashed where extrapolated, one panel a stage."""
+    stages = list(dict.fromkeys(name.split(", ")[0] for name in laws))
+    fig, axes = plt.subplots(1, len(stages), figsize=(9.2, 4.0), sharey=True)
+    for ax, stage in zip(axes, stages, strict=True):
+        for name, fit in laws.items():
+            owner, way, law = name.split(", ")
+            if owner == stage and law == "USL":
+                _draw_law(ax, fit, way, workers)
+        plots.ideal_scaling(ax, workers, "ideal")
+        plots.batch_axis(ax, workers, "workers")
+        ax.axvspan(2, max(workers), color="0.5", alpha=0.07, linewidth=0)
+        ax.annotate(
+            "extrapolated", (2, 1), (5, -12), xycoords=ax.get_xaxis_transform(),
+            textcoords="offset points", color=plots.MUTED, fontsize=9,
+        )  # fmt: skip
+        ax.set_title(stage.capitalize())
+    axes[0].set(ylabel="speed-up over one (×)", ylim=(0, max(workers)))
+    axes[-1].legend(loc="center right", title="95 % band")
+    return fig
+
+
+def _draw_law(ax: Axes, fit: ScalingFit, way: str, workers: Sequence[int]) -> None:
+    colour, marker = LOOKS[way]
+    points = [fit.predict(n) for n in workers]
+    low, high = [p.low for p in points], [p.high for p in points]
+    ax.fill_between(workers, low, high, color=colour, alpha=0.18, linewidth=0)
+    ax.plot(workers, [p.value for p in points], color=colour, linestyle="--", linewidth=1.2)
+    seen = [p for p in points if not p.extrapolated]
+    ax.plot(
+        [p.workers for p in seen], [p.value for p in seen], color=colour, marker=marker, label=way
+    )
+
+
+def draw_machines(table: pd.DataFrame) -> Figure:
+    """Throughput of machines that are not here, with the roofline's wide intervals."""
+    fig, ax = plt.subplots(figsize=(7.6, 0.5 * len(table) + 1.6))
+    plots.points_with_interval(
+        ax,
+        table["machine"].tolist(),
+        table["throughput_tokens_per_s"].to_numpy(),
+        table["low_tokens_per_s"].to_numpy(),
+        table["high_tokens_per_s"].to_numpy(),
+        implementations=["numpy", *["baseline"] * (len(table) - 1)],
+    )
+    rows = table.to_dict("records")
+    for y, row in enumerate(rows):
+        ax.annotate(
+            f"batch {row['best_batch']}, {row['price_per_million_tokens']:.2g} per million",
+            (row["throughput_tokens_per_s"], y), (0, 9), textcoords="offset points",
+            ha="center", fontsize=8.5, color=plots.MUTED,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.margins(x=0.12)
+    fast = max(rows, key=lambda row: row["throughput_tokens_per_s"])
+    ax.set(
+        xlabel="generated tokens/s, kept busy (logarithmic)",
+        title=f"Predicted: {fast['machine']} {fast['speedup']:.0f} × this machine",
+    )
+    return fig
+
+
+def draw_distributed(table: pd.DataFrame) -> Figure:
+    """Efficiency against machines, shared queue and shards, one panel a trouble."""
+    troubles = list(dict.fromkeys(table["trouble"]))
+    fig, axes = plt.subplots(1, len(troubles), figsize=(9.6, 3.8), sharey=True)
+    for ax, trouble in zip(axes, troubles, strict=True):
+        rows = table[table["trouble"] == trouble]
+        sizes = rows["machines"].to_numpy()
+        for column, colour, marker, text in (
+            ("queue_efficiency", "#009E73", "o", "shared queue"),
+            ("shards_efficiency", "#D55E00", "s", "dealt out beforehand"),
+        ):
+            ax.plot(sizes, 100 * rows[column], color=colour, marker=marker, label=text)
+        plots.batch_axis(ax, sizes, "machines")
+        ax.set_title("No trouble" if trouble == "none" else trouble.capitalize(), fontsize=11)
+    axes[0].set(ylabel="efficiency (%)", ylim=(0, 108))
+    axes[0].legend(loc="lower left")
+    return fig
+
+
+def draw_ranking(table: pd.DataFrame) -> Figure:
+    """Goodput and waiting of every idea over today's server, in ranked order."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.8, 0.42 * len(table) + 1.8), sharey=True)
+    for ax, kind, text in (
+        (axes[0], "goodput_gain", "requests in time (× today)"),
+        (axes[1], "waiting_gain", "p90 until the first text, shorter by (×)"),
+    ):
+        plots.points_with_interval(
+            ax,
+            table["idea"].tolist(),
+            table[kind].to_numpy(),
+            table[f"{kind}_low"].to_numpy(),
+            table[f"{kind}_high"].to_numpy(),
+            implementations=[
+                "baseline" if basis.startswith("predicted") else "numpy" for basis in table["basis"]
+            ],
+        )
+        ax.axvline(1.0, color=plots.MUTED, linestyle=":", zorder=1.5)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(lambda *_: "")
+        ax.set(xlabel=text)
+    best = table.to_dict("records")[0]
+    axes[0].set_title(f"{best['idea'].capitalize()} gains most", loc="left")
+    axes[1].set_title("right of the dotted line is better", loc="left", fontsize=10)
+    return fig
+
+
+def draw_ladder(table: pd.DataFrame) -> Figure:
+    """The software ideas on top of each other."""
+    rows: list[dict[Any, Any]] = table.to_dict("records")
+    fig, ax = plt.subplots(figsize=(7.6, 0.5 * len(rows) + 1.6))
+    plots.bars_with_interval(
+        ax,
+        [row["idea"] for row in rows],
+        [row["goodput_gain"] for row in rows],
+        [row["goodput_gain_low"] for row in rows],
+        [row["goodput_gain_high"] for row in rows],
+        form="{:.2f} ×",
+    )
+    plots.reference_line(ax, 1.0, "today", axis="x", kind="floor")
+    ax.set(
+        xlabel="requests in time (× today), each rung on top of the one above",
+        title=f"Together: {rows[-1]['goodput_gain']:.2f} × the requests in time",
+    )
+    return fig

@@ -1,0 +1,136 @@
+"""The roadmap notebook's comparison of policies on this machine, and how fast it simulates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.experiments.roadmap import LONGEST, Case
+from batchgauge.simulate.arrivals import bursty
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.metrics import by_class, capacity, first_text_s, summarise
+from batchgauge.simulate.server import Server
+from batchgauge.workload import request_lengths
+
+CURVES = ("static", "dynamic", "continuous")
+
+
+def policies(case: Case) -> dict[str, Server]:
+    """The policies to compare on this machine, today's first."""
+    base = case.today.server
+    plain = replace(base, order="fifo", chunk_tokens=0, preempt=False, kv_limit_tokens=0)
+    going = replace(plain, batching="continuous")
+    sample = case.traffic(case.rate, 0)
+    largest = int((sample.context + sample.generated).max())
+    mean = int((sample.context + sample.generated).mean())
+    tight = max(largest, base.max_batch * mean // 2)
+    return {
+        "today": base,
+        "static": replace(plain, batching="static"),
+        "dynamic": replace(plain, batching="dynamic"),
+        "continuous": going,
+        "continuous, chunked prefill": replace(going, chunk_tokens=32),
+        "continuous, half the KV memory": replace(going, preempt=True, kv_limit_tokens=tight),
+        "continuous, priority": replace(going, order="priority", ageing_s=10 * case.target_s),
+        "continuous, shortest first": replace(going, order="shortest", ageing_s=case.target_s),
+    }
+
+
+def compare_policies(case: Case, seed: int = 0) -> pd.DataFrame:
+    """Every metric of every policy at the case's rate: one row a policy."""
+    arrivals = case.traffic(case.rate, seed)
+    rows = []
+    for name, server in policies(case).items():
+        run = simulate(arrivals, case.today.step_s, server)
+        limit = capacity(arrivals, case.today.step_s, server)
+        rows.append(
+            {
+                "policy": name,
+                "capacity_requests_per_s": limit,
+                "load": case.rate / limit,
+                "stable": case.rate < limit,
+                **summarise(run, target_s=case.target_s),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def compare_classes(case: Case, names: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Percentiles of each class under the named policies: one row a policy and class."""
+    arrivals = case.traffic(case.rate, seed)
+    chosen = policies(case)
+    return pd.concat(
+        [
+            by_class(
+                simulate(arrivals, case.today.step_s, chosen[name]), target_s=case.target_s
+            ).assign(policy=name)
+            for name in names
+        ],
+        ignore_index=True,
+    )
+
+
+def time_simulator(case: Case, count: int, seed: int = 0) -> float:
+    """Seconds of wall time to simulate `count` requests under continuous batching."""
+    context, generated = request_lengths(count, scale=1 / 16, longest=LONGEST, seed=seed)
+    arrivals = bursty(case.rate, context, generated, burstiness=1.0, seed=seed)
+    server = replace(case.today.server, batching="continuous")
+    begin = time.perf_counter()
+    simulate(arrivals, case.today.step_s, server)
+    return time.perf_counter() - begin
+
+
+def policy_curves(case: Case, *, seeds: int, points: int = 10) -> pd.DataFrame:
+    """p90 until the first text against the arrival rate: one row a policy, rate and seed.
+
+    From a tenth of today's capacity to a little above it.
+    """
+    chosen = policies(case)
+    rows = []
+    for rate in (np.linspace(0.1, 1.3, points) * case.limit).tolist():
+        for seed in range(seeds):
+            arrivals = case.traffic(rate, seed)
+            for name in CURVES:
+                run = simulate(arrivals, case.today.step_s, chosen[name])
+                p90_ms = 1e3 * float(np.percentile(first_text_s(run, streaming=False), 90))
+                rows.append({"policy": name, "arrival_rate": rate, "seed": seed, "p90_ms": p90_ms})
+    return pd.DataFrame(rows)
+
+
+def policies_sentence(table: pd.DataFrame, case: Case) -> str:
+    """Who serves most in time at the case's rate, and which queues have no end."""
+    rows = table.to_dict("records")
+    best = max(rows, key=lambda row: row["in_time_share"])
+    today = rows[0]
+    endless = [row["policy"] for row in rows if not row["stable"]]
+    return (
+        f"At {case.rate:.2g} requests/s today's server answers {today['in_time_share']:.0%} within "
+        f"{1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. Capacity "
+        f"goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
+        f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
+        + (
+            f"Unstable at this rate, with queues that grow without end: {', '.join(endless)}."
+            if endless
+            else "All are stable at this rate."
+        )
+    )
+
+
+def classes_sentence(table: pd.DataFrame, case: Case) -> str:
+    """What a priority queue moves from one class to the other."""
+    cells = {(row["policy"], row["class"]): row for row in table.to_dict("records")}
+    classes = list(dict.fromkeys(table["class"]))
+    before, after = list(dict.fromkeys(table["policy"]))[:2]
+    said = "; ".join(
+        f"{name}: {cells[before, name]['in_time_share']:.0%} to "
+        f"{cells[after, name]['in_time_share']:.0%}"
+        for name in classes
+    )
+    return (
+        f"From {before} to {after}, the share answered within {1e3 * case.target_s:.0f} ms goes, "
+        f"{said}. A priority queue serves nobody faster; it decides who waits."
+    )
