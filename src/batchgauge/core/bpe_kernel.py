@@ -5,9 +5,10 @@ text contains NUL. `encode` walks from word to word, looks each up in a table of
 seen before, and merges the bytes of those it does not know. Python touches no word;
 what a call costs besides is shared by the batch.
 
-The word table keeps words of up to 16 bytes that give up to four ids, exactly. A word
-lives in one of four neighbouring slots and may push out another, so that the table
-neither grows nor degrades, whatever the text.
+The word table keeps words of up to 16 bytes that give up to four ids, exactly; another
+one, longer words of up to 64 bytes. A word lives in one of four (or two) neighbouring
+slots and may push out another, so that the tables neither grow nor degrade, whatever
+the text.
 
 Left out: special tokens (`tokenizer`), the same in plain Python (`bpe`).
 """
@@ -26,6 +27,9 @@ from batchgauge.core.bpe_layout import (
     CLASSES,
     CLASSES_END,
     DIGITS,
+    LONG,
+    LONG_SHIFT,
+    LONG_WORDS,
     N_MERGED,
     N_WORDS,
     STYLE,
@@ -33,10 +37,11 @@ from batchgauge.core.bpe_layout import (
     WORDS,
 )
 from batchgauge.core.bpe_merge import merge_word, slot_of
-from batchgauge.core.bpe_words import load_eight, word_end
+from batchgauge.core.bpe_words import load_eight, peek, plain_word_length, word_end
 
 _MIX = np.uint64(0xC2B2AE3D27D4EB4F)
 _LOW = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(17)], dtype=np.uint64)
+_ALL = np.uint64(2**64 - 1)
 _LOW2 = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(17)], dtype=np.uint64)
 
 
@@ -54,6 +59,43 @@ def _keep(slot, one, two, length, count, state, out, o):
     state[at], state[at + 1] = one, two
     state[at + 2] = length << 56 | count << 48 | np.int64(out[o]) << 24 | np.int64(out[o + 1])
     state[at + 3] = np.int64(out[o + 2]) << 32 | np.int64(out[o + 3])
+
+
+@njit
+def _long_word(data, start, end, state, out, o):
+    """Write the ids of a word of 17 to LONG bytes to `out` from o on; how many they are."""
+    length = end - start
+    eights = (length + 7) // 8
+    last = _LOW[length - 8 * (eights - 1)]
+    key = np.uint64(length)
+    for n in range(eights):
+        key = (key ^ load_eight(data, start + 8 * n) & (last if n == eights - 1 else _ALL)) * _MIX
+        key ^= key >> np.uint64(32)
+    slot = slot_of(key, LONG_SHIFT)
+    for near in range(2):
+        there = state[LONG_WORDS] + 16 * (slot ^ near)
+        if state[there] >> 8 != length:
+            continue
+        same = True
+        for n in range(eights):
+            eight = load_eight(data, start + 8 * n) & (last if n == eights - 1 else _ALL)
+            same &= state[there + 1 + n] == np.int64(eight)
+        if same:
+            count = state[there] & 0xFF
+            for n in range(count):
+                out[o + n] = state[there + 9 + n // 2] >> 32 * (n & 1) & 0xFFFFFFFF
+            return count
+    count = merge_word(data, start, end, state, out, o)
+    if count <= 14:
+        at = state[LONG_WORDS] + 16 * (slot ^ state[N_MERGED] & 1)
+        state[at] = length << 8 | count
+        for n in range(eights):
+            eight = load_eight(data, start + 8 * n) & (last if n == eights - 1 else _ALL)
+            state[at + 1 + n] = np.int64(eight)
+        for n in range(0, count, 2):
+            second = np.int64(out[o + n + 1]) if n + 1 < count else 0
+            state[at + 9 + n // 2] = second << 32 | np.int64(out[o + n])
+    return count
 
 
 def _compile(source: int) -> Any:
@@ -80,37 +122,46 @@ def _compile(source: int) -> Any:
         at, o, n_words = 0, 0, 0
         for text in range(texts):
             while True:
-                end = word_end(data, at, style, digits, classes, first)
-                length = end - at
+                low, high = load_eight(data, at), load_eight(data, at + 8)
+                length = plain_word_length(data, at, low, high)
                 if length == 0:
-                    break
+                    end = word_end(data, at, style, digits, classes, first)
+                    length = end - at
+                    if length == 0:
+                        break
+                    if length > 16:
+                        if length > LONG:
+                            o += merge_word(data, at, end, state, out, o)
+                        else:
+                            o += _long_word(data, at, end, state, out, o)
+                        n_words += 1
+                        at = end
+                        continue
                 n_words += 1
-                if length > 16:
-                    o += merge_word(data, at, end, state, out, o)
-                    at = end
-                    continue
-                key, key2 = (
-                    load_eight(data, at) & _LOW[length],
-                    load_eight(data, at + 8) & _LOW2[length],
-                )
-                one, two = np.int64(key), np.int64(key2)
-                slot = slot_of(key ^ key2 * _MIX, WORD_SHIFT)
+                low &= _LOW[length]
+                high &= _LOW2[length]
+                one, two = np.int64(low), np.int64(high)
+                slot = slot_of(low ^ high * _MIX, WORD_SHIFT)
                 count = 0
                 for near in range(4):
                     there = words + 4 * (slot ^ near)
-                    ids = state[there + 2]
-                    if state[there] == one and state[there + 1] == two and ids >> 56 == length:
-                        more = state[there + 3]
+                    ids = peek(state, there + 2)
+                    if (
+                        peek(state, there) == one
+                        and peek(state, there + 1) == two
+                        and ids >> 56 == length
+                    ):
+                        more = peek(state, there + 3)
                         out[o], out[o + 1] = ids >> 24 & 0xFFFFFF, ids & 0xFFFFFF
                         out[o + 2], out[o + 3] = more >> 32, more & 0xFFFFFFFF
                         count = ids >> 48 & 0xFF
                         break
                 if count == 0:
-                    count = merge_word(data, at, end, state, out, o)
+                    count = merge_word(data, at, at + length, state, out, o)
                     if 0 < count <= 4:
                         _keep(slot, one, two, length, count, state, out, o)
                 o += count
-                at = end
+                at += length
             ends[text] = o
             at += 1
         state[N_WORDS] += n_words

@@ -10,6 +10,7 @@ call about 60 ns.
     pairs      [slots, 2] open-addressed: left << 32 | right, then rank << 32 | merged id
     words      [WORD_SLOTS, 4] word table: eight bytes, eight bytes,
                length << 56 | count << 48 | id << 24 | id, then id << 32 | id
+    long words [LONG_SLOTS, 16] length << 8 | count, 64 bytes, 14 ids of 32 bits
     wholes     [slots] ids of the tokens that are taken whole (`llama-bpe` only)
     spelling   [tokens + 1] offsets into the bytes of all tokens (`llama-bpe` only)
     ranks      [SHORT] scratch space
@@ -17,9 +18,9 @@ call about 60 ns.
 
 # Where sections begin (in int64), shifts of open-addressed tables, the pre-tokenizer.
 STYLE, DIGITS, CLASSES, CLASSES_END, BYTE_IDS, PAIRS, PAIR_SHIFT, WORDS = range(8)
-WHOLES, WHOLE_SHIFT, SPELLING, SPELLING_BYTES, SPELLING_END, RANKS = range(8, 14)
+WHOLES, WHOLE_SHIFT, SPELLING, SPELLING_BYTES, SPELLING_END, RANKS, LONG_WORDS = range(8, 15)
 # Counters of work done: words met, words merged, pairs looked up.
-N_WORDS, N_MERGED, N_LOOKUPS, HEADER = range(14, 18)
+N_WORDS, N_MERGED, N_LOOKUPS, HEADER = range(15, 19)
 
 OTHER, LETTER, NUMBER, SPACE, END, LEAD = range(6)  # classes of characters; LEAD: not ASCII
 GPT2, LLAMA = 0, 1  # styles of pre-tokenizers
@@ -28,5 +29,7 @@ PLANES = 4352  # blocks of 256 code points in Unicode
 
 WORD_SHIFT = 49
 WORD_SLOTS = 1 << 64 - WORD_SHIFT  # of 32 bytes: 1 MiB
+LONG_SHIFT, LONG = 52, 64  # words of 17 to 64 bytes
+LONG_SLOTS = 1 << 64 - LONG_SHIFT  # of 128 bytes: 512 KiB
 PADDING = 17  # a separator, and what eight bytes at a time may read behind it
 SHORT = 64  # symbols that are merged by scanning; more of them get a heap

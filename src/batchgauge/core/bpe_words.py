@@ -35,6 +35,18 @@ _TO_A, _BEYOND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
 
 
 @intrinsic
+def peek(typing_context: Any, array: Any, at: Any) -> Any:
+    """The element array[at] as int64, without the check for a negative index."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        element = builder.load(builder.gep(start, [args[1]]))
+        return element if element.type.width == 64 else builder.zext(element, ir.IntType(64))
+
+    return types.int64(array, types.int64), generate
+
+
+@intrinsic
 def load_eight(typing_context: Any, data: Any, at: Any) -> Any:
     """Eight bytes of `data` from position `at` on, which need not be aligned, as one uint64."""
 
@@ -48,48 +60,67 @@ def load_eight(typing_context: Any, data: Any, at: Any) -> Any:
 
 @intrinsic
 def _first_byte(typing_context: Any, flags: Any) -> Any:
-    """Index of the lowest byte with its high bit set; `flags` has one."""
+    """Index of the lowest byte with its high bit set; 8 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+        zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
         return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
 
     return types.int64(types.uint64), generate
 
 
 @njit(forceinline=True)
+def _not_letters(eight):
+    """High bits of those of eight bytes that are no ASCII letters."""
+    folded = eight | _FOLD
+    seven = folded & ~_HIGH
+    from_a, beyond_z = seven + _TO_A, seven + _BEYOND_Z  # in the high bits
+    return ~(from_a & ~beyond_z & ~folded) & _HIGH
+
+
+@njit(forceinline=True)
+def plain_word_length(data, at, low, high):
+    """Length of a word of ASCII letters, or a space and letters; 0 if it is no such word.
+
+    `low` and `high` are the 16 bytes from `at` on; a word that does not end within them,
+    or ends before a character that is not ASCII, gives 0 too. No branch depends on the
+    length, which a processor could not predict.
+    """
+    space = np.uint64((low & np.uint64(0xFF)) == np.uint64(0x20))
+    length = _first_byte(_not_letters(low) & ~(np.uint64(0x80) * space))
+    beyond = 8 + _first_byte(_not_letters(high))
+    length = beyond if length == 8 else length
+    return length if space < length < 16 and peek(data, at + length) < 0x80 else 0
+
+
+@njit(forceinline=True)
 def _class_at(data, at, classes, first):
     """Class of the character at `at`, and where the next one begins."""
-    lead = np.int64(data[at])
-    kind = np.int64(classes[first + lead])
+    lead = peek(data, at)
+    kind = peek(classes, first + lead)
     if kind != LEAD:
         return kind, at + 1
     if lead < 0xE0:
-        point, after = (lead & 0x1F) << 6 | data[at + 1] & 0x3F, at + 2
+        point, after = (lead & 0x1F) << 6 | peek(data, at + 1) & 0x3F, at + 2
     elif lead < 0xF0:
-        point = (lead & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | data[at + 2] & 0x3F
+        point = (lead & 0x0F) << 12 | (peek(data, at + 1) & 0x3F) << 6 | peek(data, at + 2) & 0x3F
         after = at + 3
     else:
-        point = (lead & 0x07) << 18 | (data[at + 1] & 0x3F) << 12
-        point, after = point | (data[at + 2] & 0x3F) << 6 | data[at + 3] & 0x3F, at + 4
-    block = np.int64(classes[BLOCKS + (point >> 8)])
-    return np.int64(classes[BLOCKS + PLANES + (block << 8) + (point & 255)]), after
+        point = (lead & 0x07) << 18 | (peek(data, at + 1) & 0x3F) << 12
+        point, after = point | (peek(data, at + 2) & 0x3F) << 6 | peek(data, at + 3) & 0x3F, at + 4
+    block = peek(classes, BLOCKS + (point >> 8))
+    return peek(classes, BLOCKS + PLANES + (block << 8) + (point & 255)), after
 
 
 @njit(forceinline=True)
 def _letters_end(data, at, classes, first):
     """End of the run of letters from `at` on; eight ASCII letters at a time."""
     while True:
-        eight = load_eight(data, at)
-        folded = eight | _FOLD
-        seven = folded & ~_HIGH
-        from_a, beyond_z = seven + _TO_A, seven + _BEYOND_Z  # in the high bits
-        others = ~(from_a & ~beyond_z & ~folded) & _HIGH
-        if others == 0:
-            at += 8
-            continue
+        others = _not_letters(load_eight(data, at))
         at += _first_byte(others)
-        if data[at] < 0x80:
+        if others == 0:
+            continue
+        if peek(data, at) < 0x80:
             return at
         kind, after = _class_at(data, at, classes, first)
         if kind != LETTER:
@@ -111,12 +142,12 @@ def _run_end(data, at, kind, classes, first):
 def _contraction_end(data, at, style):
     """End of 's 't 're 've 'm 'll 'd at the apostrophe `at`; `at` itself where there is none."""
     fold = 0x20 if style == LLAMA else 0
-    one, two = data[at + 1] | fold, data[at + 2] | fold
+    one, two = peek(data, at + 1) | fold, peek(data, at + 2) | fold
     if one == 0x73 or one == 0x74 or one == 0x6D or one == 0x64:
         return at + 2
     if (two == 0x65 and (one == 0x72 or one == 0x76)) or (one == 0x6C and two == 0x6C):
         return at + 3
-    if style == LLAMA and data[at + 1] == 0xC5 and data[at + 2] == 0xBF:
+    if style == LLAMA and peek(data, at + 1) == 0xC5 and peek(data, at + 2) == 0xBF:
         return at + 3  # the long s, U+017F, is an s where case does not count
     return at
 
@@ -130,12 +161,12 @@ def word_end(data, at, style, digits, classes, first):
     kind, after = _class_at(data, at, classes, first)
     if kind == END:
         return at
-    if data[at] == 0x27:
+    if peek(data, at) == 0x27:
         end = _contraction_end(data, at, style)
         if end > at:
             return end
-    line_end = data[at] == 0x0A or data[at] == 0x0D
-    spaced = data[at] == 0x20 or (style == LLAMA and kind != NUMBER and not line_end)
+    line_end = peek(data, at) == 0x0A or peek(data, at) == 0x0D
+    spaced = peek(data, at) == 0x20 or (style == LLAMA and kind != NUMBER and not line_end)
     next_kind, beyond = kind, after
     if spaced and kind != LETTER:
         next_kind, beyond = _class_at(data, after, classes, first)
@@ -143,7 +174,7 @@ def word_end(data, at, style, digits, classes, first):
             return _letters_end(data, beyond, classes, first)
     if kind == LETTER:
         return _letters_end(data, after, classes, first)
-    if data[at] == 0x20 and (next_kind == OTHER or (next_kind == NUMBER and digits == 0)):
+    if peek(data, at) == 0x20 and (next_kind == OTHER or (next_kind == NUMBER and digits == 0)):
         kind, after = next_kind, beyond
     if kind == NUMBER:
         if digits == 0:
@@ -157,7 +188,7 @@ def word_end(data, at, style, digits, classes, first):
     if kind == OTHER:
         after = _run_end(data, after, OTHER, classes, first)
         if style == LLAMA:
-            while data[after] == 0x0A or data[after] == 0x0D:
+            while peek(data, after) == 0x0A or peek(data, after) == 0x0D:
                 after += 1
         return after
     last, newline = at, at  # white space: where its last character begins, behind its last newline
@@ -168,7 +199,7 @@ def word_end(data, at, style, digits, classes, first):
         if kind != SPACE:
             break
         last = after
-        if data[after] == 0x0A or data[after] == 0x0D:
+        if peek(data, after) == 0x0A or peek(data, after) == 0x0D:
             newline = beyond
         after = beyond
     if style == LLAMA and newline > at:
