@@ -79,7 +79,7 @@ def _markdown(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[s
         config=Config({"NbConvertBase": {"display_data_priority": _MARKDOWN_FIRST}}),
     )
     body, _ = exporter.from_notebook_node(shown, resources={"page": page})
-    return _one_blank_line(_without_paths(body))
+    return one_blank_line(_without_paths(body))
 
 
 def picture_source(output: NotebookNode, mime: str) -> str:
@@ -115,7 +115,7 @@ def _without_paths(text: str) -> str:
     return text
 
 
-def _one_blank_line(text: str) -> str:
+def one_blank_line(text: str) -> str:
     """At most one blank line between two lines, as Markdown likes it."""
     lines = (line.rstrip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"

@@ -29,6 +29,7 @@ from batchgauge.errors import UserError
 from batchgauge.files import atomic_path, write_csv, write_text
 from batchgauge.measuring.machine import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
+from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import project_root
 
@@ -125,9 +126,11 @@ class Report:
     ) -> Report:
         """Start the report `name` (the stem of its files) under `out_dir` (empty: this project).
 
-        Sets the plotting theme. Raises UserError for an unknown profile, a seed that
-        is no whole number >= 0, or a name that is no file stem.
+        Sets the plotting theme and holds what papermill injected against the parameters
+        cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
+        number >= 0, or a name that is no file stem.
         """
+        _check_parameters()
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"The report name '{name}' is no file stem; expected lower case letters, "
@@ -135,7 +138,7 @@ class Report:
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"The seed is {seed!r}; expected a whole number of at least 0.")
-        folder = Path(out_dir) if str(out_dir) else project_root()
+        folder = Path(str(out_dir)) if str(out_dir) else project_root()
         plots.use_theme()
         budget = profile_named(profile)
         report = cls(name, title, question, budget, folder, seed, dict(parameters or {}))
@@ -284,6 +287,14 @@ class Report:
             **shown,
         )
         _show({"text/markdown": f"*{caption}*", "text/plain": caption}, kind="caption")
+
+
+def _check_parameters() -> None:
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None:
+        check_injected(shell.user_ns, shell.user_ns.get("In", []))
 
 
 def _show(

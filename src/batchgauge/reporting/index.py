@@ -1,0 +1,161 @@
+"""The study's front page: a sentence per report, the scorecard, the machine, earlier runs.
+
+Made from what the reports themselves wrote (`data/<report>_facts.json`), never from
+anything typed; `data/history.csv` keeps the scores of every run. Writes
+`reports/index.html` and its Markdown twin.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.files import write_csv, write_text
+from batchgauge.reporting import tables
+from batchgauge.reporting.export import TEMPLATES, one_blank_line
+from batchgauge.reporting.report import Score
+
+# The plan's five targets come first on the scorecard, in this order.
+_TARGETS = (
+    "tokenizing_batch_32",
+    "inference_batch_8",
+    "memory_overhead",
+    "statistics_100_items",
+    "sizing_accuracy",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the scorecard, with the report that is its evidence."""
+
+    score: Score
+    report: str
+    title: str
+
+
+def write_index(out: Path, order: Sequence[str]) -> Path:
+    """Write `reports/index.html`, `reports/index.md` and `data/history.csv` under `out`.
+
+    `order` is the reports' order; reports that have not been made are left out.
+    """
+    reports = read_facts(out, order)
+    rows = scorecard(reports)
+    history = _remember(rows, reports, out / "data" / "history.csv")
+    about = {
+        "reports": reports,
+        "rows": rows,
+        "history": _wide(history),
+        "machine": _machine(reports),
+        "number": tables.number,
+    }
+    write_text(one_blank_line(render("index.md.j2", about)), out / "reports" / "index.md")
+    return write_text(render("index.html.j2", about), out / "reports" / "index.html")
+
+
+def read_facts(out: Path, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The facts of every report whose page is there too, in `order`."""
+    found = []
+    for name in order:
+        facts, page = out / "data" / f"{name}_facts.json", out / "reports" / f"{name}.html"
+        if facts.is_file() and page.is_file():
+            found.append(json.loads(facts.read_text(encoding="utf-8")))
+    return found
+
+
+def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """All scores, the plan's targets first; of two with one key the first report's counts."""
+    rows: dict[str, Row] = {}
+    for facts in reports:
+        for score in facts["scores"]:
+            fields = {name: value for name, value in score.items() if name != "verdict"}
+            row = Row(Score(**fields), str(facts["report"]), str(facts["title"]))
+            rows.setdefault(row.score.key, row)
+    first = [rows.pop(key) for key in _TARGETS if key in rows]
+    return first + list(rows.values())
+
+
+def render(template: str, about: Mapping[str, Any]) -> str:
+    """A page of `template/site` (with the reports' style and macros)."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    environment = Environment(
+        loader=FileSystemLoader([TEMPLATES / "site", TEMPLATES / "report"]),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701 - the templates escape with `e`, as nbconvert's do
+        trim_blocks=True,
+    )
+    environment.filters["markdown2html"] = markdown2html_mistune
+    return environment.get_template(template).render(**about)
+
+
+def _remember(
+    rows: Sequence[Row], reports: Sequence[Mapping[str, Any]], path: Path
+) -> pd.DataFrame:
+    """Add this run's scores to the history; a row that is there already is not added again."""
+    by_name = {facts["report"]: facts for facts in reports}
+    new = pd.DataFrame(
+        [
+            {
+                **{key: by_name[row.report][key] for key in ("finished", "git_commit", "profile")},
+                "machine": by_name[row.report]["machine"],
+                "report": row.report,
+                "key": row.score.key,
+                "label": row.score.label,
+                "value": row.score.value,
+                "low": row.score.low,
+                "high": row.score.high,
+                "unit": row.score.unit,
+                "goal": row.score.goal,
+                "better": row.score.better,
+                "verdict": row.score.verdict,
+            }
+            for row in rows
+        ]
+    )
+    if path.is_file() and not new.empty:
+        old = pd.read_csv(path)
+        new = pd.concat([old, new], ignore_index=True) if len(old) else new
+        new = new.drop_duplicates(["finished", "report", "key"], keep="last")
+    if not new.empty:
+        write_csv(new, path)
+    return new
+
+
+def _wide(history: pd.DataFrame, runs: int = 12) -> pd.DataFrame:
+    """The last runs, newest first: one row a commit, profile and day, one column a score."""
+    if history.empty:
+        return history
+    rows = history.assign(day=history["finished"].str[:10], commit=history["git_commit"])
+    rows["score"] = rows["label"] + rows["unit"].fillna("").map(lambda u: f" ({u})" if u else "")
+    keys = ["day", "commit", "profile", "machine"]
+    latest = rows.groupby(keys)["finished"].max().rename("last")
+    wide = rows.pivot_table(index=keys, columns="score", values="value", aggfunc="last")
+    wide = wide[list(dict.fromkeys(rows["score"]))].join(latest)
+    wide = wide.sort_values("last", ascending=False).head(runs)
+    return wide.drop(columns="last").reset_index()
+
+
+def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The machine card: each fact once, or each of its values where reports differ."""
+    names = {
+        "machine": "Machine",
+        "versions": "Versions",
+        "git_commit": "Commit",
+        "profile": "Profile",
+        "seed": "Seed",
+        "finished": "Finished",
+    }
+    card = []
+    for key, name in names.items():
+        values = dict.fromkeys(str(facts[key]) for facts in reports)
+        shown = [max(values)] if key == "finished" and values else list(values)
+        card.append((name, " / ".join(shown)))
+    minutes = sum(facts["seconds"] for facts in reports) / 60
+    return [*card, ("Measured for", f"{minutes:.1f} minutes")]

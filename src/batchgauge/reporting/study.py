@@ -1,0 +1,285 @@
+"""The study: every notebook in order through papermill, its pages, the index. Resumes.
+
+One kernel at a time (timings are never parallel), each with single-thread BLAS and
+without this machine's OpenBLAS overrides. A notebook is not run again while its key
+(parameters, content, code, commit) and its files are as they were. A notebook that
+fails is kept as `reports/notebooks/<report>.failed.ipynb`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from batchgauge.errors import UserError
+from batchgauge.files import write_text
+from batchgauge.measuring.machine import git_commit, versions
+from batchgauge.reporting.export import export, write_notebook
+from batchgauge.reporting.index import write_index
+from batchgauge.reporting.parameters import Parameter, declared, typed
+from batchgauge.reporting.profiles import profile_named
+from batchgauge.reporting.project import project_root
+from batchgauge.reporting.report import METADATA_KEY
+
+_REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_REMOVED = ("OPENBLAS_CORETYPE",)  # a pinned core type can halve sgemm
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """One notebook of the study, with the report that it makes and its parameters."""
+
+    path: Path
+    report: str
+    known: Mapping[str, Parameter]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a study did: reports made, reports that were still good, notebooks that failed."""
+
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def books(folder: Path, only: Sequence[str] = ()) -> list[Book]:
+    """The numbered notebooks of `folder` in order; `only` picks by number, stem or report name.
+
+    Raises UserError for a folder without notebooks and a name that fits none.
+    """
+    found = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        named = next(filter(None, (_REPORT.search(c.source) for c in notebook.cells)), None)
+        report = named[1] if named else path.stem[3:]
+        found.append(Book(path, report, declared(notebook)))
+    if not found:
+        raise UserError(f"No notebooks (NN_name.ipynb) in '{folder}'; expected the project's.")
+    picked = {
+        book.path
+        for name in only
+        for book in _matching(found, name.removesuffix(".ipynb").rpartition("/")[2])
+    }
+    return [b for b in found if b.path in picked] if only else found
+
+
+def _matching(found: Sequence[Book], name: str) -> list[Book]:
+    matching = [
+        b for b in found if name in {b.path.stem, b.path.stem[:2], b.path.stem[3:], b.report}
+    ]
+    if not matching:
+        names = ", ".join(b.path.stem for b in found)
+        raise UserError(f"No notebook is called '{name}'; expected one of {names}.")
+    return matching
+
+
+def run_study(
+    *,
+    profile: str = "default",
+    out_dir: Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    again: bool = False,
+    notebooks: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Run the notebooks, write their pages under `out_dir` (None: this project), and the index.
+
+    A parameter goes to each notebook that declares it. Bad input stops the study, any
+    other failure of a notebook does not keep the rest from running.
+
+    Raises:
+        UserError: an unknown profile, notebook or parameter, before anything is run;
+            at the end, when a notebook failed (exit code 1).
+    """
+    folder = notebooks or project_root() / "notebooks"
+    out = (out_dir or folder.parent).resolve()
+    shelf = books(folder)
+    chosen = books(folder, only)
+    given = {**(parameters or {}), "profile": profile_named(profile).name}
+    every = {name: p for book in chosen for name, p in book.known.items()}
+    given = typed(given, every)
+    if out != folder.parent.resolve():
+        given["out_dir"] = str(out)
+    names = {book.path.name: book.report for book in shelf}
+    _sweep(out)
+    outcome = Outcome()
+    for book in chosen:
+        own = {name: value for name, value in given.items() if name in book.known}
+        key = _key(book, own)
+        if not again and _is_finished(book, key, out):
+            say(f"{book.path.name}: finished before, kept.")
+            outcome.kept.append(book.report)
+            continue
+        problem = _run_one(book, own, key, out, names)
+        if problem is None:
+            outcome.made.append(book.report)
+        else:
+            outcome.failed[book.path.name] = problem.text
+            if problem.is_input:
+                raise UserError(f"{book.path.name}: {problem.text}")
+    index = write_index(out, [book.report for book in shelf])
+    if outcome.failed:
+        reasons = " ".join(f"{name}: {text}" for name, text in outcome.failed.items())
+        raise UserError(
+            f"{len(outcome.failed)} of {len(chosen)} notebooks failed. {reasons}", exit_code=1
+        )
+    say(f"Open {_short(index)}")
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    text: str
+    is_input: bool
+
+
+def _run_one(
+    book: Book, parameters: Mapping[str, Any], key: str, out: Path, names: Mapping[str, str]
+) -> _Problem | None:
+    from papermill.exceptions import PapermillExecutionError
+
+    state = _state(book, out)
+    state.unlink(missing_ok=True)
+    working = state.with_suffix(".ipynb")
+    working.parent.mkdir(parents=True, exist_ok=True)
+    failed = out / "reports" / "notebooks" / f"{book.report}.failed.ipynb"
+    try:
+        executed = _execute(book, parameters, working)
+        facts = _facts(executed, out)
+    except (PapermillExecutionError, UserError) as error:
+        problem = _problem(error)
+        if working.exists():
+            write_notebook(nbformat.read(working, as_version=4), failed, names)
+            problem = replace(problem, text=f"{problem.text} (kept as {_short(failed)})")
+        return problem
+    finally:
+        working.unlink(missing_ok=True)
+    files = export(executed, facts, out / "reports", names)
+    failed.unlink(missing_ok=True)
+    made = [str(f.relative_to(out)) for f in files] + list(facts["files"])
+    write_text(json.dumps({"key": key, "files": made}), state)
+    return None
+
+
+def _problem(error: Exception) -> _Problem:
+    """What went wrong in one sentence: the notebook's own where it raised a UserError."""
+    name = getattr(error, "ename", None)
+    if name is None or name == "UserError":
+        return _Problem(getattr(error, "evalue", str(error)), is_input=name is not None)
+    cell = getattr(error, "exec_count", "?")
+    return _Problem(f"{name} in cell {cell}: {getattr(error, 'evalue', '')}", is_input=False)
+
+
+def _execute(book: Book, parameters: Mapping[str, Any], working: Path) -> NotebookNode:
+    """Run the notebook in a fresh kernel, saved cell by cell; a start that fails gets one retry."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    for attempt in (1, 2):
+        working.unlink(missing_ok=True)
+        try:
+            with kernel_environment():
+                return papermill.execute_notebook(
+                    str(book.path),
+                    str(working),
+                    parameters=dict(parameters),
+                    kernel_name="python3",
+                    progress_bar={"desc": book.path.stem, "leave": True},
+                    cwd=str(book.path.parent.parent),
+                    start_timeout=120,
+                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                )
+        except (RuntimeError, DeadKernelError) as error:
+            if _has_begun(working):
+                raise UserError("its kernel died, out of memory perhaps") from error
+            if attempt == 2:
+                raise UserError(f"its kernel did not start in two tries ({error})") from error
+    raise AssertionError
+
+
+def _has_begun(working: Path) -> bool:
+    if not working.exists():
+        return False
+    cells = nbformat.read(working, as_version=4).cells
+    return any(cell.get("execution_count") for cell in cells)
+
+
+@contextmanager
+def kernel_environment() -> Iterator[None]:
+    """What kernels started inside inherit: one BLAS thread, a fixed hash seed, no core type."""
+    before = dict(os.environ)
+    os.environ.update({"PYTHONHASHSEED": "0", **dict.fromkeys(_THREADS, "1")})
+    for name in _REMOVED:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def report_of(executed: NotebookNode) -> str | None:
+    """The report that an executed notebook began; None when it never came so far."""
+    for cell in executed.cells:
+        for output in cell.get("outputs", []):
+            marks = output.get("metadata", {}).get(METADATA_KEY, {})
+            if marks.get("kind") == "header":
+                return str(marks["name"])
+    return None
+
+
+def _facts(executed: NotebookNode, out: Path) -> dict[str, Any]:
+    path = out / "data" / f"{report_of(executed)}_facts.json"
+    if not path.is_file():
+        raise UserError("it ran to its end without finishing its report")
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
+
+
+def _state(book: Book, out: Path) -> Path:
+    return out / ".cache" / "study" / f"{book.path.stem}.json"
+
+
+def _is_finished(book: Book, key: str, out: Path) -> bool:
+    try:
+        state = json.loads(_state(book, out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(state["key"] == key and all((out / f).is_file() for f in state["files"]))
+
+
+def _key(book: Book, parameters: Mapping[str, Any]) -> str:
+    """A digest of what decides about the report: parameters, notebook, code, commit, versions."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in [book.path, *sorted(package.rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    rest = {"parameters": dict(parameters), "commit": git_commit(), "versions": versions()}
+    digest.update(json.dumps(rest, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed study left under temporary names."""
+    for folder in (out / "data", out / "reports", out / ".cache" / "study"):
+        for leftover in folder.rglob(".*.partial"):
+            leftover.unlink(missing_ok=True)
+
+
+def _short(path: Path) -> str:
+    """`path` as it is called from here."""
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
