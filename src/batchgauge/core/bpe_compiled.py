@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
+from string import ascii_letters, digits
 from threading import Lock
 from time import perf_counter
 
@@ -20,7 +22,7 @@ import regex
 from batchgauge.core import bpe_layout as layout
 from batchgauge.core.bpe_kernel import encode
 from batchgauge.core.bpe_merge import fill_pairs, fill_wholes
-from batchgauge.core.pretokenize import IGNORE_MERGES
+from batchgauge.core.pretokenize import IGNORE_MERGES, unicode_splitter
 from batchgauge.core.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
@@ -36,6 +38,17 @@ _PAD = "\0" * layout.PADDING
 _PAD_BYTES = b"\xff" * layout.PADDING
 _SCRATCH = 1 << 18  # ids, 1 MiB; longer batches get memory of their own for the call
 _CODE_POINTS = 0x40000  # beyond these, Unicode has no letter, number or white space
+_KINDS = {
+    layout.LETTERS: ascii_letters,
+    layout.DIGIT: digits,
+    layout.BLANK: " ",
+    layout.LINE_END: "\r\n",
+    layout.TAB: "\t\v\f",
+    layout.UNCLEAR: "'",
+}
+_STOP = "\0"
+_EXAMPLES = ["s", "1", " ", "\n", "\t", ".", "'é²字\u3000", _STOP]  # by kind
+_FOLLOWERS = "".join(_EXAMPLES)
 
 Int64s = npt.NDArray[np.int64]
 
@@ -88,7 +101,7 @@ class KernelEncoder:
         """Empty the word tables, as if no text had been seen."""
         for where, size in (
             (layout.WORDS, 4 * layout.WORD_SLOTS),
-            (layout.LONG_WORDS, 16 * layout.LONG_SLOTS),
+            (layout.LONG_WORDS, 32 * layout.LONG_SLOTS),
         ):
             begin = self._state[where]
             self._state[begin : begin + size] = 0
@@ -106,8 +119,27 @@ class KernelEncoder:
 
 
 @cache
-def character_classes() -> npt.NDArray[np.uint8]:
-    """Classes of all code points as `regex` knows them, in the layout that the kernel reads."""
+def character_classes(pre_tokenizer: str) -> npt.NDArray[np.uint8]:
+    """Section `classes` of a pre-tokenizer, as `bpe_layout` describes it."""
+    flat = _unicode_classes()
+    blocks: dict[bytes, int] = {}
+    index = [blocks.setdefault(block.tobytes(), len(blocks)) for block in flat.reshape(-1, 256)]
+    classes = np.full((2, 256), layout.LEAD, dtype=np.uint8)
+    classes[:, :0x80] = flat[:0x80]
+    kinds = np.full((2, 256), layout.UNCLEAR, dtype=np.uint8)
+    kinds[:, :0x80] = layout.SIGN
+    for kind, chars in _KINDS.items():
+        kinds[:, [ord(char) for char in chars]] = kind
+    classes[0, 0] = classes[1, 0xFF] = layout.END
+    kinds[0, 0] = kinds[1, 0xFF] = layout.STOP
+    sections = (classes, kinds, _short_lengths(pre_tokenizer), np.array(index, np.uint8))
+    return np.concatenate(
+        [*(part.ravel() for part in sections), np.frombuffer(b"".join(blocks), np.uint8)]
+    )
+
+
+def _unicode_classes() -> npt.NDArray[np.uint8]:
+    """Classes of all code points, as `regex` knows them."""
     everything = "".join(map(chr, range(_CODE_POINTS)))
     flat = np.full(0x110000, layout.OTHER, dtype=np.uint8)
     for kind, pattern in (
@@ -117,14 +149,24 @@ def character_classes() -> npt.NDArray[np.uint8]:
     ):
         for match in regex.finditer(pattern, everything):
             flat[match.start() : match.end()] = kind
-    blocks: dict[bytes, int] = {}
-    index = [blocks.setdefault(block.tobytes(), len(blocks)) for block in flat.reshape(-1, 256)]
-    by_byte = np.full((2, 256), layout.LEAD, dtype=np.uint8)
-    by_byte[:, :0x80] = flat[:0x80]
-    by_byte[0, 0] = by_byte[:, 0xFF] = layout.END
-    return np.concatenate(
-        [by_byte.ravel(), np.array(index, np.uint8), np.frombuffer(b"".join(blocks), np.uint8)]
-    )
+    return flat
+
+
+def _short_lengths(pre_tokenizer: str) -> npt.NDArray[np.uint8]:
+    """Length of a word by the kinds of its first three bytes, uint8 [8, 8, 8].
+
+    Found by trying: the pattern cuts examples of the three kinds with everything that
+    may follow them, and where the first word is always equally long and ends before the
+    third byte, that is its length.
+    """
+    split = unicode_splitter(pre_tokenizer)
+    lengths = np.zeros((8, 8, 8), dtype=np.uint8)
+    for kinds in product(range(layout.UNCLEAR), range(8), range(8)):
+        examples = map("".join, product(*(_EXAMPLES[kind] for kind in kinds), _FOLLOWERS))
+        found = {len(split(text.partition(_STOP)[0])[0]) for text in examples}
+        if len(found) == 1 and max(found) <= 2:
+            lengths[kinds] = found.pop()
+    return lengths
 
 
 def _lay_out(vocabulary: Vocabulary) -> Int64s:
@@ -133,20 +175,20 @@ def _lay_out(vocabulary: Vocabulary) -> Int64s:
         raise UserError(
             f"The vocabulary has {len(vocabulary.tokens)} tokens; expected less than 2^24."
         )
-    style, digits = _STYLES[vocabulary.pre_tokenizer]
+    style, most_digits = _STYLES[vocabulary.pre_tokenizer]
     header = np.zeros(layout.HEADER, dtype=np.int64)
-    header[layout.STYLE], header[layout.DIGITS] = style, digits
+    header[layout.STYLE], header[layout.DIGITS] = style, most_digits
     header[layout.PAIR_SHIFT], pairs = _empty_table(len(vocabulary.merged), columns=2)
     fill_pairs(
         vocabulary.lefts, vocabulary.rights, vocabulary.merged, pairs, header[layout.PAIR_SHIFT]
     )
     sections: list[tuple[int, Int64s]] = [
-        (layout.CLASSES, _as_int64(character_classes())),
+        (layout.CLASSES, _as_int64(character_classes(vocabulary.pre_tokenizer))),
         (layout.CLASSES_END, np.empty(0, np.int64)),
         (layout.BYTE_IDS, np.array(vocabulary.byte_ids, dtype=np.int64)),
         (layout.RANKS, np.empty(layout.SHORT, dtype=np.int64)),
         (layout.PAIRS, pairs),
-        (layout.LONG_WORDS, np.zeros(16 * layout.LONG_SLOTS, dtype=np.int64)),
+        (layout.LONG_WORDS, np.zeros(32 * layout.LONG_SLOTS, dtype=np.int64)),
         (layout.WORDS, np.zeros(4 * layout.WORD_SLOTS, dtype=np.int64)),
     ]
     if vocabulary.pre_tokenizer in IGNORE_MERGES:

@@ -27,7 +27,10 @@ from batchgauge.core.bpe_layout import (
     CLASSES,
     CLASSES_END,
     DIGITS,
+    KINDS,
+    LENGTHS,
     LONG,
+    LONG_IDS,
     LONG_SHIFT,
     LONG_WORDS,
     N_MERGED,
@@ -41,6 +44,7 @@ from batchgauge.core.bpe_words import load_eight, peek, plain_word_length, word_
 
 _MIX = np.uint64(0xC2B2AE3D27D4EB4F)
 _LOW = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(17)], dtype=np.uint64)
+_BYTE = np.uint64(0xFF)
 _ALL = np.uint64(2**64 - 1)
 _LOW2 = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(17)], dtype=np.uint64)
 
@@ -73,7 +77,7 @@ def _long_word(data, start, end, state, out, o):
         key ^= key >> np.uint64(32)
     slot = slot_of(key, LONG_SHIFT)
     for near in range(2):
-        there = state[LONG_WORDS] + 16 * (slot ^ near)
+        there = state[LONG_WORDS] + 32 * (slot ^ near)
         if state[there] >> 8 != length:
             continue
         same = True
@@ -83,19 +87,28 @@ def _long_word(data, start, end, state, out, o):
         if same:
             count = state[there] & 0xFF
             for n in range(count):
-                out[o + n] = state[there + 9 + n // 2] >> 32 * (n & 1) & 0xFFFFFFFF
+                out[o + n] = state[there + 17 + n // 2] >> 32 * (n & 1) & 0xFFFFFFFF
             return count
     count = merge_word(data, start, end, state, out, o)
-    if count <= 14:
-        at = state[LONG_WORDS] + 16 * (slot ^ state[N_MERGED] & 1)
+    if count <= LONG_IDS:
+        at = state[LONG_WORDS] + 32 * (slot ^ state[N_MERGED] & 1)
         state[at] = length << 8 | count
         for n in range(eights):
             eight = load_eight(data, start + 8 * n) & (last if n == eights - 1 else _ALL)
             state[at + 1 + n] = np.int64(eight)
         for n in range(0, count, 2):
             second = np.int64(out[o + n + 1]) if n + 1 < count else 0
-            state[at + 9 + n // 2] = second << 32 | np.int64(out[o + n])
+            state[at + 17 + n // 2] = second << 32 | np.int64(out[o + n])
     return count
+
+
+@njit(forceinline=True)
+def _short_word_length(classes, first, low):
+    """Length of a word by the kinds of its first three bytes; 0 where they do not tell."""
+    kind = peek(classes, KINDS + first + np.int64(low & _BYTE))
+    kind2 = peek(classes, KINDS + first + np.int64(low >> np.uint64(8) & _BYTE))
+    kind3 = peek(classes, KINDS + first + np.int64(low >> np.uint64(16) & _BYTE))
+    return peek(classes, LENGTHS + (kind << 6 | kind2 << 3 | kind3))
 
 
 def _compile(source: int) -> Any:
@@ -124,6 +137,8 @@ def _compile(source: int) -> Any:
             while True:
                 low, high = load_eight(data, at), load_eight(data, at + 8)
                 length = plain_word_length(data, at, low, high)
+                if length == 0:
+                    length = _short_word_length(classes, first, low)
                 if length == 0:
                     end = word_end(data, at, style, digits, classes, first)
                     length = end - at
