@@ -1,0 +1,170 @@
+"""Batch speedup S(b) over batch sizes, for calls that are short and for calls that are long.
+
+Short calls (tokenizing) go through `measuring.compare_interleaved`, one comparison a
+size. Long ones (inference) share their slow side: a block runs every item alone once and
+then every batch size, in one direction and then the other, and S(b) of a block is the
+time of the batch's own items alone ÷ the time of the batch. Intervals are over blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
+
+from batchgauge.measuring.statistics import Estimate, location
+from batchgauge.reporting import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from batchgauge.measuring import Comparison
+
+R = TypeVar("R")
+ONE_BY_ONE = "one at a time"
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """S(b) of one or more implementations: `table` has one row a size, `samples` one a sample."""
+
+    what: str
+    table: pd.DataFrame
+    samples: pd.DataFrame
+
+    def at(self, batch_size: int, implementation: str | None = None) -> dict[str, Any]:
+        """The row of a batch size (the nearest below when it was not run)."""
+        rows = self.table
+        if implementation:
+            rows = rows[rows["implementation"] == implementation]
+        fitting = rows[rows["batch_size"] <= batch_size]
+        row = (fitting if len(fitting) else rows).sort_values("batch_size").iloc[-1]
+        return dict(row)
+
+    def draw(self, target: tuple[int, float] | None = None) -> Figure:
+        """S(b) with intervals, one line an implementation; `target` is (batch size, speedup)."""
+        frame = self.table.rename(
+            columns={"speedup_x": "value", "low_x": "low", "high_x": "high"},
+        )
+        goal = target and (target[1], f"plan's target at batch {target[0]}: {target[1]:g} ×")
+        return plots.speedup(frame, title=self.title(), target=goal)
+
+    def title(self) -> str:
+        """The finding in one line."""
+        best = self.table.sort_values("speedup_x").iloc[-1]
+        return (
+            f"{self.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
+            "the work of one at a time"
+        )
+
+    def sentence(self) -> str:
+        """Every implementation's S at its largest size, with interval and verdict."""
+        parts = []
+        for name, rows in self.table.groupby("implementation", sort=False):
+            row = rows.sort_values("batch_size").iloc[-1]
+            parts.append(
+                f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, "
+                f"{row['verdict']}"
+            )
+        floor = self.table["noise_floor_percent"].max()
+        return f"{self.what}. {'; '.join(parts)}. Noise floor at worst {floor:.1f} %."
+
+
+def interval(row: Mapping[str, Any] | pd.Series) -> str:
+    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
+    return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
+
+
+def comparison_row(found: Comparison, batch_size: int, implementation: str) -> dict[str, Any]:
+    """One row of a sweep's table from a comparison of `ONE_BY_ONE` and `BATCH`."""
+    ratio = found.ratio(BATCH)
+    return {
+        "implementation": implementation,
+        "batch_size": batch_size,
+        "speedup_x": ratio.value,
+        "low_x": ratio.low,
+        "high_x": ratio.high,
+        "verdict": ratio.verdict,
+        "noise_floor_percent": 100 * ratio.noise_floor,
+        "detectable_percent": 100 * ratio.minimum_detectable_change,
+        "blocks": ratio.blocks,
+        "alone_ms": found.median_ms(ONE_BY_ONE),
+        "batch_ms": found.median_ms(BATCH),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[R]):
+    """One long call: which block, how many items, when in the block, how long, what came out."""
+
+    block: int
+    position: int
+    batch_size: int
+    item: int  # of a single; -1 for a batch
+    wall_ms: float
+    result: R
+
+
+def run_blocks(
+    alone: Callable[[int], R],
+    together: Callable[[int], R],
+    sizes: Sequence[int],
+    *,
+    budget_s: float,
+    min_blocks: int,
+    max_blocks: int,
+    name: str,
+) -> list[Timed[R]]:
+    """Blocks of long calls: `alone(i)` for every item below max(sizes), `together(b)` for every b.
+
+    A warm-up of the smallest and the largest call comes first and is not kept. Block k runs
+    forwards when k is even, backwards when it is odd. Stops when the budget is spent.
+    """
+    largest = max(sizes)
+    plan: list[tuple[int, int]] = [(1, i) for i in range(largest)] + [(b, -1) for b in sizes]
+    alone(0)
+    together(largest)
+    timings: list[Timed[R]] = []
+    begin = perf_counter()
+    with tqdm(total=round(budget_s), desc=name, unit="s", leave=False) as bar:
+        for block in range(max_blocks):
+            for position, (size, item) in enumerate(plan if block % 2 == 0 else plan[::-1]):
+                started = perf_counter()
+                result = together(size) if item < 0 else alone(item)
+                wall_ms = 1e3 * (perf_counter() - started)
+                timings.append(Timed(block, position, size, item, wall_ms, result))
+            spent = perf_counter() - begin
+            bar.n = min(round(spent), round(budget_s))
+            bar.refresh()
+            if block + 1 >= min_blocks and spent * (1 + 1 / (block + 1)) > budget_s:
+                break
+    return timings
+
+
+def block_ratios(
+    timings: Sequence[Timed[R]], batch_size: int, cost_ms: Callable[[Timed[R]], float]
+) -> npt.NDArray[np.float64]:
+    """Log of (cost of the batch's items alone ÷ cost of the batch), one value a block [blocks]."""
+    logs = []
+    for block in sorted({t.block for t in timings}):
+        mine = [t for t in timings if t.block == block]
+        single = sum(cost_ms(t) for t in mine if 0 <= t.item < batch_size)
+        batch = sum(cost_ms(t) for t in mine if t.item < 0 and t.batch_size == batch_size)
+        logs.append(math.log(single / batch))
+    return np.array(logs)
+
+
+def as_ratio(logs: npt.NDArray[np.float64], seed: int) -> Estimate:
+    """Mean log ratio over blocks with its 95 % interval, as a ratio."""
+    found = location(logs, seed=seed)
+    return Estimate(
+        math.exp(found.value), math.exp(found.low), math.exp(min(found.high, 700)), found.p, found.n
+    )
