@@ -319,7 +319,7 @@ def test_memory_lines_and_timeline_see_a_large_array():
         time.sleep(0.1)
         return block.size
 
-    table = memory_lines(grows, [grows])
+    table = memory_lines(grows, grows)
     assert "np.ones" in table["source"].iloc[int(table["increment_bytes"].argmax())]
     assert table["increment_bytes"].max() == pytest.approx(64e6, rel=0.2)
     line = memory_timeline(grows)
@@ -346,7 +346,7 @@ def test_sleep_releases_the_gil_and_a_long_builtin_holds_it():
     """A second thread runs on beside `sleep`, and stands still beside one long C call."""
     numbers = list(range(1_000_000))
     frame = parallelism.probe_gil(
-        {"sleep": lambda: time.sleep(0.1), "sum": lambda: sum(numbers)}, seconds=0.2
+        {"sleep": lambda: lambda: time.sleep(0.1), "sum": lambda: lambda: sum(numbers)}, seconds=0.2
     )
     calls = by(frame, "call")
     assert calls["sleep"]["other_thread_progress"] > calls["sum"]["other_thread_progress"]
@@ -354,10 +354,10 @@ def test_sleep_releases_the_gil_and_a_long_builtin_holds_it():
 
 
 def test_words_for_gil_behaviour():
-    """Progress becomes one of three words."""
-    assert parallelism.behaviour(0.95) == "releases the GIL"
-    assert parallelism.behaviour(0.5) == "shares it"
-    assert parallelism.behaviour(0.05) == "holds the GIL"
+    """Free time and progress become one of three words."""
+    assert parallelism.behaviour(0.95, 0.95) == "releases the GIL"
+    assert parallelism.behaviour(0.05, 0.5) == "takes turns"
+    assert parallelism.behaviour(0.0, 0.05) == "holds the GIL"
 
 
 def test_growth_of_nothing_is_empty():

@@ -21,8 +21,8 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.profiling.calls import ProfilerUnavailableError
-from batchgauge.profiling.lines import plain_function
-from batchgauge.profiling.stacks import StackProfile, with_kinds
+from batchgauge.profiling.lines import plain_function, source_of
+from batchgauge.profiling.stacks import StackProfile, is_library, with_kinds
 
 _MIB = 2**20
 _SITE = ["function", "file", "line"]
@@ -189,19 +189,18 @@ def _profile(
 
 def _owner(stack: tuple[tuple[str, str, int], ...]) -> tuple[str, str, int]:
     """The innermost frame that is not library code, else the innermost of all."""
-    library = ("site-packages", "/lib/python", "\\Lib\\")
-    mine = [place for place in stack if not any(part in place[1] for part in library)]
+    mine = [place for place in stack if not is_library(place[1])]
     return (mine or list(stack))[-1]
 
 
-def memory_lines(
-    call: Callable[[], object], functions: Iterable[Callable[..., object]]
-) -> pd.DataFrame:
-    """Resident memory line by line, by memory_profiler: one row a line that ran.
+def memory_lines(call: Callable[[], object], function: Callable[..., object]) -> pd.DataFrame:
+    """Resident memory line by line of one function, by memory_profiler: one row a line that ran.
 
-    Columns function, file, line, source, hits, rss_bytes (after the line), increment_bytes
-    (summed over hits; the operating system counts in pages, so small objects show as zero).
-    Raises ProfilerUnavailableError when memory_profiler is missing.
+    Columns function, file, line, source, hits, rss_bytes (most after the line),
+    increment_bytes (summed over hits; the operating system counts in pages, so small
+    objects show as zero). One function at a time: memory_profiler mixes up the increments of
+    several that call each other. Raises ProfilerUnavailableError when it is missing,
+    UserError when `function` is no Python function.
     """
     try:
         from memory_profiler import LineProfiler
@@ -209,28 +208,26 @@ def memory_lines(
         raise ProfilerUnavailableError(
             "memory_profiler is not installed; expected `pip install memory_profiler`."
         ) from error
-    from batchgauge.profiling.lines import source_of
-
+    plain = plain_function(function)
+    if plain is None:
+        raise UserError("Compiled code has no lines; expected a Python function.")
     profiler = LineProfiler(backend="psutil")
-    plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
-    for function in plain.values():
-        profiler.add_function(function)
+    profiler.add_function(plain)
     profiler.enable_by_count()
     try:
         call()
     finally:
         profiler.disable_by_count()
+    measured = {line: row for _, lines in profiler.code_map.items() for line, row in lines}
+    source, first = source_of(plain)
     rows = []
-    measured = {file: dict(lines) for file, lines in profiler.code_map.items()}
-    for function in plain.values():
-        source, first = source_of(function)
-        of_file = measured.get(function.__code__.co_filename, {})
-        for line, text in enumerate(source, start=first):
-            if of_file.get(line):
-                added, total, count = of_file[line]
-                name, file = function.__qualname__, function.__code__.co_filename
-                grown = max(0.0, added) if line != first else 0.0  # the first line is the start
-                rows.append((name, file, line, text.rstrip(), count, total * _MIB, grown * _MIB))
+    for line, text in enumerate(source, start=first):
+        if not measured.get(line):
+            continue
+        added, total, count = measured[line]
+        grown = max(0.0, added) if line != first else 0.0  # the first line is where it starts
+        place = (plain.__qualname__, plain.__code__.co_filename, line)
+        rows.append((*place, text.rstrip(), count, total * _MIB, grown * _MIB))
     columns = [*_SITE, "source", "hits", "rss_bytes", "increment_bytes"]
     return pd.DataFrame(rows, columns=columns)
 

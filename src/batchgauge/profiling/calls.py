@@ -29,7 +29,7 @@ from pathlib import Path
 from batchgauge.errors import UserError
 from batchgauge.profiling.stacks import Frame, StackProfile, with_kinds
 
-RATE_HZ = 200  # samples a second: 0.5 % of a share is then visible in a one-second run
+RATE_HZ = 100  # samples a second: each stops the process for the time of unwinding its stack
 _MARKER = "_call_until"
 _LOOP = [("(loop around the call)", __file__, 0)]  # samples between two calls
 _RAW_FRAME = re.compile(r"^(?P<name>.*) \((?P<file>.*?)(?::(?P<line>\d+))?\)$")
@@ -82,7 +82,7 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
         raise ProfilerUnavailableError(
             "pyinstrument is not installed; expected `pip install pyinstrument`."
         ) from error
-    profiler = pyinstrument.Profiler(interval=1 / (5 * RATE_HZ), async_mode="disabled")
+    profiler = pyinstrument.Profiler(interval=1 / (10 * RATE_HZ), async_mode="disabled")
     profiler.start()
     try:
         count, wall = _call_until(call, seconds)
@@ -144,7 +144,7 @@ def attached_py_spy(raw: Path | None = None) -> Iterator[None]:
         out = raw or Path(folder) / "stacks.txt"
         command = [
             spy, "record", "--pid", str(os.getpid()), "--rate", str(RATE_HZ), "--duration", "3600",
-            "--threads", "--idle", "--format", "raw", "--output", str(out),
+            "--threads", "--idle", "--full-filenames", "--format", "raw", "--output", str(out),
             *(["--native"] if sys.platform == "linux" else []),
         ]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -13,7 +13,6 @@ import dis
 import inspect
 import linecache
 import sys
-import sysconfig
 import time
 import types
 from collections.abc import Callable, Iterable
@@ -24,7 +23,7 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.profiling.calls import ProfilerUnavailableError
-from batchgauge.profiling.stacks import StackProfile
+from batchgauge.profiling.stacks import StackProfile, is_library
 
 
 @dataclass(frozen=True)
@@ -93,24 +92,25 @@ def functions_seen(profile: StackProfile, *, smallest: float = 0.01) -> list[typ
         (file, name.rpartition(".")[2])
         for file, name in zip(hot["file"], hot["function"], strict=True)
     }
-    stdlib = sysconfig.get_path("stdlib")
     found: list[types.FunctionType] = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None) or ""
-        if file.endswith(".py") and "site-packages" not in file and not file.startswith(stdlib):
-            functions = functions_of(module)
-            found += [
-                f
-                for f in functions
-                if any(file.endswith(seen) and f.__name__ == name for seen, name in names if seen)
-            ]
+        if file.endswith(".py") and not is_library(file):
+            found += [f for f in functions_of(module) if (file, f.__name__) in names]
     return found
 
 
 def profile_lines(
-    call: Callable[[], object], functions: Iterable[Callable[..., object]], *, repeat: int = 1
+    call: Callable[[], object],
+    functions: Iterable[Callable[..., object]],
+    *,
+    repeat: int = 1,
+    seen: StackProfile | None = None,
 ) -> LineProfile:
     """Run `call` `repeat` times with line_profiler on `functions`.
+
+    Which line calls which of `functions` is read from the names in the code, and from the
+    stacks of `seen` where the call has no name (operators, `__call__`, callbacks).
 
     Raises ProfilerUnavailableError when line_profiler is missing, UserError when none of
     `functions` is a Python function (compiled code has no lines).
@@ -140,7 +140,12 @@ def profile_lines(
         (file, first): {line: (count, ticks * unit_ms) for line, count, ticks in rows}
         for (file, first, _), rows in stats.timings.items()
     }
-    rows = [row for function in plain.values() for row in _rows(function, hits, plain.values())]
+    edges = _edges(seen, list(plain.values())) if seen else {}
+    rows = [
+        row
+        for function in plain.values()
+        for row in _rows(function, hits, list(plain.values()), edges)
+    ]
     columns = ["function", "file", "line", "source", "hits", "time_ms", "calls"]
     frame = with_self_time(pd.DataFrame(rows, columns=columns), per_hit_ms)
     return LineProfile(frame, wall_ms, per_hit_ms * float(frame["hits"].sum()))
@@ -168,31 +173,48 @@ def _tracing_ms_per_hit(profiler_class: Callable[..., Any]) -> float:
     return max(0.0, float(sorted(costs)[1]))
 
 
+Hits = dict[tuple[str, int], dict[int, tuple[int, float]]]  # function to line to (hits, ms)
+Edges = dict[tuple[str, int], set[str]]  # (file, line) to the functions called there
+
+
+def _edges(seen: StackProfile, profiled: list[types.FunctionType]) -> Edges:
+    """Calls between profiled functions on the sampled stacks, other frames between skipped."""
+    names = {(f.__code__.co_filename, f.__name__, f.__qualname__): f.__qualname__ for f in profiled}
+    edges: Edges = {}
+    for frames, _ in seen.stacks:
+        caller: tuple[str, int] | None = None
+        for frame in frames:
+            last = frame.name.rpartition(".")[2]
+            callee = names.get((frame.file, last, frame.name)) or next(
+                (q for (file, name, q) in names if file == frame.file and name == last), None
+            )
+            if callee is None:
+                continue
+            if caller is not None:
+                edges.setdefault(caller, set()).add(callee)
+            caller = (frame.file, frame.line)
+    return edges
+
+
 def _rows(
-    function: types.FunctionType,
-    hits: dict[tuple[str, int], dict[int, tuple[int, float]]],
-    profiled: Iterable[types.FunctionType],
+    function: types.FunctionType, hits: Hits, profiled: list[types.FunctionType], edges: Edges
 ) -> list[tuple[str, str, int, str, int, float, str]]:
     code = function.__code__
     mine = hits.get((code.co_filename, code.co_firstlineno), {})
     source, first = source_of(function)
     named = _names_by_line(code)
-    others = {f.__name__: f.__qualname__ for f in profiled if f is not function}
+    others = [
+        f
+        for f in profiled
+        if f is not function and hits.get((f.__code__.co_filename, f.__code__.co_firstlineno))
+    ]
     rows = []
     for line, text in enumerate(source, start=first):
         count, time_ms = mine.get(line, (0, 0.0))
-        calls = sorted({others[n] for n in named.get(line, set()) if n in others})
-        rows.append(
-            (
-                function.__qualname__,
-                code.co_filename,
-                line,
-                text.rstrip(),
-                count,
-                time_ms,
-                ";".join(calls),
-            )
-        )
+        calls = {f.__qualname__ for f in others if f.__name__ in named.get(line, ())}
+        calls |= edges.get((code.co_filename, line), set()) - {function.__qualname__}
+        name, file = function.__qualname__, code.co_filename
+        rows.append((name, file, line, text.rstrip(), count, time_ms, ";".join(sorted(calls))))
     return rows
 
 

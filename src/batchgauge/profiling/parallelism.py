@@ -1,16 +1,19 @@
 """Which calls let another thread run: measured, for the day the work is split over threads.
 
 CPython's global interpreter lock (GIL) lets one thread at a time run Python.
-Two measurements a call: how far a second thread that counts in pure Python gets
-while the call runs, against what it manages while this thread sleeps; and how
-long two threads take for two calls, against one thread for both. Both need a
-second free core to say much; the frame says how many the process has. (On a
-free-threaded build every call reads as releasing.)
+Two measurements a call. A second thread counts in pure Python while the call runs:
+what both reach of their own pace, less one, is the share of the call during which
+the lock was free (two threads of Python: 0.5 + 0.5 - 1 = 0; a call that releases it:
+1 + 1 - 1). The interpreter's switch interval is set to 5 microseconds meanwhile, since
+at the usual 5 ms each return from a released lock may wait that long. And: how long two
+threads take for two calls, against one thread for both. Both need a second free
+core; the frame says how many the process has.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +21,11 @@ from typing import Literal, Self
 
 import pandas as pd
 
-RELEASES_FROM, HOLDS_BELOW = 0.7, 0.2  # shares of the counter's own pace
+RELEASES_FROM = 0.5  # of the call's time with the lock free
+STANDS_STILL_BELOW = 0.2  # of the other thread's own pace
+SWITCH_S = 5e-6
 
-Behaviour = Literal["releases the GIL", "shares it", "holds the GIL"]
+Behaviour = Literal["releases the GIL", "takes turns", "holds the GIL"]
 
 
 class _Counter:
@@ -44,32 +49,40 @@ class _Counter:
         self._thread.join()
 
 
-def behaviour(progress: float) -> Behaviour:
-    """The word for a second thread's progress (share of its own pace)."""
-    if progress >= RELEASES_FROM:
+def behaviour(free: float, progress: float) -> Behaviour:
+    """The word for a share of time with the lock free and a second thread's progress."""
+    if free >= RELEASES_FROM:
         return "releases the GIL"
-    return "holds the GIL" if progress < HOLDS_BELOW else "shares it"
+    return "holds the GIL" if progress < STANDS_STILL_BELOW else "takes turns"
 
 
-def probe_gil(calls: Mapping[str, Callable[[], object]], *, seconds: float = 0.3) -> pd.DataFrame:
+def probe_gil(
+    makers: Mapping[str, Callable[[], Callable[[], object]]], *, seconds: float = 0.3
+) -> pd.DataFrame:
     """Probe each call for about `seconds` a measurement.
 
-    One row a call: call, gil (the word for it), other_thread_progress (0 to 1: share of its own
-    pace that a second thread reached meanwhile), two_thread_speedup (1 serial, 2 perfect;
-    the calls must be safe to run side by side), alone_ms, cores. Python code *shares* the
-    lock: it hands it over every switch interval, so that neither thread gains.
+    `makers` make the call of each name: one for every thread, so that threads need not share
+    buffers.
+
+    One row a call: call, gil (the word for it), lock_free_share (0 to 1, see the module),
+    other_thread_progress (share of its own pace that the counting thread reached),
+    two_thread_speedup (1 serial, 2 perfect, at the usual switch interval), alone_ms, cores.
     """
     rows = []
-    for name, call in calls.items():
+    for name, make in makers.items():
+        call, other = make(), make()
         call()
+        other()
         alone_s = _mean_s(call, seconds)
-        progress = _progress(call, seconds)
+        progress, own = _paces(call, alone_s, seconds)
+        free = min(1.0, max(0.0, progress + own - 1.0))
         rows.append(
             {
                 "call": name,
-                "gil": behaviour(progress),
+                "gil": behaviour(free, progress),
+                "lock_free_share": free,
                 "other_thread_progress": progress,
-                "two_thread_speedup": _two_threads(call, seconds),
+                "two_thread_speedup": _two_threads(call, other, seconds),
                 "alone_ms": 1e3 * alone_s,
                 "cores": available_cores(),
             }
@@ -94,34 +107,47 @@ def _mean_s(call: Callable[[], object], seconds: float) -> float:
             return wall / count
 
 
-def _progress(call: Callable[[], object], seconds: float) -> float:
-    """Pace of a counting thread beside `call`, over its pace before and after, beside sleep."""
-    with _Counter() as counter:
-        paces = []
-        for beside in (lambda: time.sleep(seconds / 2), call, lambda: time.sleep(seconds / 2)):
+def _paces(call: Callable[[], object], alone_s: float, seconds: float) -> tuple[float, float]:
+    """Paces of a counting thread and of `call` side by side, each over its pace alone.
+
+    The counter's own pace is measured before and after, while this thread sleeps.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        with _Counter() as counter:
+            before = _pace(counter, lambda: time.sleep(seconds / 2))
             first, begin = counter.count, time.perf_counter()
-            end = begin + (seconds if beside is call else 0.0)
-            beside()
-            while time.perf_counter() < end:
-                beside()
-            paces.append((counter.count - first) / (time.perf_counter() - begin))
-    free = (paces[0] + paces[2]) / 2
-    return min(1.0, paces[1] / free) if free else 0.0
+            together_s = _mean_s(call, seconds)
+            beside = (counter.count - first) / (time.perf_counter() - begin)
+            after = _pace(counter, lambda: time.sleep(seconds / 2))
+    finally:
+        sys.setswitchinterval(usual)
+    free = (before + after) / 2
+    return min(1.0, beside / free if free else 0.0), min(1.0, alone_s / together_s)
 
 
-def _two_threads(call: Callable[[], object], seconds: float) -> float:
-    """Wall time of 2n calls on one thread over that of n calls on each of two."""
-    each = max(1, round(seconds / 2 / max(_mean_s(call, 0.0), 1e-6)))
+def _pace(counter: _Counter, wait: Callable[[], object]) -> float:
+    first, begin = counter.count, time.perf_counter()
+    wait()
+    return (counter.count - first) / (time.perf_counter() - begin)
 
-    def several() -> None:
+
+def _two_threads(
+    first: Callable[[], object], second: Callable[[], object], seconds: float
+) -> float:
+    """Wall time of n calls of each of the two on one thread, over that on a thread each."""
+    each = max(1, round(seconds / 2 / max(_mean_s(first, 0.0), 1e-6)))
+
+    def several(call: Callable[[], object]) -> None:
         for _ in range(each):
             call()
 
     begin = time.perf_counter()
-    several()
-    several()
+    several(first)
+    several(second)
     serial = time.perf_counter() - begin
-    threads = [threading.Thread(target=several) for _ in range(2)]
+    threads = [threading.Thread(target=several, args=(call,)) for call in (first, second)]
     begin = time.perf_counter()
     for thread in threads:
         thread.start()

@@ -10,6 +10,7 @@ and `allocations`.
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,6 +126,15 @@ class StackProfile:
         samples = round(self.samples * total / whole)
         return StackProfile(self.tool, self.unit, tuple(cut), total, samples, self.calls, self.note)
 
+    def depths(self) -> dict[str, int]:
+        """How deep on a stack each function (by its name without the class) was seen at most."""
+        deepest: dict[str, int] = {}
+        for frames, _ in self.stacks:
+            for depth, frame in enumerate(frames):
+                name = frame.name.rpartition(".")[2]
+                deepest[name] = max(depth, deepest.get(name, 0))
+        return deepest
+
     def tree(self, name: str = "all") -> Node:
         """The stacks merged into one tree; the same function called from one place is one box."""
         root = Node(Frame(name, "", 0, "python"))
@@ -171,7 +181,7 @@ class StackProfile:
         return shares
 
     def by_owner(self) -> pd.DataFrame:
-        """Weight by the innermost Python line on each stack: native time goes to who called it.
+        """Weight by the innermost Python line of one's own: library time goes to who called it.
 
         Columns function, file, line, kind (of the innermost frame), weight, share.
         """
@@ -180,7 +190,7 @@ class StackProfile:
             python = [f for f in frames if f.line and not _NATIVE_FILE.search(f.file)]
             if not python:
                 continue
-            mine = [f for f in python if "site-packages" not in f.file] or python
+            mine = [f for f in python if not is_library(f.file)] or python
             owner = mine[-1]
             key = (owner.name, owner.file, owner.line, frames[-1].kind)
             sums[key] = sums.get(key, 0.0) + weight
@@ -189,6 +199,14 @@ class StackProfile:
         columns = ["function", "file", "line", "kind", "weight", "share"]
         frame = pd.DataFrame(rows, columns=columns)
         return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+
+
+_LIBRARIES = ("site-packages", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+
+
+def is_library(file: str) -> bool:
+    """True for a file of an installed package or of the standard library."""
+    return any(place in file for place in _LIBRARIES) or file.startswith("<")
 
 
 def with_kinds(frames: Iterable[tuple[str, str, int]]) -> tuple[Frame, ...]:

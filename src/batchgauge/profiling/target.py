@@ -179,10 +179,12 @@ def _run_tool(tool: str, call: Callable[[], object], function: FunctionType, pla
     if tool == "calls":
         return sample_calls(call, seconds=1.0)
     if tool == "lines":
-        return profile_lines(call, functions, repeat=max(1, min(200, int(0.2 / (plain_s + 1e-6)))))
+        repeat = max(1, min(200, int(0.2 / (plain_s + 1e-6))))
+        seen = sample_calls(call, seconds=0.3)
+        return profile_lines(call, functions, repeat=repeat, seen=seen)
     if tool == "allocations":
         return track_allocations(call, calls=3, python_objects=True)
-    return memory_lines(call, functions) if tool == "memory_lines" else memory_timeline(call)
+    return memory_lines(call, function) if tool == "memory_lines" else memory_timeline(call)
 
 
 def _said(error: BaseException) -> str:
