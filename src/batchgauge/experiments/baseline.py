@@ -209,7 +209,8 @@ def draw_variation(table: pd.DataFrame) -> Figure:
             rows["least_tokens_per_s"].to_numpy(), rows["most_tokens_per_s"].to_numpy(),
             implementation="numpy",
         )  # fmt: skip
-        ax.set(xlabel=name.replace("_", " "), ylim=(0, None))
+        ax.set(xlabel=name.replace("_", " "))
+    axes[0][0].set_ylim(0, 1.1 * table["most_tokens_per_s"].max())
     axes[0][0].set_ylabel("generated tokens per second\n(median, range of repetitions)")
     fig.suptitle(
         f"What changes throughput at batch {table['batch_size'].iloc[0]}", x=0.01, ha="left"

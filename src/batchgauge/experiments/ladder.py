@@ -1,0 +1,217 @@
+"""Ablation ladders: what each optimisation is worth, alone and on top of those before it.
+
+A rung's output is compared with the baseline's before anything is timed; one that
+differs is reported as broken, one that raises as failed, and neither stops the others.
+All rungs of a ladder are measured in one interleaved comparison, alone and cumulatively.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.baseline.rung import Rung, Work
+from batchgauge.measuring import Comparison, compare_interleaved, location
+from batchgauge.measuring.memory import allocations
+from batchgauge.reporting import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASE = "baseline"
+ALONE, CUMULATIVE = "alone", "cumulative"
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """A baseline, the rungs above it, and the work that all of them do."""
+
+    part: str
+    make_baseline: Callable[[], Work]
+    rungs: Sequence[Rung]
+    work: Any
+    items: int
+    budget_s: float
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of outputs: sequences and dataclasses by parts, floats to rounding, NaN as NaN."""
+    if isinstance(one, float) and isinstance(other, float):
+        both_nan = math.isnan(one) and math.isnan(other)
+        return both_nan or math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    if is_dataclass(one) and type(one) is type(other):
+        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.DataFrame:
+    """One row a rung and form: speedup over the baseline with interval, the step it adds, memory.
+
+    `status` is ok, broken (another output than the baseline's) or the error it raised;
+    speedups are NaN unless it is ok. `step_x` is the gain over the rung before it.
+    """
+    baseline = ladder.make_baseline()
+    expected = baseline(ladder.work)
+    frames = []
+    for form in (ALONE, CUMULATIVE):
+        works, status = _built(ladder, form, expected)
+        calls: dict[str, Callable[[], object]] = {BASE: partial(baseline, ladder.work)}
+        calls |= {name: partial(work, ladder.work) for name, work in works.items()}
+        found = (
+            compare_interleaved(
+                calls,
+                baseline=BASE,
+                benchmark=f"ladder/{ladder.part}/{form}",
+                items=ladder.items,
+                budget_s=ladder.budget_s / 2,
+                min_blocks=min_blocks,
+                seed=seed,
+                threads=threads,
+                part=ladder.part,
+                control=False,
+            )
+            if works
+            else None
+        )
+        peak = {name: allocations(call).peak_bytes for name, call in calls.items()}
+        frames.append(_rows(ladder, form, found, status, peak))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _built(ladder: Ladder, form: str, expected: Any) -> tuple[dict[str, Work], dict[str, str]]:
+    """The rungs that give the expected output, and for every rung how it went."""
+    works, status = {}, {}
+    for rung in ladder.rungs:
+        make = rung.make_alone if form == ALONE else rung.make_cumulative
+        if make is None:
+            continue
+        try:
+            work = make()
+            right = same(work(ladder.work), expected)
+        except Exception as problem:  # noqa: BLE001  # a rung that fails is reported, not fatal
+            status[rung.name] = f"{type(problem).__name__}: {problem}"
+            continue
+        status[rung.name] = "ok" if right else "broken"
+        if right:
+            works[rung.name] = work
+    return works, status
+
+
+def _rows(
+    ladder: Ladder,
+    form: str,
+    found: Comparison | None,
+    status: dict[str, str],
+    peak: dict[str, int],
+) -> pd.DataFrame:
+    rows = []
+    before = BASE
+    for rung in ladder.rungs:
+        if rung.name not in status:
+            continue
+        ok = found is not None and status[rung.name] == "ok"
+        ratio = found.ratio(rung.name) if ok and found else None
+        step = _step(found, before, rung.name, form) if ok and found else None
+        rows.append(
+            {
+                "part": ladder.part,
+                "rung": rung.name,
+                "form": form,
+                "status": status[rung.name],
+                "speedup_x": ratio.value if ratio else math.nan,
+                "low_x": ratio.low if ratio else math.nan,
+                "high_x": ratio.high if ratio else math.nan,
+                "verdict": ratio.verdict if ratio else "",
+                "step_x": step[0] if step else math.nan,
+                "step_low_x": step[1] if step else math.nan,
+                "step_high_x": step[2] if step else math.nan,
+                "noise_floor_percent": 100 * found.noise_floor if found else math.nan,
+                "blocks": found.blocks if found else 0,
+                "peak_bytes": peak.get(rung.name, math.nan),
+                "peak_change_bytes": peak.get(rung.name, math.nan) - peak[BASE],
+                "idea": rung.idea,
+            }
+        )
+        if ok:
+            before = rung.name
+    return pd.DataFrame(rows)
+
+
+def _step(
+    found: Comparison, before: str, name: str, form: str
+) -> tuple[float, float, float] | None:
+    """Ratio of a rung to the one before it with its interval, over blocks; None when alone."""
+    if form == ALONE:
+        return None
+    frame = found.frame()
+    steady = frame[~frame["is_warmup"].astype(bool)]
+    table = steady.assign(log=np.log(steady["wall_ms"].astype(float))).pivot_table(
+        index="block", columns="implementation", values="log", aggfunc="mean"
+    )
+    gain = location((table[before] - table[name]).dropna().to_numpy())
+    return math.exp(gain.value), math.exp(gain.low), math.exp(gain.high)
+
+
+def sentence(row: pd.Series) -> str:
+    """What a cumulative row says: what the rung is worth, and whether it paid."""
+    if row["status"] != "ok":
+        return f"{row['rung']}: {row['status']}, not timed."
+    step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
+    paid = (
+        "it paid"
+        if row["step_low_x"] > 1
+        else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
+    )
+    return (
+        f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
+        f"baseline; {paid}."
+    )
+
+
+def findings(table: pd.DataFrame) -> str:
+    """All cumulative rungs of one part as a list."""
+    rows = table[table["form"] == CUMULATIVE]
+    return "\n".join(f"- {sentence(row)}" for _, row in rows.iterrows())
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Speedup over the baseline by rung: bars for cumulative, diamonds for each idea alone."""
+    import matplotlib.pyplot as plt
+
+    part = table["part"].iloc[0]
+    whole = table[table["form"] == CUMULATIVE].reset_index(drop=True)
+    fig, ax = plt.subplots(figsize=(8.2, 0.55 * len(whole) + 1.6))
+    rows = range(len(whole))
+    ax.barh(rows, whole["speedup_x"], color=plots.colour("numpy"), height=0.55, label="cumulative")
+    error = [whole["speedup_x"] - whole["low_x"], whole["high_x"] - whole["speedup_x"]]
+    ax.errorbar(whole["speedup_x"], rows, xerr=error, fmt="none", ecolor=plots.INK, capsize=3)
+    alone = table[table["form"] == ALONE].set_index("rung")["speedup_x"].reindex(whole["rung"])
+    ax.plot(alone, rows, "D", color=plots.colour("baseline"), linestyle="none", label="alone")
+    for row, value, high in zip(rows, whole["speedup_x"], whole["high_x"], strict=True):
+        shown = f"{value:.3g} ×" if math.isfinite(value) else whole["status"][row]
+        ax.annotate(
+            shown, (high if math.isfinite(high) else 1.0, row), (6, 0), va="center",
+            textcoords="offset points", fontsize=9.5,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    ax.set_yticks(rows, whole["rung"])
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    plots.reference_line(ax, 1.0, "baseline", axis="x", kind="floor")
+    top = whole["speedup_x"].iloc[-1]
+    ax.set(
+        xlabel="speedup over the baseline (×, logarithmic)",
+        title=f"{str(part).capitalize()}: {len(whole)} rungs, {top:.3g} × in all",
+    )
+    ax.legend(loc="lower right")
+    return fig

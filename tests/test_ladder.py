@@ -1,0 +1,72 @@
+"""Ablation ladders: equality before timing, failures that stop nobody, gains from data."""
+
+import math
+
+import numpy as np
+import pytest
+
+from batchgauge.baseline.rung import Rung
+from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
+from batchgauge.experiments.ladder import ALONE, CUMULATIVE, Ladder, climb, findings, same, sentence
+from batchgauge.request import BatchResponse, BatchResult, BatchStats
+
+
+def climbed(rungs, work=2000):
+    """The table of a ladder whose baseline adds up a range."""
+    ladder = Ladder("adding", lambda: lambda n: sum(range(n)), rungs, work, 1, 0.2)
+    return climb(ladder, min_blocks=3, seed=0, threads=1)
+
+
+def test_a_wrong_output_is_broken_not_fast():
+    """A rung that returns something else is never timed, however quick it would be."""
+    table = climbed([Rung("nothing", "Do nothing.", lambda: lambda _: 0, lambda: lambda _: 0)])
+    assert set(table["status"]) == {"broken"}
+    assert table["speedup_x"].isna().all()
+    assert "broken" in sentence(table.iloc[-1])
+
+
+def test_a_rung_that_raises_leaves_the_rest_standing():
+    """An exception becomes the rung's status; the next rung is measured against the baseline."""
+
+    def fail():
+        raise RuntimeError("no such instruction")
+
+    closed = lambda n: n * (n - 1) // 2  # noqa: E731  # one line says it
+    table = climbed(
+        [
+            Rung("fails", "Fails.", None, fail),
+            Rung("closed form", "Gauss.", lambda: closed, lambda: closed),
+        ]
+    )
+    by_name = table[table["form"] == CUMULATIVE].set_index("rung")
+    assert by_name.loc["fails", "status"] == "RuntimeError: no such instruction"
+    assert by_name.loc["closed form", "speedup_x"] > 2
+    assert by_name.loc["closed form", "step_x"] == pytest.approx(
+        by_name.loc["closed form", "speedup_x"], rel=0.5
+    )
+    assert "it paid" in findings(table)
+    assert (table["form"] == ALONE).sum() == 1
+
+
+def test_same_looks_into_what_it_compares():
+    """NaN equals NaN, rounding is forgiven, a different id or length is not."""
+    assert same([1.0, math.nan], [1.0 + 1e-15, math.nan])
+    assert same(BatchStats(1, 2.0), BatchStats(1, 2.0))
+    assert not same(BatchStats(1, 2.0), BatchStats(2, 2.0))
+    assert same(np.arange(3), np.arange(3))
+    assert not same([1, 2], [1, 2, 3])
+    assert not same((1, "a"), (1, "b"))
+
+
+def test_rungs_of_the_statistics_give_the_baselines_output():
+    """Every rung of statistics and look-up equals its baseline, alone and cumulatively."""
+    times = np.random.default_rng(0).lognormal(1, 1, 1000)
+    result = BatchResult.of([BatchResponse(str(i), i, 1.0) for i in range(50)], 1.0)
+    for base, rungs, work in (
+        (STATS_BASELINE, STATS_RUNGS, (times, 5.0)),
+        (LOOKUP_BASELINE, LOOKUP_RUNGS, (result, ["3", "49"])),
+    ):
+        expected = base()(work)
+        for rung in rungs:
+            assert same(rung.make_cumulative()(work), expected)
+            assert rung.make_alone is None or same(rung.make_alone()(work), expected)
