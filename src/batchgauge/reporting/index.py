@@ -53,6 +53,7 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "history": _wide(history),
         "machine": _machine(reports),
         "number": tables.number,
+        "has_matrix": (out / "reports" / "matrix" / "index.html").is_file(),
     }
     write_text(one_blank_line(render("index.md.j2", about)), out / "reports" / "index.md")
     return write_text(render("index.html.j2", about), out / "reports" / "index.html")

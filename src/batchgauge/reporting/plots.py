@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import seaborn as sns
 from cycler import cycler
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from batchgauge.files import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -285,6 +288,23 @@ def speedup(
     if len(names) > 1:
         ax.legend(loc="upper left")
     return fig
+
+
+def save(figure: Figure, path: Path, alt: str) -> Path:
+    """Save `figure` as a PNG at 2x, whole or not at all, and close it; `path`."""
+    wrap_titles(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(
+            temporary,
+            format="png",
+            dpi=DPI * SCALE,
+            facecolor="white",
+            bbox_inches="tight",
+            pad_inches=0.15,
+            metadata={"Description": alt, "Software": None},
+        )
+    plt.close(figure)
+    return path
 
 
 def wrap_titles(figure: Figure) -> None:

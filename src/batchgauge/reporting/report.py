@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgauge.errors import UserError
-from batchgauge.files import atomic_path, write_csv, write_text
+from batchgauge.files import write_csv, write_text
 from batchgauge.measuring.machine import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
@@ -166,21 +166,8 @@ class Report:
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below.
         """
-        import matplotlib.pyplot as plt
-
         path = self._path("reports", "figures", f"{name}.png")
-        plots.wrap_titles(figure)
-        with atomic_path(path) as temporary:
-            figure.savefig(
-                temporary,
-                format="png",
-                dpi=plots.DPI * plots.SCALE,
-                facecolor="white",
-                bbox_inches="tight",
-                pad_inches=0.15,
-                metadata={"Description": alt, "Software": None},
-            )
-        plt.close(figure)
+        plots.save(figure, path, alt)
         png = path.read_bytes()
         width = int.from_bytes(png[16:20], "big") // plots.SCALE
         self._picture("image/png", base64.b64encode(png).decode("ascii"), path, alt, caption, width)

@@ -26,6 +26,7 @@ from batchgauge.files import write_text
 from batchgauge.measuring.machine import git_commit, versions
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import write_index
+from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.reporting.project import project_root
@@ -138,6 +139,33 @@ def run_study(
         )
     say(f"Open {_short(index)}")
     return outcome
+
+
+def write_pages(
+    *, out_dir: Path | None = None, only: Sequence[str] = (), notebooks: Path | None = None
+) -> list[Path]:
+    """Write pages and index again from the executed notebooks under `out_dir`; nothing is run.
+
+    Raises UserError when there is no executed notebook to write from.
+    """
+    folder = notebooks or project_root() / "notebooks"
+    out = (out_dir or folder.parent).resolve()
+    shelf = books(folder)
+    names = {name: b.report for b in shelf for name in (b.path.name, f"{b.report}.ipynb")}
+    written = []
+    for book in books(folder, only):
+        path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
+        if path.is_file():
+            executed = relinked(nbformat.read(path, as_version=4), _one_folder_up)
+            written += export(executed, _facts(executed, out), out / "reports", names)
+    if not written:
+        raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
+    return [*written, write_index(out, [book.report for book in shelf])]
+
+
+def _one_folder_up(href: str) -> str:
+    """A link of an executed notebook, from where the notebook stood: one folder less deep."""
+    return href[3:] if href.startswith("../../") else href
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,102 @@
+"""`batchgauge study`, `report` and `list`: options to the functions behind them, nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from batchgauge.reporting.profiles import PROFILES
+
+
+@click.command()
+@click.argument("notebook", nargs=-1)
+@click.option(
+    "--profile", default="default", show_default=True, help=f"One of {', '.join(PROFILES)}."
+)
+@click.option("--model", help="A Llama-architecture GGUF instead of the default model.")
+@click.option("--tokenizer", help="numpy, baseline, hf, tiktoken, … or package.module:factory.")
+@click.option("--engine", help="numpy, baseline, transformers, … or package.module:factory.")
+@click.option("--workload", help="A .txt or .jsonl file of your own prompts.")
+@click.option("--threads", help="BLAS threads of the engine.")
+@click.option("--seed", help="Seed of every random draw.")
+@click.option(
+    "-p",
+    "--parameter",
+    "others",
+    type=(str, str),
+    multiple=True,
+    metavar="NAME VALUE",
+    help="Any other parameter of the notebooks (see `batchgauge list`).",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where data/ and reports/ go.")
+@click.option("--again", is_flag=True, help="Run finished notebooks again too.")
+@click.option(
+    "--matrix",
+    type=click.Path(path_type=Path),
+    help="A TOML or YAML file of several runs, kept apart under reports/matrix/, and compared.",
+)
+def study(
+    notebook: tuple[str, ...],
+    profile: str,
+    others: tuple[tuple[str, str], ...],
+    out: Path | None,
+    again: bool,
+    matrix: Path | None,
+    **common: str | None,
+) -> None:
+    """Run the notebooks in order and write their reports.
+
+    NOTEBOOK picks some of them by number, name or report (01, baseline,
+    baseline_performance); all without. What an interrupted study has finished
+    is not run again.
+    """
+    from batchgauge.reporting.matrix import run_matrix
+    from batchgauge.reporting.study import run_study
+
+    given = {name: value for name, value in common.items() if value is not None}
+    given.update(others)
+    if matrix is None:
+        run_study(
+            profile=profile, out_dir=out, parameters=given, only=notebook, again=again, say=_say
+        )
+    else:
+        run_matrix(
+            matrix,
+            profile=profile,
+            out_dir=out,
+            parameters=given,
+            only=notebook,
+            again=again,
+            say=_say,
+        )
+
+
+@click.command()
+@click.argument("notebook", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="Where data/ and reports/ are.")
+def report(notebook: tuple[str, ...], out: Path | None) -> None:
+    """Write the HTML and Markdown pages and the index again from the executed notebooks.
+
+    Nothing is measured.
+    """
+    from batchgauge.reporting.study import write_pages
+
+    for path in write_pages(out_dir=out, only=notebook):
+        _say(f"Wrote {path}")
+
+
+@click.command("list")
+def list_notebooks() -> None:
+    """Show every notebook with the report it makes and its parameters."""
+    from batchgauge.reporting.project import project_root
+    from batchgauge.reporting.study import books
+
+    for book in books(project_root() / "notebooks"):
+        _say(f"{book.path.stem}  ->  reports/{book.report}.html")
+        for p in book.known.values():
+            _say(f"    {f'{p.name}: {p.kind} = {p.default}':<40}  {p.help}")
+
+
+def _say(text: str) -> None:
+    click.echo(text)

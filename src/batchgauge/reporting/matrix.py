@@ -1,0 +1,169 @@
+"""Several studies from one file, kept apart, and one page that compares them.
+
+    profile = "smoke"                     # anything here holds for every run
+
+    [runs.one_thread]
+    threads = 1
+
+    [runs.two_threads]
+    threads = 2
+
+(or the same in YAML). Each run writes its own `reports/matrix/<run>/{data,reports}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from batchgauge.errors import UserError
+from batchgauge.files import write_text
+from batchgauge.reporting import plots, tables
+from batchgauge.reporting.export import one_blank_line
+from batchgauge.reporting.index import Row, read_facts, render, scorecard
+from batchgauge.reporting.project import project_root
+from batchgauge.reporting.study import books, run_study
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One study of the matrix: its name and its parameters, profile included."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+def read_matrix(path: Path) -> list[Run]:
+    """The runs of a TOML or YAML file.
+
+    Raises UserError for a file that cannot be read, has no `runs`, or a run whose name
+    is no folder name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The matrix '{path}' cannot be read: {reason}.") from None
+    runs = found.get("runs") if isinstance(found, dict) else None
+    if not isinstance(runs, dict) or not runs:
+        raise UserError(f"The matrix '{path}' has no runs; expected [runs.NAME] with parameters.")
+    common = {name: value for name, value in found.items() if name != "runs"}
+    for name, own in runs.items():
+        if not _NAME.fullmatch(str(name)) or not isinstance(own, dict | None):
+            raise UserError(
+                f"The run '{name}' of '{path}' is amiss; expected a name of letters, digits, "
+                "'-', '_' and '.', with parameters below it."
+            )
+    return [Run(str(name), {**common, **(own or {})}) for name, own in runs.items()]
+
+
+def run_matrix(
+    path: Path,
+    *,
+    profile: str = "default",
+    out_dir: Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
+    again: bool = False,
+    notebooks: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run every study of the matrix, one after the other; the path of the comparison page.
+
+    What the file says about a run goes before `profile` and `parameters`. Raises
+    UserError for bad input, and with exit code 1 at the end when a run had failures.
+    """
+    folder = notebooks or project_root() / "notebooks"
+    base = (out_dir or folder.parent).resolve() / "reports" / "matrix"
+    runs = read_matrix(path)
+    failures = []
+    for run in runs:
+        say(f"Run {run.name}:")
+        own = {**(parameters or {}), **run.parameters}
+        try:
+            run_study(
+                profile=str(own.pop("profile", profile)),
+                out_dir=base / run.name,
+                parameters=own,
+                only=only,
+                again=again,
+                notebooks=folder,
+                say=say,
+            )
+        except UserError as error:
+            failures.append((f"{run.name}: {error}", error.exit_code))
+    page = write_comparison(base, runs, [book.report for book in books(folder)])
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(runs)} runs failed. "
+            + " ".join(text for text, _ in failures),
+            exit_code=max(code for _, code in failures),
+        )
+    say(f"Open {page}")
+    return page
+
+
+def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> Path:
+    """Write `index.html`, `index.md` and a picture under `base`: every score of every run."""
+    cards = {run.name: scorecard(read_facts(base / run.name, order)) for run in runs}
+    scores = _frame(cards)
+    names = list(dict.fromkeys(name for run in runs for name in run.parameters))
+    given = pd.DataFrame(
+        [{"run": r.name, **{n: str(r.parameters.get(n, "–")) for n in names}} for r in runs]
+    )
+    picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
+    about = {
+        "runs": [run.name for run in runs if cards[run.name]],
+        "missing": [run.name for run in runs if not cards[run.name]],
+        "picture": picture and base64.b64encode(picture.read_bytes()).decode("ascii"),
+        "alt": "Every score of every run with its 95 % interval",
+        "tables": [
+            (scores, "Every score of every run, with its 95 % interval."),
+            (given, "What each run was given."),
+        ],
+        "to_html": tables.to_html,
+        "to_markdown": tables.to_markdown,
+    }
+    write_text(one_blank_line(render("comparison.md.j2", about)), base / "index.md")
+    return write_text(render("comparison.html.j2", about), base / "index.html")
+
+
+def _frame(cards: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
+    """One row a score, one column a run, cells with value and interval."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, card in cards.items():
+        for row in card:
+            cells = rows.setdefault(row.score.key, {"target": row.score.label})
+            cells[name] = row.score.measured()
+    return pd.DataFrame(list(rows.values()), columns=["target", *cards]).fillna("–")
+
+
+def _picture(cards: Mapping[str, Sequence[Row]], path: Path) -> Path:
+    """One panel a score, one point with its interval a run."""
+    import matplotlib.pyplot as plt
+
+    plots.use_theme()
+    scores = {row.score.key: row.score for card in cards.values() for row in card}
+    height = 0.75 + 0.3 * len(cards)
+    fig, axes = plt.subplots(len(scores), figsize=(7.6, height * len(scores)), squeeze=False)
+    for ax, (key, score) in zip(axes[:, 0], scores.items(), strict=True):
+        found = {n: r.score for n, card in cards.items() for r in card if r.score.key == key}
+        values = [s.value for s in found.values()]
+        low = [s.value if s.low is None else s.low for s in found.values()]
+        high = [s.value if s.high is None else s.high for s in found.values()]
+        plots.points_with_interval(ax, list(found), values, low, high)
+        if score.goal is not None:
+            plots.reference_line(ax, score.goal, score.aim(), axis="x")
+        ax.set(title=score.label, xlabel=score.unit)
+    return plots.save(fig, path, "Every score of every run with its 95 % interval")
