@@ -13,6 +13,7 @@ Letters: B sequences, T tokens of the longest prompt, V vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def load_model(
     model.model.rotary_emb = rotary
     model = model.eval().to(device)
     if device == "cpu" and dtype == "float32":
-        model = mkldnn.to_mkldnn(model)
+        with warnings.catch_warnings():  # its classes are still TorchScript's
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = mkldnn.to_mkldnn(model)
     return model
 
 
