@@ -32,23 +32,23 @@ class Group:
         C, R = max(capacities), len(capacities)
         self.keys: Floats = np.zeros((layers, R, kv_heads, width, C), np.float32)
         self.values: Floats = np.zeros((layers, R, kv_heads, C, width), np.float32)
-        self.lengths = [0] * R
+        self.lengths = np.zeros(R, np.intp)
+        self._rows = np.arange(R)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.lengths.size
 
     def store(self, layer: int, row: int, keys: Floats, values: Floats) -> None:
         """Put T positions behind those that row holds; keys and values [T, J, E]."""
-        start = self.lengths[row]
+        start = int(self.lengths[row])
         stop = start + len(keys)
         self.keys[layer, row, :, :, start:stop] = keys.transpose(1, 2, 0)
         self.values[layer, row, :, start:stop] = values.transpose(1, 0, 2)
 
     def store_step(self, layer: int, keys: Floats, values: Floats) -> None:
         """Put one position behind those of every row; keys and values [R, J, E]."""
-        rows = np.arange(len(self))
-        self.keys[layer, rows, :, :, self.lengths] = keys
-        self.values[layer, rows, :, self.lengths] = values
+        self.keys[layer, self._rows, :, :, self.lengths] = keys
+        self.values[layer, self._rows, :, self.lengths] = values
 
     def drop(self, row: int) -> int:
         """Forget a row; the last one takes its place. Gives that one's former number."""
@@ -58,7 +58,7 @@ class Group:
             self.keys[:, row, ..., :length] = self.keys[:, last, ..., :length]
             self.values[:, row, :, :length] = self.values[:, last, :, :length]
             self.lengths[row] = length
-        self.lengths.pop()
+        self.lengths, self._rows = self.lengths[:last], self._rows[:last]
         self.keys = self.keys[:, :last]
         self.values = self.values[:, :last]
         return last
@@ -79,9 +79,9 @@ class KVCache:
         return sum(map(len, self.groups))
 
     @property
-    def lengths(self) -> list[int]:
-        """Positions held by each row."""
-        return [length for group in self.groups for length in group.lengths]
+    def lengths(self) -> npt.NDArray[np.intp]:
+        """Positions held by each row: [B]."""
+        return np.concatenate([group.lengths for group in self.groups])
 
     @property
     def nbytes(self) -> int:

@@ -28,12 +28,13 @@ from batchgauge.core.ops import (
     rope_rotations,
     rotate,
     swiglu,
+    unseen,
 )
 from batchgauge.core.weights import Config, Layer, Weights
 
 Ids = npt.NDArray[np.int32]
 PART = 512  # positions that a prefill computes at a time
-TILE = 128  # positions that the feed-forward layer computes at a time: its inside is wide
+TILE = 256  # positions that the feed-forward layer computes at a time: its inside is wide
 
 
 class LlamaModel:
@@ -81,26 +82,28 @@ class LlamaModel:
     def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
         """Read one token per row of the cache; logits [B, V] of what comes next."""
         x = self.embed(tokens)
-        lengths = np.asarray(cache.lengths)
-        rotations = rope_rotations(lengths, self.weights.frequencies)
-        spans = _spans(cache.groups)
+        rotations = rope_rotations(cache.lengths, self.weights.frequencies)
+        plan = [
+            (group, span, int(group.lengths.max()) + 1, unseen(group.lengths + 1))
+            for group, span in zip(cache.groups, _spans(cache.groups), strict=True)
+        ]
         attended = np.empty((len(x), self.config.attention_width), np.float32)
         with np.errstate(over="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
-                for group, span in zip(cache.groups, spans, strict=True):
+                for group, span, seen, mask in plan:
                     group.store_step(number, keys[span], values[span])
                     attend_step(
                         queries[span],
-                        group.keys[number],
-                        group.values[number],
-                        [length + 1 for length in group.lengths],
+                        group.keys[number, ..., :seen],
+                        group.values[number, :, :, :seen],
+                        mask,
                         attended[span],
                     )
                 x += layer.output(attended)
                 x += self._feed_forward(layer, x)
         for group in cache.groups:
-            group.lengths = [length + 1 for length in group.lengths]
+            group.lengths += 1
         return self.logits(x)
 
     def embed(self, ids: npt.NDArray[np.integer]) -> Floats:
@@ -117,7 +120,7 @@ class LlamaModel:
     def _read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D]."""
         x = self.embed(ids)
-        starts = [group.lengths[row] for group, row in rows]
+        starts = [int(group.lengths[row]) for group, row in rows]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         )
@@ -130,7 +133,7 @@ class LlamaModel:
                 for (group, row), first, n in zip(rows, ends[:-1], counts, strict=True):
                     span = slice(first, first + n)
                     group.store(number, row, keys[span], values[span])
-                    seen = group.lengths[row] + n
+                    seen = int(group.lengths[row]) + n
                     attend_causal(
                         queries[span],
                         group.keys[number, row, ..., :seen],

@@ -7,8 +7,6 @@ All float32. Nothing here knows of weights, caches or batches of requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +14,7 @@ Floats = npt.NDArray[np.float32]
 Rotations = npt.NDArray[np.complex64]
 Ints = npt.NDArray[np.intp]
 
-QUERY_BLOCK = 64  # queries whose scores are computed together: less than half of them are masked
+QUERY_BLOCK = 32  # queries whose scores are computed together; those of a whole prompt: half waste
 
 
 def rms_norm(x: Floats, epsilon: float) -> Floats:
@@ -95,43 +93,48 @@ def attend_causal(queries: Floats, keys: Floats, values: Floats, out: Floats) ->
     J, _, C = keys.shape
     G = H // J
     start = C - T
+    future = np.where(np.tri(QUERY_BLOCK, dtype=bool), np.float32(0.0), np.float32(-np.inf))
     for first in range(0, T, QUERY_BLOCK):
         last = min(first + QUERY_BLOCK, T)
         B, seen = last - first, start + last
         block = queries[first:last].reshape(B, J, G, E).transpose(1, 2, 0, 3)  # [J, G, B, E]
         scores = np.matmul(block.reshape(J, G * B, E), keys[:, :, :seen])  # [J, G * B, seen]
-        square = scores.reshape(J, G, B, seen)[..., start + first :]  # [J, G, B, B]
-        square[..., ~np.tri(B, dtype=bool)] = -np.inf
-        sums = _exponentials(scores)
-        mixed = np.matmul(scores, values[:, :seen])  # [J, G * B, E]
-        mixed /= sums
+        scores.reshape(J, G, B, seen)[..., start + first :] += future[:B, :B]
+        mixed = _mix(scores, values[:, :seen])  # [J, G * B, E]
         out[first:last].reshape(B, J, G, E)[:] = mixed.reshape(J, G, B, E).transpose(2, 0, 1, 3)
 
 
+def unseen(lengths: Ints) -> Floats | None:
+    """What to add to scores [B, J, G, max(lengths)] so that row b sees lengths[b]; None if all."""
+    C = int(lengths.max())
+    if (lengths == C).all():
+        return None
+    hidden = np.arange(C) >= lengths[:, None]  # [B, C]
+    return np.where(hidden, np.float32(-np.inf), np.float32(0.0))[:, None, None, :]
+
+
 def attend_step(
-    queries: Floats, keys: Floats, values: Floats, lengths: Sequence[int], out: Floats
+    queries: Floats, keys: Floats, values: Floats, mask: Floats | None, out: Floats
 ) -> None:
     """Attention of one new position in each of B rows to its own row, into `out` [B, H * E].
 
-    queries [B, H * E], scaled; keys [B, J, E, C]; values [B, J, C, E], finite everywhere;
-    row b sees the first lengths[b] of C. The work is that of the longest row.
+    queries [B, H, E], scaled; keys [B, J, E, C]; values [B, J, C, E], finite everywhere;
+    `mask` from `unseen`. The work is that of the longest row.
     """
     B, J, E, _ = keys.shape
-    C = max(lengths)
-    grouped = queries.reshape(B, J, -1, E)  # [B, J, G, E]
-    scores = np.matmul(grouped, keys[..., :C])  # [B, J, G, C]
-    for row, length in enumerate(lengths):
-        if length < C:
-            scores[row, :, :, length:] = -np.inf
-    sums = _exponentials(scores)
-    mixed = np.matmul(scores, values[:, :, :C])  # [B, J, G, E]
-    mixed /= sums
-    out.reshape(grouped.shape)[:] = mixed
+    scores = np.matmul(queries.reshape(B, J, -1, E), keys)  # [B, J, G, C]
+    if mask is not None:
+        scores += mask
+    out.reshape(B, J, -1, E)[:] = _mix(scores, values)
 
 
-def _exponentials(scores: Floats) -> Floats:
-    """exp(x - max) in place over the last axis; their sums, by which to divide what they weigh."""
+def _mix(scores: Floats, values: Floats) -> Floats:
+    """Values [..., C, E] weighted by softmax(scores [..., C]); overwrites the scores.
+
+    The division by the sum comes last, on fewer numbers.
+    """
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
-    sums: Floats = scores.sum(axis=-1, keepdims=True)
-    return sums
+    mixed: Floats = np.matmul(scores, values)
+    mixed /= np.einsum("...c->...", scores)[..., None]
+    return mixed
