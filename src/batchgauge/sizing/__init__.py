@@ -19,7 +19,8 @@ from batchgauge.sizing.automatic import (
     traffic_lengths,
 )
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import CostModel, check_drift
+from batchgauge.sizing.cost_model import CostModel
+from batchgauge.sizing.drift import check_drift
 from batchgauge.sizing.hardware import HardwareProfile, detect_hardware, simulated_profiles
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape

@@ -6,12 +6,13 @@ next to the size that looks best so far, since that is the part of the curve tha
 advice will rest on. Before a new size is measured the model predicts it; those predictions are
 the model's exam on sizes it has not seen, and their error becomes its stated error.
 Afterwards the point joins the curve, so the stated error errs on the careful side.
-At the end all sizes are run once more in shuffled order, against drift.
+Then all sizes are run again in shuffled order, against drift; how much they scatter is
+the error where the model was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -25,7 +26,8 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
 CONTEXT_STEPS = 8
-WARM_UP_S = 0.5  # first runs pay for pages, caches and clock rates
+WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
+LONG_PREFILL = 128  # positions from which one run is long enough to be steady
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
@@ -35,8 +37,8 @@ def calibrate_engine(
     max_batch_size: int = 64,
     max_positions: int = 512,
     sizes: int = 13,
-    steps: int = 3,
-    repeats: int = 2,
+    steps: int = 2,
+    repeats: int = 3,
     seed: int = 0,
     padded: bool = False,
     compacts: bool = True,
@@ -52,8 +54,8 @@ def calibrate_engine(
         max_positions: largest prefill that is run, in positions; beyond, lines go on.
         sizes: batch sizes of the decode curve; a few more find the ripple.
         steps: decode steps per run.
-        repeats: runs per size, the last of them in a second, shuffled round; the median counts.
-        seed: order of the second round.
+        repeats: rounds over all sizes, shuffled after the first; the median counts.
+        seed: order of the later rounds.
         padded: True when the engine computes padded prompt positions.
         compacts: True when rows that are done leave the engine's batch.
         machine: identity of the machine, kept with the model.
@@ -71,23 +73,20 @@ def calibrate_engine(
     seen: dict[float, list[float]] = {}
 
     def step_ms(rows: float) -> float:
-        for _ in range(max(1, repeats - 1)):
-            seen.setdefault(rows, []).append(probe(int(rows), SHORT_PROMPT, steps)[1])
-        return float(np.median(seen[rows]))
+        seen.setdefault(rows, []).append(probe(int(rows), SHORT_PROMPT, steps)[1])
+        return seen[rows][-1]
 
     decode = refine(
         step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", exam=exam
     )
-    decode, ripple = _with_ripple(step_ms, decode, max_batch_size, exam)
-    if repeats > 1:
-        for i in np.random.default_rng(seed).permutation(len(seen)):
-            rows_again = list(seen)[i]
-            seen[rows_again].append(probe(int(rows_again), SHORT_PROMPT, steps)[1])
-        medians = {size: float(np.median(times)) for size, times in seen.items()}
-        decode = Curve(decode.knots, tuple(medians[knot] for knot in decode.knots))
-        decode = fit_ripple(decode, ripple, [medians[float(size)] for size in ripple])
-    rows, long_prompt = min(8, max_batch_size), max(16, min(128, 2 * max_positions))
-    context_ms, prefill_long = context_price(probe, rows, long_prompt, repeats)
+    decode, between = _with_ripple(step_ms, decode, max_batch_size, exam)
+    rng = np.random.default_rng(seed)
+    for _ in range(repeats - 1):
+        for i in rng.permutation(len(seen)):
+            step_ms(list(seen)[i])
+    decode = _settled(decode, between, seen)
+    rows, long_prompt = min(4, max_batch_size), max(16, min(160, 2 * max_positions))
+    context_ms, prefill_long = context_price(probe, rows, long_prompt, min(2, repeats))
     # The decode curve was measured with a short context; take that part out of it again.
     held = SHORT_PROMPT + (steps + 1) / 2.0
     lowered = tuple(
@@ -97,10 +96,10 @@ def calibrate_engine(
 
     def prefill_ms(positions: float) -> float:
         batch = max(1, min(max_batch_size, int(positions) // 16))
-        length = int(positions) // batch
-        return float(np.median([probe(batch, length, 0)[0] for _ in range(max(2, repeats - 1))]))
+        runs = 1 if positions > LONG_PREFILL else min(2, repeats)
+        return float(np.median([probe(batch, int(positions) // batch, 0)[0] for _ in range(runs)]))
 
-    spread = [float(p) for p in (1, 16, 64, 256, 1024) if p < max_positions]
+    spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
     prefill = refine(
         prefill_ms,
         [*spread, float(max_positions)],
@@ -110,7 +109,7 @@ def calibrate_engine(
         exam=exam,
     )
     alone = min(max_positions, 256)
-    excess = _median_pair(probe, 1, alone, 0, repeats)[0] - float(prefill(alone))
+    excess = probe(1, alone, 0)[0] - float(prefill(alone))
     square_ms = max(0.0, excess) / (alone * alone - alone * 16) if alone > 16 else 0.0
     exam.append(
         HeldOut(
@@ -128,6 +127,7 @@ def calibrate_engine(
         padded=padded,
         compacts=compacts,
         error=stated_error(exam),
+        noise=repeatability(seen.values()),
         held_out=tuple(exam),
         machine=machine,
         model=model,
@@ -215,6 +215,16 @@ def stated_error(exam: Sequence[HeldOut]) -> float:
     return max(LEAST_ERROR, 1.4826 * float(np.median([abs(row.relative) for row in exam])))
 
 
+def repeatability(rounds: Iterable[Sequence[float]]) -> float:
+    """Relative standard error of a fresh run around a median of the rounds seen.
+
+    From the middle standard deviation over sizes, which forgives a few interrupted runs;
+    half as much again for the median's own error and the small number of rounds.
+    """
+    spreads = [float(np.std(np.log(times), ddof=1)) for times in rounds if len(times) > 1]
+    return max(LEAST_ERROR, 1.5 * float(np.median(spreads))) if spreads else 0.0
+
+
 def _with_ripple(
     measure: Callable[[float], float], curve: Curve, largest: int, exam: list[HeldOut]
 ) -> tuple[Curve, list[int]]:
@@ -233,12 +243,21 @@ def _with_ripple(
     return fit_ripple(curve, [*low, *high], times), [*low, *high]
 
 
-def _median_pair(
-    probe: EngineProbe, rows: int, length: int, steps: int, repeats: int
-) -> tuple[float, float]:
-    runs = np.asarray([probe(rows, length, steps) for _ in range(repeats)])  # [R, 2]
-    first, step = np.median(runs, axis=0)
-    return float(first), float(step)
+def _settled(curve: Curve, between: Sequence[int], seen: Mapping[float, Sequence[float]]) -> Curve:
+    """The curve through the medians of all rounds.
+
+    Sizes between tiles become knots as well where both tiles next to them are: there they
+    do not bend the line for their neighbours.
+    """
+    medians = {size: float(np.median(times)) for size, times in seen.items()}
+    curve = Curve(curve.knots, tuple(medians[knot] for knot in curve.knots))
+    curve = fit_ripple(curve, between, [medians[float(size)] for size in between])
+    tiles = set(curve.knots)
+    for size in between:
+        low = float(size - size % TILE)
+        if low in tiles and low + TILE in tiles:
+            curve = curve.with_point(float(size), medians[float(size)])
+    return curve
 
 
 def _through(points: dict[float, float]) -> Curve:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -119,6 +119,7 @@ class CostModel:
     decode        curve over rows at no context
     context_ms    per token of context that a step attends to
     error         relative standard error on sizes not calibrated on
+    noise         the same on sizes that were: how well runs repeat; 0 when unknown
     seconds       what the calibration cost
     """
 
@@ -129,6 +130,7 @@ class CostModel:
     padded: bool = False
     compacts: bool = True
     error: float = PRIOR_ERROR
+    noise: float = 0.0
     held_out: tuple[HeldOut, ...] = ()
     source: Literal["measured", "roofline prior"] = "measured"
     machine: str = ""
@@ -188,13 +190,26 @@ class CostModel:
 
         With fewer than two held-out sizes, the stated error is taken as known.
         """
-        n = len(self.held_out)
-        quantile = float(stats.t.ppf(0.975, n)) if n >= 2 else 1.96
-        return quantile * self.error
+        return self._quantile * self.error
 
-    def interval(self, value: float) -> tuple[float, float]:
+    @property
+    def _quantile(self) -> float:
+        n = len(self.held_out)
+        return float(stats.t.ppf(0.975, n)) if n >= 2 else 1.96
+
+    def half_width_at(self, size: int, lengths: Lengths) -> float:
+        """The half-width for batches of `size`: narrower at a size that was measured.
+
+        A ragged batch passes through sizes that were not, so it keeps the wide one.
+        """
+        if self.noise and lengths.alike and lengths.generates and float(size) in self.decode.knots:
+            return self._quantile * min(self.noise, self.error)
+        return self.half_width
+
+    def interval(self, value: float, half_width: float | None = None) -> tuple[float, float]:
         """The 95 % interval of a predicted time or throughput."""
-        return value / (1.0 + self.half_width), value * (1.0 + self.half_width)
+        share = self.half_width if half_width is None else half_width
+        return value / (1.0 + share), value * (1.0 + share)
 
     def scaled(self, factor: float) -> CostModel:
         """The same machine after it became `factor` times as slow."""
@@ -251,45 +266,3 @@ def _parse(data: Any, path: Path | str) -> CostModel:
         return CostModel(**fields)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a whole calibration: {error}.") from error
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How fresh measurements compare with a model's predictions.
-
-    ratio      geometric mean of measured / predicted, with a 95 % interval
-    noticed    True when the model is off by more than the tolerance, beyond chance
-    """
-
-    ratio: float
-    low: float
-    high: float
-    samples: int
-    noticed: bool
-    sentence: str
-
-
-def check_drift(
-    predicted_ms: Sequence[float], measured_ms: Sequence[float], *, tolerance: float = 0.05
-) -> Drift:
-    """Compare predictions with fresh measurements of the same sizes.
-
-    The alarm needs both: a mean ratio beyond `tolerance`, and a t interval that
-    excludes 1. At the default a model that is 8 % wrong is noticed from a handful of
-    sizes. Raises UserError for fewer than three pairs or times that are not positive.
-    """
-    if len(predicted_ms) != len(measured_ms) or len(measured_ms) < 3:
-        raise UserError("A drift check needs at least three sizes, each predicted and measured.")
-    if min(*predicted_ms, *measured_ms) <= 0.0:
-        raise UserError("A drift check got a time that is not positive; expected milliseconds.")
-    logs = np.log(np.asarray(measured_ms) / np.asarray(predicted_ms))
-    n = logs.size
-    half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / math.sqrt(n))
-    mean = float(logs.mean())
-    ratio, low, high = math.exp(mean), math.exp(mean - half), math.exp(mean + half)
-    noticed = abs(mean) > math.log1p(tolerance) and not low <= 1.0 <= high
-    percent = 100.0 * (ratio - 1.0)
-    said = f"fresh times are {abs(percent):.1f} % {'above' if percent > 0 else 'below'} the model's"
-    where = f"(95 % interval {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %, {n} sizes)"
-    verdict = "the cost model is wrong here: calibrate again" if noticed else "the model holds"
-    return Drift(ratio, low, high, n, noticed, f"{verdict}; {said} {where}.")

@@ -66,6 +66,11 @@ class Lengths:
         """True for inference, False for tokenizing."""
         return bool(self.new_tokens)
 
+    @property
+    def alike(self) -> bool:
+        """True when all requests have the same lengths."""
+        return len(set(zip(self.inputs, self.new_tokens or self.inputs, strict=True))) == 1
+
     def check_context(self, context_length: int) -> None:
         """Raise UserError when a request cannot fit in the model's context at any batch size."""
         need = max(
@@ -90,9 +95,8 @@ class Lengths:
     @cached_property
     def _draws(self) -> Ints:
         """Request numbers, int64 [K, _WIDEST]."""
-        alike = len(set(zip(self.inputs, self.new_tokens or self.inputs, strict=True))) == 1
         rng = np.random.default_rng(self.seed)
-        return rng.integers(0, len(self.inputs), size=(1 if alike else DRAWS, _WIDEST))
+        return rng.integers(0, len(self.inputs), size=(1 if self.alike else DRAWS, _WIDEST))
 
 
 @dataclass(frozen=True)

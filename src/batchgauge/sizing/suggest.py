@@ -149,10 +149,11 @@ def _price(
     latency = times.latency_ms(metric)
     memory = memory_model.peak_bytes(workload, times.size) if memory_model else 0.0
     bounds = memory_model.interval(memory) if memory_model else (0.0, 0.0)
+    half = cost_model.half_width_at(times.size, workload)
     return Candidate(
         times.size,
-        Estimate(times.throughput_per_s, *cost_model.interval(times.throughput_per_s)),
-        Estimate(latency, *cost_model.interval(latency)),
+        Estimate(times.throughput_per_s, *cost_model.interval(times.throughput_per_s, half)),
+        Estimate(latency, *cost_model.interval(latency, half)),
         Estimate(memory, *bounds),
     )
 

@@ -1,0 +1,359 @@
+"""The batch-sizing notebook's questions: which scenarios, which strategies, how good, how flat.
+
+Decides nothing by itself: suggestions come from `sizing`, truths from fresh sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.sizing_runs import Effort, Key
+from batchgauge.protocols import Tokenizer
+from batchgauge.sizing import (
+    CostModel,
+    Lengths,
+    MemoryModel,
+    ModelShape,
+    simulated_profiles,
+    suggest_batch_size,
+)
+from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.drift import Drift, check_drift
+from batchgauge.sizing.memory_model import Peak
+from batchgauge.sizing.scoring import Scenario, ask, folklore, score, summary, truths
+from batchgauge.sizing.suggestion import BatchSizeSuggestion
+from batchgauge.sizing.sweep import Sweep
+from batchgauge.workload import load_prompts, request_lengths, texts
+
+ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
+
+
+def tokenizer_texts(workload: str = "") -> list[str]:
+    """Texts to tokenize: the workload's prompts, and prose in pieces of many lengths."""
+    pieces = [t for size in (40, 120, 400, 1200) for t in texts("prose", size, 60, seed=size)]
+    return [prompt.prompt for prompt in load_prompts(workload)] + pieces
+
+
+def engine_workloads(
+    tokenizer: Tokenizer, workload: str = "", *, longest: int = 128
+) -> dict[str, Lengths]:
+    """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
+
+    Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
+    the shape (skew, raggedness) is kept.
+    """
+    context, new = request_lengths(200, scale=1 / 16, longest=longest, seed=0)
+    prompts = load_prompts(workload)
+    counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
+    limits = [min(p.max_tokens, 16) for p in prompts]
+    return {
+        "short": Lengths.uniform(8, 8),
+        "medium": Lengths.uniform(32, 16),
+        "long prompt": Lengths.uniform(longest, 8),
+        "long answer": Lengths.uniform(8, 48),
+        "ragged traffic": Lengths(tuple(context.tolist()), tuple(new.tolist())),
+        "prompts": Lengths(tuple(int(min(c, longest)) for c in counts), tuple(limits)),
+    }
+
+
+MEMORY_WORK = Lengths.uniform(8, 4)
+
+
+def scenarios(
+    works: Mapping[str, Lengths],
+    models: Mapping[Key, CostModel],
+    memory: MemoryModel,
+    sample: Sequence[str],
+    plan: Effort,
+) -> list[Scenario]:
+    """All questions: workloads × latency budgets × memory budgets × threads, both parts.
+
+    Latency budgets are multiples of what the calibration says a batch of one takes, so that
+    they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
+    """
+    found: list[Scenario] = []
+    for threads, largest in plan.largest:
+        cost = models["engine", threads]
+        first = threads == plan.largest[0][0]
+        for name, work in works.items():
+            if not first and name in {"prompts", "long prompt"}:
+                continue
+            one = batch_times(cost, work, 1).request_ms
+            for factor in (None, 1.6, 2.5, 5.0) if first else (None, 2.0, 4.0):
+                label = f"{name}, {_budget(factor)}, {threads} thr."
+                budget = None if factor is None else factor * one
+                found.append(Scenario(label, "engine", work, largest, budget, threads=threads))
+    threads, largest = plan.largest[0]
+    cost, short = models["engine", threads], works["short"]
+    alone = batch_times(cost, short, 1)
+    extra = {
+        "impossible latency": Scenario("", "engine", short, largest, 0.5 * alone.request_ms),
+        "first token ≤ 5× alone": Scenario("", "engine", short, largest, 5 * alone.ttft_ms, "ttft"),
+        "step ≤ 1.5× alone": Scenario(
+            "", "engine", short, largest, 1.5 * alone.inter_token_ms, "inter_token"
+        ),
+        "step ≤ 2.5× alone": Scenario(
+            "",
+            "engine",
+            works["ragged traffic"],
+            largest,
+            2.5 * alone.inter_token_ms,
+            "inter_token",
+        ),
+    }
+    for share in (0.3, 0.6, 0.9):
+        room = memory.peak_bytes(MEMORY_WORK, max(1, round(share * largest)))
+        extra[f"memory for {share:.0%} of the largest"] = Scenario(
+            "", "engine", MEMORY_WORK, largest, memory_budget_bytes=room
+        )
+    extra["memory below the weights"] = Scenario(
+        "", "engine", MEMORY_WORK, largest, memory_budget_bytes=0.9 * memory.weight_bytes
+    )
+    found += [_renamed(s, f"{name}, {threads} thr.", threads) for name, s in extra.items()]
+    found += _tokenizer_scenarios(models["tokenizer", 1], sample, plan.tokenizer_largest)
+    return found
+
+
+def _tokenizer_scenarios(cost: CostModel, sample: Sequence[str], largest: int) -> list[Scenario]:
+    work = Lengths.texts(sample)
+    one = batch_times(cost, work, 8).request_ms
+    return [
+        Scenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
+        for f in (None, 1.5, 4.0, 16.0)
+    ]
+
+
+def _budget(factor: float | None) -> str:
+    return "no budget" if factor is None else f"latency ≤ {factor:g}×"
+
+
+def _renamed(scenario: Scenario, name: str, threads: int) -> Scenario:
+    values = {**scenario.__dict__, "name": name, "threads": threads}
+    return Scenario(**values)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was asked before anything was swept: strategy and scenario to size (0: none fits)."""
+
+    sizes: dict[tuple[str, str], int]
+
+    def wanted(self, questions: Sequence[Scenario]) -> dict[Key, set[int]]:
+        """Sizes that the sweep must include, by part and threads."""
+        wanted: dict[Key, set[int]] = {}
+        for scenario in questions:
+            for strategy in (ADVISOR, PRIOR):
+                size = self.sizes.get((strategy, scenario.name), 0)
+                if size:
+                    wanted.setdefault((scenario.part, scenario.threads), set()).add(size)
+        return wanted
+
+
+def advise(
+    questions: Sequence[Scenario],
+    models: Mapping[Key, CostModel],
+    memory: MemoryModel,
+    priors: Mapping[int, CostModel],
+) -> Advice:
+    """The advisor's answers, and those of a roofline that nobody calibrated, for comparison."""
+    sizes: dict[tuple[str, str], int] = {}
+    for scenario in questions:
+        model = memory if scenario.part == "engine" else None
+        key = (scenario.part, scenario.threads)
+        sizes[ADVISOR, scenario.name] = ask(scenario, models[key], model)
+        if scenario.part == "engine":
+            sizes[PRIOR, scenario.name] = ask(scenario, priors[scenario.threads], model)
+    return Advice(sizes)
+
+
+def judge(
+    questions: Sequence[Scenario],
+    advice: Advice,
+    sweeps: Mapping[Key, Sweep],
+    peaks: Sequence[Peak],
+    weight_bytes: int,
+) -> pd.DataFrame:
+    """One row a scenario and strategy: score against the best of the fresh sweep."""
+    known = sorted((p.rows, p.peak_bytes) for p in peaks)
+    rows, held = (np.asarray(column, dtype=np.float64) for column in zip(*known, strict=True))
+
+    def measured(work: Lengths, size: int) -> float:
+        return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
+
+    found = []
+    for scenario in questions:
+        sweep = sweeps[scenario.part, scenario.threads]
+        truth = truths(scenario, sweep.costs, sweep.sizes, measured)
+        tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
+        for strategy, size in {**tried, **folklore(truth)}.items():
+            if size is not None:
+                found.append(score(scenario, strategy, size, truth))
+    return pd.DataFrame(found)
+
+
+def summaries(scores: pd.DataFrame) -> pd.DataFrame:
+    """The goals' figures by strategy, best median first."""
+    from batchgauge.sizing.scoring import Score
+
+    rows = []
+    for strategy, group in scores.groupby("strategy", sort=False):
+        records = [Score(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
+        rows.append({"strategy": strategy, **summary(records)})
+    frame = pd.DataFrame(rows).astype({"scenarios": int})
+    return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
+
+
+def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a median over scenarios."""
+    data = np.asarray(values)
+    draws = np.random.default_rng(seed).choice(data, size=(2000, data.size))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, Sweep]) -> pd.DataFrame:
+    """Model against fresh sweep, one row a phase and size; `calibrated` marks sizes it was fed."""
+    rows = []
+    for key, model in models.items():
+        costs = sweeps[key].costs
+        grids = {
+            "prefill": (costs.prefill_positions, costs.prefill_values_ms, model.prefill),
+            "decode": (costs.decode_rows, costs.decode_values_ms, model.decode),
+        }
+        for phase, (sizes, fresh, curve) in grids.items():
+            if key[0] == "tokenizer" and phase == "decode":
+                continue
+            for size, ms in zip(sizes, fresh, strict=True):
+                rows.append(
+                    {
+                        "part": key[0],
+                        "threads": key[1],
+                        "phase": phase if key[0] == "engine" else "tokenize",
+                        "size": size,
+                        "fresh_ms": ms,
+                        "predicted_ms": float(curve(size)),
+                        "calibrated": size in curve.knots,
+                    }
+                )
+    frame = pd.DataFrame(rows)
+    return frame.assign(relative_error=frame["predicted_ms"] / frame["fresh_ms"] - 1.0)
+
+
+def drift(errors: pd.DataFrame, wrong: float = 1.0) -> Drift:
+    """Whether the model of the first thread count holds on fresh decode times.
+
+    `wrong` multiplies its predictions, to show that a model that is off is noticed.
+    """
+    rows = errors[(errors["phase"] == "decode") & (errors["threads"] == errors["threads"].min())]
+    return check_drift((wrong * rows["predicted_ms"]).tolist(), rows["fresh_ms"].tolist())
+
+
+def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostModel) -> pd.DataFrame:
+    """Measured and predicted throughput and latency of every swept size, per workload."""
+    rows = []
+    for name, work in works.items():
+        for size in sweep.sizes:
+            real, said = batch_times(sweep.costs, work, size), batch_times(model, work, size)
+            rows.append(
+                {
+                    "workload": name,
+                    "batch_size": size,
+                    "fresh_tokens_per_s": real.throughput_per_s,
+                    "fresh_latency_ms": real.request_ms,
+                    "predicted_tokens_per_s": said.throughput_per_s,
+                    "predicted_latency_ms": said.request_ms,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def exhaustive_seconds(works: Mapping[str, Lengths], sweep: Sweep) -> float:
+    """What running every workload once at every swept size would take, from measured times."""
+    return sum(
+        batch_times(sweep.costs, work, size).request_ms / 1e3
+        for work in works.values()
+        for size in sweep.sizes
+    )
+
+
+def budget_table(work: Lengths, cost: CostModel, memory: MemoryModel, largest: int) -> pd.DataFrame:
+    """The sliders' answers as a table: suggestions over latency and memory budgets."""
+    one = batch_times(cost, work, 1).request_ms
+    budgets = [None, *(round(one * f, -1) for f in (1.5, 2.5, 5.0, 10.0))]
+    rows = []
+    for latency in budgets:
+        row: dict[str, object] = {
+            "latency_budget_ms": "none" if latency is None else f"{latency:,.0f}"
+        }
+        for room in (8, 16, 64, None):
+            head = "no memory budget" if room is None else f"weights + {room} MiB"
+            row[head] = suggestion_text(work, cost, memory, largest, latency, room)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def suggestion_text(
+    work: Lengths,
+    cost: CostModel,
+    memory: MemoryModel,
+    largest: int,
+    latency_ms: float | None,
+    room_mib: float | None,
+) -> str:
+    """The size for a cell of the table, or which budget fails at 1."""
+    try:
+        found = suggest(work, cost, memory, largest, latency_ms, room_mib)
+    except UserError as problem:
+        return "none: memory" if "memory budget" in str(problem) else "none: latency"
+    return f"{found.size} ({found.throughput_per_s.value:,.0f} tokens/s)"
+
+
+def suggest(
+    work: Lengths,
+    cost: CostModel,
+    memory: MemoryModel,
+    largest: int,
+    latency_ms: float | None,
+    room_mib: float | None,
+) -> BatchSizeSuggestion:
+    """One suggestion with budgets as the sliders give them: room is above the weights."""
+    room = None if room_mib is None else memory.weight_bytes + room_mib * 2**20
+    return suggest_batch_size(
+        workload=work,
+        cost_model=cost,
+        memory_model=memory,
+        latency_budget_ms=latency_ms,
+        memory_budget_bytes=room,
+        max_batch_size=largest,
+    )
+
+
+def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd.DataFrame:
+    """What the advisor would say on machines that do not exist: simulated, from rooflines."""
+    rows = []
+    for profile in simulated_profiles():
+        found = suggest_batch_size(
+            workload=work,
+            cost_model=CostModel.prior(shape, profile),
+            memory_model=memory,
+            hardware=profile,
+            objective="balanced",
+            max_batch_size=256,
+        )
+        rows.append(
+            {
+                "machine": profile.label(),
+                "bandwidth_gb_per_s": profile.bandwidth_bytes_per_s / 1e9,
+                "gflop_per_s": profile.flops_per_s / 1e9,
+                "memory_gib": profile.memory_bytes / 2**30,
+                "balanced_batch_size": found.size,
+                "predicted_tokens_per_s": found.throughput_per_s.value,
+                "trust": found.trust,
+            }
+        )
+    return pd.DataFrame(rows)
