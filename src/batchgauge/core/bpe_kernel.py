@@ -40,7 +40,7 @@ from batchgauge.core.bpe_layout import (
     WORDS,
 )
 from batchgauge.core.bpe_merge import merge_word, slot_of
-from batchgauge.core.bpe_words import load_eight, peek, plain_word_length, word_end
+from batchgauge.core.bpe_words import load_eight, peek, plain_word_length, store_two, word_end
 
 _MIX = np.uint64(0xC2B2AE3D27D4EB4F)
 _LOW = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(17)], dtype=np.uint64)
@@ -50,19 +50,20 @@ _LOW2 = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(17)], dtype=np.uin
 
 
 @njit
-def _keep(slot, one, two, length, count, state, out, o):
+def _keep(slot, one, two, count, state, out, o):
     """Enter a word into its slot or one of the three beside it; if all are taken, one goes."""
+    for unused in range(count, 4):
+        out[o + unused] = -1
     at = state[WORDS] + 4 * (slot ^ state[N_MERGED] & 3)
     for near in range(4):
         free = state[WORDS] + 4 * (slot ^ near)
-        if state[free + 2] == 0:
+        if state[free] == 0:
             at = free
             break
-    for unused in range(count, 4):
-        out[o + unused] = 0
     state[at], state[at + 1] = one, two
-    state[at + 2] = length << 56 | count << 48 | np.int64(out[o]) << 24 | np.int64(out[o + 1])
-    state[at + 3] = np.int64(out[o + 2]) << 32 | np.int64(out[o + 3])
+    for half in range(2):
+        first = np.int64(out[o + 2 * half]) & 0xFFFFFFFF
+        state[at + 2 + half] = np.int64(out[o + 2 * half + 1]) << 32 | first
 
 
 @njit
@@ -153,28 +154,27 @@ def _compile(source: int) -> Any:
                         at = end
                         continue
                 n_words += 1
-                low &= _LOW[length]
-                high &= _LOW2[length]
+                if separator != 0 and data[at + length - 1] == 0:
+                    o += merge_word(data, at, at + length, state, out, o)
+                    at += length  # in the table, a NUL at the end is no different from none
+                    continue
+                low &= load_eight(_LOW, length)
+                high &= load_eight(_LOW2, length)
                 one, two = np.int64(low), np.int64(high)
                 slot = slot_of(low ^ high * _MIX, WORD_SHIFT)
                 count = 0
                 for near in range(4):
                     there = words + 4 * (slot ^ near)
-                    ids = peek(state, there + 2)
-                    if (
-                        peek(state, there) == one
-                        and peek(state, there + 1) == two
-                        and ids >> 56 == length
-                    ):
-                        more = peek(state, there + 3)
-                        out[o], out[o + 1] = ids >> 24 & 0xFFFFFF, ids & 0xFFFFFF
-                        out[o + 2], out[o + 3] = more >> 32, more & 0xFFFFFFFF
-                        count = ids >> 48 & 0xFF
+                    if peek(state, there) == one and peek(state, there + 1) == two:
+                        ids, more = peek(state, there + 2), peek(state, there + 3)
+                        store_two(out, o, ids)
+                        store_two(out, o + 2, more)
+                        count = 4 + (ids >> 63) + (more >> 63) + (more << 32 >> 63)
                         break
                 if count == 0:
                     count = merge_word(data, at, at + length, state, out, o)
                     if 0 < count <= 4:
-                        _keep(slot, one, two, length, count, state, out, o)
+                        _keep(slot, one, two, count, state, out, o)
                 o += count
                 at += length
             ends[text] = o

@@ -10,8 +10,8 @@ call about 60 ns.
                they do not tell; [4352] block of each 256 code points; the blocks' classes
     byte ids   [256] id of each byte, -1 where it has none
     pairs      [slots, 2] open-addressed: left << 32 | right, then rank << 32 | merged id
-    words      [WORD_SLOTS, 4] word table: eight bytes, eight bytes,
-               length << 56 | count << 48 | id << 24 | id, then id << 32 | id
+    words      [WORD_SLOTS, 4] word table: eight bytes, eight bytes, two ids, two ids,
+               the first in the lower half; -1 where a word has no more
     long words [LONG_SLOTS, 32] length << 8 | count, 128 bytes, 30 ids of 32 bits
     wholes     [slots] ids of the tokens that are taken whole (`llama-bpe` only)
     spelling   [tokens + 1] offsets into the bytes of all tokens (`llama-bpe` only)

@@ -59,6 +59,19 @@ def load_eight(typing_context: Any, data: Any, at: Any) -> Any:
 
 
 @intrinsic
+def store_two(typing_context: Any, ids: Any, at: Any, two: Any) -> Any:
+    """Write the lower and the upper half of `two` to ids[at] and ids[at + 1]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(ids, types.int64, types.int64), generate
+
+
+@intrinsic
 def _first_byte(typing_context: Any, flags: Any) -> Any:
     """Index of the lowest byte with its high bit set; 8 if there is none."""
 
