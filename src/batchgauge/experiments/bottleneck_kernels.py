@@ -45,7 +45,7 @@ def _filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
 
 def _set_lengths(cache: KVCache, length: int) -> None:
     for group in cache.groups:
-        group.lengths = [length] * len(group)
+        group.lengths[:] = [length] * len(group)
 
 
 def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
@@ -77,9 +77,9 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     D, H, E, F, V, L = c.d_model, c.heads, c.head_dim, c.d_ff, c.vocab_size, c.layers
     layers = model.weights.layers
     rng = np.random.default_rng(0)
-    x, wide, queries = (
-        rng.standard_normal((B, width), dtype=np.float32) for width in (D, H * E, H * E)
-    )
+    x = rng.standard_normal((B, D), dtype=np.float32)
+    wide = rng.standard_normal((B, H * E), dtype=np.float32)
+    queries = wide.reshape(B, H, E)
     cache = _filled_cache(model, B, CONTEXT)
 
     def qkv() -> None:
@@ -100,8 +100,9 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
             first = 0
             for group in cache.groups:
                 span = slice(first, first + len(group))
-                held = (group.keys[number], group.values[number])  # noqa: PD011 - no data frame
-                attend_step(queries[span], *held, group.lengths, out[span])
+                keys = group.keys[number, ..., :CONTEXT]
+                values = group.values[number, :, :, :CONTEXT]  # noqa: PD011 - no data frame
+                attend_step(queries[span], keys, values, None, out[span])
                 first += len(group)
 
     weights = {

@@ -173,6 +173,7 @@ def _tracing_ms_per_hit(profiler_class: Callable[..., Any]) -> float:
     return max(0.0, float(sorted(costs)[1]))
 
 
+_LOADS = {"LOAD_METHOD", "LOAD_ATTR", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"}
 Hits = dict[tuple[str, int], dict[int, tuple[int, float]]]  # function to line to (hits, ms)
 Edges = dict[tuple[str, int], set[str]]  # (file, line) to the functions called there
 
@@ -231,12 +232,12 @@ def source_of(function: types.FunctionType) -> tuple[list[str], int]:
 
 
 def _names_by_line(code: types.CodeType) -> dict[int, set[str]]:
-    """Names that each line loads, in this code and the comprehensions inside it."""
+    """Names that each line loads as it would to call them, comprehensions inside included."""
     names: dict[int, set[str]] = {}
     line = code.co_firstlineno
     for instruction in dis.get_instructions(code):
         line = getattr(instruction.positions, "lineno", None) or line
-        if isinstance(instruction.argval, str):
+        if instruction.opname in _LOADS:
             names.setdefault(line, set()).add(instruction.argval)
         elif isinstance(instruction.argval, types.CodeType):
             for inner, found in _names_by_line(instruction.argval).items():

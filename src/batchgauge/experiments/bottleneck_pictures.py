@@ -1,0 +1,289 @@
+"""Pictures and sentences of the bottleneck notebook, all made from the study's data frames."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.profiling.findings import finding_sentence
+from batchgauge.profiling.flamegraph import amount
+from batchgauge.profiling.lines import LineProfile
+from batchgauge.profiling.listing import Listing
+from batchgauge.profiling.roofline import Peaks
+from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
+from batchgauge.reporting import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def file_stem(name: str) -> str:
+    """A name of a part as part of a file name: `tokenising (numpy)` is `tokenising_numpy`."""
+    letters = (c.lower() if c.isascii() and c.isalnum() else "_" for c in name)
+    return "_".join(filter(None, "".join(letters).split("_")))
+
+
+def flame_sentence(name: str, profile: StackProfile) -> str:
+    """Which class of code holds a part's time, and its hottest line."""
+    shares = profile.by_kind()
+    largest = max(shares, key=lambda kind: shares[kind])
+    hottest = profile.by_owner().iloc[0]
+    return (
+        f"{_first_upper(name)}: {shares[largest]:.0%} in {KIND_LABELS[largest]}; the hottest line "
+        f"is {hottest['function']}:{hottest['line']} with {hottest['share']:.0%}."
+    )
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def class_table(samples: dict[str, StackProfile]) -> pd.DataFrame:
+    """One row a part: the share of each class of code, what they add up to, samples, tool."""
+    rows = []
+    for name, profile in samples.items():
+        shares = {label: profile.by_kind()[kind] for kind, label in KIND_LABELS.items()}
+        total = sum(shares.values())
+        rows.append(
+            {
+                "part": name,
+                **shares,
+                "attributed": total,
+                "samples": profile.samples,
+                "tool": profile.tool,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def attribution_sentence(samples: dict[str, StackProfile]) -> str:
+    """How much of the measured time is on stacks, over all parts."""
+    if not samples:
+        return "No call profile was taken."
+    shares = [profile.attributed for profile in samples.values()]
+    tools = sorted({profile.tool for profile in samples.values()})
+    return (
+        f"{min(shares):.1%} to {max(shares):.1%} of the measured time is attributed to stacks "
+        f"({' and '.join(tools)}, {sum(p.samples for p in samples.values())} samples)."
+    )
+
+
+def listing(profile: LineProfile, functions: int = 3) -> Listing:
+    """The annotated listing of the hottest functions of a part."""
+    return Listing(profile, list(profile.functions()["function"].head(functions)))
+
+
+def lines_sentence(name: str, profile: LineProfile) -> str:
+    """The hottest line of a part, and how much of the time the lines explain."""
+    first = profile.hottest(1).iloc[0]
+    return (
+        f"{_first_upper(name)}: `{first['source'].strip()}` in {first['function']} (line "
+        f"{first['line']}) has {first['share']:.0%} of the lines' time in {first['hits']:,} hits. "
+        f"Lines and their tracing explain {profile.attributed:.0%} of the profiled run."
+    )
+
+
+def draw_stages(frame: pd.DataFrame) -> Figure:
+    """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
+    import matplotlib.pyplot as plt
+
+    wide = frame.pivot_table(index="batch_size", columns="stage", values="share", sort=False) * 100
+    order = [stage for stage in [*plots.STAGES, "unassigned"] if stage in wide]
+    fig, ax = plt.subplots(figsize=(9, 0.55 * len(wide) + 2.2))
+    left = np.zeros(len(wide))
+    names = [f"batch {size}" for size in wide.index]
+    for stage in order:
+        shares = wide[stage].to_numpy(dtype=float)
+        shade = plots.STAGES.get(stage, "#d0d7de")
+        ax.barh(names, shares, left=left, color=shade, label=stage, height=0.66)
+        for row, (share, start) in enumerate(zip(shares, left, strict=True)):
+            if share >= 6:
+                ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center",
+                        color="white", fontsize=10, fontweight="bold")  # fmt: skip
+        left += shares
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(xlim=(0, 100), xlabel="share of the batch's wall time (%)", title=stages_sentence(frame))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 + 0.02 * len(wide)), ncols=4)
+    return fig
+
+
+def stages_sentence(frame: pd.DataFrame) -> str:
+    """The largest stage of the smallest and the largest batch."""
+    words = []
+    for size in (frame["batch_size"].min(), frame["batch_size"].max()):
+        rows = frame[frame["batch_size"] == size]
+        top = rows.iloc[int(rows["share"].argmax())]
+        words.append(f"{top['stage']} takes {top['share']:.0%} of a batch of {size}")
+    return ", ".join(dict.fromkeys(words)).capitalize()
+
+
+def stages_finding(frame: pd.DataFrame) -> str:
+    """The stages' sum against the clock, and everything that is neither prefill nor decode."""
+    sums = frame[frame["stage"] != "unassigned"].groupby("batch_size")["share"].sum()
+    rest = frame[~frame["stage"].isin(["prefill", "decode"])].groupby("batch_size")["share"].sum()
+    return (
+        f"The named stages add up to {sums.min():.1%} to {sums.max():.1%} of the wall time; "
+        f"everything but prefill and decode is at most {rest.max():.1%}."
+    )
+
+
+def draw_padding(frame: pd.DataFrame) -> Figure:
+    """Padding waste by length spread: this engine against padding to the longest."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(9, 3.4))
+    rows = np.arange(len(frame))
+    ax.barh(rows - 0.19, 100 * frame["rectangle_waste"], height=0.36, color="#999999",
+            label="padding every prompt to the longest")  # fmt: skip
+    ax.barh(rows + 0.19, 100 * frame["engine_waste"], height=0.36, color=plots.colour("numpy"),
+            label="this engine")  # fmt: skip
+    for row, (wide, own) in enumerate(
+        zip(frame["rectangle_waste"], frame["engine_waste"], strict=True)
+    ):
+        ax.text(100 * wide + 0.6, row - 0.19, f"{wide:.0%}", va="center", fontsize=9.5)
+        ax.text(100 * own + 0.6, row + 0.19, f"{own:.0%}", va="center", fontsize=9.5)
+    ax.set_yticks(rows, list(frame["spread"]))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel="padded positions computed, of all computed (%)", ylabel="prompt lengths",
+           title=padding_sentence(frame))  # fmt: skip
+    ax.legend(loc="lower right")
+    ax.margins(x=0.1)
+    return fig
+
+
+def padding_sentence(frame: pd.DataFrame) -> str:
+    """What the widest spread costs in a rectangle, and in this engine."""
+    worst = frame.iloc[int(frame["rectangle_waste"].argmax())]
+    return (
+        f"At “{worst['spread']}” lengths a rectangle wastes {worst['rectangle_waste']:.0%}, "
+        f"this engine {worst['engine_waste']:.0%}"
+    )
+
+
+def draw_timeline(line: pd.DataFrame) -> Figure:
+    """Resident memory against time."""
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(9, 3))
+    ax.plot(line["time_s"], line["rss_bytes"] / 1e6, color=plots.colour("numpy"))
+    low, high = line["rss_bytes"].min() / 1e6, line["rss_bytes"].max() / 1e6
+    room = max(high - low, 0.02 * high)
+    ax.set_ylim(low - 0.3 * room, high + 0.3 * room)
+    ax.set(xlabel="time (s)", ylabel="resident memory (MB)", title=timeline_sentence(line))
+    return fig
+
+
+def timeline_sentence(line: pd.DataFrame) -> str:
+    """How much resident memory grew, and its peak."""
+    grown = line["rss_bytes"].iloc[-1] - line["rss_bytes"].iloc[0]
+    rise = line["rss_bytes"].max() - line["rss_bytes"].iloc[0]
+    peak = amount(line["rss_bytes"].max(), "bytes")
+    sign = "-" if grown < 0 else "+"
+    return (
+        f"Resident memory peaks at {peak}, {amount(max(rise, 0.0), 'bytes')} above where it began; "
+        f"{sign}{amount(abs(grown), 'bytes')} at the end"
+    )
+
+
+def roofline_title(frame: pd.DataFrame, size: int) -> str:
+    """How far decode and prefill are from the machine's limit at one batch size."""
+    rows = frame[frame["batch_size"] == size].set_index("kernel")
+    words = [
+        f"{name} at {rows['ratio'][name]:.1f} × its floor"
+        for name in ("decode", "prefill")
+        if name in rows.index
+    ]
+    return f"Batch {size}: {', '.join(words)}"
+
+
+def roofline_sentence(frame: pd.DataFrame, peaks: Peaks, size: int) -> str:
+    """The machine's peaks, and the kernel furthest from its floor."""
+    rows = frame[frame["batch_size"] == size]
+    worst = rows.iloc[int(rows["ratio"].argmax())]
+    text = (
+        f"This machine reads {peaks.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
+        f"{peaks.flops_per_s / 1e9:.0f} Gflop/s on {peaks.threads} thread(s). At batch {size}, "
+        f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
+    )
+    below = frame[frame["ratio"] < 0.95]
+    if len(below):
+        least = below.iloc[int(below["ratio"].argmin())]
+        text += (
+            f" {len(below)} placement(s) lie below 1, the lowest {least['kernel']} at batch "
+            f"{least['batch_size']} with {least['ratio']:.2f}: part of its bytes came from a "
+            "cache, or the peak was measured beside a busy neighbour."
+        )
+    return text
+
+
+def draw_overhead(frame: pd.DataFrame) -> Figure:
+    """Slow-down of each profiler, measured here and as published, on a logarithmic axis."""
+    import matplotlib.pyplot as plt
+
+    seen = frame[frame["slowdown"].notna()].sort_values("slowdown")
+    rows = np.arange(len(seen))
+    fig, ax = plt.subplots(figsize=(9, 3.6))
+    ax.hlines(rows, 1, seen["slowdown"], color=plots.colour("numpy"), linewidth=3, alpha=0.45)
+    ax.plot(seen["slowdown"], rows, "o", color=plots.colour("numpy"), label="measured in this run")
+    ax.plot(seen["published_slowdown"], rows, "|", color=plots.INK, markersize=14,
+            markeredgewidth=2, label="published median")  # fmt: skip
+    for row, value in enumerate(seen["slowdown"]):
+        ax.annotate(f"{value:.3g} ×", (value, row), xytext=(9, 5), textcoords="offset points",
+                    fontsize=9.5)  # fmt: skip
+    ax.set_yticks(rows, list(seen["tool"]))
+    ax.set(xscale="log", xlabel="slow-down of the profiled call (×, logarithmic)",
+           title=overhead_sentence(frame))  # fmt: skip
+    ax.set_xlim(0.8, float(seen["slowdown"].max()) * 3)
+    ax.grid(visible=False, axis="y")
+    ax.legend(loc="lower right")
+    return fig
+
+
+def overhead_sentence(frame: pd.DataFrame) -> str:
+    """The cheapest and the dearest profiler of this run."""
+    seen = frame[frame["slowdown"].notna()]
+    if seen.empty:
+        return "No profiler's cost was measured"
+    least, most = (
+        seen.iloc[int(seen["slowdown"].argmin())],
+        seen.iloc[int(seen["slowdown"].argmax())],
+    )
+    return (
+        f"Looking costs {least['slowdown']:.2g} × with {least['tool']} and "
+        f"{most['slowdown']:.2g} × with {most['tool']}"
+    )
+
+
+def gil_sentence(frame: pd.DataFrame) -> str:
+    """Which calls let another thread run, and what two threads gained."""
+    free = frame[frame["gil"] == "releases the GIL"]
+    stuck = frame[frame["gil"] != "releases the GIL"]
+    best = frame.iloc[int(frame["two_thread_speedup"].argmax())]
+    return (
+        f"{_names(free['call'])} release the GIL; {_names(stuck['call'])} do not for most of "
+        f"their time. Two threads gain most on {best['call']}: "
+        f"{best['two_thread_speedup']:.2f} times, on {best['cores']} cores."
+    )
+
+
+def _names(column: pd.Series[str]) -> str:
+    names = list(column)
+    if not names:
+        return "none"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def answer(findings: pd.DataFrame, temporary_bytes: float = math.nan) -> str:
+    """The first findings in prose, and the temporary bytes of a decode step."""
+    if findings.empty:
+        return "Nothing takes a share of the time that is worth a finding."
+    sentences = [finding_sentence(row) for _, row in findings.head(2).iterrows()]
+    if not math.isnan(temporary_bytes):
+        each = amount(temporary_bytes, "bytes")
+        sentences.append(f"A decode step allocates and gives back {each}.")
+    return " ".join(sentences)
