@@ -61,6 +61,15 @@ class TokenBatch(Sequence[npt.NDArray[np.int32]]):
     def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
         return (self[i] for i in range(len(self)))
 
+    def __eq__(self, other: object) -> bool:
+        """True when both hold the same ids for the same texts."""
+        if not isinstance(other, TokenBatch):
+            return NotImplemented
+        same_ids = np.array_equal(self.ids, other.ids)
+        return same_ids and np.array_equal(self.offsets, other.offsets)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays can change
+
     def tolist(self) -> list[list[int]]:
         """The same ids as plain lists of ints."""
         return [row.tolist() for row in self]

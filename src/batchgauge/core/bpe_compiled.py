@@ -20,7 +20,7 @@ import numpy.typing as npt
 import regex
 
 from batchgauge.core import bpe_layout as layout
-from batchgauge.core.bpe_kernel import encode
+from batchgauge.core.bpe_kernel import encode, encode_without_tables
 from batchgauge.core.bpe_merge import fill_pairs, fill_wholes
 from batchgauge.core.pretokenize import IGNORE_MERGES, unicode_splitter
 from batchgauge.core.vocabulary import Vocabulary
@@ -60,6 +60,8 @@ class KernelEncoder:
     cache, or compiling it (some seconds, once per machine and version).
     """
 
+    _kernel = staticmethod(encode)
+
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._state = _lay_out(vocabulary)
         self._ids = np.empty(_SCRATCH, dtype=np.int32)
@@ -77,7 +79,7 @@ class KernelEncoder:
             data, separator = (text + _PAD).encode(), 0
         with self._lock:
             out = self._ids if len(data) < _SCRATCH else np.empty(len(data), dtype=np.int32)
-            total = encode(data, 1, separator, self._state, out, self._ends)
+            total = self._kernel(data, 1, separator, self._state, out, self._ends)
             ids: list[int] = out[:total].tolist()
         return ids
 
@@ -93,7 +95,7 @@ class KernelEncoder:
         offsets[0] = 0
         with self._lock:
             out = self._ids if len(data) < _SCRATCH else np.empty(len(data), dtype=np.int32)
-            total = encode(data, len(texts), separator, self._state, out, offsets[1:])
+            total = self._kernel(data, len(texts), separator, self._state, out, offsets[1:])
             ids = out[:total].copy()
         return TokenBatch(ids, offsets)
 
@@ -116,6 +118,12 @@ class KernelEncoder:
     def table_bytes(self) -> int:
         """Memory of all tables and of the scratch space."""
         return self._state.nbytes + self._ids.nbytes
+
+
+class WithoutWordTable(KernelEncoder):
+    """The kernel that merges every word anew: what the word tables buy shows against it."""
+
+    _kernel = staticmethod(encode_without_tables)
 
 
 @cache

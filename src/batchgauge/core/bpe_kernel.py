@@ -112,8 +112,8 @@ def _short_word_length(classes, first, low):
     return peek(classes, LENGTHS + (kind << 6 | kind2 << 3 | kind3))
 
 
-def _compile(source: int) -> Any:
-    """`encode`, compiled for these sources.
+def _compile(source: int) -> tuple[Any, Any]:
+    """`encode` and `encode_without_tables`, compiled for these sources.
 
     Numba's cache looks at this file alone to see whether it still fits; a constant made
     of the other files makes it see those too.
@@ -182,9 +182,28 @@ def _compile(source: int) -> Any:
         state[N_WORDS] += n_words
         return o
 
-    return encode
+    @njit(cache=True)
+    def encode_without_tables(data, texts, separator, state, out, ends):
+        """The same as `encode`, merging every word anew."""
+        if source < 0:
+            return source
+        classes = state[state[CLASSES] : state[CLASSES_END]].view(np.uint8)
+        first = 256 * (separator != 0)
+        at, o = 0, 0
+        for text in range(texts):
+            while True:
+                end = word_end(data, at, state[STYLE], state[DIGITS], classes, first)
+                if end == at:
+                    break
+                o += merge_word(data, at, end, state, out, o)
+                at = end
+            ends[text] = o
+            at += 1
+        return o
+
+    return encode, encode_without_tables
 
 
-encode = _compile(
+encode, encode_without_tables = _compile(
     crc32(b"".join(Path(str(m.__file__)).read_bytes() for m in (bpe_layout, bpe_merge, bpe_words)))
 )

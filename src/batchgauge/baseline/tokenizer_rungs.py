@@ -1,0 +1,225 @@
+"""The ladder from the baseline tokenizer to the compiled one, one named idea a rung.
+
+A rung is a small class that overrides little of `BaselineTokenizer`, so that the
+difference between two of them is the idea and nothing else. Work is a list of texts,
+output a `TokenBatch`; all rungs give the same.
+
+The order is the one in which ideas were tried, including those that do not pay. The
+last rung is the shipped tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import chain, pairwise
+from pathlib import Path
+
+from batchgauge.baseline.rung import Rung
+from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.core.bpe import PlainEncoder, WordCache, merge
+from batchgauge.core.pretokenize import ascii_splitter
+from batchgauge.core.tokenizer import Encoder, read_metadata
+from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.protocols import TokenBatch
+
+Texts = Sequence[str]
+Encode = Callable[[Texts], TokenBatch]
+
+
+class IntegerPairs(BaselineTokenizer):
+    """Symbols are ids instead of strings; one table gives rank and result of a pair."""
+
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of one word."""
+        data = word.encode()
+        if data in self.vocabulary.whole_words:
+            return [self.vocabulary.whole_words[data]]
+        ids = [i for i in map(self.vocabulary.byte_ids.__getitem__, data) if i >= 0]
+        return self.merge_ids(ids)
+
+    def merge_ids(self, ids: list[int]) -> list[int]:
+        """Merge the lowest-ranked pair of neighbours until none has a rank."""
+        pairs = self.vocabulary.pairs
+        none = (len(pairs), -1)
+        while len(ids) > 1:
+            found = [pairs.get(pair, none) for pair in pairwise(ids)]
+            lowest = min(found)
+            if lowest is none:
+                break
+            at = found.index(lowest)
+            ids[at : at + 2] = [lowest[1]]
+        return ids
+
+
+class HeapMerges(IntegerPairs):
+    """A heap of candidate pairs over a linked list instead of looking at all pairs again."""
+
+    def merge_ids(self, ids: list[int]) -> list[int]:
+        """Merge in O(n log n)."""
+        return merge(ids, self.vocabulary.pairs)
+
+
+class AsciiScan(BaselineTokenizer):
+    """ASCII text is cut by the standard `re`, without Unicode's character classes."""
+
+    def split(self, text: str) -> list[str]:
+        """The words of a text."""
+        if text.isascii():
+            return ascii_splitter(self.vocabulary.pre_tokenizer)(text)
+        return super().split(text)
+
+
+class CachedWords(BaselineTokenizer):
+    """Words seen before are looked up instead of merged again."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self.cache = WordCache(self.encode_word)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special."""
+        return list(chain.from_iterable(map(self.cache.__getitem__, self.split(text))))
+
+
+class WholeTokens(BaselineTokenizer):
+    """A word that merging is known to give as one token is looked up and not merged.
+
+    Which tokens those are is found once, by merging each token's own spelling.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(vocabulary)
+        self._single = {
+            word: i
+            for word, i in _decodable(vocabulary).items()
+            if merge([vocabulary.byte_ids[byte] for byte in word.encode()], vocabulary.pairs) == [i]
+        }
+
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of one word."""
+        single = self._single.get(word)
+        return [single] if single is not None else super().encode_word(word)
+
+
+class DistinctWords(BaselineTokenizer):
+    """Each word that a batch has is merged once, however often it is in there."""
+
+    def encode_many(self, texts: Texts, *, allow_special: bool = False) -> TokenBatch:
+        """Ids of many texts."""
+        special = self.vocabulary.special if allow_special else self.vocabulary.user_defined
+        if special:
+            return super().encode_many(texts, allow_special=allow_special)
+        words = [self.split(text) for text in texts]
+        distinct = {word: self.encode_plain(word) for word in set(chain.from_iterable(words))}
+        return TokenBatch.from_lists(
+            [list(chain.from_iterable(map(distinct.__getitem__, row))) for row in words]
+        )
+
+
+def _decodable(vocabulary: Vocabulary) -> dict[str, int]:
+    """Tokens that are text, no special ones, with their ids."""
+    special = set(vocabulary.special.values())
+    found = {}
+    for i, data in vocabulary.token_bytes.items():
+        text = data.decode("utf-8", "ignore")
+        if i not in special and text.encode() == data:
+            found[text] = i
+    return found
+
+
+# Name, class, idea; cumulatively, each is mixed with all before it.
+_IDEAS: tuple[tuple[str, type[BaselineTokenizer], str], ...] = (
+    (
+        "integer pairs",
+        IntegerPairs,
+        "Merge ids instead of strings, with rank and result of a pair in one table.",
+    ),
+    ("heap merges", HeapMerges, "Keep candidate pairs in a heap instead of looking at all again."),
+    ("ascii scan", AsciiScan, "Cut ASCII text with the standard `re` instead of `regex`."),
+    ("whole tokens", WholeTokens, "Look a word up first, and merge it only if it is no token."),
+    ("word cache", CachedWords, "Remember the ids of words seen before, within a bound."),
+    ("distinct words", DistinctWords, "Merge each word of a batch once, before filling in."),
+)
+
+
+class TextByText:
+    """An encoder that is called once per text, whatever the batch."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, texts: Texts) -> TokenBatch:
+        """Ids of many texts."""
+        return TokenBatch.from_lists([self._encoder.encode(text) for text in texts])
+
+
+def _kernel(path: Path | None, *, table: bool, one_call: bool) -> Encode:
+    """The compiled kernel, with or without its word table. Raises ImportError without Numba."""
+    from batchgauge.core.bpe_compiled import KernelEncoder, WithoutWordTable
+
+    encoder = (KernelEncoder if table else WithoutWordTable)(_vocabulary(path))
+    return encoder.encode_many if one_call else TextByText(encoder)
+
+
+@cache
+def _vocabulary(path: Path | None) -> Vocabulary:
+    return Vocabulary.from_metadata(read_metadata(path))
+
+
+def _mixed(path: Path | None, ideas: Sequence[type[BaselineTokenizer]]) -> Encode:
+    """The baseline with these ideas, the last one first in line."""
+    bases = tuple(reversed(ideas)) or (BaselineTokenizer,)
+    mixed: type[BaselineTokenizer] = type("Mixed", bases, {})
+    return mixed(_vocabulary(path)).encode_many
+
+
+def baseline(path: Path | None = None) -> Encode:
+    """What every rung is compared with."""
+    return _mixed(path, [])
+
+
+def tokenizer_rungs(path: Path | None = None) -> tuple[Rung, ...]:
+    """The ladder on the vocabulary of a GGUF file; None is the default model."""
+    classes = [idea for _, idea, _ in _IDEAS]
+    ladder = [
+        Rung(name, idea, partial(_mixed, path, [cls]), partial(_mixed, path, classes[: place + 1]))
+        for place, (name, cls, idea) in enumerate(_IDEAS)
+    ]
+
+    def plain() -> Encode:
+        return PlainEncoder(_vocabulary(path)).encode_many
+
+    without_table = partial(_kernel, path, table=False, one_call=False)
+    with_table = partial(_kernel, path, table=True, one_call=False)
+    joined = partial(_kernel, path, table=False, one_call=True)
+    return (
+        *ladder,
+        Rung(
+            "plain path",
+            "Without the layers of calls and the dictionary per batch; runs where Numba does not.",
+            plain,
+            plain,
+        ),
+        Rung(
+            "compiled",
+            "Cut and merge by a Numba function over bytes, one call per text, no cache.",
+            without_table,
+            without_table,
+        ),
+        Rung(
+            "word table",
+            "Keep words of up to 16 bytes in a table, packed exactly into two 64-bit keys.",
+            None,
+            with_table,
+        ),
+        Rung(
+            "one call",
+            "Join the texts of a batch and call the compiled function once.",
+            joined,
+            partial(_kernel, path, table=True, one_call=True),
+        ),
+    )
+
+
+RUNGS = tokenizer_rungs()
