@@ -1,0 +1,137 @@
+"""Goals of tokenizing: beside tiktoken and HF tokenizers, S(32), and over our own baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.errors import UserError
+from batchgauge.experiments.goals import Bench, Goal, once_ms, quick_ms
+from batchgauge.measuring import measure
+from batchgauge.registry import open_tokenizer
+from batchgauge.workload import texts
+
+
+def _peer(name: str, model: str) -> Any:
+    """A foreign tokenizer's own object, or None where it is not installed or does not fit."""
+    try:
+        return open_tokenizer(name, model or None).raw  # type: ignore[attr-defined]  # adapters'
+    except UserError:
+        return None
+
+
+def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+    """One at a time and in batches of 32, warm, against tiktoken's and HF's best ways."""
+    tik, hf = _peer("tiktoken", model), _peer("hf", model)
+    goals = []
+    for kind, length, batch, peer, target in (
+        ("prose", 200, 1, "tiktoken", 1.2),
+        ("prose", 2000, 1, "tiktoken", 6.0),
+        ("prose", 200, 1, "HF tokenizers", 5.0),
+        ("prose", 200, 32, "tiktoken", 5.0),
+        ("prose", 200, 32, "HF tokenizers", 18.0),
+        ("prose", 2000, 32, "tiktoken", 10.0),
+        ("prose", 2000, 32, "HF tokenizers", 40.0),
+        ("unicode", 200, 32, "tiktoken", 2.0),
+    ):
+        what = "one text" if batch == 1 else f"batch of {batch} texts"
+        goal = f"{what} of {length} characters ({kind}), against {peer}"
+        raw = tik if peer == "tiktoken" else hf
+        if raw is None:
+            note = f"{peer} is not installed, or cannot hold this vocabulary"
+            goals.append(Goal("tokenizing", goal, target, "higher", note=note))
+            continue
+        chosen = texts(kind, length, batch, bench.seed)  # type: ignore[arg-type]  # of the tuple
+        one = chosen[0]
+        mine = partial(ours.encode, one) if batch == 1 else partial(ours.encode_many, chosen)
+        ways = _tiktoken_ways(raw, chosen) if peer == "tiktoken" else _hf_ways(raw, chosen)
+        best = min(ways, key=lambda name: quick_ms(ways[name]))
+        expected = ways["plain"]()
+        same = [ours.encode(one)] if batch == 1 else ours.encode_many(chosen).tolist()
+        if same != expected:
+            goals.append(Goal("tokenizing", goal, target, "higher", note="the ids differ: broken"))
+            continue
+        calls = {peer: ways[best], "numpy": mine}
+        goals.append(bench.ratio("tokenizing", goal, target, calls, note=f"ids equal; {best}"))
+    return goals
+
+
+def _tiktoken_ways(raw: Any, chosen: list[str]) -> dict[str, Callable[[], Any]]:
+    return {
+        "plain": lambda: [raw.encode_ordinary(t) for t in chosen],
+        "encode_to_numpy": lambda: [raw.encode_to_numpy(t, disallowed_special=()) for t in chosen],
+        "encode_ordinary_batch": lambda: raw.encode_ordinary_batch(chosen, num_threads=1),
+    }
+
+
+def _hf_ways(raw: Any, chosen: list[str]) -> dict[str, Callable[[], Any]]:
+    def fast() -> list[list[int]]:
+        return [e.ids for e in raw.encode_batch_fast(chosen, add_special_tokens=False)]
+
+    def plain() -> list[list[int]]:
+        return [raw.encode(t, add_special_tokens=False).ids for t in chosen]
+
+    return {"plain": plain, "encode_batch_fast": fast}
+
+
+def _one_by_one(ours: BPETokenizer, chosen: list[str]) -> list[list[int]]:
+    return [ours.encode(text) for text in chosen]
+
+
+def strict(bench: Bench, ours: BPETokenizer) -> list[Goal]:
+    """S(32): the same implementation, one call a text against one call for all."""
+    goals = []
+    for length, target in ((32, 10.0), (200, 5.0)):
+        chosen = texts("prose", length, 32, bench.seed)
+        alone = bench.ratio(
+            "tokenizing", f"S(32), texts of {length} characters, same implementation", target,
+            {
+                "one at a time": partial(_one_by_one, ours, chosen),
+                "batch": partial(ours.encode_many, chosen),
+            },
+        )  # fmt: skip
+        speed = measure(partial(ours.encode, chosen[0]), name="one", budget_s=0.05).median_ms
+        rate = length / speed / 1e3
+        note = f"one at a time runs at {rate:.0f} MB/s; a batch shares the call's fixed cost"
+        goals.append(replace(alone, note=note))
+    return goals
+
+
+def against_baseline(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+    """Batch 32 against our own baseline, warm (words seen before) and cold (an empty table)."""
+    baseline = BaselineTokenizer.from_gguf(model or None)
+    chosen = texts("prose", 200, 32, bench.seed)
+    vocabulary = ours.vocabulary
+
+    def slow() -> object:
+        return [baseline.encode(t) for t in chosen]
+
+    def cold() -> object:
+        return fresh.pop().encode_many(chosen)
+
+    goal = "batch of 32 × 200 characters against our baseline"
+    warm = bench.ratio(
+        "tokenizing", f"{goal}, warm", 100.0,
+        {"baseline": slow, "numpy": partial(ours.encode_many, chosen)},
+    )  # fmt: skip
+    slow_ms = measure(slow, name="baseline", budget_s=bench.seconds, min_samples=3).steady_ms
+    fresh: list[BPETokenizer] = []
+    cold_ms = []
+    for _ in range(5):
+        fresh.append(BPETokenizer(vocabulary))
+        cold_ms.append(once_ms(cold))
+    ratios = np.median(slow_ms) / np.sort(cold_ms)
+    return [
+        warm,
+        Goal(
+            "tokenizing", f"{goal}, cold", 8.0, "higher", float(np.median(ratios)),
+            float(ratios.min()), float(ratios.max()), "×",
+            "range over 5 fresh tokenizers, compiled before",
+        ),
+    ]  # fmt: skip
