@@ -81,7 +81,8 @@ def prefill(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
     ]  # fmt: skip
 
 
-def _requests(lengths: Iterable[int], tokens: Iterable[int]) -> list[BatchItem[Request]]:
+def requests(lengths: Iterable[int], tokens: Iterable[int]) -> list[BatchItem[Request]]:
+    """Requests with random prompts of these lengths that generate exactly so many tokens."""
     rng = np.random.default_rng(0)
     return [
         BatchItem(
@@ -101,8 +102,8 @@ def ragged(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
         bench.ratio(
             "ragged", "throughput of ragged prompts over equal ones", 85.0,
             {
-                "equal": partial(engine.infer_batch, _requests(equal, new)),
-                "ragged": partial(engine.infer_batch, _requests(context.tolist(), new)),
+                "equal": partial(engine.infer_batch, requests(equal, new)),
+                "ragged": partial(engine.infer_batch, requests(context.tolist(), new)),
             },
             scale=100.0, unit="%", note=f"prompts of {context.min()} to {context.max()} tokens",
         )
@@ -113,7 +114,7 @@ def memory(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
     """Overhead over what must exist at batch 8 and 32, and growth over many decode steps."""
     goals = []
     for b in (8, 32):
-        items = _requests([32] * b, [8] * b)
+        items = requests([32] * b, [8] * b)
         held = engine.count_bytes([32] * b, [8] * b)
         peak = allocations(partial(engine.infer_batch, items)).peak_bytes
         value = 100 * memory_overhead(held["weights"] + peak, sum(held.values()))
@@ -150,9 +151,9 @@ def _growth_bytes(engine: BatchInferenceEngine, steps: int) -> float:
 _LOAD = (
     "import sys, time, resource\n"
     "from pathlib import Path\n"
-    "from batchgauge.core.engine import BatchInferenceEngine\n"
+    "from batchgauge.core.model import LlamaModel\n"
     "begin = time.perf_counter()\n"
-    "engine = BatchInferenceEngine.from_gguf(sys.argv[1] or None)\n"
+    "model = LlamaModel.load(sys.argv[1] or None)\n"
     "seconds = time.perf_counter() - begin\n"
     "status = Path('/proc/self/status')\n"
     "if status.exists():\n"
@@ -160,12 +161,12 @@ _LOAD = (
     "    peak = int(words[words.index('VmHWM:') + 1]) * 1024\n"
     "else:\n"
     "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    "print(seconds, peak / engine.model.weights_bytes)\n"
+    "print(seconds, peak / model.weights_bytes)\n"
 )
 
 
 def load(bench: Bench, model: str) -> list[Goal]:
-    """Seconds from a GGUF to an engine in fresh processes, and their peak resident memory."""
+    """Seconds from a GGUF to a model in fresh processes, and their peak resident memory."""
     goals = (
         ("load time", 1.0, "s"),
         ("peak resident memory over weights, all of Python included", 1.15, "×"),

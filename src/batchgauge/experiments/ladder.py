@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.baseline.rung import Rung, Work
-from batchgauge.measuring import Comparison, compare_interleaved, location
+from batchgauge.measuring import Comparison, Estimate, compare_interleaved, location
 from batchgauge.measuring.memory import allocations
 from batchgauge.reporting import plots
 
@@ -121,7 +121,7 @@ def _rows(
             continue
         ok = found is not None and status[rung.name] == "ok"
         ratio = found.ratio(rung.name) if ok and found else None
-        step = _step(found, before, rung.name, form) if ok and found else None
+        step = between(found, before, rung.name) if ok and found and form != ALONE else None
         rows.append(
             {
                 "part": ladder.part,
@@ -132,9 +132,9 @@ def _rows(
                 "low_x": ratio.low if ratio else math.nan,
                 "high_x": ratio.high if ratio else math.nan,
                 "verdict": ratio.verdict if ratio else "",
-                "step_x": step[0] if step else math.nan,
-                "step_low_x": step[1] if step else math.nan,
-                "step_high_x": step[2] if step else math.nan,
+                "step_x": step.value if step else math.nan,
+                "step_low_x": step.low if step else math.nan,
+                "step_high_x": step.high if step else math.nan,
                 "noise_floor_percent": 100 * found.noise_floor if found else math.nan,
                 "blocks": found.blocks if found else 0,
                 "peak_bytes": peak.get(rung.name, math.nan),
@@ -147,19 +147,19 @@ def _rows(
     return pd.DataFrame(rows)
 
 
-def _step(
-    found: Comparison, before: str, name: str, form: str
-) -> tuple[float, float, float] | None:
-    """Ratio of a rung to the one before it with its interval, over blocks; None when alone."""
-    if form == ALONE:
-        return None
+def between(found: Comparison, before: str, name: str, scale: float = 1.0) -> Estimate:
+    """Throughput of one candidate over another's, neither the baseline, over blocks.
+
+    `scale` is items of `name` ÷ items of `before` in one call.
+    """
     frame = found.frame()
     steady = frame[~frame["is_warmup"].astype(bool)]
     table = steady.assign(log=np.log(steady["wall_ms"].astype(float))).pivot_table(
         index="block", columns="implementation", values="log", aggfunc="mean"
     )
     gain = location((table[before] - table[name]).dropna().to_numpy())
-    return math.exp(gain.value), math.exp(gain.low), math.exp(gain.high)
+    low, value, high = (scale * math.exp(x) for x in (gain.low, gain.value, gain.high))
+    return Estimate(value, low, high, gain.p, gain.n)
 
 
 def sentence(row: pd.Series) -> str:
