@@ -10,9 +10,8 @@ bandwidth gains little from anything.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.sizing.probes import probe_items
 from batchgauge.workload import texts
@@ -41,15 +41,13 @@ class Specs:
     model: str = ""
 
 
-def make_stages(specs: Specs) -> dict[str, Work]:
-    """One call a stage, on its own engine and tokenizer; each call is a fraction of a second.
+def make_stages(engine: Engine, tokenizer: Tokenizer) -> dict[str, Work]:
+    """One call a stage; each is a fraction of a second.
 
-    tokenise and detokenise: 32 texts of 2,000 characters. prefill: 4 prompts of 48
-    tokens. decode: 8 rows, 8 tokens after a prompt of 2. memory stream: a copy of
+    tokenise and detokenise: 32 texts of 2,000 characters. prefill: 4 prompts of 32
+    tokens. decode: 8 rows, 6 tokens after a prompt of 2. memory stream: a copy of
     64 MB, which does nothing but use bandwidth.
     """
-    tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
-    engine = open_engine(specs.engine, specs.model or None)
     passages = texts("prose", 2000, 32)
     ids = tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)
@@ -57,10 +55,23 @@ def make_stages(specs: Specs) -> dict[str, Work]:
     return {
         "tokenise": partial(tokenizer.encode_many, passages),
         "detokenise": partial(tokenizer.decode_many, ids),
-        "prefill": partial(engine.infer_batch, probe_items(4, 48, 1)),
-        "decode": partial(engine.infer_batch, probe_items(8, 2, 8)),
+        "prefill": partial(engine.infer_batch, probe_items(4, 32, 1)),
+        "decode": partial(engine.infer_batch, probe_items(8, 2, 6)),
         "memory stream": partial(np.copyto, target, source),
     }
+
+
+def stage_pair(specs: Specs, engine: Engine) -> tuple[dict[str, Work], dict[str, Work]]:
+    """The stages for two threads: two tokenizers, and two engines unless the engine is ours.
+
+    Our engine keeps nothing between or during calls, so two threads may share its weights.
+    """
+    other = engine if engine.name == "numpy" else open_engine(specs.engine, specs.model or None)
+    first, second = (
+        make_stages(one, open_tokenizer(specs.tokenizer, specs.model or None))
+        for one in (engine, other)
+    )
+    return first, second
 
 
 def calls_per_s(work: Work, seconds: float) -> float:
@@ -75,12 +86,16 @@ def calls_per_s(work: Work, seconds: float) -> float:
             return count / wall
 
 
-_remote: dict[str, Any] = {}  # a worker process's own stages and barrier
+_remote: dict[str, Any] = {}  # the other process's own stages, and the barrier
 
 
 def _open_remote(specs: Specs, barrier: Any) -> None:
+    engine = open_engine(specs.engine, specs.model or None)
+    tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
     threadpool_limits(1)
-    _remote.update(stages=make_stages(specs), barrier=barrier)
+    _remote.update(stages=make_stages(engine, tokenizer), barrier=barrier)
+    for work in _remote["stages"].values():
+        work()
 
 
 def _run_remote(stage: str, seconds: float) -> float:
@@ -89,52 +104,58 @@ def _run_remote(stage: str, seconds: float) -> float:
 
 
 @contextmanager
-def two_processes(specs: Specs) -> Iterator[Callable[[str, float], float]]:
-    """A function (stage, seconds) -> calls a second of two warm processes together."""
+def another_process(
+    specs: Specs, stages: Mapping[str, Work]
+) -> Iterator[Callable[[str, float], float]]:
+    """A function (stage, seconds) -> calls a second of this process and another one together."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
-    with ProcessPoolExecutor(2, context, _open_remote, (specs, barrier)) as pool:
+    with ProcessPoolExecutor(1, context, _open_remote, (specs, barrier)) as pool:
 
         def run(stage: str, seconds: float) -> float:
-            return sum(pool.map(_run_remote, [stage] * 2, [seconds] * 2))
+            other = pool.submit(_run_remote, stage, seconds)
+            barrier.wait(timeout=60)
+            return calls_per_s(stages[stage], seconds) + other.result()
 
-        for stage in STAGES:
-            run(stage, 0.0)  # warm
+        run(STAGES[-1], 0.0)  # waits until the other process is warm
         yield run
 
 
 def measure_parallel(
     specs: Specs,
+    pair: tuple[dict[str, Work], dict[str, Work]],
     *,
     blocks: int,
     slot_s: float,
-    stages: Sequence[str] = STAGES,
     progress: Callable[[range], Any] = lambda blocks: blocks,
 ) -> pd.DataFrame:
     """Throughput of every stage in every way, one row a block: stage, way, block, calls_per_s."""
-    first, second = make_stages(specs), make_stages(specs)
+    first, second = pair
     rows = []
-    with two_processes(specs) as in_processes, ThreadPoolExecutor(2) as threads:
+    with another_process(specs, first) as in_processes, ThreadPoolExecutor(2) as threads:
 
-        def run(way: str, stage: str) -> float:
-            if way == "two processes":
-                return in_processes(stage, slot_s)
+        def run(way: str, stage: str, seconds: float) -> float:
             with threadpool_limits(2 if way == "two BLAS threads" else 1):
+                if way == "two processes":
+                    return in_processes(stage, seconds)
                 if way != "two Python threads":
-                    return calls_per_s(first[stage], slot_s)
-                both = [threads.submit(calls_per_s, s[stage], slot_s) for s in (first, second)]
+                    return calls_per_s(first[stage], seconds)
+                both = [threads.submit(calls_per_s, s[stage], seconds) for s in pair]
                 return sum(each.result() for each in both)
 
-        for stage in stages:  # warm both ways of limiting, outside the timed slots
-            for way in WAYS[:3]:
-                with threadpool_limits(2 if way == "two BLAS threads" else 1):
-                    first[stage]()
-                    second[stage]()
+        for stage in STAGES:  # the other process warmed itself
+            second[stage]()
+            run("two BLAS threads", stage, 0.0)
         for block in progress(range(blocks)):
             ways = WAYS if block % 2 == 0 else WAYS[::-1]
-            for stage in stages:
+            for stage in STAGES:
                 rows += [
-                    {"stage": stage, "way": way, "block": block, "calls_per_s": run(way, stage)}
+                    {
+                        "stage": stage,
+                        "way": way,
+                        "block": block,
+                        "calls_per_s": run(way, stage, slot_s),
+                    }
                     for way in ways
                 ]
     return pd.DataFrame(rows)
@@ -149,13 +170,10 @@ def throughputs(measured: pd.DataFrame, stage: str, way: str) -> dict[int, list[
     }
 
 
-def cores_available() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def gil_calls(stages: Mapping[str, Work]) -> dict[str, Work]:
-    """The stages worth probing for the GIL: those of our own code."""
-    return {name: work for name, work in stages.items() if name != "memory stream"}
+def gil_makers(pair: tuple[dict[str, Work], dict[str, Work]]) -> dict[str, Callable[[], Work]]:
+    """For each stage of our own code, a function that gives first one call, then the other."""
+    return {
+        name: partial(next, iter([stages[name] for stages in pair]))
+        for name in STAGES
+        if name != "memory stream"
+    }

@@ -32,7 +32,7 @@ from batchgauge.sizing.probes import engine_probe, probe_items
 from batchgauge.workload import request_lengths, texts
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
-PATIENCE = 4.0  # latency target in unloaded requests when none is given
+PATIENCE = 10.0  # latency target in unloaded requests when none is given
 LONGEST = 512  # tokens of a prompt or an answer after scaling
 
 Traffic = Callable[[float, int], Arrivals]
@@ -59,6 +59,7 @@ class Case:
     limit: float
     rate: float
     target_s: float
+    threads: int = 1
 
 
 def parse_policy(policy: str, **changes: Any) -> Server:
@@ -108,10 +109,11 @@ def prepare(
     arrival_rate: float = 0.0,
     latency_target_ms: float = 0.0,
     trace: str = "",
-    length_scale: float = 1 / 32,
+    length_scale: float = 1 / 16,
     burstiness: float = 1.0,
     background: float = 0.5,
     own_price_per_hour: float = 0.1,
+    threads: int = 1,
     count: int = 600,
     quick: bool = False,
     seed: int = 0,
@@ -135,11 +137,11 @@ def prepare(
     sample = traffic(1.0, seed)
     tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
     begin = time.perf_counter()
-    engine = open_engine(specs.engine, specs.model or None)
+    engine = open_engine(specs.engine, specs.model or None, threads)
     load_s = time.perf_counter() - begin
     if max_batch > engine.max_batch_size():
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(threads, user_api="blas"):
         costs = calibrate_engine(
             engine_probe(engine),
             max_batch_size=max_batch,
@@ -159,7 +161,7 @@ def prepare(
     target = latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0])
     return Case(
         specs, engine, tokenizer, load_s, costs, whole, traffic, today, limit,
-        arrival_rate or own_rate, target,
+        arrival_rate or own_rate, target, threads,
     )  # fmt: skip
 
 
@@ -180,12 +182,12 @@ def host_seconds(
     engine's stages, 0 where it does not tell them.
     """
     length = max(1, int(sample.context.mean()) * 4)  # about four characters a token
-    passages = texts("prose", length, repeats)
-    begin = time.perf_counter()
-    rows = [tokenizer.encode(text) for text in passages]
-    for row in rows:
-        tokenizer.decode(row)
-    request_s = (time.perf_counter() - begin) / repeats
+    seconds = []
+    for text in texts("prose", length, 1 + repeats):
+        begin = time.perf_counter()
+        tokenizer.decode(tokenizer.encode(text))
+        seconds.append(time.perf_counter() - begin)
+    request_s = float(np.median(seconds[1:]))  # the first warms caches
     return request_s, _sample_s(engine)
 
 
@@ -199,6 +201,24 @@ def without_host(table: StepTable, token_s: float) -> StepTable:
     """The table less what Python does for each token of a step, which the server adds itself."""
     decode = tuple(max(s - n * token_s, 1e-9) for n, s in enumerate(table.decode_s))
     return replace(table, decode_s=(0.0, *decode[1:]))
+
+
+def check_price(price_per_hour: float) -> None:
+    """Raise UserError for a price that is not above 0, before anything long runs."""
+    if not price_per_hour > 0.0:
+        raise UserError(f"price_per_hour is {price_per_hour}; expected a price above 0.")
+
+
+def traffic_sentence(case: Case) -> str:
+    """How long the requests are, how often they come, and when they are in time."""
+    sample = case.traffic(case.rate, 0)
+    context, generated = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))
+    return (
+        f"Requests bring {context[0]:.0f} tokens and take {generated[0]:.0f} (medians; p90 "
+        f"{context[1]:.0f} and {generated[1]:.0f}), come {case.rate:.2g} times a second, and are "
+        f"in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
+        f"server: {policy_name(case.today.server)}, no streaming."
+    )
 
 
 def calibration_table(case: Case) -> pd.DataFrame:

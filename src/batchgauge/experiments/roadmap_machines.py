@@ -16,9 +16,8 @@ import pandas as pd
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.weights import Config
-from batchgauge.errors import UserError
 from batchgauge.experiments.parallel import STAGES, WAYS, throughputs
-from batchgauge.experiments.roadmap import Case
+from batchgauge.experiments.roadmap import Case, check_price
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -130,15 +129,14 @@ def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> p
     predicted from a roofline and carries its wide interval. Raises UserError for a
     price that is not above 0.
     """
-    if price_per_hour <= 0.0:
-        raise UserError(f"price_per_hour is {price_per_hour}; expected a price above 0.")
+    check_price(price_per_hour)
     traffic = case.traffic(1.0, 0)
     tokens = float(traffic.generated.mean())
     here = Server("continuous", case.today.server.max_batch)
     own = capacity(traffic, case.table, here) * tokens
     own_price = case.today.price_per_hour
     rows = [
-        _machine_row("this machine, one thread", "measured steps", here.max_batch, own, own, own,
+        _machine_row("this machine", "measured steps", here.max_batch, own, own, own,
                      own, own_price, own_price)
     ]  # fmt: skip
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))

@@ -16,13 +16,14 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from batchgauge.experiments.replay import batch_times, compare, replay
-from batchgauge.experiments.roadmap import Case
+from batchgauge.experiments.roadmap import LONGEST, Case
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Server
 from batchgauge.sizing import check_drift
 
 LOAD = 0.6  # of capacity; nearer to 1, a small error of t(b) grows without bound
+SHORTER = 0.5  # lengths against the case's own, so that enough requests fit in the time
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
 
 
@@ -80,11 +81,11 @@ def validate(
     Nothing of the replay itself reaches the simulator.
     """
     figures, rows, batches = [], [], []
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(case.threads, user_api="blas"):
         paces = [_pace(case, seed=seed)]
         for policy in POLICIES:
             server = Server(policy, case.today.server.max_batch, max_wait_s=0.25)
-            arrivals = case.traffic(1.0, seed).first(requests)
+            arrivals = case.traffic(1.0, seed).first(requests).shortened(SHORTER, LONGEST)
             load = LOAD * capacity(arrivals, case.table, server)
             arrivals = arrivals.at_rate(load)
             real = replay(case.engine, arrivals, server, seed=seed, progress=progress)
@@ -112,8 +113,9 @@ def validate(
 def _pace(case: Case, *, seed: int) -> float:
     """Time of a few fresh batches over what the step times say: how fast the machine is now."""
     ratios = []
-    for size in sorted({1, 2, 4, case.today.server.max_batch} & set(range(1, 101))):
-        arrivals = case.traffic(1.0, 1000 + 10 * seed + size).first(size).at_once()
+    for size in sorted({1, 3, case.today.server.max_batch}):
+        fresh = case.traffic(1.0, 1000 + 10 * seed + size).first(size).at_once()
+        arrivals = fresh.shortened(SHORTER, LONGEST)
         real = replay(case.engine, arrivals, Server("static", size), seed=seed)
         times = batch_times(real, arrivals, case.table)
         ratios.append(float(times["measured_ms"].iloc[0] / times["predicted_ms"].iloc[0]))
