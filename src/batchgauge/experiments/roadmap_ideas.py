@@ -7,7 +7,7 @@ comes from the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,22 +149,39 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
-    """The answer: what to build first at this rate, and what not."""
+    """The answer: what to build first at this rate, what to buy, and what not to bother with."""
     rows = table.to_dict("records")
-    build = [row for row in rows if row["recommendation"].startswith(("build", "buy"))]
-    leave = [row["idea"] for row in rows if row not in build]
-    first = (
-        f"build {build[0]['idea']} first: {build[0]['goodput_gain']:.2f} × as many requests in "
-        f"time [{build[0]['goodput_gain_low']:.2f}, {build[0]['goodput_gain_high']:.2f}], p90 "
-        f"waiting {build[0]['waiting_gain']:.1f} × shorter"
-        if build
-        else "none of the ideas pays"
+    build = [row for row in rows if row["recommendation"].startswith("build")]
+    buy = [row for row in rows if row["recommendation"].startswith("buy")]
+    rest = [row["idea"] for row in rows if row not in build and row not in buy]
+    said = (
+        f"At {case.rate:.2g} requests/s and a target of {1e3 * case.target_s:,.0f} ms until the "
+        f"first text, "
     )
+    if build:
+        said += f"build {build[0]['idea']} first: {_gain_words(build[0])}."
+    else:
+        said += "no software item of the list pays."
+    if len(build) > 1:
+        said += f" {_listed([row['idea'] for row in build[1:]]).capitalize()} would pay too."
+    if buy:
+        said += f" Hardware: {buy[0]['idea']} would bring {_gain_words(buy[0])}."
+    if rest:
+        said += f" Not worth it at this rate: {_listed(rest)}."
+    return said
+
+
+def _gain_words(row: Mapping[Any, Any]) -> str:
     return (
-        f"At {case.rate:.2g} requests/s and a target of {1e3 * case.target_s:.0f} ms until the "
-        f"first text, {first}."
-        + (f" Beyond chance nothing speaks for {', '.join(leave)}." if leave else "")
+        f"{row['goodput_gain']:.2f} × as many requests in time [{row['goodput_gain_low']:.2f}, "
+        f"{row['goodput_gain_high']:.2f}] and a p90 wait {row['waiting_gain']:.1f} × shorter "
+        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def pick_rungs(table: pd.DataFrame, ideas: Sequence[Idea]) -> list[Idea]:

@@ -52,17 +52,19 @@ def gains(measured: pd.DataFrame) -> pd.DataFrame:
 
 def gains_sentence(table: pd.DataFrame) -> str:
     """The best way for each stage, where any is beyond chance."""
-    said = []
+    said, still = [], []
     for stage, rows in table.groupby("stage", sort=False):
         best = max(rows.to_dict("records"), key=lambda row: row["low"])
         if best["low"] > 1.05:
             said.append(
-                f"{stage} gains most from {best['way']} ({best['value']:.2f} × "
-                f"[{best['low']:.2f}, {best['high']:.2f}])"
+                f"{stage} gains {best['value']:.2f} × [{best['low']:.2f}, {best['high']:.2f}] from "
+                f"{best['way']}"
             )
         else:
-            said.append(f"{stage} gains nothing that is beyond chance")
-    return f"{'; '.join(said)}."
+            still.append(str(stage))
+    if still:
+        said.append(f"nothing beyond chance for {', '.join(still)}")
+    return f"With a second core {'; '.join(said)}."
 
 
 def fits(measured: pd.DataFrame, *, seed: int = 0) -> dict[str, ScalingFit]:
