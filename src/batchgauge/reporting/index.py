@@ -8,6 +8,7 @@ anything typed; `data/history.csv` keeps the scores of every run. Writes
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "history": _wide(history),
         "machine": _machine(reports),
         "number": tables.number,
+        "first_sentence": first_sentence,
+        "tables": lambda facts: [f for f in facts["files"] if f.endswith(".csv")],
         "has_matrix": (out / "reports" / "matrix" / "index.html").is_file(),
     }
     write_text(one_blank_line(render("index.md.j2", about)), out / "reports" / "index.md")
@@ -67,6 +70,11 @@ def read_facts(out: Path, order: Sequence[str]) -> list[dict[str, Any]]:
         if facts.is_file() and page.is_file():
             found.append(json.loads(facts.read_text(encoding="utf-8")))
     return found
+
+
+def first_sentence(text: str) -> str:
+    """`text` up to the end of its first sentence; abbreviations and decimals do not end one."""
+    return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text, maxsplit=1)[0]
 
 
 def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:

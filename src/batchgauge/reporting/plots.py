@@ -45,6 +45,9 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "llama-cpp": ("#CC79A7", "D"),
     "sentencepiece": ("#56B4E9", "v"),
     "openai": ("#8C6D1F", "P"),
+    "transformers:bfloat16": ("#56B4E9", "v"),  # beside transformers in one figure
+    "llama-cpp:f32": ("#E69F00", "h"),
+    "llama-cpp:tokenizer": ("#E69F00", "h"),  # beside tiktoken
 }
 _OTHERS = (("#56B4E9", "X"), ("#E69F00", "h"), ("#7F3C8D", "*"), ("#444444", "p"))
 _LABELS: Mapping[str, str] = {
@@ -53,6 +56,9 @@ _LABELS: Mapping[str, str] = {
     "hf": "HF tokenizers",
     "transformers": "transformers",
     "llama-cpp": "llama.cpp",
+    "llama-cpp:f32": "llama.cpp float32",
+    "llama-cpp:tokenizer": "llama.cpp",
+    "transformers:bfloat16": "transformers bfloat16",
     "openai": "OpenAI server",
 }
 # The stages of a request, in order, from cold to warm; fixed so that they compare across figures.

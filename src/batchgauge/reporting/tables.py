@@ -77,7 +77,7 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
         cells = "".join(_cell(value, n) for value, n in zip(row, numeric, strict=True))
         body.append(f"<tr>{cells}</tr>")
     return (
-        '<figure class="table"><div class="scroll" tabindex="0" role="region" '
+        '<figure class="table"><div class="scroll" tabindex="0" role="group" '
         f'aria-label="{escape(caption, quote=True)}">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
