@@ -10,11 +10,15 @@ multiply-add.
 from __future__ import annotations
 
 import functools
+import math
+import sys
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import psutil
 
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
@@ -160,7 +164,7 @@ def roofline(study: Study) -> tuple[pd.DataFrame, Peaks]:
     frames = []
     for size in batch_sizes(study):
         made = kernels(study.model, size)
-        each = study.profile.choose(smoke=0.3, default=3.0, thorough=20.0)
+        each = study.profile.choose(smoke=0.2, default=3.0, thorough=20.0)
         frames.append(place(made, peaks, seconds=each))
     return pd.concat(frames, ignore_index=True), peaks
 
@@ -190,6 +194,42 @@ def _renamed(items: Items, count: int) -> Items:
     """`count` of the items, going round again under new ids."""
     laps = [(i // len(items), items[i % len(items)]) for i in range(count)]
     return [BatchItem(f"{item.id}/{lap}" if lap else item.id, item.data) for lap, item in laps]
+
+
+def system_counters(study: Study) -> pd.DataFrame:
+    """What the operating system counted per call of each part, no profiler attached.
+
+    Columns part, calls, wall_ms, cpu_utilisation (CPU seconds over wall seconds; 1 is one core),
+    involuntary_switches and voluntary_switches (of the processor), minor_faults and major_faults
+    (pages given, pages read from disk; missing on Windows), all per call.
+    """
+    process = psutil.Process()
+    seconds = study.profile.choose(smoke=0.1, default=0.5, thorough=3.0)
+    rows = []
+    for part in study.parts:
+        before, begin, calls = _counted(process), time.perf_counter(), 0
+        while time.perf_counter() < begin + seconds:
+            part.call()
+            calls += 1
+        wall_s = time.perf_counter() - begin
+        used = [after - earlier for after, earlier in zip(_counted(process), before, strict=True)]
+        rows.append((part.name, calls, 1e3 * wall_s / calls, used[0] / wall_s,
+                     *(count / calls for count in used[1:])))  # fmt: skip
+    columns = ["part", "calls", "wall_ms", "cpu_utilisation", "involuntary_switches",
+               "voluntary_switches", "minor_faults", "major_faults"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _counted(process: psutil.Process) -> tuple[float, ...]:
+    """CPU seconds, involuntary and voluntary switches, minor and major page faults so far."""
+    times, switches = process.cpu_times(), process.num_ctx_switches()
+    faults: tuple[float, float] = (math.nan, math.nan)
+    if sys.platform != "win32":
+        import resource
+
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        faults = (usage.ru_minflt, usage.ru_majflt)
+    return (times.user + times.system, switches.involuntary, switches.voluntary, *faults)
 
 
 def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
@@ -249,6 +289,8 @@ def gil_probes(study: Study) -> pd.DataFrame:
     )
     if (model := study.model) is not None:
         makers["decode step"] = lambda: decode_call(model, study.batch_size)
-        makers["prefill"] = lambda: _prefill_call(model, study.batch_size, PROMPT)
-    seconds = study.profile.choose(smoke=0.1, default=0.4, thorough=2.0)
-    return probe_gil(makers, seconds=seconds)
+        makers["prefill"] = lambda: _prefill_call(model, 1, PROMPT)
+    seconds = study.profile.choose(smoke=0.03, default=0.15, thorough=1.0)
+    return probe_gil(
+        makers, seconds=seconds, rounds=study.profile.choose(smoke=1, default=3, thorough=5)
+    )

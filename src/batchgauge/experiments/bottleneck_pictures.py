@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from batchgauge.profiling.findings import finding_sentence
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.listing import Listing
@@ -28,13 +27,21 @@ def file_stem(name: str) -> str:
 
 def flame_sentence(name: str, profile: StackProfile) -> str:
     """Which class of code holds a part's time, and its hottest line."""
-    shares = profile.by_kind()
-    largest = max(shares, key=lambda kind: shares[kind])
     hottest = profile.by_owner().iloc[0]
     return (
-        f"{_first_upper(name)}: {shares[largest]:.0%} in {KIND_LABELS[largest]}; the hottest line "
-        f"is {hottest['function']}:{hottest['line']} with {hottest['share']:.0%}."
+        f"{flame_title(name, profile)}; the hottest line is {hottest['function']}:"
+        f"{hottest['line']} with {hottest['share']:.0%}."
     )
+
+
+def flame_title(name: str, profile: StackProfile) -> str:
+    """The class of code with the most time; of allocations, the function with the most bytes."""
+    if profile.unit == "bytes":
+        function, share = profile.table()[["function", "self_share"]].iloc[0]
+        return f"{_first_upper(name)}: {share:.0%} of the bytes are allocated in {function}"
+    shares = profile.by_kind()
+    largest = max(shares, key=lambda kind: shares[kind])
+    return f"{_first_upper(name)}: {shares[largest]:.0%} of the time in {KIND_LABELS[largest]}"
 
 
 def _first_upper(text: str) -> str:
@@ -66,9 +73,14 @@ def attribution_sentence(samples: dict[str, StackProfile]) -> str:
     shares = [profile.attributed for profile in samples.values()]
     tools = sorted({profile.tool for profile in samples.values()})
     return (
-        f"{min(shares):.1%} to {max(shares):.1%} of the measured time is attributed to stacks "
+        f"{_range(shares)} of the measured time is attributed to stacks "
         f"({' and '.join(tools)}, {sum(p.samples for p in samples.values())} samples)."
     )
+
+
+def _range(shares: list[float]) -> str:
+    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    return low if low == high else f"{low} to {high}"
 
 
 def listing(profile: LineProfile, functions: int = 3) -> Listing:
@@ -126,7 +138,7 @@ def stages_finding(frame: pd.DataFrame) -> str:
     sums = frame[frame["stage"] != "unassigned"].groupby("batch_size")["share"].sum()
     rest = frame[~frame["stage"].isin(["prefill", "decode"])].groupby("batch_size")["share"].sum()
     return (
-        f"The named stages add up to {sums.min():.1%} to {sums.max():.1%} of the wall time; "
+        f"The named stages add up to {_range(list(sums))} of the wall time; "
         f"everything but prefill and decode is at most {rest.max():.1%}."
     )
 
@@ -151,7 +163,7 @@ def draw_padding(frame: pd.DataFrame) -> Figure:
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="padded positions computed, of all computed (%)", ylabel="prompt lengths",
            title=padding_sentence(frame))  # fmt: skip
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper right")
     ax.margins(x=0.1)
     return fig
 
@@ -170,11 +182,11 @@ def draw_timeline(line: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(9, 3))
-    ax.plot(line["time_s"], line["rss_bytes"] / 1e6, color=plots.colour("numpy"))
-    low, high = line["rss_bytes"].min() / 1e6, line["rss_bytes"].max() / 1e6
-    room = max(high - low, 0.02 * high)
-    ax.set_ylim(low - 0.3 * room, high + 0.3 * room)
-    ax.set(xlabel="time (s)", ylabel="resident memory (MB)", title=timeline_sentence(line))
+    above = (line["rss_bytes"] - line["rss_bytes"].iloc[0]) / 1e6
+    ax.plot(line["time_s"], above, color=plots.colour("numpy"))
+    room = max(float(above.max() - above.min()), 1.0)
+    ax.set_ylim(float(above.min()) - 0.2 * room, float(above.min()) + 1.3 * room)
+    ax.set(xlabel="time (s)", ylabel="above the beginning (MB)", title=timeline_sentence(line))
     return fig
 
 
@@ -185,7 +197,7 @@ def timeline_sentence(line: pd.DataFrame) -> str:
     peak = amount(line["rss_bytes"].max(), "bytes")
     sign = "-" if grown < 0 else "+"
     return (
-        f"Resident memory peaks at {peak}, {amount(max(rise, 0.0), 'bytes')} above where it began; "
+        f"Resident memory rises by {amount(max(rise, 0.0), 'bytes')} to {peak}; "
         f"{sign}{amount(abs(grown), 'bytes')} at the end"
     )
 
@@ -233,9 +245,10 @@ def draw_overhead(frame: pd.DataFrame) -> Figure:
     ax.plot(seen["published_slowdown"], rows, "|", color=plots.INK, markersize=14,
             markeredgewidth=2, label="published median")  # fmt: skip
     for row, value in enumerate(seen["slowdown"]):
-        ax.annotate(f"{value:.3g} ×", (value, row), xytext=(9, 5), textcoords="offset points",
-                    fontsize=9.5)  # fmt: skip
+        ax.annotate(f"{_times(value)} ×", (value, row), xytext=(0, 6), textcoords="offset points",
+                    ha="center", fontsize=9.5)  # fmt: skip
     ax.set_yticks(rows, list(seen["tool"]))
+    ax.set_ylim(-0.5, len(seen) - 0.3)
     ax.set(xscale="log", xlabel="slow-down of the profiled call (×, logarithmic)",
            title=overhead_sentence(frame))  # fmt: skip
     ax.set_xlim(0.8, float(seen["slowdown"].max()) * 3)
@@ -254,9 +267,24 @@ def overhead_sentence(frame: pd.DataFrame) -> str:
         seen.iloc[int(seen["slowdown"].argmax())],
     )
     return (
-        f"Looking costs {least['slowdown']:.2g} × with {least['tool']} and "
-        f"{most['slowdown']:.2g} × with {most['tool']}"
+        f"Looking costs {_times(least['slowdown'])} × with {least['tool']} and "
+        f"{_times(most['slowdown'])} × with {most['tool']}"
     )
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def system_sentence(frame: pd.DataFrame) -> str:
+    """Which part left the processor idle most, and which touched most new pages."""
+    idle = frame.iloc[int(frame["cpu_utilisation"].argmin())]
+    text = f"CPU utilisation is lowest in {idle['part']}: {idle['cpu_utilisation']:.2f} cores busy."
+    if frame["minor_faults"].notna().any():
+        paged = frame.iloc[int(frame["minor_faults"].argmax())]
+        text += f" Most pages are touched for the first time in {paged['part']}: "
+        text += f"{paged['minor_faults']:,.0f} a call."
+    return text
 
 
 def gil_sentence(frame: pd.DataFrame) -> str:
@@ -278,12 +306,24 @@ def _names(column: pd.Series[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def answer(findings: pd.DataFrame, temporary_bytes: float = math.nan) -> str:
-    """The first findings in prose, and the temporary bytes of a decode step."""
+def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan) -> str:
+    """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
     if findings.empty:
         return "Nothing takes a share of the time that is worth a finding."
-    sentences = [finding_sentence(row) for _, row in findings.head(2).iterrows()]
+    ours = findings[findings["part"].str.match(r"(inference|decode|tokenising) \((?!baseline)")]
+    ours = findings if ours.empty else ours
+    parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
+    words = [
+        f"{row['where']} with {row['share']:.0%} of {row['part']}"
+        + ("" if math.isnan(row["floor_ratio"]) else f", {row['floor_ratio']:.1f} times its floor")
+        for _, row in parts.iterrows()
+    ]
+    text = f"In a batch of {size} the time is mostly in: {'; '.join(words)}."
+    first = ours.iloc[0]
+    text += (
+        f" What could save most is {first['where']} of {first['part']}: at most "
+        f"{first['reachable_speedup']:.2f} times faster. {first['recommendation']}"
+    )
     if not math.isnan(temporary_bytes):
-        each = amount(temporary_bytes, "bytes")
-        sentences.append(f"A decode step allocates and gives back {each}.")
-    return " ".join(sentences)
+        text += f" A decode step allocates and gives back {amount(temporary_bytes, 'bytes')}."
+    return text

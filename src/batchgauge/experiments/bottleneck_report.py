@@ -47,7 +47,7 @@ def _flame(report: Report, name: str, profile: StackProfile, kind: str) -> None:
     stem = f"{kind}_{pictures.file_stem(name)}"
     what = "Allocated bytes" if profile.unit == "bytes" else "Time"
     sentence = pictures.flame_sentence(name, profile)
-    title = f"{what} in {name}"
+    title = pictures.flame_title(name, profile)
     caption = f"{what} by call stack in {name}; width is the share. {profile.note}".strip()
     report.figure(draw_flamegraph(profile, title=title), stem, alt=sentence, caption=caption)
     svg = report.out_dir / "reports" / "figures" / f"{stem}.svg"
@@ -97,10 +97,14 @@ def memory(report: Report, study: Study) -> None:
         )
     if not table.empty:
         report.csv(table, "memory_lines")
-        top = table.nlargest(8, "increment_bytes")[
-            ["function", "line", "source", "hits", "rss_bytes", "increment_bytes"]
-        ]
-        report.table(top, caption="Lines after which resident memory had grown most.")
+        grown = table[table["increment_bytes"] > 0].nlargest(8, "increment_bytes")
+        columns = ["function", "line", "source", "hits", "rss_bytes", "increment_bytes"]
+        if grown.empty:
+            name = table["function"].iloc[0]
+            report.finding(f"No line of {name} raised resident memory ({len(table)} lines ran).")
+        else:
+            caption = "Lines after which resident memory had grown most."
+            report.table(grown[columns], caption=caption)
 
 
 def stages(report: Report, study: Study) -> pd.DataFrame:
@@ -142,6 +146,16 @@ def roofline(report: Report, study: Study) -> pd.DataFrame:
     return frame
 
 
+def system(report: Report, study: Study) -> None:
+    """What the operating system counted while each part ran."""
+    if study.target:
+        return report.finding(NO_ENGINE)
+    frame = kernels.system_counters(study)
+    report.csv(frame, "system")
+    report.table(frame, caption="Per call, counted by the operating system; no profiler attached.")
+    return report.finding(pictures.system_sentence(frame))
+
+
 def parallelism(report: Report, study: Study) -> None:
     """Which calls release the GIL."""
     if study.target:
@@ -181,4 +195,6 @@ def findings(
         report.table(shown, caption="Hotspots by what mending them can save at most.")
     for _, row in frame.iterrows():
         report.finding(finding_sentence(row))
-    report.answer(pictures.answer(frame, found.temporary_bytes_per_decode_step(study)))
+    report.answer(
+        pictures.answer(frame, study.batch_size, found.temporary_bytes_per_decode_step(study))
+    )

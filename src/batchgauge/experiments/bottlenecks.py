@@ -246,7 +246,10 @@ def track_memory(study: Study) -> dict[str, AllocationProfile]:
         study.allocations = {study.target.target: found} if found else {}
     elif study.runs("allocations"):
         for part in [*study.parts, *_decode_step(study)]:
-            study.allocations[part.name] = track_allocations(part.call, calls=3)
+            often = 1 if part.work == "inference" else 3  # thousands of allocations a call
+            study.allocations[part.name] = track_allocations(
+                part.call, calls=often, warm_up=part.work != "inference"
+            )
     return study.allocations
 
 
@@ -287,4 +290,4 @@ def cost_of_looking(study: Study) -> pd.DataFrame:
     one_text: Any = part.call
     call = functools.partial(one_text.func, texts("prose", CHARACTERS, 1, seed=1))
     functions = functions_seen(study.samples[part.name]) if part.name in study.samples else []
-    return measure_overhead(call, functions, tools=PUBLISHED, rounds=rounds, limit_s=3.0)
+    return measure_overhead(call, functions, tools=PUBLISHED, rounds=rounds, limit_s=2.0)

@@ -64,16 +64,19 @@ def track_allocations(
     calls: int = 3,
     tool: str = "auto",
     python_objects: bool = False,
+    warm_up: bool = True,
 ) -> AllocationProfile:
     """Track the allocations of `calls` runs of `call`, after one untracked run to warm caches.
 
-    `python_objects` also follows the interpreter's small objects (slower, exact sites).
-    `tool` is `memray`, `tracemalloc` or `auto`. Raises ProfilerUnavailableError when memray is
-    asked for and not there, UserError for an unknown tool.
+    Without `warm_up` the caller has run it already. `python_objects` also follows the
+    interpreter's small objects (slower, exact sites). `tool` is `memray`, `tracemalloc` or
+    `auto`. Raises ProfilerUnavailableError when memray is asked for and not there, UserError
+    for an unknown tool.
     """
     if tool not in {"auto", "memray", "tracemalloc"}:
         raise UserError(f"Unknown tool '{tool}'; expected memray, tracemalloc or auto.")
-    call()
+    if warm_up:
+        call()
     gc.collect()
     if tool != "tracemalloc":
         try:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from batchgauge.errors import UserError
-from batchgauge.profiling.stacks import Frame, StackProfile, with_kinds
+from batchgauge.profiling.stacks import UNNAMED, Frame, StackProfile, with_kinds
 
 RATE_HZ = 100  # samples a second: each stops the process for the time of unwinding its stack
 _MARKER = "_call_until"
@@ -213,11 +213,14 @@ def _parse_raw(text: str, wall: float) -> tuple[tuple[tuple[tuple[Frame, ...], f
         at = next((i for i, e in enumerate(entries) if e.startswith(f"{_MARKER} (")), None)
         if at is None or not number.isdigit():
             continue
-        places = []
+        places: list[tuple[str, str, int]] = []
         for entry in entries[at + 1 :]:
             match = _RAW_FRAME.match(entry)
             name, file, line = match.group("name", "file", "line") if match else (entry, "", None)
-            places.append((name, file, int(line or 0)))
+            if name.startswith("0x"):  # just-in-time code and stripped libraries have no names
+                name = UNNAMED
+            if not places or places[-1][:2] != (name, file) or name != UNNAMED:
+                places.append((name, file, int(line or 0)))
         counted.append((with_kinds(places or _LOOP), int(number)))
     samples = sum(number for _, number in counted)
     scale = wall / samples if samples else 0.0

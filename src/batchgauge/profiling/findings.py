@@ -69,7 +69,7 @@ def recommendation(spot: Hotspot) -> str:
         return "Interpreter work: do it once a batch in NumPy, compile it, or cache its result."
     if spot.kind == "numpy":
         return "Already compiled: fuse passes over the same array and reuse output buffers."
-    return "Compiled by others: call it less often, on larger inputs."
+    return "Compiled already: call it less often, on larger inputs, or give it less to do."
 
 
 def rank_findings(
@@ -112,6 +112,8 @@ def finding_sentence(row: pd.Series) -> str:
         text += f" and runs at {row['floor_ratio']:.1f} times its floor"
     gain = row["amdahl_bound"]
     most = "without it nothing is left" if math.isinf(gain) else f"at most {gain:.2f} times faster"
+    if not math.isnan(row["floor_ratio"]):
+        most += f", {row['reachable_speedup']:.2f} times at its floor"
     return f"{text} ({most}). {row['recommendation']}"
 
 

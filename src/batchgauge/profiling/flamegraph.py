@@ -79,7 +79,7 @@ def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Fig
             box.row, box.width, left=box.left, height=0.94, color=colour, edgecolor="white",
             linewidth=0.6,
         )  # fmt: skip
-        text = _fit(_caption(box, profile), box.width * 9.0 * 72 * 0.97, points=8.0)
+        text = _fit(_caption(box, profile), box.width * 8.5 * 72 - 4, points=8.0)
         ax.text(
             box.left + 0.003, box.row, text, va="center", ha="left", fontsize=8, color="#111111",
             clip_on=True,
@@ -95,10 +95,11 @@ def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Fig
     handles = [
         Patch(facecolor=COLOURS[kind], label=f"{label} {shares[kind]:.0%}")
         for kind, label in KIND_LABELS.items()
-        if shares[kind] >= 0.005
+        if shares[kind] >= 0.005 and profile.unit == "s"
     ]
     ax.set_title(title, loc="left", fontsize=11)
-    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if handles:
+        fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return fig
 
 
@@ -111,11 +112,11 @@ def _caption(box: Box, profile: StackProfile) -> str:
 
 
 def _fit(text: str, width_points: float, points: float) -> str:
-    """`text` cut to what fits (a letter is taken as 0.56 em wide), empty below three letters."""
-    letters = int(width_points / (0.56 * points))
+    """`text` cut to what fits (a letter is taken as 0.62 em wide), empty below five letters."""
+    letters = int(width_points / (0.62 * points))
     if letters >= len(text):
         return text
-    return text[: letters - 1] + "…" if letters >= 3 else ""
+    return text[: letters - 1] + "…" if letters >= 5 else ""
 
 
 _WIDTH, _ROW, _TOP = 1200.0, 18.0, 58.0

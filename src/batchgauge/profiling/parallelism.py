@@ -13,6 +13,7 @@ core; the frame says how many the process has.
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import threading
 import time
@@ -57,9 +58,12 @@ def behaviour(free: float, progress: float) -> Behaviour:
 
 
 def probe_gil(
-    makers: Mapping[str, Callable[[], Callable[[], object]]], *, seconds: float = 0.3
+    makers: Mapping[str, Callable[[], Callable[[], object]]],
+    *,
+    seconds: float = 0.3,
+    rounds: int = 3,
 ) -> pd.DataFrame:
-    """Probe each call for about `seconds` a measurement.
+    """Probe each call for about `seconds` a measurement; medians of `rounds`.
 
     `makers` make the call of each name: one for every thread, so that threads need not share
     buffers.
@@ -73,21 +77,32 @@ def probe_gil(
         call, other = make(), make()
         call()
         other()
-        alone_s = _mean_s(call, seconds)
-        progress, own = _paces(call, alone_s, seconds)
-        free = min(1.0, max(0.0, progress + own - 1.0))
+        measured = [_round(call, other, seconds) for _ in range(rounds)]
+        alone_s, progress, free, speedup = (
+            statistics.median(column) for column in zip(*measured, strict=True)
+        )
         rows.append(
             {
                 "call": name,
                 "gil": behaviour(free, progress),
                 "lock_free_share": free,
                 "other_thread_progress": progress,
-                "two_thread_speedup": _two_threads(call, other, seconds),
+                "two_thread_speedup": speedup,
                 "alone_ms": 1e3 * alone_s,
                 "cores": available_cores(),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _round(
+    call: Callable[[], object], other: Callable[[], object], seconds: float
+) -> tuple[float, float, float, float]:
+    """Seconds alone, the counter's progress, the share with the lock free, two threads' gain."""
+    alone_s = _mean_s(call, seconds)
+    progress, own = _paces(call, alone_s, seconds)
+    free = min(1.0, max(0.0, progress + own - 1.0))
+    return alone_s, progress, free, _two_threads(call, other, seconds)
 
 
 def available_cores() -> int:

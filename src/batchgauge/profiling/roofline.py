@@ -132,7 +132,7 @@ def placed(kernel: Kernel, peaks: Peaks, measured_s: float, calls: int = 1) -> d
     }
 
 
-_MARKERS = "osD^vP*Xhp"
+_MARKERS = "osD^vPXhp*"
 
 
 def draw_roofline(frame: pd.DataFrame, peaks: Peaks, *, title: str) -> Figure:
@@ -164,7 +164,7 @@ def draw_roofline(frame: pd.DataFrame, peaks: Peaks, *, title: str) -> Figure:
     ):
         ax.scatter(
             rows["intensity_flops_per_byte"], rows["achieved_flops_per_s"] / 1e9, marker=marker,
-            s=52, c=[shades[b] for b in rows["batch_size"]], edgecolor="white", linewidth=0.6,
+            s=64, c=[shades[b] for b in rows["batch_size"]], edgecolor="white", linewidth=0.6,
             zorder=3,
         )  # fmt: skip
         ax.scatter([], [], marker=marker, color="#555555", s=45, label=str(name))

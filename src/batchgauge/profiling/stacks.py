@@ -26,6 +26,8 @@ KIND_LABELS: dict[Kind, str] = {
     "waiting": "waiting",
 }
 
+UNNAMED = "compiled code without a name"
+
 _WAITING = re.compile(
     r"^(time_)?sleep$|nanosleep|^(__)?(poll|ppoll|select|pselect|epoll_wait|kevent|read|recv\w*|"
     r"accept\d?|wait\w*|futex\w*|sched_yield)$|pthread_(cond|join)|lock_wait|sem_\w*wait|"
@@ -71,7 +73,7 @@ def classify(name: str, file: str, parent: Kind = "python") -> Kind:
         return "python"
     if _C_LIBRARY.search(file):
         return parent
-    if _NATIVE_FILE.search(file) or name.startswith("0x"):
+    if _NATIVE_FILE.search(file) or name == UNNAMED:
         return "native"
     return "python"
 
