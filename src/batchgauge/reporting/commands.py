@@ -75,15 +75,21 @@ def study(
 @click.command()
 @click.argument("notebook", nargs=-1)
 @click.option("--out", type=click.Path(path_type=Path), help="Where data/ and reports/ are.")
-def report(notebook: tuple[str, ...], out: Path | None) -> None:
+@click.option("--readme", is_flag=True, help="Write the README's results from them as well.")
+def report(notebook: tuple[str, ...], out: Path | None, readme: bool) -> None:
     """Write the HTML and Markdown pages and the index again from the executed notebooks.
 
     Nothing is measured.
     """
-    from batchgauge.reporting.study import write_pages
+    from batchgauge.reporting.project import project_root
+    from batchgauge.reporting.readme import write_readme
+    from batchgauge.reporting.study import books, write_pages
 
     for path in write_pages(out_dir=out, only=notebook):
         _say(f"Wrote {path}")
+    if readme:
+        root = out or project_root()
+        _say(f"Wrote {write_readme(root, [b.report for b in books(root / 'notebooks')])}")
 
 
 @click.command("list")
