@@ -19,6 +19,7 @@ import pandas as pd
 from batchgauge.baseline.rung import Rung, Work
 from batchgauge.measuring import Comparison, Estimate, compare_interleaved, location
 from batchgauge.measuring.memory import allocations
+from batchgauge.protocols import TokenBatch
 from batchgauge.reporting import plots
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def same(one: Any, other: Any) -> bool:
         return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.array_equal(one, other))
+    if isinstance(one, TokenBatch) and isinstance(other, TokenBatch):
+        return same(one.ids, other.ids) and same(one.offsets, other.offsets)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
@@ -184,6 +187,25 @@ def findings(table: pd.DataFrame) -> str:
     return "\n".join(f"- {sentence(row)}" for _, row in rows.iterrows())
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The cumulative rungs with their gains alone beside them, for a table on the page."""
+    whole = table[table["form"] == CUMULATIVE].set_index("rung")
+    alone = table[table["form"] == ALONE].set_index("rung")["speedup_x"]
+    return pd.DataFrame(
+        {
+            "part": whole["part"],
+            "idea": whole["idea"],
+            "status": whole["status"],
+            "alone_x": alone.reindex(whole.index),
+            "step_x": whole["step_x"],
+            "cumulative_x": whole["speedup_x"],
+            "low_x": whole["low_x"],
+            "high_x": whole["high_x"],
+            "peak_change_bytes": whole["peak_change_bytes"],
+        }
+    ).reset_index()
+
+
 def draw(table: pd.DataFrame) -> Figure:
     """Speedup over the baseline by rung: bars for cumulative, diamonds for each idea alone."""
     import matplotlib.pyplot as plt
@@ -192,7 +214,10 @@ def draw(table: pd.DataFrame) -> Figure:
     whole = table[table["form"] == CUMULATIVE].reset_index(drop=True)
     fig, ax = plt.subplots(figsize=(8.2, 0.55 * len(whole) + 1.6))
     rows = range(len(whole))
-    ax.barh(rows, whole["speedup_x"], color=plots.colour("numpy"), height=0.55, label="cumulative")
+    ax.barh(
+        rows, whole["speedup_x"] - 1, left=1, color=plots.colour("numpy"), height=0.55,
+        label="cumulative",
+    )  # fmt: skip
     error = [whole["speedup_x"] - whole["low_x"], whole["high_x"] - whole["speedup_x"]]
     ax.errorbar(whole["speedup_x"], rows, xerr=error, fmt="none", ecolor=plots.INK, capsize=3)
     alone = table[table["form"] == ALONE].set_index("rung")["speedup_x"].reindex(whole["rung"])
@@ -213,5 +238,6 @@ def draw(table: pd.DataFrame) -> Figure:
         xlabel="speedup over the baseline (×, logarithmic)",
         title=f"{str(part).capitalize()}: {len(whole)} rungs, {top:.3g} × in all",
     )
-    ax.legend(loc="lower right")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.legend(loc="upper right")
     return fig
