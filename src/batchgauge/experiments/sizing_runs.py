@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -52,25 +52,23 @@ class Effort:
     whole: int
     adaptive_s: float
     tokenizer_largest: int
+    main_threads: int = 1
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 8),), 1, 6, 1, 64, 1, 2, 2.0, 128),
-    "default": Effort(((1, 48), (2, 32)), 3, 12, 3, 384, 4, 8, 15.0, 1000),
+    "smoke": Effort(((1, 8),), 1, 6, 1, 48, 1, 2, 1.5, 48),
+    "default": Effort(((1, 48), (2, 32)), 3, 12, 3, 384, 4, 6, 15.0, 1000),
     "thorough": Effort(((1, 96), (2, 96)), 9, 18, 3, 512, 8, 16, 60.0, 1000),
 }
 
 
 def effort(profile: str, threads: int) -> Effort:
-    """The effort of a profile. Threads of more than the machine has are left out."""
+    """The effort of a profile; thread counts above the machine's are left out unless asked for."""
     chosen = EFFORTS[profile]
     cores = os.cpu_count() or 1
     pairs = {t: size for t, size in chosen.largest if t <= cores}
     pairs.setdefault(threads, min(size for _, size in chosen.largest))
-    return Effort(
-        tuple(sorted(pairs.items())),
-        *(getattr(chosen, name) for name in list(Effort.__slots__)[1:]),
-    )
+    return replace(chosen, largest=tuple(sorted(pairs.items())), main_threads=threads)
 
 
 def shape_of(engine: Engine) -> ModelShape:
@@ -136,7 +134,7 @@ def fresh_sweeps(
                 engine_probe(engine),
                 largest=largest,
                 max_positions=plan.max_positions,
-                passes=plan.passes if threads == plan.largest[0][0] else max(1, plan.passes - 1),
+                passes=plan.passes if threads == plan.main_threads else max(1, plan.passes - 1),
                 also=suggested.get(("engine", threads), set()),
                 threads=threads,
                 seed=seed,
@@ -182,6 +180,15 @@ PREFILL_PEAKS = ((1, 16, 1), (3, 20, 1), (4, 32, 1), (2, 100, 1), (1, 300, 1))
 DECODE_PEAKS = ((8, 2, 12), (24, 2, 3), (2, 2, 16))
 
 
+FRESH_PEAKS = ((6, 20, 8), (10, 60, 3), (3, 100, 16), (5, 40, 12))
+
+
+def fresh_peaks(engine: Engine, largest: int) -> list[Peak]:
+    """Peaks of lengths and sizes that the memory model never saw; 8 in and 4 out at many sizes."""
+    sizes = range(4, largest + 1, 4) if largest < 16 else range(8, largest + 1, 8)
+    return measure_peaks(engine, [*((size, 8, 4) for size in sizes), *FRESH_PEAKS])
+
+
 def fit_memory(engine: Engine) -> tuple[MemoryModel, list[Peak]]:
     """A memory model fitted to a few small batches, and their peaks.
 
@@ -201,17 +208,18 @@ def run_whole(
     models: Mapping[str, Any],
     *,
     most: int,
+    threads: int = 1,
     seed: int = 3,
 ) -> pd.DataFrame:
     """Run whole ragged and even batches for real beside what phases added up say.
 
-    `models` are names and anything that prices phases; one column each. One BLAS thread.
+    `models` are names and anything that prices phases; one column each.
     """
     rows = []
     pairs = [(name, size) for size in sizes for name in lengths][
         :: max(1, len(sizes) * len(lengths) // most)
     ]
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(threads, user_api="blas"):
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
             work = lengths[name]
             plan = work.plans(size)[0]
@@ -232,7 +240,13 @@ def whole_batch_ms(costs: Any, batch: Lengths) -> float:
 
 
 def adaptive_run(
-    engine: Engine, model: CostModel, largest: int, seconds: float, *, seed: int = 0
+    engine: Engine,
+    model: CostModel,
+    largest: int,
+    seconds: float,
+    *,
+    threads: int = 1,
+    seed: int = 0,
 ) -> tuple[pd.DataFrame, float]:
     """Serve a queue under a latency budget; in the middle third, other processes disturb.
 
@@ -245,7 +259,7 @@ def adaptive_run(
     sizer = AdaptiveBatchSizer(budget, max_size=largest)
     probe = probe_items(1, 4, 4, seed=seed)[0].data
     rows = []
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(threads, user_api="blas"):
         start = perf_counter()
         for phase, share in (("before", 1 / 3), ("disturbed", 2 / 3), ("after", 1.0)):
             with _burners(phase == "disturbed"):

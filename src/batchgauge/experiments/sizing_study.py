@@ -25,7 +25,7 @@ from batchgauge.sizing import (
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.scoring import Scenario, ask, folklore, score, summary, truths
+from batchgauge.sizing.scoring import Scenario, ask, folklore, same_step, score, summary, truths
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
 from batchgauge.sizing.sweep import Sweep
 from batchgauge.workload import load_prompts, request_lengths, texts
@@ -77,20 +77,21 @@ def scenarios(
     they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
     """
     found: list[Scenario] = []
+    main = models["engine", plan.main_threads]
     for threads, largest in plan.largest:
         cost = models["engine", threads]
-        first = threads == plan.largest[0][0]
+        first = threads == plan.main_threads
         for name, work in works.items():
             if not first and name in {"prompts", "long prompt"}:
                 continue
             one = batch_times(cost, work, 1).request_ms
             for factor in (None, 1.6, 2.5, 5.0) if first else (None, 2.0, 4.0):
-                label = f"{name}, {_budget(factor)}, {threads} thr."
+                label = scenario_name(name, factor, threads)
                 budget = None if factor is None else factor * one
                 found.append(Scenario(label, "engine", work, largest, budget, threads=threads))
-    threads, largest = plan.largest[0]
-    cost, short = models["engine", threads], works["short"]
-    alone = batch_times(cost, short, 1)
+    threads, largest = plan.main_threads, dict(plan.largest)[plan.main_threads]
+    short = works["short"]
+    alone = batch_times(main, short, 1)
     extra = {
         "impossible latency": Scenario("", "engine", short, largest, 0.5 * alone.request_ms),
         "first token ≤ 5× alone": Scenario("", "engine", short, largest, 5 * alone.ttft_ms, "ttft"),
@@ -126,6 +127,11 @@ def _tokenizer_scenarios(cost: CostModel, sample: Sequence[str], largest: int) -
         Scenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
         for f in (None, 1.5, 4.0, 16.0)
     ]
+
+
+def scenario_name(workload: str, factor: float | None, threads: int) -> str:
+    """How a scenario of a workload is called."""
+    return f"{workload}, {_budget(factor)}, {threads} thr."
 
 
 def _budget(factor: float | None) -> str:
@@ -178,8 +184,12 @@ def judge(
     peaks: Sequence[Peak],
     weight_bytes: int,
 ) -> pd.DataFrame:
-    """One row a scenario and strategy: score against the best of the fresh sweep."""
-    known = sorted((p.rows, p.peak_bytes) for p in peaks)
+    """One row a scenario and strategy: score against the best of the fresh sweep.
+
+    Peaks of the memory scenarios' requests lie on the straight line between those measured.
+    """
+    even = (MEMORY_WORK.inputs[0], MEMORY_WORK.new_tokens[0])
+    known = sorted((p.rows, p.peak_bytes) for p in peaks if (p.prompt_tokens, p.new_tokens) == even)
     rows, held = (np.asarray(column, dtype=np.float64) for column in zip(*known, strict=True))
 
     def measured(work: Lengths, size: int) -> float:
@@ -206,6 +216,31 @@ def summaries(scores: pd.DataFrame) -> pd.DataFrame:
         rows.append({"strategy": strategy, **summary(records)})
     frame = pd.DataFrame(rows).astype({"scenarios": int})
     return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
+
+
+def stability(
+    questions: Sequence[Scenario],
+    advice: Advice,
+    reruns: Sequence[CostModel],
+    memory: MemoryModel,
+) -> pd.DataFrame:
+    """The same questions after each recalibration: same size up to one step, or not."""
+    rows = []
+    for scenario in questions:
+        if scenario.part != "engine" or scenario.threads != reruns[0].threads:
+            continue
+        first = advice.sizes[ADVISOR, scenario.name]
+        again = [ask(scenario, model, memory) for model in reruns]
+        same = [same_step(first, size) for size in again]
+        rows.append(
+            {
+                "scenario": scenario.name,
+                "first": first,
+                "again": " ".join(map(str, again)),
+                "same_share": float(np.mean([True, *same])),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from batchgauge.errors import UserError
 Ints = npt.NDArray[np.int64]
 DRAWS = 8  # batches drawn from a ragged workload, to average over who meets whom
 _WIDEST = 4096  # columns of the draw: no batch is larger
+_REMEMBERED = 128  # sizes up to which plans are kept: they are asked for again and again
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,19 @@ class Lengths:
         """Sample batches of `size` requests: one when all requests are alike, else `DRAWS`."""
         if size > _WIDEST:
             raise UserError(f"A batch of {size} is above the {_WIDEST} that plans are made for.")
+        if size in self._plans:
+            return self._plans[size]
         chosen = self._draws[:, :size]  # [K, b]
         inputs = np.asarray(self.inputs, dtype=np.int64)
         new = np.asarray(self.new_tokens or [0] * len(self.inputs), dtype=np.int64)
-        return tuple(Plan(inputs[row], new[row]) for row in chosen)
+        plans = tuple(Plan(inputs[row], new[row]) for row in chosen)
+        if size <= _REMEMBERED:
+            self._plans[size] = plans
+        return plans
+
+    @cached_property
+    def _plans(self) -> dict[int, tuple[Plan, ...]]:
+        return {}
 
     @cached_property
     def _draws(self) -> Ints:
