@@ -217,13 +217,9 @@ class GGUFFile:
                 slice(first, last),
                 np.frombuffer(self._data, np.uint8, stop - start, start),
             )
-        self._forget(tensor)
-
-    def _forget(self, tensor: Tensor) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
-            stop = tensor.start + tensor.file_bytes
-            self._data.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                page = start // mmap.PAGESIZE * mmap.PAGESIZE
+                self._data.madvise(mmap.MADV_DONTNEED, page, stop - page)
 
 
 class _Reader:

@@ -273,7 +273,8 @@ def _fuse(file: GGUFFile, place: Floats, parts: Sequence[tuple[str, Floats | Non
                 buffer[:rows] *= gain
             place_rows(blocks, row, buffer[:rows])
             row += rows
-    blocks.swapaxes(1, 2).reshape(-1, K)[row:] = 0.0
+    if left := row % BLOCK:
+        blocks[-1, :, left:] = 0.0
     return Blocked(blocks, row)
 
 
