@@ -1,0 +1,98 @@
+"""The compiled kernel's own promises: character classes, growth, bounded tables, counters."""
+
+import numpy as np
+import pytest
+import regex
+
+pytest.importorskip("numba")
+
+from tests.tokenizer_cases import PRE_TOKENIZERS, TEXTS, default_metadata, toy_metadata
+
+from batchgauge.core import bpe_layout as layout
+from batchgauge.core.bpe import PlainEncoder
+from batchgauge.core.bpe_compiled import KernelEncoder, WithoutWordTable, character_classes
+from batchgauge.core.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.from_metadata(default_metadata())
+ENCODER = KernelEncoder(VOCABULARY)
+
+
+def test_classes_of_all_code_points_are_those_of_regex():
+    """Letter, number and white space agree with `regex` for every code point there is."""
+    classes = character_classes("smollm")
+    everything = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    points = np.array([ord(char) for char in everything])
+    blocks = classes[layout.BLOCKS + (points >> 8)].astype(np.int64)
+    ours = classes[layout.BLOCKS + layout.PLANES + (blocks << 8) + (points & 255)]
+    joined = "".join(everything)
+    for kind, pattern in (
+        (layout.LETTER, r"\p{L}"),
+        (layout.NUMBER, r"\p{N}"),
+        (layout.SPACE, r"\s"),
+    ):
+        theirs = np.array([match.start() for match in regex.finditer(pattern, joined)])
+        assert np.array_equal(np.flatnonzero(ours == kind), theirs), pattern
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_every_ascii_triple_is_cut_as_the_pattern_cuts_it(name):
+    """All 3-character neighbourhoods of a sample of each kind of byte, NUL among them."""
+    vocabulary = Vocabulary.from_metadata(toy_metadata(name))
+    kernel, plain = KernelEncoder(vocabulary), PlainEncoder(vocabulary)
+    chars = "sT1 \n\r\t.'é²字\u3000\0ſ"
+    rows = [a + b + c + d for a in chars for b in chars for c in chars for d in "l \n.1"]
+    assert kernel.encode_many(rows) == plain.encode_many(rows)
+    no_nul = [row for row in rows if "\0" not in row]
+    assert kernel.encode_many(no_nul) == plain.encode_many(no_nul)
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "the", "漢字", "=-", " "])
+def test_unsplittable_text_grows_linearly(unit):
+    """Pairs looked up per byte stay below 3, up to a string of a million bytes."""
+    for length in (10_000, 100_000, 1_000_000):
+        text = unit * (length // len(unit.encode()))
+        before = ENCODER.counters["lookups"]
+        ids = ENCODER.encode(text)
+        assert ENCODER.counters["lookups"] - before < 3 * length
+        assert b"".join(VOCABULARY.token_bytes[i] for i in ids).decode() == text
+
+
+def test_hostile_text_does_not_grow_the_tables():
+    """Words that never return fill the tables, which keep their size and give the right ids."""
+    encoder, plain = KernelEncoder(VOCABULARY), PlainEncoder(VOCABULARY)
+    size = encoder.table_bytes
+    words = [f" {n:x}q{'z' * (n % 30)}" for n in range(100_000)]
+    rows = ["".join(words[start : start + 500]) for start in range(0, len(words), 500)]
+    assert encoder.encode_many(rows) == plain.encode_many(rows)
+    assert encoder.table_bytes == size
+    assert encoder.encode_many(rows[:20]) == plain.encode_many(rows[:20])
+
+
+def test_words_seen_before_are_not_merged_again():
+    """The second time nothing is merged; after `forget` everything is."""
+    encoder = KernelEncoder(VOCABULARY)
+    text = [TEXTS["prose"], TEXTS["code"]]
+    counts = []
+    for _ in range(2):
+        encoder.encode_many(text)
+        counts.append(encoder.counters)
+    encoder.forget()
+    encoder.encode_many(text)
+    assert counts[1]["words"] == 2 * counts[0]["words"]
+    assert counts[1]["merged"] == counts[0]["merged"] > 0
+    assert encoder.counters["merged"] == 2 * counts[0]["merged"]
+
+
+def test_batch_longer_than_the_scratch_space():
+    """A batch with more bytes than the scratch space holds gets its own, and the same ids."""
+    rows = [TEXTS["prose"] * 400] * 20
+    assert sum(map(len, rows)) > ENCODER._ids.size
+    one = ENCODER.encode(rows[0])
+    assert ENCODER.encode_many(rows).tolist() == [one] * 20
+    assert ENCODER.encode("".join(rows)) == PlainEncoder(VOCABULARY).encode("".join(rows))
+
+
+def test_kernel_without_word_tables_gives_the_same_ids():
+    """The rung that merges every word anew agrees with the shipped kernel."""
+    rows = list(TEXTS.values())
+    assert WithoutWordTable(VOCABULARY).encode_many(rows) == ENCODER.encode_many(rows)
