@@ -180,13 +180,13 @@ PREFILL_PEAKS = ((1, 16, 1), (3, 20, 1), (4, 32, 1), (2, 100, 1), (1, 300, 1))
 DECODE_PEAKS = ((8, 2, 12), (24, 2, 3), (2, 2, 16))
 
 
-FRESH_PEAKS = ((6, 20, 8), (10, 60, 3), (3, 100, 16), (5, 40, 12))
+FRESH_PEAKS = ((6, 20, 8), (5, 40, 6), (10, 60, 3), (3, 100, 16))
 
 
 def fresh_peaks(engine: Engine, largest: int) -> list[Peak]:
     """Peaks of lengths and sizes that the memory model never saw; 8 in and 4 out at many sizes."""
     sizes = range(4, largest + 1, 4) if largest < 16 else range(8, largest + 1, 8)
-    return measure_peaks(engine, [*((size, 8, 4) for size in sizes), *FRESH_PEAKS])
+    return measure_peaks(engine, [*((s, 8, 4) for s in sizes), *FRESH_PEAKS[: 1 + largest // 8]])
 
 
 def fit_memory(engine: Engine) -> tuple[MemoryModel, list[Peak]]:

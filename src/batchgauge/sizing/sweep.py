@@ -194,10 +194,12 @@ def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
 
 
 def _carried_on(x: float, at: Floats, values: Floats) -> float:
-    """Straight lines between points, the last one's slope beyond."""
+    """Straight lines between points; beyond, the slope of the upper half, never a fall."""
     if x <= at[-1] or at.size < 2:
         return float(np.interp(x, at, values))
-    slope = (values[-1] - values[-2]) / (at[-1] - at[-2])
+    base = int(np.searchsorted(at, at[-1] / 2.0))
+    base = min(base, at.size - 2)
+    slope = max(0.0, (values[-1] - values[base]) / (at[-1] - at[base]))
     return float(values[-1] + slope * (x - at[-1]))
 
 
