@@ -89,7 +89,7 @@ class HFTokenizer:
     def _set(self, allow_special: bool) -> None:
         self.raw.encode_special_tokens = not allow_special
         if self.threads > 1:
-            os.environ.setdefault("RAYON_NUM_THREADS", str(self.threads))
+            os.environ["RAYON_NUM_THREADS"] = str(self.threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if self.threads > 1 else "false"
 
 

@@ -129,6 +129,12 @@ class LlamaCppStepper:
         self._active = np.arange(self._prompt_lengths.size, dtype=np.int32)
         self._lengths = self._prompt_lengths
 
+    def set_threads(self, threads: int) -> None:
+        """Use so many threads from now on."""
+        self._threads = threads
+        if self._context:
+            llama_cpp.llama_set_n_threads(self._context, threads, threads)
+
     def close(self) -> None:
         """Free the context and the model; the stepper cannot be used afterwards."""
         if self._context:

@@ -130,6 +130,10 @@ class TransformersStepper:
                 self._mask = self._mask[:, : -self._decoded]
             self._decoded = 0
 
+    def set_threads(self, threads: int) -> None:
+        """Use so many threads from now on."""
+        self._threads = threads
+
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self.model.device)
 
