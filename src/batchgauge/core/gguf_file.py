@@ -33,6 +33,7 @@ SCALARS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"])
     11: "<i8",
     12: "<f8",
 }
+WINDOW = 1 << 16  # bytes that the system maps around a page when that is first touched
 CHUNK = 1 << 16  # elements dequantised at a time: what they touch stays in the L2 cache
 
 _half = np.dtype("<f2")
@@ -218,8 +219,8 @@ class GGUFFile:
                 np.frombuffer(self._data, np.uint8, stop - start, start),
             )
             if hasattr(mmap, "MADV_DONTNEED"):
-                page = start // mmap.PAGESIZE * mmap.PAGESIZE
-                self._data.madvise(mmap.MADV_DONTNEED, page, stop - page)
+                behind = tensor.start // WINDOW * WINDOW
+                self._data.madvise(mmap.MADV_DONTNEED, behind, stop - behind)
 
 
 class _Reader:
