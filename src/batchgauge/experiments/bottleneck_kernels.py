@@ -149,7 +149,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
 
 def batch_sizes(study: Study) -> list[int]:
     """Batch sizes of the sweep: powers of two (of four in a smoke run), and the one asked for."""
-    step, top = study.profile.choose(smoke=(8, 8), default=(4, 16), thorough=(2, 64))
+    step, top = study.profile.choose(smoke=(8, 1), default=(4, 16), thorough=(2, 64))
     most = study.engine.max_batch_size() if study.engine else 1
     sizes = {step**i for i in range(8) if step**i <= min(top, most)}
     return sorted(sizes | {study.batch_size})
@@ -275,7 +275,9 @@ def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
 def _prompts_of(lengths: list[int]) -> Items:
     """One request a length, of that many token ids, for one new token."""
     return [
-        BatchItem(f"{i}", InferenceBatchRequest(tuple(range(100, 100 + n)), max_tokens=1))
+        BatchItem(
+            f"{i}", InferenceBatchRequest(tuple(1 + at % 200 for at in range(n)), max_tokens=1)
+        )
         for i, n in enumerate(lengths)
     ]
 

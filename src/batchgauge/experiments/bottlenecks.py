@@ -130,7 +130,7 @@ def start(
     most = chosen_engine.max_batch_size()
     if batch_size > most:
         raise UserError(f"batch_size is {batch_size}; this engine takes at most {most}.")
-    items = _items(workload, batch_size, budget.choose(smoke=4, default=16, thorough=32), seed)
+    items = _items(workload, batch_size, budget.choose(smoke=3, default=16, thorough=32), seed)
     pages = texts("prose", CHARACTERS, batch_size, seed)
 
     def tokenising(spec: str) -> Part:
@@ -150,7 +150,7 @@ def start(
     ]
     if tokenizer != "baseline":
         parts.append(tokenising("baseline"))
-    if engine != "baseline":
+    if engine != "baseline" and budget.name != "smoke":  # a second copy of the weights
         slow_engine = open_engine("baseline", model=weights, threads=threads)
         few = items[: budget.choose(smoke=1, default=2, thorough=8)]
         parts.append(Part("inference", "baseline", functools.partial(slow_engine.infer_batch, few)))
@@ -245,7 +245,10 @@ def track_memory(study: Study) -> dict[str, AllocationProfile]:
         found = study.target.allocations
         study.allocations = {study.target.target: found} if found else {}
     elif study.runs("allocations"):
-        for part in [*study.parts, *_decode_step(study)]:
+        parts = [*study.parts, *_decode_step(study)]
+        if study.profile.name == "smoke" and study.model:  # the decode step stands for inference
+            parts = [part for part in parts if part.work != "inference"]
+        for part in parts:
             often = 1 if part.work == "inference" else 3  # thousands of allocations a call
             study.allocations[part.name] = track_allocations(
                 part.call, calls=often, warm_up=part.work != "inference"
@@ -290,4 +293,10 @@ def cost_of_looking(study: Study) -> pd.DataFrame:
     one_text: Any = part.call
     call = functools.partial(one_text.func, texts("prose", CHARACTERS, 1, seed=1))
     functions = functions_seen(study.samples[part.name]) if part.name in study.samples else []
-    return measure_overhead(call, functions, tools=PUBLISHED, rounds=rounds, limit_s=2.0)
+    return measure_overhead(
+        call,
+        functions,
+        tools=PUBLISHED,
+        rounds=rounds,
+        limit_s=study.profile.choose(smoke=0.2, default=2.0, thorough=20.0),
+    )
