@@ -7,10 +7,11 @@ output differs where it must not. Timing is in `peers_tokenizing` and `peers_eng
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,9 @@ from batchgauge.measuring.machine import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Opened = TypeVar("Opened")
 OURS = "numpy"
@@ -307,3 +311,9 @@ def rates(
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as dicts by column."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def headline(figure: Figure, text: str, panels: int) -> None:
+    """Write `text` over a figure of so many panels, broken into lines that fit."""
+    lines = textwrap.fill(text, 36 * panels + 16)
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=12.5, fontweight="bold")

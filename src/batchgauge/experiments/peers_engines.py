@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from batchgauge.adapters.stepped import Stepper
-from batchgauge.experiments.peers import OURS, Peers, rates, records
+from batchgauge.experiments.peers import OURS, Peers, headline, rates, records
 from batchgauge.measuring import compare_interleaved
 from batchgauge.reporting import plots
 
@@ -141,7 +141,7 @@ def draw_decode(study: Engines) -> Figure:
         ax.set_ylim(bottom=0)
     panels[0][0].set_ylabel("decode throughput (tokens/s)")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.suptitle(decode_sentence(study), x=0.01, ha="left", fontsize=12)
+    headline(figure, decode_sentence(study), len(counts))
     return figure
 
 
@@ -155,7 +155,7 @@ def _lines(ax: Axes, table: pd.DataFrame) -> None:
 def draw_ratios(study: Engines) -> Figure:
     """Our throughput over each peer's, a row a shape, with intervals; one thread."""
     table = study.table.query("threads == 1").dropna(subset=["ours_over_theirs_x"])
-    table = table.sort_values(["implementation", "part", "batch_size"])
+    table = table.sort_values(["part", "implementation", "batch_size", "tokens"])
     names = [
         f"{plots.label(r['implementation'])} · {r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
@@ -172,7 +172,9 @@ def draw_ratios(study: Engines) -> Figure:
     ax.set(xlabel="our throughput ÷ theirs (×), one thread; right of 1 we are faster")
     faster = int((table["ours_is"] == "faster").sum())
     slower = int((table["ours_is"] == "slower").sum())
-    ax.set_title(f"Of {len(names)} comparisons we are faster in {faster} and slower in {slower}")
+    ax.set_title(
+        f"Of {len(names)} comparisons we are faster in {faster} and slower in {slower}", pad=24
+    )
     return figure
 
 

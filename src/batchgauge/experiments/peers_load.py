@@ -18,6 +18,8 @@ import psutil
 if TYPE_CHECKING:
     import pandas as pd
 
+    from batchgauge.experiments.peers import Peers
+
 MIB = 2**20
 BATCH, PROMPT, NEW = 8, 64, 8
 
@@ -51,14 +53,18 @@ def here(spec: str, model: str, threads: int) -> dict[str, float]:
     }
 
 
-def load_table(specs: list[str], model: str, threads: int = 1) -> pd.DataFrame:
-    """One row an engine, each from a fresh process. Raises UserError when one fails."""
+def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
+    """One row an engine, each from a fresh process; the smoke profile takes two of them.
+
+    Raises UserError when one fails.
+    """
     import pandas as pd
 
     from batchgauge.errors import UserError
 
     rows = []
-    for spec in specs:
+    specs, model = list(peers.engines), peers.model
+    for spec in specs[:: peers.budget.choose(smoke=len(specs) - 1 or 1, default=1, thorough=1)]:
         done = subprocess.run(
             [sys.executable, "-m", "batchgauge.experiments.peers_load", spec, model, str(threads)],
             capture_output=True, text=True, timeout=300,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from batchgauge import workload
 from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.experiments.peers import OURS, Peers, rates
+from batchgauge.experiments.peers import OURS, Peers, headline, rates
 from batchgauge.measuring import compare_interleaved, location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
@@ -155,7 +155,7 @@ def draw_tokenizing(study: Tokenizing, *, state: str = "warm") -> Figure:
         plots.batch_axis(ax, table["batch_size"], "batch size (texts)")
     panels[0][0].set_ylabel(f"MB/s, {state}")
     panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.suptitle(tokenizing_sentence(study, state=state), x=0.01, ha="left", fontsize=12)
+    headline(figure, tokenizing_sentence(study, state=state), len(lengths))
     return figure
 
 
