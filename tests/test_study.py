@@ -1,0 +1,316 @@
+"""The study runner, on small notebooks: pages, resuming, failures, matrix; no real measuring."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from tests.small_notebook import write_notebook
+
+from batchgauge.errors import UserError
+from batchgauge.reporting import study as study_module
+from batchgauge.reporting.matrix import read_matrix, run_matrix
+from batchgauge.reporting.study import books, kernel_environment, run_study, write_pages
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project of two small notebooks, with its study done."""
+    folder = tmp_path_factory.mktemp("project")
+    write_notebook(folder)
+    write_notebook(folder, "01_second.ipynb", "second")
+    run_study(profile="smoke", notebooks=folder / "notebooks", out_dir=folder, say=lambda _: None)
+    return folder
+
+
+def test_a_study_writes_every_file(project):
+    """Each report has HTML, Markdown, notebook, CSV, picture and facts; the index joins them."""
+    for name in ("first", "second"):
+        for file in (
+            f"reports/{name}.html",
+            f"reports/{name}.md",
+            f"reports/notebooks/{name}.ipynb",
+            f"reports/figures/{name}_chart.png",
+            f"data/{name}_times.csv",
+            f"data/{name}_facts.json",
+        ):
+            assert (project / file).stat().st_size > 0, file
+    index = (project / "reports" / "index.html").read_text()
+    assert 'href="first.html"' in index
+    assert "second.html" in index
+
+
+def test_the_answer_comes_first(project):
+    """The answer, computed at the end, stands before the first cell, the score with it."""
+    html = (project / "reports" / "first.html").read_text()
+    assert html.index("<strong>2.25 ms</strong>") < html.index('<section class="prose"')
+    assert html.index("6.50 [6.00, 7.00] ×") < html.index('<section class="prose"')
+    markdown = (project / "reports" / "first.md").read_text()
+    assert markdown.index("**2.25 ms**") < markdown.index("## How much?")
+
+
+def test_the_page_requests_nothing(project):
+    """No page names an address outside: scripts, styles and pictures are inside."""
+    for page in (project / "reports").glob("*.html"):
+        html = page.read_text()
+        assert not re.search(r"(src|href)=[\"']https?:", html), page
+        assert not re.search(r"@import|url\(\s*[\"']?http", html), page
+        assert len(html) < 3_000_000
+
+
+def test_headings_have_anchors_of_their_own(project):
+    """Two headings of one text get two anchors, and code is not taken for a heading."""
+    html = (project / "reports" / "first.html").read_text()
+    assert '<h2 id="how-much">' in html
+    assert '<h2 id="how-much-2">' in html
+    assert '<a href="#how-much-2">' in html
+    assert 'id="no-heading"' not in html
+
+
+def test_links_between_notebooks_lead_to_their_reports(project):
+    """A link to a notebook becomes one to its page, its twin or its executed notebook."""
+    reports = project / "reports"
+    assert 'href="second.html"' in (reports / "first.html").read_text()
+    assert "(second.md)" in (reports / "first.md").read_text()
+    executed = (reports / "notebooks" / "first.ipynb").read_text()
+    assert "(second.ipynb)" in executed
+    assert "(../../README.md)" in executed
+
+
+def test_markdown_has_pictures_and_tables(project):
+    """The twin shows the figure with its alt text, its caption, and the table with units."""
+    markdown = (project / "reports" / "first.md").read_text()
+    assert "![A line that rises](figures/first_chart.png)" in markdown
+    assert "*Wall time.*" in markdown
+    assert "| batch size | wall (ms) |" in markdown
+
+
+def test_text_is_escaped(project):
+    """Captions are text: a tag in one is shown, not obeyed."""
+    assert "&lt;b&gt;every&lt;/b&gt;" in (project / "reports" / "first.html").read_text()
+
+
+def test_this_machine_is_not_in_the_executed_notebook(project):
+    """The executed notebook has no kernel paths, no papermill paths and no widget states."""
+    notebook = nbformat.read(project / "reports" / "notebooks" / "first.ipynb", as_version=4)
+    assert "papermill" not in notebook.metadata
+    assert "widgets" not in notebook.metadata
+    assert str(Path.home()) + os.sep not in nbformat.writes(notebook)
+
+
+def test_finished_notebooks_are_kept(project):
+    """A second study runs nothing; with `again`, or with other parameters, it does."""
+    folder = project / "notebooks"
+    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    assert (outcome.made, outcome.kept) == ([], ["first", "second"])
+    (project / "reports" / "second.html").unlink()
+    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    assert (outcome.made, outcome.kept) == (["second"], ["first"])
+
+
+def test_pages_come_back_from_executed_notebooks(project):
+    """`batchgauge report` writes the same pages from the executed notebooks alone."""
+    page = project / "reports" / "first.html"
+    before = page.read_text()
+    page.unlink()
+    write_pages(out_dir=project, notebooks=project / "notebooks")
+    assert page.read_text() == before
+
+
+def test_history_grows(project):
+    """The scores of the study are in the history, once."""
+    rows = (project / "data" / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("finished,git_commit,profile")
+    assert len(rows) == len(set(rows)) >= 2
+
+
+def test_a_failing_notebook_is_kept_and_named(tmp_path):
+    """A failure keeps the partial notebook as *.failed.ipynb, no page, and the others run."""
+    write_notebook(tmp_path, only="1 / 0")
+    write_notebook(tmp_path, "01_second.ipynb", "second")
+    with pytest.raises(UserError, match="ZeroDivisionError in cell") as caught:
+        run_study(
+            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+        )
+    assert caught.value.exit_code == 1
+    reports = tmp_path / "reports"
+    assert (reports / "notebooks" / "first.failed.ipynb").is_file()
+    assert not (reports / "first.html").exists()
+    assert (reports / "second.html").is_file()
+
+
+def test_a_kernel_that_dies_is_one_sentence(tmp_path):
+    """A kernel killed in the middle is not started again, and what ran is kept."""
+    write_notebook(tmp_path, only="import os; os._exit(9)")
+    with pytest.raises(UserError, match="its kernel died"):
+        run_study(
+            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+        )
+    assert (tmp_path / "reports" / "notebooks" / "first.failed.ipynb").is_file()
+
+
+def test_bad_input_stops_the_study(tmp_path):
+    """A UserError of a notebook is the study's one sentence, exit code 2; nothing runs after."""
+    extra = (
+        "from batchgauge.errors import UserError\nraise UserError('No such model; try another.')"
+    )
+    write_notebook(tmp_path, only=extra)
+    write_notebook(tmp_path, "01_second.ipynb", "second", only="pass")
+    with pytest.raises(UserError, match=r"00_first.ipynb: No such model; try another\.") as caught:
+        run_study(
+            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+        )
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "reports" / "notebooks" / "second.failed.ipynb").exists()
+
+
+def test_an_unfinished_report_fails(tmp_path):
+    """A notebook that never calls `finish` is a failure, not an old page with a new date."""
+    path = write_notebook(tmp_path, only="pass")
+    with pytest.raises(UserError, match="without finishing its report"):
+        run_study(profile="smoke", notebooks=path.parent, out_dir=tmp_path, say=lambda _: None)
+
+
+def test_a_kernel_that_does_not_start_is_tried_twice(tmp_path, monkeypatch):
+    """One failed start is retried in silence; two are one sentence."""
+    import papermill
+
+    write_notebook(tmp_path)
+    tries = []
+
+    def fail(*args, **_):
+        tries.append(args)
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", fail)
+    with pytest.raises(UserError, match="did not start in two tries"):
+        run_study(
+            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+        )
+    assert len(tries) == 2
+
+
+def test_papermill_alone_refuses_an_unknown_parameter(tmp_path):
+    """Plain papermill only warns; the notebook itself fails with one sentence."""
+    import papermill
+
+    path = write_notebook(tmp_path)
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            str(path),
+            str(tmp_path / "out.ipynb"),
+            parameters={"profil": "smoke", "out_dir": str(tmp_path)},
+            progress_bar=False,
+        )
+    assert caught.value.ename == "UserError"
+    assert "'profil' is unknown" in caught.value.evalue
+
+
+def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):
+    """After kill -9 there is no half file, and the next study keeps what was finished."""
+    write_notebook(tmp_path)
+    write_notebook(tmp_path, "01_second.ipynb", "second", extra="import time; time.sleep(60)")
+    code = (
+        "from pathlib import Path; from batchgauge.reporting.study import run_study; "
+        f"run_study(profile='smoke', notebooks=Path({str(tmp_path / 'notebooks')!r}), "
+        f"out_dir=Path({str(tmp_path)!r}))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    table = tmp_path / "data" / "second_times.csv"
+    deadline = time.monotonic() + 120
+    while not table.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert table.exists()
+    assert table.read_text().endswith("\n")
+    assert not (tmp_path / "reports" / "second.html").exists()
+    write_notebook(tmp_path, "01_second.ipynb", "second")
+    outcome = run_study(
+        profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+    )
+    assert (outcome.kept, outcome.made) == (["first"], ["second"])
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_matrix_keeps_its_runs_apart(tmp_path):
+    """Two runs from one file: two folders, and one page that has both."""
+    write_notebook(tmp_path)
+    matrix = tmp_path / "runs.toml"
+    matrix.write_text('profile = "smoke"\n[runs.one]\nseed = 1\n[runs.two]\nseed = 2\n')
+    page = run_matrix(
+        matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+    )
+    for seed, name in enumerate(("one", "two"), start=1):
+        facts = page.parent / name / "data" / "first_facts.json"
+        assert json.loads(facts.read_text())["seed"] == seed
+        assert f"{name}/reports/index.html" in page.read_text()
+    assert "data:image/png;base64," in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.toml", "runs = [", "cannot be read"),
+        ("a.yaml", "runs: {a: [", "cannot be read"),
+        ("a.yaml", "seed: 1", "has no runs"),
+        ("a.toml", '[runs."../x"]\nseed = 1', "'../x'"),
+        ("a.yaml", "runs: {a: 3}", "'a'"),
+    ],
+)
+def test_a_bad_matrix_is_one_sentence(tmp_path, name, text, said):
+    """What is wrong with the file is said before anything runs."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_matrix(path)
+
+
+def test_a_matrix_reads_yaml_like_toml(tmp_path):
+    """The two notations of one matrix are the same runs; what is common goes to each."""
+    (tmp_path / "a.toml").write_text("threads = 2\n[runs.x]\nseed = 1\n[runs.y]\n")
+    (tmp_path / "a.yaml").write_text("threads: 2\nruns: {x: {seed: 1}, y: }\n")
+    runs = read_matrix(tmp_path / "a.toml")
+    assert runs == read_matrix(tmp_path / "a.yaml")
+    assert runs[0].parameters == {"threads": 2, "seed": 1}
+
+
+def test_notebooks_are_picked_by_any_of_their_names(project):
+    """Number, stem, name and report all pick; an unknown one is refused with the known ones."""
+    folder = project / "notebooks"
+    for name in ("01", "01_second", "second", "notebooks/01_second.ipynb"):
+        assert [b.report for b in books(folder, [name])] == ["second"]
+    with pytest.raises(UserError, match="expected one of 00_first, 01_second"):
+        books(folder, ["third"])
+    with pytest.raises(UserError, match="No notebooks"):
+        books(project)
+
+
+def test_kernels_inherit_a_quiet_environment(monkeypatch):
+    """One BLAS thread, a fixed hash seed, no pinned core type; all restored afterwards."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with kernel_environment():
+        assert "OPENBLAS_CORETYPE" not in os.environ
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
+        assert os.environ["PYTHONHASHSEED"] == "0"
+    assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_key_follows_what_decides(project):
+    """Other parameters or another commit make a finished notebook unfinished."""
+    book = books(project / "notebooks")[0]
+    assert study_module._key(book, {"seed": 1}) != study_module._key(book, {"seed": 2})
