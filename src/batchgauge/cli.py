@@ -20,6 +20,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "study": ("batchgauge.reporting.commands:study", "Run the notebooks and write the reports."),
     "report": ("batchgauge.reporting.commands:report", "Write the pages again, without running."),
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
+    "bench": (
+        "batchgauge.experiments.measuring_commands:bench",
+        "Run named benchmarks, print their times.",
+    ),
+    "compare": (
+        "batchgauge.experiments.measuring_commands:compare",
+        "Compare two runs or two revisions.",
+    ),
 }
 
 

@@ -1,0 +1,205 @@
+"""The regression gate: two revisions in the same session, in alternating processes.
+
+Each process round starts three fresh workers (base, base again, new) with a fixed hash
+seed, and asks them for samples in turn, in seeded palindromic order, so that all three see
+the same weather. The evidence is one log ratio a process round; its interval runs over
+process rounds. The second base gives the noise floor. What looks slower is measured again
+with fresh processes, and fails only when seen again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from batchgauge.errors import UserError
+from batchgauge.measuring.blocks import TWIN
+from batchgauge.measuring.compare import Change, changed_work, classify, suspicious
+from batchgauge.measuring.gate_process import Plan, Side, Worker, WorkerError
+from batchgauge.measuring.record import Sample, as_json
+from batchgauge.measuring.statistics import Estimate, location, minimum_detectable_change
+
+Logs = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One round of one benchmark: log(time new ÷ time base) [process rounds], and base ÷ base."""
+
+    ratios: Logs
+    twins: Logs
+    counters: tuple[Mapping[str, float], Mapping[str, float]]
+
+    @property
+    def estimate(self) -> Estimate:
+        """The log time ratio with its interval over process rounds."""
+        return location(self.ratios)
+
+    @property
+    def half_width(self) -> float:
+        """Of the A/A interval, in logs."""
+        return location(self.twins).half_width
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the gate found: one change a benchmark, all samples, and what could not be measured."""
+
+    changes: list[Change]
+    samples: list[Sample]
+    evidence: dict[str, list[Evidence]]
+    problems: dict[str, str]
+
+
+def gate(base: Side, new: Side, plan: Plan) -> Result:
+    """Compare `new` with `base`; what looks slower is measured a second time.
+
+    Raises UserError when no benchmark runs on both sides, or a worker does not start.
+    """
+    rounds: dict[str, list[Evidence]] = {}
+    evidence, samples, problems = measure_round(base, new, plan)
+    for name, first in evidence.items():
+        rounds[name] = [first]
+    if not rounds:
+        reason = next(iter(problems.values()), "nothing was selected")
+        raise UserError(f"No benchmark ran on both revisions: {reason}")
+    again = [n for n, e in evidence.items() if looks_slower(e, plan.threshold)]
+    if again:
+        more, further, _ = measure_round(base, new, plan, only=again, first_process=plan.processes)
+        samples += further
+        for name, second in more.items():
+            rounds[name].append(second)
+    changes = [decide(name, rows, plan.threshold) for name, rows in rounds.items()]
+    return Result(changes, samples, rounds, problems)
+
+
+def looks_slower(evidence: Evidence, threshold: float) -> bool:
+    """True when one round's evidence asks for a second."""
+    floor = math.expm1(evidence.half_width)
+    return suspicious(evidence.estimate, threshold=threshold, noise_floor=floor)
+
+
+def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
+    """The gate's word on one benchmark after its one or two rounds; numbers are the last round's.
+
+    The noise floor of a round must be passed in that round; the larger one is reported.
+    """
+    halves = [r.half_width for r in rounds]
+    floor = math.expm1(max(halves))
+    last = rounds[-1].estimate
+    return Change(
+        benchmark=name,
+        change=math.expm1(last.value),
+        low=math.expm1(last.low),
+        high=math.expm1(last.high),
+        noise_floor=floor,
+        minimum_detectable_change=minimum_detectable_change(max(halves)),
+        threshold=threshold,
+        blocks=sum(r.ratios.size for r in rounds),
+        status=classify(
+            [r.estimate for r in rounds],
+            threshold=threshold,
+            noise_floor=floor,
+            mdc=minimum_detectable_change(max(halves)),
+        ),
+        work=changed_work(*rounds[0].counters),
+    )
+
+
+def measure_round(
+    base: Side, new: Side, plan: Plan, *, only: Sequence[str] = (), first_process: int = 0
+) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
+    """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
+    names = list(only or plan.benchmarks)
+    ratios: dict[str, list[float]] = {}
+    twins: dict[str, list[float]] = {}
+    counters: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
+    samples: list[Sample] = []
+    problems: dict[str, str] = {}
+    sides = {"base": base, TWIN: base, "new": new}
+    total = plan.processes * len(names)
+    with tqdm(total=total, desc="gate", unit="benchmark", disable=not plan.progress) as bar:
+        for process in range(first_process, first_process + plan.processes):
+            rng = np.random.default_rng((plan.seed, process))
+            with ExitStack() as stack:
+                order = rng.permutation(list(sides)).tolist()
+                workers = {k: stack.enter_context(Worker(sides[k], plan)) for k in order}
+                for name in [n for n in names if n not in problems]:
+                    bar.set_postfix_str(name)
+                    try:
+                        table, work = _one(name, workers, process, rng, plan, samples)
+                    except WorkerError as problem:
+                        problems[name] = str(problem)
+                        continue
+                    both = (
+                        table["base"] + table[TWIN]
+                    ) / 2.0  # two samples of the same: less noise
+                    ratios.setdefault(name, []).append(_middle(table["new"] - both))
+                    twins.setdefault(name, []).append(_middle(table[TWIN] - table["base"]))
+                    counters[name] = work
+                    bar.update()
+    found = {
+        n: Evidence(np.array(ratios[n]), np.array(twins[n]), counters[n])
+        for n in ratios
+        if n not in problems
+    }
+    return found, samples, problems
+
+
+def _middle(blocks: Logs) -> float:
+    return location(blocks, resamples=1).value
+
+
+def _one(
+    name: str,
+    workers: Mapping[str, Worker],
+    process: int,
+    rng: np.random.Generator,
+    plan: Plan,
+    samples: list[Sample],
+) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
+    """Blocks of one benchmark in one process round: log(time per call) per side [blocks]."""
+    end = time.perf_counter() + plan.seconds / plan.processes
+    ready = {key: worker.ask(prepare=name) for key, worker in workers.items()}
+    loops = int(ready["base"]["loops"])
+    logs: dict[str, list[float]] = {key: [] for key in workers}
+    block = 0
+    while block < 2 or (time.perf_counter() < end and block < 200):
+        order = rng.permutation(list(workers)).tolist()
+        sums = dict.fromkeys(workers, 0.0)
+        for position, key in enumerate(order + order[::-1]):
+            worker = workers[key]
+            took = worker.ask(sample=name, loops=loops, slow=worker.side.slow)
+            sums[key] += math.log(took["wall_ns"] / loops / 1e6) / 2.0
+            info = ready[key]
+            samples.append(
+                Sample(
+                    benchmark=name,
+                    implementation=key,
+                    part=info["part"],
+                    batch_size=info["batch_size"],
+                    parameters=as_json(info["parameters"]),
+                    process=process,
+                    block=block,
+                    position=position,
+                    is_warmup=False,
+                    inner_loops=loops,
+                    wall_ms=took["wall_ns"] / loops / 1e6,
+                    cpu_ms=took["cpu_ns"] / loops / 1e6,
+                    items=info["items"],
+                    tokens=info["tokens"],
+                    counters=as_json(info["counters"]),
+                )
+            )
+        for key, value in sums.items():
+            logs[key].append(value)
+        block += 1
+    work = (ready["base"]["counters"], ready["new"]["counters"])
+    return {key: np.array(rows) for key, rows in logs.items()}, work
