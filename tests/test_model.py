@@ -36,7 +36,7 @@ def pair(request, tmp_path_factory):
     """The core's and the baseline's model of one file."""
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     file = GGUFFile.open(write_tiny_model(path, **SHAPES[request.param]))
-    return LlamaModel(file), BaselineModel(file)
+    return LlamaModel(file), BaselineModel.from_file(file)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ class BaselineEngine:
         """Load model and tokenizer of a GGUF file; None is the default model. Raises UserError."""
         file = GGUFFile.open(path or default_model_path())
         tokenizer = BaselineTokenizer.from_metadata(file.metadata)
-        return cls(BaselineModel(file), tokenizer, file.metadata)
+        return cls(BaselineModel.from_file(file), tokenizer, file.metadata)
 
     def infer_batch(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]
@@ -89,7 +89,7 @@ class BaselineEngine:
         with stages.stage("tokenise"):
             prompt = self.reader.read(item.data)
         one = Generation(item, prompt, self.reader, self.ends)
-        cache = self.model.new_cache()
+        cache = self.model.new_cache(one.capacity)
         before_ms = stages.ms()["prefill"]
         with stages.stage("prefill"):
             logits = self.model.forward(prompt, cache)[-1]  # [V]

@@ -11,58 +11,85 @@ Letters: T positions, D model width, H query heads, J key/value heads, E head wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import Floats, GGUFFile
 from batchgauge.core.weights import Config, check_tensors
 
-Cache = list[tuple[Floats, Floats]]  # keys and values [T, J, E] of each layer
+Positions = npt.NDArray[np.intp]
+
+
+class Cache:
+    """Keys and values [T, J, E] of each layer, grown by concatenation."""
+
+    def __init__(self, config: Config) -> None:
+        empty = np.zeros((0, config.kv_heads, config.head_dim), np.float32)
+        self.layers = [(empty, empty)] * config.layers
+        self.length = 0
+
+    def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """Append new positions to a layer; all of its keys and values."""
+        held_keys, held_values = self.layers[layer]
+        self.layers[layer] = (
+            np.concatenate([held_keys, keys]),
+            np.concatenate([held_values, values]),
+        )
+        return self.layers[layer]
 
 
 class BaselineModel:
     """Weights by name, and the forward pass."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.config = Config.from_file(file)
-        check_tensors(file, self.config)
-        self.weights = {name.removesuffix(".weight"): file.read(name) for name in file.tensors}
+    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
+        self.config = config
+        self.weights = dict(weights)
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> BaselineModel:
+    def load(cls, path: str | Path | None = None) -> Self:
         """Load a GGUF file; None is the default model. Raises UserError."""
-        return cls(GGUFFile.open(path or default_model_path()))
+        return cls.from_file(GGUFFile.open(path or default_model_path()))
+
+    @classmethod
+    def from_file(cls, file: GGUFFile) -> Self:
+        """Read all tensors of an open file. Raises UserError."""
+        config = Config.from_file(file)
+        check_tensors(file, config)
+        return cls(config, {name.removesuffix(".weight"): file.read(name) for name in file.tensors})
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of weights as held in memory."""
         return sum(matrix.nbytes for matrix in self.weights.values())
 
-    def new_cache(self) -> Cache:
-        """An empty KV cache."""
-        c = self.config
-        empty = np.zeros((0, c.kv_heads, c.head_dim), np.float32)
-        return [(empty, empty)] * c.layers
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty KV cache; this one has no use for the number of positions to come."""
+        return Cache(self.config)
 
     def forward(self, ids: Sequence[int], cache: Cache) -> Floats:
         """Read ids behind what the cache holds; logits [T, V] of what follows each of them."""
         x = self.weights["token_embd"][np.asarray(ids)]  # [T, D]
-        start = len(cache[0][0])
-        positions = np.arange(start, start + len(ids))
+        positions = np.arange(cache.length, cache.length + len(ids))
         for layer in range(self.config.layers):
             at = f"blk.{layer}."
-            normed = self.norm(x, at + "attn_norm")
-            x = x + self.attention(normed, at, positions, cache, layer)
+            x = x + self.attention(self.norm(x, at + "attn_norm"), layer, positions, cache)
             x = x + self.feed_forward(self.norm(x, at + "ffn_norm"), at)
+        cache.length += len(ids)
         return self.logits(x)
+
+    def product(self, x: Floats, name: str) -> Floats:
+        """Product of x [T, K] and a matrix [N, K], transposed: [T, N]."""
+        return x @ self.weights[name].T
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary of every position: [T, V]."""
-        head = self.weights["token_embd" if self.config.tied else "output"]
-        return self.norm(x, "output_norm") @ head.T
+        head = "token_embd" if self.config.tied else "output"
+        return self.product(self.norm(x, "output_norm"), head)
 
     def norm(self, x: Floats, name: str) -> Floats:
         """RMSNorm with its gain (Zhang & Sennrich 2019)."""
@@ -70,47 +97,59 @@ class BaselineModel:
         normed: Floats = x / np.sqrt(mean_square + np.float32(self.config.norm_epsilon))
         return normed * self.weights[name]
 
-    def attention(
-        self, x: Floats, at: str, positions: np.ndarray, cache: Cache, layer: int
-    ) -> Floats:
-        """Grouped-query attention over all positions so far; appends to the cache."""
-        c, (T, _) = self.config, x.shape
-        queries = self.rope(
-            (x @ self.weights[at + "attn_q"].T).reshape(T, -1, c.head_dim), positions
+    def attention(self, x: Floats, layer: int, positions: Positions, cache: Cache) -> Floats:
+        """Grouped-query attention over all positions so far; extends the cache."""
+        at = f"blk.{layer}."
+        queries, keys, values = (
+            part.reshape(len(x), -1, self.config.head_dim) for part in self.qkv(x, at)
         )
-        keys = self.rope((x @ self.weights[at + "attn_k"].T).reshape(T, -1, c.head_dim), positions)
-        values = (x @ self.weights[at + "attn_v"].T).reshape(T, -1, c.head_dim)
-        keys = np.concatenate([cache[layer][0], keys])  # [C, J, E]
-        values = np.concatenate([cache[layer][1], values])
-        cache[layer] = (keys, values)
+        queries, keys = self.rope(queries, positions), self.rope(keys, positions)
+        keys, values = cache.extend(layer, keys, values)  # [C, J, E]
         hidden = np.arange(len(keys)) > positions[:, None]  # [T, C]: the future
+        return self.product(self.attend(queries, keys, values, hidden), at + "attn_output")
+
+    def qkv(self, x: Floats, at: str) -> Sequence[Floats]:
+        """Queries, keys and values [T, heads * E]."""
+        return [self.product(x, at + name) for name in ("attn_q", "attn_k", "attn_v")]
+
+    def attend(
+        self, queries: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]
+    ) -> Floats:
+        """Softmax attention, head by head (Vaswani et al. 2017): [T, H * E]."""
+        c = self.config
         heads = []
         for head in range(c.heads):
             shared = head // (c.heads // c.kv_heads)
             scores = queries[:, head] @ keys[:, shared].T / np.sqrt(np.float32(c.head_dim))
             heads.append(softmax(np.where(hidden, -np.inf, scores)) @ values[:, shared])
-        return np.concatenate(heads, axis=1) @ self.weights[at + "attn_output"].T
+        return np.concatenate(heads, axis=1)
 
-    def rope(self, x: Floats, positions: np.ndarray) -> Floats:
+    def rope(self, x: Floats, positions: Positions) -> Floats:
         """Rotate the pairs (2i, 2i + 1) of every head by position (Su et al. 2021)."""
-        width = self.config.head_dim
-        angles = self.config.rope_base ** (-np.arange(0, width, 2) / width)  # [E / 2]
-        angles = positions[:, None] * angles / self.config.rope_scale  # [T, E / 2]
-        if "rope_freqs" in self.weights:
-            angles = angles / self.weights["rope_freqs"]
-        cos = np.cos(angles).astype(np.float32)[:, None, :]
-        sin = np.sin(angles).astype(np.float32)[:, None, :]
+        angles = self.angles(positions)[:, None, :]
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         even, odd = x[..., 0::2], x[..., 1::2]
         turned = np.empty_like(x)
         turned[..., 0::2] = even * cos - odd * sin
         turned[..., 1::2] = even * sin + odd * cos
         return turned
 
+    def angles(self, positions: Positions) -> npt.NDArray[np.float64]:
+        """Angles of every position and pair, in radians: [T, E / 2]."""
+        width = self.config.head_dim
+        frequencies = self.config.rope_base ** (-np.arange(0, width, 2) / width)
+        if "rope_freqs" in self.weights:
+            frequencies = frequencies / self.weights["rope_freqs"]
+        return positions[:, None] * frequencies / self.config.rope_scale
+
     def feed_forward(self, x: Floats, at: str) -> Floats:
         """SwiGLU (Shazeer 2020)."""
-        gate = x @ self.weights[at + "ffn_gate"].T
-        up = x @ self.weights[at + "ffn_up"].T
-        return (silu(gate) * up) @ self.weights[at + "ffn_down"].T
+        gate, up = self.gate_up(x, at)
+        return self.product(silu(gate) * up, at + "ffn_down")
+
+    def gate_up(self, x: Floats, at: str) -> Sequence[Floats]:
+        """Gate and up [T, F]."""
+        return [self.product(x, at + name) for name in ("ffn_gate", "ffn_up")]
 
 
 def silu(x: Floats) -> Floats:
