@@ -74,7 +74,7 @@ class LlamaModel:
             ids = np.concatenate(
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]
             )
-            x = self._read(ids, [cache.find(b) for b in rows], [s.stop - s.start for s in spans])
+            x = self.read(ids, [cache.find(b) for b in rows], [s.stop - s.start for s in spans])
             ends = np.cumsum([s.stop - s.start for s in spans]) - 1
             last[rows] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
@@ -117,7 +117,7 @@ class LlamaModel:
         final *= self.weights.final_gain
         return self.weights.head(final)
 
-    def _read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
+    def read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D]."""
         x = self.embed(ids)
         starts = [int(group.lengths[row]) for group, row in rows]

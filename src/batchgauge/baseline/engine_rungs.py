@@ -1,0 +1,254 @@
+"""The ladder from the baseline engine to the batched one, one named idea a rung.
+
+A rung is a small class that overrides little of `BaselineModel`, so that the difference
+between two of them is the idea and nothing else; the last two are the core's own model.
+Work is a list of batch items, output the token ids of every answer; all rungs give the
+same. All share the file's weights and copy only what their idea lays out anew.
+
+The order is the one in which ideas were tried, including those that do not pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.baseline.engine import BaselineEngine
+from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
+from batchgauge.baseline.rung import Rung
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.core.gguf_file import Floats, GGUFFile
+from batchgauge.core.kv_cache import KVCache
+from batchgauge.core.model import LlamaModel
+from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.core.weights import BLOCK, Blocked, Config, blocked_size, place_rows
+from batchgauge.protocols import Engine
+from batchgauge.request import BatchItem, InferenceBatchRequest
+
+Items = Sequence[BatchItem[InferenceBatchRequest]]
+Answers = list[tuple[int, ...]]
+Infer = Callable[[Items], Answers]
+
+
+class LastLogits(BaselineModel):
+    """Scores over the vocabulary only for the last position."""
+
+    def logits(self, x: Floats) -> Floats:
+        """Scores [1, V]."""
+        return super().logits(x[-1:])
+
+
+class RoomForAll(Cache):
+    """Keys and values with room for all positions to come."""
+
+    def __init__(self, config: Config, capacity: int) -> None:
+        shape = (config.layers, 2, capacity, config.kv_heads, config.head_dim)
+        self.length = 0
+        self.rows = np.empty(shape, np.float32)
+
+    def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
+        """Write new positions behind those held; a view of all."""
+        end = self.length + len(keys)
+        held_keys, held_values = self.rows[layer]
+        held_keys[self.length : end] = keys
+        held_values[self.length : end] = values
+        return held_keys[:end], held_values[:end]
+
+
+class PreallocatedCache(BaselineModel):
+    """The KV cache is allocated once instead of copied at every step."""
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty cache of that size."""
+        return RoomForAll(self.config, capacity)
+
+
+class ComplexRotation(BaselineModel):
+    """A pair of features as one complex number, turned by one multiplication."""
+
+    def rope(self, x: Floats, positions: Positions) -> Floats:
+        """Rotate the pairs (2i, 2i + 1)."""
+        turns = np.exp(1j * self.angles(positions)).astype(np.complex64)  # [T, E / 2]
+        turned = np.ascontiguousarray(x).view(np.complex64) * turns[:, None]
+        rotated: Floats = turned.view(np.float32)
+        return rotated
+
+
+class GroupedHeads(BaselineModel):
+    """All query heads that share keys and values in one product, all groups in one call."""
+
+    def attend(
+        self, queries: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]
+    ) -> Floats:
+        """Softmax attention: [T, H * E]."""
+        T, J, E = len(queries), self.config.kv_heads, self.config.head_dim
+        grouped = queries.reshape(T, J, -1, E).transpose(1, 2, 0, 3)  # [J, G, T, E]
+        scores = grouped @ keys.transpose(1, 2, 0)[:, None] / np.sqrt(np.float32(E))
+        mixed = softmax(np.where(hidden, -np.inf, scores)) @ values.transpose(1, 0, 2)[:, None]
+        return mixed.transpose(2, 0, 1, 3).reshape(T, -1)
+
+
+class FoldedGains(BaselineModel):
+    """Gains of the norms within a layer are multiplied into the matrices behind them."""
+
+    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
+        super().__init__(config, weights)
+        behind = {"attn_norm": ["attn_q", "attn_k", "attn_v"], "ffn_norm": ["ffn_gate", "ffn_up"]}
+        for layer in range(config.layers):
+            for norm, names in behind.items():
+                gain = self.weights.pop(f"blk.{layer}.{norm}")
+                for name in names:
+                    self.weights[f"blk.{layer}.{name}"] = self.weights[f"blk.{layer}.{name}"] * gain
+
+    def norm(self, x: Floats, name: str) -> Floats:
+        """RMSNorm, with a gain only where one is left."""
+        if name in self.weights:
+            return super().norm(x, name)
+        mean_square = np.mean(x**2, axis=-1, keepdims=True)
+        normed: Floats = x / np.sqrt(mean_square + np.float32(self.config.norm_epsilon))
+        return normed
+
+
+class FusedMatrices(BaselineModel):
+    """Queries, keys and values in one product, gate and up in one."""
+
+    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
+        super().__init__(config, weights)
+        fused = {"qkv": ["attn_q", "attn_k", "attn_v"], "gate_up": ["ffn_gate", "ffn_up"]}
+        for layer in range(config.layers):
+            for name, parts in fused.items():
+                matrices = [self.weights.pop(f"blk.{layer}.{part}") for part in parts]
+                self.weights[f"blk.{layer}.{name}"] = np.concatenate(matrices)
+
+    def qkv(self, x: Floats, at: str) -> Sequence[Floats]:
+        """Queries, keys and values [T, heads * E]."""
+        c = self.config
+        ends = np.cumsum([0, *(heads * c.head_dim for heads in (c.heads, c.kv_heads, c.kv_heads))])
+        together = self.product(x, at + "qkv")
+        return [together[:, a:b] for a, b in pairwise(ends)]
+
+    def gate_up(self, x: Floats, at: str) -> Sequence[Floats]:
+        """Gate and up [T, F]."""
+        return np.split(self.product(x, at + "gate_up"), 2, axis=1)
+
+
+class FeatureMajor(BaselineModel):
+    """Products with the weights on the left and activations as columns."""
+
+    def product(self, x: Floats, name: str) -> Floats:
+        """Product of x [T, K] and a matrix [N, K], transposed: [T, N]."""
+        return (self.weights[name] @ np.ascontiguousarray(x.T)).T
+
+
+class BlockedWeights(BaselineModel):
+    """Matrices in blocks of output features, multiplied block by block without packing."""
+
+    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
+        super().__init__(config, weights)
+        self.blocked = {
+            name: _block(matrix)
+            for name, matrix in self.weights.items()
+            if matrix.ndim == 2 and not (name == "token_embd" and not config.tied)
+        }
+        for name in self.blocked.keys() - {"token_embd"}:
+            del self.weights[name]
+
+    def product(self, x: Floats, name: str) -> Floats:
+        """Product of x [T, K] and a matrix [N, K], transposed: [T, N]."""
+        return self.blocked[name](np.ascontiguousarray(x))
+
+
+def _block(matrix: Floats) -> Blocked:
+    blocks = np.zeros(blocked_size(*matrix.shape), np.float32)
+    blocked = Blocked(blocks.reshape(-1, matrix.shape[1], BLOCK), len(matrix))
+    place_rows(blocked.blocks, 0, matrix)
+    return blocked
+
+
+class PromptByPrompt(LlamaModel):
+    """The core's model with batched decode steps, prompts still read one after the other."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
+        """Logits [B, V] of what follows each prompt."""
+        rows = []
+        for row, prompt in enumerate(prompts):
+            x = self.read(np.asarray(prompt, np.int32), [cache.find(row)], [len(prompt)])
+            rows.append(self.logits(x[-1:])[0])
+        return np.stack(rows)
+
+
+_IDEAS: tuple[tuple[str, type[BaselineModel], str], ...] = (
+    ("last logits", LastLogits, "Score the vocabulary only for a prompt's last position."),
+    ("preallocated cache", PreallocatedCache, "Allocate the KV cache once, never copy it."),
+    ("complex rotation", ComplexRotation, "Turn pairs of features as complex numbers."),
+    ("grouped heads", GroupedHeads, "Attend with all heads in one batched product."),
+    ("folded gains", FoldedGains, "Multiply the norms' gains into the matrices at load time."),
+    ("fused matrices", FusedMatrices, "One product for queries, keys, values; one for gate, up."),
+    ("feature-major", FeatureMajor, "Multiply weights by columns of activations."),
+    ("blocked weights", BlockedWeights, "Keep products small enough for BLAS not to pack them."),
+)
+
+
+def baseline(path: Path | None = None) -> Infer:
+    """What every rung is compared with."""
+    return _mixed(path, [])
+
+
+def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
+    """The ladder on the model of a GGUF file; None is the default model."""
+    classes = [idea for _, idea, _ in _IDEAS]
+    ladder = [
+        Rung(name, idea, partial(_mixed, path, [cls]), partial(_mixed, path, classes[: place + 1]))
+        for place, (name, cls, idea) in enumerate(_IDEAS)
+    ]
+    return (
+        *ladder,
+        Rung(
+            "batched decode",
+            "One decode step for all requests, each with a masked row of the cache.",
+            None,
+            partial(_batched, path, PromptByPrompt),
+        ),
+        Rung(
+            "packed prefill",
+            "Prompts of unequal length end to end in one prefill, without padding.",
+            None,
+            partial(_batched, path, LlamaModel),
+        ),
+    )
+
+
+def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
+    """The baseline with these ideas, the last one first in line."""
+    base = _plain(path or default_model_path())
+    mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
+    metadata = GGUFFile.open(path or default_model_path()).metadata
+    engine = BaselineEngine(
+        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata), metadata
+    )
+    return partial(_answers, engine)
+
+
+@lru_cache(maxsize=1)
+def _plain(path: Path) -> BaselineModel:
+    """The file's weights, shared by all rungs."""
+    return BaselineModel.load(path)
+
+
+def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
+    file = GGUFFile.open(path or default_model_path())
+    tokenizer = BPETokenizer.from_metadata(file.metadata)
+    return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
+
+
+def _answers(engine: Engine, items: Items) -> Answers:
+    return [row.data.token_ids if row.data else () for row in engine.infer_batch(items).responses]
+
+
+RUNGS = engine_rungs()
