@@ -111,11 +111,11 @@ def test_the_core_imports_without_the_rest():
 
 
 def test_modules_stay_small():
-    """A module that needs more than 330 lines wants to be two."""
+    """A module of more than 400 lines wants to be two."""
     long = {
         str(p.relative_to(PROJECT)): lines
         for p in PACKAGE.rglob("*.py")
-        if (lines := len(p.read_text(encoding="utf-8").splitlines())) > 330
+        if (lines := len(p.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
 

@@ -54,7 +54,10 @@ def study(
     from batchgauge.reporting.matrix import run_matrix
     from batchgauge.reporting.study import run_study
 
-    given = {name: value for name, value in common.items() if value is not None}
+    given: dict[str, str] = {name: value for name, value in common.items() if value is not None}
+    for name in {"model", "workload"} & set(given):  # the kernels run in the project's folder
+        if (path := Path(given[name])).exists():
+            given[name] = str(path.resolve())
     given.update(others)
     if matrix is None:
         run_study(
