@@ -84,7 +84,8 @@ def measure_engines(peers: Peers) -> Engines:
             place = {"part": "decode", "threads": threads, "batch_size": batch, "tokens": 1}
             _compare(peers, steps, batch, place, rows, samples)
         for batch, length in prefill[threads]:
-            ids = np.random.default_rng(peers.seed).integers(0, 20_000, (batch, length)).tolist()
+            rng, size = np.random.default_rng(peers.seed), steppers[OURS].vocab_size
+            ids = rng.integers(0, size, (batch, length)).tolist()
             calls = {name: _prefill(s, ids) for name, s in steppers.items()}
             place = {"part": "prefill", "threads": threads, "batch_size": batch, "tokens": length}
             _compare(peers, calls, batch * length, place, rows, samples)
