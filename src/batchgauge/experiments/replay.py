@@ -31,7 +31,7 @@ MEAN_BOUND, P90_BOUND = 0.10, 0.15  # the validation's own goals, relative
 
 
 def to_requests(
-    arrivals: Arrivals, *, vocab_size: int = 1000, seed: int = 0
+    arrivals: Arrivals, *, vocab_size: int = 256, seed: int = 0
 ) -> list[BatchItem[InferenceBatchRequest]]:
     """Requests of exactly the arrivals' lengths: random prompt ids, end tokens ignored."""
     rng = np.random.default_rng(seed)

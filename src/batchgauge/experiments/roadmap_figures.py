@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 REAL, SIMULATED = "#0072B2", "#D55E00"
 # Policies and ways have no implementation's colour: Okabe and Ito's others.
 LOOKS: Mapping[str, tuple[str, str]] = {
@@ -89,7 +89,7 @@ def draw_policy_curves(curves: pd.DataFrame, target_s: float, rate: float) -> Fi
             rates, seconds.min(axis=1), seconds.max(axis=1), color=colour, alpha=0.15, linewidth=0
         )
         ax.plot(rates, middle, color=colour, marker=marker, label=name)
-        good = rates[middle <= target_s]
+        good = rates[np.cumprod(middle <= target_s).astype(bool)]  # and at every lower rate
         reach[name] = float(good.max()) if good.size else 0.0
     plots.reference_line(ax, target_s, f"target {target_s:.2g} s")
     plots.reference_line(ax, rate, "rate asked for", axis="x")
@@ -250,12 +250,21 @@ def _two_gains(table: pd.DataFrame, title: str) -> Figure:
         )
         ax.axvline(1.0, color=plots.MUTED, linestyle=":", zorder=1.5)
         ax.set_xscale("log")
-        ends = min(0.8, 0.9 * low.min()), max(1.25, 1.1 * high.max())
-        ticks = [t for t in TICKS if ends[0] <= t <= ends[1]]
+        ends = min(0.8, max(0.25, 0.9 * low.min())), max(1.25, 1.1 * high.max())
         ax.set_xlim(*ends)
-        ax.xaxis.set_major_locator(FixedLocator(ticks[:: 1 + len(ticks) // 8]))
+        ax.xaxis.set_major_locator(FixedLocator(_apart(*ends)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.set(xlabel=text)
     axes[0].set_title(title[0].upper() + title[1:])
     return fig
+
+
+def _apart(low: float, high: float) -> list[float]:
+    """Round ticks between two ends of a logarithmic axis, far enough apart to be read."""
+    gap = np.log(high / low) / 7
+    chosen = [1.0]
+    for tick in sorted(TICKS, key=lambda t: abs(np.log(t))):
+        if low <= tick <= high and min(abs(np.log(tick / c)) for c in chosen) >= gap:
+            chosen.append(tick)
+    return chosen

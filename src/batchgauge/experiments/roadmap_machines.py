@@ -18,10 +18,10 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.weights import Config
 from batchgauge.experiments.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap import Case, check_price
+from batchgauge.measuring.statistics import location
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
-from batchgauge.simulate.roadmap import Ratio
 from batchgauge.simulate.scaling import ScalingFit, fit_scaling
 from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Server
 from batchgauge.simulate.steps import StepTable
@@ -40,13 +40,17 @@ SHARDS = (1, 2, 4, 8)  # machines of the distributed plan
 
 
 def gains(measured: pd.DataFrame) -> pd.DataFrame:
-    """What a second core gives: one row a stage and way, ratio over one thread with interval."""
+    """What a second core gives: one row a stage and way, ratio over one thread.
+
+    The trimmed mean over blocks of the logarithm, with its 95 % interval.
+    """
     rows = []
     for stage in STAGES:
         for way in WAYS[1:]:
             by_size = throughputs(measured, stage, way)
-            ratio = Ratio.of(by_size[2], by_size[1])
-            rows.append({"stage": stage, "way": way, **ratio.__dict__})
+            found = location(np.log(np.divide(by_size[2], by_size[1])))
+            value, low, high = np.exp([found.value, found.low, found.high]).tolist()
+            rows.append({"stage": stage, "way": way, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
