@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import matplotlib as mpl
@@ -140,6 +141,14 @@ def test_a_report_needs_an_answer(tmp_path):
     with pytest.raises(UserError, match="no answer"):
         report.finish()
     assert not (tmp_path / "data").exists()
+
+
+def test_python_names_are_not_set_in_bold(tmp_path):
+    """Double underscores of a name stay underscores, in code they stay as they are."""
+    report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)
+    report.answer("A.__call__ takes **9 %**, as does `__init__`.")
+    facts = json.loads(report.finish().read_text())
+    assert facts["answer"] == r"A.\_\_call\_\_ takes **9 %**, as does `__init__`."
 
 
 def test_figures_are_twice_the_pixels(tmp_path):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
 METADATA_KEY = "batchgauge"
+_DUNDER = re.compile(r"(?<!\w)__(\w+?)__(?!\w)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Better = Literal["higher", "lower"]
@@ -188,11 +189,13 @@ class Report:
 
     def finding(self, sentence: str) -> None:
         """Say what the figure or table above shows; a sentence generated from its data."""
+        sentence = _plain_dunders(sentence)
         self._findings.append(sentence)
         _show({"text/plain": sentence, "text/markdown": sentence}, kind="finding")
 
     def answer(self, sentences: str) -> None:
         """The answer to the question in one to three sentences, for the first screen."""
+        sentences = _plain_dunders(sentences)
         self._answer = sentences
         text = f"**Answer.** {sentences}"
         _show({"text/plain": text, "text/markdown": text}, kind="answer", text=sentences)
@@ -274,6 +277,13 @@ class Report:
             **shown,
         )
         _show({"text/markdown": f"*{caption}*", "text/plain": caption}, kind="caption")
+
+
+def _plain_dunders(markdown: str) -> str:
+    """`Blocked.__call__` as it is written, which Markdown would set in bold."""
+    pieces = markdown.split("`")
+    pieces[::2] = [_DUNDER.sub(r"\\_\\_\1\\_\\_", piece) for piece in pieces[::2]]
+    return "`".join(pieces)
 
 
 def _check_parameters() -> None:
