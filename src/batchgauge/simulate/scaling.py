@@ -111,9 +111,11 @@ def fit_scaling(
 
 
 def _lost(X: Floats, n: Floats) -> Floats:
-    """N / S(n) - 1 for each n above 1: what both laws write as a sum of their parameters."""
-    means = np.exp(np.log(X).mean(axis=1))
-    return np.asarray(n * means[0] / means[1:] - 1)
+    """For each n above 1, n / S(n) - 1, which both laws write as a sum of their parameters.
+
+    S(n) is the median over blocks, which one disturbed block does not move.
+    """
+    return np.asarray(n * np.median(X[0] / X[1:], axis=1) - 1)
 
 
 def _fit(n: Floats, lost: Floats, law: Law) -> tuple[float, float]:
