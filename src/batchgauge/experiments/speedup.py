@@ -4,32 +4,160 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from batchgauge.baseline.engine import BaselineEngine
-from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.baseline import engine_rungs, tokenizer_rungs
+from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.errors import UserError
 from batchgauge.experiments import goals_engine, goals_tokenizing
+from batchgauge.experiments.by_size import inference_by_size, tokenizing_by_size
 from batchgauge.experiments.goals import Bench, Goal, as_frame
 from batchgauge.experiments.goals_engine import requests
-from batchgauge.experiments.ladder import between
-from batchgauge.measuring import compare_interleaved, measure
-from batchgauge.reporting import plots
+from batchgauge.experiments.lab import checked_sizes
+from batchgauge.experiments.ladder import CUMULATIVE, Ladder, climb
+from batchgauge.measuring import measure
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 from batchgauge.workload import texts
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from batchgauge.reporting import Report
     from batchgauge.reporting.profiles import Profile
 
-BASELINE, STRICT, OVER_BASELINE = "baseline", "same implementation", "over the baseline"
+from batchgauge.experiments.by_size import OVER_BASELINE
+from batchgauge.experiments.goals import summary as goals_summary
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What the speedup notebook measures, section by section."""
+
+    budget: Profile
+    model: str
+    sizes: tuple[int, ...]
+    threads: int
+    seed: int
+
+    @classmethod
+    def open(
+        cls,
+        budget: Profile,
+        *,
+        tokenizer: str,
+        engine: str,
+        model: str,
+        batch_sizes: Sequence[int],
+        threads: int,
+        seed: int,
+    ) -> Study:
+        """Check the parameters. Raises UserError for a foreign implementation or bad sizes."""
+        for what, name in (("tokenizer", tokenizer), ("engine", engine)):
+            if name != "numpy":
+                raise UserError(
+                    f"The ladders take the core's own implementations apart; {what} is '{name}', "
+                    "expected 'numpy' (the peers notebook compares foreign ones)."
+                )
+        sizes = checked_sizes(batch_sizes, 100, "S(b)")
+        return cls(budget, model, sizes, threads, seed)
+
+    def _bench(self, share: float) -> Bench:
+        return Bench(self.budget, self.budget.share(share), self.seed, self.threads)
+
+    def _climb(self, ladder: Ladder, min_blocks: int) -> pd.DataFrame:
+        return climb(ladder, min_blocks=min_blocks, seed=self.seed, threads=self.threads)
+
+    @property
+    def _path(self) -> Path | None:
+        return Path(self.model) if self.model else None
+
+    def climb_tokenizing(self) -> pd.DataFrame:
+        """The ladder of tokenizing, on 32 warm texts of 200 characters."""
+        ladder = Ladder(
+            "tokenizing", lambda: tokenizer_rungs.baseline(self._path),
+            tokenizer_rungs.tokenizer_rungs(self._path), texts("prose", 200, 32, self.seed), 32,
+            self.budget.share(0.15),
+        )  # fmt: skip
+        return self._climb(ladder, self.budget.min_blocks)
+
+    def climb_inference(self) -> pd.DataFrame:
+        """The ladder of inference, on a few requests of unequal length."""
+        rows = self.budget.choose(smoke=2, default=3, thorough=8)
+        new = self.budget.choose(smoke=2, default=4, thorough=16)
+        work = requests([9, 17, 30, 24, 12, 40, 21, 33][:rows], [new] * rows)
+        ladder = Ladder(
+            "inference", lambda: engine_rungs.baseline(self._path),
+            engine_rungs.engine_rungs(self._path), work, rows, self.budget.share(0.35),
+        )  # fmt: skip
+        return self._climb(ladder, self.budget.choose(smoke=2, default=3, thorough=10))
+
+    def climb_statistics(self) -> pd.DataFrame:
+        """The ladders of statistics (1,000 items) and of looking up 100 of 10,000 responses."""
+        rng = np.random.default_rng(self.seed)
+        times = rng.lognormal(1.0, 0.5, 1000)
+        result = BatchResult.of((BatchResponse(str(i), i, 1.0) for i in range(10_000)), 1.0)
+        wanted = [str(i) for i in rng.integers(0, 10_000, 100)]
+        share = self.budget.share(0.02)
+        both = (
+            Ladder("statistics", STATS_BASELINE, STATS_RUNGS, (times, 1.0), 1000, share),
+            Ladder("look-up", LOOKUP_BASELINE, LOOKUP_RUNGS, (result, wanted), 100, share),
+        )
+        tables = [self._climb(ladder, self.budget.min_blocks) for ladder in both]
+        return pd.concat(tables, ignore_index=True)
+
+    def tokenizing_by_size(self) -> pd.DataFrame:
+        """S(b) of tokenizing at every size."""
+        return tokenizing_by_size(self._bench(0.008), self.sizes, model=self.model)
+
+    def inference_by_size(self) -> pd.DataFrame:
+        """S(b) of inference at every size, the largest at most 4 in a smoke run."""
+        most = self.budget.choose(smoke=4, default=100, thorough=100)
+        sizes = [size for size in self.sizes if size <= most] or [1]
+        return inference_by_size(self._bench(0.2), sizes, model=self.model)
+
+    def goals(self) -> pd.DataFrame:
+        """Every goal of the core, measured now."""
+        return measure_all(self.budget, model=self.model, seed=self.seed, threads=self.threads)
+
+
+def score(report: Report, words: pd.DataFrame, reached: pd.DataFrame) -> None:
+    """Put tokenizing over the baseline and the goals of decode on the scorecard."""
+    over = words[(words["implementation"] == OVER_BASELINE) & (words["batch_size"] <= 32)]
+    row = over.iloc[-1]
+    size = row["batch_size"]
+    report.score(
+        "tokenizing_over_baseline", label=f"Tokenizing at batch {size} over our baseline",
+        goal=100.0, value=row["value"], low=row["low"], high=row["high"], unit="×",
+    )  # fmt: skip
+    decode = reached[reached["goal"] == "S(8) of decode alone"].iloc[0]
+    report.score(
+        "decode_batch_8", label="Decode alone, S(8)", goal=5.0, value=decode["value"],
+        low=decode["low"], high=decode["high"], unit="×",
+    )  # fmt: skip
+
+
+def summary(words: pd.DataFrame, answers: pd.DataFrame, reached: pd.DataFrame) -> str:
+    """The answer: how high each ladder goes, which rungs paid most and not at all, the goals."""
+    parts = []
+    for table in (words, answers):
+        whole = table[(table["form"] == CUMULATIVE) & (table["status"] == "ok")]
+        if whole.empty:
+            continue
+        top, best = whole.iloc[-1], whole.sort_values("step_x").iloc[-1]
+        idle = int((whole["step_low_x"] <= 1).sum())
+        parts.append(
+            f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
+            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline, most of it from "
+            f"“{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs did not pay."
+        )
+    return " ".join([*parts, goals_summary(reached)])
 
 
 def measure_all(budget: Profile, *, model: str, seed: int, threads: int) -> pd.DataFrame:
@@ -79,91 +207,3 @@ def statistics(bench: Bench) -> list[Goal]:
         )
     )  # fmt: skip
     return goals
-
-
-def tokenizing_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.DataFrame:
-    """Tokenizing at every batch size, strict (over ours, one at a time) and over the baseline."""
-    ours, baseline = (
-        BPETokenizer.from_gguf(model or None),
-        BaselineTokenizer.from_gguf(model or None),
-    )
-    rows = []
-    for size in tqdm(sizes, desc="Tokenizing by batch size", leave=False):
-        chosen = texts("prose", 200, size, bench.seed)
-        found = compare_interleaved(
-            {
-                BASELINE: partial(_each, baseline.encode, chosen),
-                "one at a time": partial(_each, ours.encode, chosen),
-                "batch": partial(ours.encode_many, chosen),
-            },
-            benchmark=f"speedup/tokenise/batch={size}", items=size, budget_s=bench.seconds,
-            min_blocks=bench.budget.min_blocks, seed=bench.seed, threads=bench.threads,
-            part="tokenise", control=False, aa=False, progress=False,
-        )  # fmt: skip
-        strict, over = between(found, "one at a time", "batch"), found.ratio("batch")
-        rows += [
-            (STRICT, size, strict.value, strict.low, strict.high),
-            (OVER_BASELINE, size, over.value, over.low, over.high),
-        ]
-    return _by_size(rows, "tokenizing")
-
-
-def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.DataFrame:
-    """Whole requests of one shape at every batch size, strict and over the baseline engine."""
-    ours = BatchInferenceEngine.from_gguf(model or None)
-    baseline = BaselineEngine.from_gguf(model or None)
-    names = {size: f"batch {size}" for size in sorted({1, *sizes})}
-    calls: dict[str, Callable[[], object]] = {
-        BASELINE: partial(baseline.infer_batch, requests([16], [8]))
-    }
-    for size, name in names.items():
-        calls[name] = partial(ours.infer_batch, requests([16] * size, [8] * size))
-    items = {BASELINE: 1} | {name: size for size, name in names.items()}
-    found = compare_interleaved(
-        calls, benchmark="speedup/inference", items=items,
-        budget_s=bench.seconds, min_blocks=bench.budget.choose(smoke=2, default=5, thorough=12),
-        seed=bench.seed, threads=bench.threads, part="inference", control=False, aa=False,
-    )  # fmt: skip
-    rows = []
-    for size, name in names.items():
-        over = found.ratio(name)
-        rows.append((OVER_BASELINE, size, over.value, over.low, over.high))
-        if size > 1:
-            strict = between(found, names[1], name, scale=size)
-            rows.append((STRICT, size, strict.value, strict.low, strict.high))
-        else:
-            rows.append((STRICT, 1, 1.0, 1.0, 1.0))
-    return _by_size(rows, "inference")
-
-
-def _each(fn: Callable[[str], object], chosen: Sequence[str]) -> list[object]:
-    return [fn(text) for text in chosen]
-
-
-def _by_size(rows: list[tuple[str, int, float, float, float]], part: str) -> pd.DataFrame:
-    columns = ["implementation", "batch_size", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).assign(part=part)
-
-
-def draw_by_size(table: pd.DataFrame, target: tuple[int, float]) -> Figure:
-    """S(b), strict and over the baseline, beside the plan's target; logarithmic."""
-    fig = plots.speedup(
-        table,
-        title=by_size_sentence(table),
-        target=(target[1], f"plan's target at batch {target[0]}: {target[1]:g} ×"),
-        ylabel="speedup (×, logarithmic)",
-    )
-    ax = fig.axes[0]
-    ax.set_yscale("log")
-    ax.set_ylim(0.5, 2 * table["high"].max())
-    return fig
-
-
-def by_size_sentence(table: pd.DataFrame) -> str:
-    """Both speedups at the largest batch."""
-    last = table[table["batch_size"] == table["batch_size"].max()].set_index("implementation")
-    strict, over = last.loc[STRICT], last.loc[OVER_BASELINE]
-    return (
-        f"{str(strict['part']).capitalize()} in batches of {strict['batch_size']}: "
-        f"{strict['value']:.2f} × one at a time, {over['value']:.3g} × the baseline"
-    )
