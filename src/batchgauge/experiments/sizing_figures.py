@@ -56,7 +56,7 @@ def _xy(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
 def _missed(errors: pd.DataFrame, phase: str) -> str:
     rows = errors[(errors["phase"] == phase) & ~errors["calibrated"]]
     typical = float(rows["relative_error"].abs().median())
-    return f"{phase.capitalize()}: {100 * typical:.1f} % off (median) on sizes never calibrated"
+    return f"{phase.capitalize()}: {100 * typical:.1f} % off where never calibrated"
 
 
 def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
