@@ -21,12 +21,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("batchgauge.reporting.commands:report", "Write the pages again, without running."),
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
     "bench": (
-        "batchgauge.experiments.measuring_commands:bench",
-        "Run named benchmarks, print their times.",
+        "batchgauge.experiments.gating:bench",
+        "Time named benchmarks.",
     ),
     "compare": (
-        "batchgauge.experiments.measuring_commands:compare",
-        "Compare two runs or two revisions.",
+        "batchgauge.experiments.gating:compare",
+        "Compare runs or revisions.",
     ),
 }
 

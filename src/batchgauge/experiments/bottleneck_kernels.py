@@ -292,7 +292,7 @@ def gil_probes(study: Study) -> pd.DataFrame:
     if (model := study.model) is not None:
         makers["decode step"] = lambda: decode_call(model, study.batch_size)
         makers["prefill"] = lambda: _prefill_call(model, 1, PROMPT)
-    seconds = study.profile.choose(smoke=0.03, default=0.15, thorough=1.0)
+    seconds = study.profile.choose(smoke=0.03, default=0.08, thorough=1.0)
     return probe_gil(
         makers, seconds=seconds, rounds=study.profile.choose(smoke=1, default=3, thorough=5)
     )

@@ -98,8 +98,9 @@ def compare_runs(
 
     `threshold` is relative; `thresholds` replaces it for benchmarks by name. The first
     and the second half of each run are the two rounds: a regression must stand out in the
-    whole and be beyond the threshold in both halves. Raises UserError (exit code 2) when the runs do not
-    compare: other machine, other workload or seed, no common benchmark, too few samples.
+    whole and be beyond the threshold in both halves. Raises UserError (exit code 2) when the
+    runs do not compare: other machine, other workload or seed, no common benchmark, one
+    sample only.
     """
     _check_comparable(base, new, allow_other_machine=allow_other_machine)
     sides = [_steady(frame) for frame in (base, new)]

@@ -68,7 +68,7 @@ class Worker:
             "PYTHONPATH": str(side.source),
             "PYTHONHASHSEED": "0",  # equal dict and set layouts in every process
         }
-        self._messages = tempfile.TemporaryFile("w+")
+        self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(_WORKER), str(plan.suite), json.dumps(dict(plan.options))],
             env=environment,

@@ -1,0 +1,253 @@
+"""The gate: stored runs, two revisions in turn, and the gate's own test."""
+
+import math
+import subprocess
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from batchgauge import suite
+from batchgauge.errors import UserError
+from batchgauge.experiments.gating import bench, compare, rendered
+from batchgauge.files import write_csv
+from batchgauge.measuring import Run, to_frame
+from batchgauge.measuring.compare import changed_work, compare_runs, exit_code, frame_of
+from batchgauge.measuring.gate import Evidence, decide, gate
+from batchgauge.measuring.gate_process import Plan, Side
+from batchgauge.measuring.gate_trial import simulate
+from batchgauge.measuring.record import Sample
+from batchgauge.measuring.revisions import check_clean, repository, resolve, worktree
+
+SOURCE = Path(suite.__file__).parents[1]
+
+
+def stored(factor=1.0, *, seed=0, noise=0.01, blocks=30, workload="w", counters='{"tokens": 50}'):
+    """An invented run: two benchmarks, the second slowed down by `factor`."""
+    rng = np.random.default_rng(seed)
+    samples = [
+        Sample(name, "numpy", "tokenise", 1, "{}", 0, block, 0, False, 1,
+               float(ms * np.exp(rng.normal(0, noise))), 1.0, 2, 50, counters)
+        for name, ms in (("still", 3.0), ("changed", 5.0 * factor))
+        for block in range(blocks)
+    ]  # fmt: skip
+    return to_frame(samples, Run.here(workload=workload))
+
+
+def test_a_slow_down_between_files_is_a_regression():
+    """20 % slower is a regression in that benchmark alone; 20 % faster is none."""
+    changes = {c.benchmark: c for c in compare_runs(stored(), stored(1.2, seed=1))}
+    assert changes["changed"].status == "regression"
+    assert changes["changed"].low < 0.2 < changes["changed"].high
+    assert changes["still"].status == "no significant difference"
+    assert exit_code(list(changes.values())) == 1
+    faster = compare_runs(stored(), stored(0.8, seed=1))
+    assert [c.status for c in faster] == ["no significant difference", "faster"]
+    assert exit_code(faster) == 0
+
+
+def test_thresholds_per_benchmark():
+    """A benchmark with a threshold of 30 % of its own lets 20 % pass."""
+    changes = compare_runs(stored(), stored(1.2, seed=1), thresholds={"changed": 0.3})
+    assert exit_code(changes) == 0
+
+
+def test_a_burst_in_one_half_is_not_confirmed():
+    """A slow-down seen in the second half only does not fail."""
+    new = stored(seed=1, blocks=40)
+    late = (new["benchmark"] == "changed") & (new["block"] >= 20)
+    new.loc[late, "wall_ms"] *= 1.5
+    changed = compare_runs(stored(blocks=40), new)[1]
+    assert changed.status != "regression"
+
+
+def test_noise_makes_it_inconclusive():
+    """A run whose noise hides any change of interest says so."""
+    changes = compare_runs(stored(noise=0.5, blocks=6), stored(noise=0.5, blocks=6, seed=1))
+    assert changes[1].status == "inconclusive"
+
+
+def test_ten_comparisons_of_the_same_give_no_alarm():
+    """The same A/A comparison, ten times with other noise: none fails."""
+    for seed in range(10):
+        assert exit_code(compare_runs(stored(seed=seed), stored(seed=100 + seed))) == 0
+
+
+def test_changed_work_is_a_signal_of_its_own():
+    """Other counters fail without any change of time; bytes may move by 1 %."""
+    changes = compare_runs(stored(), stored(seed=1, counters='{"tokens": 51}'))
+    assert changes[0].work == "tokens 50 → 51"
+    assert exit_code(changes) == 1
+    assert changed_work({"peak_bytes": 1000.0}, {"peak_bytes": 1009.0}) == ""
+    assert changed_work({"peak_bytes": 1000.0}, {"peak_bytes": 1011.0}) != ""
+
+
+def test_runs_that_do_not_compare():
+    """Another machine, workload, or no common benchmark: exit code 2, one sentence."""
+    base = stored()
+    for new, word in (
+        (stored(workload="other"), "workloads"),
+        (base.assign(machine="another"), "machines"),
+        (base.assign(benchmark="unknown"), "in common"),
+        (base.groupby("benchmark").head(1), "one sample"),
+    ):
+        with pytest.raises(UserError, match=word) as caught:
+            compare_runs(base, new)
+        assert caught.value.exit_code == 2
+    assert compare_runs(base, base.assign(machine="another"), allow_other_machine=True)
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "json", "csv"])
+def test_compare_command(tmp_path, form):
+    """The command prints every format and exits with 0 or 1."""
+    base = write_csv(stored(), tmp_path / "base.csv")
+    slow = write_csv(stored(1.2, seed=1), tmp_path / "slow.csv")
+    fine = CliRunner().invoke(compare, [str(base), str(base), "--format", form])
+    assert fine.exit_code == 0, fine.output
+    red = CliRunner().invoke(compare, [str(base), str(slow), "--format", form])
+    assert red.exit_code == 1
+    assert "regression" in red.output
+    assert "1 of 2 benchmarks fail: changed." in red.output
+
+
+def test_bench_lists_the_suite():
+    """`bench --list` names every benchmark that matches, and runs nothing."""
+    shown = CliRunner().invoke(bench, ["--list", "-k", "lookup/*"])
+    assert shown.exit_code == 0
+    assert shown.output.count("lookup/items=") == 3
+
+
+def test_the_suite_is_wide():
+    """At least 24 benchmarks of all eight parts, each name once."""
+    names = [b.name for b in suite.BENCHMARKS]
+    assert len(set(names)) == len(names) >= 24
+    assert {b.part for b in suite.BENCHMARKS} == {
+        "tokenise", "detokenise", "prefill", "decode", "statistics", "lookup", "sizing",
+        "end_to_end",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="No benchmark"):
+        suite.select("nothing-like-this")
+
+
+def evidence(shift, spread, processes=12, seed=0):
+    """Invented process rounds around a slow-down."""
+    rng = np.random.default_rng(seed)
+    ratios, twins = rng.normal(0, spread, (2, processes))
+    return Evidence(ratios + math.log1p(shift), twins, ({}, {}))
+
+
+def test_the_gate_wants_it_twice():
+    """10 % in two rounds is a regression; in one of two it is not confirmed."""
+    slow, same = evidence(0.1, 0.01), evidence(0.0, 0.01, seed=1)
+    assert decide("x", [slow, evidence(0.1, 0.01, seed=2)], 0.02).status == "regression"
+    assert decide("x", [slow, same], 0.02).status == "slower, not confirmed"
+    assert decide("x", [same], 0.02).status == "no significant difference"
+    assert decide("x", [evidence(-0.2, 0.01)], 0.02).status == "faster"
+
+
+def test_the_simulated_gate_meets_its_goals_at_one_percent_noise():
+    """With noise of 1.5 % a round: no alarm in 200, 10 % nearly always, 5 % mostly found."""
+    noise = np.random.default_rng(0).normal(0, 0.015, 60)
+    table = simulate(noise, trials=200, thresholds=(0.02,), slowdowns=(0.0, 0.05, 0.1))
+    rates = dict(zip(table["slowdown"], table["rate"], strict=True))
+    assert rates[0.0] <= 0.01
+    assert rates[0.1] >= 0.95
+    assert rates[0.05] >= 0.8
+    with pytest.raises(UserError, match="4 or more"):
+        simulate([0.0])
+
+
+def _repository(folder, body):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    package = folder / "src" / "batchgauge"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "work.py").write_text(body)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    return package
+
+
+def test_worktrees_come_and_go(tmp_path):
+    """A revision is checked out beside the tree and leaves nothing; unknown ones are refused."""
+    package = _repository(tmp_path, "n = 1\n")
+    assert repository(package) == tmp_path.resolve()
+    with worktree(tmp_path, "HEAD") as tree:
+        assert (tree / "src/batchgauge/work.py").read_text() == "n = 1\n"
+    assert not tree.exists()
+    listed = subprocess.run(
+        ["git", "-C", str(tmp_path), "worktree", "list"], capture_output=True, text=True
+    )
+    assert len(listed.stdout.splitlines()) == 1
+    for bad in ("nothing", "--help", ""):
+        with pytest.raises(UserError, match="unknown"):
+            resolve(tmp_path, bad)
+    check_clean(tmp_path)
+    (package / "work.py").write_text("n = 2\n")
+    with pytest.raises(UserError, match="allow-dirty"):
+        check_clean(tmp_path)
+    assert (package / "work.py").read_text() == "n = 2\n"
+
+
+SUITE = textwrap.dedent(
+    """
+    from types import SimpleNamespace as S
+    from batchgauge.work import n
+
+    def Subject(**_):
+        return None
+
+    def prepare(_):
+        return S(call=lambda: sum(range(n)), items=1, tokens=0, counters={"n": n // 10**9})
+
+    def broken(_):
+        raise ValueError("not here")
+
+    more = dict(part="statistics", batch_size=1, parameters={})
+    BENCHMARKS = [S(name="sum", prepare=prepare, **more), S(name="bad", prepare=broken, **more)]
+    """
+)
+
+
+def test_two_revisions_in_turn(tmp_path):
+    """Twice the work in the other tree is a regression; a benchmark that cannot run is said."""
+    sides = []
+    for name, n in (("old", 20_000), ("new", 40_000)):
+        folder = tmp_path / name
+        _repository(folder, f"n = {n}\n")
+        sides.append(Side(name, folder / "src"))
+    (tmp_path / "suite.py").write_text(SUITE)
+    plan = Plan(["sum", "bad"], tmp_path / "suite.py", {}, seconds=0.6, processes=4, progress=False)
+    result = gate(sides[0], sides[1], plan)
+    assert [c.status for c in result.changes] == ["regression"]
+    assert result.changes[0].change > 0.5
+    assert "not here" in result.problems["bad"]
+    assert {s.process for s in result.samples} == set(range(8))
+    assert "regression" in rendered(result.changes, "markdown")
+    assert frame_of(result.changes)["fails"].tolist() == [True]
+
+
+def test_a_worker_that_dies_is_said(tmp_path):
+    """A tree that cannot be imported ends with its own last words."""
+    _repository(tmp_path / "broken", "raise RuntimeError('will not start')\n")
+    (tmp_path / "suite.py").write_text(SUITE)
+    side = Side("broken", tmp_path / "broken" / "src")
+    plan = Plan(["sum"], tmp_path / "suite.py", {}, seconds=1, processes=2, progress=False)
+    with pytest.raises(UserError, match="will not start"):
+        gate(side, side, plan)
+
+
+@pytest.mark.slow
+def test_an_injected_ten_percent_is_found():
+    """This checkout against itself, one side slowed down by 10 %: found for the tokenizer."""
+    plan = Plan(["tokenise/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
+    result = gate(Side("this", SOURCE), Side("slowed", SOURCE, 0.10), plan)
+    assert result.changes[0].status == "regression"

@@ -1,0 +1,299 @@
+"""Measuring: records, timing, paired comparison, memory, system counters."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from batchgauge.errors import UserError
+from batchgauge.files import write_csv
+from batchgauge.measuring import (
+    COLUMNS,
+    Run,
+    allocations,
+    compare_interleaved,
+    measure,
+    memory_overhead,
+    merge,
+    read,
+    rss_peak,
+)
+from batchgauge.measuring.blocks import CONTROL, TWIN
+from batchgauge.measuring.statistics import Estimate
+from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
+from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
+from batchgauge.measuring.verdicts import Ratio, judge, judged
+
+
+def short():
+    """A call of some microseconds."""
+    return sum(range(200))
+
+
+def longer():
+    """Ten times the work of `short`."""
+    return sum(range(2000))
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """One comparison that several tests look at."""
+    return compare_interleaved(
+        {"long": longer, "short": short}, items=4, tokens=8, budget_s=0.3, min_blocks=6,
+        max_blocks=12, seed=3, progress=False,
+    )  # fmt: skip
+
+
+def test_a_tenth_of_the_work_is_faster(compared):
+    """A call that does a tenth of the work is found faster, by several times."""
+    ratio = compared.ratio("short")
+    assert ratio.verdict == "faster"
+    assert ratio.low > 2
+    assert ratio.low <= ratio.value <= ratio.high
+    assert compared.ratios()["name"].tolist() == ["short"]
+    assert compared.noise_floor > 0
+    assert compared.minimum_detectable_change > compared.noise_floor
+
+
+def test_blocks_are_palindromes(compared):
+    """In every block each candidate comes twice, in mirrored order, and the control once."""
+    frame = compared.frame()
+    for _, block in frame[~frame["is_warmup"]].groupby("block"):
+        names = block.sort_values("position")["implementation"].tolist()
+        assert names[-1] == CONTROL
+        assert names[:-1] == names[:-1][::-1]
+        assert sorted(names[:-1]) == sorted(["long", "short", TWIN] * 2)
+
+
+def test_order_is_seeded():
+    """The same seed gives the same order, another seed another."""
+
+    def order(seed):
+        frame = compare_interleaved(
+            {"a": short, "b": short, "c": short}, budget_s=0.05, min_blocks=8, max_blocks=8,
+            precision=0.0, seed=seed, progress=False,
+        ).frame()  # fmt: skip
+        steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
+        return steady["implementation"].tolist()[: 8 * 9]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_stops_for_a_stated_reason():
+    """Tight enough, out of time, or out of blocks: the comparison says which."""
+    calls = {"a": short, "b": short}
+    wide = compare_interleaved(calls, budget_s=9, precision=100.0, progress=False)
+    assert "every interval" in wide.stopped_because
+    late = compare_interleaved(calls, budget_s=0.01, precision=0.0, progress=False)
+    assert "budget" in late.stopped_because
+    few = compare_interleaved(calls, budget_s=9, precision=0.0, max_blocks=6, progress=False)
+    assert few.stopped_because == "6 blocks were measured"
+    assert few.blocks == 6
+
+
+def test_impossible_comparisons_are_refused():
+    """One candidate, an unknown baseline, no items, a budget of nothing: one sentence each."""
+    for bad in (
+        {"candidates": {"a": short}},
+        {"candidates": {"a": short, "b": short}, "baseline": "c"},
+        {"candidates": {"a": short, "b": short}, "items": 0},
+        {"candidates": {"a": short, "b": short}, "budget_s": 0},
+    ):
+        with pytest.raises(UserError, match=r"expected|needs"):
+            compare_interleaved(**bad, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "q", "floor", "mdc", "verdict"),
+    [
+        (1.1, 1.3, 0.001, 0.02, 0.03, "faster"),
+        (0.7, 0.9, 0.001, 0.02, 0.03, "slower"),
+        (0.98, 1.02, 0.9, 0.02, 0.03, "no significant difference"),
+        (1.005, 1.015, 0.01, 0.02, 0.03, "no significant difference"),  # within the noise floor
+        (1.1, 1.3, 0.2, 0.02, 0.03, "no significant difference"),  # lost to the adjustment
+        (0.8, 1.3, 0.5, 0.2, 0.3, "inconclusive"),
+        (0.0, math.inf, 1.0, math.inf, math.inf, "inconclusive"),
+        (0.99, 1.01, 0.8, math.nan, math.nan, "no significant difference"),
+    ],
+)
+def test_verdicts(low, high, q, floor, mdc, verdict):
+    """Constructed intervals get the verdict that the definitions ask for."""
+    assert judge(low, high, q, noise_floor=floor, mdc=mdc, threshold=0.05) == verdict
+
+
+def test_a_sweep_is_adjusted_together():
+    """One p of 0.03 is a difference alone and none among twenty cells."""
+    one = Ratio.of(Estimate(0.05, 0.01, 0.09, 0.03, 10), name="b", baseline="a",
+                   noise_floor=0.01, minimum_detectable_change=0.02)  # fmt: skip
+    none = Ratio.of(Estimate(0.0, -0.02, 0.02, 0.9, 10), name="b", baseline="a",
+                    noise_floor=0.01, minimum_detectable_change=0.02)  # fmt: skip
+    assert judged([one])[0].verdict == "faster"
+    assert judged([one, *[none] * 19])[0].verdict == "no significant difference"
+
+
+def test_calibration_fills_a_sample():
+    """A short call is looped until a sample takes a millisecond; a long one runs once."""
+    loops = calibrate(short)
+    assert loops > 1
+    assert timed(short, loops)[0] > 100_000
+    assert calibrate(lambda: time.sleep(0.002)) == 1
+
+
+def test_warm_up_is_detected():
+    """Steady begins after a falling start; a series still falling is not steady."""
+    assert steady_from([9.0, 8.0, 7.0, 5.0, 3.0, *[1.0] * 12]) in {3, 4, 5}
+    assert steady_from([1.0] * 10) == 0
+    assert steady_from([2.0**-i for i in range(14)]) is None
+
+
+def test_warm_up_is_kept_apart():
+    """Slow first calls are rows marked as warm-up, and do not count in the median."""
+    calls = iter(range(10**6))
+
+    def settling():
+        time.sleep(0.02 if next(calls) < 6 else 0.002)
+
+    m = measure(settling, name="settling", budget_s=0.1, min_samples=24)
+    assert any(s.is_warmup for s in m.samples)
+    assert len(m.steady_ms) + sum(s.is_warmup for s in m.samples) == len(m.samples)
+    assert m.median_ms < 10
+
+
+def test_conditions_are_restored():
+    """Garbage collection is off inside and on again afterwards, also after an error."""
+    import gc
+
+    def inside():
+        with conditions(gc="off"):
+            assert not gc.isenabled()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        inside()
+    assert gc.isenabled()
+
+
+def test_records_survive_csv(tmp_path):
+    """Rows written and read again are equal, in the documented columns."""
+    m = measure(short, name="x", items=2, parameters={"b": 1, "a": "é"}, budget_s=0.01)
+    frame = read(m.write(tmp_path / "x.csv"))
+    assert tuple(frame.columns) == COLUMNS
+    assert frame["wall_ms"].tolist() == m.to_frame()["wall_ms"].tolist()
+    assert frame["parameters"].iloc[0] == '{"a": "\\u00e9", "b": 1}'
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def _broken(text, how):
+    lines = text.splitlines()
+    header = lines[0].split(",")
+    at = header.index("wall_ms")
+
+    def with_time(value):
+        import csv
+        import io
+
+        row = next(csv.reader([lines[1]]))
+        row[at] = value
+        out = io.StringIO()
+        csv.writer(out).writerow(row)
+        return "\n".join([lines[0], out.getvalue()])
+
+    return {
+        "empty": "",
+        "header only": lines[0],
+        "other columns": "a,b\n1,2",
+        "cut": text[: len(text) - len(lines[-1]) // 2],
+        "nan": with_time("nan"),
+        "negative": with_time("-1"),
+        "zero": with_time("0"),
+        "text": with_time("fast"),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how", ["empty", "header only", "other columns", "cut", "nan", "negative", "zero", "text"]
+)
+def test_bad_files_are_refused_in_a_sentence(tmp_path, how):
+    """A damaged CSV is named and said in one sentence."""
+    good = measure(short, name="x", budget_s=0.01).write(tmp_path / "good.csv")
+    bad = tmp_path / "bad.csv"
+    bad.write_text(_broken(good.read_text(), how))
+    with pytest.raises(UserError, match=r"bad\.csv"):
+        read(bad)
+
+
+def test_other_machines_do_not_merge_silently(tmp_path):
+    """Rows of two machines are merged only when that is asked for."""
+    frame = measure(short, name="x", budget_s=0.01).to_frame()
+    other = frame.assign(machine_id="ffff", machine="another")
+    with pytest.raises(UserError, match="different machines"):
+        merge([frame, other])
+    assert len(merge([frame, other], allow_other_machine=True)) == 2 * len(frame)
+    assert write_csv(frame, tmp_path / "f.csv").exists()
+
+
+def test_allocations_are_exact():
+    """An array kept counts as held, one that is freed only in the peak."""
+    kept = allocations(lambda: np.zeros(1_000_000, np.uint8))
+    assert 1_000_000 <= kept.allocated_bytes < 1_010_000
+    freed = allocations(lambda: np.zeros(1_000_000, np.uint8).sum())
+    assert freed.allocated_bytes < 10_000
+    assert 1_000_000 <= freed.peak_bytes < 1_100_000  # and NumPy's reduction buffer
+    assert freed.per_item(10) == freed.peak_bytes / 10
+
+
+def test_resident_peak_sees_memory_and_errors():
+    """Touching 64 MB shows in the resident peak; an exception comes through."""
+
+    def held():
+        array = np.ones(8_000_000)
+        time.sleep(0.1)
+        return array
+
+    grown = rss_peak(held)
+    assert 50e6 < grown.growth_bytes < 110e6
+    with pytest.raises(ZeroDivisionError):
+        rss_peak(lambda: 1 / 0)
+
+
+def test_memory_overhead():
+    """Overhead is what exceeds the bytes that must exist, by those bytes."""
+    assert memory_overhead(110, 100) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="more than 0"):
+        memory_overhead(1, 0)
+
+
+def test_usage_counts():
+    """A busy call uses about one core; a sleeping one nearly none, and switches."""
+    busy = usage(lambda: sum(range(2_000_000)))
+
+    def naps():
+        for _ in range(20):
+            time.sleep(0.002)
+
+    asleep = usage(naps)
+    assert busy.cpu_utilisation > 3 * asleep.cpu_utilisation
+    assert asleep.voluntary_switches >= 10
+
+
+def test_counter_outputs_are_read():
+    """Counts are read from perf and cachegrind; what could not be counted is left out."""
+    text = "# started\n12345,,instructions:u,100,100.0,,\n<not supported>,,cache-misses,0,0,,\n"
+    assert parse_perf(text) == {"instructions": 12345}
+    grind = (
+        "==7== I   refs:      1,234,567\n==7== LL misses:    3,210  ( 1,1)\n==7== Mispredicts:  99"
+    )
+    assert parse_cachegrind(grind) == {
+        "instructions": 1_234_567, "cache_misses": 3_210, "branch_misses": 99,
+    }  # fmt: skip
+
+
+def test_run_says_where_and_when():
+    """A run names machine, versions, commit and time, and a machine has one id."""
+    run = Run.here(seed=5)
+    assert run.seed == 5
+    assert "python" in run.versions
+    assert len(run.machine.id) == 10
+    assert run.timestamp.endswith("+00:00")
