@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,12 @@ PROJECT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def smoke_study(tmp_path_factory):
-    """The folder that holds `data/` and `reports/` of one study with the smoke profile."""
+    """The folder that holds `data/` and `reports/` of one study with the smoke profile.
+
+    BATCHGAUGE_STUDY names a folder of a finished study to look at instead of running one.
+    """
+    if finished := os.environ.get("BATCHGAUGE_STUDY"):
+        return Path(finished).resolve()
     out = tmp_path_factory.mktemp("study")
     run_study(profile="smoke", out_dir=out, notebooks=PROJECT / "notebooks")
     return out
