@@ -2,6 +2,7 @@
 
 import math
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -118,7 +119,8 @@ def test_callees_are_taken_out_of_the_calling_lines():
             "calls": ["inner", "inner", "", ""],
         }
     )
-    result = with_self_time(frame, per_hit_ms=0.03)  # inner costs 45 + 3
+    result, tracing_ms = with_self_time(frame, per_hit_ms=0.01)  # inner costs 45 + 3 * 1
+    assert tracing_ms == pytest.approx(3.03)
     assert list(result["self_ms"]) == pytest.approx([8.0, 4.0, 10.0, 45.0])
     assert list(result["share"]) == pytest.approx([8 / 67, 4 / 67, 10 / 67, 45 / 67])
 
@@ -358,6 +360,26 @@ def test_words_for_gil_behaviour():
     assert parallelism.behaviour(0.95, 0.95) == "releases the GIL"
     assert parallelism.behaviour(0.05, 0.5) == "takes turns"
     assert parallelism.behaviour(0.0, 0.05) == "holds the GIL"
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_allocations_of_other_threads_are_not_the_calls():
+    """What another thread allocates meanwhile belongs to nobody's site."""
+    pytest.importorskip("memray")
+    stop = threading.Event()
+
+    def noise() -> None:
+        while not stop.wait(0.001):
+            held.append(bytearray(100_000))
+
+    thread = threading.Thread(target=noise)
+    thread.start()
+    try:
+        profile = track_allocations(lambda: time.sleep(0.05), calls=2, tool="memray")
+    finally:
+        stop.set()
+        thread.join()
+    assert "noise" not in set(profile.sites["function"])
 
 
 def test_growth_of_nothing_is_empty():

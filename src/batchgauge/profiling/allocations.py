@@ -160,9 +160,10 @@ def _with_tracemalloc(call: Callable[[], object], calls: int, note: str) -> Allo
 
 
 def _below_here(trace: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
-    """The stack outermost first, from below this module down."""
+    """The stack outermost first, from below this module down; empty for other threads' stacks."""
     outer_first = list(trace)[::-1]
-    last = max((i for i, place in enumerate(outer_first) if place[1] == __file__), default=-1)
+    here = (i for i, place in enumerate(outer_first) if place[1] == __file__)
+    last = max(here, default=len(outer_first))
     return tuple((str(name), str(file), int(line)) for name, file, line in outer_first[last + 1 :])
 
 

@@ -73,9 +73,9 @@ def recommendation(spot: Hotspot) -> str:
 
 
 def rank_findings(
-    spots: Sequence[Hotspot], *, smallest: float = 0.02, top: int = 12
+    spots: Sequence[Hotspot], *, smallest: float = 0.02, per_part: int = 3
 ) -> pd.DataFrame:
-    """Hotspots of at least `smallest` share, the largest possible saving first, `top` at most.
+    """Hotspots of at least `smallest` share, the largest saving first, `per_part` of each part.
 
     Columns rank, part, where, class, share, floor_ratio, bound, amdahl_bound,
     reachable_speedup, recommendation.
@@ -100,7 +100,8 @@ def rank_findings(
         "part", "where", "class", "share", "floor_ratio", "bound", "amdahl_bound",
         "reachable_speedup", "recommendation",
     ]  # fmt: skip
-    frame = pd.DataFrame(ordered[:top], columns=columns)
+    frame = pd.DataFrame(ordered, columns=columns)
+    frame = frame.groupby("part", sort=False).head(per_part).reset_index(drop=True)
     frame.insert(0, "rank", range(1, len(frame) + 1))
     return frame
 
@@ -118,7 +119,7 @@ def finding_sentence(row: pd.Series) -> str:
 
 
 def memory_findings(
-    profile: AllocationProfile, part: str, *, leak_bytes_per_call: float = 1024.0, top: int = 3
+    profile: AllocationProfile, part: str, *, leak_bytes_per_call: float = 4096.0, top: int = 3
 ) -> pd.DataFrame:
     """What grows, then what is only temporary: columns part, where, finding, bytes_per_call.
 

@@ -79,7 +79,7 @@ def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Fig
             box.row, box.width, left=box.left, height=0.94, color=colour, edgecolor="white",
             linewidth=0.6,
         )  # fmt: skip
-        text = _fit(_caption(box, profile), box.width * 8.5 * 72 - 4, points=8.0)
+        text = _caption(box, profile, box.width * 8.5 * 72 - 4)
         ax.text(
             box.left + 0.003, box.row, text, va="center", ha="left", fontsize=8, color="#111111",
             clip_on=True,
@@ -103,12 +103,16 @@ def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Fig
     return fig
 
 
-def _caption(box: Box, profile: StackProfile) -> str:
+def _caption(box: Box, profile: StackProfile, width_points: float) -> str:
+    """Name and share; without the class, then without the share, where that is too long."""
     if box.row == 0:
-        calls = f" in {profile.calls} calls" if profile.calls > 1 else ""
+        calls = f" in {profile.calls:,} calls" if profile.calls > 1 else ""
         return f"{amount(box.node.weight, profile.unit)}{calls}, {profile.tool}"
-    frame = box.node.frame
-    return f"{frame.name}  {box.width:.0%}"
+    name = box.node.frame.name
+    short = name.replace(".<locals>", "").rpartition(".")[2]
+    choices = (f"{name}  {box.width:.0%}", f"{short}  {box.width:.0%}", short)
+    fits = (text for text in choices if text == _fit(text, width_points, points=8.0))
+    return next(fits, _fit(short, width_points, points=8.0))
 
 
 def _fit(text: str, width_points: float, points: float) -> str:
