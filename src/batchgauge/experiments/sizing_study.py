@@ -190,7 +190,8 @@ def judge(
     """
     even = (MEMORY_WORK.inputs[0], MEMORY_WORK.new_tokens[0])
     known = sorted((p.rows, p.peak_bytes) for p in peaks if (p.prompt_tokens, p.new_tokens) == even)
-    rows, held = (np.asarray(column, dtype=np.float64) for column in zip(*known, strict=True))
+    columns = zip((0, 0.0), *known, strict=True)  # no batch, no bytes
+    rows, held = (np.asarray(column, dtype=np.float64) for column in columns)
 
     def measured(work: Lengths, size: int) -> float:
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0

@@ -103,8 +103,8 @@ class MemoryModel:
 
     Tokens held are those that the KV cache has room for: prompt and generation, each
     `group` of neighbours in order of length as long as its longest. `part` positions are
-    prefilled at a time, `tile` of them go through the feed-forward layer at a time (0:
-    all). `error` is the relative error on peaks that were not fitted to.
+    prefilled at a time, and only the first `tile` of them widen every buffer (0: all do).
+    `error` is the relative error on peaks that were not fitted to.
     """
 
     weight_bytes: int
