@@ -71,7 +71,12 @@ def suggest_for_engine(
         cache,
         f"{engine.name}-{model}-{largest}",
         lambda identity: calibrate_engine(
-            engine_probe(engine), max_batch_size=min(largest, 64), repeats=2, **identity
+            engine_probe(engine),
+            max_batch_size=min(largest, 64),
+            max_positions=256,
+            sizes=10,
+            repeats=2,
+            **identity,
         ),
     )
     arguments: dict[str, Any] = {"max_batch_size": min(largest, 64)} | budgets
