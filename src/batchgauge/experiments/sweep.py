@@ -75,7 +75,8 @@ class Sweep:
                 f"{row['verdict']}"
             )
         floor = self.table["noise_floor_percent"].max()
-        return f"{self.what}. {'; '.join(parts)}. Noise floor at worst {floor:.1f} %."
+        noise = f" Noise floor at worst {floor:.1f} %." if pd.notna(floor) else ""
+        return f"{self.what}. {'; '.join(parts)}.{noise}"
 
 
 def interval(row: Mapping[str, Any] | pd.Series) -> str:
