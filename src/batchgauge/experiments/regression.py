@@ -10,9 +10,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge import suite
-from batchgauge.measuring import Run, measure, read
-from batchgauge.measuring.gate import Result, measure_round
-from batchgauge.measuring.gate_process import Plan, Side
+from batchgauge.errors import UserError
+from batchgauge.measuring import Estimate, Run, measure, proportion, read
+from batchgauge.measuring.compare import Change, compare_runs, frame_of
+from batchgauge.measuring.gate import Result, decide, measure_round
+from batchgauge.measuring.gate_process import THRESHOLD, Plan, Side
+from batchgauge.measuring.gate_trial import SLOWDOWNS, simulate
 from batchgauge.measuring.statistics import change_points
 
 CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
@@ -81,17 +84,25 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def real_round(
-    slow: float, *, seconds: float, processes: int, seed: int = 0, patterns: str = CHEAP
+    slow: float,
+    *,
+    seconds: float,
+    processes: int,
+    patterns: str = CHEAP,
+    **subject: Any,
 ) -> Result:
-    """This checkout against itself, slowed down by `slow` (0.1 = 10 %): one real round."""
+    """This checkout against itself, slowed down by `slow` (0.1 = 10 %): one real round.
+
+    `subject` are the arguments of `suite.Subject`.
+    """
     source = Path(suite.__file__).parents[1]
     plan = Plan(
         [b.name for b in suite.select(patterns)],
         Path(suite.__file__),
-        {"seed": seed},
+        subject,
         seconds=seconds,
         processes=processes,
-        seed=seed,
+        seed=int(subject.get("seed", 0)),
     )
     evidence, samples, problems = measure_round(
         Side("this", source), Side("this again", source, slow), plan
@@ -120,3 +131,60 @@ def history(folder: Path, benchmark: str) -> pd.DataFrame:
     table = table.sort_values("timestamp", ignore_index=True)
     points = change_points(np.log(table["median_ms"].to_numpy(np.float64)))
     return table.assign(new_level=table.index.isin(points))
+
+
+def changes_of(result: Result, threshold: float = THRESHOLD) -> list[Change]:
+    """The gate's word on each benchmark of a real round."""
+    return [decide(name, rounds, threshold) for name, rounds in result.evidence.items()]
+
+
+def trial(result: Result, *, trials: int, processes: int = 12, seed: int = 0) -> pd.DataFrame:
+    """The gate's rates per benchmark, simulated with the noise that a real A/A round showed."""
+    tables = []
+    for name, (evidence,) in tqdm(result.evidence.items(), desc="simulating"):
+        noise = np.concatenate([evidence.ratios, evidence.twins])
+        table = simulate(noise, processes=processes, trials=trials, seed=seed)
+        tables.append(table.assign(benchmark=name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def overall(table: pd.DataFrame, slowdown: float, threshold: float = THRESHOLD) -> Estimate:
+    """The rate over all benchmarks at one slow-down, with its exact binomial interval."""
+    rows = table[(table["slowdown"] == slowdown) & (table["threshold"] == threshold)]
+    return proportion(int(rows["found"].sum()), int(rows["trials"].sum()))
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """The simulated rates in a sentence or two."""
+    same, three, five, ten, twenty = (overall(table, s) for s in SLOWDOWNS)
+    return (
+        f"With the noise of this machine the gate fails unchanged code in {same.value:.1%} of runs "
+        f"[{same.low:.1%}, {same.high:.1%}]; it finds a slow-down of 3 % in {three.value:.0%}, of "
+        f"5 % in {five.value:.0%}, of 10 % in {ten.value:.0%} and of 20 % in {twenty.value:.0%}."
+    )
+
+
+def against_stored(
+    new: pd.DataFrame, folder: Path, *, threshold: float = 0.05
+) -> tuple[list[Change], str]:
+    """Changes against the newest stored baseline, and a sentence; no changes when none compares."""
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        return [], "There is no stored baseline yet."
+    try:
+        changes = compare_runs(read(files[-1]), new, threshold=threshold)
+    except UserError as problem:
+        return [], f"The stored baseline '{files[-1].name}' does not compare: {problem}"
+    failing = [c.benchmark for c in changes if c.fails]
+    return changes, (
+        f"Against the stored baseline '{files[-1].name}', {len(failing)} of {len(changes)} "
+        "benchmarks fail; the drift of the machine between the two sessions is in these numbers."
+    )
+
+
+def change_table(changes: list[Change]) -> pd.DataFrame:
+    """The changes in percent, ready to be shown."""
+    frame = frame_of(changes)
+    percent = ["change", "low", "high", "noise_floor", "minimum_detectable_change"]
+    shown = (frame[percent] * 100).round(2).add_suffix("_percent")
+    return pd.concat([frame[["benchmark", "status"]], shown, frame[["blocks", "work"]]], axis=1)

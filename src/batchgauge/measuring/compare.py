@@ -25,6 +25,7 @@ from batchgauge.measuring.statistics import (
     clustered,
     difference,
     minimum_detectable_change,
+    relative,
 )
 
 Status = Literal[
@@ -155,7 +156,7 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
     logs = [_units(rows) for rows in (base, new)]
     whole = difference(logs[1], logs[0])
     twice = difference(logs[0], logs[0])
-    floor = math.expm1(twice.half_width)
+    floor = relative(twice.half_width)
     mdc = minimum_detectable_change(twice.half_width)
     status = classify([whole, whole], threshold=threshold, noise_floor=floor, mdc=mdc)
     halves = [_halves(rows) for rows in (base, new)]
@@ -166,9 +167,9 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
         status = "slower, not confirmed"
     return Change(
         benchmark=name,
-        change=math.expm1(whole.value),
-        low=math.expm1(whole.low),
-        high=math.expm1(whole.high),
+        change=relative(whole.value),
+        low=relative(whole.low),
+        high=relative(whole.high),
         noise_floor=floor,
         minimum_detectable_change=mdc,
         threshold=threshold,

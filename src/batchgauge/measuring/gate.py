@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,12 @@ from batchgauge.measuring.blocks import TWIN
 from batchgauge.measuring.compare import Change, changed_work, classify, suspicious
 from batchgauge.measuring.gate_process import Plan, Side, Worker, WorkerError
 from batchgauge.measuring.record import Sample, as_json
-from batchgauge.measuring.statistics import Estimate, location, minimum_detectable_change
+from batchgauge.measuring.statistics import Estimate, location, minimum_detectable_change, relative
 
 Logs = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """One round of one benchmark: log(time new ÷ time base) [process rounds], and base ÷ base."""
 
@@ -37,12 +38,12 @@ class Evidence:
     twins: Logs
     counters: tuple[Mapping[str, float], Mapping[str, float]]
 
-    @property
+    @cached_property
     def estimate(self) -> Estimate:
         """The log time ratio with its interval over process rounds."""
         return location(self.ratios)
 
-    @property
+    @cached_property
     def half_width(self) -> float:
         """Of the A/A interval, in logs."""
         return location(self.twins).half_width
@@ -82,7 +83,7 @@ def gate(base: Side, new: Side, plan: Plan) -> Result:
 
 def looks_slower(evidence: Evidence, threshold: float) -> bool:
     """True when one round's evidence asks for a second."""
-    floor = math.expm1(evidence.half_width)
+    floor = relative(evidence.half_width)
     return suspicious(evidence.estimate, threshold=threshold, noise_floor=floor)
 
 
@@ -92,13 +93,13 @@ def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
     The noise floor of a round must be passed in that round; the larger one is reported.
     """
     halves = [r.half_width for r in rounds]
-    floor = math.expm1(max(halves))
+    floor = relative(max(halves))
     last = rounds[-1].estimate
     return Change(
         benchmark=name,
-        change=math.expm1(last.value),
-        low=math.expm1(last.low),
-        high=math.expm1(last.high),
+        change=relative(last.value),
+        low=relative(last.low),
+        high=relative(last.high),
         noise_floor=floor,
         minimum_detectable_change=minimum_detectable_change(max(halves)),
         threshold=threshold,

@@ -132,6 +132,11 @@ def clustered(values: npt.ArrayLike, clusters: Sequence[object] | npt.NDArray[np
     return np.asarray(totals / np.bincount(owner), dtype=np.float64)
 
 
+def relative(log_change: float) -> float:
+    """A change of logarithms as a relative one: 0.0953 is 0.1; infinite beyond a float."""
+    return math.expm1(log_change) if log_change < 700.0 else math.inf
+
+
 def minimum_detectable_change(half_width_log: float, power: float = 0.8) -> float:
     """The smallest relative change seen with `power` where the 95 % interval has this half-width.
 
@@ -139,7 +144,7 @@ def minimum_detectable_change(half_width_log: float, power: float = 0.8) -> floa
     `power` when it is 1.96 + z(power) of them (two-sided test at 5 %).
     """
     scale = 1.0 + float(stats.norm.ppf(power)) / float(stats.norm.ppf(0.975))
-    return math.expm1(half_width_log * scale) if half_width_log < 700 else math.inf
+    return relative(half_width_log * scale)
 
 
 def adjusted(p_values: Sequence[float] | Array) -> Array:
