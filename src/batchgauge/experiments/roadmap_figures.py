@@ -252,6 +252,12 @@ def _two_gains(table: pd.DataFrame, title: str) -> Figure:
         ax.set_xscale("log")
         ends = min(0.8, max(0.25, 0.9 * low.min())), max(1.25, 1.1 * high.max())
         ax.set_xlim(*ends)
+        for row, value in enumerate(table[kind].tolist()):
+            if value < ends[0]:  # far off: said, so that the others keep their room
+                ax.annotate(
+                    f"◂ {value:.2g}", (0.02, row), xycoords=ax.get_yaxis_transform(),
+                    va="bottom", color=plots.MUTED, fontsize=9,
+                )  # fmt: skip
         ax.xaxis.set_major_locator(FixedLocator(_apart(*ends)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -137,7 +137,7 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
         f"goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
         f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
         + (
-            f"Unstable at this rate, with queues that grow without end: {', '.join(endless)}."
+            f"Unstable at this rate, with queues that grow without end: {'; '.join(endless)}."
             if endless
             else "All are stable at this rate."
         )
