@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
@@ -112,6 +113,8 @@ def test_sections_write_their_files_and_the_answer(study, report):
     for svg in figures.glob("*.svg"):
         ET.parse(svg)  # noqa: S314 - our own output
         assert svg.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    here = str(Path(section.__file__).parents[3])
+    assert not [p.name for p in (report.out_dir / "data").iterdir() if here in p.read_text()]
     lines = pd.read_csv(report.out_dir / "data" / "bottleneck_analysis_lines.csv")
     assert list(lines.groupby("part")["share"].sum()) == pytest.approx(
         [1.0] * lines["part"].nunique()

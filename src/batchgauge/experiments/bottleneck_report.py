@@ -27,13 +27,19 @@ if TYPE_CHECKING:
 NO_ENGINE = "Left out: this looks into an engine, and a function of your own is profiled here."
 
 
+def _csv(report: Report, frame: pd.DataFrame, name: str) -> None:
+    """Write a profile's table with files named by their last three parts, as on any machine."""
+    short = ["/".join(str(f).replace("\\", "/").split("/")[-3:]) for f in frame["file"]]
+    report.csv(frame.assign(file=short), name)
+
+
 def calls(report: Report, study: Study) -> None:
     """Flame graphs of every part, the table of code classes, and what they add up to."""
     samples = bottlenecks.sample(study)
     if not samples:
         return report.finding(_missing(study, "calls"))
     frames = [profile.table().assign(part=name) for name, profile in samples.items()]
-    report.csv(pd.concat(frames, ignore_index=True), "calls")
+    _csv(report, pd.concat(frames, ignore_index=True), "calls")
     for name, profile in samples.items():
         if name.startswith("inference") and f"decode{name.removeprefix('inference')}" in samples:
             continue  # shown as its two phases
@@ -68,7 +74,7 @@ def lines(report: Report, study: Study) -> None:
     if not profiles:
         return report.finding(_missing(study, "lines"))
     frames = [profile.frame.assign(part=name) for name, profile in profiles.items()]
-    report.csv(pd.concat(frames, ignore_index=True), "lines")
+    _csv(report, pd.concat(frames, ignore_index=True), "lines")
     for name, profile in profiles.items():
         report.finding(pictures.lines_sentence(name, profile))
         display(pictures.listing(profile))  # type: ignore[no-untyped-call]  # IPython's
@@ -80,7 +86,7 @@ def memory(report: Report, study: Study) -> None:
     profiles = bottlenecks.track_memory(study)
     if profiles:
         frames = [profile.sites.assign(part=name) for name, profile in profiles.items()]
-        report.csv(pd.concat(frames, ignore_index=True), "allocations")
+        _csv(report, pd.concat(frames, ignore_index=True), "allocations")
         name = next((n for n in profiles if n.startswith("decode step")), next(iter(profiles)))
         _flame(report, name, profiles[name].stacks, "allocations")
         table = found.memory_table(study)
@@ -96,7 +102,7 @@ def memory(report: Report, study: Study) -> None:
             caption="Resident memory while the work runs once, by memory_profiler.",
         )
     if not table.empty:
-        report.csv(table, "memory_lines")
+        _csv(report, table, "memory_lines")
         grown = table[table["increment_bytes"] > 0].nlargest(8, "increment_bytes")
         columns = ["function", "line", "source", "hits", "rss_bytes", "increment_bytes"]
         if grown.empty:
