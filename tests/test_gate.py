@@ -127,6 +127,7 @@ def test_the_suite_is_wide():
         "tokenise", "detokenise", "prefill", "decode", "statistics", "lookup", "sizing",
         "end_to_end",
     }  # fmt: skip
+    assert [b.name for b in suite.select("lookup/items=1000")] == ["lookup/items=1000"]
     with pytest.raises(UserError, match="No benchmark"):
         suite.select("nothing-like-this")
 

@@ -259,14 +259,20 @@ BENCHMARKS: tuple[Benchmark, ...] = _declare()
 def select(patterns: str | Sequence[str] = "*") -> list[Benchmark]:
     """The benchmarks whose name matches one of the patterns, in the suite's order.
 
-    A pattern is a shell-style one (`tokenise/*`) or a part of a name (`batch=32`); several
-    may stand in one text, separated by commas. Raises UserError when nothing matches.
+    A pattern is a whole name, a part of one (`batch=32`) or a shell-style one
+    (`tokenise/*`); several may stand in one text, separated by commas. Raises UserError
+    when nothing matches.
     """
     texts = [patterns] if isinstance(patterns, str) else list(patterns)
     wanted = [p.strip() for text in texts for p in text.split(",") if p.strip()] or ["*"]
-    found = [
-        b for b in BENCHMARKS if any(p in b.name or fnmatch.fnmatchcase(b.name, p) for p in wanted)
-    ]
+    names = {b.name for b in BENCHMARKS}
+
+    def matches(name: str, pattern: str) -> bool:
+        if pattern in names:
+            return name == pattern
+        return pattern in name or fnmatch.fnmatchcase(name, pattern)
+
+    found = [b for b in BENCHMARKS if any(matches(b.name, p) for p in wanted)]
     if not found:
         raise UserError(
             f"No benchmark matches '{', '.join(wanted)}'; `batchgauge bench --list` names all."

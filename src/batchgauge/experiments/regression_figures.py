@@ -31,7 +31,7 @@ def ratios(changes: Sequence[Change], *, title: str) -> Figure:
     threshold = changes[0].threshold * 100
     plots.reference_line(ax, threshold, f"threshold {threshold:g} %", axis="x")
     ax.set_xlabel("change of time (%, positive is slower)")
-    ax.set_title(title)
+    ax.set_title(title, pad=22)  # the threshold's label stands between
     return figure
 
 
@@ -55,7 +55,7 @@ def rates(table: pd.DataFrame, *, title: str) -> Figure:
     ax.set_ylim(-3, 105)
     ax.set_xlabel("injected slow-down (%); 0 is the same code twice")
     ax.set_ylabel("runs in which the gate fails (%)")
-    ax.legend(loc="lower right")
+    ax.legend(loc="center right")
     ax.set_title(title)
     return figure
 
