@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from batchgauge.experiments.sizing_study import ADVISOR, unseen
 from batchgauge.reporting import plots
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.memory_model import MemoryModel, Peak
@@ -54,9 +55,9 @@ def _xy(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
 
 
 def _missed(errors: pd.DataFrame, phase: str) -> str:
-    rows = errors[(errors["phase"] == phase) & ~errors["calibrated"]]
+    rows, which = unseen(errors, phase)
     typical = float(rows["relative_error"].abs().median())
-    return f"{phase.capitalize()}: {100 * typical:.1f} % off where never calibrated"
+    return f"{phase.capitalize()}: {100 * typical:.1f} % off where {which}"
 
 
 def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
@@ -178,7 +179,7 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame) -> Figure:
     rng = np.random.default_rng(0)
     for row, name in enumerate(order):
         values = scores.loc[scores["strategy"] == name, "score"].to_numpy()
-        shade = CHOSEN if row == 0 else MEASURED
+        shade = CHOSEN if name == ADVISOR else MEASURED
         jitter = row + 0.22 * (rng.random(values.size) - 0.5)
         ax.plot(values, jitter, "o", ms=4, alpha=0.35, color=shade, mew=0)
         low, mid = np.quantile(values, (0.1, 0.5))
@@ -191,11 +192,12 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame) -> Figure:
     ax.grid(visible=False, axis="y")
     plots.reference_line(ax, 0.98, "goal 0.98", axis="x")
     ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
-    first, second = table.iloc[0], table.iloc[1]
+    first = table[table["strategy"] == ADVISOR].iloc[0]
+    second = table[table["strategy"] != ADVISOR].iloc[0]
     ax.set_xlabel("score: throughput ÷ best under the same budgets (0: a budget was broken)")
     ax.set_title(
-        f"{first['strategy']}: median {first['median_score']:.3f}; "
-        f"next is {second['strategy']} with {second['median_score']:.3f}",
+        f"{ADVISOR}: median {first['median_score']:.3f}; "
+        f"best other ({second['strategy']}): {second['median_score']:.3f}",
         pad=24,
     )
     return fig

@@ -280,6 +280,16 @@ def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, Sweep]) -
     return frame.assign(relative_error=frame["predicted_ms"] / frame["fresh_ms"] - 1.0)
 
 
+def unseen(errors: pd.DataFrame, phase: str) -> tuple[pd.DataFrame, str]:
+    """Errors of a phase on sizes that were not calibrated, and how to call those sizes.
+
+    A smoke run may calibrate at every size that it sweeps; then these are all there are.
+    """
+    rows = errors[errors["phase"] == phase]
+    fresh = rows[~rows["calibrated"]]
+    return (fresh, "never calibrated") if len(fresh) else (rows, "calibrated, all there are")
+
+
 def drift(errors: pd.DataFrame, wrong: float = 1.0) -> Drift:
     """Whether the model of the first thread count holds on fresh decode times.
 

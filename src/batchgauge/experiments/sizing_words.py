@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from batchgauge.experiments.sizing_runs import Key
-from batchgauge.experiments.sizing_study import ADVISOR
+from batchgauge.experiments.sizing_study import ADVISOR, unseen
 from batchgauge.sizing import CostModel, MemoryModel
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
@@ -33,14 +33,14 @@ def cost_errors(errors: pd.DataFrame) -> str:
     """How far the cost model was off on fresh times of sizes that it never saw."""
     parts = []
     for phase in ("decode", "prefill", "tokenize"):
-        rows = errors[(errors["phase"] == phase) & ~errors["calibrated"]]
+        rows, which = unseen(errors, phase)
         if len(rows):
             off = rows["relative_error"].abs()
             parts.append(
-                f"{phase} {100 * off.median():.1f} % (90 % of {len(rows)} sizes below "
+                f"{phase} {100 * off.median():.1f} % (90 % of {len(rows)} sizes {which} below "
                 f"{100 * off.quantile(0.9):.1f} %)"
             )
-    return f"Median error on fresh times of sizes never calibrated: {'; '.join(parts)}."
+    return f"Median error of the model on fresh times: {'; '.join(parts)}."
 
 
 def memory(model: MemoryModel, fresh: Sequence[Peak]) -> str:
@@ -65,7 +65,7 @@ def scores(table: pd.DataFrame) -> str:
         f"{row['median_score']:.3f} (goal 0.98), its 10th percentile {row['p10_score']:.3f} "
         f"(goal 0.93); it broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
         f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
-        f"{row['median_log2_distance']:.2f} octaves from the best size. The best rule of thumb, "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The best other strategy, "
         f"'{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
         f"of {other['p10_score']:.3f}, and broke budgets in "
         f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
@@ -136,7 +136,7 @@ def answer(
 ) -> str:
     """The page's first sentences."""
     row = table[table["strategy"] == ADVISOR].iloc[0]
-    decode = errors[(errors["phase"] == "decode") & ~errors["calibrated"]]
+    decode, which = unseen(errors, "decode")
     off = 100 * decode["relative_error"].abs().median()
     return (
         f"For '{workload}' requests on this machine: batches of {suggestion.size} "
@@ -145,5 +145,5 @@ def answer(
         f"the advice reaches {100 * row['median_score']:.1f} % of the best throughput (median; "
         f"10th percentile {100 * row['p10_score']:.1f} %), breaking budgets in "
         f"{100 * (row['late_share'] + row['over_memory_share']):.0f} %; its decode times are "
-        f"{off:.1f} % off on sizes it never measured."
+        f"{off:.1f} % off on sizes {which}."
     )
