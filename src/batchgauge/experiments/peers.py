@@ -219,7 +219,7 @@ def same_answers(peers: Peers) -> pd.DataFrame:
     """Greedy answers and logits beside ours; a float32 engine that differs is left out after."""
     prompts = workload.sample_prompts(
         [p for p in workload.load_prompts() if len(p.prompt) < 300],
-        peers.budget.choose(smoke=2, default=6, thorough=24),
+        peers.budget.choose(smoke=2, default=4, thorough=24),
         peers.seed,
     )
     length = peers.budget.choose(smoke=6, default=16, thorough=32)
@@ -273,7 +273,7 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
     )
     if len(others):
         text += "; of those with fewer bits " + ", ".join(
-            f"{row['engine']} agrees on {row['equal_answers']} answers, logits differ by up to "
+            f"{row['engine']} agrees on {row['equal_answers']} of them, logits differ by up to "
             f"{row['largest_logit_difference']:.2g}"
             for row in records(others)
         )

@@ -20,13 +20,14 @@ from batchgauge.adapters.stepped import Stepper
 from batchgauge.experiments.peers import OURS, Peers, headline, rates, records
 from batchgauge.measuring import compare_interleaved
 from batchgauge.reporting import plots
+from batchgauge.reporting.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from batchgauge.reporting import Report
 
-CONTEXT, RESERVE = 64, 32
+CONTEXT, RESERVE = 32, 32
 GOALS = {  # (part, batch size, peer) -> our throughput over theirs, one thread
     ("decode", 8, "transformers"): 2.0,
     ("decode", 32, "transformers"): 2.0,
@@ -69,11 +70,9 @@ def measure_engines(peers: Peers) -> Engines:
     """Decode and prefill by batch size, on one thread and on two."""
     choose = peers.budget.choose
     every = (1, 2, 4, 8, 16, 32)
-    decode = {1: choose(smoke=(1, 4), default=every, thorough=every)}
-    decode[2] = choose(smoke=(), default=(1, 8, 32), thorough=every)
-    prefill = {
-        1: choose(smoke=((1, 32),), default=((1, 128), (8, 32)), thorough=((1, 512), (8, 64)))
-    }
+    decode = {1: choose(smoke=(1, 4), default=(1, 2, 8, 32), thorough=every)}
+    decode[2] = choose(smoke=(), default=(8, 32), thorough=every)
+    prefill = {1: choose(smoke=((1, 32),), default=((1, 128),), thorough=((1, 512), (8, 64)))}
     prefill[2] = choose(smoke=(), default=((1, 128),), thorough=((1, 512), (8, 64)))
     rows: list[dict[str, Any]] = []
     samples: list[pd.DataFrame] = []
@@ -196,7 +195,8 @@ def _sentence(study: Engines, part: str, what: str) -> str:
     if rows.empty:
         return "No other engine is installed."
     parts = [
-        f"{r['ours_over_theirs_x']:.2g} × {plots.label(r['implementation'])}" for r in records(rows)
+        f"{number(r['ours_over_theirs_x'], 2)} × {plots.label(r['implementation'])}"
+        for r in records(rows)
     ]
     return f"At batch {rows['batch_size'].iloc[0]} we {what} at {', '.join(parts)}"
 

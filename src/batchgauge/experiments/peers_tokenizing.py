@@ -23,6 +23,7 @@ from batchgauge.measuring import compare_interleaved, location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
 from batchgauge.reporting import plots
+from batchgauge.reporting.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,5 +176,5 @@ def tokenizing_sentence(study: Tokenizing, *, state: str = "warm") -> str:
 
 
 def _span(values: Sequence[float] | pd.Series[Any]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:.2g}" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g}"
+    low, high = (number(end, 2) for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
