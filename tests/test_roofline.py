@@ -133,5 +133,5 @@ def test_memory_findings_name_growth_before_temporaries():
     frame = memory_findings(invented_allocations(200_000), "decode")
     assert list(frame["where"]) == ["grow (a.py:3)", "scratch (b.py:7)"]
     assert list(frame["bytes_per_call"]) == [20_000.0, 5_000_000.0]
-    assert "grow (a.py:3) keeps 20 kB" in memory_sentence(invented_allocations(200_000), "decode")
+    assert "`grow (a.py:3)` keeps 20 kB" in memory_sentence(invented_allocations(200_000), "decode")
     assert "no site grows" in memory_sentence(invented_allocations(100), "decode")

@@ -29,16 +29,16 @@ def flame_sentence(name: str, profile: StackProfile) -> str:
     """Which class of code holds a part's time, and its hottest line."""
     hottest = profile.by_owner().iloc[0]
     return (
-        f"{flame_title(name, profile)}; the hottest line is {hottest['function']}:"
-        f"{hottest['line']} with {hottest['share']:.0%}."
+        f"{flame_title(name, profile)}; the hottest line is `{hottest['function']}:"
+        f"{hottest['line']}` with {hottest['share']:.0%}."
     )
 
 
 def flame_title(name: str, profile: StackProfile) -> str:
     """The class of code with the most time; of allocations, the function with the most bytes."""
     if profile.unit == "bytes":
-        function, share = profile.table()[["function", "self_share"]].iloc[0]
-        return f"{_first_upper(name)}: {share:.0%} of the bytes are allocated in {function}"
+        share = profile.table()["self_share"].iloc[0]
+        return f"{_first_upper(name)}: {share:.0%} of the bytes are allocated in one function"
     shares = profile.by_kind()
     largest = max(shares, key=lambda kind: shares[kind])
     return f"{_first_upper(name)}: {shares[largest]:.0%} of the time in {KIND_LABELS[largest]}"
@@ -92,7 +92,7 @@ def lines_sentence(name: str, profile: LineProfile) -> str:
     """The hottest line of a part, and how much of the time the lines explain."""
     first = profile.hottest(1).iloc[0]
     return (
-        f"{_first_upper(name)}: `{first['source'].strip()}` in {first['function']} (line "
+        f"{_first_upper(name)}: `{first['source'].strip()}` in `{first['function']}` (line "
         f"{first['line']}) has {first['share']:.0%} of the lines' time in {first['hits']:,} hits. "
         f"Lines and their tracing explain {profile.attributed:.0%} of the profiled run."
     )
@@ -325,14 +325,14 @@ def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan)
     ours = findings if ours.empty else ours
     parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
     words = [
-        f"{row['where']} with {row['share']:.0%} of {row['part']}"
+        f"`{row['where']}` with {row['share']:.0%} of {row['part']}"
         + ("" if math.isnan(row["floor_ratio"]) else f", {row['floor_ratio']:.1f} times its floor")
         for _, row in parts.iterrows()
     ]
     text = f"In a batch of {size} the time is mostly in: {'; '.join(words)}."
     first = ours.iloc[0]
     text += (
-        f" What could save most is {first['where']} of {first['part']}: at most "
+        f" What could save most is `{first['where']}` of {first['part']}: at most "
         f"{first['reachable_speedup']:.2f} times faster. {first['recommendation']}"
     )
     if not math.isnan(temporary_bytes):

@@ -108,7 +108,7 @@ def rank_findings(
 
 def finding_sentence(row: pd.Series) -> str:
     """One ranked finding as a sentence of prose."""
-    text = f"**{row['where']}** takes {row['share']:.0%} of {row['part']}"
+    text = f"`{row['where']}` takes {row['share']:.0%} of {row['part']}"
     if not math.isnan(row["floor_ratio"]):
         text += f" and runs at {row['floor_ratio']:.1f} times its floor"
     gain = row["amdahl_bound"]
@@ -154,7 +154,7 @@ def memory_sentence(profile: AllocationProfile, part: str) -> str:
     else:
         first = grows.iloc[0]
         size = amount(float(first["bytes_per_call"]), "bytes")
-        text = f"{part}: {first['where']} keeps {size} more after every call"
+        text = f"{part}: `{first['where']}` keeps {size} more after every call"
     if not math.isnan(profile.allocated_bytes):
         each = amount(profile.temporary_bytes_per_call, "bytes")
         text += f"; {each} are allocated and given back in each call"

@@ -58,7 +58,8 @@ class Listing:
                 )
                 out.append(
                     f"<tr style='background:{heat_colour(row.share)}'>{numbers}<td style='"
-                    f"text-align:left;white-space:pre'>{html.escape(row.source)}</td></tr>"
+                    f"text-align:left;white-space:pre;padding:0 .3em'>"
+                    f"{html.escape(row.source)}</td></tr>"
                 )
             out.append("</tbody></table>")
         return "".join([*out, "</div>"])
