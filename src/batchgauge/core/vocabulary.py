@@ -157,19 +157,19 @@ class Vocabulary:
 
 def _merge_ids(merges: list[str], ids: Mapping[str, int]) -> list[npt.NDArray[np.int32]]:
     """Ids of left tokens, right tokens and results, int32 [M] each."""
+    if any(merge.count(" ") != 1 for merge in merges):
+        raise UserError(
+            "A merge of the model file is not two tokens with a space between; the file is damaged."
+        )
+    halves = " ".join(merges).split(" ") if merges else []
+    results = [merge.replace(" ", "") for merge in merges]
     try:
-        lefts, rights = zip(*[merge.split(" ") for merge in merges], strict=True) or ((), ())
-        results = [left + right for left, right in zip(lefts, rights, strict=True)]
         return [
             np.fromiter(map(ids.__getitem__, names), dtype=np.int32, count=len(merges))
-            for names in (lefts, rights, results)
+            for names in (halves[::2], halves[1::2], results)
         ]
     except KeyError as error:
         raise UserError(
             f"A merge of the model file needs the token {error.args[0]!r}, which is not in its "
             "vocabulary; the file is damaged."
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            "A merge of the model file is not two tokens with a space between; the file is damaged."
         ) from error
