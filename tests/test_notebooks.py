@@ -18,6 +18,12 @@ BOOKS = books(PROJECT / "notebooks")
 REPORTS = [book.report for book in BOOKS]
 
 
+def test_no_notebook_failed(smoke_study):
+    """The study came to its end; what went wrong otherwise, in its own words."""
+    failures = smoke_study / "failures.txt"
+    assert not failures.exists(), failures.read_text()
+
+
 @pytest.mark.parametrize("report", REPORTS)
 def test_a_report_is_whole(smoke_study, report):
     """HTML, Markdown and notebook are there, the page is small and asks for nothing outside."""
