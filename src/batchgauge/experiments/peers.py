@@ -297,15 +297,19 @@ def rates(
         }
         if name in theirs:
             ratio = theirs[name]
-            turned = {"faster": "slower", "slower": "faster"}
             row |= {
                 "ours_over_theirs_x": 1.0 / ratio.value,
                 "ratio_low_x": 1.0 / ratio.high,
                 "ratio_high_x": 1.0 / ratio.low,
-                "ours_is": turned.get(ratio.verdict, ratio.verdict),
+                "ours_is": verdict(1.0 / ratio.high, 1.0 / ratio.low),
             }
         rows.append({**row, "blocks": comparison.blocks})
     return rows
+
+
+def verdict(low: float, high: float) -> str:
+    """What the 95 % interval of our throughput over theirs says."""
+    return "faster" if low > 1.0 else "slower" if high < 1.0 else "not told apart"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from batchgauge import workload
 from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.experiments.peers import OURS, Peers, headline, rates
+from batchgauge.experiments.peers import OURS, Peers, headline, rates, verdict
 from batchgauge.measuring import compare_interleaved, location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
@@ -118,7 +118,7 @@ def _cold(
             row |= {
                 "ours_over_theirs_x": math.exp(ratio.value), "ratio_low_x": low,
                 "ratio_high_x": high,
-                "ours_is": "faster" if low > 1 else "slower" if high < 1 else "inconclusive",
+                "ours_is": verdict(low, high),
             }  # fmt: skip
         rows.append({**row, "blocks": repeats})
     return rows
