@@ -9,6 +9,7 @@ import pytest
 from batchgauge.errors import UserError
 from batchgauge.experiments import sizing_runs as runs
 from batchgauge.experiments import sizing_study as study
+from batchgauge.experiments import sizing_tables as tables
 from batchgauge.experiments import sizing_words as words
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
@@ -118,21 +119,21 @@ def test_sentences_carry_the_numbers_of_their_data(judged):
     assert "10.0 %" in words.whole(
         pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
     )
-    assert study.exhaustive_seconds(WORKS, sweeps["engine", 1]) > 0.0
+    assert tables.exhaustive_seconds(WORKS, sweeps["engine", 1]) > 0.0
     assert len(words.calibrations(models)) == 2
 
 
 def test_the_budget_table_says_which_budget_fails():
     """Cells hold a size, or name the budget that already a batch of one breaks."""
     model = calibrate_engine(engine, max_batch_size=8, max_positions=64)
-    assert study.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 64).startswith("8 (")
-    assert study.suggestion_text(WORKS["short"], model, MEMORY, 8, 1.0, 64) == "none: latency"
-    assert study.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 0.001) == "none: memory"
+    assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 64).startswith("8 (")
+    assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, 1.0, 64) == "none: latency"
+    assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 0.001) == "none: memory"
 
 
 def test_simulated_machines_are_labelled():
     """Every row of the table of invented machines says that it is simulated."""
-    table = study.simulated_table(SHAPE, MEMORY, WORKS["short"])
+    table = tables.simulated_table(SHAPE, MEMORY, WORKS["short"])
     assert table["machine"].str.contains("simulated").all()
     assert (table["trust"] == "low").all()
 

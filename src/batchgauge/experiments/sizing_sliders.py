@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.sizing_study import suggest
+from batchgauge.experiments.sizing_tables import suggest
 from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 

@@ -57,7 +57,7 @@ def memory(model: MemoryModel, fresh: Sequence[Peak]) -> str:
 
 
 def scores(table: pd.DataFrame) -> str:
-    """The advisor's figures against the goals, and the best rule of thumb beside it."""
+    """The advisor's figures against the goals, and the best other strategy beside it."""
     row = table[table["strategy"] == ADVISOR].iloc[0]
     other = table[table["strategy"] != ADVISOR].iloc[0]
     return (
