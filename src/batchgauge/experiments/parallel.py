@@ -9,6 +9,7 @@ bandwidth gains little from anything.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,9 +128,13 @@ def measure_parallel(
     *,
     blocks: int,
     slot_s: float,
+    budget_s: float = math.inf,
     progress: Callable[[range], Any] = lambda blocks: blocks,
 ) -> pd.DataFrame:
-    """Throughput of every stage in every way, one row a block: stage, way, block, calls_per_s."""
+    """Throughput of every stage in every way, one row a block: stage, way, block, calls_per_s.
+
+    Stops after the block in which `budget_s` is used up, but not before the second.
+    """
     first, second = pair
     rows = []
     with another_process(specs, first) as in_processes, ThreadPoolExecutor(2) as threads:
@@ -146,7 +151,10 @@ def measure_parallel(
         for stage in STAGES:  # the other process warmed itself
             second[stage]()
             run("two BLAS threads", stage, 0.0)
+        begin = time.perf_counter()
         for block in progress(range(blocks)):
+            if block >= 2 and time.perf_counter() - begin > budget_s:
+                break
             ways = WAYS if block % 2 == 0 else WAYS[::-1]
             for stage in STAGES:
                 rows += [
