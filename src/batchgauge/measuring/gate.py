@@ -139,11 +139,10 @@ def measure_round(
                     except WorkerError as problem:
                         problems[name] = str(problem)
                         continue
-                    both = (
-                        table["base"] + table[TWIN]
-                    ) / 2.0  # two samples of the same: less noise
-                    ratios.setdefault(name, []).append(_middle(table["new"] - both))
-                    twins.setdefault(name, []).append(_middle(table[TWIN] - table["base"]))
+                    typical = {key: _typical(logs) for key, logs in table.items()}
+                    both = (typical["base"] + typical[TWIN]) / 2.0  # two looks: less noise
+                    ratios.setdefault(name, []).append(typical["new"] - both)
+                    twins.setdefault(name, []).append(typical[TWIN] - typical["base"])
                     counters[name] = work
                     bar.update()
     found = {
@@ -154,8 +153,14 @@ def measure_round(
     return found, samples, problems
 
 
-def _middle(blocks: Logs) -> float:
-    return location(blocks, resamples=1).value
+def _typical(logs: Logs) -> float:
+    """The lower quartile of a worker's log times [samples] in one process round.
+
+    Neighbours on the machine only ever add time, so the lower part of the samples is the
+    steadier one (Chen & Revels, "Robust benchmarking in noisy environments", 2016, take
+    the minimum); here it halves the spread between process rounds of the same code.
+    """
+    return float(np.quantile(logs, 0.25))
 
 
 def _one(
@@ -166,7 +171,7 @@ def _one(
     plan: Plan,
     samples: list[Sample],
 ) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Blocks of one benchmark in one process round: log(time per call) per side [blocks]."""
+    """Blocks of one benchmark in one process round: log(time per call) per side [samples]."""
     end = time.perf_counter() + plan.seconds / plan.processes
     ready = {key: worker.ask(prepare=name) for key, worker in workers.items()}
     loops = int(ready["base"]["loops"])
@@ -174,11 +179,10 @@ def _one(
     block = 0
     while block < 2 or (time.perf_counter() < end and block < 200):
         order = rng.permutation(list(workers)).tolist()
-        sums = dict.fromkeys(workers, 0.0)
         for position, key in enumerate(order + order[::-1]):
             worker = workers[key]
             took = worker.ask(sample=name, loops=loops, slow=worker.side.slow)
-            sums[key] += math.log(took["wall_ns"] / loops / 1e6) / 2.0
+            logs[key].append(math.log(took["wall_ns"] / loops / 1e6))
             info = ready[key]
             samples.append(
                 Sample(
@@ -199,8 +203,6 @@ def _one(
                     counters=as_json(info["counters"]),
                 )
             )
-        for key, value in sums.items():
-            logs[key].append(value)
         block += 1
     work = (ready["base"]["counters"], ready["new"]["counters"])
     return {key: np.array(rows) for key, rows in logs.items()}, work
