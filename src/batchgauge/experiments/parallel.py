@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -90,7 +92,16 @@ def calls_per_s(work: Work, seconds: float) -> float:
 _remote: dict[str, Any] = {}  # the other process's own stages, and the barrier
 
 
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _open_remote(specs: Specs, barrier: Any) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     engine = open_engine(specs.engine, specs.model or None)
     tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
     threadpool_limits(1)
