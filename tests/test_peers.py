@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tests.tiny_model import write_tiny_model
 
+from batchgauge.adapters.own import NumpyStepper
 from batchgauge.errors import UserError
 from batchgauge.experiments import peers, peers_engines, peers_load, peers_tokenizing
-from batchgauge.experiments.peers import NumpyStepper, Peers
+from batchgauge.experiments.peers import Peers
 from batchgauge.measuring import compare_interleaved
 from batchgauge.protocols import TokenBatch
 from batchgauge.registry import missing_packages, open_tokenizer

@@ -5,11 +5,18 @@ NumPy's BLAS has one thread count a process, so opening one of our engines sets 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from batchgauge.protocols import Engine, Tokenizer
+
+if TYPE_CHECKING:
+    from batchgauge.core.model import LlamaModel
 
 
 def numpy_tokenizer(_argument: str, model: Path | None) -> Tokenizer:
@@ -40,3 +47,37 @@ def baseline_engine(_argument: str, model: Path | None, threads: int) -> Engine:
 
     threadpool_limits(threads, user_api="blas")
     return BaselineEngine.from_gguf(model)
+
+
+class NumpyStepper:
+    """Our model as a `Stepper`."""
+
+    padded_positions = 0
+    max_rows = 100
+
+    def __init__(self, model: LlamaModel) -> None:
+        self.model = model
+        self.vocab_size = model.config.vocab_size
+        self.context_length = model.config.context_length
+        self._cache = model.new_cache([1])
+        self._lengths: list[Any] = []  # [rows] of each group, as prefill left them
+
+    def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> npt.NDArray[np.float32]:
+        """Run prompts from empty caches; logits [B, V]."""
+        self._cache = self.model.new_cache([len(row) + reserve for row in rows])
+        logits = self.model.prefill(rows, self._cache)
+        self._lengths = [group.lengths.copy() for group in self._cache.groups]
+        return logits
+
+    def decode(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Append one token [B] to every row; logits [B, V]."""
+        return self.model.decode(ids, self._cache)
+
+    def keep(self, rows: npt.NDArray[np.int64]) -> None:
+        """Go on with only these rows."""
+        self._cache.keep(set(rows.tolist()))
+
+    def rewind(self) -> None:
+        """Forget what was decoded since `prefill`."""
+        for group, lengths in zip(self._cache.groups, self._lengths, strict=True):
+            group.lengths = lengths.copy()

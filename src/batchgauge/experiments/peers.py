@@ -18,11 +18,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge import workload
+from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine, Stepper
 from batchgauge.core import preflight
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.kv_cache import KVCache
-from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
 from batchgauge.measuring import Comparison, location
 from batchgauge.measuring.machine import Machine
@@ -39,40 +38,6 @@ TOKENIZERS = (OURS, "tiktoken", "hf", "llama-cpp")
 ENGINES = (OURS, "transformers", "transformers:bfloat16", "llama-cpp:f32", "llama-cpp")
 FLOAT32 = frozenset({OURS, "transformers", "llama-cpp:f32"})  # must agree to the token
 RAGGED = (5, 17, 30, 64)  # prompt lengths whose logits are compared
-
-
-class NumpyStepper:
-    """Our model as a `Stepper`."""
-
-    padded_positions = 0
-    max_rows = 100
-
-    def __init__(self, model: LlamaModel) -> None:
-        self.model = model
-        self.vocab_size = model.config.vocab_size
-        self.context_length = model.config.context_length
-        self._cache: KVCache = model.new_cache([1])
-        self._lengths: list[Any] = []  # [rows] of each group, as prefill left them
-
-    def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> npt.NDArray[np.float32]:
-        """Run prompts from empty caches; logits [B, V]."""
-        self._cache = self.model.new_cache([len(row) + reserve for row in rows])
-        logits = self.model.prefill(rows, self._cache)
-        self._lengths = [group.lengths.copy() for group in self._cache.groups]
-        return logits
-
-    def decode(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        """Append one token [B] to every row; logits [B, V]."""
-        return self.model.decode(ids, self._cache)
-
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Go on with only these rows."""
-        self._cache.keep(set(rows.tolist()))
-
-    def rewind(self) -> None:
-        """Forget what was decoded since `prefill`."""
-        for group, lengths in zip(self._cache.groups, self._lengths, strict=True):
-            group.lengths = lengths.copy()
 
 
 @dataclass(slots=True)
