@@ -39,6 +39,7 @@ class Ladder:
     work: Any
     items: int
     budget_s: float
+    forms: tuple[str, ...] = (ALONE, CUMULATIVE)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -66,7 +67,7 @@ def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.Dat
     baseline = ladder.make_baseline()
     expected = baseline(ladder.work)
     frames = []
-    for form in (ALONE, CUMULATIVE):
+    for form in ladder.forms:
         works, status = _built(ladder, form, expected)
         calls: dict[str, Callable[[], object]] = {BASE: partial(baseline, ladder.work)}
         calls |= {name: partial(work, ladder.work) for name, work in works.items()}
@@ -76,7 +77,7 @@ def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.Dat
                 baseline=BASE,
                 benchmark=f"ladder/{ladder.part}/{form}",
                 items=ladder.items,
-                budget_s=ladder.budget_s / 2,
+                budget_s=ladder.budget_s / len(ladder.forms),
                 min_blocks=min_blocks,
                 seed=seed,
                 threads=threads,

@@ -95,6 +95,9 @@ class Study:
         ladder = Ladder(
             "inference", lambda: engine_rungs.baseline(self._path),
             engine_rungs.engine_rungs(self._path), work, rows, self.budget.share(0.35),
+            forms=self.budget.choose(
+                smoke=(CUMULATIVE,), default=(ALONE, CUMULATIVE), thorough=(ALONE, CUMULATIVE)
+            ),
         )  # fmt: skip
         return self._climb(ladder, self.budget.choose(smoke=2, default=3, thorough=10))
 
