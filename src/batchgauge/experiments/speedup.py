@@ -23,7 +23,7 @@ from batchgauge.experiments.by_size import inference_by_size, tokenizing_by_size
 from batchgauge.experiments.goals import Bench, Goal, as_frame
 from batchgauge.experiments.goals_engine import requests
 from batchgauge.experiments.lab import checked_sizes
-from batchgauge.experiments.ladder import CUMULATIVE, Ladder, climb
+from batchgauge.experiments.ladder import ALONE, CUMULATIVE, Ladder, climb
 from batchgauge.measuring import measure
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 from batchgauge.workload import texts
