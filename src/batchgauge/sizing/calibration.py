@@ -27,6 +27,7 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
 CONTEXT_STEPS = 8
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
+PATIENCE_S = 15.0  # no further round after this: a machine this busy is not worth the wait
 LONG_PREFILL = 128  # positions from which one run is long enough to be steady
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
@@ -82,6 +83,8 @@ def calibrate_engine(
     decode, between = _with_ripple(step_ms, decode, max_batch_size, exam)
     rng = np.random.default_rng(seed)
     for _ in range(repeats - 1):
+        if perf_counter() - start > PATIENCE_S:
+            break
         for i in rng.permutation(len(seen)):
             step_ms(list(seen)[i])
     decode = _settled(decode, between, seen)

@@ -21,6 +21,7 @@ from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
 from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
+PATIENCE_S = 60.0  # no run of a further pass is started after this
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -126,6 +127,8 @@ def sweep_engine(
     timings: list[Timing] = []
     warm_up(probe, some)
     for run, i in progress(order):
+        if run > 0 and perf_counter() - start > PATIENCE_S:
+            break  # whole passes are enough; a part of one more does no harm to a median
         phase, rows, units, count = runs[i]
         if phase == "context":  # the pair right after each other, so that drift cancels
             timings.append(Timing("no context", rows, SHORT_PROMPT, run, probe(rows, 1, count)[1]))
