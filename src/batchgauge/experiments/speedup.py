@@ -35,6 +35,17 @@ if TYPE_CHECKING:
 from batchgauge.experiments.by_size import OVER_BASELINE
 from batchgauge.experiments.goals import summary as goals_summary
 
+# Goals beside other engines need those engines in one run: the peers notebook measures them.
+_IN_PEERS = [
+    Goal(part, f"{what}, against {peer}", target, "higher", note="measured in the peers report")
+    for part, what, peer, target in (
+        ("decode", "decode at batch 8 and 32", "torch float32", 2.0),
+        ("decode", "decode at batch 8 and 32", "torch bfloat16", 1.2),
+        ("decode", "decode at batch 8 and 32", "llama.cpp float32", 1.3),
+        ("prefill", "prefill of 512 tokens", "llama.cpp float32", 1.2),
+    )
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -187,7 +198,7 @@ def measure_all(budget: Profile, *, model: str, seed: int, threads: int) -> pd.D
     for group in tqdm(groups, desc="Goals", leave=False):
         goals += group()
         gc.collect()
-    return as_frame(goals)
+    return as_frame([*goals, *_IN_PEERS])
 
 
 def statistics(bench: Bench) -> list[Goal]:

@@ -158,7 +158,7 @@ def _typical(logs: Logs) -> float:
 
     Neighbours on the machine only ever add time, so the lower part of the samples is the
     steadier one (Chen & Revels, "Robust benchmarking in noisy environments", 2016, take
-    the minimum); here it halves the spread between process rounds of the same code.
+    the minimum).
     """
     return float(np.quantile(logs, 0.25))
 
