@@ -11,7 +11,7 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.errors import UserError
-from batchgauge.experiments import peers, peers_engines, peers_load, peers_tokenizing
+from batchgauge.experiments import peers, peers_engines, peers_load, peers_rates, peers_tokenizing
 from batchgauge.experiments.peers import Peers
 from batchgauge.measuring import compare_interleaved
 from batchgauge.protocols import TokenBatch
@@ -122,7 +122,7 @@ def test_ratios_are_ours_over_theirs():
         {"numpy": lambda: sum(range(2_000)), "slow": lambda: sum(range(20_000))},
         baseline="numpy", budget_s=0.3, min_blocks=8, max_blocks=12, control=False, progress=False,
     )  # fmt: skip
-    ours, slow = peers.rates(done, {"numpy": 5.0, "slow": 5.0}, {"batch_size": 1})
+    ours, slow = peers_rates.rates(done, {"numpy": 5.0, "slow": 5.0}, {"batch_size": 1})
     assert "ours_over_theirs_x" not in ours
     assert slow["ratio_low_x"] <= slow["ours_over_theirs_x"] <= slow["ratio_high_x"]
     assert slow["ours_over_theirs_x"] > 2.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from batchgauge.adapters.stepped import SteppedEngine, Stepper
 from batchgauge.core import preflight
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
-from batchgauge.measuring import Comparison, location
+from batchgauge.experiments.peers_rates import OURS
 from batchgauge.measuring.machine import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Opened = TypeVar("Opened")
-OURS = "numpy"
 TOKENIZERS = (OURS, "tiktoken", "hf", "llama-cpp")
 ENGINES = (OURS, "transformers", "transformers:bfloat16", "llama-cpp:f32", "llama-cpp")
 FLOAT32 = frozenset({OURS, "transformers", "llama-cpp:f32"})  # must agree to the token
@@ -243,38 +242,6 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
             for row in records(others)
         )
     return text + "."
-
-
-def rates(
-    comparison: Comparison, amounts: Mapping[str, float], place: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """One row a candidate: its rate (amount a second), and our rate ÷ its, with 95 % intervals."""
-    rows = []
-    theirs = {ratio.name: ratio for ratio in comparison.ratio_list()}
-    for name in comparison.names:
-        time = location(comparison.logs[name])
-        row = {
-            **place,
-            "implementation": name,
-            "value": amounts[name] / math.exp(time.value),
-            "low": amounts[name] / math.exp(time.high),
-            "high": amounts[name] / math.exp(time.low),
-        }
-        if name in theirs:
-            ratio = theirs[name]
-            row |= {
-                "ours_over_theirs_x": 1.0 / ratio.value,
-                "ratio_low_x": 1.0 / ratio.high,
-                "ratio_high_x": 1.0 / ratio.low,
-                "ours_is": verdict(1.0 / ratio.high, 1.0 / ratio.low),
-            }
-        rows.append({**row, "blocks": comparison.blocks})
-    return rows
-
-
-def verdict(low: float, high: float) -> str:
-    """What the 95 % interval of our throughput over theirs says."""
-    return "faster" if low > 1.0 else "slower" if high < 1.0 else "not told apart"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from batchgauge.adapters.stepped import Stepper
-from batchgauge.experiments.peers import OURS, Peers, headline, rates, records
-from batchgauge.measuring import compare_interleaved
+from batchgauge.experiments.peers import OURS, Peers, headline, records
+from batchgauge.experiments.peers_rates import measured, rate_table
 from batchgauge.reporting import plots
 from batchgauge.reporting.tables import number
 
@@ -88,7 +88,7 @@ def measure_engines(peers: Peers) -> Engines:
             calls = {name: _prefill(s, ids) for name, s in steppers.items()}
             place = {"part": "prefill", "threads": threads, "batch_size": batch, "tokens": length}
             _compare(peers, calls, batch * length, place, rows, samples)
-    return Engines(pd.DataFrame(rows), pd.concat(samples) if samples else pd.DataFrame())
+    return Engines(rate_table(rows), pd.concat(samples))
 
 
 def _with_threads(peers: Peers, threads: int) -> dict[str, Stepper]:
@@ -111,20 +111,18 @@ def _compare(
     rows: list[dict[str, Any]],
     samples: list[pd.DataFrame],
 ) -> None:
-    if len(calls) < 2:
-        return
     # a step is deterministic work of tens of milliseconds: few blocks, no second copy of ours
-    comparison = compare_interleaved(
-        calls, baseline=OURS,
+    found, timings = measured(
+        calls, dict.fromkeys(calls, float(tokens)), place,
         benchmark=f"{place['part']}/batch={place['batch_size']}/threads={place['threads']}",
         tokens=tokens, budget_s=peers.budget.share(0.03),
         min_blocks=peers.budget.choose(smoke=2, default=4, thorough=12), max_blocks=40,
         seed=peers.seed, threads=place["threads"], part=place["part"],
         batch_size=place["batch_size"], parameters={"tokens": place["tokens"]},
-        aa=peers.budget.name == "thorough", progress=False,
+        aa=peers.budget.name == "thorough",
     )  # fmt: skip
-    samples.append(comparison.frame())
-    rows += rates(comparison, dict.fromkeys(calls, float(tokens)), place)
+    rows += found
+    samples.append(timings)
 
 
 def draw_decode(study: Engines) -> Figure:
@@ -162,6 +160,10 @@ def draw_ratios(study: Engines) -> Figure:
         for r in records(table)
     ]
     figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.27 * len(names)))
+    if not names:
+        ax.set_axis_off()
+        ax.set_title("No other engine is installed")
+        return figure
     columns = (table[c].to_list() for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x"))
     plots.points_with_interval(
         ax, names, *columns, implementations=table["implementation"].to_list()

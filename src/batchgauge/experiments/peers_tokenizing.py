@@ -18,8 +18,9 @@ import pandas as pd
 
 from batchgauge import workload
 from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.experiments.peers import OURS, Peers, headline, rates, verdict
-from batchgauge.measuring import compare_interleaved, location
+from batchgauge.experiments.peers import OURS, Peers, headline
+from batchgauge.experiments.peers_rates import measured, rate_table, verdict
+from batchgauge.measuring import location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
 from batchgauge.reporting import plots
@@ -53,18 +54,18 @@ def measure_tokenizing(peers: Peers) -> Tokenizing:
         megabytes = sum(len(t.encode()) for t in texts) / 1e6
         place = {"threads": threads, "characters": length, "batch_size": batch}
         calls = {n: quickest(t, texts, threads) for n, t in peers.tokenizers.items()}
-        if len(calls) > 1:
-            warm = compare_interleaved(
-                calls, baseline=OURS, benchmark=f"tokenise/batch={batch}/chars={length}",
-                budget_s=peers.budget.share(0.15) / len(shapes), min_blocks=5, max_blocks=60,
-                seed=peers.seed, threads=threads, part="tokenise", batch_size=batch,
-                parameters={"characters": length}, progress=False,
-            )  # fmt: skip
-            samples.append(warm.frame())
-            rows += rates(warm, dict.fromkeys(calls, megabytes), {**place, "state": "warm"})
+        found, timings = measured(
+            calls, dict.fromkeys(calls, megabytes), {**place, "state": "warm"},
+            benchmark=f"tokenise/batch={batch}/chars={length}",
+            budget_s=peers.budget.share(0.15) / len(shapes), min_blocks=5, max_blocks=60,
+            seed=peers.seed, threads=threads, part="tokenise", batch_size=batch,
+            parameters={"characters": length},
+        )  # fmt: skip
+        rows += found
+        samples.append(timings)
         if threads == 1:
             rows += _cold(peers, texts, megabytes, {**place, "state": "cold"})
-    return Tokenizing(pd.DataFrame(rows), pd.concat(samples) if samples else pd.DataFrame())
+    return Tokenizing(rate_table(rows), pd.concat(samples))
 
 
 def quickest(tokenizer: Tokenizer, texts: list[str], threads: int) -> Call:
