@@ -17,8 +17,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from batchgauge.adapters.stepped import Stepper
-from batchgauge.experiments.peers import OURS, Peers, headline, records
-from batchgauge.experiments.peers_rates import measured, rate_table
+from batchgauge.experiments.peers import Peers, headline, records
+from batchgauge.experiments.peers_rates import OURS, measured, rate_table
 from batchgauge.reporting import plots
 from batchgauge.reporting.tables import number
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from batchgauge import workload
 from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.experiments.peers import OURS, Peers, headline
-from batchgauge.experiments.peers_rates import measured, rate_table, verdict
+from batchgauge.experiments.peers import Peers, headline
+from batchgauge.experiments.peers_rates import OURS, measured, rate_table, verdict
 from batchgauge.measuring import location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
