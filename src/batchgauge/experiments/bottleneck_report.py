@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from batchgauge.experiments import bottleneck_events as events
 from batchgauge.experiments import bottleneck_findings as found
 from batchgauge.experiments import bottleneck_kernels as kernels
 from batchgauge.experiments import bottleneck_pictures as pictures
@@ -152,14 +153,18 @@ def roofline(report: Report, study: Study) -> pd.DataFrame:
     return frame
 
 
-def system(report: Report, study: Study) -> None:
-    """What the operating system counted while each part ran."""
+def system(report: Report, study: Study, *, simulate: bool = False) -> None:
+    """What the operating system and the processor counted while each part ran."""
     if study.target:
         return report.finding(NO_ENGINE)
     frame = kernels.system_counters(study)
     report.csv(frame, "system")
     report.table(frame, caption="Per call, counted by the operating system; no profiler attached.")
-    return report.finding(pictures.system_sentence(frame))
+    report.finding(pictures.system_sentence(frame))
+    counted = events.hardware_table(simulate=simulate)
+    report.csv(counted, "events")
+    report.table(counted, caption="Instructions, cache misses and mispredicted branches a call.")
+    return report.finding(events.hardware_sentence(counted))
 
 
 def parallelism(report: Report, study: Study) -> None:

@@ -1,0 +1,83 @@
+"""Instructions, cache misses and mispredicted branches of a call, counted outside this process.
+
+Each piece of work runs in a child process twice, without a call and with some; the
+difference is the calls' own, start-up left out. Where the kernel offers no hardware events
+the columns are empty with the reason, or simulated where that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+
+import pandas as pd
+
+from batchgauge.measuring.system import Events, hardware_events
+
+CALLS = 20
+COUNTS = ("instructions", "cache_misses", "branch_misses")
+
+# What a child prepares; it then calls `call` as often as its argument says.
+_WORK: Mapping[str, str] = {
+    "tokenising (baseline)": (
+        "from batchgauge.baseline.tokenizer import BaselineTokenizer\n"
+        "from batchgauge.workload import texts\n"
+        "tokenizer, pages = BaselineTokenizer.from_gguf(), texts('prose', 200, 4)\n"
+        "call = lambda: tokenizer.encode_many(pages)\n"
+    ),
+    "statistics (baseline)": (
+        "from batchgauge.baseline.stats import baseline_stats\n"
+        "times = [float(i % 97) for i in range(1000)]\n"
+        "call = lambda: baseline_stats(times, 1.0)\n"
+    ),
+    "statistics (numpy)": (
+        "import numpy as np\n"
+        "from batchgauge.request import BatchStats\n"
+        "times = np.arange(1000.0) % 97\n"
+        "call = lambda: BatchStats.from_durations(times, 1.0)\n"
+    ),
+}
+_LOOP = "import sys\ncall()\nfor _ in range(int(sys.argv[1])): call()\n"
+
+
+def hardware_table(*, simulate: bool = False) -> pd.DataFrame:
+    """One row a piece of work: part, source, the counts a call, and why they are missing."""
+    rows = []
+    for part, prepare in _WORK.items():
+        found = [_count(prepare, calls, simulate) for calls in (0, CALLS)]
+        rows.append({"part": part, **_a_call(*found)})
+    return pd.DataFrame(rows)
+
+
+def _count(prepare: str, calls: int, simulate: bool) -> Events:  # one of two ways
+    return hardware_events(
+        [sys.executable, "-c", prepare + _LOOP, str(calls)], simulate=simulate, timeout_s=300.0
+    )
+
+
+def _a_call(without: Events, with_calls: Events) -> dict[str, object]:
+    """Counts of one call: the difference of the two processes ÷ calls, NaN where not counted."""
+    whole, start = _named(with_calls), _named(without)
+    counts = {
+        name: (whole[name] - start[name]) / CALLS if name in whole and name in start else math.nan
+        for name in COUNTS
+    }
+    return {"source": with_calls.source or "none", **counts, "reason": with_calls.reason}
+
+
+def _named(events: Events) -> dict[str, int]:
+    return {name.replace("-", "_"): count for name, count in events.counts.items()}
+
+
+def hardware_sentence(table: pd.DataFrame) -> str:
+    """What was counted, or why nothing was."""
+    counted = table.dropna(subset=["instructions"])
+    if counted.empty:
+        reason = table["reason"].iloc[0]
+        return (
+            f"Hardware events are not to be had here: {reason}. `simulate_counters=True` counts "
+            "instructions, cache misses and branches by simulation, where valgrind is installed."
+        )
+    parts = [f"{row['part']} {row['instructions']:,.0f}" for _, row in counted.iterrows()]
+    return f"Instructions a call ({counted['source'].iloc[0]}): {'; '.join(parts)}."
