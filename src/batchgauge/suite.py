@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import cycle
 from typing import Any, Literal
 
 from batchgauge import registry, workload
@@ -170,14 +171,19 @@ def _statistics(_: Subject, items: int) -> Prepared:
 
 
 def _lookup(_: Subject, items: int) -> Prepared:
-    rows = [BatchResponse(f"item-{i}", i, 1.0) for i in range(items)]
-    result = BatchResult.of(rows, float(items))
-    wanted = [f"item-{i * 7919 % items}" for i in range(100)]
+    """Lookups that take turns in several copies: where one happens to lie must not decide."""
+    copies = [
+        BatchResult.of([BatchResponse(f"item-{i}", i, 1.0) for i in range(items)], float(items))
+        for _ in range(16 if items <= 10_000 else 2)
+    ]
+    wanted = [[f"item-{i * 7919 % items}" for i in range(100)] for _ in copies]
+    turns = cycle([(result.get_by_id, names) for result, names in zip(copies, wanted, strict=True)])
 
     def call() -> object:
-        return [result.get_by_id(name) for name in wanted]
+        find, names = next(turns)
+        return [find(name) for name in names]
 
-    return Prepared(call, len(wanted), 0, {"lookups": len(wanted)})
+    return Prepared(call, len(wanted[0]), 0, {"lookups": len(wanted[0])})
 
 
 def _collect(_: Subject, items: int) -> Prepared:

@@ -138,7 +138,7 @@ def changes_of(result: Result, threshold: float = THRESHOLD) -> list[Change]:
     return [decide(name, rounds, threshold) for name, rounds in result.evidence.items()]
 
 
-def trial(result: Result, *, trials: int, processes: int = 12, seed: int = 0) -> pd.DataFrame:
+def trial(result: Result, *, trials: int, processes: int = 16, seed: int = 0) -> pd.DataFrame:
     """The gate's rates per benchmark, simulated with the noise that a real A/A round showed."""
     tables = []
     for name, (evidence,) in tqdm(result.evidence.items(), desc="simulating"):

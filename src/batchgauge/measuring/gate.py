@@ -2,9 +2,9 @@
 
 Each process round starts three fresh workers (base, base again, new) with a fixed hash
 seed, and asks them for samples in turn, in seeded palindromic order, so that all three see
-the same weather. The evidence is one log ratio a process round; its interval runs over
-process rounds. The second base gives the noise floor. What looks slower is measured again
-with fresh processes, and fails only when seen again.
+the same weather. The evidence is one log ratio a process round, the median over its blocks;
+its interval runs over process rounds. The second base gives the noise floor. What looks
+slower is measured again with fresh processes, and fails only when seen again.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ def measure_round(
                     except WorkerError as problem:
                         problems[name] = str(problem)
                         continue
-                    typical = {key: _typical(logs) for key, logs in table.items()}
-                    both = (typical["base"] + typical[TWIN]) / 2.0  # two looks: less noise
-                    ratios.setdefault(name, []).append(typical["new"] - both)
-                    twins.setdefault(name, []).append(typical[TWIN] - typical["base"])
+                    both = (table["base"] + table[TWIN]) / 2.0  # two looks: less noise
+                    ratios.setdefault(name, []).append(float(np.median(table["new"] - both)))
+                    again = float(np.median(table[TWIN] - table["base"]))
+                    twins.setdefault(name, []).append(again)
                     counters[name] = work
                     bar.update()
     found = {
@@ -153,16 +153,6 @@ def measure_round(
     return found, samples, problems
 
 
-def _typical(logs: Logs) -> float:
-    """The lower quartile of a worker's log times [samples] in one process round.
-
-    Neighbours on the machine only ever add time, so the lower part of the samples is the
-    steadier one (Chen & Revels, "Robust benchmarking in noisy environments", 2016, take
-    the minimum).
-    """
-    return float(np.quantile(logs, 0.25))
-
-
 def _one(
     name: str,
     workers: Mapping[str, Worker],
@@ -171,9 +161,9 @@ def _one(
     plan: Plan,
     samples: list[Sample],
 ) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Blocks of one benchmark in one process round: log(time per call) per side [samples]."""
-    end = time.perf_counter() + plan.seconds / plan.processes
+    """Blocks of one benchmark in one process round: mean log(time per call) per side [blocks]."""
     ready = {key: worker.ask(prepare=name) for key, worker in workers.items()}
+    end = time.perf_counter() + plan.seconds / plan.processes
     loops = int(ready["base"]["loops"])
     logs: dict[str, list[float]] = {key: [] for key in workers}
     block = 0
@@ -205,4 +195,4 @@ def _one(
             )
         block += 1
     work = (ready["base"]["counters"], ready["new"]["counters"])
-    return {key: np.array(rows) for key, rows in logs.items()}, work
+    return {key: np.array(rows).reshape(-1, 2).mean(axis=1) for key, rows in logs.items()}, work

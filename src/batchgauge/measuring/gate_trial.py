@@ -25,7 +25,7 @@ Logs = npt.NDArray[np.float64]
 def simulate(
     noise: npt.ArrayLike,
     *,
-    processes: int = 12,
+    processes: int = 16,
     thresholds: Sequence[float] = (0.02, 0.05),
     slowdowns: Sequence[float] = SLOWDOWNS,
     trials: int = 300,
