@@ -237,6 +237,12 @@ def test_two_revisions_in_turn(tmp_path):
     assert frame_of(result.changes)["fails"].tolist() == [True]
 
 
+def test_a_benchmark_may_have_its_own_threshold():
+    """A plan's threshold holds for all but the benchmarks that have their own."""
+    plan = Plan(["a", "b"], Path("suite.py"), {}, threshold=0.02, thresholds={"b": 0.2})
+    assert [plan.threshold_of(name) for name in plan.benchmarks] == [0.02, 0.2]
+
+
 def test_a_worker_that_dies_is_said(tmp_path):
     """A tree that cannot be imported ends with its own last words."""
     _repository(tmp_path / "broken", "raise RuntimeError('will not start')\n")

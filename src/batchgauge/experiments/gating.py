@@ -100,8 +100,9 @@ def compare(
             allow_other_machine=allow_other_machine,
         )
     else:
-        if files or threshold_for:
-            raise UserError("--against takes neither files nor --threshold-for.")
+        if files:
+            raise UserError("--against takes no files.")
+        options["thresholds"] = _thresholds(threshold_for)
         changes = _against(against, _percent(threshold, gate_process.THRESHOLD), options)
     click.echo(rendered(changes, form))
     failing = [c.benchmark for c in changes if c.fails]
@@ -153,6 +154,7 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
         seconds=options["seconds"],
         processes=options["processes"],
         threshold=threshold,
+        thresholds=options["thresholds"],
         seed=options["seed"],
     )
     with revisions.worktree(root, revision) as tree:

@@ -71,13 +71,13 @@ def gate(base: Side, new: Side, plan: Plan) -> Result:
     if not rounds:
         reason = next(iter(problems.values()), "nothing was selected")
         raise UserError(f"No benchmark ran on both revisions: {reason}")
-    again = [n for n, e in evidence.items() if looks_slower(e, plan.threshold)]
+    again = [n for n, e in evidence.items() if looks_slower(e, plan.threshold_of(n))]
     if again:
         more, further, _ = measure_round(base, new, plan, only=again, first_process=plan.processes)
         samples += further
         for name, second in more.items():
             rounds[name].append(second)
-    changes = [decide(name, rows, plan.threshold) for name, rows in rounds.items()]
+    changes = [decide(name, rows, plan.threshold_of(name)) for name, rows in rounds.items()]
     return Result(changes, samples, rounds, problems)
 
 

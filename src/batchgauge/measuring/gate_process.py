@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +46,7 @@ class Plan:
     seconds: float = 16.0
     processes: int = 16
     threshold: float = THRESHOLD
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by benchmark
     seed: int = 0
     progress: bool = True
 
@@ -55,6 +56,10 @@ class Plan:
                 f"processes={self.processes}, seconds={self.seconds}, threshold="
                 f"{self.threshold}; expected at least 2 processes, and positive numbers."
             )
+
+    def threshold_of(self, benchmark: str) -> float:
+        """The slow-down that this benchmark may pass (0.02 = 2 %)."""
+        return self.thresholds.get(benchmark, self.threshold)
 
 
 class WorkerError(Exception):
