@@ -12,10 +12,19 @@ from batchgauge.errors import UserError
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.sizing import automatic, optimal_for_engine, optimal_for_tokenizer
 from batchgauge.sizing.calibration import calibrate_engine
-from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
-from batchgauge.sizing.probes import engine_probe, probe_items, tokenizer_probe
-from batchgauge.sizing.scoring import Scenario, ask, folklore, same_step, score, summary, truths
+from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
+from batchgauge.sizing.scoring import (
+    Scenario,
+    Truth,
+    ask,
+    folklore,
+    same_step,
+    score,
+    summary,
+    truths,
+)
 from batchgauge.sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
 
 WORK = Lengths.uniform(16, 16)
@@ -42,15 +51,46 @@ def model():
 
 
 def test_the_sweep_is_dense():
-    """Every size to 32, every fourth above: not only powers of two."""
+    """Every size to 16, every second to 32, every fourth above: not only powers of two."""
     sizes = dense_sizes(66)
-    assert set(range(1, 33)) <= set(sizes)
-    assert {36, 40, 64, 66} <= set(sizes)
+    assert set(range(1, 17)) <= set(sizes)
+    assert {18, 22, 30, 36, 40, 64, 66} <= set(sizes)
+
+
+def test_a_steady_probe_takes_the_weather_out():
+    """A machine that becomes 40 % slower meanwhile changes no time that is told."""
+    weather = [1.0]
+
+    def swaying(rows, prompt, steps):
+        first, step = probe(rows, prompt, steps)
+        return first * weather[0], step * weather[0]
+
+    steady = SteadyProbe(swaying, settle_runs=3)
+    calm = steady(8, 1, 3)
+    weather[0] = 1.4
+    steady(8, 1, 3)  # its control before was a calm one
+    slow = steady(8, 1, 3)
+    assert slow == pytest.approx(calm, rel=0.02)
+    assert max(steady.controls_ms) > 1.3 * steady.reference_ms
+
+
+def test_the_luckiest_size_is_no_yardstick():
+    """The best is picked in one half of the passes and judged in the other."""
+    scenario = Scenario("", "engine", Lengths.uniform(8, 8), 3)
+
+    def half(*rates):
+        times = [BatchTimes(i + 1, 1.0, 1.0, 1.0, rate) for i, rate in enumerate(rates)]
+        return {t.size: Truth(t.size, t, 0.0, False, False) for t in times}
+
+    halves = half(100.0, 120.0, 100.0), half(100.0, 100.0, 120.0)  # luck, once here, once there
+    together = half(100.0, 110.0, 110.0)
+    assert score(scenario, "x", 1, together, halves).score == pytest.approx(1.0)
+    assert score(scenario, "x", 1, together).score == pytest.approx(100 / 110)
 
 
 def test_a_sweep_composes_to_the_true_batch_time(sweep):
     """Phases measured apart add up to the invented machine's own batch."""
-    for size in (1, 3, 8, 21, 64):
+    for size in (1, 3, 8, 20, 64):
         prefill, _ = probe(size, 16, 0)
         steps = sum(probe(size, 15 + s, 1)[1] for s in range(1, 16))
         measured = batch_times(sweep.costs, WORK, size).request_ms

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batchgauge.errors import UserError
 from batchgauge.experiments import sizing_runs as runs
 from batchgauge.experiments import sizing_study as study
 from batchgauge.experiments import sizing_tables as tables
@@ -138,11 +137,17 @@ def test_simulated_machines_are_labelled():
     assert (table["trust"] == "low").all()
 
 
-def test_an_engine_without_a_shape_is_a_user_error():
-    """The notebook says what it needs of an engine."""
-    stranger = type("Stranger", (), {"name": "stranger"})()
-    with pytest.raises(UserError, match="stranger"):
-        runs.shape_of(stranger)
+def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
+    """No shape, no memory model: no scenario has a memory budget, no table a memory column."""
+    assert runs.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
+    plan = runs.effort("smoke", 1)
+    cost = calibrate_engine(engine, max_batch_size=8, max_positions=64)
+    words_cost = calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest)
+    models = {("engine", 1): cost, ("tokenizer", 1): words_cost}
+    questions = study.scenarios(WORKS, models, None, TEXTS, plan)
+    assert questions
+    assert all(q.memory_budget_bytes is None for q in questions)
+    assert "no memory budget" in tables.budget_table(WORKS["short"], cost, None, 8)
 
 
 def test_threads_asked_for_are_swept():

@@ -19,11 +19,13 @@ from batchgauge.sizing import (
     HardwareProfile,
     Lengths,
     MemoryModel,
+    ModelShape,
     detect_hardware,
 )
 from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, tokenizer_probe
 from batchgauge.sizing.sweep import Sweep
 
 
@@ -39,6 +41,9 @@ class Bench:
     config: SizingConfig
     hardware: HardwareProfile
     priors: Mapping[int, CostModel]
+    shape: ModelShape | None
+    probes: Mapping[int, SteadyProbe]
+    text_probe: SteadyTextProbe
     seed: int
 
     @classmethod
@@ -61,17 +66,34 @@ class Bench:
         opened = open_engine(engine, path, threads)
         shape = runs.shape_of(opened)
         words = open_tokenizer(tokenizer, path)
-        effort = runs.effort(profile, threads)
+        effort = runs.effort(profile, threads, most=opened.max_batch_size())
         priors = {
             count: CostModel.prior(shape, detect_hardware(threads=count))
             for count, _ in effort.largest
+            if shape is not None
         }
         longest = 24 if profile == "smoke" else 128
         works = study.engine_workloads(words, workload, longest=longest)
-        for work in works.values():
-            work.check_context(shape.context_length)
+        if shape is not None:
+            for work in works.values():
+                work.check_context(shape.context_length)
         hardware = detect_hardware(threads=threads)
-        return cls(opened, words, texts, works, effort, config, hardware, priors, seed)
+        probes = runs.steady_probes(opened, effort)
+        text_probe = SteadyTextProbe(tokenizer_probe(words, texts))
+        return cls(
+            opened,
+            words,
+            texts,
+            works,
+            effort,
+            config,
+            hardware,
+            priors,
+            shape,
+            probes,
+            text_probe,
+            seed,
+        )
 
     @property
     def threads_swept(self) -> int:
@@ -93,7 +115,7 @@ class Bench:
         return pd.DataFrame(self.hardware.facts(), columns=["what", "value"])
 
     def own_question(
-        self, models: Mapping[runs.Key, CostModel], memory: MemoryModel
+        self, models: Mapping[runs.Key, CostModel], memory: MemoryModel | None
     ) -> BatchSizeSuggestion:
         """The suggestion for the prompts of the workload under the notebook's own budgets."""
         config = replace(self.config, max_batch_size=self.largest)
@@ -157,7 +179,8 @@ class Bench:
         """Further calibrations of the engine, one round each."""
         return [
             runs.calibrate_threads(
-                self.engine,
+                self.probes[self.threads_swept],
+                self.engine.name,
                 self.threads_swept,
                 self.largest,
                 self.effort,

@@ -22,9 +22,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from batchgauge.errors import UserError
 from batchgauge.measuring.memory import allocations
-from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
@@ -32,7 +31,13 @@ from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.lengths import Plan
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.probes import engine_probe, probe_items, tokenizer_probe
+from batchgauge.sizing.probes import (
+    EngineProbe,
+    SteadyProbe,
+    TextProbe,
+    engine_probe,
+    probe_items,
+)
 from batchgauge.sizing.rates import machine_id
 from batchgauge.sizing.sweep import Sweep, sweep_engine, sweep_tokenizer
 
@@ -57,70 +62,95 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "smoke": Effort(((1, 8),), 1, 6, 1, 48, 1, 2, 1.5, 48),
-    "default": Effort(((1, 40), (2, 24)), 3, 12, 3, 384, 4, 6, 15.0, 1000),
-    "thorough": Effort(((1, 96), (2, 96)), 9, 18, 3, 512, 8, 16, 60.0, 1000),
+    "default": Effort(((1, 40), (2, 16)), 6, 11, 4, 256, 4, 6, 12.0, 1000),
+    "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
 }
 
 
-def effort(profile: str, threads: int) -> Effort:
-    """The effort of a profile; thread counts above the machine's are left out unless asked for."""
+def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
+    """The effort of a profile, for batches of `most` at most.
+
+    Thread counts above the machine's are left out unless asked for.
+    """
     chosen = EFFORTS[profile]
     cores = os.cpu_count() or 1
-    pairs = {t: size for t, size in chosen.largest if t <= cores}
-    pairs.setdefault(threads, min(size for _, size in chosen.largest))
+    pairs = {t: min(size, most) for t, size in chosen.largest if t <= cores}
+    pairs.setdefault(threads, min(most, *(size for _, size in chosen.largest)))
     return replace(chosen, largest=tuple(sorted(pairs.items())), main_threads=threads)
 
 
-def shape_of(engine: Engine) -> ModelShape:
-    """The shape of an engine's model. Raises UserError for an engine that does not show it."""
+def shape_of(engine: Engine) -> ModelShape | None:
+    """The shape of an engine's model; None for an engine that does not show it."""
     model = getattr(engine, "model", None)
     try:
         return ModelShape.of(model.config, model.weights_bytes)  # type: ignore[union-attr]  # checked by the except
     except AttributeError:
-        raise UserError(
-            f"The engine '{engine.name}' does not show its model's shape; this notebook needs it "
-            "for the memory model. Expected an engine like 'numpy'."
-        ) from None
+        return None
+
+
+def steady_probes(engine: Engine, plan: Effort) -> dict[int, SteadyProbe]:
+    """A probe per thread count; calibrations and sweep share it, so that their times compare."""
+    probes = {}
+    for threads, _ in plan.largest:
+        with threadpool_limits(threads, user_api="blas"):
+            probes[threads] = SteadyProbe(engine_probe(engine))
+    return probes
 
 
 def calibrate(
-    engine: Engine, tokenizer: Tokenizer, texts: Sequence[str], plan: Effort, *, seed: int = 0
+    probes: Mapping[int, EngineProbe],
+    text_probe: TextProbe,
+    names: tuple[str, str],
+    plan: Effort,
+    *,
+    seed: int = 0,
 ) -> dict[Key, CostModel]:
-    """One short calibration per thread count of the engine, and one of the tokenizer."""
+    """One short calibration per thread count of the engine, and one of the tokenizer.
+
+    `names` are those of engine and tokenizer.
+    """
     models: dict[Key, CostModel] = {}
     for threads, largest in plan.largest:
-        models["engine", threads] = calibrate_threads(engine, threads, largest, plan, seed=seed)
+        models["engine", threads] = calibrate_threads(
+            probes[threads], names[0], threads, largest, plan, seed=seed
+        )
     models["tokenizer", 1] = calibrate_tokenizer(
-        tokenizer_probe(tokenizer, texts),
+        text_probe,
         max_batch_size=plan.tokenizer_largest,
         machine=machine_id(os.cpu_count() or 1),
-        model=tokenizer.name,
+        model=names[1],
     )
     return models
 
 
 def calibrate_threads(
-    engine: Engine, threads: int, largest: int, plan: Effort, *, seed: int = 0, repeats: int = 0
+    probe: EngineProbe,
+    engine: str,
+    threads: int,
+    largest: int,
+    plan: Effort,
+    *,
+    seed: int = 0,
+    repeats: int = 0,
 ) -> CostModel:
     """Calibrate the engine with this many BLAS threads."""
     with threadpool_limits(threads, user_api="blas"):
         return calibrate_engine(
-            engine_probe(engine),
+            probe,
             max_batch_size=largest,
             max_positions=plan.max_positions,
             sizes=plan.knots,
             repeats=repeats or plan.repeats,
             seed=seed,
             machine=machine_id(os.cpu_count() or 1),
-            model=engine.name,
+            model=engine,
             threads=threads,
         )
 
 
 def fresh_sweeps(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
+    probes: Mapping[int, EngineProbe],
+    text_probe: TextProbe,
     plan: Effort,
     suggested: Mapping[Key, set[int]],
     *,
@@ -131,20 +161,19 @@ def fresh_sweeps(
     for threads, largest in plan.largest:
         with threadpool_limits(threads, user_api="blas"):
             sweeps["engine", threads] = sweep_engine(
-                engine_probe(engine),
+                probes[threads],
                 largest=largest,
                 max_positions=plan.max_positions,
-                # Threads that spin while a neighbour holds their core make outliers: one more pass.
-                passes=plan.passes + (threads > 1),
+                passes=plan.passes,
                 also=suggested.get(("engine", threads), set()),
                 threads=threads,
                 seed=seed,
                 progress=lambda runs: tqdm(list(runs), desc="fresh sweep", leave=False),
             )
     sweeps["tokenizer", 1] = sweep_tokenizer(
-        tokenizer_probe(tokenizer, texts),
+        text_probe,
         largest=plan.tokenizer_largest,
-        passes=2 + plan.passes,
+        passes=4 * plan.passes,
         also=suggested.get(("tokenizer", 1), set()),
         seed=seed,
     )
@@ -190,13 +219,13 @@ def fresh_peaks(engine: Engine, largest: int) -> list[Peak]:
     return measure_peaks(engine, [*((s, 8, 4) for s in sizes), *FRESH_PEAKS[: 1 + largest // 8]])
 
 
-def fit_memory(engine: Engine) -> tuple[MemoryModel, list[Peak]]:
+def fit_memory(engine: Engine, shape: ModelShape) -> tuple[MemoryModel, list[Peak]]:
     """A memory model fitted to a few small batches, and their peaks.
 
     The core prefills 512 positions at a time and gives eight neighbours room for the
     longest of them; from about 256 positions on, only its narrow buffers still grow.
     """
-    blank = MemoryModel.from_shape(shape_of(engine), part=512, tile=256, group=8)
+    blank = MemoryModel.from_shape(shape, part=512, tile=256, group=8)
     engine.infer_batch(probe_items(1, 2, 2))  # what is made once is not the batch's
     prefill, decode = measure_peaks(engine, PREFILL_PEAKS), measure_peaks(engine, DECODE_PEAKS)
     return blank.fitted_to(prefill, decode, error=0.05), [*prefill, *decode]
@@ -209,12 +238,14 @@ def run_whole(
     models: Mapping[str, Any],
     *,
     most: int,
+    probe: SteadyProbe,
     threads: int = 1,
     seed: int = 3,
 ) -> pd.DataFrame:
     """Run whole ragged and even batches for real beside what phases added up say.
 
-    `models` are names and anything that prices phases; one column each.
+    Times are told at the speed of `probe`. `models` are names and anything that prices
+    phases; one column each.
     """
     rows = []
     pairs = [(name, size) for size in sizes for name in lengths][
@@ -224,7 +255,9 @@ def run_whole(
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
             work = lengths[name]
             plan = work.plans(size)[0]
-            real = engine.infer_batch(items_of(plan, seed=seed)).stats.total_duration_ms
+            items = items_of(plan, seed=seed)
+            result, factor = probe.steadied(lambda items=items: engine.infer_batch(items))  # type: ignore[misc]  # bound now
+            real = factor * result.stats.total_duration_ms
             alike = Lengths(tuple(plan.inputs.tolist()), tuple(plan.new_tokens.tolist()), work.seed)
             priced = {
                 f"{label}_ms": whole_batch_ms(costs, alike) for label, costs in models.items()

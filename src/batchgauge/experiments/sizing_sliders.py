@@ -12,7 +12,7 @@ from batchgauge.sizing.cost_model import batch_times
 
 
 def sliders(
-    works: Mapping[str, Lengths], cost: CostModel, memory: MemoryModel, largest: int
+    works: Mapping[str, Lengths], cost: CostModel, memory: MemoryModel | None, largest: int
 ) -> Any:
     """A box with a workload, two budgets and the suggestion's sentence, which follows them."""
     import ipywidgets as widgets
@@ -22,7 +22,9 @@ def sliders(
     latency = widgets.FloatLogSlider(
         value=slowest, base=10, min=1.5, max=5, step=0.02, description="latency, ms"
     )
-    room = widgets.IntSlider(value=256, min=1, max=512, description="MiB for batch")
+    room = widgets.IntSlider(
+        value=256, min=1, max=512, description="MiB for batch", disabled=memory is None
+    )
     said = widgets.HTML()
 
     def follow(_: object = None) -> None:

@@ -62,7 +62,7 @@ MEMORY_WORK = Lengths.uniform(8, 4)
 def scenarios(
     works: Mapping[str, Lengths],
     models: Mapping[Key, CostModel],
-    memory: MemoryModel,
+    memory: MemoryModel | None,
     sample: Sequence[str],
     plan: Effort,
 ) -> list[Scenario]:
@@ -102,14 +102,16 @@ def scenarios(
             "inter_token",
         ),
     }
-    for share in (0.3, 0.6, 0.9):
-        room = memory.peak_bytes(MEMORY_WORK, max(1, round(share * largest)))
-        extra[f"memory for {share:.0%} of the largest"] = Scenario(
-            "", "engine", MEMORY_WORK, largest, memory_budget_bytes=room
+    if memory:
+        for share in (0.3, 0.6, 0.9):
+            room = memory.peak_bytes(MEMORY_WORK, max(1, round(share * largest)))
+            extra[f"memory for {share:.0%} of the largest"] = Scenario(
+                "", "engine", MEMORY_WORK, largest, memory_budget_bytes=room
+            )
+        below = 0.9 * memory.weight_bytes
+        extra["memory below the weights"] = Scenario(
+            "", "engine", MEMORY_WORK, largest, memory_budget_bytes=below
         )
-    extra["memory below the weights"] = Scenario(
-        "", "engine", MEMORY_WORK, largest, memory_budget_bytes=0.9 * memory.weight_bytes
-    )
     found += [_renamed(s, f"{name}, {threads} thr.", threads) for name, s in extra.items()]
     found += _tokenizer_scenarios(models["tokenizer", 1], sample, plan.tokenizer_largest)
     return found
@@ -158,7 +160,7 @@ class Advice:
 def advise(
     questions: Sequence[Scenario],
     models: Mapping[Key, CostModel],
-    memory: MemoryModel,
+    memory: MemoryModel | None,
     priors: Mapping[int, CostModel],
 ) -> Advice:
     """The advisor's answers, and those of a roofline that nobody calibrated, for comparison."""
@@ -167,7 +169,7 @@ def advise(
         model = memory if scenario.part == "engine" else None
         key = (scenario.part, scenario.threads)
         sizes[ADVISOR, scenario.name] = ask(scenario, models[key], model)
-        if scenario.part == "engine":
+        if scenario.part == "engine" and scenario.threads in priors:
             sizes[PRIOR, scenario.name] = ask(scenario, priors[scenario.threads], model)
     return Advice(sizes)
 
@@ -195,10 +197,11 @@ def judge(
     for scenario in questions:
         sweep = sweeps[scenario.part, scenario.threads]
         truth = truths(scenario, sweep.costs, sweep.sizes, measured)
+        halves = [truths(scenario, half, sweep.sizes, measured) for half in sweep.halves]
         tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
         for strategy, size in {**tried, **folklore(truth)}.items():
             if size is not None:
-                found.append(score(scenario, strategy, size, truth))
+                found.append(score(scenario, strategy, size, truth, halves))
     return pd.DataFrame(found)
 
 
@@ -218,7 +221,7 @@ def stability(
     questions: Sequence[Scenario],
     advice: Advice,
     reruns: Sequence[CostModel],
-    memory: MemoryModel,
+    memory: MemoryModel | None,
 ) -> pd.DataFrame:
     """The same questions after each recalibration: same size up to one step, or not."""
     rows = []

@@ -48,7 +48,9 @@ def exhaustive_seconds(works: Mapping[str, Lengths], sweep: Sweep) -> float:
     )
 
 
-def budget_table(work: Lengths, cost: CostModel, memory: MemoryModel, largest: int) -> pd.DataFrame:
+def budget_table(
+    work: Lengths, cost: CostModel, memory: MemoryModel | None, largest: int
+) -> pd.DataFrame:
     """The sliders' answers as a table: suggestions over latency and memory budgets."""
     one = batch_times(cost, work, 1).request_ms
     budgets = [None, *(round(one * f, -1) for f in (1.5, 2.5, 5.0, 10.0))]
@@ -57,7 +59,7 @@ def budget_table(work: Lengths, cost: CostModel, memory: MemoryModel, largest: i
         row: dict[str, object] = {
             "latency_budget_ms": "none" if latency is None else f"{latency:,.0f}"
         }
-        for room in (8, 16, 64, None):
+        for room in (8, 16, 64, None) if memory else (None,):
             head = "no memory budget" if room is None else f"weights + {room} MiB"
             row[head] = suggestion_text(work, cost, memory, largest, latency, room)
         rows.append(row)
@@ -67,7 +69,7 @@ def budget_table(work: Lengths, cost: CostModel, memory: MemoryModel, largest: i
 def suggestion_text(
     work: Lengths,
     cost: CostModel,
-    memory: MemoryModel,
+    memory: MemoryModel | None,
     largest: int,
     latency_ms: float | None,
     room_mib: float | None,
@@ -83,13 +85,15 @@ def suggestion_text(
 def suggest(
     work: Lengths,
     cost: CostModel,
-    memory: MemoryModel,
+    memory: MemoryModel | None,
     largest: int,
     latency_ms: float | None,
     room_mib: float | None,
 ) -> BatchSizeSuggestion:
     """One suggestion with budgets as the sliders give them: room is above the weights."""
-    room = None if room_mib is None else memory.weight_bytes + room_mib * 2**20
+    room = None
+    if room_mib is not None and memory is not None:
+        room = memory.weight_bytes + room_mib * 2**20
     return suggest_batch_size(
         workload=work,
         cost_model=cost,

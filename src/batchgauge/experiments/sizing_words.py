@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from batchgauge.experiments.sizing_runs import Key
 from batchgauge.experiments.sizing_study import ADVISOR, unseen
 from batchgauge.sizing import CostModel, MemoryModel
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.sizing.probes import SteadyProbe
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
 
 
@@ -94,6 +96,17 @@ def search_cost(models: Mapping[Key, CostModel], sweep_s: float, exhaustive_s: f
         f"{100 * first / exhaustive_s:.1f} % of that (goal at most 10 %), and "
         f"{100 * first / sweep_s:.0f} % of this notebook's own sweep, which times phases once "
         "for all workloads."
+    )
+
+
+def weather(probe: SteadyProbe) -> str:
+    """How much the machine's speed swayed, by the control batch beside every run."""
+    slow, fast = (q / probe.reference_ms for q in np.quantile(probe.controls_ms, (0.9, 0.1)))
+    return (
+        f"Times of this page are told at one reference speed, at which the control batch beside "
+        f"every run takes {probe.reference_ms:.3g} ms. The {len(probe.controls_ms)} controls took "
+        f"{fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
+        "raw time sway."
     )
 
 

@@ -3,11 +3,10 @@
 The first sizes span the range. Then further sizes go, in turn, where the straight line
 between two knots is least sure (the gap is wide and the slopes around it disagree) and
 next to the size that looks best so far, since that is the part of the curve that the
-advice will rest on. Before a new size is measured the model predicts it; those predictions are
-the model's exam on sizes it has not seen, and their error becomes its stated error.
-Afterwards the point joins the curve, so the stated error errs on the careful side.
-Then all sizes are run again in shuffled order, against drift; how much they scatter is
-the error where the model was measured.
+advice will rest on. Then all sizes are run again in shuffled order, against drift; how much
+their medians scatter is the error where the model was measured. Its stated error elsewhere is
+its exam on sizes it has not seen: some that never join the curve, and prefills predicted
+before they were measured.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
 CONTEXT_STEPS = 8
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
-PATIENCE_S = 15.0  # no further round after this: a machine this busy is not worth the wait
+PATIENCE_S = 25.0  # no further round after this: a machine this busy is not worth the wait
 LONG_PREFILL = 128  # positions from which one run is long enough to be steady
+EXAM = 6  # sizes that are measured only to see how far off the curve is
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
@@ -69,8 +69,6 @@ def calibrate_engine(
         raise UserError("A calibration needs sizes, positions, steps and repeats of at least 1.")
     start = perf_counter()
     warm_up(probe, min(8, max_batch_size))
-    exam: list[HeldOut] = []
-
     seen: dict[float, list[float]] = {}
 
     def step_ms(rows: float) -> float:
@@ -78,16 +76,24 @@ def calibrate_engine(
         return seen[rows][-1]
 
     decode = refine(
-        step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", exam=exam
+        step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", exam=[]
     )
-    decode, between = _with_ripple(step_ms, decode, max_batch_size, exam)
+    decode, between = _with_ripple(step_ms, decode, max_batch_size)
+    kept = list(seen)
+    for size in _unseen(kept, max_batch_size):
+        step_ms(size)
     rng = np.random.default_rng(seed)
     for _ in range(repeats - 1):
         if perf_counter() - start > PATIENCE_S:
             break
         for i in rng.permutation(len(seen)):
             step_ms(list(seen)[i])
-    decode = _settled(decode, between, seen)
+    decode = _settled(decode, between, {size: seen[size] for size in kept})
+    exam = [
+        HeldOut("decode", size, float(decode(size)), float(np.median(times)))
+        for size, times in seen.items()
+        if size not in kept
+    ]
     rows, long_prompt = min(4, max_batch_size), max(16, min(160, 2 * max_positions))
     context_ms, prefill_long = context_price(probe, rows, long_prompt, min(2, repeats))
     # The decode curve was measured with a short context; take that part out of it again.
@@ -99,7 +105,7 @@ def calibrate_engine(
 
     def prefill_ms(positions: float) -> float:
         batch = max(1, min(max_batch_size, int(positions) // 16))
-        runs = 1 if positions > LONG_PREFILL else min(2, repeats)
+        runs = min(2 if positions > LONG_PREFILL else 3, repeats)
         return float(np.median([probe(batch, int(positions) // batch, 0)[0] for _ in range(runs)]))
 
     spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
@@ -170,25 +176,31 @@ def calibrate_tokenizer(
     *,
     max_batch_size: int = 1000,
     sizes: int = 9,
-    repeats: int = 5,
+    repeats: int = 25,
+    seed: int = 0,
     machine: str = "",
     model: str = "",
 ) -> CostModel:
     """Measure what tokenizing a batch costs, as a curve over its bytes.
 
     `probe` tokenizes so many texts and gives (bytes, milliseconds); `sizes` batch sizes
-    from 1 to `max_batch_size` are run `repeats` times each, every third one as an exam.
-    Raises UserError for sizes below 1.
+    from 1 to `max_batch_size` are run in `repeats` shuffled rounds, every third one as an
+    exam. Raises UserError for sizes below 1.
     """
     if min(max_batch_size, sizes, repeats) < 1:
         raise UserError("A calibration needs sizes and repeats of at least 1.")
     start = perf_counter()
     probe(min(max_batch_size, 64))
     spread = np.unique(np.geomspace(1, max_batch_size, sizes).round().astype(int))
-    points: dict[int, tuple[float, float]] = {}
-    for size in spread:
-        runs = [probe(int(size)) for _ in range(repeats)]
-        points[int(size)] = (float(runs[0][0]), float(np.median([ms for _, ms in runs])))
+    runs: dict[int, list[tuple[int, float]]] = {int(size): [] for size in spread}
+    rng = np.random.default_rng(seed)
+    for _ in range(repeats):
+        for size in rng.permutation(spread):
+            runs[int(size)].append(probe(int(size)))
+    points = {
+        size: (float(seen[0][0]), float(np.median([ms for _, ms in seen])))
+        for size, seen in runs.items()
+    }
     exam = [int(size) for size in spread[1:-1:3]]
     known = {x: ms for size, (x, ms) in points.items() if size not in exam}
     curve = _through(known)
@@ -219,30 +231,33 @@ def stated_error(exam: Sequence[HeldOut]) -> float:
 
 
 def repeatability(rounds: Iterable[Sequence[float]]) -> float:
-    """Relative standard error of a fresh run around a median of the rounds seen.
+    """Relative standard error of the median of the rounds seen, over sizes.
 
-    From the middle standard deviation over sizes, which forgives a few interrupted runs;
-    half as much again for the median's own error and the small number of rounds.
+    1.25 standard deviations over the root of the number of rounds (that of a median of normal
+    observations), from the middle standard deviation, which forgives a few interrupted runs.
     """
-    spreads = [float(np.std(np.log(times), ddof=1)) for times in rounds if len(times) > 1]
-    return max(LEAST_ERROR, 1.5 * float(np.median(spreads))) if spreads else 0.0
+    errors = [
+        1.25 * float(np.std(np.log(times), ddof=1)) / len(times) ** 0.5
+        for times in rounds
+        if len(times) > 1
+    ]
+    return max(LEAST_ERROR, float(np.median(errors))) if errors else 0.0
+
+
+def _unseen(seen: Sequence[float], largest: int) -> list[float]:
+    """Sizes for the exam, evenly among those not measured; they never become knots."""
+    others = [float(size) for size in range(1, largest + 1) if size not in seen]
+    picks = np.linspace(0, len(others) - 1, min(EXAM, len(others)) + 2)[1:-1]
+    return [others[i] for i in sorted({round(float(p)) for p in picks})] if others else []
 
 
 def _with_ripple(
-    measure: Callable[[float], float], curve: Curve, largest: int, exam: list[HeldOut]
+    measure: Callable[[float], float], curve: Curve, largest: int
 ) -> tuple[Curve, list[int]]:
-    """Add what sizes off the tile cost: fitted low, examined high, then fitted to both.
-
-    Gives the sizes that were measured as well.
-    """
+    """Add what sizes off the tile cost, from low and high ones; gives these sizes as well."""
     low = [size for size in (5, 6, 7) if size <= largest]
     high = [size for size in (21, 22, 23) if size <= largest]
-    times = [measure(float(size)) for size in low]
-    curve = fit_ripple(curve, low, times)
-    for size in high:
-        predicted = float(curve(size))
-        times.append(measure(float(size)))
-        exam.append(HeldOut("decode", size, predicted, times[-1]))
+    times = [measure(float(size)) for size in (*low, *high)]
     return fit_ripple(curve, [*low, *high], times), [*low, *high]
 
 

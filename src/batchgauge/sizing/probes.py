@@ -9,7 +9,8 @@ with one token and with several, and the difference is the decode time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, In
 
 # (rows, prompt tokens, decode steps) -> (prefill ms, ms of one decode step)
 EngineProbe = Callable[[int, int, int], tuple[float, float]]
+CONTROL = (4, 1, 2)  # rows, prompt tokens, steps of the batch that tells how fast the machine is
+STALE_S = 0.1  # a control older than this says nothing about now
+T = TypeVar("T")
 # number of texts -> (bytes tokenized, milliseconds)
 TextProbe = Callable[[int], tuple[int, float]]
 
@@ -71,6 +75,67 @@ def engine_probe(engine: Engine, *, vocab_size: int = 1000) -> EngineProbe:
         return first, max(0.0, total - first) / steps
 
     return probe
+
+
+class Steady:
+    """Tells times at one reference speed, whatever the neighbours do.
+
+    Every run stands between two runs of the same small control; its times are divided by the
+    geometric mean of both and multiplied by `reference_ms`, the median of the controls run at
+    first. Calibration and sweep that share one object therefore compare, though the machine's
+    speed drifts between them. `controls_ms` keeps every control: how much it swayed.
+    """
+
+    def __init__(self, control: Callable[[], float], *, settle_runs: int = 15) -> None:
+        self._control = control
+        for _ in range(3):  # first runs pay for pages and caches
+            control()
+        self.controls_ms = [self._run_control() for _ in range(max(1, settle_runs))]
+        self.reference_ms = float(np.median(self.controls_ms))
+        self._ended = perf_counter()
+
+    def steadied(self, run: Callable[[], T]) -> tuple[T, float]:
+        """What `run` gives, and the factor that takes its times to the reference speed."""
+        if perf_counter() - self._ended > STALE_S:
+            self.controls_ms.append(self._run_control())
+        before = self.controls_ms[-1]
+        result = run()
+        self.controls_ms.append(self._run_control())
+        self._ended = perf_counter()
+        return result, self.reference_ms / (before * self.controls_ms[-1]) ** 0.5
+
+    def _run_control(self) -> float:
+        return max(self._control(), 1e-6)
+
+
+class SteadyProbe(Steady):
+    """An engine probe at the reference speed; its control is a small batch of the engine."""
+
+    def __init__(self, probe: EngineProbe, *, settle_runs: int = 15) -> None:
+        def control() -> float:
+            first, step = probe(*CONTROL)
+            return first + CONTROL[2] * step
+
+        self._probe = probe
+        super().__init__(control, settle_runs=settle_runs)
+
+    def __call__(self, rows: int, prompt_tokens: int, steps: int) -> tuple[float, float]:
+        """(prefill ms, ms of a step) of one run, both at the reference speed."""
+        (first, step), factor = self.steadied(lambda: self._probe(rows, prompt_tokens, steps))
+        return first * factor, step * factor
+
+
+class SteadyTextProbe(Steady):
+    """A tokenizer's probe at the reference speed; its control is a batch of 32 texts."""
+
+    def __init__(self, probe: TextProbe, *, settle_runs: int = 15) -> None:
+        self._probe = probe
+        super().__init__(lambda: probe(32)[1], settle_runs=settle_runs)
+
+    def __call__(self, size: int) -> tuple[int, float]:
+        """(bytes, ms) of so many texts, at the reference speed."""
+        (amount, ms), factor = self.steadied(lambda: self._probe(size))
+        return amount, ms * factor
 
 
 def _decode_stage_ms(stages_ms: Mapping[str, float], steps: int) -> float | None:

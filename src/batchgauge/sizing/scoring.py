@@ -4,6 +4,10 @@
              0 when the suggestion breaks a constraint
     regret = 1 - score
 
+Of many noisy sizes the luckiest looks best. So the best is picked on one half of the
+sweep's passes and both sizes are compared on the other half, both ways round; a score may
+therefore lie a little above 1.
+
 When no size keeps the constraints the right answer is to say so: that scores 1, a
 size scores 0 and counts as a violation; refusing although a size would do scores 0.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -106,10 +111,17 @@ def truths(
     return found
 
 
-def score(scenario: Scenario, strategy: str, suggested: int, truth: Mapping[int, Truth]) -> Score:
+def score(
+    scenario: Scenario,
+    strategy: str,
+    suggested: int,
+    truth: Mapping[int, Truth],
+    halves: Sequence[Mapping[int, Truth]] = (),
+) -> Score:
     """Score a suggested size (0: "none fits") against the best of the sweep.
 
-    Raises UserError when the suggested size is not part of the sweep.
+    `halves` are the truths of both halves of the passes; without them the best size is
+    picked where it is judged. Raises UserError when the suggested size is not part of the sweep.
     """
     allowed = [row for row in truth.values() if row.allowed]
     best = max(allowed, key=lambda row: row.times.throughput_per_s, default=None)
@@ -133,9 +145,23 @@ def score(scenario: Scenario, strategy: str, suggested: int, truth: Mapping[int,
     row = truth[suggested]
     if best is None:
         return Score(*base, 0, 0.0, row.late, row.over_memory, math.nan, good)
-    value = row.times.throughput_per_s / top if row.allowed else 0.0
+    fair = [_against_best(suggested, allowed, *pair) for pair in permutations(halves, 2)]
+    value = math.exp(np.mean(np.log(fair))) if fair else row.times.throughput_per_s / top
+    value = float(value) if row.allowed else 0.0
     distance = abs(math.log2(suggested / best.size))
     return Score(*base, best.size, value, row.late, row.over_memory, distance, good)
+
+
+def _against_best(
+    suggested: int,
+    allowed: Sequence[Truth],
+    picking: Mapping[int, Truth],
+    judging: Mapping[int, Truth],
+) -> float:
+    """Throughput of the suggested size ÷ that of the size that looks best in other passes."""
+    best = max(allowed, key=lambda row: picking[row.size].times.throughput_per_s).size
+    ours, theirs = (judging[size].times.throughput_per_s for size in (suggested, best))
+    return ours / theirs
 
 
 def folklore(truth: Mapping[int, Truth]) -> dict[str, int]:

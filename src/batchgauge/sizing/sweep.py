@@ -9,7 +9,7 @@ measured once and composed for every scenario. Sweep and calibration share no ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,7 @@ from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
 from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
-PATIENCE_S = 60.0  # no run of a further pass is started after this
+PATIENCE_S = 90.0  # no run of a further pass is started after this
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -41,7 +41,7 @@ class MeasuredCosts:
     """Medians of a sweep as a price list: satisfies `Costs`, interpolates, predicts nothing.
 
     Decode rows that were not measured lie on the straight line between their measured
-    neighbours; sweeps measure every size up to 32 and every fourth above.
+    neighbours; sweeps measure every size that is scored.
     """
 
     prefill_positions: Floats  # [P]
@@ -76,7 +76,7 @@ class Sweep:
     seconds: float
     sizes: tuple[int, ...]
     threads: int = 1
-    notes: tuple[str, ...] = field(default=())
+    halves: tuple[MeasuredCosts, ...] = ()  # the even and the odd passes alone
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict a timing, for a data frame."""
@@ -84,8 +84,9 @@ class Sweep:
 
 
 def dense_sizes(largest: int) -> tuple[int, ...]:
-    """Every size up to 32, every fourth above, and the largest."""
-    sizes = {*range(1, min(largest, 32) + 1), *range(36, largest + 1, 4), largest}
+    """Every size up to 16, every second up to 32, every fourth above, and the largest."""
+    dense, coarse = range(1, min(largest, 16) + 1), range(18, min(largest, 32) + 1, 2)
+    sizes = {*dense, *coarse, *range(36, largest + 1, 4), largest}
     return tuple(sorted(sizes))
 
 
@@ -115,7 +116,7 @@ def sweep_engine(
     start = perf_counter()
     sizes = tuple(sorted({*dense_sizes(largest), *also}))
     grid = _position_grid(max_positions)
-    some, long = min(8, largest), max(16, min(128, 2 * max_positions))
+    some, long = min(4, largest), max(16, min(128, 2 * max_positions))
     runs: list[tuple[str, int, int, int]] = [
         ("decode", rows, SHORT_PROMPT, steps) for rows in sizes
     ]
@@ -138,7 +139,18 @@ def sweep_engine(
             ms = probe(rows, units // rows, 0)[0]
         timings.append(Timing(phase, rows, units, run, ms))
     costs = _price_list(timings, steps, padded=padded, compacts=compacts)
-    return Sweep(costs, tuple(timings), perf_counter() - start, sizes, threads)
+    halves = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
+    complete = len(halves[1]) >= sum(t.run == 0 for t in timings)
+    return Sweep(
+        costs,
+        tuple(timings),
+        perf_counter() - start,
+        sizes,
+        threads,
+        tuple(_price_list(h, steps, padded=padded, compacts=compacts) for h in halves)
+        if complete
+        else (),
+    )
 
 
 def sweep_tokenizer(
