@@ -164,7 +164,7 @@ def fresh_sweeps(
                 probes[threads],
                 largest=largest,
                 max_positions=plan.max_positions,
-                passes=plan.passes,
+                passes=plan.passes if threads == plan.main_threads else max(1, plan.passes - 2),
                 also=suggested.get(("engine", threads), set()),
                 threads=threads,
                 seed=seed,

@@ -193,6 +193,12 @@ class CostModel:
         return self._quantile * self.error
 
     @property
+    def one_sided(self) -> float:
+        """The reach of the one-sided 95 % limit, as a share of the two-sided interval's."""
+        n = max(2, len(self.held_out))
+        return float(stats.t.ppf(0.95, n) / stats.t.ppf(0.975, n))
+
+    @property
     def _quantile(self) -> float:
         n = len(self.held_out)
         return float(stats.t.ppf(0.975, n)) if n >= 2 else 1.96

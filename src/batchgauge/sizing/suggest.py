@@ -61,8 +61,9 @@ def suggest_batch_size(
         max_batch_size: largest size to consider.
         context_length: the model's limit; a longer request is an error at any size.
 
-    A budget counts as kept when the upper end of the 95 % interval keeps it. Where only
-    the point prediction does, the size is given with low trust.
+    A budget counts as kept when it is kept with 95 % confidence: memory by the upper end of
+    its interval, latency by the one-sided limit. Where only the point prediction keeps it,
+    the size is given with low trust.
 
     Raises UserError for budgets that are not positive, for an unknown objective or
     metric, and when even a batch of one breaks a budget: the message says which, and
@@ -80,7 +81,9 @@ def suggest_batch_size(
     times = [batch_times(cost_model, workload, size) for size in sizes]
     priced = [_price(row, workload, cost_model, memory_model, latency_metric) for row in times]
     fits_memory, careful_memory = _within(priced, "memory_bytes", memory_budget_bytes)
-    fits_both, careful_latency = _within(fits_memory, "latency_ms", latency_budget_ms)
+    fits_both, careful_latency = _within(
+        fits_memory, "latency_ms", latency_budget_ms, cost_model.one_sided
+    )
     if not fits_both:
         budgets = (memory_budget_bytes, latency_budget_ms)
         raise UserError(_impossible(priced, fits_memory, *budgets, latency_metric))
@@ -159,12 +162,17 @@ def _price(
 
 
 def _within(
-    rows: Sequence[Candidate], name: str, budget: float | None
+    rows: Sequence[Candidate], name: str, budget: float | None, share: float = 1.0
 ) -> tuple[list[Candidate], bool]:
-    """Rows that keep the budget, and whether they do so with their whole interval."""
+    """Rows that keep the budget, and whether `share` of their upper half-interval does too."""
     if budget is None:
         return list(rows), True
-    careful = [row for row in rows if getattr(row, name).high <= budget]
+    estimates = [getattr(row, name) for row in rows]
+    careful = [
+        row
+        for row, e in zip(rows, estimates, strict=True)
+        if e.value + share * (e.high - e.value) <= budget
+    ]
     if careful:
         return careful, True
     return [row for row in rows if getattr(row, name).value <= budget], False
