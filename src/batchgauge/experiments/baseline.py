@@ -184,7 +184,7 @@ def variation(lab: Lab) -> pd.DataFrame:
             ]
         results = []
         with limit_threads(lab.threads):
-            for _ in range(lab.budget.choose(smoke=2, default=4, thorough=12)):
+            for _ in range(lab.budget.choose(smoke=2, default=3, thorough=12)):
                 results.append(lab.engine.infer_batch(items))  # noqa: PERF401  # timed one by one
         rates = [_generated(r) / r.stats.total_duration_ms * 1e3 for r in results[1:]]
         rows.append((what, value, size, float(np.median(rates)), min(rates), max(rates)))

@@ -203,7 +203,7 @@ def sample(study: Study) -> dict[str, StackProfile]:
         found = study.target.calls
         study.samples = {study.target.target: found} if found else {}
     elif study.runs("calls"):
-        seconds = study.profile.choose(smoke=0.3, default=2.0, thorough=10.0)
+        seconds = study.profile.choose(smoke=0.3, default=1.3, thorough=10.0)
         for part in study.parts:
             whole = sample_calls(part.call, seconds=seconds)
             study.samples[part.name] = whole

@@ -101,10 +101,10 @@ class Study:
     def climb_inference(self) -> pd.DataFrame:
         """The ladder of inference, on a few requests of unequal length."""
         rows = self.budget.choose(smoke=2, default=3, thorough=8)
-        new = self.budget.choose(smoke=2, default=4, thorough=16)
+        new = self.budget.choose(smoke=2, default=3, thorough=16)
         every = engine_rungs.engine_rungs(self._path)
         rungs = self.budget.choose(smoke=every[-2:], default=every, thorough=every)
-        work = requests([9, 17, 30, 24, 12, 40, 21, 33][:rows], [new] * rows)
+        work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
         ladder = Ladder(
             "inference", lambda: engine_rungs.baseline(self._path),
             rungs, work, rows, self.budget.share(0.35),
@@ -112,7 +112,7 @@ class Study:
                 smoke=(CUMULATIVE,), default=(ALONE, CUMULATIVE), thorough=(ALONE, CUMULATIVE)
             ),
         )  # fmt: skip
-        return self._climb(ladder, self.budget.choose(smoke=2, default=3, thorough=10))
+        return self._climb(ladder, self.budget.choose(smoke=2, default=4, thorough=10))
 
     def climb_statistics(self) -> pd.DataFrame:
         """The ladders of statistics (1,000 items) and of looking up 100 of 10,000 responses."""
@@ -136,7 +136,7 @@ class Study:
         """S(b) of inference at every size, the largest at most 4 in a smoke run."""
         most = self.budget.choose(smoke=4, default=100, thorough=100)
         sizes = [size for size in self.sizes if size <= most] or [1]
-        return inference_by_size(self._bench(0.2), sizes, model=self.model)
+        return inference_by_size(self._bench(0.14), sizes, model=self.model)
 
     def goals(self) -> pd.DataFrame:
         """Every goal of the core, measured now."""
