@@ -21,8 +21,8 @@ from batchgauge.errors import UserError
 from batchgauge.profiling.calls import ProfilerUnavailableError, attached_py_spy
 from batchgauge.profiling.lines import plain_function
 
-# Medians over benchmark programs as published by the tools' authors and by
-# Berger et al., "Triangulating Python Performance Issues with Scalene", OSDI 2023.
+# Medians over benchmark programs, rounded: Berger et al., "Triangulating Python Performance
+# Issues with Scalene", OSDI 2023.
 PUBLISHED: dict[str, float] = {
     "py-spy": 1.02,
     "pyinstrument": 1.7,
