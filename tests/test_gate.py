@@ -81,8 +81,11 @@ def test_changed_work_is_a_signal_of_its_own():
     changes = compare_runs(stored(), stored(seed=1, counters='{"tokens": 51}'))
     assert changes[0].work == "tokens 50 → 51"
     assert exit_code(changes) == 1
-    assert changed_work({"peak_bytes": 1000.0}, {"peak_bytes": 1009.0}) == ""
-    assert changed_work({"peak_bytes": 1000.0}, {"peak_bytes": 1011.0}) != ""
+    assert changed_work({"peak_bytes": 1e7}, {"peak_bytes": 1.009e7}) == ""
+    assert changed_work({"peak_bytes": 1e7}, {"peak_bytes": 1.011e7}) != ""
+    assert changed_work({"peak_bytes": 1e6}, {"peak_bytes": 0.5e6}) == ""  # less is no alarm
+    assert changed_work({"peak_bytes": 100.0}, {"peak_bytes": 9e3}) == ""  # less than 16 KiB
+    assert changed_work({"instructions": 1000.0}, {"instructions": 1011.0}) != ""
 
 
 def test_runs_that_do_not_compare():

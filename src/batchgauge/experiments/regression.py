@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from batchgauge import suite
 from batchgauge.errors import UserError
-from batchgauge.measuring import Estimate, Run, measure, proportion, read
+from batchgauge.measuring import Estimate, Run, allocations, measure, proportion, read
 from batchgauge.measuring.compare import Change, compare_runs, frame_of
 from batchgauge.measuring.gate import Result, decide, measure_round
 from batchgauge.measuring.gate_process import THRESHOLD, Plan, Side
@@ -38,6 +38,7 @@ def run_suite(
     frames = []
     for benchmark in tqdm(suite.select(patterns), desc="suite", disable=not progress):
         prepared = benchmark.prepare(subject_)
+        peak = allocations(prepared.call).peak_bytes  # a pass of its own, before any timing
         measurement = measure(
             prepared.call,
             name=benchmark.name,
@@ -47,7 +48,7 @@ def run_suite(
             part=benchmark.part,
             batch_size=benchmark.batch_size,
             parameters=benchmark.parameters,
-            counters=prepared.counters,
+            counters={**prepared.counters, "peak_bytes": peak},
             budget_s=seconds,
             min_samples=min_samples,
             max_samples=60,

@@ -20,6 +20,7 @@ import importlib.util
 import json
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,29 @@ def _prepare(
         if took >= SAMPLE_NS or loops >= 1 << 20:
             break
         loops = max(loops * 2, min(loops * 50, int(1.2 * loops * SAMPLE_NS / max(took, 1))))
-    gc.collect()
     return {
         "loops": loops,
         "wall_ns": took,
         "items": prepared.items,
         "tokens": prepared.tokens,
-        "counters": dict(prepared.counters),
+        "counters": {**prepared.counters, "peak_bytes": _peak_bytes(call)},
         "part": benchmark.part,
         "batch_size": benchmark.batch_size,
         "parameters": dict(benchmark.parameters),
     }
+
+
+def _peak_bytes(call: Callable[[], object]) -> int:
+    """Most bytes that one warm call holds at a time, above what it found."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        call()
+        return max(0, tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
 
 
 def _sample(call: Callable[[], object], loops: int, slow: float) -> dict[str, int]:
