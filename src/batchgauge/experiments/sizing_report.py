@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchgauge.experiments import sizing_figures as figures
-from batchgauge.experiments import sizing_runs as runs
+from batchgauge.experiments import sizing_peaks as peaks
 from batchgauge.experiments import sizing_tables as tables
 from batchgauge.experiments import sizing_words as words
 from batchgauge.experiments.sizing_bench import Bench
@@ -29,8 +29,8 @@ def memory(report: Report, bench: Bench) -> tuple[MemoryModel | None, Sequence[P
             "neither predicted nor checked here, and memory budgets are not asked about."
         )
         return None, []
-    model, fitted = runs.fit_memory(bench.engine, bench.shape)
-    fresh = runs.fresh_peaks(bench.engine, bench.largest)
+    model, fitted = peaks.fit_memory(bench.engine, bench.shape)
+    fresh = peaks.fresh_peaks(bench.engine, bench.largest)
     report.csv(bench.peaks_table(model, fitted, fresh), "memory")
     report.figure(
         figures.memory_check(model, fitted, fresh),

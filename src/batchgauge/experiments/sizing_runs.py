@@ -22,15 +22,13 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
-from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape
+from batchgauge.sizing import CostModel, Lengths, ModelShape
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.lengths import Plan
-from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import (
     EngineProbe,
     SteadyProbe,
@@ -194,41 +192,6 @@ def items_of(plan: Plan, *, seed: int = 0) -> list[BatchItem[InferenceBatchReque
         )
         for i, (prompt, new) in enumerate(zip(plan.inputs, plan.new_tokens, strict=True))
     ]
-
-
-def measure_peaks(engine: Engine, batches: Sequence[tuple[int, int, int]]) -> list[Peak]:
-    """Peak bytes above the loaded model of batches (rows, prompt, new), traced one by one."""
-    peaks = []
-    for rows, prompt, new in batches:
-        items = probe_items(rows, prompt, new)
-        found = allocations(lambda items=items: engine.infer_batch(items), warm_up=False)  # type: ignore[misc]  # bound now
-        peaks.append(Peak(rows, prompt, new, float(found.peak_bytes)))
-    return peaks
-
-
-PREFILL_PEAKS = ((1, 16, 1), (3, 20, 1), (4, 32, 1), (2, 100, 1), (1, 260, 1), (1, 520, 1))
-DECODE_PEAKS = ((8, 2, 12), (24, 2, 3), (2, 2, 16))
-
-
-FRESH_PEAKS = ((6, 20, 8), (5, 40, 6), (10, 60, 3), (3, 100, 16))
-
-
-def fresh_peaks(engine: Engine, largest: int) -> list[Peak]:
-    """Peaks of lengths and sizes that the memory model never saw; 8 in and 4 out at many sizes."""
-    sizes = range(4, largest + 1, 4) if largest < 16 else range(8, largest + 1, 8)
-    return measure_peaks(engine, [*((s, 8, 4) for s in sizes), *FRESH_PEAKS[: 1 + largest // 8]])
-
-
-def fit_memory(engine: Engine, shape: ModelShape) -> tuple[MemoryModel, list[Peak]]:
-    """A memory model fitted to a few small batches, and their peaks.
-
-    The core prefills 512 positions at a time and gives eight neighbours room for the
-    longest of them; from about 256 positions on, only its narrow buffers still grow.
-    """
-    blank = MemoryModel.from_shape(shape, part=512, tile=256, group=8)
-    engine.infer_batch(probe_items(1, 2, 2))  # what is made once is not the batch's
-    prefill, decode = measure_peaks(engine, PREFILL_PEAKS), measure_peaks(engine, DECODE_PEAKS)
-    return blank.fitted_to(prefill, decode), [*prefill, *decode]
 
 
 def run_whole(
