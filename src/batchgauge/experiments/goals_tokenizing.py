@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -80,6 +81,8 @@ def _tiktoken_ways(raw: Any, chosen: list[str]) -> dict[str, Callable[[], Any]]:
 
 
 def _hf_ways(raw: Any, chosen: list[str]) -> dict[str, Callable[[], Any]]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # all of them on one thread
+
     def fast() -> list[list[int]]:
         return [e.ids for e in raw.encode_batch_fast(chosen, add_special_tokens=False)]
 

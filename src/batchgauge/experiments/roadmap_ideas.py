@@ -163,7 +163,8 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
     else:
         said += "no software item of the list pays."
     if len(build) > 1:
-        said += f" {_listed([row['idea'] for row in build[1:]]).capitalize()} would pay too."
+        others = _listed([row["idea"] for row in build[1:]])
+        said += f" {others[0].upper()}{others[1:]} would pay too."
     if buy:
         said += f" Hardware: {buy[0]['idea']} would bring {_gain_words(buy[0])}."
     if rest:

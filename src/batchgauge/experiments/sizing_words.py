@@ -153,8 +153,8 @@ def answer(
     off = 100 * decode["relative_error"].abs().median()
     return (
         f"For '{workload}' requests on this machine: batches of {suggestion.size} "
-        f"({suggestion.throughput_per_s.value:,.0f} {suggestion.unit}/s predicted, limited by: "
-        f"{suggestion.binding}). Over {row['scenarios']} scenarios checked on fresh measurements "
+        f"({suggestion.throughput_per_s.value:,.0f} {suggestion.unit}/s predicted). "
+        f"{suggestion.limit}. Over {row['scenarios']} scenarios checked on fresh measurements "
         f"the advice reaches {100 * row['median_score']:.1f} % of the best throughput (median; "
         f"10th percentile {100 * row['p10_score']:.1f} %), breaking budgets in "
         f"{100 * (row['late_share'] + row['over_memory_share']):.0f} %; its decode times are "

@@ -65,6 +65,13 @@ class BatchSizeSuggestion:
         """The Pareto front: no other size that fits is both faster and sooner."""
         return tuple(row for row in self.candidates if row.on_front)
 
+    @property
+    def limit(self) -> str:
+        """What stops the size, in words without a full stop."""
+        if self.binding == "none":
+            return "No budget stops it: throughput has levelled off"
+        return f"Limited by the {self.binding}"
+
     def sentence(self) -> str:
         """The suggestion in words, with its intervals."""
         rate, wait, memory = self.throughput_per_s, self.latency_ms, self.memory_bytes
@@ -74,7 +81,7 @@ class BatchSizeSuggestion:
             f"({rate.low:,.0f} to {rate.high:,.0f}), {in_words(self.latency_metric)} "
             f"{wait.value:,.0f} ms ({wait.low:,.0f} to {wait.high:,.0f}), "
             f"{peak}. "
-            f"Limited by: {self.binding}. Trust: {self.trust} ({self.trust_reason})."
+            f"{self.limit}. Trust: {self.trust} ({self.trust_reason})."
         )
 
 
