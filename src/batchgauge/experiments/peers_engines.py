@@ -72,7 +72,7 @@ def measure_engines(peers: Peers) -> Engines:
     every = (1, 2, 4, 8, 16, 32)
     decode = {1: choose(smoke=(1, 4), default=(1, 2, 8, 32), thorough=every)}
     decode[2] = choose(smoke=(), default=(8, 32), thorough=every)
-    prefill = {1: choose(smoke=((1, 32),), default=((1, 128),), thorough=((1, 512), (8, 64)))}
+    prefill = {1: choose(smoke=((1, 32),), default=((1, 512),), thorough=((1, 512), (8, 64)))}
     prefill[2] = choose(smoke=(), default=((1, 128),), thorough=((1, 512), (8, 64)))
     rows: list[dict[str, Any]] = []
     samples: list[pd.DataFrame] = []
@@ -200,7 +200,9 @@ def _sentence(study: Engines, part: str, what: str) -> str:
         f"{number(r['ours_over_theirs_x'], 2)} × {plots.label(r['implementation'])}"
         for r in records(rows)
     ]
-    return f"At batch {rows['batch_size'].iloc[0]} we {what} at {', '.join(parts)}"
+    size, tokens = rows["batch_size"].iloc[0], rows["tokens"].iloc[0]
+    where = f"At batch {size}" if part == "decode" else f"With {size} × {tokens} tokens"
+    return f"{where} we {what} at {', '.join(parts)}"
 
 
 def score(report: Report, study: Engines) -> None:
@@ -213,9 +215,11 @@ def score(report: Report, study: Engines) -> None:
             & (table["implementation"] == peer)
         ]
         for row in records(rows):
+            prompts = f"Prefill of {batch} × {row['tokens']} tokens"
+            what = prompts if part == "prefill" else f"Decode at batch {batch}"
             report.score(
                 f"peers_{part}_{batch}_{peer.replace(':', '_').replace('-', '_')}",
-                label=f"{part.capitalize()} at batch {batch} beside {plots.label(peer)}",
+                label=f"{what} beside {plots.label(peer)}",
                 goal=goal, value=row["ours_over_theirs_x"], low=row["ratio_low_x"],
                 high=row["ratio_high_x"], unit="×",
             )  # fmt: skip
