@@ -1,19 +1,22 @@
-"""Instructions, cache misses and mispredicted branches of a call, counted outside this process.
+"""What system and processor count for a call: switches and faults, instructions and misses.
 
-Each piece of work runs in a child process twice, without a call and with some; the
-difference is the calls' own, start-up left out. Where the kernel offers no hardware events
-the columns are empty with the reason, or simulated where that was asked for.
+The processor's events are counted outside this process. Each piece of work runs in a child
+process twice, without a call and with some; the difference is the calls' own, start-up left
+out. Where the kernel offers no hardware events the columns are empty with the reason, or
+simulated where that was asked for.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from batchgauge.measuring.system import Events, hardware_events
+from batchgauge.experiments.bottlenecks import Study
+from batchgauge.measuring.system import Events, Usage, hardware_events, usage
 
 CALLS = 20
 COUNTS = ("instructions", "cache_misses", "branch_misses")
@@ -39,6 +42,46 @@ _WORK: Mapping[str, str] = {
     ),
 }
 _LOOP = "import sys\ncall()\nfor _ in range(int(sys.argv[1])): call()\n"
+
+
+def system_counters(study: Study) -> pd.DataFrame:
+    """What the operating system counted per call of each part, no profiler attached.
+
+    Columns part, calls, wall_ms, cpu_utilisation (CPU seconds over wall seconds; 1 is one core),
+    involuntary_switches and voluntary_switches (of the processor), minor_faults and major_faults
+    (pages given, pages read from disk; missing on Windows), all per call.
+    """
+    seconds = study.profile.choose(smoke=0.1, default=0.5, thorough=3.0)
+    rows = []
+    for part in study.parts:
+        used, calls = _repeated(part.call, seconds)
+        faults = (used.minor_faults, used.major_faults)
+        rows.append(
+            {
+                "part": part.name,
+                "calls": calls,
+                "wall_ms": used.wall_ms / calls,
+                "cpu_utilisation": used.cpu_utilisation,
+                "involuntary_switches": used.involuntary_switches / calls,
+                "voluntary_switches": used.voluntary_switches / calls,
+                "minor_faults": faults[0] / calls if faults[0] >= 0 else math.nan,
+                "major_faults": faults[1] / calls if faults[1] >= 0 else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _repeated(call: Callable[[], object], seconds: float) -> tuple[Usage, int]:
+    """What calls used together that filled so many seconds, and how many they were."""
+    done: list[float] = []
+
+    def run() -> None:
+        end = time.perf_counter() + seconds
+        while not done or done[-1] < end:
+            call()
+            done.append(time.perf_counter())
+
+    return usage(run), len(done)
 
 
 def hardware_table(*, simulate: bool = False) -> pd.DataFrame:

@@ -10,15 +10,11 @@ multiply-add.
 from __future__ import annotations
 
 import functools
-import math
-import sys
-import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import psutil
 
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
@@ -194,42 +190,6 @@ def _renamed(items: Items, count: int) -> Items:
     """`count` of the items, going round again under new ids."""
     laps = [(i // len(items), items[i % len(items)]) for i in range(count)]
     return [BatchItem(f"{item.id}/{lap}" if lap else item.id, item.data) for lap, item in laps]
-
-
-def system_counters(study: Study) -> pd.DataFrame:
-    """What the operating system counted per call of each part, no profiler attached.
-
-    Columns part, calls, wall_ms, cpu_utilisation (CPU seconds over wall seconds; 1 is one core),
-    involuntary_switches and voluntary_switches (of the processor), minor_faults and major_faults
-    (pages given, pages read from disk; missing on Windows), all per call.
-    """
-    process = psutil.Process()
-    seconds = study.profile.choose(smoke=0.1, default=0.5, thorough=3.0)
-    rows = []
-    for part in study.parts:
-        before, begin, calls = _counted(process), time.perf_counter(), 0
-        while time.perf_counter() < begin + seconds:
-            part.call()
-            calls += 1
-        wall_s = time.perf_counter() - begin
-        used = [after - earlier for after, earlier in zip(_counted(process), before, strict=True)]
-        rows.append((part.name, calls, 1e3 * wall_s / calls, used[0] / wall_s,
-                     *(count / calls for count in used[1:])))  # fmt: skip
-    columns = ["part", "calls", "wall_ms", "cpu_utilisation", "involuntary_switches",
-               "voluntary_switches", "minor_faults", "major_faults"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _counted(process: psutil.Process) -> tuple[float, ...]:
-    """CPU seconds, involuntary and voluntary switches, minor and major page faults so far."""
-    times, switches = process.cpu_times(), process.num_ctx_switches()
-    faults: tuple[float, float] = (math.nan, math.nan)
-    if sys.platform != "win32":
-        import resource
-
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        faults = (usage.ru_minflt, usage.ru_majflt)
-    return (times.user + times.system, switches.involuntary, switches.voluntary, *faults)
 
 
 def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:

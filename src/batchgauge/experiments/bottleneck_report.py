@@ -157,7 +157,7 @@ def system(report: Report, study: Study, *, simulate: bool = False) -> None:
     """What the operating system and the processor counted while each part ran."""
     if study.target:
         return report.finding(NO_ENGINE)
-    frame = kernels.system_counters(study)
+    frame = events.system_counters(study)
     report.csv(frame, "system")
     report.table(frame, caption="Per call, counted by the operating system; no profiler attached.")
     report.finding(pictures.system_sentence(frame))
