@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 
 from batchgauge.errors import UserError
 from batchgauge.sizing import calibration
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.calibration import (
+    LEAST_ERROR,
+    calibrate_engine,
+    calibrate_tokenizer,
+    stated_error,
+)
 from batchgauge.sizing.cost_model import CostModel, HeldOut, batch_times
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
 from batchgauge.sizing.design import beside_best, most_telling
@@ -340,3 +346,12 @@ def test_shape_reads_a_config():
     assert shape.kv_bytes_per_token == 2 * 2 * 1 * 4 * 4
     assert shape.matrix_weights == 2 * (8 * 4 * (4 + 2) + 3 * 8 * 16) + 32 * 8
     assert json.dumps(shape.flops_per_token)
+
+
+def test_the_exam_does_not_count_its_own_noise():
+    """What the exam's measurements scatter is taken off; the rest is the model's error."""
+    exam = [HeldOut("decode", float(size), 100.0, 105.0) for size in (5, 9, 13)]
+    seen = stated_error(exam)
+    assert seen == pytest.approx(1.4826 * math.log(1.05))
+    assert stated_error(exam, noise=0.6 * seen) == pytest.approx(0.8 * seen)
+    assert stated_error(exam, noise=2 * seen) == LEAST_ERROR

@@ -6,6 +6,7 @@ each implementation has a marker of its own too.
 
 from __future__ import annotations
 
+import io
 import textwrap
 import zlib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import seaborn as sns
 from cycler import cycler
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from batchgauge.files import atomic_path
 
@@ -126,19 +129,26 @@ def _look(implementation: str) -> tuple[str, str]:
 
 
 def save(figure: Figure, path: Path, alt: str) -> Path:
-    """Save `figure` as a PNG at 2x, whole or not at all, and close it; `path`."""
+    """Save `figure` as a PNG at 2x in 256 colours, whole or not at all, and close it; `path`.
+
+    Lines and areas of few colours need no more, and a page a third of the bytes.
+    """
     wrap_titles(figure)
-    with atomic_path(path) as temporary:
-        figure.savefig(
-            temporary,
-            format="png",
-            dpi=DPI * SCALE,
-            facecolor="white",
-            bbox_inches="tight",
-            pad_inches=0.15,
-            metadata={"Description": alt, "Software": None},
-        )
+    drawn = io.BytesIO()
+    figure.savefig(
+        drawn,
+        format="png",
+        dpi=DPI * SCALE,
+        facecolor="white",
+        bbox_inches="tight",
+        pad_inches=0.15,
+    )
     plt.close(figure)
+    words = PngInfo()
+    words.add_itxt("Description", alt)
+    with Image.open(drawn) as full, atomic_path(path) as temporary:
+        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(temporary, "PNG", optimize=True, pnginfo=words)
     return path
 
 

@@ -11,6 +11,7 @@ before they were measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -128,6 +129,7 @@ def calibrate_engine(
             prefill_long,
         )
     )
+    noise = repeatability(seen.values())
     return CostModel(
         prefill=prefill,
         decode=decode,
@@ -135,8 +137,8 @@ def calibrate_engine(
         context_ms=context_ms,
         padded=padded,
         compacts=compacts,
-        error=stated_error(exam),
-        noise=repeatability(seen.values()),
+        error=stated_error(exam, noise),
+        noise=noise,
         held_out=tuple(exam),
         machine=machine,
         model=model,
@@ -219,15 +221,16 @@ def calibrate_tokenizer(
     )
 
 
-def stated_error(exam: Sequence[HeldOut]) -> float:
-    """Relative standard error from predictions made before their measurement.
+def stated_error(exam: Sequence[HeldOut], noise: float = 0.0) -> float:
+    """Relative standard error from the exam, of which `noise` is the measurements' own.
 
-    A robust root mean square: the early predictions of a rough curve may be far off
-    and are not what the finished curve does, so the scale is 1.48 times the median.
+    A robust root mean square: the scale is 1.48 times the median. Variances of independent
+    errors add up, so that of what was measured for the exam is taken off again.
     """
     if not exam:
         return LEAST_ERROR
-    return max(LEAST_ERROR, 1.4826 * float(np.median([abs(row.relative) for row in exam])))
+    seen = 1.4826 * float(np.median([abs(row.relative) for row in exam]))
+    return max(LEAST_ERROR, math.sqrt(max(0.0, seen**2 - noise**2)))
 
 
 def repeatability(rounds: Iterable[Sequence[float]]) -> float:
