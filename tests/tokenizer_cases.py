@@ -1,5 +1,6 @@
 """Texts of every kind, and vocabularies to tokenize them with, for the tokenizer's tests."""
 
+import unicodedata
 from collections import Counter
 from functools import cache
 from itertools import pairwise
@@ -33,6 +34,12 @@ TEXTS = {
     "empty": "",
 }
 
+# Characters whose kind every library agrees on: newer ones are letters to those alone whose
+# tables of Unicode are new enough.
+_settled = st.characters(exclude_categories=("Cn", "Cs")).filter(
+    lambda char: unicodedata.ucd_3_2_0.category(char) != "Cn"
+)
+
 # Short texts that put unlike characters side by side.
 texts = st.lists(
     st.one_of(
@@ -41,7 +48,7 @@ texts = st.lists(
         ),
         st.sampled_from(["\t", "\n", "\r", "\0", "\x1c", "\xa0", "\u3000", "\u0301"]),
         st.sampled_from([" ", "  ", "'s", "'LL", "\r\n", "the", "<|a|>", "<|a|>b"]),
-        st.text(max_size=6),
+        st.text(_settled, max_size=6),
     ),
     max_size=25,
 ).map("".join)
