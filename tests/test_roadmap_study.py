@@ -20,7 +20,7 @@ from batchgauge.experiments import (
     roadmap_plans,
     roadmap_policies,
 )
-from batchgauge.experiments.replay import batch_times, compare, replay
+from batchgauge.experiments.replay import Pace, batch_times, compare, replay
 from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -29,6 +29,7 @@ from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.curve import Curve
+from batchgauge.sizing.probes import SteadyProbe, engine_probe
 
 COSTS = CostModel(
     prefill=Curve((1.0, 64.0, 512.0), (30.0, 60.0, 300.0)),
@@ -56,7 +57,8 @@ def case(engine) -> roadmap.Case:
     today = Setup(server, TABLE, price_per_hour=0.1)
     limit = capacity(traffic(1.0, 0), TABLE, server)
     return roadmap.Case(
-        parallel.Specs(), engine, engine.tokenizer, 2.0, COSTS, TABLE, traffic, today, limit,
+        parallel.Specs(), engine, engine.tokenizer, 2.0,
+        SteadyProbe(engine_probe(engine), settle_runs=1), COSTS, TABLE, traffic, today, limit,
         0.8 * limit, 3.0,
     )  # fmt: skip
 
@@ -91,7 +93,8 @@ def test_a_replay_serves_every_request_by_the_policys_rules(engine, batching):
     real = replay(engine, arrivals, server)
     assert real["request"].tolist() == list(range(12))
     assert (real["start_s"] >= arrivals.times_s).all()
-    assert (real["returned_s"] > real["start_s"]).all()
+    assert (real["called_s"] >= real["start_s"]).all()
+    assert (real["returned_s"] > real["called_s"]).all()
     assert real["tokens"].tolist() == arrivals.generated.tolist()
     sizes = real.groupby("batch").size()
     assert sizes.max() <= 5
@@ -120,16 +123,53 @@ def test_a_run_compared_with_itself_is_within_every_bound():
     assert not off["met"].iloc[0]
 
 
+def test_a_pace_lies_between_its_controls_and_forgives_one_that_was_interrupted():
+    """Interpolated over the median of three; 1 where no control ever ran."""
+    assert Pace(lambda: 2.0, 0.1).curve()(7.0) == 1.0
+    told = Pace(lambda: 1.0, 0.1)
+    told.times_s, told.paces = [0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 2.0, 2.0]
+    curve = told.curve()
+    assert [curve(t) for t in (-1.0, 0.0, 1.5, 2.0, 9.0)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+
+
+def test_an_idle_server_runs_controls_and_still_serves_everyone(engine):
+    """Controls run only in gaps that are long enough, at times inside the replay."""
+    told = Pace(lambda: 1.0, 0.001)
+    arrivals = short_stream()
+    real = replay(engine, arrivals, Server("dynamic", 5, max_wait_s=0.02), pace=told)
+    assert real["request"].tolist() == list(range(12))
+    assert told.times_s == sorted(told.times_s)
+    assert told.times_s
+    assert max(told.times_s) < real["returned_s"].max()
+    busy = Pace(lambda: 1.0, 1e9)
+    real = replay(engine, arrivals, Server("static", 5), pace=busy)
+    assert len(busy.times_s) == real["batch"].nunique()
+
+
+def test_a_simulated_machine_follows_its_pace():
+    """Steps that begin while the machine is half as fast take twice as long."""
+    arrivals = poisson(0.01, np.full(20, 20), np.full(20, 5), seed=2)
+    server = Server("static", 1)
+    steady = simulate(arrivals, TABLE, server)
+    half = float(arrivals.times_s[9] + 50.0 * (arrivals.times_s[10] > arrivals.times_s[9] + 50.0))
+    swayed = simulate(arrivals, TABLE, server, pace=lambda now: 2.0 if now > half else 1.0)
+    ratio = (swayed.returned_s - swayed.start_s) / (steady.returned_s - steady.start_s)
+    assert set(np.round(ratio, 9)) == {1.0, 2.0}
+    assert (np.diff(ratio) >= 0.0).all()
+
+
 def test_batches_are_priced_one_by_one():
     """A batch's prediction is the simulation of exactly its members."""
     arrivals = short_stream(4)
     real = pd.DataFrame(
-        {"request": range(4), "batch": [0, 0, 0, 1], "start_s": 0.0, "returned_s": 1.0}
+        {"request": range(4), "batch": [0, 0, 0, 1], "called_s": 0.0, "returned_s": 1.0}
     )
     table = batch_times(real, arrivals, TABLE)
     assert table["size"].tolist() == [3, 1]
     assert table["measured_ms"].tolist() == [1000.0, 1000.0]
     assert table["prompt_tokens"].sum() == arrivals.context.sum()
+    slower = batch_times(real, arrivals, TABLE, lambda _: 1.5)
+    assert slower["predicted_ms"].tolist() == pytest.approx(1.5 * table["predicted_ms"])
 
 
 # --- the case ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,20 @@ def test_overlap_hides_the_smaller_part():
     beside = simulate(arrivals, constant(1.0), Server("continuous", host_token_s=0.4, overlap=True))
     assert apart.done_s[0] == pytest.approx(11 * 1.4)
     assert beside.done_s[0] == pytest.approx(11.0)
+
+
+def test_fixed_work_of_a_batch_is_paid_once_by_each_batch():
+    """Four requests one at a time pay it four times, together once; continuous has none."""
+    arrivals = poisson(1.0, np.full(4, 10), np.full(4, 3), seed=0).at_once()
+    extra = {}
+    for name, server in (
+        ("alone", Server("static", 1)),
+        ("together", Server("static", 4)),
+        ("continuous", Server("continuous", 4)),
+    ):
+        with_it = simulate(arrivals, STEPS, replace(server, batch_s=0.5)).returned_s.max()
+        extra[name] = with_it - simulate(arrivals, STEPS, server).returned_s.max()
+    assert extra == pytest.approx({"alone": 2.0, "together": 0.5, "continuous": 0.0})
 
 
 def test_stragglers_and_shared_bandwidth_slow_steps():

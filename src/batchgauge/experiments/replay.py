@@ -3,13 +3,15 @@
 The driver sleeps until requests arrive, forms batches by the same rules as the
 simulated server (static or dynamic, any queue order, one worker) and calls
 `infer_batch`. Prompts are random ids of exact lengths and end tokens are ignored, so
-that the engine does exactly the work that was simulated.
+that the engine does exactly the work that was simulated. A small control batch may run
+before every batch and while nothing is due: it tells how fast the machine is then.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -50,6 +52,36 @@ def to_requests(
     ]
 
 
+class Pace:
+    """How slow the machine is at each time, told by a control that runs between other work.
+
+    `control` gives its time over that at the reference speed and takes about `lasts_s`.
+    Between the controls the pace is interpolated, each taken as the median of itself and
+    its two neighbours; before the first one and without any, it is the nearest, or 1.
+    """
+
+    def __init__(self, control: Callable[[], float], lasts_s: float) -> None:
+        self._control = control
+        self.lasts_s = lasts_s
+        self.times_s: list[float] = []
+        self.paces: list[float] = []
+
+    def tell(self, begin: float) -> None:
+        """Run the control once; `begin` is when the clock of `times_s` stood at 0."""
+        start = time.perf_counter()
+        self.paces.append(self._control())
+        self.times_s.append((start + time.perf_counter()) / 2 - begin)
+
+    def curve(self) -> Callable[[float], float]:
+        """The pace at a time in seconds."""
+        if not self.paces:
+            return lambda _: 1.0
+        padded = np.array([self.paces[0], *self.paces, self.paces[-1]])  # [controls + 2]
+        middle = np.median([padded[:-2], padded[1:-1], padded[2:]], axis=0)  # [controls]
+        times = np.array(self.times_s)
+        return lambda now: float(np.interp(now, times, middle))
+
+
 def replay(
     engine: Engine,
     arrivals: Arrivals,
@@ -57,13 +89,16 @@ def replay(
     *,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
+    pace: Pace | None = None,
 ) -> pd.DataFrame:
     """Serve `arrivals` with a real engine in real time; one row a request.
 
-    Columns: request, batch, arrival_s, start_s, first_s (NaN where the engine does not
-    tell), returned_s, tokens, all seconds since the beginning. `progress` is told how
-    many requests each batch finished. Raises UserError for a policy that `infer_batch`
-    cannot follow, and when the engine answers with an error or the wrong length.
+    Columns: request, batch, arrival_s, start_s (taken from the queue), called_s, first_s
+    (NaN where the engine does not tell), returned_s, tokens, all seconds since the
+    beginning. `progress` is told how many requests each batch finished; `pace` is told
+    before every batch, which delays it (the server has `batch_s` then), and while the next
+    one is far enough away. Raises UserError for a policy that `infer_batch` cannot follow,
+    and when the engine answers with an error or the wrong length.
     """
     if server.batching == "continuous" or server.workers != 1:
         raise UserError("A replay needs static or dynamic batching and one worker: infer_batch.")
@@ -75,22 +110,23 @@ def replay(
     arrived = batches = 0
     begin = time.perf_counter()
     while len(rows) < len(times):
-        now = time.perf_counter() - begin
-        while arrived < len(times) and times[arrived] <= now:
+        while arrived < len(times) and times[arrived] <= time.perf_counter() - begin:
             waiting.append(arrived)
             arrived += 1
-        last = arrived == len(times)
-        deadline = min(waiting, default=-1)
-        due = times[deadline] + server.max_wait_s if waiting else np.inf
-        full = len(waiting) >= server.max_batch
-        if not (full or (waiting and (last if server.batching == "static" else now >= due))):
-            upcoming = np.inf if last else times[arrived]
-            wake = upcoming if server.batching == "static" else min(upcoming, due)
-            time.sleep(max(0.0, begin + wake - time.perf_counter()))
+        act = _next_batch_s(times, arrived, waiting, server)
+        left = begin + act - time.perf_counter()
+        if left > 0.0:
+            if pace and left > 1.5 * pace.lasts_s:
+                pace.tell(begin)
+            else:
+                time.sleep(left)
             continue
         waiting.sort(key=place.__getitem__)
         chosen, waiting = waiting[: server.max_batch], waiting[server.max_batch :]
         start = time.perf_counter() - begin
+        if pace:
+            pace.tell(begin)
+        called = time.perf_counter() - begin
         answers = _answers(engine, [requests[i] for i in chosen])
         end = time.perf_counter() - begin
         for i, answer in zip(chosen, answers, strict=True):
@@ -100,7 +136,8 @@ def replay(
                     "batch": batches,
                     "arrival_s": times[i],
                     "start_s": start,
-                    "first_s": start + answer.ttft_ms / 1e3,
+                    "called_s": called,
+                    "first_s": called + answer.ttft_ms / 1e3,
                     "returned_s": end,
                     "tokens": answer.tokens_generated,
                 }
@@ -109,6 +146,19 @@ def replay(
         if progress:
             progress(len(chosen))
     return pd.DataFrame(rows).sort_values("request", ignore_index=True)
+
+
+def _next_batch_s(
+    times: Sequence[float], arrived: int, waiting: Sequence[int], server: Server
+) -> float:
+    """When the next batch begins: full, due, or (static) with the last request of all."""
+    missing = server.max_batch - len(waiting)
+    full = times[min(arrived + missing, len(times)) - 1] if missing > 0 else 0.0
+    if server.batching == "static":
+        return full
+    is_last = arrived + missing > len(times)
+    due = times[min(waiting, default=arrived)] + server.max_wait_s
+    return due if is_last else min(full, due)
 
 
 def _answers(
@@ -162,10 +212,16 @@ def compare(policy: str, real: pd.DataFrame, run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def batch_times(real: pd.DataFrame, arrivals: Arrivals, step_s: StepTime) -> pd.DataFrame:
+def batch_times(
+    real: pd.DataFrame,
+    arrivals: Arrivals,
+    step_s: StepTime,
+    pace: Callable[[float], float] = lambda _: 1.0,
+) -> pd.DataFrame:
     """The batches that really ran: their measured time, and the step times' for the same batch.
 
-    One row a batch: size, prompt tokens, steps, measured_ms, predicted_ms. What is wrong
+    One row a batch: size, prompt tokens, steps, pace (at its beginning), measured_ms,
+    predicted_ms (at the pace of the time). What is wrong
     here is wrong in t(b, lengths), what is wrong only in `compare` is wrong in the queue.
     """
     rows = []
@@ -177,15 +233,23 @@ def batch_times(real: pd.DataFrame, arrivals: Arrivals, step_s: StepTime) -> pd.
             arrivals.generated[members],
             arrivals.rank[members],
         )
-        run = simulate(together, step_s, Server("static", members.size))
-        measured = float((batch["returned_s"] - batch["start_s"]).iloc[0])
+        start = float(batch["called_s"].iloc[0])
+        run = simulate(
+            together, step_s, Server("static", members.size), pace=partial(_later, pace, start)
+        )
+        measured = float(batch["returned_s"].iloc[0]) - start
         rows.append(
             {
                 "size": members.size,
                 "prompt_tokens": int(together.context.sum()),
                 "steps": int(together.generated.max()),
+                "pace": pace(start),
                 "measured_ms": 1e3 * measured,
                 "predicted_ms": 1e3 * float(run.returned_s.max()),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _later(pace: Callable[[float], float], start: float, now: float) -> float:
+    return pace(start + now)

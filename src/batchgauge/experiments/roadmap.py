@@ -28,7 +28,7 @@ from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import CostModel, calibrate_engine
-from batchgauge.sizing.probes import engine_probe, probe_items
+from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items
 from batchgauge.workload import request_lengths, texts
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
@@ -42,6 +42,7 @@ Traffic = Callable[[float, int], Arrivals]
 class Case:
     """What the notebook's questions share.
 
+    probe          asks the engine what a size costs, at one reference speed of the machine
     costs, table   t(b, lengths) as calibrated, and as the simulator looks it up
     traffic        (arrivals per second, seed) -> a stream of requests
     today          the server as it is: the policy asked for, this machine, no streaming
@@ -52,6 +53,7 @@ class Case:
     engine: Engine
     tokenizer: Tokenizer
     load_s: float
+    probe: SteadyProbe
     costs: CostModel
     table: StepTable
     traffic: Traffic
@@ -142,13 +144,14 @@ def prepare(
     if max_batch > engine.max_batch_size():
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
     with threadpool_limits(threads, user_api="blas"):
+        probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
         costs = calibrate_engine(
-            engine_probe(engine),
+            probe,
             max_batch_size=max_batch,
             max_positions=128 if quick else 512,
             sizes=4 if quick else 6,
             steps=3,
-            repeats=1 if quick else 2,
+            repeats=1 if quick else 4,
         )
         request_s, token_s = host_seconds(engine, tokenizer, sample)
     whole = StepTable.from_costs(costs, max_batch=max_batch)
@@ -160,7 +163,7 @@ def prepare(
     alone = simulate(_typical(sample), table, replace(server, batching="continuous"))
     target = latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0])
     return Case(
-        specs, engine, tokenizer, load_s, costs, whole, traffic, today, limit,
+        specs, engine, tokenizer, load_s, probe, costs, whole, traffic, today, limit,
         arrival_rate or own_rate, target, threads,
     )  # fmt: skip
 

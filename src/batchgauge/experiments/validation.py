@@ -2,7 +2,9 @@
 
 Compared are times to the answer and to the first token under static and dynamic
 batching; continuous batching has no real counterpart here yet, so its simulation rests
-on the same step times without a check of its own.
+on the same step times without a check of its own. The machine's own speed, which
+neighbours sway, is told by a control batch before every batch and whenever the server is
+idle; the simulator's step times follow it. Nothing else of a replay reaches the simulator.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from batchgauge.experiments.replay import batch_times, compare, replay
+from batchgauge.experiments.replay import Pace, batch_times, compare, replay
 from batchgauge.experiments.roadmap import LONGEST, Case
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Server
 from batchgauge.sizing import check_drift
 
-LOAD = 0.6  # of capacity; nearer to 1, a small error of t(b) grows without bound
+LOAD = 0.5  # of capacity; nearer to 1, a small error of t(b) grows without bound
 SHORTER = 0.5  # lengths against the case's own, so that enough requests fit in the time
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
 
@@ -76,23 +77,20 @@ def validate(
 ) -> Validation:
     """Replay the same arrivals on the real engine and in the simulator, static and dynamic.
 
-    Right before and after each replay a few fresh batches of other requests tell the
-    machine's pace against the calibration; the simulator uses step times at that pace.
-    Nothing of the replay itself reaches the simulator.
+    Raises UserError as `replay` does.
     """
     figures, rows, batches = [], [], []
     with threadpool_limits(case.threads, user_api="blas"):
-        paces = [_pace(case, seed=seed)]
         for policy in POLICIES:
-            server = Server(policy, case.today.server.max_batch, max_wait_s=0.25)
+            control_s = case.probe.reference_ms / 1e3
+            server = Server(policy, case.today.server.max_batch, max_wait_s=0.25, batch_s=control_s)
             arrivals = case.traffic(1.0, seed).first(requests).shortened(SHORTER, LONGEST)
             load = LOAD * capacity(arrivals, case.table, server)
             arrivals = arrivals.at_rate(load)
-            real = replay(case.engine, arrivals, server, seed=seed, progress=progress)
-            paces.append(_pace(case, seed=seed + len(paces)))
-            pace = float(np.sqrt(paces[-2] * paces[-1]))
-            table = case.table.faster(1 / pace, 1 / pace)
-            run = simulate(arrivals, table, server)
+            told = Pace(case.probe.pace, control_s)
+            real = replay(case.engine, arrivals, server, seed=seed, progress=progress, pace=told)
+            pace = told.curve()
+            run = simulate(arrivals, case.table, server, pace=pace)
             figures.append(compare(policy, real, run))
             rows.append(
                 pd.DataFrame(
@@ -101,22 +99,10 @@ def validate(
                         "arrival_s": arrivals.times_s,
                         "real_answer_ms": 1e3 * (real["returned_s"] - arrivals.times_s),
                         "simulated_answer_ms": 1e3 * (run.returned_s - arrivals.times_s),
-                        "pace": pace,
+                        "pace": [pace(t) for t in arrivals.times_s],
                     }
                 )
             )
-            batches.append(batch_times(real, arrivals, table).assign(policy=policy))
+            batches.append(batch_times(real, arrivals, case.table, pace).assign(policy=policy))
     joined = (pd.concat(frames, ignore_index=True) for frames in (figures, rows, batches))
     return Validation(*joined)
-
-
-def _pace(case: Case, *, seed: int) -> float:
-    """Time of a few fresh batches over what the step times say: how fast the machine is now."""
-    ratios = []
-    for size in sorted({1, 3, case.today.server.max_batch}):
-        fresh = case.traffic(1.0, 1000 + 10 * seed + size).first(size).at_once()
-        arrivals = fresh.shortened(SHORTER, LONGEST)
-        real = replay(case.engine, arrivals, Server("static", size), seed=seed)
-        times = batch_times(real, arrivals, case.table)
-        ratios.append(float(times["measured_ms"].iloc[0] / times["predicted_ms"].iloc[0]))
-    return float(np.exp(np.mean(np.log(ratios))))

@@ -12,11 +12,12 @@ import ast
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from batchgauge.errors import UserError
+
+if TYPE_CHECKING:  # not at run time: every kernel would wait two seconds for its schemas
+    from nbformat import NotebookNode
 
 _INJECTED = "# Parameters"  # how papermill begins the cell that it inserts
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -25,8 +26,17 @@ from batchgauge.simulate.worker import Worker
 MOST_RETRIES = 1000  # of one request, until failures are said to be too frequent
 
 
-def simulate(arrivals: Arrivals, step_s: StepTime, server: Server) -> Run:
+def simulate(
+    arrivals: Arrivals,
+    step_s: StepTime,
+    server: Server,
+    *,
+    pace: Callable[[float], float] | None = None,
+) -> Run:
     """Serve all `arrivals`; the same arguments give the same run, to the last bit.
+
+    `pace` tells how many times as long as `step_s` says a step takes that begins at a
+    time in seconds, for a machine whose speed sways; None is always 1.
 
     Raises UserError when one request alone does not fit the KV memory, or when workers
     fail so often that a batch is never done.
@@ -37,12 +47,19 @@ def simulate(arrivals: Arrivals, step_s: StepTime, server: Server) -> Run:
             f"A request needs {longest} tokens of KV cache; the limit is "
             f"{server.kv_limit_tokens}. Raise the limit or drop the request."
         )
-    return _Simulation(arrivals, step_s, server).run()
+    return _Simulation(arrivals, step_s, server, pace).run()
 
 
 class _Simulation:
-    def __init__(self, arrivals: Arrivals, step_s: StepTime, server: Server) -> None:
+    def __init__(
+        self,
+        arrivals: Arrivals,
+        step_s: StepTime,
+        server: Server,
+        pace: Callable[[float], float] | None,
+    ) -> None:
         n = len(arrivals)
+        self.pace = pace
         self.arrivals, self.step_s, self.server = arrivals, step_s, server
         self.continuous = server.batching == "continuous"
         self.times: list[float] = arrivals.times_s.tolist()
@@ -158,6 +175,10 @@ class _Simulation:
         positions, padded, pairs, ready = self._take_prefill(w) if w.prefill else (0, 0, 0.0, [])
         rows = w.rows if server.chunk_tokens or not positions else 0
         seconds = self.step_s(rows, w.kv if rows else 0, positions, pairs) * self.speeds[w.number]
+        if positions and not self.continuous:
+            seconds += server.batch_s
+        if self.pace is not None:
+            seconds *= self.pace(now)
         if len(server.sharing) > 1:
             busy = 1 + sum(other.busy_until > now for other in self.workers)
             seconds *= server.sharing[min(busy, len(server.sharing)) - 1]

@@ -44,6 +44,7 @@ class Server:
     padded      a batch's prompts are prefilled at the longest one's length
     host_request_s, host_token_s   Python's work a request and a token (tokenise, sample,
                     detokenise), after the step, or beside it with `overlap`
+    batch_s     fixed work as a static or dynamic batch begins
     sharing     how many times longer a step takes with 1, 2, … workers busy
     speeds      time factor of each worker (a straggler has 2.0); shorter: 1.0 for the rest
     mtbf_s, restart_s   mean time between failures of a worker, and until it is back
@@ -61,6 +62,7 @@ class Server:
     workers: int = 1
     host_request_s: float = 0.0
     host_token_s: float = 0.0
+    batch_s: float = 0.0
     overlap: bool = False
     sharing: tuple[float, ...] = (1.0,)
     speeds: tuple[float, ...] = ()
@@ -82,7 +84,7 @@ class Server:
             )
         amounts = (
             self.max_wait_s, self.ageing_s, self.chunk_tokens, self.kv_limit_tokens,
-            self.host_request_s, self.host_token_s, self.restart_s,
+            self.host_request_s, self.host_token_s, self.batch_s, self.restart_s,
         )  # fmt: skip
         factors = (*self.sharing, *self.speeds, self.mtbf_s)
         if not all(a >= 0 for a in amounts) or not all(f > 0 for f in factors) or not self.sharing:

@@ -28,7 +28,7 @@ TextProbe = Callable[[int], tuple[int, float]]
 
 
 def probe_items(
-    rows: int, prompt_tokens: int, new_tokens: int, *, vocab_size: int = 1000, seed: int = 0
+    rows: int, prompt_tokens: int, new_tokens: int, *, vocab_size: int = 256, seed: int = 0
 ) -> list[BatchItem[InferenceBatchRequest]]:
     """A batch of greedy requests of exact lengths; prompts are random ids, end tokens ignored."""
     rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def probe_items(
     ]
 
 
-def engine_probe(engine: Engine, *, vocab_size: int = 1000) -> EngineProbe:
+def engine_probe(engine: Engine, *, vocab_size: int = 256) -> EngineProbe:
     """A probe that runs real batches through `infer_batch`.
 
     Prefill is everything up to the first token (tokenising, first sample, bookkeeping),
@@ -103,6 +103,12 @@ class Steady:
         self.controls_ms.append(self._run_control())
         self._ended = perf_counter()
         return result, self.reference_ms / (before * self.controls_ms[-1]) ** 0.5
+
+    def pace(self) -> float:
+        """Time of one more control over the reference: above 1, the machine is slower now."""
+        self.controls_ms.append(self._run_control())
+        self._ended = perf_counter()
+        return self.controls_ms[-1] / self.reference_ms
 
     def _run_control(self) -> float:
         return max(self._control(), 1e-6)
