@@ -153,5 +153,5 @@ def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
 def test_threads_asked_for_are_swept():
     """A thread count of one's own is part of the effort, and is what is shown."""
     plan = runs.effort("smoke", 3)
-    assert dict(plan.largest)[3] == 8
+    assert dict(plan.largest)[3] == 6
     assert plan.main_threads == 3

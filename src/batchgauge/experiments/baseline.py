@@ -162,13 +162,16 @@ def variation(lab: Lab) -> pd.DataFrame:
     """Throughput of one batch as temperature, tokens generated or prompt length changes alone."""
     size = min(4, max(lab.inference_sizes))
     tokens = lab.max_tokens
+    lengths = lab.budget.choose(
+        smoke=(25, 50, 100), default=(50, 200, 800), thorough=(50, 200, 800)
+    )
     cases: list[tuple[str, float, dict[str, Any], int]] = [
         *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)),
         *(
             ("max_tokens", n, {"max_tokens": n}, 0)
             for n in (max(1, tokens // 2), tokens, 2 * tokens)
         ),
-        *(("prompt_characters", c, {}, c) for c in (50, 200, 800)),
+        *(("prompt_characters", c, {}, c) for c in lengths),
     ]
     if lab.budget.name == "smoke":
         cases = cases[::2]

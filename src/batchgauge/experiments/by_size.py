@@ -59,11 +59,12 @@ def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.D
     ours = BatchInferenceEngine.from_gguf(model or None)
     baseline = BaselineEngine.from_gguf(model or None)
     names = {size: f"batch {size}" for size in sorted({1, *sizes})}
+    prompt, new = bench.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
     calls: dict[str, Callable[[], object]] = {
-        BASELINE: partial(baseline.infer_batch, requests([16], [8]))
+        BASELINE: partial(baseline.infer_batch, requests([prompt], [new]))
     }
     for size, name in names.items():
-        calls[name] = partial(ours.infer_batch, requests([16] * size, [8] * size))
+        calls[name] = partial(ours.infer_batch, requests([prompt] * size, [new] * size))
     items = {BASELINE: 1} | {name: size for size, name in names.items()}
     found = compare_interleaved(
         calls, benchmark="speedup/inference", items=items,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from batchgauge.core.counts import Count, decode_counts, prefill_counts, total
 from batchgauge.core.engine import BatchInferenceEngine
@@ -23,12 +24,15 @@ CONTEXT = 128  # positions behind every decode step that is timed
 GEMM = 1024  # order of the product that stands for the machine's sgemm rate
 
 
-def _floor(count: Count) -> tuple[Callable[[], object], float]:
-    """A call that does the roofline's binding work of `count`, and its share of that work."""
+def _floor(count: Count, memory: npt.NDArray[np.float32]) -> tuple[Callable[[], object], float]:
+    """A call that does the roofline's binding work of `count`, and its share of that work.
+
+    `memory` [rows, 1024] is what the call may read; at least as much as `count` reads.
+    """
     matrix = np.ones((GEMM, GEMM), np.float32)
     out = np.empty_like(matrix)
     gemm = partial(np.matmul, matrix, matrix, out=out)
-    stream = np.ones((count.bytes // 4 // 1024, 1024), np.float32)
+    stream = memory[: count.bytes // 4 // 1024]
     vector = np.ones(1024, np.float32)
     read = partial(np.matmul, stream, vector)
     gemm_share = 2.0 * GEMM**3 / max(count.flops, 1)
@@ -50,9 +54,10 @@ def decode(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
         )
         for b, target in ((2, 1.0), (8, 5.0))
     ]  # fmt: skip
+    counts = {b: total(decode_counts(model.config, [CONTEXT + 1] * b)) for b in (1, 8, 32)}
+    memory = np.ones((max(c.bytes for c in counts.values()) // 4 // 1024, 1024), np.float32)
     for b, target in ((1, 1.15), (8, 1.7), (32, 1.8)):
-        count = total(decode_counts(model.config, [CONTEXT + 1] * b))
-        floor, share = _floor(count)
+        floor, share = _floor(counts[b], memory)
         bound = "sgemm rate" if share != 1.0 else "memory bandwidth"
         goals.append(
             bench.ratio(

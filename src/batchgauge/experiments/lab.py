@@ -19,7 +19,8 @@ from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
 
-LONGEST_CHARACTERS = 700  # of the sweep's prompts: the few very long ones would drown the rest
+# Of the sweep's prompts: the few very long ones would drown the rest.
+LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
 
 
 def checked_sizes(sizes: Sequence[int], most: int, what: str) -> tuple[int, ...]:
@@ -78,14 +79,15 @@ class Lab:
                 raise UserError(f"{name} is {value!r}; expected a whole number of at least 1.")
         tokenize_sizes = checked_sizes(tokenize_batch_sizes, 1000, "tokenizing")
         prompts = load_prompts(workload)
-        short = [p for p in prompts if len(p.prompt) <= LONGEST_CHARACTERS] or prompts
+        longest = LONGEST_CHARACTERS[budget.name]
+        short = [p for p in prompts if len(p.prompt) <= longest] or prompts
         machine = open_engine(engine, model or None, threads=threads)
         inference_sizes = checked_sizes(
             inference_batch_sizes, machine.max_batch_size(), "inference"
         )
         if budget.name == "smoke":  # shows that everything works; measures little
             inference_sizes = tuple(s for s in inference_sizes if s <= 4) or inference_sizes[:1]
-            max_tokens = min(max_tokens, 6)
+            max_tokens = min(max_tokens, 4)
         return cls(
             tokenizer=open_tokenizer(tokenizer, model or None),
             engine=machine,

@@ -37,20 +37,26 @@ STAGES = ("tokenise", "detokenise", "prefill", "decode", "memory stream")
 
 @dataclass(frozen=True)
 class Specs:
-    """What to run, in a form that another process can open: registry names and a model path."""
+    """What to run, in a form that another process can open: registry names and a model path.
+
+    `quick` stages do a fraction of the work, which shows only that they run.
+    """
 
     tokenizer: str = "numpy"
     engine: str = "numpy"
     model: str = ""
+    quick: bool = False
 
 
-def make_stages(engine: Engine, tokenizer: Tokenizer) -> dict[str, Work]:
-    """One call a stage; each is a fraction of a second.
+def make_stages(engine: Engine, tokenizer: Tokenizer, *, quick: bool = False) -> dict[str, Work]:
+    """One call a stage; each is a fraction of a second, a quick one less.
 
     tokenise and detokenise: 32 texts of 2,000 characters. prefill: 4 prompts of 32
     tokens. decode: 8 rows, 6 tokens after a prompt of 2. memory stream: a copy of
     64 MB, which does nothing but use bandwidth.
     """
+    prefill = probe_items(2, 16, 1) if quick else probe_items(4, 32, 1)
+    decode = probe_items(4, 2, 2) if quick else probe_items(8, 2, 6)
     passages = texts("prose", 2000, 32)
     ids = tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)
@@ -58,8 +64,8 @@ def make_stages(engine: Engine, tokenizer: Tokenizer) -> dict[str, Work]:
     return {
         "tokenise": partial(tokenizer.encode_many, passages),
         "detokenise": partial(tokenizer.decode_many, ids),
-        "prefill": partial(engine.infer_batch, probe_items(4, 32, 1)),
-        "decode": partial(engine.infer_batch, probe_items(8, 2, 6)),
+        "prefill": partial(engine.infer_batch, prefill),
+        "decode": partial(engine.infer_batch, decode),
         "memory stream": partial(np.copyto, target, source),
     }
 
@@ -71,7 +77,7 @@ def stage_pair(specs: Specs, engine: Engine) -> tuple[dict[str, Work], dict[str,
     """
     other = engine if engine.name == "numpy" else open_engine(specs.engine, specs.model or None)
     first, second = (
-        make_stages(one, open_tokenizer(specs.tokenizer, specs.model or None))
+        make_stages(one, open_tokenizer(specs.tokenizer, specs.model or None), quick=specs.quick)
         for one in (engine, other)
     )
     return first, second
@@ -105,7 +111,7 @@ def _open_remote(specs: Specs, barrier: Any) -> None:
     engine = open_engine(specs.engine, specs.model or None)
     tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
     threadpool_limits(1)
-    _remote.update(stages=make_stages(engine, tokenizer), barrier=barrier)
+    _remote.update(stages=make_stages(engine, tokenizer, quick=specs.quick), barrier=barrier)
     for work in _remote["stages"].values():
         work()
 

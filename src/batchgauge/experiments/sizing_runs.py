@@ -59,7 +59,7 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 8),), 1, 6, 1, 48, 1, 2, 1.5, 48),
+    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
     "default": Effort(((1, 40), (2, 16)), 5, 11, 4, 256, 4, 6, 12.0, 1000),
     "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
 }

@@ -86,6 +86,11 @@ class Study:
         return climb(ladder, min_blocks=min_blocks, seed=self.seed, threads=self.threads)
 
     @property
+    def _forms(self) -> tuple[str, ...]:
+        every = (ALONE, CUMULATIVE)
+        return self.budget.choose(smoke=(CUMULATIVE,), default=every, thorough=every)
+
+    @property
     def _path(self) -> Path | None:
         return Path(self.model) if self.model else None
 
@@ -94,23 +99,21 @@ class Study:
         ladder = Ladder(
             "tokenizing", lambda: tokenizer_rungs.baseline(self._path),
             tokenizer_rungs.tokenizer_rungs(self._path), texts("prose", 200, 32, self.seed), 32,
-            self.budget.share(0.15),
+            self.budget.share(0.15), forms=self._forms,
         )  # fmt: skip
         return self._climb(ladder, self.budget.min_blocks)
 
     def climb_inference(self) -> pd.DataFrame:
         """The ladder of inference, on a few requests of unequal length."""
         rows = self.budget.choose(smoke=2, default=3, thorough=8)
-        new = self.budget.choose(smoke=2, default=3, thorough=16)
+        new = self.budget.choose(smoke=1, default=3, thorough=16)
         every = engine_rungs.engine_rungs(self._path)
         rungs = self.budget.choose(smoke=every[-2:], default=every, thorough=every)
         work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
         ladder = Ladder(
             "inference", lambda: engine_rungs.baseline(self._path),
             rungs, work, rows, self.budget.share(0.35),
-            forms=self.budget.choose(
-                smoke=(CUMULATIVE,), default=(ALONE, CUMULATIVE), thorough=(ALONE, CUMULATIVE)
-            ),
+            forms=self._forms,
         )  # fmt: skip
         return self._climb(ladder, self.budget.choose(smoke=2, default=4, thorough=10))
 
@@ -122,8 +125,24 @@ class Study:
         wanted = [str(i) for i in rng.integers(0, 10_000, 100)]
         share = self.budget.share(0.02)
         both = (
-            Ladder("statistics", STATS_BASELINE, STATS_RUNGS, (times, 1.0), 1000, share),
-            Ladder("look-up", LOOKUP_BASELINE, LOOKUP_RUNGS, (result, wanted), 100, share),
+            Ladder(
+                "statistics",
+                STATS_BASELINE,
+                STATS_RUNGS,
+                (times, 1.0),
+                1000,
+                share,
+                forms=self._forms,
+            ),
+            Ladder(
+                "look-up",
+                LOOKUP_BASELINE,
+                LOOKUP_RUNGS,
+                (result, wanted),
+                100,
+                share,
+                forms=self._forms,
+            ),
         )
         tables = [self._climb(ladder, self.budget.min_blocks) for ladder in both]
         return pd.concat(tables, ignore_index=True)

@@ -45,7 +45,7 @@ def allocations(fn: Callable[[], object], *, warm_up: bool = True) -> Allocation
         raise UserError("tracemalloc is already tracing; stop it before measuring allocations.")
     if warm_up:
         fn()
-    gc.collect()
+    gc.collect(1)  # what is older was not traced, so that freeing it would not show
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

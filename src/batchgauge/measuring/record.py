@@ -14,7 +14,7 @@
 | items, tokens | work done by one call |
 | counters | deterministic work of one call as JSON: tokens, padded positions, steps, bytes |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
-| gc | garbage collection while timing: `off` (collected before), or `on` |
+| gc | garbage collection while timing: `off` (young objects collected before), or `on` |
 | threads, seed | BLAS threads allowed; seed of the order and the data |
 | git_commit, versions | what was measured; a `+` says the files differ from the commit |
 | machine_id, machine | digest and description of the machine |
