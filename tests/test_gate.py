@@ -16,7 +16,7 @@ from batchgauge.experiments.gating import bench, compare, rendered
 from batchgauge.files import write_csv
 from batchgauge.measuring import Run, to_frame
 from batchgauge.measuring.compare import changed_work, compare_runs, exit_code, frame_of
-from batchgauge.measuring.gate import Evidence, decide, gate
+from batchgauge.measuring.gate import Evidence, decide, gate, is_clear
 from batchgauge.measuring.gate_process import Plan, Side
 from batchgauge.measuring.gate_trial import simulate
 from batchgauge.measuring.record import Sample
@@ -150,6 +150,42 @@ def test_the_gate_wants_it_twice():
     assert decide("x", [slow, same], 0.02).status == "slower, not confirmed"
     assert decide("x", [same], 0.02).status == "no significant difference"
     assert decide("x", [evidence(-0.2, 0.01)], 0.02).status == "faster"
+
+
+def test_each_round_is_held_against_its_own_noise_floor():
+    """A first round that ended early, and is noisy for that, does not hide what both show."""
+    rng = np.random.default_rng(3)
+    noisy = Evidence(rng.normal(0.3, 0.01, 10), rng.normal(0, 0.3, 10), ({}, {}))
+    calm = Evidence(rng.normal(0.1, 0.01, 10), rng.normal(0, 0.01, 10), ({}, {}))
+    assert noisy.half_width > calm.estimate.value
+    assert decide("x", [noisy, calm], 0.02).status == "regression"
+
+
+def test_a_round_ends_when_its_answer_is_clear():
+    """Surely slower and surely not are clear, in between is not; there is a first look."""
+    assert is_clear(evidence(0.1, 0.01), 0.02)
+    assert is_clear(evidence(0.0, 0.01), 0.02)
+    assert not is_clear(evidence(0.02, 0.03), 0.02)
+    plan = Plan([], Path(), {}, least=10)
+    assert [n for n in range(2, 20) if plan.is_look(n)] == [10, 14, 18]
+    assert not plan.is_over(5, 1e9)
+    assert plan.is_over(6, 1e9)
+    assert not plan.is_over(60, plan.seconds)
+
+
+def test_clear_answers_end_a_real_round_early(tmp_path):
+    """Fifty times the work needs no more than the least number of process rounds, twice."""
+    sides = []
+    for name, n in (("old", 20_000), ("new", 1_000_000)):
+        _repository(tmp_path / name, f"n = {n}\n")
+        sides.append(Side(name, tmp_path / name / "src"))
+    (tmp_path / "suite.py").write_text(SUITE)
+    plan = Plan(
+        ["sum"], tmp_path / "suite.py", {}, seconds=9, processes=30, least=3, progress=False
+    )
+    result = gate(sides[0], sides[1], plan)
+    assert result.changes[0].status == "regression"
+    assert [e.ratios.size for e in result.evidence["sum"]] == [3, 3]
 
 
 def test_the_simulated_gate_meets_its_goals_at_one_percent_noise():

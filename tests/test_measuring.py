@@ -20,6 +20,7 @@ from batchgauge.measuring import (
     rss_peak,
 )
 from batchgauge.measuring.blocks import CONTROL, TWIN
+from batchgauge.measuring.instructions import INSTRUCTIONS, TASK_CLOCK, count
 from batchgauge.measuring.statistics import Estimate
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
@@ -297,3 +298,21 @@ def test_run_says_where_and_when():
     assert "python" in run.versions
     assert len(run.machine.id) == 10
     assert run.timestamp.endswith("+00:00")
+
+
+@pytest.mark.parametrize("event", [INSTRUCTIONS, TASK_CLOCK])
+def test_the_kernels_counters_count_more_where_more_is_done(event):
+    """Fifty times the work counts several times as much."""
+
+    def work(amount):
+        return sum(bytearray(amount << 14))
+
+    few = count(lambda: work(1), event)
+    if few is None:
+        pytest.skip("this kernel does not count this event for us")
+    assert (count(lambda: work(50), event) or 0) > 5 * few > 0
+
+
+def test_an_event_that_nobody_counts_is_none():
+    """An unknown kind of event has no count, and the call is not even made."""
+    assert count(lambda: 1 / 0, (1, 9999)) is None

@@ -69,8 +69,8 @@ def bench(
 @click.option("--allow-other-machine", is_flag=True, help=_OTHER)
 @click.option("--allow-dirty", is_flag=True, help="Measure changed files as they are.")
 @click.option("-k", "--select", "patterns", default="*", help="Benchmarks for --against.")
-@click.option("--seconds", default=16.0, show_default=True, help="A benchmark and round.")
-@click.option("--processes", default=16, show_default=True, help="Process rounds.")
+@click.option("--seconds", default=30.0, show_default=True, help="At most, a benchmark and round.")
+@click.option("--processes", default=64, show_default=True, help="Most process rounds in a round.")
 @click.option("--format", "form", type=_FORMATS, default="table", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="CSV of all samples (--against).")
 @_subject_options

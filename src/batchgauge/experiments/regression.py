@@ -14,8 +14,9 @@ from batchgauge.errors import UserError
 from batchgauge.measuring import Estimate, Run, allocations, measure, proportion, read
 from batchgauge.measuring.compare import Change, compare_runs, frame_of
 from batchgauge.measuring.gate import Result, decide, measure_round
-from batchgauge.measuring.gate_process import THRESHOLD, Plan, Side
+from batchgauge.measuring.gate_process import FEWEST, THRESHOLD, Plan, Side
 from batchgauge.measuring.gate_trial import SLOWDOWNS, simulate
+from batchgauge.measuring.instructions import count as count_instructions
 from batchgauge.measuring.statistics import change_points
 
 CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
@@ -38,7 +39,9 @@ def run_suite(
     frames = []
     for benchmark in tqdm(suite.select(patterns), desc="suite", disable=not progress):
         prepared = benchmark.prepare(subject_)
-        peak = allocations(prepared.call).peak_bytes  # a pass of its own, before any timing
+        work = {**prepared.counters, "peak_bytes": allocations(prepared.call).peak_bytes}
+        if (instructions := count_instructions(prepared.call)) is not None:
+            work["instructions"] = instructions  # passes of their own, before any timing
         measurement = measure(
             prepared.call,
             name=benchmark.name,
@@ -48,7 +51,7 @@ def run_suite(
             part=benchmark.part,
             batch_size=benchmark.batch_size,
             parameters=benchmark.parameters,
-            counters={**prepared.counters, "peak_bytes": peak},
+            counters=work,
             budget_s=seconds,
             min_samples=min_samples,
             max_samples=60,
@@ -103,6 +106,7 @@ def real_round(
         subject,
         seconds=seconds,
         processes=processes,
+        least=processes,
         seed=int(subject.get("seed", 0)),
     )
     evidence, samples, problems = measure_round(
@@ -139,13 +143,22 @@ def changes_of(result: Result, threshold: float = THRESHOLD) -> list[Change]:
     return [decide(name, rounds, threshold) for name, rounds in result.evidence.items()]
 
 
-def trial(result: Result, *, trials: int, processes: int = 16, seed: int = 0) -> pd.DataFrame:
-    """The gate's rates per benchmark, simulated with the noise that a real A/A round showed."""
+def trial(result: Result, *, trials: int, seed: int = 0) -> pd.DataFrame:
+    """The gate's rates per benchmark, simulated with the noise that a real A/A round showed.
+
+    Beside the columns of `gate_trial.simulate`: benchmark, and seconds (mean wall time of a
+    gate run). A round has as many process rounds as fit in the gate's time, at the wall time
+    that the real ones took.
+    """
+    usual = Plan([], Path(), {})
     tables = []
     for name, (evidence,) in tqdm(result.evidence.items(), desc="simulating"):
         noise = np.concatenate([evidence.ratios, evidence.twins])
+        fit = int(usual.seconds / evidence.seconds)
+        processes = min(max(fit, FEWEST), usual.processes)
         table = simulate(noise, processes=processes, trials=trials, seed=seed)
-        tables.append(table.assign(benchmark=name))
+        seconds = table["processes"] * evidence.seconds
+        tables.append(table.assign(benchmark=name, seconds=seconds))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -158,10 +171,13 @@ def overall(table: pd.DataFrame, slowdown: float, threshold: float = THRESHOLD) 
 def in_words(table: pd.DataFrame) -> str:
     """The simulated rates in a sentence or two."""
     same, three, five, ten, twenty = (overall(table, s) for s in SLOWDOWNS)
+    usual = table[table["threshold"] == THRESHOLD].set_index("slowdown")["seconds"]
     return (
         f"With the noise of this machine the gate fails unchanged code in {same.value:.1%} of runs "
         f"[{same.low:.1%}, {same.high:.1%}]; it finds a slow-down of 3 % in {three.value:.0%}, of "
-        f"5 % in {five.value:.0%}, of 10 % in {ten.value:.0%} and of 20 % in {twenty.value:.0%}."
+        f"5 % in {five.value:.0%}, of 10 % in {ten.value:.0%} and of 20 % in {twenty.value:.0%}. A "
+        f"benchmark takes up to {usual.loc[0.0].max():.0f} s where nothing changed, and up to "
+        f"{usual.loc[0.1].max():.0f} s to find 10 %, second round included."
     )
 
 

@@ -74,16 +74,22 @@ def suspicious(estimate: Estimate, *, threshold: float, noise_floor: float) -> b
 
 
 def classify(
-    rounds: Sequence[Estimate], *, threshold: float, noise_floor: float, mdc: float
+    rounds: Sequence[Estimate], *, threshold: float, noise_floors: Sequence[float], mdc: float
 ) -> Status:
-    """The status after one or two rounds of evidence; `regression` needs both."""
-    seen = [suspicious(e, threshold=threshold, noise_floor=noise_floor) for e in rounds]
+    """The status after one or two rounds of evidence, each with its own noise floor.
+
+    `regression` needs both.
+    """
+    seen = [
+        suspicious(e, threshold=threshold, noise_floor=floor)
+        for e, floor in zip(rounds, noise_floors, strict=True)
+    ]
     if all(seen):
         return "regression" if len(rounds) > 1 else "slower, not confirmed"
     if any(seen):
         return "slower, not confirmed"
     first = rounds[0]
-    if first.high < 0.0 and -first.value > math.log1p(noise_floor):
+    if first.high < 0.0 and -first.value > math.log1p(noise_floors[0]):
         return "faster"
     return "no significant difference" if mdc <= max(threshold, 0.05) else "inconclusive"
 
@@ -159,7 +165,7 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
     twice = difference(logs[0], logs[0])
     floor = relative(twice.half_width)
     mdc = minimum_detectable_change(twice.half_width)
-    status = classify([whole, whole], threshold=threshold, noise_floor=floor, mdc=mdc)
+    status = classify([whole] * 2, threshold=threshold, noise_floors=[floor] * 2, mdc=mdc)
     halves = [_halves(rows) for rows in (base, new)]
     again = all(
         np.median(n) - np.median(b) > math.log1p(threshold) for b, n in zip(*halves, strict=True)

@@ -4,17 +4,20 @@ Each process round starts three fresh workers (base, base again, new) with a fix
 seed, and asks them for samples in turn, in seeded palindromic order, so that all three see
 the same weather. The evidence is one log ratio a process round, the median over its blocks;
 its interval runs over process rounds. The second base gives the noise floor. What looks
-slower is measured again with fresh processes, and fails only when seen again.
+slower is measured again with fresh processes, and fails only when seen again. A round
+ends early for a benchmark whose answer is clear; the gate's own test includes that.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +40,7 @@ class Evidence:
     ratios: Logs
     twins: Logs
     counters: tuple[Mapping[str, float], Mapping[str, float]]
+    seconds: float = math.nan  # wall time of one process round of this benchmark
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -87,6 +91,12 @@ def looks_slower(evidence: Evidence, threshold: float) -> bool:
     return suspicious(evidence.estimate, threshold=threshold, noise_floor=floor)
 
 
+def is_clear(evidence: Evidence, threshold: float) -> bool:
+    """True when one round's evidence leaves no doubt: surely slower, or surely not so slow."""
+    passes = evidence.estimate.high < math.log1p(threshold)
+    return passes or looks_slower(evidence, threshold)
+
+
 def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
     """The gate's word on one benchmark after its one or two rounds; numbers are the last round's.
 
@@ -107,7 +117,7 @@ def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
         status=classify(
             [r.estimate for r in rounds],
             threshold=threshold,
-            noise_floor=floor,
+            noise_floors=[relative(half) for half in halves],
             mdc=minimum_detectable_change(max(halves)),
         ),
         work=changed_work(*rounds[0].counters),
@@ -118,39 +128,67 @@ def measure_round(
     base: Side, new: Side, plan: Plan, *, only: Sequence[str] = (), first_process: int = 0
 ) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
     """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
-    names = list(only or plan.benchmarks)
-    ratios: dict[str, list[float]] = {}
-    twins: dict[str, list[float]] = {}
-    counters: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
+    sides = {"base": base, TWIN: base, "new": new}
+    seen = {name: _Seen() for name in only or plan.benchmarks}
+    open_ = list(seen)
     samples: list[Sample] = []
     problems: dict[str, str] = {}
-    sides = {"base": base, TWIN: base, "new": new}
-    total = plan.processes * len(names)
-    with tqdm(total=total, desc="gate", unit="benchmark", disable=not plan.progress) as bar:
-        for process in range(first_process, first_process + plan.processes):
+    start = time.perf_counter()
+    with tqdm(total=0, desc="gate", unit="process", disable=not plan.progress) as bar:
+        for done in range(plan.processes):
+            process = first_process + done
+            if plan.is_look(done):
+                open_ = [n for n in open_ if not is_clear(seen[n].evidence, plan.threshold_of(n))]
+            passed = (time.perf_counter() - start) / len(seen)
+            if not open_ or plan.is_over(done, passed):
+                break
+            bar.total = bar.n + (plan.processes - done) * len(open_)
             rng = np.random.default_rng((plan.seed, process))
             with ExitStack() as stack:
                 order = rng.permutation(list(sides)).tolist()
                 workers = {k: stack.enter_context(Worker(sides[k], plan)) for k in order}
-                for name in [n for n in names if n not in problems]:
+                for worker in workers.values():
+                    worker.check()
+                for name in open_:
                     bar.set_postfix_str(name)
+                    begin = time.perf_counter()
                     try:
                         table, work = _one(name, workers, process, rng, plan, samples)
                     except WorkerError as problem:
                         problems[name] = str(problem)
                         continue
-                    both = (table["base"] + table[TWIN]) / 2.0  # two looks: less noise
-                    ratios.setdefault(name, []).append(float(np.median(table["new"] - both)))
-                    again = float(np.median(table[TWIN] - table["base"]))
-                    twins.setdefault(name, []).append(again)
-                    counters[name] = work
+                    seen[name].add(table, work, time.perf_counter() - begin)
                     bar.update()
-    found = {
-        n: Evidence(np.array(ratios[n]), np.array(twins[n]), counters[n])
-        for n in ratios
-        if n not in problems
-    }
+            open_ = [n for n in open_ if n not in problems]
+    found = {n: s.evidence for n, s in seen.items() if s.ratios and n not in problems}
     return found, samples, problems
+
+
+class _Seen:
+    """What the process rounds of one benchmark gave so far."""
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        self.twins: list[float] = []
+        self.seconds: list[float] = []
+        self.work: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
+
+    def add(
+        self,
+        table: Mapping[str, Logs],
+        work: tuple[Mapping[str, float], Mapping[str, float]],
+        seconds: float,
+    ) -> None:
+        both = (table["base"] + table[TWIN]) / 2.0  # two looks: less noise
+        self.ratios.append(float(np.median(table["new"] - both)))
+        self.twins.append(float(np.median(table[TWIN] - table["base"])))
+        self.seconds.append(seconds)
+        self.work = work
+
+    @property
+    def evidence(self) -> Evidence:
+        seconds = float(np.mean(self.seconds))
+        return Evidence(np.array(self.ratios), np.array(self.twins), self.work, seconds)
 
 
 def _one(
@@ -162,12 +200,12 @@ def _one(
     samples: list[Sample],
 ) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
     """Blocks of one benchmark in one process round: mean log(time per call) per side [blocks]."""
-    ready = {key: worker.ask(prepare=name) for key, worker in workers.items()}
-    end = time.perf_counter() + plan.seconds / plan.processes
+    ready = _prepared(name, workers)
+    end = time.perf_counter() + plan.slice_s
     loops = int(ready["base"]["loops"])
     logs: dict[str, list[float]] = {key: [] for key in workers}
     block = 0
-    while block < 2 or (time.perf_counter() < end and block < 200):
+    while block < 1 or (time.perf_counter() < end and block < 200):
         order = rng.permutation(list(workers)).tolist()
         for position, key in enumerate(order + order[::-1]):
             worker = workers[key]
@@ -196,3 +234,22 @@ def _one(
         block += 1
     work = (ready["base"]["counters"], ready["new"]["counters"])
     return {key: np.array(rows).reshape(-1, 2).mean(axis=1) for key, rows in logs.items()}, work
+
+
+def _prepared(name: str, workers: Mapping[str, Worker]) -> dict[str, Mapping[str, Any]]:
+    """What the workers say of the benchmark that all of them prepare side by side."""
+    for worker in workers.values():
+        worker.settle(os.cpu_count())
+        worker.send(prepare=name)
+    ready: dict[str, Mapping[str, Any]] = {}
+    problem = None
+    for key, worker in workers.items():
+        try:
+            ready[key] = worker.answer()
+        except WorkerError as said:  # the others' answers must still be read
+            problem = said
+    if problem is not None:
+        raise problem
+    for worker in workers.values():
+        worker.settle()
+    return ready

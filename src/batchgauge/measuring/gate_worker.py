@@ -32,7 +32,7 @@ def main() -> None:
     """Answer requests until standard input ends."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no answer
-        suite = _load(Path(sys.argv[1]))
+        suite = _load(Path(sys.argv[1]), "batchgauge_gate_suite")
         subject = suite.Subject(**json.loads(sys.argv[2]))
         benchmarks = {b.name: b for b in suite.BENCHMARKS}
         calls: dict[str, Callable[[], object]] = {}
@@ -55,8 +55,8 @@ def main() -> None:
             answers.flush()
 
 
-def _load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("batchgauge_gate_suite", path)
+def _load(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -82,11 +82,18 @@ def _prepare(
         "wall_ns": took,
         "items": prepared.items,
         "tokens": prepared.tokens,
-        "counters": {**prepared.counters, "peak_bytes": _peak_bytes(call)},
+        "counters": {**prepared.counters, "peak_bytes": _peak_bytes(call), **_instructions(call)},
         "part": benchmark.part,
         "batch_size": benchmark.batch_size,
         "parameters": dict(benchmark.parameters),
     }
+
+
+def _instructions(call: Callable[[], object]) -> dict[str, int]:
+    """Instructions of one warm call by this revision's counter; nothing where none is counted."""
+    counter = _load(Path(__file__).with_name("instructions.py"), "batchgauge_gate_instructions")
+    found = counter.count(call)
+    return {} if found is None else {"instructions": found}
 
 
 def _peak_bytes(call: Callable[[], object]) -> int:

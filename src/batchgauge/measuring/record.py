@@ -12,7 +12,7 @@
 | inner_loops | calls timed together as this one sample |
 | wall_ms, cpu_ms | milliseconds of ONE call: wall clock, and CPU time of all threads |
 | items, tokens | work done by one call |
-| counters | deterministic work of one call as JSON: tokens, padded positions, steps, bytes |
+| counters | deterministic work of one call as JSON: tokens, steps, bytes, instructions |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
 | gc | garbage collection while timing: `off` (young objects collected before), or `on` |
 | threads, seed | BLAS threads allowed; seed of the order and the data |
