@@ -3,11 +3,18 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
+from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.errors import UserError
+from batchgauge.experiments import goals_peers
+from batchgauge.experiments.goals import Bench, Goal, as_frame, with_tried
 from batchgauge.experiments.ladder import ALONE, CUMULATIVE, Ladder, climb, findings, same, sentence
+from batchgauge.reporting.profiles import profile_named
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 
 
@@ -70,3 +77,39 @@ def test_rungs_of_the_statistics_give_the_baselines_output():
         for rung in rungs:
             assert same(rung.make_cumulative()(work), expected)
             assert rung.make_alone is None or same(rung.make_alone()(work), expected)
+
+
+def test_a_goal_that_was_not_reached_says_what_was_tried():
+    """Rungs that worked, with their gains, beside a missed goal; nothing beside one that is met."""
+    goals = as_frame(
+        [
+            Goal("decode", "slow", 5.0, "higher", 2.0, 1.9, 2.1),
+            Goal("decode", "fast", 1.0, "higher", 2.0, 1.9, 2.1),
+            Goal("load", "late", 1.0, "lower", 2.0, 1.9, 2.1),
+        ]
+    )
+    rungs = pd.DataFrame(
+        {
+            "rung": ["blocks", "broken idea", "blocks"],
+            "form": [CUMULATIVE, CUMULATIVE, ALONE],
+            "status": ["ok", "broken", "ok"],
+            "step_x": [1.5, np.nan, 9.0],
+        }
+    )
+    table = with_tried(goals, {"decode": rungs})
+    assert table["tried"].tolist() == ["blocks 1.50 ×", "", ""]
+
+
+def test_goals_beside_peers_stay_in_the_table_unmeasured(monkeypatch, tmp_path):
+    """Without its package a peer's goals are rows with the reason instead of a value."""
+
+    def not_installed(*_arguments):
+        raise UserError("cannot be opened")
+
+    monkeypatch.setattr(goals_peers, "open_engine", not_installed)
+    bench = Bench(profile_named("smoke"), 0.1, 0, 1)
+    path = write_tiny_model(tmp_path / "tiny.gguf")
+    rows = goals_peers.against_peers(bench, BatchInferenceEngine.from_gguf(path), "")
+    assert len(rows) == 7
+    assert {row.verdict for row in rows} == {"not measured"}
+    assert all(row.note for row in rows)

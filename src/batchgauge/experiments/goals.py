@@ -1,7 +1,7 @@
 """The project's goals for a fast core, each measured in this run, each with interval and verdict.
 
 A goal whose peer is not installed, or that this machine cannot try, stays in the table
-and says so. Left out: decode beside other engines, which the peers notebook measures.
+and says so; one that was not reached says what was tried.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
+from batchgauge.experiments.ladder import CUMULATIVE
 from batchgauge.measuring import compare_interleaved, measure
 from batchgauge.reporting.profiles import Profile
 
@@ -62,6 +63,25 @@ def as_frame(goals: Iterable[Goal]) -> pd.DataFrame:
         for g in goals
     ]
     return pd.DataFrame(rows)
+
+
+def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The goals with a column `tried`: the rungs of the part's ladder, where a goal was not met.
+
+    `ladders` are those of `ladder.climb` by part; the figures are gains over the rung before.
+    """
+
+    def tried(part: str) -> str:
+        if part not in ladders:
+            return ""
+        rungs = ladders[part]
+        rungs = rungs[(rungs["form"] == CUMULATIVE) & (rungs["status"] == "ok")]
+        gains = zip(rungs["rung"], rungs["step_x"], strict=True)
+        return "; ".join(f"{name} {gain:.2f} ×" for name, gain in gains)
+
+    reached = table["verdict"].isin(["met", "not measured"])
+    words = ["" if met else tried(part) for met, part in zip(reached, table["part"], strict=True)]
+    return table.assign(tried=words)
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -18,9 +18,10 @@ from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASEL
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.experiments import goals_engine, goals_tokenizing
-from batchgauge.experiments.by_size import inference_by_size, tokenizing_by_size
+from batchgauge.experiments import goals_engine, goals_peers, goals_tokenizing
+from batchgauge.experiments.by_size import OVER_BASELINE, inference_by_size, tokenizing_by_size
 from batchgauge.experiments.goals import Bench, Goal, as_frame
+from batchgauge.experiments.goals import summary as goals_summary
 from batchgauge.experiments.goals_engine import requests
 from batchgauge.experiments.lab import checked_sizes
 from batchgauge.experiments.ladder import ALONE, CUMULATIVE, Ladder, climb
@@ -31,20 +32,6 @@ from batchgauge.workload import texts
 if TYPE_CHECKING:
     from batchgauge.reporting import Report
     from batchgauge.reporting.profiles import Profile
-
-from batchgauge.experiments.by_size import OVER_BASELINE
-from batchgauge.experiments.goals import summary as goals_summary
-
-# Goals beside other engines need those engines in one run: the peers notebook measures them.
-_IN_PEERS = [
-    Goal(part, f"{what}, against {peer}", target, "higher", note="measured in the peers report")
-    for part, what, peer, target in (
-        ("decode", "decode at batch 8 and 32", "torch float32", 2.0),
-        ("decode", "decode at batch 8 and 32", "torch bfloat16", 1.2),
-        ("decode", "decode at batch 8 and 32", "llama.cpp float32", 1.3),
-        ("prefill", "prefill of 512 tokens", "llama.cpp float32", 1.2),
-    )
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +197,15 @@ def measure_all(budget: Profile, *, model: str, seed: int, threads: int) -> pd.D
         partial(goals_engine.memory, bench, engine),
         partial(goals_engine.load, bench, model),
         partial(statistics, bench),
+        partial(goals_peers.against_peers, bench, engine, model),
     ]
     if budget.name == "smoke":  # shows that everything works; the rest takes minutes
-        groups = [groups[1], groups[3], groups[-1]]
+        groups = [groups[1], groups[3], groups[-2]]
     goals: list[Goal] = []
     for group in tqdm(groups, desc="Goals", leave=False):
         goals += group()
         gc.collect()
-    return as_frame([*goals, *_IN_PEERS])
+    return as_frame(goals)
 
 
 def statistics(bench: Bench) -> list[Goal]:
