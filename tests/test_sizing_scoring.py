@@ -84,7 +84,7 @@ def test_the_luckiest_size_is_no_yardstick():
 
     halves = half(100.0, 120.0, 100.0), half(100.0, 100.0, 120.0)  # luck, once here, once there
     together = half(100.0, 110.0, 110.0)
-    assert score(scenario, "x", 1, together, halves).score == pytest.approx(1.0)
+    assert score(scenario, "x", 1, together, halves).fair_score == pytest.approx(1.0)
     assert score(scenario, "x", 1, together).score == pytest.approx(100 / 110)
 
 

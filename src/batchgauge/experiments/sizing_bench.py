@@ -73,7 +73,7 @@ class Bench:
             if shape is not None
         }
         longest = 24 if profile == "smoke" else 128
-        works = study.engine_workloads(words, workload, longest=longest)
+        works = study.engine_workloads(words, workload, longest=longest, seed=seed)
         if shape is not None:
             for work in works.values():
                 work.check_context(shape.context_length)

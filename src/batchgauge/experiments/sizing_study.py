@@ -35,14 +35,14 @@ def tokenizer_texts(workload: str = "") -> list[str]:
 
 
 def engine_workloads(
-    tokenizer: Tokenizer, workload: str = "", *, longest: int = 128
+    tokenizer: Tokenizer, workload: str = "", *, longest: int = 128, seed: int = 0
 ) -> dict[str, Lengths]:
     """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
 
     Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
     the shape (skew, raggedness) is kept.
     """
-    context, new = request_lengths(200, scale=1 / 16, longest=longest, seed=0)
+    context, new = request_lengths(200, scale=1 / 16, longest=longest, seed=seed)
     prompts = load_prompts(workload)
     counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
     limits = [min(p.max_tokens, 16) for p in prompts]
@@ -65,12 +65,16 @@ def scenarios(
     memory: MemoryModel | None,
     sample: Sequence[str],
     plan: Effort,
+    *,
+    seed: int = 0,
 ) -> list[Scenario]:
     """All questions: workloads × latency budgets × memory budgets × threads, both parts.
 
     Latency budgets are multiples of what the calibration says a batch of one takes, so that
     they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
+    The seed moves each multiple by up to a fifth, so that another seed asks other questions.
     """
+    rng = np.random.default_rng(seed)
     found: list[Scenario] = []
     main = models["engine", plan.main_threads]
     for threads, largest in plan.largest:
@@ -80,7 +84,8 @@ def scenarios(
             if not first and name in {"prompts", "long prompt"}:
                 continue
             one = batch_times(cost, work, 1).request_ms
-            for factor in (None, 1.6, 2.5, 5.0) if first else (None, 2.0, 4.0):
+            for about in (None, 1.6, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
+                factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
                 label = scenario_name(name, factor, threads)
                 budget = None if factor is None else factor * one
                 found.append(Scenario(label, "engine", work, largest, budget, threads=threads))

@@ -4,8 +4,9 @@
              0 when the suggestion breaks a constraint
     regret = 1 - score
 
-Of many noisy sizes the luckiest looks best. So the best is picked on one half of the
-sweep's passes and both sizes are compared on the other half, both ways round; a score may
+Of many noisy sizes the luckiest looks best, which makes this a little too low however good
+the advice. So there is a `fair_score` beside it: the best is picked on one half of the
+sweep's passes and both sizes are compared on the other half, both ways round; it may
 therefore lie a little above 1.
 
 When no size keeps the constraints the right answer is to say so: that scores 1, a
@@ -74,6 +75,7 @@ class Score:
     suggested: int
     best: int
     score: float
+    fair_score: float
     late: bool
     over_memory: bool
     log2_distance: float
@@ -120,8 +122,8 @@ def score(
 ) -> Score:
     """Score a suggested size (0: "none fits") against the best of the sweep.
 
-    `halves` are the truths of both halves of the passes; without them the best size is
-    picked where it is judged. Raises UserError when the suggested size is not part of the sweep.
+    `halves` are the truths of both halves of the passes; without them the fair score is the
+    score. Raises UserError when the suggested size is not part of the sweep.
     """
     allowed = [row for row in truth.values() if row.allowed]
     best = max(allowed, key=lambda row: row.times.throughput_per_s, default=None)
@@ -135,6 +137,7 @@ def score(
             *base,
             best.size if best else 0,
             float(right),
+            float(right),
             False,
             False,
             0.0 if right else math.nan,
@@ -144,12 +147,13 @@ def score(
         raise UserError(f"The size {suggested} was not swept; it cannot be scored.")
     row = truth[suggested]
     if best is None:
-        return Score(*base, 0, 0.0, row.late, row.over_memory, math.nan, good)
+        return Score(*base, 0, 0.0, 0.0, row.late, row.over_memory, math.nan, good)
     fair = [_against_best(suggested, allowed, *pair) for pair in permutations(halves, 2)]
-    value = math.exp(np.mean(np.log(fair))) if fair else row.times.throughput_per_s / top
-    value = float(value) if row.allowed else 0.0
+    value = row.times.throughput_per_s / top
+    found = (value, math.exp(np.mean(np.log(fair))) if fair else value)
+    values = found if row.allowed else (0.0, 0.0)
     distance = abs(math.log2(suggested / best.size))
-    return Score(*base, best.size, value, row.late, row.over_memory, distance, good)
+    return Score(*base, best.size, *values, row.late, row.over_memory, distance, good)
 
 
 def _against_best(
@@ -202,19 +206,23 @@ def same_step(a: int, b: int) -> bool:
 def summary(scores: Sequence[Score]) -> dict[str, float]:
     """The figures that the goals are about, over one strategy's scores.
 
-    Median and 10th percentile of the score, shares of broken latency and memory budgets
-    (over the scenarios that have one size or more that keeps them, and those that do not),
-    median distance in octaves, and the median share of sizes that would have done.
+    Median and 10th percentile of the score and of the fair score, shares of broken latency
+    and memory budgets (over the scenarios that have one size or more that keeps them, and
+    those that do not), median distance in octaves, and the median share of sizes that would
+    have done.
     """
     if not scores:
         raise UserError("There are no scores to sum up.")
     values = np.asarray([row.score for row in scores])
+    fair = np.asarray([row.fair_score for row in scores])
     distances = np.asarray([row.log2_distance for row in scores])
     known = distances[~np.isnan(distances)]
     return {
         "scenarios": float(len(scores)),
         "median_score": float(np.median(values)),
         "p10_score": float(np.quantile(values, 0.1)),
+        "median_fair_score": float(np.median(fair)),
+        "p10_fair_score": float(np.quantile(fair, 0.1)),
         "late_share": float(np.mean([row.late for row in scores])),
         "over_memory_share": float(np.mean([row.over_memory for row in scores])),
         "median_log2_distance": float(np.median(known)) if known.size else math.nan,
