@@ -22,6 +22,18 @@ def test_counts_are_of_the_calls_alone(monkeypatch):
     assert "500" in bottleneck_events.hardware_sentence(table)
 
 
+def test_start_ups_that_differ_more_than_the_calls_cost_leave_no_count(monkeypatch):
+    """A difference below 0 is no count; the row says why it is empty."""
+
+    def counted(command, **_):
+        return Events("perf", {"instructions": 1000 - int(command[-1])})
+
+    monkeypatch.setattr(bottleneck_events, "hardware_events", counted)
+    table = bottleneck_events.hardware_table()
+    assert table["instructions"].isna().all()
+    assert table["reason"].str.contains("start-ups differed").all()
+
+
 def test_a_machine_without_events_says_why(monkeypatch):
     """No counts: NaN, the reason in the row and in the sentence."""
     monkeypatch.setattr(
