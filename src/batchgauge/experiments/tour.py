@@ -184,7 +184,8 @@ def summary(
     together: BatchResult[InferenceBatchResponse],
 ) -> str:
     """The tour in two sentences."""
+    times = timeline_sentence(alone.responses[0])
     return (
-        f"{len(pieces)} tokens went in; {timeline_sentence(alone.responses[0])} "
+        f"{len(pieces)} tokens went in; {times[0].lower()}{times[1:]} "
         f"{batch_sentence(alone, together)}"
     )
