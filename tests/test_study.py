@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,7 @@ from tests.small_notebook import write_notebook
 from batchgauge.errors import UserError
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.matrix import read_matrix, run_matrix
+from batchgauge.reporting.side_by_side import results
 from batchgauge.reporting.study import books, kernel_environment, run_study, write_pages
 
 pytestmark = pytest.mark.slow
@@ -168,7 +170,10 @@ def test_bad_input_stops_the_study(tmp_path):
     write_notebook(tmp_path, "01_second.ipynb", "second", only="pass")
     with pytest.raises(UserError, match=r"00_first.ipynb: No such model; try another\.") as caught:
         run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+            profile="default",
+            notebooks=tmp_path / "notebooks",
+            out_dir=tmp_path,
+            say=lambda _: None,
         )
     assert caught.value.exit_code == 2
     assert not (tmp_path / "reports" / "notebooks" / "second.failed.ipynb").exists()
@@ -222,7 +227,7 @@ def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):
     write_notebook(tmp_path, "01_second.ipynb", "second", extra="import time; time.sleep(60)")
     code = (
         "from pathlib import Path; from batchgauge.reporting.study import run_study; "
-        f"run_study(profile='smoke', notebooks=Path({str(tmp_path / 'notebooks')!r}), "
+        f"run_study(profile='default', notebooks=Path({str(tmp_path / 'notebooks')!r}), "
         f"out_dir=Path({str(tmp_path)!r}))"
     )
     running = subprocess.Popen(
@@ -239,7 +244,7 @@ def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):
     assert not (tmp_path / "reports" / "second.html").exists()
     write_notebook(tmp_path, "01_second.ipynb", "second")
     outcome = run_study(
-        profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
+        profile="default", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
     )
     assert (outcome.kept, outcome.made) == (["first"], ["second"])
     assert not list(tmp_path.rglob("*.partial"))
@@ -314,3 +319,35 @@ def test_the_key_follows_what_decides(project):
     """Other parameters or another commit make a finished notebook unfinished."""
     book = books(project / "notebooks")[0]
     assert study_module._key(book, {"seed": 1}) != study_module._key(book, {"seed": 2})
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_results_come_in_order_however_many_jobs_run_at_once(at_once):
+    """Slow jobs first or last: their results keep their places; all jobs are done once."""
+    done: list[int] = []
+
+    def job(number):
+        time.sleep(0.01 * (4 - number))
+        done.append(number)
+        return number
+
+    assert list(results([partial(job, n) for n in range(5)], at_once)) == [0, 1, 2, 3, 4]
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_job_that_raises_ends_the_rest(at_once):
+    """Its error comes where its result was due, and jobs not yet begun never begin."""
+    begun: list[int] = []
+
+    def job(number):
+        begun.append(number)
+        time.sleep(0.05)
+        if number == 1:
+            raise ValueError("one")
+        return number
+
+    with pytest.raises(ValueError, match="one"):
+        list(results([partial(job, n) for n in range(20)], at_once))
+    time.sleep(0.2)
+    assert len(begun) < 8

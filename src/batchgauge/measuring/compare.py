@@ -91,7 +91,12 @@ def classify(
     first = rounds[0]
     if first.high < 0.0 and -first.value > math.log1p(noise_floors[0]):
         return "faster"
-    return "no significant difference" if mdc <= max(threshold, 0.05) else "inconclusive"
+    return "no significant difference" if is_conclusive(mdc, threshold) else "inconclusive"
+
+
+def is_conclusive(mdc: float, threshold: float) -> bool:
+    """Whether a minimum detectable change is small enough to say that nothing changed."""
+    return mdc <= max(threshold, 0.05)
 
 
 def compare_runs(

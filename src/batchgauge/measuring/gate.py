@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
 from batchgauge.measuring.blocks import TWIN
-from batchgauge.measuring.compare import Change, changed_work, classify, suspicious
+from batchgauge.measuring.compare import Change, changed_work, classify, is_conclusive, suspicious
 from batchgauge.measuring.gate_process import Plan, Side, Worker, WorkerError
 from batchgauge.measuring.record import Sample, as_json
 from batchgauge.measuring.statistics import Estimate, location, minimum_detectable_change, relative
@@ -92,8 +92,13 @@ def looks_slower(evidence: Evidence, threshold: float) -> bool:
 
 
 def is_clear(evidence: Evidence, threshold: float) -> bool:
-    """True when one round's evidence leaves no doubt: surely slower, or surely not so slow."""
-    passes = evidence.estimate.high < math.log1p(threshold)
+    """True when one round's evidence leaves no doubt: surely slower, or surely not so slow.
+
+    The latter only where a change of interest would have shown; see `compare.classify`.
+    """
+    passes = evidence.estimate.high < math.log1p(threshold) and is_conclusive(
+        minimum_detectable_change(evidence.half_width), threshold
+    )
     return passes or looks_slower(evidence, threshold)
 
 

@@ -1,7 +1,8 @@
 """The study: every notebook in order through papermill, its pages, the index. Resumes.
 
-One kernel at a time (timings are never parallel), each with single-thread BLAS and
-without this machine's OpenBLAS overrides. A notebook is not run again while its key
+One kernel at a time (timings are never parallel; a smoke run, whose figures only show
+that everything works, has two), each with single-thread BLAS and without this machine's
+OpenBLAS overrides. A notebook is not run again while its key
 (parameters, content, code, commit) and its files are as they were. A notebook that
 fails is kept as `reports/notebooks/<report>.failed.ipynb`.
 """
@@ -15,10 +16,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
@@ -31,9 +34,11 @@ from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.reporting.side_by_side import results
 
 _REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_ROOM_FOR_TWO = 8 * 2**30  # bytes
 _REMOVED = ("OPENBLAS_CORETYPE",)  # a pinned core type can halve sgemm
 
 
@@ -117,6 +122,7 @@ def run_study(
     names = {book.path.name: book.report for book in shelf}
     _sweep(out)
     outcome = Outcome()
+    to_run: list[tuple[Book, Callable[[], _Problem | None]]] = []
     for book in chosen:
         own = {name: value for name, value in given.items() if name in book.known}
         key = _key(book, own)
@@ -124,12 +130,16 @@ def run_study(
             say(f"{book.path.name}: finished before, kept.")
             outcome.kept.append(book.report)
             continue
-        problem = _run_one(book, own, key, out, names)
-        if problem is None:
-            outcome.made.append(book.report)
-        else:
+        to_run.append((book, partial(_run_one, book, own, key, out, names)))
+    with kernel_environment():
+        problems = results([run for _, run in to_run], _at_once(given["profile"]))
+        for (book, _), problem in zip(to_run, problems, strict=True):
+            if problem is None:
+                outcome.made.append(book.report)
+                continue
             outcome.failed[book.path.name] = problem.text
             if problem.is_input:
+                problems.close()
                 raise UserError(f"{book.path.name}: {problem.text}")
     index = write_index(out, [book.report for book in shelf])
     if outcome.failed:
@@ -211,6 +221,12 @@ def _problem(error: Exception) -> _Problem:
     return _Problem(f"{name} in cell {cell}: {getattr(error, 'evalue', '')}", is_input=False)
 
 
+def _at_once(profile: str) -> int:
+    """Kernels side by side: two in a smoke run with cores and memory for them, else one."""
+    room = (os.cpu_count() or 1) > 1 and psutil.virtual_memory().available > _ROOM_FOR_TWO
+    return 2 if profile == "smoke" and room else 1
+
+
 def _execute(book: Book, parameters: Mapping[str, Any], working: Path) -> NotebookNode:
     """Run the notebook in a fresh kernel, saved cell by cell; a start that fails gets one retry."""
     import papermill
@@ -219,17 +235,18 @@ def _execute(book: Book, parameters: Mapping[str, Any], working: Path) -> Notebo
     for attempt in (1, 2):
         working.unlink(missing_ok=True)
         try:
-            with kernel_environment():
-                return papermill.execute_notebook(
-                    str(book.path),
-                    str(working),
-                    parameters=dict(parameters),
-                    kernel_name="python3",
-                    progress_bar={"desc": book.path.stem, "leave": True},
-                    cwd=str(book.path.parent.parent),
-                    start_timeout=120,
-                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
-                )
+            return papermill.execute_notebook(
+                str(book.path),
+                str(working),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar={"desc": book.path.stem, "leave": True},
+                resources={
+                    "metadata": {"path": str(book.path.parent.parent)}
+                },  # the kernel's folder
+                start_timeout=120,
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
         except (RuntimeError, DeadKernelError) as error:
             if _has_begun(working):
                 raise UserError("its kernel died, out of memory perhaps") from error
