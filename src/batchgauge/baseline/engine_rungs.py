@@ -1,7 +1,7 @@
 """The ladder from the baseline engine to the batched one, one named idea a rung.
 
 A rung is a small class that overrides little of `BaselineModel`, so that the difference
-between two of them is the idea and nothing else; the last two are the core's own model.
+between two of them is the idea and nothing else; the last three are the core's own model.
 Work is a list of batch items, output the token ids of every answer; all rungs give the
 same. All share the file's weights and copy only what their idea lays out anew.
 
@@ -21,11 +21,13 @@ import numpy.typing as npt
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
 from batchgauge.baseline.rung import Rung
+from batchgauge.core.attention import Attention, PlainAttention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import Floats, GGUFFile
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
+from batchgauge.core.products import Product, blas_product, product
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, Config, blocked_size, place_rows
 from batchgauge.protocols import Engine
@@ -149,10 +151,12 @@ class FeatureMajor(BaselineModel):
 class BlockedWeights(BaselineModel):
     """Matrices in blocks of output features, multiplied block by block without packing."""
 
+    by = staticmethod(blas_product)
+
     def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
         super().__init__(config, weights)
         self.blocked = {
-            name: _block(matrix)
+            name: _block(matrix, self.by)
             for name, matrix in self.weights.items()
             if matrix.ndim == 2 and not (name == "token_embd" and not config.tied)
         }
@@ -164,15 +168,27 @@ class BlockedWeights(BaselineModel):
         return self.blocked[name](np.ascontiguousarray(x))
 
 
-def _block(matrix: Floats) -> Blocked:
+class RegisterTiles(BlockedWeights):
+    """The same blocks, multiplied by compiled tiles that ask for the weights they need next."""
+
+    by = staticmethod(product)
+
+
+def _block(matrix: Floats, by: Product) -> Blocked:
     blocks = np.zeros(blocked_size(*matrix.shape), np.float32)
-    blocked = Blocked(blocks.reshape(-1, matrix.shape[1], BLOCK), len(matrix))
+    blocked = Blocked(blocks.reshape(-1, matrix.shape[1], BLOCK), len(matrix), by)
     place_rows(blocked.blocks, 0, matrix)
     return blocked
 
 
-class PromptByPrompt(LlamaModel):
-    """The core's model with batched decode steps, prompts still read one after the other."""
+class ByNumPy(LlamaModel):
+    """The core's model with the attention that runs everywhere."""
+
+    attention: Attention = PlainAttention()
+
+
+class PromptByPrompt(ByNumPy):
+    """Batched decode steps, prompts still read one after the other."""
 
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Logits [B, V] of what follows each prompt."""
@@ -192,6 +208,7 @@ _IDEAS: tuple[tuple[str, type[BaselineModel], str], ...] = (
     ("fused matrices", FusedMatrices, "One product for queries, keys, values; one for gate, up."),
     ("feature-major", FeatureMajor, "Multiply weights by columns of activations."),
     ("blocked weights", BlockedWeights, "Keep products small enough for BLAS not to pack them."),
+    ("register tiles", RegisterTiles, "Products by compiled tiles that prefetch weights."),
 )
 
 
@@ -218,6 +235,12 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
         Rung(
             "packed prefill",
             "Prompts of unequal length end to end in one prefill, without padding.",
+            None,
+            partial(_batched, path, ByNumPy),
+        ),
+        Rung(
+            "compiled attention",
+            "Attention of every row at its own length, in one compiled call.",
             None,
             partial(_batched, path, LlamaModel),
         ),

@@ -23,6 +23,7 @@ from batchgauge.core.generation import Generation, PromptReader, Stages, check_b
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
+from batchgauge.core.products import compiled
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.request import (
@@ -45,6 +46,7 @@ class BatchInferenceEngine:
         self, model: LlamaModel, tokenizer: BPETokenizer, metadata: Mapping[str, Any]
     ) -> None:
         self.model = model
+        _ = compiled(), model.attention  # now, not while the first request waits
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
         self.ends = end_ids(metadata)

@@ -11,12 +11,14 @@ Left out: pages, sharing of common prefixes, eviction.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.ops import Floats
 
+SLACK = 128  # numbers behind a buffer that may be read
 GROUP = 8  # rows whose attention is computed together in a decode step
 
 
@@ -25,13 +27,14 @@ class Group:
 
     keys     float32 [layers, R, J, E, C]
     values   float32 [layers, R, J, C, E]
-    Zeros where nothing was written yet, since what is masked must still be finite.
+    Zeros where nothing was written yet, since what is masked must still be finite, and
+    `SLACK` more behind the last position, since compiled attention reads whole vectors.
     """
 
     def __init__(self, layers: int, kv_heads: int, width: int, capacities: Sequence[int]) -> None:
         C, R = max(capacities), len(capacities)
-        self.keys: Floats = np.zeros((layers, R, kv_heads, width, C), np.float32)
-        self.values: Floats = np.zeros((layers, R, kv_heads, C, width), np.float32)
+        self.keys: Floats = _zeros((layers, R, kv_heads, width, C))
+        self.values: Floats = _zeros((layers, R, kv_heads, C, width))
         self.lengths = np.zeros(R, np.intp)
         self._rows = np.arange(R)
 
@@ -62,6 +65,11 @@ class Group:
         self.keys = self.keys[:, :last]
         self.values = self.values[:, :last]
         return last
+
+
+def _zeros(shape: tuple[int, ...]) -> Floats:
+    size = prod(shape)
+    return np.zeros(size + SLACK, np.float32)[:size].reshape(shape)
 
 
 class KVCache:

@@ -11,25 +11,25 @@ Left out: training, other architectures, mixture of experts, sliding windows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from batchgauge.core.attention import Attention, best_attention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.ops import (
     Floats,
-    attend_causal,
-    attend_step,
     rms_norm,
     rope_rotations,
     rotate,
     swiglu,
-    unseen,
 )
+from batchgauge.core.products import own_threads
 from batchgauge.core.weights import Config, Layer, Weights
 
 Ids = npt.NDArray[np.int32]
@@ -49,6 +49,11 @@ class LlamaModel:
         """Load a GGUF file; None is the default model. Raises UserError."""
         return cls(GGUFFile.open(path or default_model_path()))
 
+    @cached_property
+    def attention(self) -> Attention:
+        """How queries attend to the cache; found out with the first, as it may compile."""
+        return best_attention(self.config.head_dim)
+
     @property
     def weights_bytes(self) -> int:
         """Bytes of weights as held in memory."""
@@ -64,6 +69,7 @@ class LlamaModel:
         c = self.config
         return KVCache(c.layers, c.kv_heads, c.head_dim, capacities)
 
+    @own_threads()
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Read prompt b behind what row b of the cache holds; logits [B, V] of what comes next.
 
@@ -79,26 +85,19 @@ class LlamaModel:
             last[rows] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
 
+    @own_threads()
     def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
         """Read one token per row of the cache; logits [B, V] of what comes next."""
         x = self.embed(tokens)
         rotations = rope_rotations(cache.lengths, self.weights.frequencies)
-        plan = [
-            (group, span, int(group.lengths.max()) + 1, unseen(group.lengths + 1))
-            for group, span in zip(cache.groups, _spans(cache.groups), strict=True)
-        ]
+        spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
         with np.errstate(over="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
-                for group, span, seen, mask in plan:
-                    group.store_step(number, keys[span], values[span])
-                    attend_step(
-                        queries[span],
-                        group.keys[number, ..., :seen],
-                        group.values[number, :, :, :seen],
-                        mask,
-                        attended[span],
+                for group, span in zip(cache.groups, spans, strict=True):
+                    self.attention.step(
+                        group, number, queries[span], keys[span], values[span], attended[span]
                     )
                 x += layer.output(attended)
                 x += self._feed_forward(layer, x)
@@ -132,13 +131,8 @@ class LlamaModel:
                 queries, keys, values = self._qkv(layer, x, rotations)
                 for (group, row), first, n in zip(rows, ends[:-1], counts, strict=True):
                     span = slice(first, first + n)
-                    group.store(number, row, keys[span], values[span])
-                    seen = int(group.lengths[row]) + n
-                    attend_causal(
-                        queries[span],
-                        group.keys[number, row, ..., :seen],
-                        group.values[number, row, :, :seen],
-                        attended[span],
+                    self.attention.read(
+                        group, number, row, queries[span], keys[span], values[span], attended[span]
                     )
                 x += layer.output(attended.reshape(len(ids), -1))
                 for first in range(0, len(ids), TILE):

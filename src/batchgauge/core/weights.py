@@ -1,9 +1,8 @@
 """Weights in memory: the model's configuration, and matrices in blocks of output features.
 
 A matrix [N, K] (outputs, inputs) is kept as [N / W, K, W], blocks of W output features
-with the features innermost. `np.matmul` then multiplies block by block, and with few
-rows each product is small enough for OpenBLAS's kernels that do not pack their operands
-first, which for skinny products costs more than the multiplication itself.
+with the features innermost: as `products` reads them, from memory in one go, without
+packing them anew for every product.
 
 All blocks lie in one allocation, which the system can back with large pages. Gains of
 norms are folded into the matrix that comes next, 1 / sqrt(head width) into the queries'.
@@ -21,10 +20,10 @@ import numpy.typing as npt
 
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.ops import Floats, rope_frequencies
+from batchgauge.core.products import Product, product
 from batchgauge.errors import UserError
 
 BLOCK = 64  # output features in a block, W: a multiple of what vector registers hold
-SMALL = 1_000_000  # multiplications up to which OpenBLAS takes its unpacked kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,41 +145,19 @@ def check_tensors(file: GGUFFile, config: Config) -> None:
 class Blocked:
     """A matrix [N, K] in blocks: `blocks` [ceil(N / W), K, W], the last one filled with zeros."""
 
-    def __init__(self, blocks: Floats, features: int) -> None:
+    def __init__(self, blocks: Floats, features: int, by: Product = product) -> None:
         self.blocks = blocks
         self.features = features
+        self._product = by
 
     def __call__(self, x: Floats) -> Floats:
-        """Product of x [T, K] and the transposed matrix: [T, N].
-
-        Rows are taken so many at a time that each product stays a small one, as long as
-        there are few; many rows are worth packing.
-        """
-        if len(x) == 1:  # two rows go through the small kernel, faster than one through gemv
-            return self(np.concatenate((x, x)))[:1]
-        T, K = x.shape
-        n, _, W = self.blocks.shape
-        y = np.empty((T, n * W), np.float32)
-        step = rows_at_once(T, K, W)
-        for first in range(0, T, step):
-            part = x[first : first + step]
-            np.matmul(
-                part, self.blocks, out=y[first : first + step].reshape(-1, n, W).swapaxes(0, 1)
-            )
-        return y[:, : self.features]
+        """Product of x [T, K] and the transposed matrix: [T, N]."""
+        return self._product(x, self.blocks)[:, : self.features]
 
     def rows(self, indices: npt.NDArray[np.integer[Any]]) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
         W = self.blocks.shape[2]
         return self.blocks[indices // W, :, indices % W]
-
-
-def rows_at_once(rows: int, inputs: int, width: int) -> int:
-    """Rows to multiply with one block in one product: all, or an even share of few."""
-    most = SMALL // (inputs * width)
-    if rows <= most or rows > 4 * most:
-        return rows
-    return -(-rows // -(-rows // most))
 
 
 def blocked_size(features: int, inputs: int) -> int:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.ops import attend_step, swiglu
+from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks import Items, Study
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, Peaks, measure_peaks, place
@@ -80,7 +80,8 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     x = rng.standard_normal((B, D), dtype=np.float32)
     wide = rng.standard_normal((B, H * E), dtype=np.float32)
     queries = wide.reshape(B, H, E)
-    cache = _filled_cache(model, B, CONTEXT)
+    news = rng.standard_normal((B, c.kv_heads, E), dtype=np.float32)  # keys and values
+    cache = _filled_cache(model, B, CONTEXT - 1)
 
     def qkv() -> None:
         for layer in layers:
@@ -100,9 +101,9 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
             first = 0
             for group in cache.groups:
                 span = slice(first, first + len(group))
-                keys = group.keys[number, ..., :CONTEXT]
-                values = group.values[number, :, :, :CONTEXT]  # noqa: PD011 - no data frame
-                attend_step(queries[span], keys, values, None, out[span])
+                model.attention.step(
+                    group, number, queries[span], news[span], news[span], out[span]
+                )
                 first += len(group)
 
     weights = {

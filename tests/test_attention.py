@@ -1,0 +1,122 @@
+"""Attention over a cache: compiled and plain agree, whatever the lengths; rows stay alone."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from batchgauge.core.attention import CompiledAttention, PlainAttention, best_attention
+from batchgauge.core.kv_cache import Group
+
+compiled = best_attention(64)
+needs_kernel = pytest.mark.skipif(
+    not isinstance(compiled, CompiledAttention), reason="no compiled attention here"
+)
+LAYERS, J, G = 2, 2, 3
+
+
+def group(lengths, capacity, width, seed=0):
+    """A group that holds random positions, so many in each row."""
+    made = Group(LAYERS, J, width, [capacity] * len(lengths))
+    rng = np.random.default_rng(seed)
+    for row, length in enumerate(lengths):
+        made.keys[:, row, ..., :length] = rng.standard_normal((LAYERS, J, width, length))
+        made.values[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
+    made.lengths[:] = lengths
+    return made
+
+
+def new_positions(count, width, seed=1):
+    """Queries, keys and values of so many positions, queries scaled."""
+    rng = np.random.default_rng(seed)
+    qkv = rng.standard_normal((count, (G + 2) * J, width), dtype=np.float32)
+    qkv[:, : G * J] /= np.sqrt(width)
+    return qkv[:, : G * J], qkv[:, G * J : (G + 1) * J], qkv[:, (G + 1) * J :]
+
+
+@needs_kernel
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("lengths", [[0], [1, 0, 7], [62, 63, 64, 65], [127, 3, 130, 129]])
+def test_a_step_gives_what_the_plain_way_gives(width, lengths):
+    """Rows of unequal length, empty ones and full ones too; the new position is stored."""
+    capacity = max(lengths) + 1
+    queries, keys, values = new_positions(len(lengths), width)
+    found = []
+    for way in (compiled, PlainAttention()):
+        held = group(lengths, capacity, width)
+        out = np.empty((len(lengths), G * J * width), np.float32)
+        way.step(held, 1, queries, keys, values, out)
+        found.append((out, held.keys, held.values))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=0, atol=2e-6)
+    for ours, plain in zip(found[0][1:], found[1][1:], strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 5), (0, 70), (3, 64), (61, 7), (64, 130)])
+def test_a_prompt_gives_what_the_plain_way_gives(start, count):
+    """Every position sees those before it and itself, behind what the row held already."""
+    queries, keys, values = new_positions(count, 64)
+    found = []
+    for way in (compiled, PlainAttention()):
+        held = group([2, start], start + count + 2, 64)
+        out = np.full((count, G * J, 64), np.nan, np.float32)
+        way.read(held, 0, 1, queries, keys, values, out)
+        found.append(out)
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2e-6)
+
+
+@needs_kernel
+def test_a_row_does_not_depend_on_its_neighbours():
+    """The same bits alone and beside longer rows."""
+    queries, keys, values = new_positions(3, 64)
+    together = np.empty((3, G * J * 64), np.float32)
+    compiled.step(group([5, 40, 17], 41, 64), 0, queries, keys, values, together)
+    beside = group([5, 40, 17], 41, 64)
+    alone = Group(LAYERS, J, 64, [18])
+    alone.keys[:, 0, ..., :17] = beside.keys[:, 2, ..., :17]
+    alone.values[:, 0, :, :17] = beside.values[:, 2, :, :17]
+    alone.lengths[:] = 17
+    out = np.empty((1, G * J * 64), np.float32)
+    compiled.step(alone, 0, queries[2:], keys[2:], values[2:], out)
+    np.testing.assert_array_equal(out[0], together[2])
+
+
+@needs_kernel
+def test_what_no_position_has_written_never_counts():
+    """Old content behind a row's end, infinite or not, changes nothing."""
+    queries, keys, values = new_positions(2, 64)
+    clean, dirty = group([9, 30], 40, 64), group([9, 30], 40, 64)
+    dirty.keys[:, 0, ..., 10:] = np.inf
+    dirty.values[:, 0, :, 11:] = 1e30
+    out, out_dirty = np.empty((2, 2, G * J * 64), np.float32)
+    compiled.step(clean, 0, queries, keys, values, out)
+    compiled.step(dirty, 0, queries, keys, values, out_dirty)
+    np.testing.assert_array_equal(out, out_dirty)
+
+
+@needs_kernel
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 3e4])
+def test_weights_are_a_softmax(scale):
+    """Flat, ordinary and one-sided scores give weights that add up to one."""
+    queries, keys, values = new_positions(1, 64)
+    queries = queries * np.float32(scale)
+    held = group([50], 51, 64)
+    out = np.empty((1, G * J * 64), np.float32)
+    compiled.step(held, 0, queries, keys, values, out)
+    scores = np.einsum(
+        "jge,jec->jgc", queries[0].reshape(J, G, 64).astype(np.float64), held.keys[0, 0]
+    )
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    mixed = np.einsum("jgc,jce->jge", weights, held.values[0, 0]).reshape(1, -1)
+    np.testing.assert_allclose(out, mixed, rtol=0, atol=1e-5 if scale < 100 else 2e-2)
+
+
+def test_the_plain_way_serves_what_tiles_do_not_fit(monkeypatch):
+    """Narrow heads, and machines without the compiled code, attend by NumPy."""
+    assert isinstance(best_attention(6), PlainAttention)
+    monkeypatch.setitem(sys.modules, "batchgauge.core.attention_kernel", None)
+    assert isinstance(best_attention(64), PlainAttention)
