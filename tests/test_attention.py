@@ -9,6 +9,7 @@ import pytest
 
 from batchgauge.core.attention import CompiledAttention, PlainAttention, best_attention
 from batchgauge.core.kv_cache import Group
+from batchgauge.core.model import LlamaModel
 
 compiled = best_attention(64)
 needs_kernel = pytest.mark.skipif(
@@ -120,3 +121,21 @@ def test_the_plain_way_serves_what_tiles_do_not_fit(monkeypatch):
     assert isinstance(best_attention(6), PlainAttention)
     monkeypatch.setitem(sys.modules, "batchgauge.core.attention_kernel", None)
     assert isinstance(best_attention(64), PlainAttention)
+
+
+@needs_kernel
+def test_the_default_model_gives_the_same_bits_in_any_batch():
+    """Scores after a prefill and two decode steps do not depend on the neighbours at all."""
+    model = LlamaModel.load()
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 40_000, n).tolist() for n in (1, 17, 64, 7, 2, 90, 33, 5, 3)]
+
+    def scores(chosen):
+        cache = model.new_cache([len(prompt) + 2 for prompt in chosen])
+        found = [model.prefill(chosen, cache)]
+        found += [model.decode(np.full(len(chosen), step), cache) for step in (11, 12)]
+        return np.stack(found)
+
+    together = scores(prompts)
+    for row in (0, 3, 5, 8):
+        np.testing.assert_array_equal(scores([prompts[row]])[:, 0], together[:, row])
