@@ -1,7 +1,7 @@
 """The ladder from the baseline engine to the batched one, one named idea a rung.
 
 A rung is a small class that overrides little of `BaselineModel`, so that the difference
-between two of them is the idea and nothing else; the last three are the core's own model.
+between two of them is the idea and nothing else; the last four are the core's own model.
 Work is a list of batch items, output the token ids of every answer; all rungs give the
 same. All share the file's weights and copy only what their idea lays out anew.
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
 from batchgauge.baseline.rung import Rung
+from batchgauge.core import ops
 from batchgauge.core.attention import Attention, PlainAttention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
@@ -181,8 +182,15 @@ def _block(matrix: Floats, by: Product) -> Blocked:
     return blocked
 
 
-class ByNumPy(LlamaModel):
-    """The core's model with the attention that runs everywhere."""
+class PlainActivations(LlamaModel):
+    """The core's model with norms and activations operation by operation."""
+
+    rms_norm = staticmethod(ops.rms_norm)
+    swiglu = staticmethod(ops.swiglu)
+
+
+class ByNumPy(PlainActivations):
+    """And with the attention that runs everywhere."""
 
     attention: Attention = PlainAttention()
 
@@ -241,6 +249,12 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
         Rung(
             "compiled attention",
             "Attention of every row at its own length, in one compiled call.",
+            None,
+            partial(_batched, path, PlainActivations),
+        ),
+        Rung(
+            "compiled activations",
+            "Norms and SwiGLU in one pass over the numbers.",
             None,
             partial(_batched, path, LlamaModel),
         ),

@@ -6,21 +6,89 @@ the nearest cache; while keys are read, memory is asked for the values, and whil
 are read, for the next keys.
 
 What lies behind a row's last position is read, in whole vectors, but never counts: the
-buffers of a `kv_cache.Group` have room for that. Importing this module needs what `tile`
-needs. Left out: head widths that no whole tiles fill.
+buffers of a `kv_cache.Group` have room for that. Importing this module needs what
+`vectors` needs. Left out: head widths that no whole tiles fill.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from zlib import crc32
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from batchgauge.core import tile
-from batchgauge.core.tile import FEATURES, ROWS, tile_alone, weigh
+from batchgauge.core import tile, vectors
+from batchgauge.core.tile import ROWS, tile_alone
+from batchgauge.core.vectors import (
+    FEATURES,
+    FLOAT,
+    INT,
+    INT32,
+    LANES,
+    VECTOR,
+    WHOLE,
+    Writer,
+    digest,
+    exponential,
+)
+
+
+@intrinsic
+def weigh(typing_context: Any, scores: Any, seen: Any, width: Any) -> Any:
+    """Softmax of float32 scores[:seen] in place, zeros from there to `width`, on an address.
+
+    `width` is a multiple of LANES, at least `seen` and at least one vector. What lies
+    from `seen` on is not looked at.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _write_weigh(Writer(builder), *args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _write_weigh(to: Writer, scores: Any, seen: Any, width: Any) -> None:
+    """The instructions of `weigh`: largest, exponentials and their sum, division."""
+    builder = to.builder
+    lowest = ir.Constant(VECTOR, [float("-inf")] * LANES)
+    numbers = ir.Constant(WHOLE, list(range(LANES)))
+    end = builder.mul(width, INT(4))
+
+    def each(start: Any, turn: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+        """Go over all vectors: `turn` gives what to write, if anything, and what to carry on."""
+        before, loop = builder.block, builder.append_basic_block("loop")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        offset, carried = phis = to.phis([(before, [INT(0), start])], [INT, VECTOR])
+        written, carries = turn(offset, carried)
+        if written is not None:
+            to.store(written, scores, offset)
+        further = builder.add(offset, INT(4 * LANES))
+        to.repeat(phis, [further, carries], builder.icmp_signed("<", further, end))
+        return carries
+
+    def larger(offset: Any, largest: Any) -> tuple[Any, Any]:
+        first = builder.trunc(builder.ashr(offset, INT(2)), INT32)
+        number = builder.add(to.spread(first, WHOLE), numbers)
+        valid = builder.icmp_signed("<", number, to.spread(builder.trunc(seen, INT32), WHOLE))
+        score = builder.select(valid, to.load(scores, offset), lowest)
+        return score, builder.select(builder.fcmp_ordered(">", score, largest), score, largest)
+
+    largest = each(lowest, larger)
+    top = to.spread(to.call(f"llvm.vector.reduce.fmax.v{LANES}f32", FLOAT, largest))
+
+    def raised(offset: Any, total: Any) -> tuple[Any, Any]:
+        weight = exponential(to, builder.fsub(to.load(scores, offset), top))
+        return weight, builder.fadd(total, weight)
+
+    total = each(ir.Constant(VECTOR, [0.0] * LANES), raised)
+    whole = to.call(f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, FLOAT(0.0), total)
+    share = to.spread(builder.fdiv(FLOAT(1.0), whole))
+    each(share, lambda offset, one: (builder.fmul(to.load(scores, offset), one), one))
 
 
 @njit(nogil=True)
@@ -46,7 +114,7 @@ def _attend(
 
 
 def _compile(source: int) -> tuple[Any, Any]:
-    """`step` and `causal`, compiled for this `tile` module: see `bpe_kernel._compile`."""
+    """`step` and `causal`, compiled for these sources: see `bpe_kernel._compile`."""
 
     @njit(
         "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
@@ -118,4 +186,4 @@ def _compile(source: int) -> tuple[Any, Any]:
     return step, causal
 
 
-step, causal = _compile(crc32(Path(str(tile.__file__)).read_bytes()))
+step, causal = _compile(digest(tile, vectors))

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from batchgauge.core import activations, products
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
-from batchgauge.core.products import compiled
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.request import (
@@ -46,7 +46,11 @@ class BatchInferenceEngine:
         self, model: LlamaModel, tokenizer: BPETokenizer, metadata: Mapping[str, Any]
     ) -> None:
         self.model = model
-        _ = compiled(), model.attention  # now, not while the first request waits
+        _ = (
+            products.compiled(),
+            activations.compiled(),
+            model.attention,
+        )  # now, not while the first request waits
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
         self.ends = end_ids(metadata)

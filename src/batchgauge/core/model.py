@@ -18,16 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from batchgauge.core import activations
 from batchgauge.core.attention import Attention, best_attention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.ops import (
     Floats,
-    rms_norm,
     rope_rotations,
     rotate,
-    swiglu,
 )
 from batchgauge.core.products import own_threads
 from batchgauge.core.weights import Config, Layer, Weights
@@ -39,6 +38,9 @@ TILE = 256  # positions that the feed-forward layer computes at a time: its insi
 
 class LlamaModel:
     """Weights and the two ways to run them."""
+
+    rms_norm = staticmethod(activations.rms_norm)
+    swiglu = staticmethod(activations.swiglu)
 
     def __init__(self, file: GGUFFile) -> None:
         self.config = Config.from_file(file)
@@ -112,7 +114,7 @@ class LlamaModel:
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
-        final = rms_norm(x, self.config.norm_epsilon)
+        final = self.rms_norm(x, self.config.norm_epsilon)
         final *= self.weights.final_gain
         return self.weights.head(final)
 
@@ -147,7 +149,7 @@ class LlamaModel:
     ) -> tuple[Floats, Floats, Floats]:
         """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E]."""
         c = self.config
-        qkv = layer.qkv(rms_norm(x, c.norm_epsilon)).reshape(len(x), -1, c.head_dim)
+        qkv = layer.qkv(self.rms_norm(x, c.norm_epsilon)).reshape(len(x), -1, c.head_dim)
         rotate(qkv[:, : c.heads + c.kv_heads], rotations)
         return (
             qkv[:, : c.heads],
@@ -156,7 +158,7 @@ class LlamaModel:
         )
 
     def _feed_forward(self, layer: Layer, x: Floats) -> Floats:
-        return layer.down(swiglu(layer.gate_up(rms_norm(x, self.config.norm_epsilon))))
+        return layer.down(self.swiglu(layer.gate_up(self.rms_norm(x, self.config.norm_epsilon))))
 
 
 def _spans(groups: Sequence[Group]) -> list[slice]:

@@ -5,19 +5,18 @@ or takes a kernel that leaves the memory idle while it computes. Here weights co
 memory once, a chunk of a block's inputs at a time; the tiles of all rows take their turn
 on a chunk, and each asks for its share of the next one meanwhile.
 
-Importing this module needs what `tile` needs. Left out: an odd number of inputs.
+Importing this module needs what `vectors` needs. Left out: an odd number of inputs.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 from numba import njit
 
-from batchgauge.core import tile
-from batchgauge.core.tile import FEATURES, ROWS, tile_alone, tile_of_few, tile_of_many
+from batchgauge.core import tile, vectors
+from batchgauge.core.tile import ROWS, tile_alone, tile_of_few, tile_of_many
+from batchgauge.core.vectors import FEATURES, digest
 
 CHUNK = 96  # inputs of a chunk: with 64 features 24 KiB, half of a nearest cache
 MANY = 12  # tiles of rows from which on a block stays in the second cache, and is no longer cut
@@ -25,7 +24,7 @@ AHEAD = 2048  # bytes that a tile alone asks for ahead of itself
 
 
 def _compile(source: int) -> Any:
-    """`multiply`, compiled for this `tile` module: see `bpe_kernel._compile`."""
+    """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
 
     @njit(
         "void(float32[:, ::1], float32[:, :, ::1], float32[:, ::1], int64, int64)",
@@ -85,4 +84,4 @@ def _compile(source: int) -> Any:
     return multiply
 
 
-multiply = _compile(crc32(Path(str(tile.__file__)).read_bytes()))
+multiply = _compile(digest(tile, vectors))
