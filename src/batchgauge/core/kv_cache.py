@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core.ops import Floats
+from batchgauge.core.ops import Floats, aligned
 
 SLACK = 128  # numbers behind a buffer that may be read
 GROUP = 8  # rows whose attention is computed together in a decode step
@@ -69,7 +69,7 @@ class Group:
 
 def _zeros(shape: tuple[int, ...]) -> Floats:
     size = prod(shape)
-    return np.zeros(size + SLACK, np.float32)[:size].reshape(shape)
+    return aligned(size + SLACK, zeros=True)[:size].reshape(shape)
 
 
 class KVCache:

@@ -14,7 +14,16 @@ Floats = npt.NDArray[np.float32]
 Rotations = npt.NDArray[np.complex64]
 Ints = npt.NDArray[np.intp]
 
+LINE = 64  # bytes of a cache line
 QUERY_BLOCK = 32  # queries whose scores are computed together; those of a whole prompt: half waste
+
+
+def aligned(size: int, *, zeros: bool = False) -> Floats:
+    """So many float32 that begin with a cache line, so that no vector of them lies across two."""
+    make = np.zeros if zeros else np.empty
+    room: Floats = make(size + LINE // 4, np.float32)
+    first = -room.ctypes.data % LINE // 4
+    return room[first : first + size]
 
 
 def rms_norm(x: Floats, epsilon: float) -> Floats:

@@ -21,6 +21,7 @@ from batchgauge.core.vectors import FEATURES, digest
 CHUNK = 96  # inputs of a chunk: with 64 features 24 KiB, half of a nearest cache
 MANY = 12  # tiles of rows from which on a block stays in the second cache, and is no longer cut
 AHEAD = 2048  # bytes that a tile alone asks for ahead of itself
+FEW, LOW = 20, 4  # below so many rows memory sets the pace: lower tiles ask for it more evenly
 
 
 def _compile(source: int) -> Any:
@@ -43,7 +44,8 @@ def _compile(source: int) -> Any:
         T, K = x.shape
         W = blocks.shape[2]
         panels = W // FEATURES
-        turns = (T + ROWS - 1) // ROWS
+        height = LOW if T < FEW else ROWS
+        turns = (T + height - 1) // height
         tiles = turns * panels  # of a chunk
         x_at, w_at, y_at = x.ctypes.data, blocks.ctypes.data, y.ctypes.data
         x_step, w_step, y_step = 4 * K, 4 * W, y.strides[0]

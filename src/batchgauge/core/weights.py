@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.ops import Floats, rope_frequencies
+from batchgauge.core.ops import Floats, aligned, rope_frequencies
 from batchgauge.core.products import Product, product
 from batchgauge.errors import UserError
 
@@ -191,7 +191,7 @@ class Weights:
             blocked_size(2 * F, D),
             blocked_size(D, F),
         ] * config.layers + [blocked_size(config.vocab_size, D)]
-        arena = np.empty(sum(sizes), np.float32)
+        arena = aligned(sum(sizes))
         ends = np.cumsum([0, *sizes])
         places = iter(arena[a:b] for a, b in pairwise(ends))
 
