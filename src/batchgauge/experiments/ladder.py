@@ -229,7 +229,11 @@ def draw(table: pd.DataFrame) -> Figure:
             shown, (high if math.isfinite(high) else 1.0, row), (6, 0), va="center",
             textcoords="offset points", fontsize=9.5,
         )  # fmt: skip
-    ax.set_xscale("log")
+    from matplotlib.ticker import FuncFormatter
+
+    ax.set_xscale("log", subs=(2, 5))
+    for set_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        set_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     ax.set_yticks(rows, whole["rung"])
     ax.invert_yaxis()
     ax.margins(x=0.15)
