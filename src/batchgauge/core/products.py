@@ -5,8 +5,8 @@ tiles share their blocks among as many threads as NumPy's BLAS may use at the mo
 `own_threads` keeps BLAS itself to one meanwhile, since its idle threads spin for a
 while on the very cores that the others need.
 
-Left out: choosing block widths by trial. Tiles of the registers' own size took the same
-time with every chunk and step that was tried; only BLAS depends on the width.
+Left out: choosing block widths, chunks and steps by trial on each machine. The tiles have
+the registers' own size; chunks and steps are the same everywhere.
 """
 
 from __future__ import annotations
