@@ -251,3 +251,14 @@ def test_greedy_text_on_the_default_model(spec, default_model):
     assert [r.data and r.data.token_ids for r in theirs.responses] == [
         r.data and r.data.token_ids for r in ours.responses
     ]
+
+
+def test_the_quantised_file_runs_in_llama_cpp(default_model):
+    """The default model as it is goes on with a plain series; repacked for AMX it crashed."""
+    need("llama-cpp")
+    request = InferenceBatchRequest("One, two, three, four, five,", max_tokens=8)
+    (answer,) = (
+        open_engine("llama-cpp", default_model).infer_batch([BatchItem("a", request)]).responses
+    )
+    assert answer.data is not None
+    assert answer.data.text.startswith(" six, seven")

@@ -4,7 +4,8 @@ One `llama_decode` call takes one token of every sequence; prompts of all length
 go into one batch without padding. The KV cache is emptied before every batch, so
 no prefix is ever reused. Sampling is ours, the tokenizer is llama.cpp's own.
 `llama-cpp:f32` runs the same weights dequantised, from a second file that is written
-once into the user's cache folder. Left out: GPU offload, LoRA, embeddings.
+once into the user's cache folder. Left out: GPU offload, LoRA, embeddings,
+AMX tiles (see `has_amx`).
 
 Letters: B sequences, V vocabulary, N tokens of one call.
 """
@@ -264,12 +265,22 @@ class LlamaCppTokenizer:
         return [self.decode(row) for row in rows]
 
 
+def has_amx() -> bool:
+    """Whether llama.cpp would repack quantised weights for AMX tiles.
+
+    Its first step with those often ends the process on virtual machines
+    (ggml-org/llama.cpp#20824), so there the weights stay as the file has them.
+    """
+    return b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info()
+
+
 def _load(path: Path, *, vocab_only: bool = False) -> Any:
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     params.vocab_only = vocab_only
+    params.use_extra_bufts = not has_amx()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise UserError(f"llama.cpp cannot load '{path}'; expected a GGUF file it supports.")

@@ -122,6 +122,8 @@ def conditions_table(peers: Peers) -> pd.DataFrame:
     if any(name.startswith("llama-cpp") for name in peers.engines):
         import llama_cpp
 
+        from batchgauge.adapters.llama_cpp_adapter import has_amx
+
         flags = [
             flag.strip().removesuffix(" = 1")
             for flag in llama_cpp.llama_print_system_info().decode().split("|")
@@ -131,10 +133,11 @@ def conditions_table(peers: Peers) -> pd.DataFrame:
             "llama_decode on one batch of all sequences, a KV stream each, n_ubatch 512, "
             "flash attention as llama.cpp chooses (on), float16 KV cache; "
         )
+        quantised = "quantised products" + (", AMX left out: it crashes" if has_amx() else "")
         version = f"{_version('llama-cpp-python')}; " + ", ".join(flags)
         rows += [
             ("llama-cpp:f32", "the same weights in float32", version, way + "prefix reuse off"),
-            ("llama-cpp", "the file as it is", version, way + "quantised products"),
+            ("llama-cpp", "the file as it is", version, way + quantised),
         ]
     return pd.DataFrame(rows, columns=["peer", "version", "build", "used_by"])
 
