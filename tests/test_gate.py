@@ -7,16 +7,18 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.experiments.gating import bench, compare, rendered
+from batchgauge.experiments.regression import trial
 from batchgauge.files import write_csv
 from batchgauge.measuring import Run, to_frame
 from batchgauge.measuring.compare import changed_work, compare_runs, exit_code, frame_of
-from batchgauge.measuring.gate import Evidence, decide, gate, is_clear
+from batchgauge.measuring.gate import Evidence, Result, decide, gate, is_clear
 from batchgauge.measuring.gate_process import Plan, Side
 from batchgauge.measuring.gate_trial import simulate
 from batchgauge.measuring.record import Sample
@@ -301,3 +303,18 @@ def test_an_injected_ten_percent_is_found():
     plan = Plan(["tokenise/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
     result = gate(Side("this", SOURCE), Side("slowed", SOURCE, 0.10), plan)
     assert result.changes[0].status == "regression"
+
+
+def test_the_trial_of_several_benchmarks_is_that_of_each():
+    """Simulated side by side in processes, a benchmark's rates are those it has alone."""
+    rng = np.random.default_rng(0)
+    evidence = {
+        name: [Evidence(rng.normal(0, noise, 6), rng.normal(0, noise, 6), ({}, {}), seconds=2.0)]
+        for name, noise in (("calm", 0.001), ("noisy", 0.2))
+    }
+    both = trial(Result([], [], evidence, {}), trials=6, seed=1)
+    alone = [trial(Result([], [], {n: e}, {}), trials=6, seed=1) for n, e in evidence.items()]
+    pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
+    certain = both[(both["slowdown"] == 0.20) & (both["threshold"] == 0.02)].set_index("benchmark")
+    assert certain.loc["calm", "rate"] == 1.0
+    assert certain.loc["noisy", "rate"] < 1.0

@@ -67,6 +67,19 @@ def test_blocks_are_palindromes(compared):
         assert sorted(names[:-1]) == sorted(["long", "short", TWIN] * 2)
 
 
+def test_slow_calls_go_one_way():
+    """One way, each candidate comes once in a block, and every other block is its mirror."""
+    frame = compare_interleaved(
+        {"a": short, "b": short, "c": short}, budget_s=0.01, min_blocks=6, max_blocks=6,
+        one_way=True, control=False, progress=False,
+    ).frame()  # fmt: skip
+    steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
+    blocks = [rows["implementation"].tolist() for _, rows in steady.groupby("block")]
+    assert all(sorted(names) == sorted(["a", "b", "c", TWIN]) for names in blocks)
+    assert blocks[1::2] == [names[::-1] for names in blocks[::2]]
+    assert blocks[0] != blocks[2] or blocks[2] != blocks[4]
+
+
 def test_order_is_seeded():
     """The same seed gives the same order, another seed another."""
 

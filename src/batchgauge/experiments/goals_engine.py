@@ -121,7 +121,7 @@ def requests(lengths: Iterable[int], tokens: Iterable[int]) -> list[BatchItem[Re
 
 def ragged(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
     """A batch of 8 with prompts in the shape of real traffic against 8 equal ones, same tokens."""
-    context, _ = request_lengths(8, scale=0.05, seed=bench.seed)
+    context, _ = request_lengths(8, scale=0.03, seed=bench.seed)
     equal = [int(context.sum()) // 8] * 7
     equal.append(int(context.sum()) - sum(equal))
     new = [8] * 8

@@ -103,7 +103,7 @@ def long_sweep(
             lambda b: infer(items[:b]),
             sizes,
             budget_s=lab.budget.share(share),
-            min_blocks=at_least or lab.budget.choose(smoke=2, default=4, thorough=10),
+            min_blocks=at_least or lab.budget.choose(smoke=2, default=3, thorough=10),
             max_blocks=lab.budget.max_blocks,
             name=what,
         )

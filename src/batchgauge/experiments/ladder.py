@@ -40,6 +40,7 @@ class Ladder:
     items: int
     budget_s: float
     forms: tuple[str, ...] = (ALONE, CUMULATIVE)
+    slow: bool = False  # calls of a second or so: one in a block
 
 
 def same(one: Any, other: Any) -> bool:
@@ -83,6 +84,7 @@ def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.Dat
                 threads=threads,
                 part=ladder.part,
                 control=False,
+                one_way=ladder.slow,
             )
             if works
             else None

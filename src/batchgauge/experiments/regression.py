@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.measuring import Estimate, Run, allocations, measure, proportion, read
 from batchgauge.measuring.compare import Change, compare_runs, frame_of
-from batchgauge.measuring.gate import Result, decide, measure_round
+from batchgauge.measuring.gate import Evidence, Result, decide, measure_round
 from batchgauge.measuring.gate_process import FEWEST, THRESHOLD, Plan, Side
 from batchgauge.measuring.gate_trial import SLOWDOWNS, simulate
 from batchgauge.measuring.instructions import count as count_instructions
@@ -148,18 +151,25 @@ def trial(result: Result, *, trials: int, seed: int = 0) -> pd.DataFrame:
 
     Beside the columns of `gate_trial.simulate`: benchmark, and seconds (mean wall time of a
     gate run). A round has as many process rounds as fit in the gate's time, at the wall time
-    that the real ones took.
+    that the real ones took. Benchmarks are simulated side by side, on all cores.
     """
+    each = partial(_trial, trials=trials, seed=seed)
+    cases = [(name, evidence) for name, (evidence,) in result.evidence.items()]
+    bar = partial(tqdm, total=len(cases), desc="simulating")
+    if len(cases) == 1:
+        return each(cases[0])
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return pd.concat(bar(pool.map(each, cases)), ignore_index=True)
+
+
+def _trial(case: tuple[str, Evidence], *, trials: int, seed: int) -> pd.DataFrame:
+    name, evidence = case
     usual = Plan([], Path(), {})
-    tables = []
-    for name, (evidence,) in tqdm(result.evidence.items(), desc="simulating"):
-        noise = np.concatenate([evidence.ratios, evidence.twins])
-        fit = int(usual.seconds / evidence.seconds)
-        processes = min(max(fit, FEWEST), usual.processes)
-        table = simulate(noise, processes=processes, trials=trials, seed=seed)
-        seconds = table["processes"] * evidence.seconds
-        tables.append(table.assign(benchmark=name, seconds=seconds))
-    return pd.concat(tables, ignore_index=True)
+    noise = np.concatenate([evidence.ratios, evidence.twins])
+    fit = int(usual.seconds / evidence.seconds)
+    processes = min(max(fit, FEWEST), usual.processes)
+    table = simulate(noise, processes=processes, trials=trials, seed=seed)
+    return table.assign(benchmark=name, seconds=table["processes"] * evidence.seconds)
 
 
 def overall(table: pd.DataFrame, slowdown: float, threshold: float = THRESHOLD) -> Estimate:

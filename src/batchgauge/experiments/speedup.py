@@ -93,16 +93,16 @@ class Study:
     def climb_inference(self) -> pd.DataFrame:
         """The ladder of inference, on a few requests of unequal length."""
         rows = self.budget.choose(smoke=2, default=3, thorough=8)
-        new = self.budget.choose(smoke=1, default=3, thorough=16)
+        new = self.budget.choose(smoke=1, default=2, thorough=16)
         every = engine_rungs.engine_rungs(self._path)
         rungs = self.budget.choose(smoke=every[-2:], default=every, thorough=every)
         work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
         ladder = Ladder(
             "inference", lambda: engine_rungs.baseline(self._path),
             rungs, work, rows, self.budget.share(0.35),
-            forms=self._forms,
+            forms=self._forms, slow=True,
         )  # fmt: skip
-        return self._climb(ladder, self.budget.choose(smoke=2, default=4, thorough=10))
+        return self._climb(ladder, self.budget.choose(smoke=2, default=6, thorough=20))
 
     def climb_statistics(self) -> pd.DataFrame:
         """The ladders of statistics (1,000 items) and of looking up 100 of 10,000 responses."""

@@ -1,7 +1,9 @@
 """Interleaved blocks: candidates in seeded order and back (A B C C B A), then a control.
 
-A drift of the machine within a block cancels in the ratio of two of its candidates. Leaves
-out when to stop and what the samples say; see `paired`.
+A drift of the machine within a block cancels in the ratio of two of its candidates. Calls of
+a second or so may go one way only: then every other block is the one before it backwards,
+and the drift cancels between the two. Leaves out when to stop and what the samples say; see
+`paired`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def warm_up(
 
 
 class Blocks:
-    """Measures one palindromic block at a time and keeps log(time per item) of each."""
+    """Measures one block at a time and keeps log(time per item) of each candidate."""
 
     def __init__(
         self,
@@ -62,11 +64,14 @@ class Blocks:
         baseline: str,
         seed: int,
         with_control: bool,
+        one_way: bool = False,
     ) -> None:
         self._runners = dict(runners)
         self._labels = dict(labels)
         self._loops = {TWIN: loops[baseline], **loops}
         self._rng = np.random.default_rng(seed)
+        self._one_way = one_way
+        self._order: list[str] = []
         self._control = Labels(
             labels[baseline].benchmark, CONTROL, "control", gc=labels[baseline].gc
         )
@@ -74,14 +79,18 @@ class Blocks:
         self.logs: dict[str, list[float]] = {name: [] for name in runners}
 
     def next(self) -> list[Sample]:
-        """Measure one block: every candidate twice, in seeded order and back, then the control."""
+        """Measure one block: every candidate in seeded order and back, then the control."""
         block = len(next(iter(self.logs.values())))
-        order = self._rng.permutation(list(self._runners)).tolist()
+        if self._one_way and block % 2:
+            self._order = self._order[::-1]
+        else:
+            order = self._rng.permutation(list(self._runners)).tolist()
+            self._order = order if self._one_way else order + order[::-1]
         samples = [
             self._labels[name].sample(
                 self._runners[name], self._loops[name], block=block, position=at, is_warmup=False
             )
-            for at, name in enumerate(order + order[::-1])
+            for at, name in enumerate(self._order)
         ]
         for name in self._runners:
             own = [s for s in samples if s.implementation == name]

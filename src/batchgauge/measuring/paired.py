@@ -150,6 +150,7 @@ def compare_interleaved(
     gc: GcPolicy = "off",
     aa: bool = True,
     control: bool = True,
+    one_way: bool = False,
     process: int = 0,
     run: Run | None = None,
     progress: bool = True,
@@ -160,7 +161,8 @@ def compare_interleaved(
     throughput is items by time. Stops when every ratio's interval is narrower than
     ± `precision` (relative), at `budget_s` seconds (warm-up included), or at `max_blocks`, but
     takes `min_blocks` blocks in any case. `aa=False` saves the baseline's second copy, and with
-    it the noise floor. Raises UserError for fewer than two candidates or impossible numbers.
+    it the noise floor. `one_way` is for slow calls: a block runs each candidate once, see
+    `blocks`. Raises UserError for fewer than two candidates or impossible numbers.
 
         c = compare_interleaved({"old": f, "new": g}, items=32, budget_s=5)
         c.ratio("new").sentence(); c.noise_floor; c.stopped_because
@@ -203,7 +205,10 @@ def compare_interleaved(
         tqdm(total=budget_s, desc=benchmark, unit="s", disable=not progress, leave=False) as bar,
     ):
         samples, loops = warm_up(runners, labels, budget_s * _WARM_UP_SHARE)
-        blocks = Blocks(runners, labels, loops, baseline=baseline, seed=seed, with_control=control)
+        blocks = Blocks(
+            runners, labels, loops, baseline=baseline, seed=seed, with_control=control,
+            one_way=one_way,
+        )  # fmt: skip
         logs: dict[str, Logs] = {}
         reason = ""
         while not reason:
