@@ -21,7 +21,29 @@ from batchgauge.core.vectors import FEATURES, digest
 CHUNK = 96  # inputs of a chunk: with 64 features 24 KiB, half of a nearest cache
 MANY = 12  # tiles of rows from which on a block stays in the second cache, and is no longer cut
 AHEAD = 2048  # bytes that a tile alone asks for ahead of itself
-FEW, LOW = 20, 4  # below so many rows memory sets the pace: lower tiles ask for it more evenly
+# While memory sets the pace, more and lower tiles than needed ask for it more evenly: up to so
+# many rows, so many tiles. Found by trial, as was that three tiles or more do better when
+# they are not all of one height.
+TILES = ((4, 1), (8, 2), (16, 3), (30, 5))
+
+
+@njit(nogil=True)
+def turns_of(T):
+    """In how many tiles, one below the other, T rows are taken."""
+    for rows, turns in TILES:
+        if rows >= T:
+            return turns
+    return (T + ROWS - 1) // ROWS
+
+
+@njit(nogil=True)
+def height(T, turns, turn, row):
+    """Rows of the tile whose `turn` it is, at `row`: even shares, or the first one higher.
+
+    Nine rows in three turns are tiles of 4, 3 and 2 rows.
+    """
+    left = turns - turn
+    return min(ROWS, T - row, (T - row + left - 1 + (turn == 0 and turns > 2)) // left)
 
 
 def _compile(source: int) -> Any:
@@ -44,8 +66,7 @@ def _compile(source: int) -> Any:
         T, K = x.shape
         W = blocks.shape[2]
         panels = W // FEATURES
-        height = LOW if T < FEW else ROWS
-        turns = (T + height - 1) // height
+        turns = turns_of(T)
         tiles = turns * panels  # of a chunk
         x_at, w_at, y_at = x.ctypes.data, blocks.ctypes.data, y.ctypes.data
         x_step, w_step, y_step = 4 * K, 4 * W, y.strides[0]
@@ -60,7 +81,7 @@ def _compile(source: int) -> Any:
                 for panel in range(0, W, FEATURES):
                     row = 0
                     for turn in range(turns):
-                        rows = (T - row + turns - turn - 1) // (turns - turn)
+                        rows = height(T, turns, turn, row)
                         x_here = x_at + row * x_step + 4 * begin
                         w_here = here + 4 * panel
                         y_here = y_at + row * y_step + 4 * (block * W + panel)
