@@ -163,7 +163,7 @@ def variation(lab: Lab) -> pd.DataFrame:
     size = min(4, max(lab.inference_sizes))
     tokens = lab.max_tokens
     lengths = lab.budget.choose(
-        smoke=(25, 50, 100), default=(50, 200, 800), thorough=(50, 200, 800)
+        smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
     )
     cases: list[tuple[str, float, dict[str, Any], int]] = [
         *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)),

@@ -154,14 +154,14 @@ def batch_sizes(study: Study) -> list[int]:
 
 def roofline(study: Study) -> tuple[pd.DataFrame, Peaks]:
     """Every kernel at every batch size, placed against the peaks measured just before."""
-    seconds = study.profile.choose(smoke=0.4, default=3.0, thorough=15.0)
+    seconds = study.profile.choose(smoke=0.4, default=2.0, thorough=15.0)
     peaks = measure_peaks(threads=study.threads, seconds=seconds)
     if study.model is None:
         return pd.DataFrame(), peaks
     frames = []
     for size in batch_sizes(study):
         made = kernels(study.model, size)
-        each = study.profile.choose(smoke=0.2, default=3.0, thorough=20.0)
+        each = study.profile.choose(smoke=0.2, default=2.0, thorough=20.0)
         frames.append(place(made, peaks, seconds=each))
     return pd.concat(frames, ignore_index=True), peaks
 

@@ -68,7 +68,7 @@ def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.D
     items = {BASELINE: 1} | {name: size for size, name in names.items()}
     found = compare_interleaved(
         calls, benchmark="speedup/inference", items=items,
-        budget_s=bench.seconds, min_blocks=bench.budget.choose(smoke=2, default=6, thorough=24),
+        budget_s=bench.seconds, min_blocks=bench.budget.choose(smoke=2, default=4, thorough=24),
         seed=bench.seed, threads=bench.threads, part="inference", control=False, aa=False,
         one_way=True,
     )  # fmt: skip

@@ -102,7 +102,7 @@ class Study:
             rungs, work, rows, self.budget.share(0.35),
             forms=self._forms, slow=True,
         )  # fmt: skip
-        return self._climb(ladder, self.budget.choose(smoke=2, default=6, thorough=20))
+        return self._climb(ladder, self.budget.choose(smoke=2, default=4, thorough=20))
 
     def climb_statistics(self) -> pd.DataFrame:
         """The ladders of statistics (1,000 items) and of looking up 100 of 10,000 responses."""
