@@ -25,7 +25,7 @@ def memory(lab: Lab) -> pd.DataFrame:
         items = to_items(lab.prompts[:size], max_tokens=lab.max_tokens, ignore_eos=True)
         result = lab.engine.infer_batch(items)
         data = [r.data for r in result.responses if r.data]
-        peak = allocations(partial(lab.engine.infer_batch, items)).peak_bytes
+        peak = allocations(partial(lab.engine.infer_batch, items), warm_up=False).peak_bytes
         count = getattr(lab.engine, "count_bytes", None)
         held = (
             count([d.prompt_tokens for d in data], [d.tokens_generated for d in data])

@@ -89,7 +89,7 @@ def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.Dat
             if works
             else None
         )
-        peak = {name: allocations(call).peak_bytes for name, call in calls.items()}
+        peak = {name: allocations(call, warm_up=False).peak_bytes for name, call in calls.items()}
         frames.append(_rows(ladder, form, found, status, peak))
     return pd.concat(frames, ignore_index=True)
 
