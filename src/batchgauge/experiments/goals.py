@@ -117,7 +117,7 @@ class Bench:
         first, *_, last = calls
         found = compare_interleaved(
             calls, baseline=first, benchmark=goal, items=items, budget_s=self.seconds,
-            min_blocks=min(6, self.budget.min_blocks), seed=self.seed, threads=self.threads,
+            min_blocks=min(5, self.budget.min_blocks), seed=self.seed, threads=self.threads,
             part=part, control=False, aa=False, progress=False,
         )  # fmt: skip
         r = found.ratio(last)

@@ -92,7 +92,7 @@ class Study:
 
     def climb_inference(self) -> pd.DataFrame:
         """The ladder of inference, on a few requests of unequal length."""
-        rows = self.budget.choose(smoke=2, default=3, thorough=8)
+        rows = self.budget.choose(smoke=2, default=2, thorough=8)
         new = self.budget.choose(smoke=1, default=2, thorough=16)
         every = engine_rungs.engine_rungs(self._path)
         rungs = self.budget.choose(smoke=every[-2:], default=every, thorough=every)

@@ -45,7 +45,7 @@ PROFILES = {
     p.name: p
     for p in (
         Profile("smoke", seconds=4.0, min_blocks=3, max_blocks=5, processes=1),
-        Profile("default", seconds=75.0, min_blocks=8, max_blocks=40, processes=2),
+        Profile("default", seconds=60.0, min_blocks=8, max_blocks=40, processes=2),
         Profile("thorough", seconds=900.0, min_blocks=20, max_blocks=200, processes=5),
     )
 }
