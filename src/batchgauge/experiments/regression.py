@@ -155,11 +155,11 @@ def trial(result: Result, *, trials: int, seed: int = 0) -> pd.DataFrame:
     """
     each = partial(_trial, trials=trials, seed=seed)
     cases = [(name, evidence) for name, (evidence,) in result.evidence.items()]
-    bar = partial(tqdm, total=len(cases), desc="simulating")
     if len(cases) == 1:
-        return each(cases[0])
+        return _trial(cases[0], trials=trials, seed=seed)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        return pd.concat(bar(pool.map(each, cases)), ignore_index=True)
+        tables = tqdm(pool.map(each, cases), total=len(cases), desc="simulating")
+        return pd.concat(list(tables), ignore_index=True)
 
 
 def _trial(case: tuple[str, Evidence], *, trials: int, seed: int) -> pd.DataFrame:
