@@ -108,17 +108,19 @@ class Bench:
     def ratio(
         self, part: str, goal: str, target: float, calls: Mapping[str, Callable[[], object]],
         *, note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
-        invert: bool = False, unit: str = "×",
+        invert: bool = False, unit: str = "×", slow: bool = False,
     ) -> Goal:  # fmt: skip
         """A goal on the throughput of the last call over the first one's, times `scale`.
 
-        With `invert`, on the reciprocal (a time ratio, where lower is better).
+        With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
+        `slow`, about half a second or more, run once a block: see `measuring.blocks`.
         """
         first, *_, last = calls
         found = compare_interleaved(
             calls, baseline=first, benchmark=goal, items=items, budget_s=self.seconds,
-            min_blocks=min(5, self.budget.min_blocks), seed=self.seed, threads=self.threads,
-            part=part, control=False, aa=False, progress=False,
+            min_blocks=min(6 if slow else 5, self.budget.min_blocks), seed=self.seed,
+            threads=self.threads, part=part, control=False, aa=False, progress=False,
+            one_way=slow,
         )  # fmt: skip
         r = found.ratio(last)
         low, value, high = (scale * x for x in (r.low, r.value, r.high))

@@ -86,7 +86,7 @@ def prefill(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
     return [
         bench.ratio(
             "prefill", "share of the sgemm rate at 512 tokens", 75.0,
-            {"sgemm": gemm, "prefill": whole}, scale=share, unit="%",
+            {"sgemm": gemm, "prefill": whole}, scale=share, unit="%", slow=True,
             note=f"the products with weights alone take {products_ms / whole_ms:.0%} of the time; "
             "attention, norms and activations the rest",
         )
@@ -132,7 +132,8 @@ def ragged(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
                 "equal": partial(engine.infer_batch, requests(equal, new)),
                 "ragged": partial(engine.infer_batch, requests(context.tolist(), new)),
             },
-            scale=100.0, unit="%", note=f"prompts of {context.min()} to {context.max()} tokens",
+            scale=100.0, unit="%", slow=True,
+            note=f"prompts of {context.min()} to {context.max()} tokens",
         )
     ]  # fmt: skip
 

@@ -99,7 +99,7 @@ class Study:
         work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
         ladder = Ladder(
             "inference", lambda: engine_rungs.baseline(self._path),
-            rungs, work, rows, self.budget.share(0.35),
+            rungs, work, rows, self.budget.share(0.3),
             forms=self._forms, slow=True,
         )  # fmt: skip
         return self._climb(ladder, self.budget.choose(smoke=2, default=4, thorough=20))
