@@ -23,7 +23,7 @@ def group(lengths, capacity, width, seed=0):
     made = Group(LAYERS, J, width, [capacity] * len(lengths))
     rng = np.random.default_rng(seed)
     for row, length in enumerate(lengths):
-        made.keys[:, row, ..., :length] = rng.standard_normal((LAYERS, J, width, length))
+        made.keys[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
         made.values[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
     made.lengths[:] = lengths
     return made
@@ -77,7 +77,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     compiled.step(group([5, 40, 17], 41, 64), 0, queries, keys, values, together)
     beside = group([5, 40, 17], 41, 64)
     alone = Group(LAYERS, J, 64, [18])
-    alone.keys[:, 0, ..., :17] = beside.keys[:, 2, ..., :17]
+    alone.keys[:, 0, :, :17] = beside.keys[:, 2, :, :17]
     alone.values[:, 0, :, :17] = beside.values[:, 2, :, :17]
     alone.lengths[:] = 17
     out = np.empty((1, G * J * 64), np.float32)
@@ -90,7 +90,7 @@ def test_what_no_position_has_written_never_counts():
     """Old content behind a row's end, infinite or not, changes nothing."""
     queries, keys, values = new_positions(2, 64)
     clean, dirty = group([9, 30], 40, 64), group([9, 30], 40, 64)
-    dirty.keys[:, 0, ..., 10:] = np.inf
+    dirty.keys[:, 0, :, 10:] = np.inf
     dirty.values[:, 0, :, 11:] = 1e30
     out, out_dirty = np.empty((2, 2, G * J * 64), np.float32)
     compiled.step(clean, 0, queries, keys, values, out)
@@ -108,7 +108,7 @@ def test_weights_are_a_softmax(scale):
     out = np.empty((1, G * J * 64), np.float32)
     compiled.step(held, 0, queries, keys, values, out)
     scores = np.einsum(
-        "jge,jec->jgc", queries[0].reshape(J, G, 64).astype(np.float64), held.keys[0, 0]
+        "jge,jce->jgc", queries[0].reshape(J, G, 64).astype(np.float64), held.keys[0, 0]
     )
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)

@@ -41,7 +41,7 @@ class PlainAttention:
         """Attend from the positions of a prompt, block by block of queries."""
         group.store(layer, row, keys, values)
         seen = int(group.lengths[row]) + len(keys)
-        held_keys = group.keys[layer, row, ..., :seen]  # [J, E, C]
+        held_keys = group.keys[layer, row, :, :seen].swapaxes(1, 2)  # [J, E, C]
         held_values = group.values[layer, row, :, :seen]  # [J, C, E]
         attend_causal(queries, held_keys, held_values, out)
 
@@ -51,7 +51,7 @@ class PlainAttention:
         """Attend from one position of every row."""
         group.store_step(layer, keys, values)
         seen = int(group.lengths.max()) + 1
-        held_keys = group.keys[layer, ..., :seen]  # [R, J, E, C]
+        held_keys = group.keys[layer, :, :, :seen].swapaxes(2, 3)  # [R, J, E, C]
         held_values = group.values[layer, :, :, :seen]  # [R, J, C, E]
         attend_step(queries, held_keys, held_values, unseen(group.lengths + 1), out)
 

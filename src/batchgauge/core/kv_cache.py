@@ -1,9 +1,9 @@
 """The KV cache: keys and values of every position seen, allocated once for a whole batch.
 
 Rows are kept in groups of neighbours, each as long as its longest row needs: with rows
-in order of length, little is allocated or computed that nobody uses. Keys are stored
-with positions last, values with positions second to last, so that both products of
-attention read them along contiguous memory.
+in order of length, little is allocated or computed that nobody uses. What a row's head
+holds lies together, position after position, so that a decode step reads it and nothing
+else, however much room there is behind it.
 
 Left out: pages, sharing of common prefixes, eviction.
 """
@@ -18,22 +18,21 @@ import numpy.typing as npt
 
 from batchgauge.core.ops import Floats, aligned
 
-SLACK = 128  # numbers behind a buffer that may be read
+SLACK = 3  # positions behind a buffer that may be read
 GROUP = 8  # rows whose attention is computed together in a decode step
 
 
 class Group:
     """Rows that are attended to together; row r holds lengths[r] positions.
 
-    keys     float32 [layers, R, J, E, C]
-    values   float32 [layers, R, J, C, E]
-    Zeros where nothing was written yet, since what is masked must still be finite, and
-    `SLACK` more behind the last position, since compiled attention reads whole vectors.
+    keys, values  float32 [layers, R, J, C, E]
+    Zeros where nothing was written yet, since what is masked must still be finite, and room
+    for `SLACK` more behind the last position, since compiled attention reads some at a time.
     """
 
     def __init__(self, layers: int, kv_heads: int, width: int, capacities: Sequence[int]) -> None:
         C, R = max(capacities), len(capacities)
-        self.keys: Floats = _zeros((layers, R, kv_heads, width, C))
+        self.keys: Floats = _zeros((layers, R, kv_heads, C, width))
         self.values: Floats = _zeros((layers, R, kv_heads, C, width))
         self.lengths = np.zeros(R, np.intp)
         self._rows = np.arange(R)
@@ -45,12 +44,12 @@ class Group:
         """Put T positions behind those that row holds; keys and values [T, J, E]."""
         start = int(self.lengths[row])
         stop = start + len(keys)
-        self.keys[layer, row, :, :, start:stop] = keys.transpose(1, 2, 0)
+        self.keys[layer, row, :, start:stop] = keys.transpose(1, 0, 2)
         self.values[layer, row, :, start:stop] = values.transpose(1, 0, 2)
 
     def store_step(self, layer: int, keys: Floats, values: Floats) -> None:
         """Put one position behind those of every row; keys and values [R, J, E]."""
-        self.keys[layer, self._rows, :, :, self.lengths] = keys
+        self.keys[layer, self._rows, :, self.lengths] = keys
         self.values[layer, self._rows, :, self.lengths] = values
 
     def drop(self, row: int) -> int:
@@ -58,7 +57,7 @@ class Group:
         last = len(self) - 1
         if row != last:
             length = self.lengths[last]
-            self.keys[:, row, ..., :length] = self.keys[:, last, ..., :length]
+            self.keys[:, row, :, :length] = self.keys[:, last, :, :length]
             self.values[:, row, :, :length] = self.values[:, last, :, :length]
             self.lengths[row] = length
         self.lengths, self._rows = self.lengths[:last], self._rows[:last]
@@ -69,7 +68,7 @@ class Group:
 
 def _zeros(shape: tuple[int, ...]) -> Floats:
     size = prod(shape)
-    return aligned(size + SLACK, zeros=True)[:size].reshape(shape)
+    return aligned(size + SLACK * shape[-1], zeros=True)[:size].reshape(shape)
 
 
 class KVCache:

@@ -49,17 +49,22 @@ class Writer:
     def __init__(self, builder: Any) -> None:
         self.builder = builder
 
-    def call(self, name: str, result: Any, *arguments: Any) -> Any:
-        """The result of one of LLVM's own functions."""
+    def call(self, name: str, result: Any, *arguments: Any, flags: Sequence[str] = ()) -> Any:
+        """The result of one of LLVM's own functions; `flags` say how free its arithmetic is."""
         kinds = [argument.type for argument in arguments]
         function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(result, kinds), name
         )
-        return self.builder.call(function, arguments)
+        return self.builder.call(function, arguments, fastmath=flags)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         """The vector a * b + c."""
         return self.call(f"llvm.fma.v{LANES}f32", VECTOR, a, b, c)
+
+    def total(self, vector: Any, flags: Sequence[str]) -> Any:
+        """The sum of a vector's numbers."""
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        return self.call(name, FLOAT, FLOAT(0.0), vector, flags=flags)
 
     def at(self, address: Any, kind: Any, offset: Any = 0) -> Any:
         """A pointer to something `offset` bytes behind an address."""
