@@ -1,8 +1,11 @@
-"""What several test files share: one smoke study of the real notebooks per session."""
+"""What several test files share: one smoke study of the real notebooks, and the last commit's."""
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,4 +29,24 @@ def smoke_study(tmp_path_factory):
         run_study(profile="smoke", out_dir=out, notebooks=PROJECT / "notebooks")
     except UserError as problem:  # a test of its own says so; the other reports are looked at still
         (out / "failures.txt").write_text(str(problem), encoding="utf-8")
+    return out
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory):
+    """README, notebooks, data and reports of the last commit.
+
+    Not those of the working tree, where `make study` puts a run of one's own.
+    """
+    wanted = ("README.md", "notebooks", "data", "reports")
+    try:
+        done = subprocess.run(
+            ["git", "archive", "--format=zip", "HEAD", *wanted],
+            cwd=PROJECT, capture_output=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git, or no checkout of it: nothing says what was committed")
+    out: Path = tmp_path_factory.mktemp("committed")
+    with zipfile.ZipFile(io.BytesIO(done.stdout)) as files:
+        files.extractall(out)
     return out

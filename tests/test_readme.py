@@ -1,24 +1,20 @@
 """The README: its results are those of the committed data."""
 
-from pathlib import Path
-
 import pytest
 
 from batchgauge import UserError
 from batchgauge.reporting.readme import BEGIN, END, results_block, with_block
 from batchgauge.reporting.study import books
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
-def test_results_are_those_of_the_committed_data():
+def test_results_are_those_of_the_committed_data(committed):
     """The block between the marks is what the committed facts give, to the letter."""
-    order = [book.report for book in books(ROOT / "notebooks")]
-    if not any((ROOT / "data").glob("*_facts.json")):  # before the first study
-        assert f"{BEGIN}\n{END}" in README
+    readme = (committed / "README.md").read_text(encoding="utf-8")
+    order = [book.report for book in books(committed / "notebooks")]
+    if not any((committed / "data").glob("*_facts.json")):  # before the first study
+        assert f"{BEGIN}\n{END}" in readme
         return
-    assert with_block(README, results_block(ROOT, order)) == README
+    assert with_block(readme, results_block(committed, order)) == readme
 
 
 def test_a_readme_without_marks_is_refused():
