@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -83,6 +84,19 @@ def test_a_row_does_not_depend_on_its_neighbours():
     out = np.empty((1, G * J * 64), np.float32)
     compiled.step(alone, 0, queries[2:], keys[2:], values[2:], out)
     np.testing.assert_array_equal(out[0], together[2])
+
+
+@needs_kernel
+@pytest.mark.parametrize("seen", [1, 63, 64, 65])
+def test_a_prompts_last_tile_is_filled_with_zeros(seen):
+    """Behind the transposed keys a tile meets nothing that memory held before."""
+    kernel = import_module("batchgauge.core.attention_kernel")
+    width = -(-seen // kernel.FEATURES) * kernel.FEATURES
+    keys = np.random.default_rng(seen).standard_normal((seen, 64)).astype(np.float32)
+    turned = np.full((64, 144), np.float32(1e-40))
+    kernel._turn(keys, seen, turned)
+    np.testing.assert_array_equal(turned[:, :seen], keys.T)
+    assert not turned[:, seen:width].any()
 
 
 @needs_kernel

@@ -35,7 +35,12 @@ def _mix(rows, scores, s_step, seen, values, E, out, out_step, following):
 
 @njit(nogil=True)
 def _turn(keys, seen, turned):
-    """Keys [C, E], so many of them, into turned [E, at least C], a cache line at a time."""
+    """Keys [C, E], so many of them, into turned [E, at least C], a cache line at a time.
+
+    Zeros fill up the last tile's columns: what lies there is multiplied too, and numbers
+    by chance, too small to be normal, would make that a hundred times slower.
+    """
+    turned[:, seen : (seen + FEATURES - 1) // FEATURES * FEATURES] = 0.0
     for first in range(0, seen, LANES):
         last = min(first + LANES, seen)
         for e in range(keys.shape[1]):
