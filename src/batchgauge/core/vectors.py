@@ -1,6 +1,6 @@
 """Vectors for compiled code: how wide this processor's are, and LLVM instructions on them.
 
-`Writer` wraps an LLVM builder for the intrinsics of `tile`, `attention_kernel` and
+`Writer` wraps an LLVM builder for the intrinsics of `tile`, `score_kernel` and
 `activation_kernel`, which work on float32 at addresses; `exponential` is what softmax and
 SwiGLU need. Importing this module needs Numba and a processor with fused multiply-add;
 ImportError where there is none.
