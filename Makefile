@@ -11,7 +11,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = env -u OPENBLAS_CORETYPE $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: study test test-peers test-browser check lab lock clean help
+.PHONY: study test test-peers test-browser fuzz check lab lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,9 @@ test-peers: $(VENV)/.peers  ## compare with tokenizers, tiktoken, sentencepiece,
 
 test-browser: $(READY)  ## the reports in a real Chromium, network off
 	$(RUN) -m pytest -m browser $(ARGS)
+
+fuzz: $(READY)  ## ten minutes of random files, event streams, requests and templates
+	BATCHGAUGE_FUZZ_SECONDS=600 $(RUN) -m pytest -m fuzz $(ARGS)
 
 check: $(READY)  ## style, types, clean notebooks
 	$(RUN) -m ruff check
