@@ -23,7 +23,7 @@ def narrow():
 binding.get_host_cpu_features = narrow
 
 if __name__ == "__main__":
-    from batchgauge.core import vectors
+    from batchgauge.core.kernels import vectors
 
     if vectors.LANES != 8:
         sys.exit(f"vectors have {vectors.LANES} numbers, expected 8")

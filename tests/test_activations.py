@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from batchgauge.core import activations, ops
+from batchgauge.core import ops
+from batchgauge.core.kernels import activations
 
 
 @pytest.fixture
 def nothing_compiled(monkeypatch):
     """As on a machine without Numba."""
-    monkeypatch.setitem(sys.modules, "batchgauge.core.activation_kernel", None)
+    monkeypatch.setitem(sys.modules, "batchgauge.core.kernels.activation_kernel", None)
     activations.compiled.cache_clear()
     yield
     activations.compiled.cache_clear()

@@ -14,7 +14,7 @@ from batchgauge.adapters.stepped import SteppedEngine
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer

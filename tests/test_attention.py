@@ -8,7 +8,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from batchgauge.core.attention import CompiledAttention, PlainAttention, best_attention
+from batchgauge.core.kernels.attention import CompiledAttention, PlainAttention, best_attention
 from batchgauge.core.kv_cache import Group
 from batchgauge.core.model import LlamaModel
 
@@ -90,7 +90,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
 @pytest.mark.parametrize("seen", [1, 63, 64, 65])
 def test_a_prompts_last_tile_is_filled_with_zeros(seen):
     """Behind the transposed keys a tile meets nothing that memory held before."""
-    kernel = import_module("batchgauge.core.attention_kernel")
+    kernel = import_module("batchgauge.core.kernels.attention_kernel")
     width = -(-seen // kernel.FEATURES) * kernel.FEATURES
     keys = np.random.default_rng(seen).standard_normal((seen, 64)).astype(np.float32)
     turned = np.full((64, 144), np.float32(1e-40))
@@ -133,7 +133,7 @@ def test_weights_are_a_softmax(scale):
 def test_the_plain_way_serves_what_tiles_do_not_fit(monkeypatch):
     """Narrow heads, and machines without the compiled code, attend by NumPy."""
     assert isinstance(best_attention(6), PlainAttention)
-    monkeypatch.setitem(sys.modules, "batchgauge.core.attention_kernel", None)
+    monkeypatch.setitem(sys.modules, "batchgauge.core.kernels.attention_kernel", None)
     assert isinstance(best_attention(64), PlainAttention)
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from batchgauge.experiments import bottleneck_events
+from batchgauge.experiments.bottlenecks import events as bottleneck_events
 from batchgauge.measuring.system import Events
 
 

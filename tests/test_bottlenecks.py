@@ -14,11 +14,10 @@ mpl.use("agg")
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
-from batchgauge.experiments import bottleneck_findings as found
-from batchgauge.experiments import bottleneck_kernels as kernels
-from batchgauge.experiments import bottleneck_pictures as pictures
-from batchgauge.experiments import bottleneck_report as section
-from batchgauge.experiments import bottlenecks
+from batchgauge.experiments.bottlenecks import findings as found
+from batchgauge.experiments.bottlenecks import kernels, pictures
+from batchgauge.experiments.bottlenecks import report as section
+from batchgauge.experiments.bottlenecks import study as bottlenecks
 from batchgauge.profiling.findings import rank_findings
 from batchgauge.reporting import Report
 

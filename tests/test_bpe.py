@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.tokenizer_cases import PRE_TOKENIZERS, default_metadata, texts
 
 from batchgauge import UserError
-from batchgauge.core.bpe import MAX_CACHED_CHARS, MAX_CACHED_WORDS, WordCache, merge
-from batchgauge.core.pretokenize import ascii_splitter, split, unicode_splitter
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_plain import MAX_CACHED_CHARS, MAX_CACHED_WORDS, WordCache, merge
+from batchgauge.core.tokenizer.pretokenize import ascii_splitter, split, unicode_splitter
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 
 
 def textbook(symbols, pairs):

@@ -8,10 +8,14 @@ pytest.importorskip("numba")
 
 from tests.tokenizer_cases import PRE_TOKENIZERS, TEXTS, default_metadata, toy_metadata
 
-from batchgauge.core import bpe_layout as layout
-from batchgauge.core.bpe import PlainEncoder
-from batchgauge.core.bpe_compiled import KernelEncoder, WithoutWordTable, character_classes
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer import bpe_layout as layout
+from batchgauge.core.tokenizer.bpe_compiled import (
+    KernelEncoder,
+    WithoutWordTable,
+    character_classes,
+)
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.from_metadata(default_metadata())
 ENCODER = KernelEncoder(VOCABULARY)

@@ -13,16 +13,16 @@ from click.testing import CliRunner
 
 from batchgauge import suite
 from batchgauge.errors import UserError
-from batchgauge.experiments.gating import bench, compare, rendered
-from batchgauge.experiments.regression import trial
+from batchgauge.experiments.regression.commands import bench, compare, rendered
+from batchgauge.experiments.regression.study import trial
 from batchgauge.files import write_csv
 from batchgauge.measuring import Run, to_frame
-from batchgauge.measuring.compare import changed_work, compare_runs, exit_code, frame_of
-from batchgauge.measuring.gate import Evidence, Result, decide, gate, is_clear
-from batchgauge.measuring.gate_process import Plan, Side
-from batchgauge.measuring.gate_trial import simulate
+from batchgauge.measuring.gate.compare import changed_work, compare_runs, exit_code, frame_of
+from batchgauge.measuring.gate.process import Plan, Side
+from batchgauge.measuring.gate.revisions import check_clean, repository, resolve, worktree
+from batchgauge.measuring.gate.rounds import Evidence, Result, decide, gate, is_clear
+from batchgauge.measuring.gate.trial import simulate
 from batchgauge.measuring.record import Sample
-from batchgauge.measuring.revisions import check_clean, repository, resolve, worktree
 
 SOURCE = Path(suite.__file__).parents[1]
 

@@ -11,9 +11,17 @@ from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
-from batchgauge.experiments import goals_peers
-from batchgauge.experiments.goals import Bench, Goal, as_frame, with_tried
-from batchgauge.experiments.ladder import ALONE, CUMULATIVE, Ladder, climb, findings, same, sentence
+from batchgauge.experiments.speedup import goals_peers
+from batchgauge.experiments.speedup.goals import Bench, Goal, as_frame, with_tried
+from batchgauge.experiments.speedup.ladder import (
+    ALONE,
+    CUMULATIVE,
+    Ladder,
+    climb,
+    findings,
+    same,
+    sentence,
+)
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 

@@ -20,7 +20,7 @@ from batchgauge.measuring import (
     rss_peak,
 )
 from batchgauge.measuring.blocks import CONTROL, TWIN
-from batchgauge.measuring.instructions import INSTRUCTIONS, TASK_CLOCK, count
+from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
 from batchgauge.measuring.statistics import Estimate
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed

@@ -11,8 +11,12 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.errors import UserError
-from batchgauge.experiments import peers, peers_engines, peers_load, peers_rates, peers_tokenizing
-from batchgauge.experiments.peers import Peers
+from batchgauge.experiments.peers import engines as peers_engines
+from batchgauge.experiments.peers import load as peers_load
+from batchgauge.experiments.peers import rates as peers_rates
+from batchgauge.experiments.peers import study as peers
+from batchgauge.experiments.peers import tokenizing as peers_tokenizing
+from batchgauge.experiments.peers.study import Peers
 from batchgauge.measuring import compare_interleaved
 from batchgauge.protocols import TokenBatch
 from batchgauge.registry import missing_packages, open_tokenizer

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from batchgauge.core import preflight
+from batchgauge.machine import preflight
 
 
 def test_the_report_names_the_blas_and_its_threads():
@@ -21,7 +21,10 @@ def test_the_report_names_the_blas_and_its_threads():
 
 def test_without_a_pin_there_is_no_remedy():
     """A fresh Python with a clean environment uses what the processor could use."""
-    code = "from batchgauge.core.preflight import check; r = check(); print(r.remedy or 'none')"
+    code = (
+        "from batchgauge.machine.preflight import check; r = check(); "
+        "print(r.core, r.cores, r.remedy)"
+    )
     environment = {k: v for k, v in os.environ.items() if k != preflight.VARIABLE}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -37,7 +40,8 @@ def test_a_pinned_slower_core_is_told_with_its_remedy():
     if "Nehalem" in report.cores[:1]:
         pytest.skip("this processor can do no better")
     code = (
-        "from batchgauge.core.preflight import check; r = check(); print(r.core, r.cores, r.remedy)"
+        "from batchgauge.machine import preflight; r = preflight.check(); "
+        "print(r.core, r.cores, r.remedy)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

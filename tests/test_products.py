@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from batchgauge.core import products
+from batchgauge.core.kernels import products
 
 needs_tiles = pytest.mark.skipif(products.compiled() is None, reason="no compiled tiles here")
 
@@ -61,7 +61,7 @@ def test_weights_that_no_tile_fits_go_through_blas():
 
 def test_blas_takes_over_where_nothing_is_compiled(monkeypatch):
     """Without Numba the kernel's module cannot be imported, and BLAS multiplies."""
-    monkeypatch.setitem(sys.modules, "batchgauge.core.product_kernel", None)
+    monkeypatch.setitem(sys.modules, "batchgauge.core.kernels.product_kernel", None)
     products.compiled.cache_clear()
     try:
         assert products.compiled() is None

@@ -11,16 +11,14 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
-from batchgauge.experiments import (
-    parallel,
-    roadmap,
-    roadmap_figures,
-    roadmap_ideas,
-    roadmap_machines,
-    roadmap_plans,
-    roadmap_policies,
-)
-from batchgauge.experiments.replay import Pace, batch_times, compare, replay
+from batchgauge.experiments.roadmap import figures as roadmap_figures
+from batchgauge.experiments.roadmap import ideas as roadmap_ideas
+from batchgauge.experiments.roadmap import machines as roadmap_machines
+from batchgauge.experiments.roadmap import parallel
+from batchgauge.experiments.roadmap import plans as roadmap_plans
+from batchgauge.experiments.roadmap import policies as roadmap_policies
+from batchgauge.experiments.roadmap import study as roadmap
+from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, replay
 from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from batchgauge.errors import UserError
-from batchgauge.sizing import hardware, limits, rates
+from batchgauge.machine import hardware, limits, rates
 
 GIB = 1 << 30
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchgauge.errors import UserError
+from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing import calibration
 from batchgauge.sizing.calibration import (
     LEAST_ERROR,
@@ -23,7 +24,6 @@ from batchgauge.sizing.cost_model import CostModel, HeldOut, batch_times
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
 from batchgauge.sizing.design import beside_best, most_telling
 from batchgauge.sizing.drift import check_drift
-from batchgauge.sizing.hardware import HardwareProfile
 from batchgauge.sizing.lengths import Lengths, Plan
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape, Peak
 

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 
 from batchgauge.errors import UserError
-from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
-from batchgauge.sizing import automatic, optimal_for_engine, optimal_for_tokenizer
-from batchgauge.sizing.calibration import calibrate_engine
-from batchgauge.sizing.cost_model import BatchTimes, batch_times
-from batchgauge.sizing.lengths import Lengths
-from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
-from batchgauge.sizing.scoring import (
+from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
     Truth,
     ask,
@@ -25,7 +19,13 @@ from batchgauge.sizing.scoring import (
     summary,
     truths,
 )
-from batchgauge.sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
+from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
+from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
+from batchgauge.sizing import automatic, optimal_for_engine, optimal_for_tokenizer
+from batchgauge.sizing.calibration import calibrate_engine
+from batchgauge.sizing.cost_model import BatchTimes, batch_times
+from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
 
 WORK = Lengths.uniform(16, 16)
 

@@ -6,14 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batchgauge.experiments import sizing_runs as runs
-from batchgauge.experiments import sizing_study as study
-from batchgauge.experiments import sizing_tables as tables
-from batchgauge.experiments import sizing_words as words
+from batchgauge.experiments.batch_sizing import runs, study, tables, words
+from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.sweep import sweep_engine, sweep_tokenizer
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
 MEMORY = MemoryModel.from_shape(SHAPE)

@@ -10,11 +10,11 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from batchgauge.errors import UserError
+from batchgauge.machine.hardware import simulated_profiles
 from batchgauge.sizing import traffic_lengths
 from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.curve import Curve
-from batchgauge.sizing.hardware import simulated_profiles
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 from batchgauge.sizing.suggest import suggest_batch_size

@@ -20,9 +20,9 @@ from tests.tokenizer_cases import (
 
 from batchgauge import UserError
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.bpe import PlainEncoder
-from batchgauge.core.tokenizer import BatchTokenizer, BPETokenizer
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer, BPETokenizer
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import BatchItem, DetokenizeBatchRequest, TokenizeBatchRequest
 
@@ -198,7 +198,7 @@ def test_works_without_numba():
     """Where Numba cannot be imported, the plain path gives the same ids."""
     program = (
         "import sys; sys.modules['numba'] = None\n"
-        "from batchgauge.core.tokenizer import BPETokenizer\n"
+        "from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer\n"
         "from tests.tokenizer_cases import TEXTS, toy_metadata\n"
         "t = BPETokenizer.from_metadata(toy_metadata())\n"
         "print(type(t.encoder).__name__, t.encode_many(list(TEXTS.values())).ids.tolist())"

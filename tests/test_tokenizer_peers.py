@@ -1,7 +1,7 @@
 """The tokenizer against HF `tokenizers`, built here from the same vocabulary and merges.
 
 The pre-tokenizers are spelled as in the models' own `tokenizer.json`, not taken from
-`batchgauge.core.pretokenize`, so that a mistake there shows.
+`batchgauge.core.tokenizer.pretokenize`, so that a mistake there shows.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from tests.tokenizer_cases import (
     with_pre_tokenizer,
 )
 
-from batchgauge.core.pretokenize import split
-from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.pretokenize import split
 
 tokenizers = pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.peers

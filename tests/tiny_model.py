@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from gguf import quants
 
-from batchgauge.core.vocabulary import byte_alphabet
+from batchgauge.core.tokenizer.vocabulary import byte_alphabet
 
 MERGES = [
     ("h", "e"), ("i", "n"), ("Ġ", "t"), ("Ġt", "he"), ("a", "n"), ("an", "d"), ("Ġ", "and"),

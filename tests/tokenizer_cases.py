@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from batchgauge.core.tokenizer import read_metadata
-from batchgauge.core.vocabulary import byte_alphabet
+from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
+from batchgauge.core.tokenizer.vocabulary import byte_alphabet
 
 PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
 

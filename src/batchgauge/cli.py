@@ -21,11 +21,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("batchgauge.reporting.commands:report", "Write the pages again, without running."),
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
     "bench": (
-        "batchgauge.experiments.gating:bench",
+        "batchgauge.experiments.regression.commands:bench",
         "Time named benchmarks.",
     ),
     "compare": (
-        "batchgauge.experiments.gating:compare",
+        "batchgauge.experiments.regression.commands:compare",
         "Compare runs or revisions.",
     ),
 }

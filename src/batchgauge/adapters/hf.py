@@ -13,9 +13,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from batchgauge.core.pretokenize import IGNORE_MERGES, PATTERNS
-from batchgauge.core.tokenizer import read_metadata
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
+from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, PATTERNS
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 

@@ -47,7 +47,7 @@ def open_engine(argument: str, model: Path | None, threads: int) -> OpenAIEngine
             f"The engine 'openai:{argument}' has no address; "
             "expected openai:http://HOST:PORT/v1, with #MODEL where the server has several."
         )
-    from batchgauge.core.tokenizer import BPETokenizer
+    from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 
     return OpenAIEngine(url, name, tokenizer=BPETokenizer.from_gguf(model))
 

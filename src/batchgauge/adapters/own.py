@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def numpy_tokenizer(_argument: str, model: Path | None) -> Tokenizer:
     """The core's tokenizer."""
-    from batchgauge.core.tokenizer import BPETokenizer
+    from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 
     return BPETokenizer.from_gguf(model)
 

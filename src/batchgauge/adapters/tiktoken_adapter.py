@@ -15,9 +15,9 @@ import numpy as np
 import tiktoken
 import tiktoken.load
 
-from batchgauge.core.pretokenize import PATTERNS
-from batchgauge.core.tokenizer import read_metadata
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
+from batchgauge.core.tokenizer.pretokenize import PATTERNS
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 

@@ -28,7 +28,7 @@ from batchgauge.adapters.hf import HFTokenizer, from_vocabulary
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.core.weights import Config, check_tensors
 from batchgauge.errors import UserError
 

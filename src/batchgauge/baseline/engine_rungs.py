@@ -22,14 +22,14 @@ from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
 from batchgauge.baseline.rung import Rung
 from batchgauge.core import ops
-from batchgauge.core.attention import Attention, PlainAttention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import Floats, GGUFFile
+from batchgauge.core.kernels.attention import Attention, PlainAttention
+from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.products import Product, blas_product, product
-from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, Config, blocked_size, place_rows
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest

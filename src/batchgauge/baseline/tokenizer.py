@@ -6,7 +6,7 @@ lowest-ranked pair of neighbours, merge it, and look again. No caches, no batche
 Nothing is slower than a careful first version would be: ranks are in a dict.
 
 Merging takes quadratic time in the length of a word, so keep unsplittable strings
-short here. Left out: everything that `batchgauge.core.tokenizer` adds for speed.
+short here. Left out: everything that `batchgauge.core.tokenizer.bpe_tokenizer` adds for speed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import regex
 
-from batchgauge.core.pretokenize import PATTERNS
-from batchgauge.core.tokenizer import read_metadata
-from batchgauge.core.vocabulary import Vocabulary, byte_alphabet
+from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
+from batchgauge.core.tokenizer.pretokenize import PATTERNS
+from batchgauge.core.tokenizer.vocabulary import Vocabulary, byte_alphabet
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.bpe import PlainEncoder, WordCache, merge
-from batchgauge.core.pretokenize import ascii_splitter
-from batchgauge.core.tokenizer import Encoder, read_metadata
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, WordCache, merge
+from batchgauge.core.tokenizer.bpe_tokenizer import Encoder, read_metadata
+from batchgauge.core.tokenizer.pretokenize import ascii_splitter
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import TokenBatch
 
 Texts = Sequence[str]
@@ -156,7 +156,7 @@ class TextByText:
 
 def _kernel(path: Path | None, *, table: bool, one_call: bool) -> Encode:
     """The compiled kernel, with or without its word table. Raises ImportError without Numba."""
-    from batchgauge.core.bpe_compiled import KernelEncoder, WithoutWordTable
+    from batchgauge.core.tokenizer.bpe_compiled import KernelEncoder, WithoutWordTable
 
     encoder = (KernelEncoder if table else WithoutWordTable)(_vocabulary(path))
     return encoder.encode_many if one_call else TextByText(encoder)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from batchgauge.core import activations, products
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
 from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
-from batchgauge.core.tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.request import (
     BatchItem,

@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core import activations
-from batchgauge.core.attention import Attention, best_attention
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.kernels import activations
+from batchgauge.core.kernels.attention import Attention, best_attention
+from batchgauge.core.kernels.products import own_threads
 from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.ops import (
     Floats,
     rope_rotations,
     rotate,
 )
-from batchgauge.core.products import own_threads
 from batchgauge.core.weights import Config, Layer, Weights
 
 Ids = npt.NDArray[np.int32]

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.kernels.products import Product, product
 from batchgauge.core.ops import Floats, aligned, rope_frequencies
-from batchgauge.core.products import Product, product
 from batchgauge.errors import UserError
 
 BLOCK = 64  # output features in a block, W: a multiple of what vector registers hold

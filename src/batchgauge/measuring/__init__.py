@@ -6,7 +6,7 @@ c = compare_interleaved({"one by one": loop, "batch": batch}, items=32, budget_s
 c.ratio("batch"), c.noise_floor, c.minimum_detectable_change, c.stopped_because, c.frame()
 """
 
-from batchgauge.measuring.machine import Machine, Run
+from batchgauge.machine.identity import Machine, Run
 from batchgauge.measuring.memory import (
     Allocations,
     Resident,

@@ -21,8 +21,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
+from batchgauge.machine.identity import Run
 from batchgauge.measuring.blocks import CONTROL, TWIN, Blocks, warm_up
-from batchgauge.measuring.machine import Run
 from batchgauge.measuring.record import Sample, as_json, to_frame
 from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.timing import GcPolicy, Labels, conditions, with_outliers

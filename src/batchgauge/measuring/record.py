@@ -37,8 +37,8 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_csv
+from batchgauge.machine.identity import Run
 from batchgauge.measuring import statistics
-from batchgauge.measuring.machine import Run
 
 
 @dataclass(frozen=True, slots=True)

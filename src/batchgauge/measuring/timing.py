@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.machine import Run
+from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Measurement, Sample, as_json
 from batchgauge.measuring.statistics import classify_outliers
 

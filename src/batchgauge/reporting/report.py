@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_csv, write_text
-from batchgauge.measuring.machine import Machine, git_commit, versions
+from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named

@@ -26,7 +26,7 @@ from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
-from batchgauge.measuring.machine import git_commit, versions
+from batchgauge.machine.identity import git_commit, versions
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import write_index
 from batchgauge.reporting.page import relinked

@@ -12,6 +12,7 @@ they calibrate once per machine and model, remember that, and return a size.
 Below the core: imports nothing of it, only the protocols.
 """
 
+from batchgauge.machine.hardware import HardwareProfile, detect_hardware, simulated_profiles
 from batchgauge.sizing.automatic import (
     optimal_for_engine,
     optimal_for_tokenizer,
@@ -21,7 +22,6 @@ from batchgauge.sizing.automatic import (
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.drift import check_drift
-from batchgauge.sizing.hardware import HardwareProfile, detect_hardware, simulated_profiles
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 from batchgauge.sizing.suggest import suggest_batch_size

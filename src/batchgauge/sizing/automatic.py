@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import usable_cores
+from batchgauge.machine.rates import blas_identity, cache_folder, machine_id
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.lengths import Lengths
-from batchgauge.sizing.limits import usable_cores
 from batchgauge.sizing.probes import engine_probe, tokenizer_probe
-from batchgauge.sizing.rates import blas_identity, cache_folder, machine_id
 from batchgauge.sizing.suggest import suggest_batch_size
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from batchgauge.errors import UserError
+from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing.cost_model import CostModel, Metric
-from batchgauge.sizing.hardware import HardwareProfile
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggest import check_request, suggest_batch_size

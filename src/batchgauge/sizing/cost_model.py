@@ -25,8 +25,8 @@ from scipy import stats
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing.curve import Curve, Floats, roofline_curve
-from batchgauge.sizing.hardware import HardwareProfile
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import ModelShape
 

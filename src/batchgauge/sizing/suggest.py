@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from batchgauge.errors import UserError
+from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing.cost_model import BatchTimes, CostModel, Metric, batch_times
-from batchgauge.sizing.hardware import HardwareProfile
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggestion import (

@@ -1,0 +1,1 @@
+"""What is compiled: register tiles for products and attention, norms and activations."""

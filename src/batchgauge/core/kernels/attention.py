@@ -1,0 +1,89 @@
+"""Attention over a KV cache: store new positions, then attend to all; compiled, or by NumPy.
+
+Letters as in `ops`. `read` is for the positions of one prompt in a prefill, `step` for one
+new position of every row of a group. Both ways give the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Protocol
+
+from batchgauge.core.kv_cache import Group
+from batchgauge.core.ops import Floats, attend_causal, attend_step, unseen
+
+
+class Attention(Protocol):
+    """Queries are scaled by 1 / sqrt(E), last axis contiguous, as in keys, values and `out`."""
+
+    def read(
+        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        out: Floats,
+    ) -> None:  # fmt: skip
+        """Keys and values [T, J, E] behind those of a row; queries [T, H, E] to `out` [T, H, E]."""
+        ...
+
+    def step(
+        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
+    ) -> None:
+        """Keys and values [R, J, E], one for each row; queries [R, H, E] to `out` [R, H * E]."""
+        ...
+
+
+class PlainAttention:
+    """By NumPy; a step takes the rows of a group together, as long as the longest, and masks."""
+
+    def read(
+        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        out: Floats,
+    ) -> None:  # fmt: skip
+        """Attend from the positions of a prompt, block by block of queries."""
+        group.store(layer, row, keys, values)
+        seen = int(group.lengths[row]) + len(keys)
+        held_keys = group.keys[layer, row, :, :seen].swapaxes(1, 2)  # [J, E, C]
+        held_values = group.values[layer, row, :, :seen]  # [J, C, E]
+        attend_causal(queries, held_keys, held_values, out)
+
+    def step(
+        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
+    ) -> None:
+        """Attend from one position of every row."""
+        group.store_step(layer, keys, values)
+        seen = int(group.lengths.max()) + 1
+        held_keys = group.keys[layer, :, :, :seen].swapaxes(2, 3)  # [R, J, E, C]
+        held_values = group.values[layer, :, :, :seen]  # [R, J, C, E]
+        attend_step(queries, held_keys, held_values, unseen(group.lengths + 1), out)
+
+
+class CompiledAttention:
+    """By `attention_kernel`: every row at its own length, in one call for a whole group."""
+
+    def __init__(self, kernel: ModuleType) -> None:
+        self._kernel = kernel
+
+    def read(
+        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        out: Floats,
+    ) -> None:  # fmt: skip
+        """Attend from the positions of a prompt, six queries of a head at a time."""
+        group.store(layer, row, keys, values)
+        start = int(group.lengths[row])
+        held_keys, held_values = group.keys[layer, row], group.values[layer, row]
+        self._kernel.causal(queries, held_keys, held_values, start, out)
+
+    def step(
+        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
+    ) -> None:
+        """Attend from one position of every row, the heads that share keys together."""
+        held_keys, held_values = group.keys[layer], group.values[layer]
+        self._kernel.step(queries, keys, values, held_keys, held_values, group.lengths, out)
+
+
+def best_attention(head_dim: int) -> Attention:
+    """The compiled way where it can run and whole tiles fill a head; else NumPy's."""
+    try:
+        kernel = import_module("batchgauge.core.kernels.attention_kernel")
+    except ImportError:  # no Numba, or nothing that multiplies and adds at once
+        return PlainAttention()
+    return PlainAttention() if head_dim % kernel.FEATURES else CompiledAttention(kernel)

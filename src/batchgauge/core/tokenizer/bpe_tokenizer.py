@@ -1,0 +1,283 @@
+"""The tokenizer to use: `BPETokenizer`, exact byte-level BPE from a GGUF's own vocabulary.
+
+Ids are those of HF `tokenizers` built from the same vocabulary and merges. Special
+tokens in a text are read as plain text unless `allow_special` asks for tokens; user
+defined tokens are always read as tokens. A text with a lone surrogate (a Python str
+that UTF-8 cannot hold) is a UserError. No begin-of-text token is added: `add_bos`
+says whether the model wants one.
+
+`BatchTokenizer` is the batch interface: items in, responses out, one bad item never
+fails its neighbours.
+
+Left out: normalisation, truncation, padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import regex
+
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
+from batchgauge.errors import UserError
+from batchgauge.protocols import TokenBatch, Tokenizer
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    BatchResult,
+    DetokenizeBatchRequest,
+    DetokenizeBatchResponse,
+    TokenizeBatchRequest,
+    TokenizeBatchResponse,
+)
+
+try:
+    from batchgauge.core.tokenizer.bpe_compiled import KernelEncoder as FastEncoder
+except ImportError:  # no Numba, or one that does not fit this NumPy: same ids, slower
+    FastEncoder = PlainEncoder  # type: ignore[assignment,misc]  # the same methods
+
+MAX_BATCH_SIZE = 1000
+
+
+class Encoder(Protocol):
+    """Plain text, without special tokens, to ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text."""
+        ...
+
+    def encode_many(self, texts: Sequence[str]) -> TokenBatch:
+        """Ids of many texts."""
+        ...
+
+
+class BPETokenizer:
+    """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`.
+
+    `encoder` turns plain text into ids: the compiled kernel by default, plain Python
+    where Numba is missing; `PlainEncoder(vocabulary)` asks for the latter.
+    """
+
+    name = "numpy"
+
+    def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.encoder: Encoder = encoder or FastEncoder(vocabulary)
+        self.vocab_size = len(vocabulary.tokens)
+        self.special_ids: Mapping[str, int] = vocabulary.special
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.add_bos = vocabulary.add_bos
+        self._cut_always = _cutter(vocabulary.user_defined)
+        self._cut_special = _cutter(vocabulary.special)
+
+    @classmethod
+    def from_gguf(cls, path: str | Path | None = None) -> BPETokenizer:
+        """Read the vocabulary of a GGUF file; None is the default model. Raises UserError."""
+        return cls.from_metadata(read_metadata(path))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> BPETokenizer:
+        """Read the vocabulary from a GGUF's metadata. Raises UserError."""
+        return cls(Vocabulary.from_metadata(metadata))
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of one text. Raises UserError for a lone surrogate."""
+        try:
+            cut = self._cut_special if allow_special else self._cut_always
+            if cut is None or not (parts := cut(text)):
+                return self.encoder.encode(text)
+            return self._encode_parts([parts])[0]
+        except (UnicodeEncodeError, TypeError, AttributeError) as error:
+            raise _text_error([text], error) from error
+
+    def encode_many(self, texts: Sequence[str], *, allow_special: bool = False) -> TokenBatch:
+        """Ids of many texts at once. Raises UserError when one of them has a lone surrogate."""
+        try:
+            cut = self._cut_special if allow_special else self._cut_always
+            if cut is None:
+                return self.encoder.encode_many(texts)
+            rows = [cut(text) for text in texts]
+            if not any(rows):
+                return self.encoder.encode_many(texts)
+            parts = [row or [text] for row, text in zip(rows, texts, strict=True)]
+            return TokenBatch.from_lists(self._encode_parts(parts))
+        except (UnicodeEncodeError, TypeError, AttributeError) as error:
+            raise _text_error(texts, error) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; invalid UTF-8 shows as U+FFFD. Raises UserError for an unknown id."""
+        return self.token_bytes_of(ids).decode("utf-8", "replace")
+
+    def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of many id sequences. Raises UserError for an unknown id."""
+        return [self.decode(row) for row in rows]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one id stands for. Raises UserError for an unknown id."""
+        return self.token_bytes_of([token_id])
+
+    def token_bytes_of(self, ids: Sequence[int]) -> bytes:
+        """The bytes that ids stand for together. Raises UserError for an unknown id."""
+        rows = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        try:
+            return b"".join(map(self.vocabulary.token_bytes.__getitem__, rows))
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"The token id {error} is not in the vocabulary; "
+                f"expected 0 to {self.vocab_size - 1}."
+            ) from error
+
+    def _encode_parts(self, rows: Sequence[Sequence[str]]) -> list[list[int]]:
+        """Texts cut into parts; a part at an odd position is a special token."""
+        flat = [part for parts in rows for part in parts[::2]]
+        plain = iter(self.encoder.encode_many(flat))
+        result = []
+        for parts in rows:
+            ids: list[int] = []
+            for position, part in enumerate(parts):
+                if position % 2:
+                    ids.append(self.special_ids[part])
+                else:
+                    ids += next(plain).tolist()
+            result.append(ids)
+        return result
+
+
+class BatchTokenizer:
+    """Batches of texts to ids and back, through any `Tokenizer`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def encode_batch(
+        self, items: Sequence[BatchItem[TokenizeBatchRequest]]
+    ) -> BatchResult[TokenizeBatchResponse]:
+        """Tokenize every item, in order; a text that cannot be tokenized becomes an error.
+
+        Items that ask for special tokens and items that do not are two calls of the
+        tokenizer. Raises UserError for more than `max_batch_size()` items or equal ids.
+        """
+
+        def encode(requests: Sequence[TokenizeBatchRequest]) -> list[TokenizeBatchResponse]:
+            answers: list[TokenizeBatchResponse | None] = [None] * len(requests)
+            for special in {request.allow_special for request in requests}:
+                which = [i for i, r in enumerate(requests) if r.allow_special == special]
+                texts = [requests[i].text for i in which]
+                batch = self.tokenizer.encode_many(texts, allow_special=special)
+                ids, ends = batch.ids.tolist(), batch.offsets.tolist()
+                for i, start, end in zip(which, ends[:-1], ends[1:], strict=True):
+                    answers[i] = TokenizeBatchResponse(tuple(ids[start:end]), end - start)
+            return [answer for answer in answers if answer is not None]
+
+        return _run(items, encode)
+
+    def decode_batch(
+        self, items: Sequence[BatchItem[DetokenizeBatchRequest]]
+    ) -> BatchResult[DetokenizeBatchResponse]:
+        """Turn every item's ids into text; an unknown id makes that item's error.
+
+        Raises UserError for more than `max_batch_size()` items or equal ids.
+        """
+
+        def decode(requests: Sequence[DetokenizeBatchRequest]) -> list[DetokenizeBatchResponse]:
+            texts = self.tokenizer.decode_many([request.tokens for request in requests])
+            return [
+                DetokenizeBatchResponse(text, len(request.tokens))
+                for text, request in zip(texts, requests, strict=True)
+            ]
+
+        return _run(items, decode)
+
+    def max_batch_size(self) -> int:
+        """The largest batch taken: 1000 items."""
+        return MAX_BATCH_SIZE
+
+    def optimal_batch_size(self) -> int:
+        """The sizing advisor's answer for this tokenizer on this machine."""
+        from batchgauge.sizing import optimal_for_tokenizer  # heavy, and not needed to tokenize
+
+        return optimal_for_tokenizer(self.tokenizer, max_batch_size=MAX_BATCH_SIZE)
+
+
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
+
+
+def _run(
+    items: Sequence[BatchItem[Request]], work: Callable[[Sequence[Request]], list[Answer]]
+) -> BatchResult[Answer]:
+    """`work` on all items at once; if that fails, on each alone, so that errors stay apart.
+
+    An item's duration is an equal share of the call it took part in.
+    """
+    if len(items) > MAX_BATCH_SIZE:
+        raise UserError(f"The batch has {len(items)} items; expected at most {MAX_BATCH_SIZE}.")
+    started = perf_counter_ns()
+    try:
+        answers = work([item.data for item in items])
+        share_ms = (perf_counter_ns() - started) / 1e6 / max(len(items), 1)
+        responses = [
+            BatchResponse(item.id, answer, share_ms)
+            for item, answer in zip(items, answers, strict=True)
+        ]
+    except (UserError, ValueError, TypeError):  # the last two from foreign tokenizers
+        responses = [_run_alone(item, work) for item in items]
+    return BatchResult.of(responses, (perf_counter_ns() - started) / 1e6)
+
+
+def _run_alone(
+    item: BatchItem[Request], work: Callable[[Sequence[Request]], list[Answer]]
+) -> BatchResponse[Answer]:
+    started = perf_counter_ns()
+    answer, error = None, None
+    try:
+        answer = work([item.data])[0]
+    except (UserError, ValueError, TypeError) as problem:
+        error = str(problem)
+    return BatchResponse(item.id, answer, (perf_counter_ns() - started) / 1e6, error)
+
+
+def read_metadata(path: str | Path | None) -> dict[str, Any]:
+    """Metadata of a GGUF file; None is the default model. Raises UserError."""
+    from batchgauge.core.default_model import default_model_path
+    from batchgauge.core.gguf_file import GGUFFile
+
+    metadata: dict[str, Any] = GGUFFile.open(path or default_model_path()).metadata
+    return metadata
+
+
+def _cutter(special: Mapping[str, int]) -> Callable[[str], list[str] | None] | None:
+    """A function that cuts a text at special tokens: [text, token, text, …], None if it has none.
+
+    At each place the longest token wins. None when there is nothing to cut at.
+    """
+    if not special:
+        return None
+    longest_first = sorted(special, key=len, reverse=True)
+    pattern = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
+
+    def cut(text: str) -> list[str] | None:
+        parts: list[str] = pattern.split(text)
+        return parts if len(parts) > 1 else None
+
+    return cut
+
+
+def _text_error(texts: Sequence[object], cause: Exception) -> Exception:
+    """What is wrong with the first bad text, in one sentence; `cause` itself if none is bad."""
+    for text in texts:
+        if not isinstance(text, str):
+            return UserError(f"A text is of type {type(text).__name__}; expected str.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return UserError(
+                f"A text has the lone surrogate U+{ord(text[error.start]):04X} at character "
+                f"{error.start}; expected text that UTF-8 can hold."
+            )
+    return cause

@@ -1,0 +1,222 @@
+"""The pre-tokenizers as compiled code: where a word in UTF-8 bytes ends.
+
+`word_end` gives the words of the patterns in `pretokenize`, one at a time and without
+backtracking. Texts end with a separator byte of class END, so that nothing here checks
+bounds; the caller keeps `PADDING` bytes behind the last text. Words and hashes are in
+uint64, which wraps; Numba leaves the overflow of int64 undefined.
+
+Left out: checking that the bytes are UTF-8; Python's encoder made them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from batchgauge.core.tokenizer.bpe_layout import (
+    BLOCKS,
+    END,
+    GPT2,
+    LEAD,
+    LETTER,
+    LLAMA,
+    NUMBER,
+    OTHER,
+    PLANES,
+    SPACE,
+)
+
+_HIGH, _FOLD = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
+_TO_A, _BEYOND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
+
+
+@intrinsic
+def peek(typing_context: Any, array: Any, at: Any) -> Any:
+    """The element array[at] as int64, without the check for a negative index."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        element = builder.load(builder.gep(start, [args[1]]))
+        return element if element.type.width == 64 else builder.zext(element, ir.IntType(64))
+
+    return types.int64(array, types.int64), generate
+
+
+@intrinsic
+def load_eight(typing_context: Any, data: Any, at: Any) -> Any:
+    """Eight bytes of `data` from position `at` on, which need not be aligned, as one uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(pointer, align=1)
+
+    return types.uint64(data, types.int64), generate
+
+
+@intrinsic
+def store_two(typing_context: Any, ids: Any, at: Any, two: Any) -> Any:
+    """Write the lower and the upper half of `two` to ids[at] and ids[at + 1]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(ids, types.int64, types.int64), generate
+
+
+@intrinsic
+def _first_byte(typing_context: Any, flags: Any) -> Any:
+    """Index of the lowest byte with its high bit set; 8 if there is none."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+        return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
+
+    return types.int64(types.uint64), generate
+
+
+@njit(forceinline=True)
+def _not_letters(eight):
+    """High bits of those of eight bytes that are no ASCII letters."""
+    folded = eight | _FOLD
+    seven = folded & ~_HIGH
+    from_a, beyond_z = seven + _TO_A, seven + _BEYOND_Z  # in the high bits
+    return ~(from_a & ~beyond_z & ~folded) & _HIGH
+
+
+@njit(forceinline=True)
+def plain_word_length(data, at, low, high):
+    """Length of a word of ASCII letters, or a space and letters; 0 if it is no such word.
+
+    `low` and `high` are the 16 bytes from `at` on; a word that does not end within them,
+    or ends before a character that is not ASCII, gives 0 too. No branch depends on the
+    length, which a processor could not predict.
+    """
+    space = np.uint64((low & np.uint64(0xFF)) == np.uint64(0x20))
+    length = _first_byte(_not_letters(low) & ~(np.uint64(0x80) * space))
+    beyond = 8 + _first_byte(_not_letters(high))
+    length = beyond if length == 8 else length
+    return length if space < length < 16 and peek(data, at + length) < 0x80 else 0
+
+
+@njit(forceinline=True)
+def _class_at(data, at, classes, first):
+    """Class of the character at `at`, and where the next one begins."""
+    lead = peek(data, at)
+    kind = peek(classes, first + lead)
+    if kind != LEAD:
+        return kind, at + 1
+    if lead < 0xE0:
+        point, after = (lead & 0x1F) << 6 | peek(data, at + 1) & 0x3F, at + 2
+    elif lead < 0xF0:
+        point = (lead & 0x0F) << 12 | (peek(data, at + 1) & 0x3F) << 6 | peek(data, at + 2) & 0x3F
+        after = at + 3
+    else:
+        point = (lead & 0x07) << 18 | (peek(data, at + 1) & 0x3F) << 12
+        point, after = point | (peek(data, at + 2) & 0x3F) << 6 | peek(data, at + 3) & 0x3F, at + 4
+    block = peek(classes, BLOCKS + (point >> 8))
+    return peek(classes, BLOCKS + PLANES + (block << 8) + (point & 255)), after
+
+
+@njit(forceinline=True)
+def _letters_end(data, at, classes, first):
+    """End of the run of letters from `at` on; eight ASCII letters at a time."""
+    while True:
+        others = _not_letters(load_eight(data, at))
+        at += _first_byte(others)
+        if others == 0:
+            continue
+        if peek(data, at) < 0x80:
+            return at
+        kind, after = _class_at(data, at, classes, first)
+        if kind != LETTER:
+            return at
+        at = after
+
+
+@njit(forceinline=True)
+def _run_end(data, at, kind, classes, first):
+    """End of the run of characters of one class from `at` on."""
+    while True:
+        here, after = _class_at(data, at, classes, first)
+        if here != kind:
+            return at
+        at = after
+
+
+@njit(forceinline=True)
+def _contraction_end(data, at, style):
+    """End of 's 't 're 've 'm 'll 'd at the apostrophe `at`; `at` itself where there is none."""
+    fold = 0x20 if style == LLAMA else 0
+    one, two = peek(data, at + 1) | fold, peek(data, at + 2) | fold
+    if one == 0x73 or one == 0x74 or one == 0x6D or one == 0x64:
+        return at + 2
+    if (two == 0x65 and (one == 0x72 or one == 0x76)) or (one == 0x6C and two == 0x6C):
+        return at + 3
+    if style == LLAMA and peek(data, at + 1) == 0xC5 and peek(data, at + 2) == 0xBF:
+        return at + 3  # the long s, U+017F, is an s where case does not count
+    return at
+
+
+@njit(forceinline=True)
+def word_end(data, at, style, digits, classes, first):
+    """End of the word that begins at `at`; `at` itself at the end of the text.
+
+    `digits` is the most that a word may have: 0 for no limit, as in GPT-2's pattern.
+    """
+    kind, after = _class_at(data, at, classes, first)
+    if kind == END:
+        return at
+    if peek(data, at) == 0x27:
+        end = _contraction_end(data, at, style)
+        if end > at:
+            return end
+    line_end = peek(data, at) == 0x0A or peek(data, at) == 0x0D
+    spaced = peek(data, at) == 0x20 or (style == LLAMA and kind != NUMBER and not line_end)
+    next_kind, beyond = kind, after
+    if spaced and kind != LETTER:
+        next_kind, beyond = _class_at(data, after, classes, first)
+        if next_kind == LETTER:
+            return _letters_end(data, beyond, classes, first)
+    if kind == LETTER:
+        return _letters_end(data, after, classes, first)
+    if peek(data, at) == 0x20 and (next_kind == OTHER or (next_kind == NUMBER and digits == 0)):
+        kind, after = next_kind, beyond
+    if kind == NUMBER:
+        if digits == 0:
+            return _run_end(data, after, NUMBER, classes, first)
+        for _ in range(digits - 1):
+            next_kind, beyond = _class_at(data, after, classes, first)
+            if next_kind != NUMBER:
+                break
+            after = beyond
+        return after
+    if kind == OTHER:
+        after = _run_end(data, after, OTHER, classes, first)
+        if style == LLAMA:
+            while peek(data, after) == 0x0A or peek(data, after) == 0x0D:
+                after += 1
+        return after
+    last, newline = at, at  # white space: where its last character begins, behind its last newline
+    if line_end:
+        newline = after
+    while True:
+        kind, beyond = _class_at(data, after, classes, first)
+        if kind != SPACE:
+            break
+        last = after
+        if peek(data, after) == 0x0A or peek(data, after) == 0x0D:
+            newline = beyond
+        after = beyond
+    if style == LLAMA and newline > at:
+        return newline
+    if last == at or kind == END or (style == GPT2 and digits == 1 and kind == NUMBER):
+        return after
+    return last  # leave one for the word that follows

@@ -1,0 +1,1 @@
+"""Notebook 01: what does batching buy?"""

@@ -1,0 +1,1 @@
+"""Notebook 04: which batch size should I run?"""

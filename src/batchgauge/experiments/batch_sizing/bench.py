@@ -1,0 +1,190 @@
+"""What the batch-sizing notebook works on, opened and checked once, and its smaller tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.experiments.batch_sizing import runs, study
+from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.sizing import (
+    BatchSizeSuggestion,
+    CostModel,
+    HardwareProfile,
+    Lengths,
+    MemoryModel,
+    ModelShape,
+    detect_hardware,
+)
+from batchgauge.sizing.config import SizingConfig
+from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.memory_model import Peak
+from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, tokenizer_probe
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Engine, tokenizer, texts and request lengths of one run, with its effort and question."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    texts: Sequence[str]
+    works: Mapping[str, Lengths]
+    effort: runs.Effort
+    config: SizingConfig
+    hardware: HardwareProfile
+    priors: Mapping[int, CostModel]
+    shape: ModelShape | None
+    probes: Mapping[int, SteadyProbe]
+    text_probe: SteadyTextProbe
+    seed: int
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        profile: str,
+        model: str,
+        tokenizer: str,
+        engine: str,
+        workload: str,
+        threads: int,
+        seed: int,
+        sizing: Mapping[str, Any],
+    ) -> Bench:
+        """Check all parameters, then load. Raises UserError before anything slow happens."""
+        config = SizingConfig.from_parameters({**sizing, "threads": threads})
+        texts = study.tokenizer_texts(workload)
+        path = Path(model) if model else None
+        opened = open_engine(engine, path, threads)
+        shape = runs.shape_of(opened)
+        words = open_tokenizer(tokenizer, path)
+        effort = runs.effort(profile, threads, most=opened.max_batch_size())
+        priors = {
+            count: CostModel.prior(shape, detect_hardware(threads=count))
+            for count, _ in effort.largest
+            if shape is not None
+        }
+        longest = 24 if profile == "smoke" else 128
+        works = study.engine_workloads(words, workload, longest=longest, seed=seed)
+        if shape is not None:
+            for work in works.values():
+                work.check_context(shape.context_length)
+        hardware = detect_hardware(threads=threads)
+        probes = runs.steady_probes(opened, effort)
+        text_probe = SteadyTextProbe(tokenizer_probe(words, texts))
+        return cls(
+            opened,
+            words,
+            texts,
+            works,
+            effort,
+            config,
+            hardware,
+            priors,
+            shape,
+            probes,
+            text_probe,
+            seed,
+        )
+
+    @property
+    def threads_swept(self) -> int:
+        """The thread count whose figures are shown: the one asked for."""
+        return self.config.threads
+
+    @property
+    def largest(self) -> int:
+        """The largest batch swept with that thread count."""
+        return dict(self.effort.largest)[self.threads_swept]
+
+    @property
+    def whole_sizes(self) -> tuple[int, ...]:
+        """Sizes of the batches that are run whole."""
+        return tuple(sorted({max(1, self.largest // part) for part in (12, 3, 2)}))
+
+    def machine_table(self) -> pd.DataFrame:
+        """What is known of the machine."""
+        return pd.DataFrame(self.hardware.facts(), columns=["what", "value"])
+
+    def own_question(
+        self, models: Mapping[runs.Key, CostModel], memory: MemoryModel | None
+    ) -> BatchSizeSuggestion:
+        """The suggestion for the prompts of the workload under the notebook's own budgets."""
+        config = replace(self.config, max_batch_size=self.largest)
+        cost = models["engine", self.threads_swept]
+        return config.suggest(self.works["prompts"], cost, memory, self.hardware)
+
+    def rejected_table(self, suggestion: BatchSizeSuggestion) -> pd.DataFrame:
+        """Rejected sizes with reasons, thinned to a page."""
+        rows = [
+            {
+                "batch_size": row.size,
+                "throughput_per_s": row.throughput_per_s.value,
+                "latency_ms": row.latency_ms.value,
+                "memory_mib": row.memory_bytes.value / 2**20,
+                "why_not": row.rejected,
+            }
+            for row in suggestion.rejected
+        ]
+        return pd.DataFrame(rows[:: max(1, len(rows) // 12)])
+
+    def peaks_table(
+        self, memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]
+    ) -> pd.DataFrame:
+        """One row a measured peak, with its prediction."""
+        return pd.DataFrame(
+            {
+                "batch_size": peak.rows,
+                "prompt_tokens": peak.prompt_tokens,
+                "new_tokens": peak.new_tokens,
+                "use": use,
+                "measured_bytes": peak.peak_bytes,
+                "predicted_bytes": memory.batch_bytes(peak.plan()),
+            }
+            for use, peaks in (("fitted", fitted), ("fresh", fresh))
+            for peak in peaks
+        )
+
+    def timings_table(self, sweeps: Mapping[runs.Key, Sweep]) -> pd.DataFrame:
+        """One row a timed run of the fresh sweeps."""
+        return pd.DataFrame(
+            {"part": part, **row} for (part, _), sweep in sweeps.items() for row in sweep.rows()
+        )
+
+    def unbudgeted(self, advice: study.Advice) -> dict[str, int]:
+        """The advice of each workload without a budget."""
+        return {
+            name: advice.sizes[study.ADVISOR, study.scenario_name(name, None, self.threads_swept)]
+            for name in self.works
+        }
+
+    def score_table(self, scored: pd.DataFrame) -> pd.DataFrame:
+        """The advisor's scores, one row a scenario."""
+        rows = scored[scored["strategy"] == study.ADVISOR]
+        return rows[["scenario", "part", "suggested", "best", "score", "good_share"]]
+
+    def example_budget(self, cost: CostModel) -> float:
+        """A latency budget that binds: two and a half times what one request alone takes."""
+        return 2.5 * batch_times(cost, self.works["medium"], 1).request_ms
+
+    def recalibrate(self) -> list[CostModel]:
+        """Further calibrations of the engine, one round each."""
+        return [
+            runs.calibrate_threads(
+                self.probes[self.threads_swept],
+                self.engine.name,
+                self.threads_swept,
+                self.largest,
+                self.effort,
+                seed=self.seed + 10 + i,
+                repeats=1,
+            )
+            for i in range(self.effort.reruns)
+        ]

@@ -1,0 +1,230 @@
+"""The batch-sizing notebook's pictures, each from data frames; titles state what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from batchgauge.experiments.batch_sizing.study import ADVISOR, unseen
+from batchgauge.reporting import plots
+from batchgauge.sizing.cost_model import CostModel
+from batchgauge.sizing.memory_model import MemoryModel, Peak
+from batchgauge.sizing.suggestion import BatchSizeSuggestion
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MEASURED, MODEL, CHOSEN, BEST = "#0072B2", "#D55E00", "#D55E00", "#009E73"
+
+
+def cost_curves(errors: pd.DataFrame, models: Mapping[tuple[str, int], CostModel]) -> Figure:
+    """Decode step and prefill: the model's curve with its band over fresh measurements."""
+    threads = sorted(errors.loc[errors["part"] == "engine", "threads"].unique())
+    fig, axes = plt.subplots(1, 2, figsize=(10.4, 4.2))
+    looks = dict(zip(threads, ("#0072B2", "#E69F00", "#009E73"), strict=False))
+    for ax, phase in zip(axes, ("decode", "prefill"), strict=True):
+        for t in threads:
+            rows = errors[(errors["phase"] == phase) & (errors["threads"] == t)]
+            model = models["engine", int(t)]
+            curve = model.decode if phase == "decode" else model.prefill
+            x = np.arange(1, rows["size"].max() + 1)
+            y, half = curve(x), 1.0 + model.half_width
+            ax.fill_between(x, y / half, y * half, color=looks[t], alpha=0.15, linewidth=0)
+            ax.plot(x, y, color=looks[t], linewidth=1.4, label=f"model, {t} thread{'s'[: t - 1]}")
+            known = rows["calibrated"]
+            ax.plot(*_xy(rows[~known]), "o", ms=4, mfc="white", color=looks[t])
+            ax.plot(*_xy(rows[known]), "o", ms=4.5, color=looks[t])
+        ax.set_ylim(bottom=0)
+        ax.set_xlim(left=0)
+    axes[0].set(
+        xlabel="rows in the batch", ylabel="one decode step (ms)", title=_missed(errors, "decode")
+    )
+    axes[1].set(xlabel="prompt positions", ylabel="prefill (ms)", title=_missed(errors, "prefill"))
+    axes[0].legend(
+        loc="upper left", title="dots: fresh (filled: size was calibrated)", title_fontsize=9
+    )
+    return fig
+
+
+def _xy(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
+    return rows["size"], rows["fresh_ms"]
+
+
+def _missed(errors: pd.DataFrame, phase: str) -> str:
+    rows, which = unseen(errors, phase)
+    typical = float(rows["relative_error"].abs().median())
+    return f"{phase.capitalize()}: {100 * typical:.1f} % off where {which}"
+
+
+def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
+    """Throughput against every batch size, one panel a workload, suggestion against best."""
+    names = list(dict.fromkeys(dense["workload"]))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(3.5 * columns, 2.9 * lines), squeeze=False, sharex=True
+    )
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        rows = dense[dense["workload"] == name]
+        x, y = rows["batch_size"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
+        ax.plot(x, rows["predicted_tokens_per_s"], color=MODEL, linewidth=1.2, label="predicted")
+        ax.plot(x, y, "o-", ms=3, linewidth=0.8, color=MEASURED, label="fresh sweep")
+        best, at = int(np.argmax(y)), suggested[name]
+        got = float(y[list(x).index(at)])
+        ax.plot(x[best], y[best], "*", ms=14, color=BEST, label="best", zorder=4)
+        ax.plot(at, got, "D", ms=8, mfc="none", mew=2, color=CHOSEN, label="suggested", zorder=5)
+        ax.set_title(f"{name}: {at} gets {100 * got / y[best]:.0f} %", fontsize=10.5)
+        ax.set_ylim(0, 1.12 * y.max())
+    for ax in axes[:, 0]:
+        ax.set_ylabel("tokens/s")
+    for ax in axes[-1]:
+        ax.set_xlabel("batch size")
+    axes.flat[0].legend(loc="lower right", fontsize=8.5)
+    return fig
+
+
+def pareto(
+    dense: pd.DataFrame, name: str, suggestion: BatchSizeSuggestion, budget_ms: float
+) -> Figure:
+    """Throughput against latency of every size of one workload, front and chosen point marked."""
+    rows = dense[dense["workload"] == name].sort_values("fresh_latency_ms")
+    x, y = rows["fresh_latency_ms"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
+    sizes = rows["batch_size"].to_numpy()
+    front = y >= np.maximum.accumulate(y)
+    fig, ax = plt.subplots(figsize=(8.0, 4.6))
+    ax.axvspan(budget_ms, 1.08 * x.max(), color="#D55E00", alpha=0.07, linewidth=0)
+    ax.plot(
+        x[~front],
+        y[~front],
+        "o",
+        ms=4,
+        color=plots.MUTED,
+        alpha=0.6,
+        label="beaten by another size",
+    )
+    ax.plot(x[front], y[front], "o-", ms=5, color=MEASURED, label="Pareto front (fresh)")
+    at = list(sizes).index(suggestion.size)
+    wait, rate = suggestion.latency_ms, suggestion.throughput_per_s
+    ax.errorbar(
+        wait.value,
+        rate.value,
+        xerr=[[wait.value - wait.low], [wait.high - wait.value]],
+        yerr=[[rate.value - rate.low], [rate.high - rate.value]],
+        color=CHOSEN,
+        capsize=4,
+        fmt="none",
+        label="predicted for the suggestion, 95 %",
+    )
+    ax.plot(
+        x[at], y[at], "D", ms=9, mfc="none", mew=2.2, color=CHOSEN, label="suggested size, fresh"
+    )
+    marked = [
+        i for i in np.flatnonzero(front) if sizes[i] in {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96}
+    ]
+    for i in marked:
+        ax.annotate(
+            f"{sizes[i]}", (x[i], y[i]), (-4, 7), textcoords="offset points", ha="right", fontsize=9
+        )
+    plots.reference_line(ax, budget_ms, "latency budget", axis="x")
+    allowed = y[x <= budget_ms]
+    share = y[at] / allowed.max() if allowed.size else 0.0
+    ax.set_xlim(0, 1.08 * x.max())
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel="latency of a request (ms)", ylabel="throughput (tokens/s)")
+    finding = f"batches of {suggestion.size} get {100 * share:.0f} % of the best"
+    ax.set_title(f"Under {budget_ms:,.0f} ms, {finding}", pad=24)
+    ax.legend(loc="lower right")
+    return fig
+
+
+def memory_check(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> Figure:
+    """Predicted against measured peaks above the weights, and the error of each."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2))
+    groups = (("fitted to", fitted, MEASURED, "o"), ("fresh lengths and sizes", fresh, MODEL, "D"))
+    top = max(p.peak_bytes for p in (*fitted, *fresh)) / 2**20
+    left.plot([0, 1.05 * top], [0, 1.05 * top], color=plots.MUTED, linewidth=1.2, zorder=1)
+    for label, peaks, shade, mark in groups:
+        real = np.array([p.peak_bytes for p in peaks]) / 2**20
+        said = np.array([memory.batch_bytes(p.plan()) for p in peaks]) / 2**20
+        left.plot(real, said, mark, color=shade, label=label, alpha=0.85)
+        right.plot(real, 100 * (said / real - 1.0), mark, color=shade, alpha=0.85)
+    right.axhspan(-5, 5, color="#009E73", alpha=0.1, linewidth=0)
+    plots.reference_line(right, 5.0, "goal: within 5 %")
+    worst = memory.worst_error(fresh)
+    left.set(
+        xlabel="measured peak above the weights (MiB)",
+        ylabel="predicted (MiB)",
+        title="Peak memory of a batch",
+    )
+    right.set(
+        xlabel="measured peak above the weights (MiB)",
+        ylabel="prediction error (%)",
+        title=f"Within {100 * worst:.1f} % on fresh batches",
+    )
+    right.set_ylim(-12, 12)
+    left.legend(loc="upper left")
+    return fig
+
+
+def strategies(scores: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Every score of every strategy as a dot, median and tenth percentile marked."""
+    order = list(table["strategy"])
+    fig, ax = plt.subplots(figsize=(8.8, 0.5 * len(order) + 1.6))
+    rng = np.random.default_rng(0)
+    for row, name in enumerate(order):
+        values = scores.loc[scores["strategy"] == name, "score"].to_numpy()
+        shade = CHOSEN if name == ADVISOR else MEASURED
+        jitter = row + 0.22 * (rng.random(values.size) - 0.5)
+        ax.plot(values, jitter, "o", ms=4, alpha=0.35, color=shade, mew=0)
+        low, mid = np.quantile(values, (0.1, 0.5))
+        ax.plot([low, mid], [row, row], color=shade, linewidth=2.5)
+        ax.plot(mid, row, "D", ms=8, color=shade)
+        ax.annotate(f"{mid:.3f}", (1.03, row), va="center", fontsize=9.5, annotation_clip=False)
+    ax.set_yticks(range(len(order)), order)
+    ax.set_ylim(len(order) - 0.5, -0.7)
+    ax.set_xlim(-0.03, 1.02)
+    ax.grid(visible=False, axis="y")
+    plots.reference_line(ax, 0.98, "goal 0.98", axis="x")
+    ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
+    first = table[table["strategy"] == ADVISOR].iloc[0]
+    second = table[table["strategy"] != ADVISOR].iloc[0]
+    ax.set_xlabel("score: throughput ÷ best under the same budgets (0: a budget was broken)")
+    ax.set_title(
+        f"{ADVISOR}: median {first['median_score']:.3f}; "
+        f"best other ({second['strategy']}): {second['median_score']:.3f}",
+        pad=24,
+    )
+    return fig
+
+
+def adaptive(run: pd.DataFrame, budget_ms: float) -> Figure:
+    """The adaptive run over time: batch size above, latency and its budget below."""
+    fig, (top, bottom) = plt.subplots(2, 1, figsize=(9.2, 5.4), sharex=True)
+    rows = run[run["phase"] == "disturbed"]
+    for ax in (top, bottom):
+        if len(rows):
+            ax.axvspan(
+                rows["at_s"].min(), rows["at_s"].max(), color="#E69F00", alpha=0.14, linewidth=0
+            )
+    top.step(run["at_s"], run["batch_size"], where="post", color=MEASURED)
+    top.set_ylabel("batch size")
+    top.set_ylim(bottom=0)
+    good = run["within_budget"]
+    bottom.plot(run["at_s"], run["latency_ms"], color=plots.MUTED, linewidth=0.8, zorder=1)
+    bottom.plot(run.loc[good, "at_s"], run.loc[good, "latency_ms"], "o", ms=4, color=MEASURED)
+    bottom.plot(run.loc[~good, "at_s"], run.loc[~good, "latency_ms"], "X", ms=7, color=MODEL)
+    plots.reference_line(bottom, budget_ms, "latency budget")
+    bottom.set(xlabel="time (s); shaded: other processes disturb", ylabel="batch latency (ms)")
+    bottom.set_ylim(bottom=0)
+    after = run[run["phase"] == "after"]
+    top.set_title(
+        f"{100 * good.mean():.0f} % of {len(run)} batches within budget; "
+        f"back at size {after['batch_size'].iloc[-1]} after the disturbance"
+    )
+    return fig

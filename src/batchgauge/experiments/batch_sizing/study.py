@@ -1,0 +1,310 @@
+"""The batch-sizing notebook's questions: which scenarios, which strategies, how good, how flat.
+
+Decides nothing by itself: suggestions come from `sizing`, truths from fresh sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.experiments.batch_sizing.runs import Effort, Key
+from batchgauge.experiments.batch_sizing.scoring import (
+    Scenario,
+    ask,
+    folklore,
+    same_step,
+    score,
+    summary,
+    truths,
+)
+from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.protocols import Tokenizer
+from batchgauge.sizing import (
+    CostModel,
+    Lengths,
+    MemoryModel,
+)
+from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.drift import Drift, check_drift
+from batchgauge.sizing.memory_model import Peak
+from batchgauge.workload import load_prompts, request_lengths, texts
+
+ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
+
+
+def tokenizer_texts(workload: str = "") -> list[str]:
+    """Texts to tokenize: the workload's prompts, and prose in pieces of many lengths."""
+    pieces = [t for size in (40, 120, 400, 1200) for t in texts("prose", size, 60, seed=size)]
+    return [prompt.prompt for prompt in load_prompts(workload)] + pieces
+
+
+def engine_workloads(
+    tokenizer: Tokenizer, workload: str = "", *, longest: int = 128, seed: int = 0
+) -> dict[str, Lengths]:
+    """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
+
+    Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
+    the shape (skew, raggedness) is kept.
+    """
+    context, new = request_lengths(200, scale=1 / 16, longest=longest, seed=seed)
+    prompts = load_prompts(workload)
+    counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
+    limits = [min(p.max_tokens, 16) for p in prompts]
+    return {
+        "short": Lengths.uniform(8, 8),
+        "medium": Lengths.uniform(32, 16),
+        "long prompt": Lengths.uniform(longest, 8),
+        "long answer": Lengths.uniform(8, 48),
+        "ragged traffic": Lengths(tuple(context.tolist()), tuple(new.tolist())),
+        "prompts": Lengths(tuple(int(min(c, longest)) for c in counts), tuple(limits)),
+    }
+
+
+MEMORY_WORK = Lengths.uniform(8, 4)
+
+
+def scenarios(
+    works: Mapping[str, Lengths],
+    models: Mapping[Key, CostModel],
+    memory: MemoryModel | None,
+    sample: Sequence[str],
+    plan: Effort,
+    *,
+    seed: int = 0,
+) -> list[Scenario]:
+    """All questions: workloads × latency budgets × memory budgets × threads, both parts.
+
+    Latency budgets are multiples of what the calibration says a batch of one takes, so that
+    they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
+    The seed moves each multiple by up to a fifth, so that another seed asks other questions.
+    """
+    rng = np.random.default_rng(seed)
+    found: list[Scenario] = []
+    main = models["engine", plan.main_threads]
+    for threads, largest in plan.largest:
+        cost = models["engine", threads]
+        first = threads == plan.main_threads
+        for name, work in works.items():
+            if not first and name in {"prompts", "long prompt"}:
+                continue
+            one = batch_times(cost, work, 1).request_ms
+            for about in (None, 1.6, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
+                factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
+                label = scenario_name(name, factor, threads)
+                budget = None if factor is None else factor * one
+                found.append(Scenario(label, "engine", work, largest, budget, threads=threads))
+    threads, largest = plan.main_threads, dict(plan.largest)[plan.main_threads]
+    short = works["short"]
+    alone = batch_times(main, short, 1)
+    extra = {
+        "impossible latency": Scenario("", "engine", short, largest, 0.5 * alone.request_ms),
+        "first token ≤ 5× alone": Scenario("", "engine", short, largest, 5 * alone.ttft_ms, "ttft"),
+        "step ≤ 1.5× alone": Scenario(
+            "", "engine", short, largest, 1.5 * alone.inter_token_ms, "inter_token"
+        ),
+        "step ≤ 2.5× alone": Scenario(
+            "",
+            "engine",
+            works["ragged traffic"],
+            largest,
+            2.5 * alone.inter_token_ms,
+            "inter_token",
+        ),
+    }
+    if memory:
+        for share in (0.3, 0.6, 0.9):
+            room = memory.peak_bytes(MEMORY_WORK, max(1, round(share * largest)))
+            extra[f"memory for {share:.0%} of the largest"] = Scenario(
+                "", "engine", MEMORY_WORK, largest, memory_budget_bytes=room
+            )
+        below = 0.9 * memory.weight_bytes
+        extra["memory below the weights"] = Scenario(
+            "", "engine", MEMORY_WORK, largest, memory_budget_bytes=below
+        )
+    found += [_renamed(s, f"{name}, {threads} thr.", threads) for name, s in extra.items()]
+    found += _tokenizer_scenarios(models["tokenizer", 1], sample, plan.tokenizer_largest)
+    return found
+
+
+def _tokenizer_scenarios(cost: CostModel, sample: Sequence[str], largest: int) -> list[Scenario]:
+    work = Lengths.texts(sample)
+    one = batch_times(cost, work, 8).request_ms
+    return [
+        Scenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
+        for f in (None, 1.5, 4.0, 16.0)
+    ]
+
+
+def scenario_name(workload: str, factor: float | None, threads: int) -> str:
+    """How a scenario of a workload is called."""
+    return f"{workload}, {_budget(factor)}, {threads} thr."
+
+
+def _budget(factor: float | None) -> str:
+    return "no budget" if factor is None else f"latency ≤ {factor:g}×"
+
+
+def _renamed(scenario: Scenario, name: str, threads: int) -> Scenario:
+    values = {**scenario.__dict__, "name": name, "threads": threads}
+    return Scenario(**values)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was asked before anything was swept: strategy and scenario to size (0: none fits)."""
+
+    sizes: dict[tuple[str, str], int]
+
+    def wanted(self, questions: Sequence[Scenario]) -> dict[Key, set[int]]:
+        """Sizes that the sweep must include, by part and threads."""
+        wanted: dict[Key, set[int]] = {}
+        for scenario in questions:
+            for strategy in (ADVISOR, PRIOR):
+                size = self.sizes.get((strategy, scenario.name), 0)
+                if size:
+                    wanted.setdefault((scenario.part, scenario.threads), set()).add(size)
+        return wanted
+
+
+def advise(
+    questions: Sequence[Scenario],
+    models: Mapping[Key, CostModel],
+    memory: MemoryModel | None,
+    priors: Mapping[int, CostModel],
+) -> Advice:
+    """The advisor's answers, and those of a roofline that nobody calibrated, for comparison."""
+    sizes: dict[tuple[str, str], int] = {}
+    for scenario in questions:
+        model = memory if scenario.part == "engine" else None
+        key = (scenario.part, scenario.threads)
+        sizes[ADVISOR, scenario.name] = ask(scenario, models[key], model)
+        if scenario.part == "engine" and scenario.threads in priors:
+            sizes[PRIOR, scenario.name] = ask(scenario, priors[scenario.threads], model)
+    return Advice(sizes)
+
+
+def judge(
+    questions: Sequence[Scenario],
+    advice: Advice,
+    sweeps: Mapping[Key, Sweep],
+    peaks: Sequence[Peak],
+    weight_bytes: int,
+) -> pd.DataFrame:
+    """One row a scenario and strategy: score against the best of the fresh sweep.
+
+    Peaks of the memory scenarios' requests lie on the straight line between those measured.
+    """
+    even = (MEMORY_WORK.inputs[0], MEMORY_WORK.new_tokens[0])
+    known = sorted((p.rows, p.peak_bytes) for p in peaks if (p.prompt_tokens, p.new_tokens) == even)
+    columns = zip((0, 0.0), *known, strict=True)  # no batch, no bytes
+    rows, held = (np.asarray(column, dtype=np.float64) for column in columns)
+
+    def measured(work: Lengths, size: int) -> float:
+        return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
+
+    found = []
+    for scenario in questions:
+        sweep = sweeps[scenario.part, scenario.threads]
+        truth = truths(scenario, sweep.costs, sweep.sizes, measured)
+        halves = [truths(scenario, half, sweep.sizes, measured) for half in sweep.halves]
+        tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
+        for strategy, size in {**tried, **folklore(truth)}.items():
+            if size is not None:
+                found.append(score(scenario, strategy, size, truth, halves))
+    return pd.DataFrame(found)
+
+
+def summaries(scores: pd.DataFrame) -> pd.DataFrame:
+    """The goals' figures by strategy, best median first."""
+    from batchgauge.experiments.batch_sizing.scoring import Score
+
+    rows = []
+    for strategy, group in scores.groupby("strategy", sort=False):
+        records = [Score(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
+        rows.append({"strategy": strategy, **summary(records)})
+    frame = pd.DataFrame(rows).astype({"scenarios": int})
+    return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
+
+
+def stability(
+    questions: Sequence[Scenario],
+    advice: Advice,
+    reruns: Sequence[CostModel],
+    memory: MemoryModel | None,
+) -> pd.DataFrame:
+    """The same questions after each recalibration: same size up to one step, or not."""
+    rows = []
+    for scenario in questions:
+        if scenario.part != "engine" or scenario.threads != reruns[0].threads:
+            continue
+        first = advice.sizes[ADVISOR, scenario.name]
+        again = [ask(scenario, model, memory) for model in reruns]
+        same = [same_step(first, size) for size in again]
+        rows.append(
+            {
+                "scenario": scenario.name,
+                "first": first,
+                "again": " ".join(map(str, again)),
+                "same_share": float(np.mean([True, *same])),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a median over scenarios."""
+    data = np.asarray(values)
+    draws = np.random.default_rng(seed).choice(data, size=(2000, data.size))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, Sweep]) -> pd.DataFrame:
+    """Model against fresh sweep, one row a phase and size; `calibrated` marks sizes it was fed."""
+    rows = []
+    for key, model in models.items():
+        costs = sweeps[key].costs
+        grids = {
+            "prefill": (costs.prefill_positions, costs.prefill_values_ms, model.prefill),
+            "decode": (costs.decode_rows, costs.decode_values_ms, model.decode),
+        }
+        for phase, (sizes, fresh, curve) in grids.items():
+            if key[0] == "tokenizer" and phase == "decode":
+                continue
+            for size, ms in zip(sizes, fresh, strict=True):
+                rows.append(
+                    {
+                        "part": key[0],
+                        "threads": key[1],
+                        "phase": phase if key[0] == "engine" else "tokenize",
+                        "size": size,
+                        "fresh_ms": ms,
+                        "predicted_ms": float(curve(size)),
+                        "calibrated": size in curve.knots,
+                    }
+                )
+    frame = pd.DataFrame(rows)
+    return frame.assign(relative_error=frame["predicted_ms"] / frame["fresh_ms"] - 1.0)
+
+
+def unseen(errors: pd.DataFrame, phase: str) -> tuple[pd.DataFrame, str]:
+    """Errors of a phase on sizes that were not calibrated, and how to call those sizes.
+
+    A smoke run may calibrate at every size that it sweeps; then these are all there are.
+    """
+    rows = errors[errors["phase"] == phase]
+    fresh = rows[~rows["calibrated"]]
+    return (fresh, "never calibrated") if len(fresh) else (rows, "calibrated, all there are")
+
+
+def drift(errors: pd.DataFrame, wrong: float = 1.0) -> Drift:
+    """Whether the model of the first thread count holds on fresh decode times.
+
+    `wrong` multiplies its predictions, to show that a model that is off is noticed.
+    """
+    rows = errors[(errors["phase"] == "decode") & (errors["threads"] == errors["threads"].min())]
+    return check_drift((wrong * rows["predicted_ms"]).tolist(), rows["fresh_ms"].tolist())

@@ -1,0 +1,130 @@
+"""Tables of the batch-sizing notebook: dense throughput, sizes by budget, simulated machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.sizing import (
+    BatchSizeSuggestion,
+    CostModel,
+    Lengths,
+    MemoryModel,
+    ModelShape,
+    simulated_profiles,
+    suggest_batch_size,
+)
+from batchgauge.sizing.cost_model import batch_times
+
+
+def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostModel) -> pd.DataFrame:
+    """Measured and predicted throughput and latency of every swept size, per workload."""
+    rows = []
+    for name, work in works.items():
+        for size in sweep.sizes:
+            real, said = batch_times(sweep.costs, work, size), batch_times(model, work, size)
+            rows.append(
+                {
+                    "workload": name,
+                    "batch_size": size,
+                    "fresh_tokens_per_s": real.throughput_per_s,
+                    "fresh_latency_ms": real.request_ms,
+                    "predicted_tokens_per_s": said.throughput_per_s,
+                    "predicted_latency_ms": said.request_ms,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def exhaustive_seconds(works: Mapping[str, Lengths], sweep: Sweep) -> float:
+    """What running every workload once at every swept size would take, from measured times."""
+    return sum(
+        batch_times(sweep.costs, work, size).request_ms / 1e3
+        for work in works.values()
+        for size in sweep.sizes
+    )
+
+
+def budget_table(
+    work: Lengths, cost: CostModel, memory: MemoryModel | None, largest: int
+) -> pd.DataFrame:
+    """The sliders' answers as a table: suggestions over latency and memory budgets."""
+    one = batch_times(cost, work, 1).request_ms
+    budgets = [None, *(round(one * f, -1) for f in (1.5, 2.5, 5.0, 10.0))]
+    rows = []
+    for latency in budgets:
+        row: dict[str, object] = {
+            "latency_budget_ms": "none" if latency is None else f"{latency:,.0f}"
+        }
+        for room in (8, 16, 64, None) if memory else (None,):
+            head = "no memory budget" if room is None else f"weights + {room} MiB"
+            row[head] = suggestion_text(work, cost, memory, largest, latency, room)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def suggestion_text(
+    work: Lengths,
+    cost: CostModel,
+    memory: MemoryModel | None,
+    largest: int,
+    latency_ms: float | None,
+    room_mib: float | None,
+) -> str:
+    """The size for a cell of the table, or which budget fails at 1."""
+    try:
+        found = suggest(work, cost, memory, largest, latency_ms, room_mib)
+    except UserError as problem:
+        return "none: memory" if "memory budget" in str(problem) else "none: latency"
+    return f"{found.size} ({found.throughput_per_s.value:,.0f} tokens/s)"
+
+
+def suggest(
+    work: Lengths,
+    cost: CostModel,
+    memory: MemoryModel | None,
+    largest: int,
+    latency_ms: float | None,
+    room_mib: float | None,
+) -> BatchSizeSuggestion:
+    """One suggestion with budgets as the sliders give them: room is above the weights."""
+    room = None
+    if room_mib is not None and memory is not None:
+        room = memory.weight_bytes + room_mib * 2**20
+    return suggest_batch_size(
+        workload=work,
+        cost_model=cost,
+        memory_model=memory,
+        latency_budget_ms=latency_ms,
+        memory_budget_bytes=room,
+        max_batch_size=largest,
+    )
+
+
+def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd.DataFrame:
+    """What the advisor would say on machines that do not exist: simulated, from rooflines."""
+    rows = []
+    for profile in simulated_profiles():
+        found = suggest_batch_size(
+            workload=work,
+            cost_model=CostModel.prior(shape, profile),
+            memory_model=memory,
+            hardware=profile,
+            objective="balanced",
+            max_batch_size=256,
+        )
+        rows.append(
+            {
+                "machine": profile.label(),
+                "bandwidth_gb_per_s": profile.bandwidth_bytes_per_s / 1e9,
+                "gflop_per_s": profile.flops_per_s / 1e9,
+                "memory_gib": profile.memory_bytes / 2**30,
+                "balanced_batch_size": found.size,
+                "predicted_tokens_per_s": found.throughput_per_s.value,
+                "trust": found.trust,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""Notebook 02: where do time and memory go?"""

@@ -1,0 +1,100 @@
+"""From the study's data to hotspots: what each part's time is made of, and what that means."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from batchgauge.experiments.bottlenecks.kernels import DECODE_KERNELS
+from batchgauge.experiments.bottlenecks.study import Study
+from batchgauge.profiling.findings import Hotspot, memory_findings, memory_sentence, rank_findings
+from batchgauge.profiling.stacks import Kind, StackProfile
+
+
+def hotspots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
+    """Hotspots of every part: kernels against their floors for decode, functions elsewhere."""
+    spots = _kernel_spots(study, roofline)
+    taken = {spot.part for spot in spots}
+    for name, profile in study.samples.items():
+        if name not in taken and not (name.startswith("inference") and stages.size):
+            spots += _function_spots(name, profile)
+    if stages.size:
+        spots += _stage_spots(study, stages, roofline)
+    return spots
+
+
+def findings(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> pd.DataFrame:
+    """The ranked findings of the whole study."""
+    return rank_findings(hotspots(study, stages, roofline))
+
+
+def _kernel_spots(study: Study, roofline: pd.DataFrame) -> list[Hotspot]:
+    """Shares of a decode step by kernel at the study's batch size, with distance from the floor."""
+    if roofline.empty:
+        return []
+    rows = {
+        row["kernel"]: row
+        for row in roofline[roofline["batch_size"] == study.batch_size].to_dict("records")
+    }
+    whole = rows["decode"]["measured_ms"]
+    name = f"decode ({getattr(study.engine, 'name', '')})"
+    spots = [
+        Hotspot(name, kernel, min(1.0, rows[kernel]["measured_ms"] / whole), "numpy",
+                rows[kernel]["ratio"], rows[kernel]["bound"])
+        for kernel in DECODE_KERNELS
+    ]  # fmt: skip
+    rest = 1.0 - sum(spot.share for spot in spots)
+    return [*spots, Hotspot(name, "norms, rotations and the rest", max(0.0, rest), "numpy")]
+
+
+def _function_spots(name: str, profile: StackProfile) -> list[Hotspot]:
+    """The innermost functions of one's own by share, each class of code apart."""
+    sums: dict[tuple[str, Kind], float] = {}
+    for row in profile.by_owner().to_dict("records"):
+        key = (row["function"], row["kind"])
+        sums[key] = sums.get(key, 0.0) + row["share"]
+    largest = sorted(sums.items(), key=lambda item: -item[1])[:4]
+    return [Hotspot(name, function, share, kind) for (function, kind), share in largest]
+
+
+def _stage_spots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
+    """Stages of a batch; prefill and decode with their distance from the floor where known."""
+    rows = stages[stages["batch_size"] == study.batch_size]
+    known = (
+        {}
+        if roofline.empty
+        else {
+            row["kernel"]: row
+            for row in roofline[roofline["batch_size"] == study.batch_size].to_dict("records")
+        }
+    )
+    part = f"inference ({getattr(study.engine, 'name', '')})"
+    spots = []
+    for row in rows.to_dict("records"):
+        floor = known.get(row["stage"], {"ratio": math.nan, "bound": ""})
+        kind: Kind = "numpy" if row["stage"] in {"prefill", "decode"} else "python"
+        spots.append(
+            Hotspot(part, row["stage"], row["share"], kind, floor["ratio"], floor["bound"])
+        )
+    return spots
+
+
+def memory_table(study: Study) -> pd.DataFrame:
+    """Growing and temporary sites of every part."""
+    frames = [memory_findings(profile, name) for name, profile in study.allocations.items()]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def memory_sentences(study: Study) -> str:
+    """One sentence a part about growth and temporary bytes."""
+    said = [memory_sentence(profile, name) for name, profile in study.allocations.items()]
+    return " ".join(said) or "No allocations were tracked."
+
+
+def temporary_bytes_per_decode_step(study: Study) -> float:
+    """Bytes that one decode step allocates and gives back; NaN where it was not tracked."""
+    for name, profile in study.allocations.items():
+        if name.startswith("decode step"):
+            return profile.temporary_bytes_per_call
+    return math.nan

@@ -1,0 +1,259 @@
+"""The engine taken apart: kernels for the roofline, stages by batch size, padding, GIL probes.
+
+Letters: B rows, T positions, D model width, H query heads, E head width, F
+feed-forward width, V vocabulary, L layers. Bytes are what must come from or
+go to memory at the least: each weight once, keys and values once, activations not
+(they stay in the caches); operations are those of the matrix products, two a
+multiply-add.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchgauge.core.kv_cache import KVCache
+from batchgauge.core.model import LlamaModel
+from batchgauge.core.ops import swiglu
+from batchgauge.experiments.bottlenecks.study import Items, Study
+from batchgauge.profiling.parallelism import probe_gil
+from batchgauge.profiling.roofline import Kernel, Peaks, measure_peaks, place
+from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.workload import request_lengths
+
+CONTEXT = 128  # positions that a decode step looks back on
+PROMPT = 32  # positions a row in the prefill that is placed on the roofline
+DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
+
+
+def _filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
+    """A cache that holds `length` positions in each row, with room for some more.
+
+    Written to, because pages of zeros that nobody wrote to share one page of memory.
+    """
+    cache = model.new_cache([length + 8] * rows)
+    for group in cache.groups:
+        group.keys.fill(0.01)
+        group.values.fill(0.01)  # noqa: PD011 - no data frame
+    _set_lengths(cache, length)
+    return cache
+
+
+def _set_lengths(cache: KVCache, length: int) -> None:
+    for group in cache.groups:
+        group.lengths[:] = [length] * len(group)
+
+
+def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
+    """One decode step of `rows` rows, each with `context` positions behind it, again and again."""
+    cache = _filled_cache(model, rows, context)
+    tokens = np.arange(rows, dtype=np.int32)
+
+    def decode_step() -> npt.NDArray[np.float32]:
+        _set_lengths(cache, context)
+        return model.decode(tokens, cache)
+
+    return decode_step
+
+
+def _prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], object]:
+    cache = model.new_cache([positions] * rows)
+    prompts = [list(range(positions))] * rows
+
+    def prefill() -> npt.NDArray[np.float32]:
+        _set_lengths(cache, 0)
+        return model.prefill(prompts, cache)
+
+    return prefill
+
+
+def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
+    """The kernels of a decode step over all layers, a whole step, and a prefill, at B rows."""
+    c, B = model.config, batch_size
+    D, H, E, F, V, L = c.d_model, c.heads, c.head_dim, c.d_ff, c.vocab_size, c.layers
+    layers = model.weights.layers
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((B, D), dtype=np.float32)
+    wide = rng.standard_normal((B, H * E), dtype=np.float32)
+    queries = wide.reshape(B, H, E)
+    news = rng.standard_normal((B, c.kv_heads, E), dtype=np.float32)  # keys and values
+    cache = _filled_cache(model, B, CONTEXT - 1)
+
+    def qkv() -> None:
+        for layer in layers:
+            layer.qkv(x)
+
+    def output() -> None:
+        for layer in layers:
+            layer.output(wide)
+
+    def mlp() -> None:
+        for layer in layers:
+            layer.down(swiglu(layer.gate_up(x)))
+
+    def attention() -> None:
+        out = np.empty((B, H * E), np.float32)
+        for number in range(L):
+            first = 0
+            for group in cache.groups:
+                span = slice(first, first + len(group))
+                model.attention.step(
+                    group, number, queries[span], news[span], news[span], out[span]
+                )
+                first += len(group)
+
+    weights = {
+        "QKV": L * D * c.qkv_width,
+        "output": L * D * H * E,
+        "MLP": L * 3 * D * F,
+        "head": V * D,
+    }
+    kv_bytes = B * CONTEXT * c.kv_bytes_per_token
+    attention_flops = 4.0 * B * L * H * E * CONTEXT
+    all_weights = sum(weights.values())
+    positions = B * PROMPT
+    body = all_weights - weights["head"]
+    prefill_flops = 2.0 * positions * body + 2.0 * B * weights["head"]
+    prefill_flops += 2.0 * B * L * H * E * PROMPT * (PROMPT + 1)  # half of the square is masked
+    return [
+        Kernel("QKV", qkv, 4.0 * weights["QKV"], 2.0 * B * weights["QKV"], B),
+        Kernel("attention", attention, kv_bytes, attention_flops, B),
+        Kernel("output", output, 4.0 * weights["output"], 2.0 * B * weights["output"], B),
+        Kernel("MLP", mlp, 4.0 * weights["MLP"], 2.0 * B * weights["MLP"], B),
+        Kernel(
+            "head", lambda: model.logits(x), 4.0 * weights["head"], 2.0 * B * weights["head"], B
+        ),
+        Kernel(
+            "decode",
+            decode_call(model, B),
+            4.0 * all_weights + kv_bytes,
+            2.0 * B * all_weights + attention_flops,
+            B,
+        ),
+        Kernel(
+            "prefill",
+            _prefill_call(model, B, PROMPT),
+            4.0 * all_weights + positions * c.kv_bytes_per_token,
+            prefill_flops,
+            B,
+        ),
+    ]
+
+
+def batch_sizes(study: Study) -> list[int]:
+    """Batch sizes of the sweep: powers of two (of four in a smoke run), and the one asked for."""
+    step, top = study.profile.choose(smoke=(8, 1), default=(4, 16), thorough=(2, 64))
+    most = study.engine.max_batch_size() if study.engine else 1
+    sizes = {step**i for i in range(8) if step**i <= min(top, most)}
+    return sorted(sizes | {study.batch_size})
+
+
+def roofline(study: Study) -> tuple[pd.DataFrame, Peaks]:
+    """Every kernel at every batch size, placed against the peaks measured just before."""
+    seconds = study.profile.choose(smoke=0.4, default=2.0, thorough=15.0)
+    peaks = measure_peaks(threads=study.threads, seconds=seconds)
+    if study.model is None:
+        return pd.DataFrame(), peaks
+    frames = []
+    for size in batch_sizes(study):
+        made = kernels(study.model, size)
+        each = study.profile.choose(smoke=0.2, default=2.0, thorough=20.0)
+        frames.append(place(made, peaks, seconds=each))
+    return pd.concat(frames, ignore_index=True), peaks
+
+
+def stages(study: Study) -> pd.DataFrame:
+    """Where a batch's time goes by batch size: batch_size, stage, wall_ms, share, and unassigned.
+
+    The same items in batches of each size, one run after a warm-up; the stage `unassigned` is
+    what the engine's own clock did not cover. Empty where the engine reports no stages.
+    """
+    if study.engine is None:
+        return pd.DataFrame()
+    rows = []
+    for size in batch_sizes(study):
+        items = _renamed(study.items, size)
+        result = study.engine.infer_batch(items)
+        if not result.stages_ms:
+            return pd.DataFrame()
+        total = result.stats.total_duration_ms
+        named = dict(result.stages_ms)
+        named["unassigned"] = max(0.0, total - sum(named.values()))
+        rows += [(size, stage, ms, ms / total) for stage, ms in named.items()]
+    return pd.DataFrame(rows, columns=["batch_size", "stage", "wall_ms", "share"])
+
+
+def _renamed(items: Items, count: int) -> Items:
+    """`count` of the items, going round again under new ids."""
+    laps = [(i // len(items), items[i % len(items)]) for i in range(count)]
+    return [BatchItem(f"{item.id}/{lap}" if lap else item.id, item.data) for lap, item in laps]
+
+
+def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
+    """Padding waste by spread of prompt lengths, one prefill each.
+
+    Columns spread, lengths_tokens, rectangle_waste (what padding every prompt to the longest
+    would compute in vain, of all computed), engine_waste (what this engine reports), wall_ms,
+    padded_positions, positions. Empty where the engine does not count positions.
+    """
+    if study.engine is None:
+        return pd.DataFrame()
+    B = study.batch_size
+    traffic, _ = request_lengths(B, scale=mean_tokens / 1155, longest=8 * mean_tokens, seed=seed)
+    even = np.linspace(-1, 1, B)
+    spreads: Mapping[str, npt.NDArray[np.float64]] = {
+        "all equal": np.full(B, float(mean_tokens)),
+        "± 25 %": mean_tokens * (1 + 0.25 * even),
+        "± 75 %": mean_tokens * (1 + 0.75 * even),
+        "real traffic": traffic.astype(np.float64),
+    }
+    rows = []
+    for name, wanted in spreads.items():
+        lengths = np.maximum(1, wanted.round()).astype(int)  # [B]
+        result = study.engine.infer_batch(_prompts_of(lengths.tolist()))
+        if "positions" not in result.counters:
+            return pd.DataFrame()
+        padded = result.counters.get("padded_positions", 0)
+        computed = result.counters["positions"]
+        rows.append(
+            {
+                "spread": name,
+                "lengths_tokens": " ".join(map(str, sorted(lengths.tolist()))),
+                "rectangle_waste": 1 - lengths.sum() / (B * lengths.max()),
+                "engine_waste": padded / computed,
+                "padded_positions": padded,
+                "positions": computed,
+                "wall_ms": result.stats.total_duration_ms,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _prompts_of(lengths: list[int]) -> Items:
+    """One request a length, of that many token ids, for one new token."""
+    return [
+        BatchItem(
+            f"{i}", InferenceBatchRequest(tuple(1 + at % 200 for at in range(n)), max_tokens=1)
+        )
+        for i, n in enumerate(lengths)
+    ]
+
+
+def gil_probes(study: Study) -> pd.DataFrame:
+    """Which kinds of work release the GIL: every callable is made anew for each thread."""
+    makers = {part.name: part.fresh for part in study.parts if part.fresh}
+    square = np.ones((512, 512), dtype=np.float32)
+    makers["sgemm 512³"] = lambda: functools.partial(
+        np.matmul, square, square, out=np.empty_like(square)
+    )
+    if (model := study.model) is not None:
+        makers["decode step"] = lambda: decode_call(model, study.batch_size)
+        makers["prefill"] = lambda: _prefill_call(model, 1, PROMPT)
+    seconds = study.profile.choose(smoke=0.03, default=0.08, thorough=1.0)
+    return probe_gil(
+        makers, seconds=seconds, rounds=study.profile.choose(smoke=1, default=3, thorough=5)
+    )

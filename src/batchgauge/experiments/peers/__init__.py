@@ -1,0 +1,1 @@
+"""Notebook 06: how does it stand beside what people use?"""

@@ -1,0 +1,221 @@
+"""Phase 7's list as changes to today's server, ranked by what the simulation says.
+
+Each idea is simulated alone on top of today's server, then all software ideas on top of
+each other. What an idea costs is known from the code and said in words; what it gains
+comes from the simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.experiments.roadmap.machines import predicted_costs, process_sharing
+from batchgauge.experiments.roadmap.parallel import WAYS
+from batchgauge.experiments.roadmap.study import Case
+from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, sweep
+from batchgauge.simulate.steps import StepTable
+from batchgauge.sizing import simulated_profiles
+
+LOADS = (0.3, 0.6, 0.9, 1.2, 1.6, 2.4)  # of today's capacity, beside the rate asked for
+ACCELERATOR = "GPU, 80 GB"
+MACHINES = 4  # of the distributed idea
+
+
+def with_server(setup: Setup, **changes: Any) -> Setup:
+    """The set-up with other fields of its server."""
+    return replace(setup, server=replace(setup.server, **changes))
+
+
+def make_ideas(case: Case, gains: pd.DataFrame, *, price_per_hour: float) -> tuple[Idea, ...]:
+    """Phase 7, item by item; `gains` are the measured factors of a second core."""
+    two = {
+        row["stage"]: max(row["value"], 1e-3)
+        for row in gains.to_dict("records")
+        if row["way"] == WAYS[1]
+    }
+    sharing = process_sharing(case, gains)
+    profile = next(p for p in simulated_profiles() if p.name == ACCELERATOR)
+    costs, shared_s, _ = predicted_costs(case.specs.model, profile)
+    size = case.today.server.max_batch
+    gpu = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
+    step = case.today.step_s
+    assert isinstance(step, StepTable)
+    threaded = step.faster(two["prefill"], two["decode"])
+
+    def server(item: str, name: str, cost: str, **changes: Any) -> Idea:
+        return Idea(item, name, lambda setup: with_server(setup, **changes), cost)
+
+    return (
+        server(
+            "dynamic batching", "dynamic batching", "small: a queue and a timer before infer_batch",
+            batching="dynamic",
+        ),
+        server(
+            "dynamic batching", "continuous batching",
+            "large: the engine must let requests join between decode steps", batching="continuous",
+        ),
+        Idea(
+            "streaming", "streaming", lambda setup: replace(setup, streaming=True),
+            "medium: infer_batch must hand out tokens while it runs",
+        ),
+        server(
+            "async pipeline", "async pipeline",
+            "small: tokenise and detokenise in another thread", overlap=True,
+        ),
+        server(
+            "priority queues", "priority queue with ageing", "small: a heap instead of a list",
+            order="priority", ageing_s=10 * case.target_s,
+        ),
+        server(
+            "priority queues", "shortest first with ageing",
+            "medium: needs a prediction of the answer's length; simulated with the true one",
+            order="shortest", ageing_s=case.target_s,
+        ),
+        Idea(
+            "CPU parallelism", "two BLAS threads",
+            lambda setup: replace(setup, step_s=threaded), "none: a thread limit; a second core",
+        ),
+        server(
+            "CPU parallelism", "two processes",
+            "medium: a queue between processes; the weights twice in memory, a second core",
+            workers=2, sharing=sharing,
+        ),
+        Idea(
+            "GPU batching", f"{ACCELERATOR} (predicted)",
+            lambda setup: replace(
+                with_server(setup, host_token_s=0.0), step_s=gpu, price_per_hour=price_per_hour
+            ),
+            "large: another engine (an adapter is there), and the machine", predicted=True,
+            hardware=True,
+        ),
+        Idea(
+            "distributed batches", f"{MACHINES} machines like this one",
+            lambda setup: with_server(setup, workers=MACHINES),
+            "large: a shared queue, retries, deployment; the machines", hardware=True,
+        ),
+    )  # fmt: skip
+
+
+def sweep_rates(case: Case) -> list[float]:
+    """The rates to simulate: fixed shares of today's capacity, and the rate asked for."""
+    return sorted({*(load * case.limit for load in LOADS), case.rate})
+
+
+def run_sweep(
+    case: Case,
+    ideas: Sequence[Idea],
+    *,
+    seeds: int,
+    progress: Callable[[Sequence[float]], Sequence[float]] = list,
+) -> pd.DataFrame:
+    """Every idea at every rate and seed."""
+    return sweep(
+        case.today,
+        ideas,
+        case.traffic,
+        rates=sweep_rates(case),
+        seeds=range(seeds),
+        target_s=case.target_s,
+        progress=progress,
+    )
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The ranked table for a page: each gain in one cell with its interval."""
+
+    def with_interval(kind: str) -> list[str]:
+        columns = (table[f"{kind}{end}"].tolist() for end in ("", "_low", "_high"))
+        return [f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(*columns, strict=True)]
+
+    return pd.DataFrame(
+        {
+            "rank": table["rank"],
+            "item": table["item"],
+            "idea": table["idea"],
+            "in_time_gain_x": with_interval("goodput_gain"),
+            "p90_waiting_shorter_x": with_interval("waiting_gain"),
+            "sustained_requests_per_s": table["sustained_requests_per_s"],
+            "price_per_token_x": table["price_per_token_ratio"],
+            "pays": table["pays"],
+            "cost": table["cost"],
+            "recommendation": table["recommendation"],
+            "basis": table["basis"],
+        }
+    )
+
+
+def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
+    """The answer: what to build first at this rate, what to buy, and what not to bother with."""
+    rows = table.to_dict("records")
+    build = [row for row in rows if row["recommendation"].startswith("build")]
+    buy = [row for row in rows if row["recommendation"].startswith("buy")]
+    rest = [row["idea"] for row in rows if row not in build and row not in buy]
+    said = (
+        f"At {case.rate:.2g} requests/s and a target of {1e3 * case.target_s:,.0f} ms until the "
+        f"first text, "
+    )
+    if build:
+        said += f"build {build[0]['idea']} first: {_gain_words(build[0])}."
+    else:
+        said += "no software item of the list pays."
+    if len(build) > 1:
+        others = _listed([row["idea"] for row in build[1:]])
+        said += f" {others[0].upper()}{others[1:]} would pay too."
+    if buy:
+        said += f" Hardware: {buy[0]['idea']} would bring {_gain_words(buy[0])}."
+    if rest:
+        said += f" Not worth it at this rate: {_listed(rest)}."
+    return said
+
+
+def _gain_words(row: Mapping[Any, Any]) -> str:
+    return (
+        f"{row['goodput_gain']:.2f} × as many requests in time [{row['goodput_gain_low']:.2f}, "
+        f"{row['goodput_gain_high']:.2f}] and a p90 wait {row['waiting_gain']:.1f} × shorter "
+        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def pick_rungs(table: pd.DataFrame, ideas: Sequence[Idea]) -> list[Idea]:
+    """Software ideas to put on top of each other: in ranked order, the best variant of each item.
+
+    Ideas that cost requests ("leave") and those that need machines are left out.
+    """
+    by_name = {idea.name: idea for idea in ideas}
+    picked: dict[str, Idea] = {}
+    for row in table.to_dict("records"):
+        idea = by_name[row["idea"]]
+        if not idea.hardware and not row["recommendation"].startswith("leave"):
+            picked.setdefault(idea.item, idea)
+    return combine(list(picked.values()))
+
+
+def ladder(rungs: Sequence[Idea], runs: pd.DataFrame, case: Case) -> pd.DataFrame:
+    """What each rung gains over today: one row a rung, in the order given."""
+    rows = {row["idea"]: row for row in rank(runs, rungs, case.rate).to_dict("records")}
+    kept = [
+        "idea", "goodput_gain", "goodput_gain_low", "goodput_gain_high", "waiting_gain",
+        "waiting_gain_low", "waiting_gain_high", "sustained_requests_per_s",
+    ]  # fmt: skip
+    return pd.DataFrame([rows[rung.name] for rung in rungs])[kept]
+
+
+def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
+    """How far the software ideas get together."""
+    last = table.to_dict("records")[-1]
+    share = runs[(runs["idea"] == "today") & (runs["arrival_rate"] == case.rate)]
+    return (
+        f"Together they bring {last['goodput_gain']:.2f} × the requests in time "
+        f"[{last['goodput_gain_low']:.2f}, {last['goodput_gain_high']:.2f}] (today "
+        f"{share['in_time_share'].mean():.0%} come in time) and sustain "
+        f"{last['sustained_requests_per_s']:.2g} requests/s with {IN_TIME:.0%} in time."
+    )

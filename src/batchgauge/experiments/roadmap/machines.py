@@ -1,0 +1,277 @@
+"""The roadmap notebook's questions about machines: two cores, a GPU, many machines.
+
+Parallelism is measured (`parallel`) and fitted; hardware that is not here is predicted
+from the sizing room's simulated profiles, and says so; jobs on many machines are
+simulated with stragglers and failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.weights import Config
+from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
+from batchgauge.experiments.roadmap.study import Case, check_price
+from batchgauge.measuring.statistics import location
+from batchgauge.simulate.arrivals import Arrivals
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.metrics import capacity
+from batchgauge.simulate.scaling import ScalingFit, fit_scaling
+from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Server
+from batchgauge.simulate.steps import StepTable
+from batchgauge.sizing import (
+    CostModel,
+    HardwareProfile,
+    Lengths,
+    MemoryModel,
+    ModelShape,
+    simulated_profiles,
+    suggest_batch_size,
+)
+
+HALF = 2  # bytes of a weight or a cached value on an accelerator
+SHARDS = (1, 2, 4, 8)  # machines of the distributed plan
+
+
+def gains(measured: pd.DataFrame) -> pd.DataFrame:
+    """What a second core gives: one row a stage and way, ratio over one thread.
+
+    The trimmed mean over blocks of the logarithm, with its 95 % interval.
+    """
+    rows = []
+    for stage in STAGES:
+        for way in WAYS[1:]:
+            by_size = throughputs(measured, stage, way)
+            found = location(np.log(np.divide(by_size[2], by_size[1])))
+            value, low, high = np.exp([found.value, found.low, found.high]).tolist()
+            rows.append({"stage": stage, "way": way, "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def gains_sentence(table: pd.DataFrame) -> str:
+    """The best way for each stage, where any is beyond chance."""
+    said, still = [], []
+    for stage, rows in table.groupby("stage", sort=False):
+        best = max(rows.to_dict("records"), key=lambda row: row["low"])
+        if best["low"] > 1.05:
+            said.append(
+                f"{stage} gains {best['value']:.2f} × [{best['low']:.2f}, {best['high']:.2f}] from "
+                f"{best['way']}"
+            )
+        else:
+            still.append(str(stage))
+    if still:
+        said.append(f"nothing beyond chance for {', '.join(still)}")
+    return f"With a second core {'; '.join(said)}."
+
+
+def fits(measured: pd.DataFrame, *, seed: int = 0) -> dict[str, ScalingFit]:
+    """Both laws for prefill and decode, for threads and for processes."""
+    return {
+        f"{stage}, {way}, {law}": fit_scaling(throughputs(measured, stage, way), law, seed=seed)
+        for stage in ("prefill", "decode")
+        for way in (WAYS[1], WAYS[3])
+        for law in ("Amdahl", "USL")
+    }
+
+
+def extrapolation_sentence(table: pd.DataFrame) -> str:
+    """How wide the laws' answers are at the largest number of workers."""
+    most = int(table["workers"].max())
+    rows = table[(table["workers"] == most) & (table["law"] == "USL")].to_dict("records")
+    said = "; ".join(f"{row['what']}: {row['low']:.1f} to {row['high']:.1f} ×" for row in rows)
+    return (
+        f"Extrapolated from 1 and 2 to {most} workers (95 %, contention and coherence not told "
+        f"apart): {said}. Where the band is wide, only a larger machine can say."
+    )
+
+
+def prefill_share(case: Case) -> float:
+    """Share of a busy server's time that goes to prefill."""
+    run = simulate(case.traffic(1.0, 0).at_once(), case.table, case.today.server)
+    steps = run.steps
+    prefill = steps[(steps[:, POSITIONS] > 0) & (steps[:, ROWS] == 0), STEP_S].sum()
+    return float(prefill / steps[:, STEP_S].sum())
+
+
+def process_sharing(case: Case, table: pd.DataFrame) -> tuple[float, float]:
+    """How many times longer a step takes with one and with two processes busy, as measured."""
+    two = {row["stage"]: row["value"] for row in table.to_dict("records") if row["way"] == WAYS[3]}
+    share = prefill_share(case)
+    longer = share * 2 / two["prefill"] + (1 - share) * 2 / two["decode"]
+    return 1.0, max(1.0, longer)
+
+
+def model_config(model: str) -> Config:
+    """The model's shape from its file's metadata; no weights are read."""
+    return Config.from_file(GGUFFile.open(model or default_model_path()))
+
+
+def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, float, ModelShape]:
+    """Roofline costs of the model on a simulated machine, the part that a mixed step shares, shape.
+
+    Accelerators hold weights and cache in 2 bytes, processors in 4.
+    """
+    config = model_config(model)
+    width = HALF if profile.name.startswith("GPU") else 4
+    bare = replace(ModelShape.of(config, 1), value_bytes=width)
+    shape = replace(bare, weight_bytes=width * bare.matrix_weights)
+    costs = CostModel.prior(shape, profile)
+    read_s = shape.weight_bytes / profile.bandwidth_bytes_per_s
+    return costs, read_s + profile.step_overhead_ms / 1e3, shape
+
+
+def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> pd.DataFrame:
+    """Best batch, throughput and price of a million tokens, here and on simulated machines.
+
+    Continuous batching at saturation everywhere. `break_even_price_per_hour` is what the
+    machine may cost before a token is cheaper here. Everything but the first row is
+    predicted from a roofline and carries its wide interval. Raises UserError for a
+    price that is not above 0.
+    """
+    check_price(price_per_hour)
+    traffic = case.traffic(1.0, 0)
+    tokens = float(traffic.generated.mean())
+    here = Server("continuous", case.today.server.max_batch)
+    own = capacity(traffic, case.table, here) * tokens
+    own_price = case.today.price_per_hour
+    rows = [
+        _machine_row("this machine", "measured steps", here.max_batch, own, own, own,
+                     own, own_price, own_price)
+    ]  # fmt: skip
+    lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
+    for profile in simulated_profiles():
+        costs, shared_s, shape = predicted_costs(case.specs.model, profile)
+        size = suggest_batch_size(
+            workload=lengths,
+            cost_model=costs,
+            hardware=profile,
+            memory_model=MemoryModel.from_shape(shape),
+            max_batch_size=most,
+        ).size
+        table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
+        many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
+        rate = capacity(many, table, Server("continuous", size)) * tokens
+        low, high = costs.interval(rate)
+        rows.append(
+            _machine_row(profile.name, "predicted", size, rate, low, high, own, price_per_hour,
+                         own_price)
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
+    return arrivals.times_s, arrivals.context, arrivals.generated, arrivals.rank
+
+
+def _machine_row(
+    name: str, basis: str, size: int, rate: float, low: float, high: float, own: float,
+    price: float, own_price: float,
+) -> dict[str, object]:  # fmt: skip
+    return {
+        "machine": name,
+        "basis": basis,
+        "best_batch": size,
+        "throughput_tokens_per_s": rate,
+        "low_tokens_per_s": low,
+        "high_tokens_per_s": high,
+        "speedup": rate / own,
+        "price_per_hour": price,
+        "price_per_million_tokens": price / (rate * 3600) * 1e6,
+        "break_even_price_per_hour": own_price * rate / own,
+    }
+
+
+def machines_sentence(table: pd.DataFrame) -> str:
+    """The cheapest and the fastest machine per token, marked as predicted."""
+    here, *others = table.to_dict("records")
+    fast = max(others, key=lambda row: row["throughput_tokens_per_s"])
+    cheap = min((here, *others), key=lambda row: row["price_per_million_tokens"])
+    return (
+        f"Predicted, not measured: {fast['machine']} would generate {fast['speedup']:.0f} × "
+        f"as many tokens as this machine (interval {fast['low_tokens_per_s']:,.0f} to "
+        f"{fast['high_tokens_per_s']:,.0f} tokens/s) in batches of {fast['best_batch']}. Kept "
+        f"busy, the cheapest tokens come from {cheap['machine']} at "
+        f"{cheap['price_per_million_tokens']:.3g} a million, in the currency of the prices; here "
+        f"it is {here['price_per_million_tokens']:.3g}. {fast['machine']} is worth up to "
+        f"{fast['break_even_price_per_hour']:.3g} an hour."
+    )
+
+
+def distribute(case: Case, *, requests: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """A batch job on 1, 2, 4 and 8 machines like this one, loading included.
+
+    One row a number of machines and a trouble: sound; one machine three times as slow;
+    each machine failing about once in the job. `queue_s` is the time with a shared
+    queue, `shards_s` with the requests dealt out beforehand; efficiency is against one
+    sound machine.
+    """
+    traffic = case.traffic(1.0, seed)
+    copies = -(-requests // len(traffic))
+    job = Arrivals(*(np.tile(a, copies)[:requests] for a in _columns(traffic.at_once())))
+    server = Server("continuous", case.today.server.max_batch)
+    rows = []
+    alone = _makespan(job, case, server) + case.load_s
+    for workers in SHARDS:
+        wide = replace(server, workers=workers)
+        troubles: Mapping[str, Server] = {
+            "none": wide,
+            "one machine 3 × slower": replace(wide, speeds=(3.0,)),
+            "each fails about once": replace(
+                wide, mtbf_s=alone / workers, restart_s=case.load_s, seed=seed
+            ),
+        }
+        for trouble, troubled in troubles.items():
+            queue = _makespan(job, case, troubled) + case.load_s
+            shards = max(
+                _makespan(
+                    Arrivals(*(a[i::workers] for a in _columns(job))),
+                    case,
+                    replace(
+                        troubled,
+                        workers=1,
+                        speeds=troubled.speeds if i == 0 else (),
+                        seed=seed + i,
+                    ),
+                )
+                for i in range(workers)
+            )
+            rows.append(
+                {
+                    "machines": workers,
+                    "trouble": trouble,
+                    "queue_s": queue,
+                    "shards_s": shards + case.load_s,
+                    "queue_efficiency": alone / (workers * queue),
+                    "shards_efficiency": alone / (workers * (shards + case.load_s)),
+                    "load_share": case.load_s / queue,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _makespan(job: Arrivals, case: Case, server: Server) -> float:
+    return float(simulate(job, case.table, server).returned_s.max())
+
+
+def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
+    """What stragglers, failures and loading cost on the largest number of machines."""
+    most = int(table["machines"].max())
+    rows = {r["trouble"]: r for r in table.to_dict("records") if r["machines"] == most}
+    sound, slow, fails = rows.values()
+    rate = capacity(case.traffic(1.0, 0), case.table, Server("continuous"))
+    return (
+        f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
+        f"the efficiency from {sound['queue_efficiency']:.0%} to {slow['queue_efficiency']:.0%}, "
+        f"with shards dealt out beforehand from {sound['shards_efficiency']:.0%} to "
+        f"{slow['shards_efficiency']:.0%}; failures (with retries) to "
+        f"{fails['queue_efficiency']:.0%} and {fails['shards_efficiency']:.0%}. Loading the model "
+        f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
+        f"itself before that is below 5 % of its time."
+    )

@@ -1,0 +1,143 @@
+"""The project's goals for a fast core, each measured in this run, each with interval and verdict.
+
+A goal whose peer is not installed, or that this machine cannot try, stays in the table
+and says so; one that was not reached says what was tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Literal
+
+import pandas as pd
+
+from batchgauge.experiments.speedup.ladder import CUMULATIVE
+from batchgauge.measuring import compare_interleaved, measure
+from batchgauge.reporting.profiles import Profile
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One row: what was aimed at, what came out; `value` is NaN when it was not measured."""
+
+    part: str
+    goal: str
+    target: float
+    better: Better
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    unit: str = "×"
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """met, missed, open (the interval holds the target) or not measured."""
+        if math.isnan(self.value):
+            return "not measured"
+        low, high = (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
+        sign = 1 if self.better == "higher" else -1
+        distances = sorted(sign * (bound - self.target) for bound in (low, high))
+        return "met" if distances[0] >= 0 else ("open" if distances[1] >= 0 else "missed")
+
+
+def as_frame(goals: Iterable[Goal]) -> pd.DataFrame:
+    """Goals as a table, one row each."""
+    rows = [
+        {
+            "part": g.part,
+            "goal": g.goal,
+            "target": f"{'≥' if g.better == 'higher' else '≤'} {g.target:g} {g.unit}",
+            "value": g.value,
+            "low": g.low,
+            "high": g.high,
+            "unit": g.unit,
+            "verdict": g.verdict,
+            "note": g.note,
+        }
+        for g in goals
+    ]
+    return pd.DataFrame(rows)
+
+
+def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The goals with a column `tried`: the rungs of the part's ladder, where a goal was not met.
+
+    `ladders` are those of `ladder.climb` by part; the figures are gains over the rung before.
+    """
+
+    def tried(part: str) -> str:
+        if part not in ladders:
+            return ""
+        rungs = ladders[part]
+        rungs = rungs[(rungs["form"] == CUMULATIVE) & (rungs["status"] == "ok")]
+        gains = zip(rungs["rung"], rungs["step_x"], strict=True)
+        return "; ".join(f"{name} {gain:.2f} ×" for name, gain in gains)
+
+    reached = table["verdict"].isin(["met", "not measured"])
+    words = ["" if met else tried(part) for met, part in zip(reached, table["part"], strict=True)]
+    return table.assign(tried=words)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How many goals were met, open, missed, and which were missed."""
+    counts = table["verdict"].value_counts()
+    missed = table[table["verdict"] == "missed"]["goal"]
+    text = ", ".join(
+        f"{counts[v]} {v}" for v in ("met", "open", "missed", "not measured") if v in counts
+    )
+    return f"Of {len(table)} goals: {text}." + (
+        f" Missed: {'; '.join(missed)}." if len(missed) else ""
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all goals share: how long one comparison may take, seed and threads."""
+
+    budget: Profile
+    seconds: float
+    seed: int
+    threads: int
+
+    def ratio(
+        self, part: str, goal: str, target: float, calls: Mapping[str, Callable[[], object]],
+        *, note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
+        invert: bool = False, unit: str = "×", slow: bool = False,
+    ) -> Goal:  # fmt: skip
+        """A goal on the throughput of the last call over the first one's, times `scale`.
+
+        With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
+        `slow`, about half a second or more, run once a block: see `measuring.blocks`.
+        """
+        first, *_, last = calls
+        found = compare_interleaved(
+            calls, baseline=first, benchmark=goal, items=items, budget_s=self.seconds,
+            min_blocks=min(6 if slow else 5, self.budget.min_blocks), seed=self.seed,
+            threads=self.threads, part=part, control=False, aa=False, progress=False,
+            one_way=slow,
+        )  # fmt: skip
+        r = found.ratio(last)
+        low, value, high = (scale * x for x in (r.low, r.value, r.high))
+        if invert:
+            low, value, high = 1 / high, 1 / value, 1 / max(low, 1e-12)
+        return Goal(
+            part, goal, target, "lower" if invert else "higher", value, low, high, unit, note
+        )
+
+
+def quick_ms(fn: Callable[[], object]) -> float:
+    """A rough median of a call, to choose between ways."""
+    return measure(fn, name="way", budget_s=0.03, min_samples=3).median_ms
+
+
+def once_ms(fn: Callable[[], object]) -> float:
+    """Milliseconds of one call, for work that cannot be repeated."""
+    begin = perf_counter_ns()
+    fn()
+    return (perf_counter_ns() - begin) / 1e6

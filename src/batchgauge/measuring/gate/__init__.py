@@ -1,0 +1,1 @@
+"""Did it get slower? Two revisions in alternating processes, or two stored runs."""
