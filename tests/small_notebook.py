@@ -17,6 +17,7 @@ SETUP = """\
 import pandas as pd
 import matplotlib.pyplot as plt
 from batchgauge.reporting import Report
+from batchgauge.text import Markdown
 report = Report.begin("{report}", title="A small study", question="How much?",
                       profile=profile, out_dir=out_dir, seed=seed)"""
 BODY = """\
@@ -29,7 +30,7 @@ report.figure(fig, report.name + "_chart", alt="A line that rises", caption="Wal
 report.finding(f"Four take {frame.wall_ms.max()} ms.")"""
 END = """\
 report.score("tokenizing_batch_32", label="Tokenizing", goal=5, value=6.5, low=6, high=7, unit="×")
-report.answer(f"It takes **{frame.wall_ms.max()} ms**. A second sentence.")
+report.answer(Markdown("It takes **{} ms**. A second sentence.").format(frame.wall_ms.max()))
 report.finish()"""
 
 

@@ -27,8 +27,9 @@ TOP_LEVEL = {
     *(".ci", ".github", ".gitignore", ".gitattributes"),
 }
 # What each room may import of the others; itself and `FLOOR` always.
-FLOOR = {"errors", "files", "request", "protocols", "batchgauge"}
+FLOOR = {"errors", "files", "request", "protocols", "text", "batchgauge"}
 DOWNWARDS = {
+    "text": set(),
     "errors": set(),
     "files": set(),
     "request": set(),

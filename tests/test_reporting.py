@@ -17,6 +17,7 @@ from batchgauge.errors import UserError
 from batchgauge.reporting import Report, Score, plots, profile_named, tables
 from batchgauge.reporting.index import first_sentence
 from batchgauge.reporting.parameters import Parameter, check_injected, declarations, typed
+from batchgauge.text import Markdown
 
 mpl.use("agg")
 
@@ -59,7 +60,7 @@ def test_tables_escape_and_sort_by_full_value():
     assert "&lt;i&gt;|" in html
     assert 'data-value="1.23456"' in html
     assert 'aria-label="a &quot;caption&quot;"' in html
-    assert "| <i>\\| | 1.23 |" in tables.to_markdown(frame, "c")
+    assert "| &lt;i&gt;\\| | 1.23 |" in tables.to_markdown(frame, "c")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_report_needs_an_answer(tmp_path):
 def test_python_names_are_not_set_in_bold(tmp_path):
     """Double underscores of a name stay underscores, in code they stay as they are."""
     report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)
-    report.answer("A.__call__ takes **9 %**, as does `__init__`.")
+    report.answer("A.__call__ takes " + Markdown("**9 %**, as does `__init__`."))
     facts = json.loads(report.finish().read_text())
     assert facts["answer"] == r"A.\_\_call\_\_ takes **9 %**, as does `__init__`."
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import click
 
 from batchgauge.errors import UserError
+from batchgauge.text import visible
 
 # name -> (module:command, the line that `batchgauge --help` shows)
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -70,6 +71,7 @@ def main() -> None:
         click.echo(f"batchgauge: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
+        error.message = visible(error.message)
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):

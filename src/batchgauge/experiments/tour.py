@@ -12,6 +12,7 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, BatchResponse, BatchResult, InferenceBatchRequest
+from batchgauge.text import Markdown, visible
 from batchgauge.workload import load_prompts, sample_prompts, to_items
 
 if TYPE_CHECKING:
@@ -31,10 +32,15 @@ def token_table(tokenizer: Tokenizer, text: str) -> pd.DataFrame:
         {
             "position": range(len(ids)),
             "id": ids,
-            "text": [piece.replace(" ", "␣").replace("\n", "↵") for piece in shown],
-            "length_bytes": [len(piece.encode()) for piece in shown],
+            "text": [_shown(piece) for piece in shown],
+            "length_bytes": [len(piece.encode(errors="replace")) for piece in shown],
         }
     )
+
+
+def _shown(piece: str) -> str:
+    """A token's text with its white space shown."""
+    return visible(piece.replace("\n", "↵")).replace(" ", "␣")
 
 
 def token_sentence(pieces: pd.DataFrame, text: str) -> str:
@@ -60,7 +66,7 @@ def next_tokens(engine: Engine, prompt: str, count: int = 8) -> pd.DataFrame:
     best = np.argsort(-probabilities)[:count]
     shown = [engine.tokenizer.decode([int(i)]) for i in best]  # type: ignore[attr-defined]  # ours
     return pd.DataFrame(
-        {"text": [s.replace(" ", "␣") for s in shown], "probability": probabilities[best]}
+        {"text": [_shown(piece) for piece in shown], "probability": probabilities[best]}
     )
 
 
@@ -82,7 +88,8 @@ def draw_next_tokens(guesses: pd.DataFrame) -> Figure:
     from batchgauge.reporting import plots
 
     fig, ax = plt.subplots(figsize=(7, 0.35 * max(len(guesses), 2) + 1))
-    ax.barh(guesses["text"], 100 * guesses["probability"], color=plots.colour("numpy"))
+    ax.barh(range(len(guesses)), 100 * guesses["probability"], color=plots.colour("numpy"))
+    ax.set_yticks(range(len(guesses)), guesses["text"])  # two tokens may read alike
     ax.invert_yaxis()
     ax.set(xlabel="probability of being next (%)", ylabel="token", title="What comes next?")
     return fig
@@ -94,9 +101,9 @@ def _answer(row: Answer) -> InferenceBatchResponse:
     return row.data
 
 
-def answer_sentence(row: Answer, prompt: str) -> str:
+def answer_sentence(row: Answer, prompt: str) -> Markdown:
     """Prompt and answer, as a quotation."""
-    return f"**{prompt}** {_answer(row).text.strip()}"
+    return Markdown("**{}** {}").format(prompt, _answer(row).text)
 
 
 def draw_timeline(row: Answer) -> Figure:

@@ -18,6 +18,7 @@ import pandas as pd
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.stacks import KIND_LABELS, Kind
+from batchgauge.text import Markdown, code, escaped
 
 AT_LIMIT = 1.5  # measured over floor: within this, only less work helps
 
@@ -106,16 +107,16 @@ def rank_findings(
     return frame
 
 
-def finding_sentence(row: pd.Series) -> str:
+def finding_sentence(row: pd.Series) -> Markdown:
     """One ranked finding as a sentence of prose."""
-    text = f"`{row['where']}` takes {row['share']:.0%} of {row['part']}"
+    text = Markdown("{} takes {:.0%} of {}").format(code(row["where"]), row["share"], row["part"])
     if not math.isnan(row["floor_ratio"]):
         text += f" and runs at {row['floor_ratio']:.1f} times its floor"
     gain = row["amdahl_bound"]
     most = "without it nothing is left" if math.isinf(gain) else f"at most {gain:.2f} times faster"
     if not math.isnan(row["floor_ratio"]):
         most += f", {row['reachable_speedup']:.2f} times at its floor"
-    return f"{text} ({most}). {row['recommendation']}"
+    return text + f" ({most}). {row['recommendation']}"
 
 
 def memory_findings(
@@ -145,17 +146,19 @@ def _at(site: Mapping[Hashable, Any]) -> str:
     return f"{site['function']} ({file}:{site['line']})"
 
 
-def memory_sentence(profile: AllocationProfile, part: str) -> str:
+def memory_sentence(profile: AllocationProfile, part: str) -> Markdown:
     """Growth and temporary bytes of one part in words."""
     growth = memory_findings(profile, part)
     grows = growth[growth["finding"].str.startswith("grows")]
     if grows.empty:
-        text = f"{part}: no site grows with the calls"
+        text = escaped(f"{part}: no site grows with the calls")
     else:
         first = grows.iloc[0]
         size = amount(float(first["bytes_per_call"]), "bytes")
-        text = f"{part}: `{first['where']}` keeps {size} more after every call"
+        text = Markdown("{}: {} keeps {} more after every call").format(
+            part, code(first["where"]), size
+        )
     if not math.isnan(profile.allocated_bytes):
         each = amount(profile.temporary_bytes_per_call, "bytes")
         text += f"; {each} are allocated and given back in each call"
-    return f"{text} ({profile.tool})."
+    return text + f" ({profile.tool})."

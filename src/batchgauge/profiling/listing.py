@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from batchgauge.profiling.lines import LineProfile
+from batchgauge.text import escaped, fenced
 
 _COLUMNS = (("share", "right"), ("hits", "right"), ("line", "right"), ("source", "left"))
 
@@ -67,15 +68,16 @@ class Listing:
     def _repr_markdown_(self) -> str:
         out = []
         for name, rows in self._parts:
-            out += [f"**{name}**", "", "```text", "  share       hits  line  source"]
+            out += [f"**{escaped(name)}**", ""]
+            lines = ["  share       hits  line  source"]
             for row in rows:
                 if row is None:
-                    out.append("                       ⋮")
+                    lines.append("                       ⋮")
                 elif row.hits:
-                    out.append(f"{row.share:7.1%} {row.hits:10,d} {row.line:5d}  {row.source}")
+                    lines.append(f"{row.share:7.1%} {row.hits:10,d} {row.line:5d}  {row.source}")
                 else:
-                    out.append(f"{'':7} {'':10} {row.line:5d}  {row.source}")
-            out += ["```", ""]
+                    lines.append(f"{'':7} {'':10} {row.line:5d}  {row.source}")
+            out += [fenced("\n".join(lines)), ""]
         return "\n".join(out)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from batchgauge.reporting.profiles import PROFILES
+from batchgauge.text import visible
 
 
 @click.command()
@@ -108,4 +109,4 @@ def list_notebooks() -> None:
 
 
 def _say(text: str) -> None:
-    click.echo(text)
+    click.echo(visible(text))

@@ -2,7 +2,9 @@
 
 nbconvert's own template mechanism does the work (`template/report`, derived from its
 `base`), without the defaults that load scripts from outside. Each file is written
-whole or not at all.
+whole or not at all. What the outputs hold is escaped where it is written (`Report`, the
+templates); nbconvert's own sanitiser stays off, since it would also strip the figures, and the
+page's security policy stops whatever might be left. Control characters become visible.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from nbformat import NotebookNode
 
 from batchgauge.files import write_text
 from batchgauge.reporting.page import anchored, is_shown, page_of, relinked
+from batchgauge.reporting.policy import SCRIPT, content_policy
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.text import Markdown, escaped, fenced, visible
 
 TEMPLATES = Path(__file__).parent / "template"
 _MARKDOWN_FIRST = ["text/markdown", "image/svg+xml", "image/png", "text/plain"]
@@ -50,7 +54,7 @@ def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str])
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if is_shown(o) or _is_marked(o)]
-    return write_text(_without_paths(nbformat.writes(kept)) + "\n", path)
+    return write_text(visible(_without_paths(nbformat.writes(kept))) + "\n", path)
 
 
 def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -62,10 +66,11 @@ def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, 
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         exclude_anchor_links=True,
-        filters={"picture_source": picture_source},
+        filters={"picture_source": picture_source, "plain": lambda text: Markdown(text).plain},
     )
-    body, _ = exporter.from_notebook_node(shown, resources={"page": page})
-    return _without_paths(body)
+    about = {"page": page, "script": SCRIPT, "policy": content_policy()}
+    body, _ = exporter.from_notebook_node(shown, resources=about)
+    return visible(_without_paths(body))
 
 
 def _markdown(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:
@@ -77,6 +82,7 @@ def _markdown(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[s
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         config=Config({"NbConvertBase": {"display_data_priority": _MARKDOWN_FIRST}}),
+        filters={"md": escaped, "fenced": fenced},
     )
     body, _ = exporter.from_notebook_node(shown, resources={"page": page})
     return one_blank_line(_without_paths(body))
@@ -117,5 +123,5 @@ def _without_paths(text: str) -> str:
 
 def one_blank_line(text: str) -> str:
     """At most one blank line between two lines, as Markdown likes it."""
-    lines = (line.rstrip() for line in text.splitlines())
+    lines = (line.rstrip() for line in visible(text).splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"

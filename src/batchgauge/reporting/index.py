@@ -19,7 +19,9 @@ import pandas as pd
 from batchgauge.files import write_csv, write_text
 from batchgauge.reporting import tables
 from batchgauge.reporting.export import TEMPLATES, one_blank_line
+from batchgauge.reporting.policy import SCRIPT, content_policy
 from batchgauge.reporting.report import Score
+from batchgauge.text import Markdown, escaped, visible
 
 # The plan's five targets come first on the scorecard, in this order.
 _TARGETS = (
@@ -92,16 +94,22 @@ def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
 def render(template: str, about: Mapping[str, Any]) -> str:
     """A page of `template/site` (with the reports' style and macros)."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
+    is_html = template.endswith(".html.j2")
     environment = Environment(
         loader=FileSystemLoader([TEMPLATES / "site", TEMPLATES / "report"]),
         undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701 - the templates escape with `e`, as nbconvert's do
+        autoescape=is_html,
+        finalize=None if is_html else escaped,  # whatever is no `Markdown` of our own
         trim_blocks=True,
     )
-    environment.filters["markdown2html"] = markdown2html_mistune
-    return environment.get_template(template).render(**about)
+    environment.filters["markdown2html"] = lambda text: Markup(markdown2html_mistune(text))  # noqa: S704
+    environment.filters["html"] = Markup
+    environment.filters["markdown"] = Markdown
+    page = {"script": SCRIPT, "policy": content_policy(), **about}
+    return visible(environment.get_template(template).render(**page))
 
 
 def _remember(

@@ -28,6 +28,7 @@ from batchgauge.reporting.theme import (
     use_theme,
     wrap_titles,
 )
+from batchgauge.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +95,7 @@ def points_with_interval(
     for row, look in zip(rows, looks, strict=True):
         ax.plot([low[row], high[row]], [row, row], color=colour(look), linewidth=3, alpha=0.45)
         ax.plot([value[row]], [row], color=colour(look), marker=marker(look), linestyle="none")
-    ax.set_yticks(rows, names)
+    ax.set_yticks(rows, [visible(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
 
@@ -127,7 +128,7 @@ def bars_with_interval(
             fontsize=9.5,
             color=INK,
         )
-    ax.set_yticks(rows, names)
+    ax.set_yticks(rows, [visible(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.margins(x=0.12)
     ax.set_xlim(left=0)

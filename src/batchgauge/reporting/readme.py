@@ -10,6 +10,7 @@ from pathlib import Path
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
 from batchgauge.reporting.index import first_sentence, read_facts, scorecard
+from batchgauge.text import escaped
 
 BEGIN = "<!-- results: written by `batchgauge report --readme`, do not edit -->"
 END = "<!-- /results -->"
@@ -26,7 +27,7 @@ def results_block(root: Path, order: list[str]) -> str:
         raise UserError(f"There are no reports under '{root}' yet; run the study first.")
     latest = max(reports, key=lambda facts: str(facts["finished"]))
     head = (
-        f"One run of the {latest['profile']} profile on {latest['machine']} "
+        f"One run of the {latest['profile']} profile on {escaped(latest['machine'])} "
         f"({str(latest['finished'])[:10]}); yours will differ, and will say by how much."
     )
     lines = [
@@ -38,10 +39,10 @@ def results_block(root: Path, order: list[str]) -> str:
     for row in scorecard(reports):
         goal = row.score.aim().removeprefix("goal ") or "–"
         lines.append(
-            f"| {row.score.label} | {goal} | {row.score.measured()} "
+            f"| {escaped(row.score.label)} | {escaped(goal)} | {escaped(row.score.measured())} "
             f"| {_VERDICTS[row.score.verdict]} | [{row.report}](reports/{row.report}.md) |"
         )
-    lines += ["", *(f"- **{f['title']}** {first_sentence(f['answer'])}" for f in reports)]
+    lines += ["", *(f"- **{escaped(f['title'])}** {first_sentence(f['answer'])}" for f in reports)]
     return "\n".join(lines)
 
 

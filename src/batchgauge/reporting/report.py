@@ -32,6 +32,7 @@ from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import project_root
+from batchgauge.text import Markdown, escaped, one_line, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 # Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
 METADATA_KEY = "batchgauge"
-_DUNDER = re.compile(r"(?<!\w)__(\w+?)__(?!\w)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Better = Literal["higher", "lower"]
@@ -139,6 +139,7 @@ class Report:
             )
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"The seed is {seed!r}; expected a whole number of at least 0.")
+        title, question = one_line(title), one_line(question)
         folder = Path(str(out_dir)) if str(out_dir) else project_root()
         plots.use_theme()
         budget = profile_named(profile)
@@ -157,8 +158,12 @@ class Report:
         return max(0.0, self.budget.seconds - (time.monotonic() - self._started))
 
     def csv(self, frame: pd.DataFrame, name: str) -> Path:
-        """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path."""
-        path = self._path("data", f"{self.name}_{name}.csv")
+        """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path.
+
+        Values are written as they are, so that they can be read back: a text that begins
+        with `=` stays one, and a spreadsheet should import such columns as text.
+        """
+        path = self.path("data", f"{self.name}_{name}.csv")
         write_csv(frame, path)
         return path
 
@@ -167,7 +172,8 @@ class Report:
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below.
         """
-        path = self._path("reports", "figures", f"{name}.png")
+        alt = _plain(alt)
+        path = self.path("reports", "figures", f"{name}.png")
         plots.save(figure, path, alt)
         png = path.read_bytes()
         width = int.from_bytes(png[16:20], "big") // plots.SCALE
@@ -176,29 +182,38 @@ class Report:
 
     def svg(self, svg: str, name: str, *, alt: str, caption: str) -> Path:
         """Save an SVG document as `reports/figures/<name>.svg`, show it; its path."""
-        path = self._path("reports", "figures", f"{name}.svg")
+        svg, alt = visible(svg), _plain(alt)
+        path = self.path("reports", "figures", f"{name}.svg")
         write_text(svg, path)
         self._picture("image/svg+xml", svg, path, alt, caption, None)
         return path
 
     def table(self, frame: pd.DataFrame, *, caption: str) -> None:
         """Show `frame`: sortable in HTML, a pipe table in Markdown. Units go to the headings."""
+        caption = _plain(caption)
         markdown = tables.to_markdown(frame, caption)
         data = {"text/plain": markdown, "text/markdown": markdown}
         _show({**data, "text/html": tables.to_html(frame, caption)}, kind="table", caption=caption)
 
     def finding(self, sentence: str) -> None:
-        """Say what the figure or table above shows; a sentence generated from its data."""
-        sentence = _plain_dunders(sentence)
-        self._findings.append(sentence)
-        _show({"text/plain": sentence, "text/markdown": sentence}, kind="finding")
+        """Say what the figure or table above shows; a sentence generated from its data.
+
+        Shown as it is, whatever it quotes; emphasis, code and links of our own come as
+        `batchgauge.text.Markdown`.
+        """
+        said = escaped(sentence)
+        self._findings.append(said)
+        _show({"text/plain": said.plain, "text/markdown": said}, kind="finding")
 
     def answer(self, sentences: str) -> None:
-        """The answer to the question in one to three sentences, for the first screen."""
-        sentences = _plain_dunders(sentences)
-        self._answer = sentences
-        text = f"**Answer.** {sentences}"
-        _show({"text/plain": text, "text/markdown": text}, kind="answer", text=sentences)
+        """The answer to the question in one to three sentences, for the first screen.
+
+        Text or `Markdown`, as in `finding`.
+        """
+        said = escaped(sentences)
+        self._answer = said
+        data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
+        _show(data, kind="answer", text=said)
 
     def score(
         self,
@@ -220,10 +235,10 @@ class Report:
         self._scores[key] = score
         text = score.sentence()
         _show(
-            {"text/plain": text, "text/markdown": text},
+            {"text/plain": text, "text/markdown": escaped(text)},
             kind="score",
             verdict=score.verdict,
-            label=label,
+            label=one_line(label),
             measured=score.measured(),
             aim=score.aim(),
         )
@@ -257,8 +272,8 @@ class Report:
         _show({"text/plain": f"Wrote {path.name}."}, kind="footer")
         return path
 
-    def _path(self, *parts: str) -> Path:
-        """A file of this report under its folder, noted in the facts."""
+    def path(self, *parts: str) -> Path:
+        """Where a file of this report goes under its folder; noted in the facts."""
         name = "/".join(parts)
         if name not in self._files:
             self._files.append(name)
@@ -267,6 +282,7 @@ class Report:
     def _picture(
         self, mime: str, data: str, path: Path, alt: str, caption: str, width: int | None
     ) -> None:
+        caption = _plain(caption)
         shown: dict[str, Any] = {"alt": alt} if width is None else {"alt": alt, "width": width}
         _show(
             {mime: data, "text/plain": alt},
@@ -276,14 +292,11 @@ class Report:
             caption=caption,
             **shown,
         )
-        _show({"text/markdown": f"*{caption}*", "text/plain": caption}, kind="caption")
+        _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")
 
 
-def _plain_dunders(markdown: str) -> str:
-    """`Blocked.__call__` as it is written, which Markdown would set in bold."""
-    pieces = markdown.split("`")
-    pieces[::2] = [_DUNDER.sub(r"\\_\\_\1\\_\\_", piece) for piece in pieces[::2]]
-    return "`".join(pieces)
+def _plain(text: str) -> str:
+    return text.plain if isinstance(text, Markdown) else one_line(text)
 
 
 def _check_parameters() -> None:
@@ -304,4 +317,5 @@ def _show(
     if not InteractiveShell.initialized():
         return
     marks = {METADATA_KEY: {"kind": kind, **said}}
+    data = {mime: visible(text) for mime, text in data.items()}
     display(data, raw=True, metadata={**marks, **(shown or {})})  # type: ignore[no-untyped-call]  # IPython's

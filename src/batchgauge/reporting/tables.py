@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from batchgauge.text import Markdown, escaped
+
 # Column names end in their unit; headings show it in brackets. Longest match first.
 _UNITS: Mapping[str, str] = {
     "_tokens_per_s": "tokens/s",
@@ -84,16 +86,16 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
     )
 
 
-def to_markdown(frame: pd.DataFrame, caption: str) -> str:
+def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     """`frame` as a Markdown pipe table with its caption in italics below."""
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
     lines = [
-        [_pipe(heading(c)) for c in frame.columns],
+        [escaped(heading(c)) for c in frame.columns],
         ["--:" if n else ":--" for n in numeric],
-        *([_pipe(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)),
+        *([escaped(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)),
     ]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n*{caption}*"
+    return Markdown(f"{table}\n\n*{escaped(caption)}*")
 
 
 def _is_numeric(column: pd.Series[Any]) -> bool:
@@ -105,9 +107,6 @@ def _class(numeric: bool) -> str:
 
 
 def _cell(value: object, numeric: bool) -> str:
-    exact = f' data-value="{value}"' if numeric else ""
+    exact = f' data-value="{escape(str(value))}"' if numeric else ""
     return f"<td{_class(numeric)}{exact}>{escape(number(value))}</td>"
 
-
-def _pipe(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

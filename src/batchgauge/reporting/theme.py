@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import seaborn as sns
 from cycler import cycler
+from matplotlib.text import Text
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from batchgauge.files import atomic_path
+from batchgauge.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,6 +105,7 @@ def use_theme() -> None:
             "xtick.labelsize": 9.5,
             "ytick.labelsize": 9.5,
             "svg.fonttype": "none",
+            "text.parse_math": False,  # a `$` in a name is a dollar sign
         },
     )
 
@@ -119,13 +122,13 @@ def marker(implementation: str) -> str:
 
 def label(implementation: str) -> str:
     """How an implementation is called in legends."""
-    return _LABELS.get(implementation, implementation)
+    return _LABELS.get(implementation) or visible(implementation)
 
 
 def _look(implementation: str) -> tuple[str, str]:
     name = implementation.partition(":")[0]
     known = _LOOKS.get(implementation) or _LOOKS.get(name)
-    return known or _OTHERS[zlib.crc32(implementation.encode()) % len(_OTHERS)]
+    return known or _OTHERS[zlib.crc32(implementation.encode(errors="replace")) % len(_OTHERS)]
 
 
 def save(figure: Figure, path: Path, alt: str) -> Path:
@@ -133,6 +136,8 @@ def save(figure: Figure, path: Path, alt: str) -> Path:
 
     Lines and areas of few colours need no more, and a page a third of the bytes.
     """
+    for text in figure.findobj(Text):
+        text.set_text(visible(text.get_text()))
     wrap_titles(figure)
     drawn = io.BytesIO()
     figure.savefig(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from batchgauge.errors import UserError
@@ -30,9 +31,9 @@ def sliders(
     def follow(_: object = None) -> None:
         try:
             found = suggest(works[work.value], cost, memory, largest, latency.value, room.value)
-            said.value = found.sentence()
+            said.value = escape(found.sentence())
         except UserError as problem:
-            said.value = str(problem)
+            said.value = escape(str(problem))
 
     for control in (work, latency, room):
         control.observe(follow, names="value")

@@ -19,6 +19,7 @@ import pandas as pd
 
 from batchgauge.experiments.bottlenecks.study import Study
 from batchgauge.measuring.system import Events, Usage, hardware_events, usage
+from batchgauge.text import Markdown, escaped
 
 CALLS = 20
 COUNTS = ("instructions", "cache_misses", "branch_misses")
@@ -124,14 +125,14 @@ def _named(events: Events) -> dict[str, int]:
     return {name.replace("-", "_"): count for name, count in events.counts.items()}
 
 
-def hardware_sentence(table: pd.DataFrame) -> str:
+def hardware_sentence(table: pd.DataFrame) -> Markdown:
     """What was counted, or why nothing was."""
     counted = table.dropna(subset=["instructions"])
     if counted.empty:
         reason = table["reason"].iloc[0]
-        return (
-            f"Hardware events are not to be had here: {reason}. `simulate_counters=True` counts "
+        return Markdown(
+            "Hardware events are not to be had here: {}. `simulate_counters=True` counts "
             "instructions, cache misses and branches by simulation, where valgrind is installed."
-        )
+        ).format(reason)
     parts = [f"{row['part']} {row['instructions']:,.0f}" for _, row in counted.iterrows()]
-    return f"Instructions a call ({counted['source'].iloc[0]}): {'; '.join(parts)}."
+    return escaped(f"Instructions a call ({counted['source'].iloc[0]}): {'; '.join(parts)}.")

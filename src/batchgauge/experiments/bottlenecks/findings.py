@@ -10,6 +10,7 @@ from batchgauge.experiments.bottlenecks.kernels import DECODE_KERNELS
 from batchgauge.experiments.bottlenecks.study import Study
 from batchgauge.profiling.findings import Hotspot, memory_findings, memory_sentence, rank_findings
 from batchgauge.profiling.stacks import Kind, StackProfile
+from batchgauge.text import Markdown
 
 
 def hotspots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
@@ -86,10 +87,10 @@ def memory_table(study: Study) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def memory_sentences(study: Study) -> str:
+def memory_sentences(study: Study) -> Markdown:
     """One sentence a part about growth and temporary bytes."""
     said = [memory_sentence(profile, name) for name, profile in study.allocations.items()]
-    return " ".join(said) or "No allocations were tracked."
+    return Markdown(" ").join(said) or Markdown("No allocations were tracked.")
 
 
 def temporary_bytes_per_decode_step(study: Study) -> float:

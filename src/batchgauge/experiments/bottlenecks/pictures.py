@@ -14,6 +14,7 @@ from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.roofline import Peaks
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
 from batchgauge.reporting import plots
+from batchgauge.text import Markdown, code
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,13 +26,13 @@ def file_stem(name: str) -> str:
     return "_".join(filter(None, "".join(letters).split("_")))
 
 
-def flame_sentence(name: str, profile: StackProfile) -> str:
+def flame_sentence(name: str, profile: StackProfile) -> Markdown:
     """Which class of code holds a part's time, and its hottest line."""
     hottest = profile.by_owner().iloc[0]
-    return (
-        f"{flame_title(name, profile)}; the hottest line is `{hottest['function']}:"
-        f"{hottest['line']}` with {hottest['share']:.0%}."
-    )
+    return Markdown("{}; the hottest line is {} with {:.0%}.").format(
+        flame_title(name, profile), code(f"{hottest['function']}:{hottest['line']}"),
+        hottest["share"],
+    )  # fmt: skip
 
 
 def flame_title(name: str, profile: StackProfile) -> str:
@@ -88,14 +89,16 @@ def listing(profile: LineProfile, functions: int = 3) -> Listing:
     return Listing(profile, list(profile.functions()["function"].head(functions)))
 
 
-def lines_sentence(name: str, profile: LineProfile) -> str:
+def lines_sentence(name: str, profile: LineProfile) -> Markdown:
     """The hottest line of a part, and how much of the time the lines explain."""
     first = profile.hottest(1).iloc[0]
-    return (
-        f"{_first_upper(name)}: `{first['source'].strip()}` in `{first['function']}` (line "
-        f"{first['line']}) has {first['share']:.0%} of the lines' time in {first['hits']:,} hits. "
-        f"Lines and their tracing explain {profile.attributed:.0%} of the profiled run."
-    )
+    return Markdown(
+        "{}: {} in {} (line {}) has {:.0%} of the lines' time in {:,} hits. "
+        "Lines and their tracing explain {:.0%} of the profiled run."
+    ).format(
+        _first_upper(name), code(first["source"]), code(first["function"]), first["line"],
+        first["share"], first["hits"], profile.attributed,
+    )  # fmt: skip
 
 
 def draw_stages(frame: pd.DataFrame) -> Figure:
@@ -317,23 +320,24 @@ def _names(column: pd.Series[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan) -> str:
+def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan) -> Markdown:
     """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
     if findings.empty:
-        return "Nothing takes a share of the time that is worth a finding."
+        return Markdown("Nothing takes a share of the time that is worth a finding.")
     ours = findings[findings["part"].str.match(r"(inference|decode|tokenising) \((?!baseline)")]
     ours = findings if ours.empty else ours
     parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
     words = [
-        f"`{row['where']}` with {row['share']:.0%} of {row['part']}"
+        Markdown("{} with {:.0%} of {}").format(code(row["where"]), row["share"], row["part"])
         + ("" if math.isnan(row["floor_ratio"]) else f", {row['floor_ratio']:.1f} times its floor")
         for _, row in parts.iterrows()
     ]
-    text = f"In a batch of {size} the time is mostly in: {'; '.join(words)}."
+    text = Markdown("In a batch of {} the time is mostly in: {}.").format(
+        size, Markdown("; ").join(words)
+    )
     first = ours.iloc[0]
-    text += (
-        f" What could save most is `{first['where']}` of {first['part']}: at most "
-        f"{first['reachable_speedup']:.2f} times faster. {first['recommendation']}"
+    text += Markdown(" What could save most is {} of {}: at most {:.2f} times faster. {}").format(
+        code(first["where"]), first["part"], first["reachable_speedup"], first["recommendation"]
     )
     if not math.isnan(temporary_bytes):
         text += f" A decode step allocates and gives back {amount(temporary_bytes, 'bytes')}."

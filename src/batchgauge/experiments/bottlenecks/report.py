@@ -18,6 +18,7 @@ from batchgauge.profiling.findings import finding_sentence
 from batchgauge.profiling.flamegraph import draw_flamegraph, render_svg
 from batchgauge.profiling.roofline import draw_roofline
 from batchgauge.profiling.stacks import StackProfile
+from batchgauge.text import Markdown, visible
 
 if TYPE_CHECKING:
     from batchgauge.experiments.bottlenecks.study import Study
@@ -55,14 +56,16 @@ def _flame(report: Report, name: str, profile: StackProfile, kind: str) -> None:
     title = pictures.flame_title(name, profile)
     caption = f"{what} by call stack in {name}; width is the share. {profile.note}".strip()
     report.figure(draw_flamegraph(profile, title=title), stem, alt=sentence, caption=caption)
-    svg = report.out_dir / "reports" / "figures" / f"{stem}.svg"
-    write_text(render_svg(profile, title=title), svg)
-    report.finding(f"{sentence} [Explore this flame graph](figures/{svg.name}).")
+    svg = write_text(
+        visible(render_svg(profile, title=title)), report.path("reports", "figures", f"{stem}.svg")
+    )
+    report.finding(sentence + Markdown(f" [Explore this flame graph](figures/{svg.name})."))
 
 
-def _missing(study: Study, tool: str) -> str:
+def _missing(study: Study, tool: str) -> Markdown:
     said = [note for note in study.notes if note.startswith(tool)]
-    return " ".join(said) or f"Not asked for: the parameter `tools` does not name {tool}."
+    not_asked = Markdown(f"Not asked for: the parameter `tools` does not name {tool}.")
+    return Markdown(" ").join(said) or not_asked
 
 
 def lines(report: Report, study: Study) -> None:

@@ -16,6 +16,7 @@ from batchgauge.measuring.gate import compare as comparing
 from batchgauge.measuring.gate import process as gate_process
 from batchgauge.measuring.gate import revisions
 from batchgauge.measuring.gate import rounds as gating
+from batchgauge.text import escaped, one_line
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
 _FORMATS = click.Choice(["table", "markdown", "json", "csv"])
@@ -163,7 +164,7 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
         base = gate_process.Side(revision, tree / "src")
         result = gating.gate(base, gate_process.Side("working tree", root / "src"), plan)
     for name, reason in result.problems.items():
-        click.echo(f"not compared: {name}: {reason}", err=True)
+        click.echo(one_line(f"not compared: {name}: {reason}"), err=True)
     if options["out"] is not None:
         run = Run.here(threads=options["threads"], seed=options["seed"])
         write_csv(record.to_frame(result.samples, run), options["out"])
@@ -191,4 +192,4 @@ def rendered(changes: list[comparing.Change], form: str) -> str:
     if form == "table":
         return shown.to_string(index=False)
     header = "| " + " | ".join(shown.columns) + " |\n|" + " --- |" * len(shown.columns)
-    return "\n".join([header, *("| " + " | ".join(row) + " |" for row in shown.to_numpy(str))])
+    return "\n".join([header, *("| " + " | ".join(map(escaped, row)) + " |" for row in shown.to_numpy(str))])

@@ -1,0 +1,134 @@
+"""Text that is not ours, made fit to be shown on a page, in Markdown and on a terminal.
+
+Prompts, answers, names out of files and messages of libraries may hold anything: tags,
+Markdown, terminal escapes, marks that turn the direction of reading. Characters that have
+no glyph become visible, and Markdown is a type of its own: whatever is put into it is
+escaped unless it is `Markdown` too, so that nothing is escaped twice and nothing forgotten.
+
+    >>> Markdown("**{}** {}").format("<b>", "1 * 2")
+    '**&lt;b&gt;** 1 \\* 2'
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
+# Controls (C0, DEL, C1), bidirectional overrides and isolates, surrogates, noncharacters.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206f\ufff9-\ufffb\ufffe\uffff\ud800-\udfff]"
+)
+_BREAK = re.compile(r"[ \t]*[\n\t]\s*")
+# What would begin a block of Markdown where it stands first: heading, list, rule, underline.
+_BLOCK = re.compile(r"(?=(?:#{1,6}|[-+])(?:\s|$)|-{3,}|=+$)|(?<=\d)(?=[.)](?:\s|$))")
+_NUMBERED = re.compile(r"\d{1,9}")
+_SPECIAL = re.compile(
+    r"(?P<interval>\[[\d.,%\s∞–−+-]*\](?![\[(:]))"  # [2.9, 3.3] is no link
+    r"|(?P<entity>[<>`$\\]|&(?=#?\w+;)|(?<=http):|(?<=https):|(?<=www)\.)"
+    r"|(?P<mark>[*~|\[\]]|(?<![^\W_])_|_(?![^\W_]))",
+    re.IGNORECASE,
+)
+_ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+# Names that Python itself gives: `<lambda>` needs no care in a code span, `<img` does.
+_NOT_CODE = re.compile(r"[`$\\]|<(?!(?:lambda|locals|module|genexpr|\w+comp|string)>)")
+
+
+class Markdown(str):
+    """Markdown of our own: `format`, `+` and `join` escape what is not `Markdown` itself."""
+
+    __slots__ = ()
+
+    def format(self, *fields: object, **named: object) -> Markdown:  # type: ignore[override]
+        """`str.format`, with every field escaped."""
+        return Markdown(_ESCAPING.vformat(str(self), fields, named))
+
+    def __add__(self, other: str) -> Markdown:
+        return Markdown(str.__add__(self, escaped(other, strip=False)))
+
+    def __radd__(self, other: str) -> Markdown:
+        return Markdown(str.__add__(escaped(other.lstrip(), strip=False), self))
+
+    def join(self, parts: Iterable[str]) -> Markdown:
+        """`str.join`, with every part escaped."""
+        return Markdown(str.join(self, map(escaped, parts)))
+
+    @property
+    def plain(self) -> str:
+        """The same without escapes, for where no Markdown is read."""
+        return html.unescape(_ESCAPED.sub(r"\1", self))
+
+
+class _Escaping(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return escaped(value if isinstance(value, Markdown) else format(value, format_spec))
+
+    def get_value(
+        self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:  # as in `string.Formatter`, for mypy
+        return super().get_value(key, args, kwargs)
+
+
+_ESCAPING = _Escaping()
+
+
+def visible(text: str) -> str:
+    """`text` with a glyph for every character: controls as their pictures, others as `�`.
+
+    Line ends of any kind become `\\n`; tabs stay.
+    """
+    return _UNSEEN.sub(lambda match: _picture(ord(match[0])), _LINE_END.sub("\n", text))
+
+
+def _picture(code: int) -> str:
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else "\ufffd"
+
+
+def one_line(text: object) -> str:
+    """`visible(text)` on one line."""
+    return _joined(text).strip()
+
+
+def _joined(text: object) -> str:
+    return _BREAK.sub(" ", visible(str(text)))
+
+
+def escaped(text: object, *, strip: bool = True) -> Markdown:
+    """Any text as one line of Markdown that shows just that; `Markdown` stays as it is.
+
+    Shown literally, also at the beginning of a block, in CommonMark, GitHub's dialect and
+    nbconvert's (which reads `$` and `\\\\(` as mathematics): tags, emphasis, links and
+    addresses, code, tables.
+    """
+    if isinstance(text, Markdown):
+        return text
+    line = _SPECIAL.sub(_escape, one_line(text) if strip else _joined(text))
+    number = _NUMBERED.match(line)
+    if match := _BLOCK.match(line, number.end() if number else 0):
+        line = f"{line[: match.end()]}\\{line[match.end() :]}"
+    return Markdown(line)
+
+
+def _escape(match: re.Match[str]) -> str:
+    if match["entity"]:
+        return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(match[0], f"&#{ord(match[0])};")
+    return match[0] if match["interval"] else f"\\{match[0]}"
+
+
+def code(text: object) -> Markdown:
+    """`text` as a code span, or as it is where a code span could be broken out of."""
+    line = one_line(text)
+    return Markdown(f"`{line}`") if line and not _NOT_CODE.search(line) else escaped(line)
+
+
+def fenced(text: str) -> Markdown:
+    """`text` as a block of code whose fence is longer than any inside."""
+    shown = visible(text).strip("\n")
+    ticks = max((len(run) for run in re.findall(r"`{3,}", shown)), default=2) + 1
+    fence = "`" * max(3, ticks)
+    return Markdown(f"{fence}text\n{shown}\n{fence}")
