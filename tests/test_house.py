@@ -45,7 +45,7 @@ DOWNWARDS = {
     "measuring": {"machine"},
     "profiling": {"measuring"},
     "suite": {"registry", "sizing", "workload"},
-    "reporting": {"machine"},
+    "reporting": {"machine", "core", "workload"},
 }
 
 

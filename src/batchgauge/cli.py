@@ -8,6 +8,7 @@ standard error and an exit code; a bug keeps its traceback.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Mapping
 
@@ -71,8 +72,9 @@ def main() -> None:
         click.echo(f"batchgauge: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.message = visible(error.message)
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(visible(said.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("batchgauge: interrupted; the same command goes on where it stopped.", err=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import html
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
@@ -42,7 +42,7 @@ class Markdown(str):
 
     __slots__ = ()
 
-    def format(self, *fields: object, **named: object) -> Markdown:  # type: ignore[override]
+    def format(self, *fields: object, **named: object) -> Markdown:
         """`str.format`, with every field escaped."""
         return Markdown(_ESCAPING.vformat(str(self), fields, named))
 
@@ -65,11 +65,6 @@ class Markdown(str):
 class _Escaping(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         return escaped(value if isinstance(value, Markdown) else format(value, format_spec))
-
-    def get_value(
-        self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:  # as in `string.Formatter`, for mypy
-        return super().get_value(key, args, kwargs)
 
 
 _ESCAPING = _Escaping()

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from batchgauge.errors import UserError
 from batchgauge.files import write_text
 
 
@@ -105,7 +106,7 @@ def cached_rates(threads: int, identity: str, *, folder: Path | None = None) -> 
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Rates(**json.loads(path.read_text(encoding="utf-8")))
     rates = measure_rates(threads)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(UserError):
         write_text(json.dumps(asdict(rates)), path)
     return rates
 

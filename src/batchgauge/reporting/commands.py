@@ -9,6 +9,8 @@ import click
 from batchgauge.reporting.profiles import PROFILES
 from batchgauge.text import visible
 
+_PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name files from here
+
 
 @click.command()
 @click.argument("notebook", nargs=-1)
@@ -56,10 +58,10 @@ def study(
     from batchgauge.reporting.study import run_study
 
     given: dict[str, str] = {name: value for name, value in common.items() if value is not None}
-    for name in {"model", "workload"} & set(given):  # the kernels run in the project's folder
-        if (path := Path(given[name])).exists():
-            given[name] = str(path.resolve())
     given.update(others)
+    for name in _PATHS & set(given):  # the kernels run in the project's folder
+        if given[name] and (path := Path(given[name])).exists():
+            given[name] = str(path.resolve())
     if matrix is None:
         run_study(
             profile=profile, out_dir=out, parameters=given, only=notebook, again=again, say=_say

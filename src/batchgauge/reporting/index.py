@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from batchgauge.errors import UserError
 from batchgauge.files import write_csv, write_text
 from batchgauge.reporting import tables
 from batchgauge.reporting.export import TEMPLATES, one_blank_line
@@ -68,10 +69,20 @@ def read_facts(out: Path, order: Sequence[str]) -> list[dict[str, Any]]:
     """The facts of every report whose page is there too, in `order`."""
     found = []
     for name in order:
-        facts, page = out / "data" / f"{name}_facts.json", out / "reports" / f"{name}.html"
-        if facts.is_file() and page.is_file():
-            found.append(json.loads(facts.read_text(encoding="utf-8")))
+        facts = facts_of(out, name)
+        if facts is not None and (out / "reports" / f"{name}.html").is_file():
+            found.append(facts)
     return found
+
+
+def facts_of(out: Path, name: str) -> dict[str, Any] | None:
+    """What the report `name` wrote about itself; None where that is missing or broken."""
+    path = out / "data" / f"{name}_facts.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("report") == name else None
 
 
 def first_sentence(text: str) -> str:
@@ -136,8 +147,11 @@ def _remember(
             for row in rows
         ]
     )
-    if path.is_file() and not new.empty:
-        old = pd.read_csv(path)
+    if path.is_file() and path.stat().st_size and not new.empty:
+        try:
+            old = pd.read_csv(path)
+        except ValueError as error:
+            raise UserError(f"'{path}' is no CSV file any more ({error}); move it away.") from None
         new = pd.concat([old, new], ignore_index=True) if len(old) else new
         new = new.drop_duplicates(["finished", "report", "key"], keep="last")
     if not new.empty:

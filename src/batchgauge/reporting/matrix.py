@@ -29,8 +29,9 @@ from batchgauge.files import write_text
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
+from batchgauge.reporting.lock import locked
 from batchgauge.reporting.project import project_root
-from batchgauge.reporting.study import books, run_study
+from batchgauge.reporting.study import books, checked, out_folder, run_study
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -85,25 +86,34 @@ def run_matrix(
     UserError for bad input, and with exit code 1 at the end when a run had failures.
     """
     folder = notebooks or project_root() / "notebooks"
-    base = (out_dir or folder.parent).resolve() / "reports" / "matrix"
     runs = read_matrix(path)
-    failures = []
-    for run in runs:
-        say(f"Run {run.name}:")
+    chosen = books(folder, only)
+    for run in runs:  # before the first is run
         own = {**(parameters or {}), **run.parameters}
         try:
-            run_study(
-                profile=str(own.pop("profile", profile)),
-                out_dir=base / run.name,
-                parameters=own,
-                only=only,
-                again=again,
-                notebooks=folder,
-                say=say,
-            )
+            checked(own, str(own.pop("profile", profile)), chosen)
         except UserError as error:
-            failures.append((f"{run.name}: {error}", error.exit_code))
-    page = write_comparison(base, runs, [book.report for book in books(folder)])
+            raise UserError(f"Run {run.name}: {error}") from None
+    out = out_folder(out_dir or folder.parent)
+    base = out / "reports" / "matrix"
+    failures = []
+    with locked(out):
+        for run in runs:
+            say(f"Run {run.name}:")
+            own = {**(parameters or {}), **run.parameters}
+            try:
+                run_study(
+                    profile=str(own.pop("profile", profile)),
+                    out_dir=base / run.name,
+                    parameters=own,
+                    only=only,
+                    again=again,
+                    notebooks=folder,
+                    say=say,
+                )
+            except UserError as error:
+                failures.append((f"{run.name}: {error}", error.exit_code))
+        page = write_comparison(base, runs, [book.report for book in books(folder)])
     if failures:
         raise UserError(
             f"{len(failures)} of {len(runs)} runs failed. "

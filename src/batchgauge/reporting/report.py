@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchgauge.errors import UserError
-from batchgauge.files import write_csv, write_text
+from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
@@ -129,7 +129,7 @@ class Report:
 
         Sets the plotting theme and holds what papermill injected against the parameters
         cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
-        number >= 0, or a name that is no file stem.
+        number >= 0, a name that is no file stem, or a folder that cannot be written to.
         """
         _check_parameters()
         if not _NAME.fullmatch(name):
@@ -143,6 +143,7 @@ class Report:
         folder = Path(str(out_dir)) if str(out_dir) else project_root()
         plots.use_theme()
         budget = profile_named(profile)
+        check_folders(folder / "data", folder / "reports")
         report = cls(name, title, question, budget, folder, seed, dict(parameters or {}))
         _show(
             {"text/plain": f"{title} · profile {budget.name}"},

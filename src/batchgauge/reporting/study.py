@@ -2,9 +2,10 @@
 
 One kernel at a time (timings are never parallel; a smoke run, whose figures only show
 that everything works, has two), each with single-thread BLAS and without this machine's
-OpenBLAS overrides. A notebook is not run again while its key
-(parameters, content, code, commit) and its files are as they were. A notebook that
-fails is kept as `reports/notebooks/<report>.failed.ipynb`.
+OpenBLAS overrides. A notebook is not run again while its key (parameters, content, code,
+commit, and the contents of every input) and the files it wrote are as they were. One study
+at a time writes to a folder. A notebook that fails is kept as
+`reports/notebooks/<report>.failed.ipynb`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,12 @@ import psutil
 from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
-from batchgauge.files import write_text
+from batchgauge.files import check_folders, write_text
 from batchgauge.machine.identity import git_commit, versions
 from batchgauge.reporting.export import export, write_notebook
-from batchgauge.reporting.index import write_index
+from batchgauge.reporting.index import facts_of, write_index
+from batchgauge.reporting.inputs import digest_of, inputs
+from batchgauge.reporting.lock import locked
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.profiles import profile_named
@@ -107,18 +110,46 @@ def run_study(
     other failure of a notebook does not keep the rest from running.
 
     Raises:
-        UserError: an unknown profile, notebook or parameter, before anything is run;
-            at the end, when a notebook failed (exit code 1).
+        UserError: an unknown profile, notebook or parameter, a folder that cannot be written
+            to or that another study writes to, before anything is run; at the end, when a
+            notebook failed (exit code 1).
     """
     folder = notebooks or project_root() / "notebooks"
-    out = (out_dir or folder.parent).resolve()
-    shelf = books(folder)
-    chosen = books(folder, only)
-    given = {**(parameters or {}), "profile": profile_named(profile).name}
-    every = {name: p for book in chosen for name, p in book.known.items()}
-    given = typed(given, every)
+    given = checked(parameters or {}, profile, books(folder, only))
+    if named := given.pop("out_dir", ""):
+        out_dir = out_dir or Path(named)
+    out = out_folder(out_dir or folder.parent)
     if out != folder.parent.resolve():
         given["out_dir"] = str(out)
+    with locked(out):
+        return _run(books(folder), books(folder, only), given, out, again=again, say=say)
+
+
+def checked(given: Mapping[str, Any], profile: str, chosen: Sequence[Book]) -> dict[str, Any]:
+    """The parameters of a study of `chosen`, each of its declared type. Raises UserError."""
+    every = {name: p for book in chosen for name, p in book.known.items()}
+    return typed({**given, "profile": profile_named(profile).name}, every)
+
+
+def out_folder(out: Path) -> Path:
+    """`out`, absolute, made and seen to be writable. Raises UserError."""
+    try:
+        out = out.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, up to Python 3.12
+        raise UserError(f"Nothing can be written to the folder '{out}': {error}.") from None
+    check_folders(out / "data", out / "reports" / "notebooks", out / ".cache" / "study")
+    return out
+
+
+def _run(
+    shelf: Sequence[Book],
+    chosen: Sequence[Book],
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    again: bool,
+    say: Callable[[str], None],
+) -> Outcome:
     names = {book.path.name: book.report for book in shelf}
     _sweep(out)
     outcome = Outcome()
@@ -156,17 +187,22 @@ def write_pages(
 ) -> list[Path]:
     """Write pages and index again from the executed notebooks under `out_dir`; nothing is run.
 
-    Raises UserError when there is no executed notebook to write from.
+    Raises UserError when there is no executed notebook to write from, or it is no notebook.
     """
     folder = notebooks or project_root() / "notebooks"
-    out = (out_dir or folder.parent).resolve()
+    out = out_folder(out_dir or folder.parent)
+    with locked(out):
+        return _write_pages(folder, only, out)
+
+
+def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
     shelf = books(folder)
     names = {name: b.report for b in shelf for name in (b.path.name, f"{b.report}.ipynb")}
     written = []
     for book in books(folder, only):
         path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
         if path.is_file():
-            executed = relinked(nbformat.read(path, as_version=4), _one_folder_up)
+            executed = relinked(_read(path), _one_folder_up)
             written += export(executed, _facts(executed, out), out / "reports", names)
     if not written:
         raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
@@ -197,26 +233,32 @@ def _run_one(
     try:
         executed = _execute(book, parameters, working)
         facts = _facts(executed, out)
-    except (PapermillExecutionError, UserError) as error:
+        files = export(executed, facts, out / "reports", names)
+    except (PapermillExecutionError, UserError, OSError) as error:
         problem = _problem(error)
-        if working.exists():
+        with suppress(UserError, OSError, ValueError):  # no room for it, or only half of it
             write_notebook(nbformat.read(working, as_version=4), failed, names)
             problem = replace(problem, text=f"{problem.text} (kept as {_short(failed)})")
         return problem
     finally:
         working.unlink(missing_ok=True)
-    files = export(executed, facts, out / "reports", names)
     failed.unlink(missing_ok=True)
-    made = [str(f.relative_to(out)) for f in files] + list(facts["files"])
-    write_text(json.dumps({"key": key, "files": made}), state)
+    made = [str(f.relative_to(out)) for f in files]
+    made += [f"data/{facts['report']}_facts.json", *facts["files"]]
+    digests = {file: digest_of(out / file) for file in made}
+    write_text(json.dumps({"key": key, "files": digests}), state)
     return None
 
 
 def _problem(error: Exception) -> _Problem:
     """What went wrong in one sentence: the notebook's own where it raised a UserError."""
+    if isinstance(error, OSError):
+        where = f" ('{error.filename}')" if error.filename else ""
+        return _Problem(f"the system refused: {error.strerror or error}{where}.", is_input=True)
     name = getattr(error, "ename", None)
     if name is None or name == "UserError":
-        return _Problem(getattr(error, "evalue", str(error)), is_input=name is not None)
+        is_input = name is not None or isinstance(error.__cause__, OSError)
+        return _Problem(getattr(error, "evalue", str(error)), is_input)
     cell = getattr(error, "exec_count", "?")
     return _Problem(f"{name} in cell {cell}: {getattr(error, 'evalue', '')}", is_input=False)
 
@@ -287,11 +329,17 @@ def report_of(executed: NotebookNode) -> str | None:
 
 
 def _facts(executed: NotebookNode, out: Path) -> dict[str, Any]:
-    path = out / "data" / f"{report_of(executed)}_facts.json"
-    if not path.is_file():
+    facts = facts_of(out, str(report_of(executed)))
+    if facts is None:
         raise UserError("it ran to its end without finishing its report")
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return facts
+
+
+def _read(path: Path) -> NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError):
+        raise UserError(f"'{_short(path)}' is no notebook any more; run the study again.") from None
 
 
 def _state(book: Book, out: Path) -> Path:
@@ -299,20 +347,28 @@ def _state(book: Book, out: Path) -> Path:
 
 
 def _is_finished(book: Book, key: str, out: Path) -> bool:
+    """Whether the report was made from just this, and its files are still what was written."""
     try:
         state = json.loads(_state(book, out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if state["key"] != key:
+            return False
+        return all(digest and digest_of(out / f) == digest for f, digest in state["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    return bool(state["key"] == key and all((out / f).is_file() for f in state["files"]))
 
 
 def _key(book: Book, parameters: Mapping[str, Any]) -> str:
-    """A digest of what decides about the report: parameters, notebook, code, commit, versions."""
+    """A digest of what decides about the report: notebook, code, parameters, inputs, versions."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
     for path in [book.path, *sorted(package.rglob("*.py"))]:
         digest.update(path.read_bytes())
-    rest = {"parameters": dict(parameters), "commit": git_commit(), "versions": versions()}
+    rest = {
+        "parameters": dict(parameters),
+        "inputs": inputs(parameters, book.known, book.path.parent.parent),
+        "commit": git_commit(),
+        "versions": versions(),
+    }
     digest.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

@@ -89,7 +89,7 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
 def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     """`frame` as a Markdown pipe table with its caption in italics below."""
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
-    lines = [
+    lines: list[list[str]] = [
         [escaped(heading(c)) for c in frame.columns],
         ["--:" if n else ":--" for n in numeric],
         *([escaped(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)),
@@ -109,4 +109,3 @@ def _class(numeric: bool) -> str:
 def _cell(value: object, numeric: bool) -> str:
     exact = f' data-value="{escape(str(value))}"' if numeric else ""
     return f"<td{_class(numeric)}{exact}>{escape(number(value))}</td>"
-

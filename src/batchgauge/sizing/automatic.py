@@ -127,6 +127,6 @@ def _remembered(cache: Path | None, model: str, calibrate: Any) -> CostModel:
         with contextlib.suppress(UserError):
             return CostModel.load(path, machine=machine, model=model)
     found: CostModel = calibrate(identity)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(UserError):
         found.save(path)
     return found

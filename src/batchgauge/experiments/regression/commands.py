@@ -9,7 +9,7 @@ import click
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.files import write_csv
+from batchgauge.files import check_file, write_csv
 from batchgauge.machine.identity import Run
 from batchgauge.measuring import record
 from batchgauge.measuring.gate import compare as comparing
@@ -58,6 +58,8 @@ def bench(
         table = pd.DataFrame(rows, columns=["benchmark", "part", "batch_size", "parameters"])
         click.echo(table.to_string(index=False))
         return
+    if out is not None:
+        check_file(out)
     frame = run_suite(patterns, seconds=seconds, progress=True, **subject)
     if out is not None:
         write_csv(frame, out)
@@ -105,6 +107,8 @@ def compare(
     else:
         if files:
             raise UserError("--against takes no files.")
+        if options["out"] is not None:
+            check_file(options["out"])
         options["thresholds"] = _thresholds(threshold_for)
         changes = _against(against, _percent(threshold, gate_process.THRESHOLD), options)
     click.echo(rendered(changes, form))
@@ -192,4 +196,6 @@ def rendered(changes: list[comparing.Change], form: str) -> str:
     if form == "table":
         return shown.to_string(index=False)
     header = "| " + " | ".join(shown.columns) + " |\n|" + " --- |" * len(shown.columns)
-    return "\n".join([header, *("| " + " | ".join(map(escaped, row)) + " |" for row in shown.to_numpy(str))])
+    return "\n".join(
+        [header, *("| " + " | ".join(map(escaped, row)) + " |" for row in shown.to_numpy(str))]
+    )
