@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import hostile
+
+from batchgauge.core.default_model import default_model_path
 from batchgauge.errors import UserError
 from batchgauge.reporting.study import run_study
 
@@ -20,13 +23,26 @@ PROJECT = Path(__file__).parents[1]
 def smoke_study(tmp_path_factory):
     """The folder that holds `data/` and `reports/` of one study with the smoke profile.
 
+    Its prompt, its workload, and the model's name and file name are hostile: whatever a page,
+    a twin or an executed notebook shows of them has to be text.
     BATCHGAUGE_STUDY names a folder of a finished study to look at instead of running one.
     """
     if finished := os.environ.get("BATCHGAUGE_STUDY"):
         return Path(finished).resolve()
     out: Path = tmp_path_factory.mktemp("study")
     try:
-        run_study(profile="smoke", out_dir=out, notebooks=PROJECT / "notebooks")
+        given = tmp_path_factory.mktemp("given")
+        parameters = {
+            "prompt": f"{hostile.EVERYTHING.replace(chr(0), '')} Why do ships float?",
+            "workload": str(hostile.workload(given)),
+            "model": str(hostile.renamed_model(default_model_path(), given)),
+        }
+        run_study(
+            profile="smoke",
+            out_dir=out,
+            notebooks=PROJECT / "notebooks",
+            parameters=parameters,
+        )
     except UserError as problem:  # a test of its own says so; the other reports are looked at still
         (out / "failures.txt").write_text(str(problem), encoding="utf-8")
     return out

@@ -1,19 +1,27 @@
 """Every page of a smoke study in a real Chromium, network off: nothing missing, nothing hidden.
 
+The study's prompt, workload and model are hostile (`tests.hostile`); nothing of them may run.
 Skipped where there is no Chromium; on Debian `apt-get install chromium` brings one.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tests import hostile
 from tests.conftest import PROJECT
+from tests.small_notebook import write_notebook
 
+from batchgauge.reporting.matrix import run_matrix
+from batchgauge.reporting.policy import content_policy
 from batchgauge.reporting.study import books
+from batchgauge.text import visible
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -45,7 +53,7 @@ def opened(browser, smoke_study):
     """A function that opens a page of the study and remembers what went wrong on it."""
     contexts = []
 
-    def open_page(name: str, width: int = 1440, scheme: str = "light"):
+    def open_page(name: str, width: int = 1440, scheme: str = "light", folder=smoke_study):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
         )
@@ -60,7 +68,8 @@ def opened(browser, smoke_study):
         )
         page.asked = []
         page.on("request", lambda r: page.asked.append(r.url))
-        page.goto((smoke_study / "reports" / f"{name}.html").as_uri())
+        page.on("dialog", lambda dialog: (page.problems.append(dialog.message), dialog.dismiss()))
+        page.goto((folder / "reports" / f"{name}.html").as_uri())
         return page
 
     yield open_page
@@ -162,3 +171,123 @@ def test_a_figure_opens_larger(opened):
     assert enlarged.bounding_box()["width"] > WIDTHS["phone"]
     page.keyboard.press("Escape")
     assert page.locator("dialog.enlarged").count() == 0
+
+
+# Every way into a page, each with everything that might run.
+HOSTILE = f"""\
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+from tests import hostile
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import display
+from batchgauge.profiling.flamegraph import render_svg
+from batchgauge.profiling.listing import Listing
+from batchgauge.profiling.lines import LineProfile
+from batchgauge.profiling.stacks import Frame, StackProfile
+from batchgauge.reporting import Report, plots
+from batchgauge.text import Markdown, code, visible
+every, names = hostile.EVERYTHING, [*hostile.ALL.values(), hostile.FILE_NAME]
+report = Report.begin("first", title=every, question=every, profile=profile, out_dir=out_dir)
+frame = pd.DataFrame({{hostile.TAG: names, hostile.MARKDOWN: names, "n": 1.0}})
+report.table(frame, caption=every)
+report.finding(every)
+report.finding(Markdown("**{{}}** {{}}").format(every, code(hostile.TAG)))
+fig, ax = plt.subplots()
+plots.points_with_interval(ax, names, frame["n"], frame["n"], frame["n"])
+ax.set_title(every)
+report.figure(fig, "hostile", alt=every, caption=every)
+stacks = tuple(((Frame(n, n, 1, "python"), Frame(n, "a.py", 2, "python")), 1.0) for n in names)
+stacks = StackProfile(hostile.TAG, "s", stacks, float(len(names)), 9)
+flames = visible(render_svg(stacks, title=every))
+report.svg(flames, "flames", alt=every, caption=every)
+lines = pd.DataFrame({{"function": every, "line": 1, "source": names, "hits": 1, "share": 0.1}})
+display(Listing(type("Profile", (), {{"frame": lines}}), [every]))
+print(every)
+for text in names:
+    report.score(text, label=text, goal=1, value=2, unit=hostile.TAG)
+report.answer(every)
+report.finish()
+"""
+REMAINS = """() => ({
+  title: document.title === 'evil' || document.title === '1',
+  elements: document.querySelectorAll('.evil, [onerror], [onload], [onclick], [onfocus], [onmouseover]').length,
+  scripts: document.scripts.length - 1,
+  links: [...document.querySelectorAll('[href], [src]')].filter(e => /^(javascript:|https?:..evil)/.test(e.href || e.src)).length,
+  headings: [...document.querySelectorAll('h1, h2, h3')].filter(h => h.textContent.trim() === 'evil').length,
+})"""
+NOTHING = {"title": False, "elements": 0, "scripts": 0, "links": 0, "headings": 0}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_hostile_runs_on_a_page_of_the_study(opened, name):
+    """Prompt, workload, file name and model name are text on every page, with scripts on."""
+    page = opened(name)
+    assert page.evaluate(REMAINS) == NOTHING
+    assert page.problems == []
+    if name == "tour":
+        assert "<img src=x class=evil" in page.inner_text("main")
+
+
+@pytest.fixture(scope="module")
+def hostile_matrix(tmp_path_factory):
+    """The comparison page of a matrix of one run, whose report is hostile wherever it can be."""
+    folder = tmp_path_factory.mktemp("hostile")
+    write_notebook(folder, only=HOSTILE)
+    (folder / "runs.yaml").write_text("runs: {one: {profile: smoke, name: <b class=evil>}}")
+    return run_matrix(
+        folder / "runs.yaml", notebooks=folder / "notebooks", out_dir=folder, say=lambda _: None
+    )
+
+
+def test_nothing_hostile_runs_whatever_a_report_says(opened, hostile_matrix):
+    """Titles, answers, tables, captions, alt texts, listings, streams, scores: text all of it."""
+    run = hostile_matrix.parent / "one"
+    for name, folder in (("first", run), ("index", run), ("../index", hostile_matrix.parent)):
+        page = opened(name, folder=folder)
+        assert page.evaluate(REMAINS) == NOTHING, name
+        assert page.problems == []
+        assert [u for u in page.asked if not u.startswith(("file:", "data:"))] == []
+        assert hostile.TAG in page.inner_text("main"), name
+        page.hover("main")
+        page.click("[data-toggle-theme]")
+        assert page.evaluate(REMAINS) == NOTHING, name
+    page = opened("index", folder=run)
+    page.goto((run / "reports" / "figures" / "flames.svg").as_uri())
+    assert page.evaluate("document.querySelectorAll('.evil').length") == 0
+    assert page.evaluate("document.querySelectorAll('g.f').length") > 9  # it is well-formed
+
+
+def test_twins_and_notebooks_of_a_hostile_report_hold_no_tags(hostile_matrix):
+    """Markdown has no tag outside code and no control character anywhere; nor has the notebook."""
+    reports = hostile_matrix.parent / "one" / "reports"
+    for path in (reports / "first.md", reports / "index.md", hostile_matrix.with_suffix(".md")):
+        text = path.read_text(encoding="utf-8")
+        assert text == visible(text)
+        prose = re.sub(r"(?ms)^(`{3,})text$.*?^\1$", "", text)
+        assert not re.search(r"<[a-z/!]", prose), path
+        assert "evil" in prose
+    executed = (reports / "notebooks" / "first.ipynb").read_text(encoding="utf-8")
+    assert executed == visible(executed)
+    for cell in json.loads(executed)["cells"]:
+        for output in cell.get("outputs", []):
+            said = "".join(output.get("data", {}).get("text/markdown", ""))
+            assert not re.search(r"<[a-z/!]", re.sub(r"(?ms)^(`{3,})text$.*?^\1$", "", said))
+
+
+def test_the_policy_is_a_second_wall(opened, tmp_path, smoke_study):
+    """A tag that did come through would run nothing and load nothing; our own script runs."""
+    (tmp_path / "reports").mkdir()
+    html = (smoke_study / "reports" / "tour.html").read_text(encoding="utf-8")
+    assert html.count(content_policy()) == 1
+    raw = f"{hostile.TAG}{hostile.SCRIPT}<img src='https://evil.invalid/'><base href='https://x/'>"
+    page_with = html.replace("</main>", f"{raw}</main>")
+    (tmp_path / "reports" / "tour.html").write_text(page_with, encoding="utf-8")
+    page = opened("tour", folder=tmp_path)
+    assert page.locator(".evil").count() > 0
+    assert page.evaluate("document.title").startswith("A tour")
+    stopped = [p for p in page.problems if "Content Security Policy" in p]
+    for what in ("https://evil.invalid/", "https://x/", "script"):
+        assert any(what in said for said in stopped), what
+    page.click("[data-toggle-code]")
+    assert page.locator("details.code:not([open])").count() == 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import warnings
+from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -11,13 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from tests import hostile
 
 from batchgauge import cli
 from batchgauge.errors import UserError
+from batchgauge.files import write_text
 from batchgauge.reporting import Report, Score, plots, profile_named, tables
 from batchgauge.reporting.index import first_sentence
 from batchgauge.reporting.parameters import Parameter, check_injected, declarations, typed
-from batchgauge.text import Markdown
+from batchgauge.text import Markdown, visible
 
 mpl.use("agg")
 
@@ -103,6 +109,59 @@ def test_values_take_their_declared_type():
     assert typed(given, known) == {"a": 7, "b": "7", "c": [3], "d": True}
 
 
+SIZES = "profile: str = 'smoke'\nsizes: list = [1, 8]\ntools: list = ['calls']\nx: float = 1.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        *(("sizes", one, [8]) for one in (8, 8.0, "8", [8], "[8]", (8,), " 8 ", np.int64(8))),
+        *(("sizes", many, [1, 2, 4]) for many in ("1,2,4", "[1, 2, 4]", "1, 2,4", (1, 2, 4))),
+        ("sizes", [4, 1, 1], [4, 1, 1]),  # what uses them sorts them and drops the second
+        ("tools", "calls", ["calls"]),
+        ("tools", "calls, lines", ["calls", "lines"]),
+        ("tools", "[calls,lines]", ["calls", "lines"]),
+        ("tools", [], []),
+        ("x", "2", 2.0),
+    ],
+)
+def test_a_list_may_be_given_as_one_value_or_as_text(name, value, right):
+    """`-p batch_sizes 8` is `[8]`; commas separate."""
+    assert typed({name: value}, {p.name: p for p in declarations(SIZES)}) == {name: right}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("sizes", wrong) for wrong in (0, -1, "0", [8, 0], [], "", "x", "1;2", 1.5, [1.5], True)),
+        *(
+            ("sizes", wrong)
+            for wrong in ([True], None, [None], "None", math.nan, [math.nan], "nan")
+        ),
+        *(("sizes", wrong) for wrong in ({"a": 1}, [[1]], "[[1]]", "[" * 9000, math.inf, "1e999")),
+        *(("tools", wrong) for wrong in (None, [None], {"calls": 1}, [["calls"]])),
+        *(("x", wrong) for wrong in (math.nan, "nan", math.inf, None, True, "1,5", [1.0])),
+        *(("profile", wrong) for wrong in (None, ["smoke"], "\ud800", "a\0b")),
+    ],
+)
+def test_lists_and_numbers_amiss_are_refused(name, value):
+    """One sentence, of a length to read, that names the parameter and what was expected."""
+    with pytest.raises(UserError, match=f"'{name}' is .*; expected ") as caught:
+        typed({name: value}, {p.name: p for p in declarations(SIZES)})
+    assert len(str(caught.value)) < 250
+
+
+def test_parameters_edited_in_jupyterlab_are_checked_too():
+    """Without papermill: the cell as somebody ran it, or what was assigned since."""
+    edited = SIZES.replace("[1, 8]", "8")
+    namespace = {"profile": "smoke", "sizes": 8, "tools": ["calls"], "x": 1}
+    check_injected(namespace, ["", "%matplotlib inline", edited, "report = ..."])
+    assert namespace == {"profile": "smoke", "sizes": [8], "tools": ["calls"], "x": 1.0}
+    with pytest.raises(UserError, match="'sizes' is 0"):
+        check_injected({"sizes": 0}, [SIZES, "sizes = 0"])
+    check_injected({"y": "text"}, ["y: int = 1", "y = 'text'"])  # a variable of somebody's own
+
+
 @pytest.mark.parametrize("given", [{"a": "x"}, {"a": 1.5}, {"a": True}, {"d": "maybe"}, {"z": 1}])
 def test_values_amiss_are_refused(given):
     """A value of no such type, or an unknown name, is one sentence that names it."""
@@ -141,7 +200,7 @@ def test_a_report_needs_an_answer(tmp_path):
     report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)
     with pytest.raises(UserError, match="no answer"):
         report.finish()
-    assert not (tmp_path / "data").exists()
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_python_names_are_not_set_in_bold(tmp_path):
@@ -162,6 +221,62 @@ def test_figures_are_twice_the_pixels(tmp_path):
     assert picture.shape[1] == pytest.approx(800, rel=0.15)
     assert b"A line" in path.read_bytes()
     assert not plt.fignum_exists(fig.number)
+
+
+def test_figures_take_any_name(tmp_path):
+    """Dollar signs are no mathematics, and what has no glyph or no UTF-8 raises nothing."""
+    report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)
+    names = [*hostile.ALL.values(), "$\\frac{", "\ud800", "a_$b$"]
+    fig, ax = plt.subplots()
+    numbers = [1.0] * len(names)
+    plots.points_with_interval(ax, names, numbers, numbers, numbers, implementations=names)
+    ax.plot([1], label=plots.label("\ud800$x$"))
+    ax.legend()
+    ax.set_title(names[-2] + names[-3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that the font lacks
+        path = report.figure(fig, "names", alt="\ud800\0", caption="\ud800")
+    assert "�␀".encode() in path.read_bytes()
+
+
+def test_data_keep_what_they_are_given(tmp_path):
+    """A CSV holds the text itself, formulas included; facts with a surrogate are JSON still."""
+    report = Report.begin(
+        "a", title="T", question="Q?", out_dir=tmp_path, parameters={"prompt": "\ud800"}
+    )
+    texts = ["=1+1", "@x", hostile.TAG, hostile.MARKDOWN, 'a "b", c', "a\nb"]
+    path = report.csv(pd.DataFrame({"text": texts}), "texts")
+    assert list(pd.read_csv(path)["text"]) == texts
+    report.csv(pd.DataFrame({"text": ["\ud800"]}), "odd")
+    report.answer(hostile.EVERYTHING + "\ud800")
+    assert json.loads(report.finish().read_text())["parameters"] == {"prompt": "\ud800"}
+
+
+def test_benchmarks_are_not_run_for_a_file_that_cannot_be_written(tmp_path, monkeypatch):
+    """`bench --out` and `compare --out` look first."""
+    monkeypatch.setattr(
+        "batchgauge.experiments.regression.run_suite", lambda *_, **__: pytest.fail("it ran")
+    )
+    (tmp_path / "file").write_text("mine")
+    for command in (["bench"], ["compare", "--against", "HEAD"]):
+        for out, said in ((tmp_path / "file" / "a.csv", "is a file"), (tmp_path, "a folder")):
+            result = CliRunner().invoke(cli.root, [*command, "--out", str(out)])
+            assert isinstance(result.exception, UserError)
+            assert said in str(result.exception)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+    """A disk that fills up while a file is written: one sentence, the old file, no other."""
+    path = write_text("old", tmp_path / "a.txt")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"a.txt' cannot be written: No space left on device\.$"):
+        write_text("new", path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_colours_are_stable():
@@ -212,6 +327,8 @@ def test_every_command_explains_itself(command):
         ["study", "-p", "nope", "1"],
         ["study", "--seed", "abc"],
         ["study", "--matrix", "no-such-file.toml"],
+        ["study", "--\x1b[31mnope"],
+        ["study", "-p", "\x1b]0;evil\x07\u202e", "1"],
     ],
 )
 def test_bad_input_is_one_sentence_on_standard_error(arguments, monkeypatch, capsys):
@@ -221,5 +338,7 @@ def test_bad_input_is_one_sentence_on_standard_error(arguments, monkeypatch, cap
         cli.main()
     said = capsys.readouterr().err
     assert caught.value.code == 2
-    assert said.startswith("batchgauge: ")
-    assert len(said.strip().splitlines()) == 1
+    assert visible(said) == said
+    if "Usage" not in said:  # click's own words for an option that there is not
+        assert said.startswith("batchgauge: ")
+        assert len(said.strip().splitlines()) == 1

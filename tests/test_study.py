@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
+from tests.conftest import PROJECT
 from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
+from batchgauge.reporting import Report
+from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
+from batchgauge.reporting.index import write_index
+from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.side_by_side import results
 from batchgauge.reporting.study import books, kernel_environment, run_study, write_pages
@@ -351,3 +358,206 @@ def test_a_job_that_raises_ends_the_rest(at_once):
         list(results([partial(job, n) for n in range(20)], at_once))
     time.sleep(0.2)
     assert len(begun) < 8
+
+
+def test_the_key_follows_contents(tmp_path, monkeypatch):
+    """Another file at the same path, size and time is another input; a mere touch is none."""
+    write_notebook(tmp_path)
+    book = books(tmp_path / "notebooks")[0]
+
+    def key(**parameters: str) -> str:
+        return study_module._key(book, parameters)
+
+    file, module = tmp_path / "model.gguf", tmp_path / "mine.py"
+    file.write_text("one")
+    module.write_text("x = 1")
+    for named in (str(file), f"hf:{file}", "model.gguf"):  # absolute, in a spec, from the project
+        file.write_text("one")
+        state = file.stat()
+        before = key(name=named)
+        os.utime(file, ns=(1, 1))
+        assert key(name=named) == before
+        file.write_text("two")
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+        assert key(name=named) != before
+        file.unlink()
+        assert key(name=named) not in {before, key(name="another.gguf")}
+    before = key(name="mine:make")
+    module.write_text("x = 2")
+    assert key(name="mine:make") != before
+    before = key()
+    monkeypatch.setattr(inputs_module, "_packages", lambda: ("torch 99",))
+    assert key() != before
+
+
+def test_the_key_follows_what_is_used_when_nothing_is_named(tmp_path, monkeypatch):
+    """The default model, what BATCHGAUGE_MODEL names, the own prompts and stored runs count."""
+    shelf = {book.report: book for book in books(PROJECT / "notebooks")}
+
+    def keys() -> set[str]:
+        return {
+            report: study_module._key(shelf[report], {}) for report in ("tour", "regression")
+        }.items()
+
+    seen = [keys()]
+    model = tmp_path / "own.gguf"
+    for text in ("one", "two, longer"):
+        model.write_text(text)
+        monkeypatch.setenv("BATCHGAUGE_MODEL", str(model))
+        seen.append(keys())
+    monkeypatch.setattr(inputs_module, "load_prompts", lambda: ["another prompt"])
+    changed = keys()
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+    assert len(seen[2] & changed) == 1  # only the tour takes prompts
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    before = study_module._key(shelf["regression"], {"baseline_dir": str(folder)})
+    (folder / "run.csv").write_text("x")
+    assert study_module._key(shelf["regression"], {"baseline_dir": str(folder)}) != before
+
+
+def test_outputs_changed_by_hand_are_made_again(project):
+    """Emptied, cut or missing: a report with such a file is not finished."""
+    run_study(profile="smoke", notebooks=project / "notebooks", out_dir=project, say=lambda _: None)
+    book = books(project / "notebooks")[0]
+    key = study_module._key(book, {"profile": "smoke"})
+    state = json.loads(study_module._state(book, project).read_text())
+    assert {"reports/first.html", "data/first_facts.json", "data/first_times.csv"} < {
+        *state["files"]
+    }
+    assert study_module._is_finished(book, key, project)
+    for file in map(project.joinpath, state["files"]):
+        content = file.read_bytes()
+        for changed in (b"", content[:-1], content + b" "):
+            file.write_bytes(changed)
+            assert not study_module._is_finished(book, key, project), file
+        file.unlink()
+        assert not study_module._is_finished(book, key, project), file
+        file.write_bytes(content)
+    assert study_module._is_finished(book, key, project)
+    for broken in ("", "[]", "{}", '{"key": 1}'):
+        study_module._state(book, project).write_text(broken)
+        assert not study_module._is_finished(book, key, project)
+    study_module._state(book, project).write_text(json.dumps(state))
+
+
+def test_broken_facts_and_history_do_not_stop_the_index(project):
+    """A report whose facts were emptied is left out of the index; an empty history begins anew."""
+    facts, history = project / "data" / "first_facts.json", project / "data" / "history.csv"
+    kept = facts.read_text(), history.read_text()
+    facts.write_text("")
+    history.write_text("")
+    index = write_index(project, ["first", "second"]).read_text()
+    assert 'href="first.html"' not in index
+    assert 'href="second.html"' in index
+    history.write_text('a,b\n"1')
+    with pytest.raises(UserError, match="move it away"):
+        write_index(project, ["second"])
+    facts.write_text(kept[0])
+    history.write_text(kept[1])
+
+
+def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
+    """The second says who holds the folder and runs nothing; a killed one holds nothing."""
+    write_notebook(tmp_path, only="raise SystemError('ran')")
+    code = (
+        "import sys, time; from pathlib import Path; from batchgauge.reporting.lock import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    given = {"notebooks": tmp_path / "notebooks", "out_dir": tmp_path, "say": lambda _: None}
+    for start in (
+        partial(run_study, profile="smoke", **given),
+        partial(write_pages, out_dir=tmp_path, notebooks=tmp_path / "notebooks"),
+    ):
+        with pytest.raises(UserError, match=rf"process {other.pid} on \S+, since 2") as caught:
+            start()
+        assert caught.value.exit_code == 2
+    other.kill()
+    other.communicate()
+    with locked(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} "):
+        run_study(profile="smoke", **given)
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / "reports").exists() or not list((tmp_path / "reports").rglob("*.ipynb"))
+
+
+def refuse(number: int):
+    """What a system call does that the system refuses with this error number."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.mark.parametrize("way", ["file", "data", "loop", "parent", "ENOSPC", "EROFS", "EACCES"])
+def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(tmp_path, monkeypatch, way):
+    """A file in its place, links in a circle, no room, no right: one sentence, nothing made."""
+    import papermill
+
+    write_notebook(tmp_path)
+    out = tmp_path / "out"
+    said = "is a file, expected a folder"
+    if way == "file":
+        out.write_text("mine")
+    elif way == "data":
+        out.mkdir()
+        (out / "data").write_text("mine")
+    elif way == "parent":
+        out.write_text("mine")
+        out /= "deeper"
+    elif way == "loop":
+        out.symlink_to(out)
+        said = "loop|symbolic links"
+    else:
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse(getattr(errno, way)))
+        said = os.strerror(getattr(errno, way))
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("it ran"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=said) as caught:
+        run_study(profile="smoke", notebooks=tmp_path / "notebooks", out_dir=out)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match=said):  # papermill alone: where the report begins
+        Report.begin("a", title="T", question="Q?", out_dir=out)
+
+
+def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
+    """In the notebook or in papermill: said once, no half file, the results before are there."""
+    import papermill
+
+    files = [p for p in project.rglob("*") if p.is_file() and ".cache" not in p.parts]
+    before = {p: p.read_bytes() for p in files if p.parent.name != "notebooks"}
+    full = (
+        "import errno, os, tempfile\ndef full(*_, **__):\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\ntempfile.mkstemp = full"
+    )
+    write_notebook(project, extra=full)
+    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        run_study(profile="smoke", only=["00"], **given)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(papermill, "execute_notebook", refuse(errno.ENOSPC))
+    write_notebook(project)
+    with pytest.raises(UserError, match="00_first.ipynb: the system refused: No space left"):
+        run_study(profile="smoke", only=["00"], again=True, **given)
+    assert {p: p.read_bytes() for p in before} == before
+    assert not list(project.rglob("*.partial"))
+
+
+def test_a_matrix_is_checked_before_its_first_run(tmp_path, monkeypatch):
+    """A parameter amiss in the last run is said at once, with the run's name."""
+    write_notebook(tmp_path)
+    matrix = tmp_path / "runs.toml"
+    matrix.write_text("[runs.one]\nseed = 1\n[runs.two]\nseed = true\n")
+    monkeypatch.setattr(
+        "batchgauge.reporting.matrix.run_study", lambda *_, **__: pytest.fail("it ran")
+    )
+    with pytest.raises(UserError, match="Run two: The parameter 'seed' is True"):
+        run_matrix(matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path)

@@ -92,7 +92,7 @@ def _reason(error: Exception, path: Path) -> str:
 def write_text(text: str, path: Path | str) -> Path:
     """Write `text` as UTF-8 to `path`, whole or not at all.
 
-    A lone surrogate, which has no UTF-8, is written as `\\udXXX`: JSON's own notation.
+    A lone surrogate, which has no UTF-8, is written by its number, in JSON's own notation.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

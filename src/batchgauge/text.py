@@ -1,12 +1,12 @@
-"""Text that is not ours, made fit to be shown on a page, in Markdown and on a terminal.
+r"""Text that is not ours, made fit to be shown on a page, in Markdown and on a terminal.
 
 Prompts, answers, names out of files and messages of libraries may hold anything: tags,
 Markdown, terminal escapes, marks that turn the direction of reading. Characters that have
 no glyph become visible, and Markdown is a type of its own: whatever is put into it is
 escaped unless it is `Markdown` too, so that nothing is escaped twice and nothing forgotten.
 
-    >>> Markdown("**{}** {}").format("<b>", "1 * 2")
-    '**&lt;b&gt;** 1 \\* 2'
+    >>> Markdown("**{}** {}").format("<b>", "a|b")
+    '**&lt;b&gt;** a\\|b'
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNSEEN = re.compile(
 )
 _BREAK = re.compile(r"[ \t]*[\n\t]\s*")
 # What would begin a block of Markdown where it stands first: heading, list, rule, underline.
-_BLOCK = re.compile(r"(?=(?:#{1,6}|[-+])(?:\s|$)|-{3,}|=+$)|(?<=\d)(?=[.)](?:\s|$))")
+_BLOCK = re.compile(r"(?=#|[-+](?:\s|$)|-{3,}|=+$)|(?<=\d)(?=[.)](?:\s|$))")
 _NUMBERED = re.compile(r"\d{1,9}")
 _SPECIAL = re.compile(
     r"(?P<interval>\[[\d.,%\s∞–−+-]*\](?![\[(:]))"  # [2.9, 3.3] is no link
@@ -73,7 +73,7 @@ _ESCAPING = _Escaping()
 def visible(text: str) -> str:
     """`text` with a glyph for every character: controls as their pictures, others as `�`.
 
-    Line ends of any kind become `\\n`; tabs stay.
+    A line ends with a line feed, whatever it ended with; tabs stay.
     """
     return _UNSEEN.sub(lambda match: _picture(ord(match[0])), _LINE_END.sub("\n", text))
 
@@ -97,7 +97,7 @@ def escaped(text: object, *, strip: bool = True) -> Markdown:
     """Any text as one line of Markdown that shows just that; `Markdown` stays as it is.
 
     Shown literally, also at the beginning of a block, in CommonMark, GitHub's dialect and
-    nbconvert's (which reads `$` and `\\\\(` as mathematics): tags, emphasis, links and
+    nbconvert's (which reads mathematics between dollar signs): tags, emphasis, links and
     addresses, code, tables.
     """
     if isinstance(text, Markdown):

@@ -53,8 +53,20 @@ def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str])
     for cell in kept.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if is_shown(o) or _is_marked(o)]
-    return write_text(visible(_without_paths(nbformat.writes(kept))) + "\n", path)
+            shown = [o for o in cell.outputs if is_shown(o) or _is_marked(o)]
+            cell.outputs = [nbformat.from_dict(_visible(o)) for o in shown]
+    return write_text(_without_paths(nbformat.writes(kept)) + "\n", path)
+
+
+def _visible(value: Any) -> Any:
+    """An output with every text in it visible, without colours."""
+    from nbconvert.filters.ansi import strip_ansi
+
+    if isinstance(value, str):
+        return visible(strip_ansi(value))
+    if isinstance(value, Mapping):
+        return {key: _visible(item) for key, item in value.items()}
+    return [_visible(item) for item in value] if isinstance(value, list) else value
 
 
 def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:

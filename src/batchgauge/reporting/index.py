@@ -112,7 +112,7 @@ def render(template: str, about: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader([TEMPLATES / "site", TEMPLATES / "report"]),
         undefined=StrictUndefined,
-        autoescape=is_html,
+        autoescape=is_html,  # noqa: S701 - Markdown has an escape of its own
         finalize=None if is_html else escaped,  # whatever is no `Markdown` of our own
         trim_blocks=True,
     )

@@ -94,7 +94,7 @@ def _contents(path: Path, pattern: str = "*") -> str:
 
 
 @functools.cache
-def _digest(path: str, *state: int) -> str:
+def _digest(path: str, *state: int) -> str:  # noqa: ARG001 - part of the cache's key
     """SHA-256 of the file; read once while its size, time and inode (`state`) stay."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -58,5 +58,9 @@ def with_block(readme: str, block: str) -> str:
 def write_readme(root: Path, order: list[str]) -> Path:
     """Write the block into `root`'s README.md; its path. Raises UserError as above."""
     path = root / "README.md"
-    text = with_block(path.read_text(encoding="utf-8"), results_block(root, order))
+    try:
+        readme = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}.") from None
+    text = with_block(readme, results_block(root, order))
     return write_text(text, path)

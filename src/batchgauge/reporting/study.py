@@ -66,14 +66,18 @@ class Outcome:
 def books(folder: Path, only: Sequence[str] = ()) -> list[Book]:
     """The numbered notebooks of `folder` in order; `only` picks by number, stem or report name.
 
-    Raises UserError for a folder without notebooks and a name that fits none.
+    Raises UserError for a folder without notebooks, one that cannot be read, and a name
+    that fits none.
     """
     found = []
     for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = _read(path, "expected the project's")
         named = next(filter(None, (_REPORT.search(c.source) for c in notebook.cells)), None)
         report = named[1] if named else path.stem[3:]
-        found.append(Book(path, report, declared(notebook)))
+        try:
+            found.append(Book(path, report, declared(notebook)))
+        except SyntaxError as error:
+            raise UserError(f"The parameters of '{path}' are no Python: {error}.") from None
     if not found:
         raise UserError(f"No notebooks (NN_name.ipynb) in '{folder}'; expected the project's.")
     picked = {
@@ -202,8 +206,11 @@ def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
     for book in books(folder, only):
         path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
         if path.is_file():
-            executed = relinked(_read(path), _one_folder_up)
-            written += export(executed, _facts(executed, out), out / "reports", names)
+            executed = relinked(_read(path, "run the study again"), _one_folder_up)
+            facts = facts_of(out, book.report)
+            if facts is None:
+                raise UserError(f"The facts of '{book.report}' are not there; run the study again.")
+            written += export(executed, facts, out / "reports", names)
     if not written:
         raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
     return [*written, write_index(out, [book.report for book in shelf])]
@@ -335,11 +342,11 @@ def _facts(executed: NotebookNode, out: Path) -> dict[str, Any]:
     return facts
 
 
-def _read(path: Path) -> NotebookNode:
+def _read(path: Path, remedy: str) -> NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
     except (OSError, ValueError, AttributeError, nbformat.ValidationError):
-        raise UserError(f"'{_short(path)}' is no notebook any more; run the study again.") from None
+        raise UserError(f"'{_short(path)}' is no notebook; {remedy}.") from None
 
 
 def _state(book: Book, out: Path) -> Path:

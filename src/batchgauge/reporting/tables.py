@@ -89,12 +89,10 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
 def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     """`frame` as a Markdown pipe table with its caption in italics below."""
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
-    lines: list[list[str]] = [
-        [escaped(heading(c)) for c in frame.columns],
-        ["--:" if n else ":--" for n in numeric],
-        *([escaped(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)),
-    ]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    heads = [escaped(heading(c)) for c in frame.columns]
+    marks = [Markdown("--:") if n else Markdown(":--") for n in numeric]
+    rows = [[escaped(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
     return Markdown(f"{table}\n\n*{escaped(caption)}*")
 
 
