@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from tests import hostile
 
 from batchgauge.core.default_model import default_model_path

@@ -209,13 +209,17 @@ for text in names:
 report.answer(every)
 report.finish()
 """
-REMAINS = """() => ({
-  title: document.title === 'evil' || document.title === '1',
-  elements: document.querySelectorAll('.evil, [onerror], [onload], [onclick], [onfocus], [onmouseover]').length,
-  scripts: document.scripts.length - 1,
-  links: [...document.querySelectorAll('[href], [src]')].filter(e => /^(javascript:|https?:..evil)/.test(e.href || e.src)).length,
-  headings: [...document.querySelectorAll('h1, h2, h3')].filter(h => h.textContent.trim() === 'evil').length,
-})"""
+REMAINS = """() => {
+  const count = (selector, test = () => true) =>
+    [...document.querySelectorAll(selector)].filter(test).length;
+  return {
+    title: ['evil', '1'].includes(document.title),
+    elements: count('.evil, [onerror], [onload], [onclick], [onfocus], [onmouseover]'),
+    scripts: document.scripts.length - 1,
+    links: count('[href], [src]', e => /^(javascript:|https?:..evil)/.test(e.href || e.src)),
+    headings: count('h1, h2, h3', e => e.textContent.trim() === 'evil'),
+  };
+}"""
 NOTHING = {"title": False, "elements": 0, "scripts": 0, "links": 0, "headings": 0}
 
 

@@ -395,9 +395,7 @@ def test_the_key_follows_what_is_used_when_nothing_is_named(tmp_path, monkeypatc
     shelf = {book.report: book for book in books(PROJECT / "notebooks")}
 
     def keys() -> set[str]:
-        return {
-            report: study_module._key(shelf[report], {}) for report in ("tour", "regression")
-        }.items()
+        return {study_module._key(shelf[report], {}) for report in ("tour", "regression")}
 
     seen = [keys()]
     model = tmp_path / "own.gguf"
@@ -545,7 +543,7 @@ def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(papermill, "execute_notebook", refuse(errno.ENOSPC))
     write_notebook(project)
-    with pytest.raises(UserError, match="00_first.ipynb: the system refused: No space left"):
+    with pytest.raises(UserError, match=r"00_first\.ipynb: the system refused: No space left"):
         run_study(profile="smoke", only=["00"], again=True, **given)
     assert {p: p.read_bytes() for p in before} == before
     assert not list(project.rglob("*.partial"))
@@ -559,5 +557,5 @@ def test_a_matrix_is_checked_before_its_first_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "batchgauge.reporting.matrix.run_study", lambda *_, **__: pytest.fail("it ran")
     )
-    with pytest.raises(UserError, match="Run two: The parameter 'seed' is True"):
+    with pytest.raises(UserError, match=r"Run two: The parameter 'seed' is True"):
         run_matrix(matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path)

@@ -52,7 +52,7 @@ def test_escaped_text_is_shown_as_it_is(reader, text):
 
 def test_no_text_becomes_an_element():
     """Random strings of what Markdown and HTML are made of: still only text."""
-    pieces = list("<>&|`*_~[]()!#+-=:.\\$\"'/ \n\t1ab;^") + ["http://", "www.", "<b>", "&lt;", "__"]
+    pieces = [*"<>&|`*_~[]()!#+-=:.\\$\"'/ \n\t1ab;^", "http://", "www.", "<b>", "&lt;", "__"]
     for seed in range(400):
         rng = np.random.default_rng(seed)
         text = "".join(rng.choice(pieces, size=int(rng.integers(1, 25))))

@@ -16,7 +16,7 @@ from batchgauge.measuring.gate import compare as comparing
 from batchgauge.measuring.gate import process as gate_process
 from batchgauge.measuring.gate import revisions
 from batchgauge.measuring.gate import rounds as gating
-from batchgauge.text import escaped, one_line
+from batchgauge.text import escaped, one_line, visible
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
 _FORMATS = click.Choice(["table", "markdown", "json", "csv"])
@@ -111,10 +111,10 @@ def compare(
             check_file(options["out"])
         options["thresholds"] = _thresholds(threshold_for)
         changes = _against(against, _percent(threshold, gate_process.THRESHOLD), options)
-    click.echo(rendered(changes, form))
+    click.echo(visible(rendered(changes, form)))
     failing = [c.benchmark for c in changes if c.fails]
     click.echo(
-        f"{len(failing)} of {len(changes)} benchmarks fail: {', '.join(failing)}."
+        one_line(f"{len(failing)} of {len(changes)} benchmarks fail: {', '.join(failing)}.")
         if failing
         else f"None of {len(changes)} benchmarks fails.",
         err=True,
