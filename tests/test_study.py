@@ -24,10 +24,11 @@ from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
+from batchgauge.reporting.kernel import kernel_environment
 from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.side_by_side import results
-from batchgauge.reporting.study import books, kernel_environment, run_study, write_pages
+from batchgauge.reporting.study import books, run_study, write_pages
 
 pytestmark = pytest.mark.slow
 
@@ -314,7 +315,9 @@ def test_kernels_inherit_a_quiet_environment(monkeypatch):
     """One BLAS thread, a fixed hash seed, no pinned core type; all restored afterwards."""
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("BATCHGAUGE_MODEL", os.path.relpath(__file__))
     with kernel_environment():
+        assert os.environ["BATCHGAUGE_MODEL"] == str(Path(__file__).resolve())
         assert "OPENBLAS_CORETYPE" not in os.environ
         assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
         assert os.environ["PYTHONHASHSEED"] == "0"
@@ -444,11 +447,12 @@ def test_broken_facts_and_history_do_not_stop_the_index(project):
     """A report whose facts were emptied is left out of the index; an empty history begins anew."""
     facts, history = project / "data" / "first_facts.json", project / "data" / "history.csv"
     kept = facts.read_text(), history.read_text()
-    facts.write_text("")
     history.write_text("")
-    index = write_index(project, ["first", "second"]).read_text()
-    assert 'href="first.html"' not in index
-    assert 'href="second.html"' in index
+    for broken in ("", "[]", '{"report": "first"}', kept[0][:-9]):
+        facts.write_text(broken)
+        index = write_index(project, ["first", "second"]).read_text()
+        assert 'href="first.html"' not in index
+        assert 'href="second.html"' in index
     history.write_text('a,b\n"1')
     with pytest.raises(UserError, match="move it away"):
         write_index(project, ["second"])

@@ -32,6 +32,11 @@ _TARGETS = (
     "statistics_100_items",
     "sizing_accuracy",
 )
+# Without these a facts file is not what a report wrote.
+_NEEDED = {
+    *("title", "question", "answer", "scores", "files", "profile", "seed", "seconds"),
+    *("git_commit", "machine", "versions", "finished"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ def facts_of(out: Path, name: str) -> dict[str, Any] | None:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.get("report") == name else None
+    whole = isinstance(facts, dict) and facts.get("report") == name and facts.keys() >= _NEEDED
+    return facts if whole else None
 
 
 def first_sentence(text: str) -> str:

@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from batchgauge.machine.identity import git_commit, versions
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
 from batchgauge.reporting.inputs import digest_of, inputs
+from batchgauge.reporting.kernel import execute, kernel_environment
 from batchgauge.reporting.lock import locked
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
@@ -40,9 +41,7 @@ from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.reporting.side_by_side import results
 
 _REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
-_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _ROOM_FOR_TWO = 8 * 2**30  # bytes
-_REMOVED = ("OPENBLAS_CORETYPE",)  # a pinned core type can halve sgemm
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +237,7 @@ def _run_one(
     working.parent.mkdir(parents=True, exist_ok=True)
     failed = out / "reports" / "notebooks" / f"{book.report}.failed.ipynb"
     try:
-        executed = _execute(book, parameters, working)
+        executed = execute(book.path, parameters, working)
         facts = _facts(executed, out)
         files = export(executed, facts, out / "reports", names)
     except (PapermillExecutionError, UserError, OSError) as error:
@@ -274,55 +273,6 @@ def _at_once(profile: str) -> int:
     """Kernels side by side: two in a smoke run with cores and memory for them, else one."""
     room = (os.cpu_count() or 1) > 1 and psutil.virtual_memory().available > _ROOM_FOR_TWO
     return 2 if profile == "smoke" and room else 1
-
-
-def _execute(book: Book, parameters: Mapping[str, Any], working: Path) -> NotebookNode:
-    """Run the notebook in a fresh kernel, saved cell by cell; a start that fails gets one retry."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    for attempt in (1, 2):
-        working.unlink(missing_ok=True)
-        try:
-            return papermill.execute_notebook(
-                str(book.path),
-                str(working),
-                parameters=dict(parameters),
-                kernel_name="python3",
-                progress_bar={"desc": book.path.stem, "leave": True},
-                resources={
-                    "metadata": {"path": str(book.path.parent.parent)}
-                },  # the kernel's folder
-                start_timeout=120,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
-            )
-        except (RuntimeError, DeadKernelError) as error:
-            if _has_begun(working):
-                raise UserError("its kernel died, out of memory perhaps") from error
-            if attempt == 2:
-                raise UserError(f"its kernel did not start in two tries ({error})") from error
-    raise AssertionError
-
-
-def _has_begun(working: Path) -> bool:
-    if not working.exists():
-        return False
-    cells = nbformat.read(working, as_version=4).cells
-    return any(cell.get("execution_count") for cell in cells)
-
-
-@contextmanager
-def kernel_environment() -> Iterator[None]:
-    """What kernels started inside inherit: one BLAS thread, a fixed hash seed, no core type."""
-    before = dict(os.environ)
-    os.environ.update({"PYTHONHASHSEED": "0", **dict.fromkeys(_THREADS, "1")})
-    for name in _REMOVED:
-        os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def report_of(executed: NotebookNode) -> str | None:
