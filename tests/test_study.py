@@ -20,6 +20,7 @@ from tests.conftest import PROJECT
 from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
+from batchgauge.files import write_text
 from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
@@ -27,6 +28,7 @@ from batchgauge.reporting.index import write_index
 from batchgauge.reporting.kernel import kernel_environment
 from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
+from batchgauge.reporting.previous import set_aside
 from batchgauge.reporting.side_by_side import results
 from batchgauge.reporting.study import books, run_study, write_pages
 
@@ -551,6 +553,26 @@ def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
         run_study(profile="smoke", only=["00"], again=True, **given)
     assert {p: p.read_bytes() for p in before} == before
     assert not list(project.rglob("*.partial"))
+    assert run_study(profile="smoke", **given).made == []  # they are still good
+
+
+def test_a_failure_leaves_the_last_good_run(project):
+    """Whatever a notebook wrote before it failed or was killed, the files agree afterwards."""
+    files = [p for p in project.rglob("*") if p.is_file() and "notebooks" not in p.parts]
+    before = {p: p.read_bytes() for p in files if p.name not in {"study.lock", "history.csv"}}
+    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
+    write_notebook(project, extra='report.csv(frame * 2, "times")\n1 / 0')
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        run_study(profile="smoke", only=["00"], **given)
+    assert {p: p.read_bytes() for p in before} == before
+    book = books(project / "notebooks")[0]
+    kept = study_module._before(book, project)
+    set_aside(["data/first_times.csv"], project, kept)  # as a killed study left it
+    write_text("other", project / "data" / "first_times.csv")
+    write_notebook(project)
+    assert run_study(profile="smoke", **given).made == []
+    assert {p: p.read_bytes() for p in before} == before
+    assert not kept.exists()
 
 
 def test_a_matrix_is_checked_before_its_first_run(tmp_path, monkeypatch):

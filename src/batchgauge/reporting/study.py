@@ -5,7 +5,7 @@ that everything works, has two), each with single-thread BLAS and without this m
 OpenBLAS overrides. A notebook is not run again while its key (parameters, content, code,
 commit, and the contents of every input) and the files it wrote are as they were. One study
 at a time writes to a folder. A notebook that fails is kept as
-`reports/notebooks/<report>.failed.ipynb`.
+`reports/notebooks/<report>.failed.ipynb`, and the files of its last good run stay.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from batchgauge.reporting.kernel import execute, kernel_environment
 from batchgauge.reporting.lock import locked
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
+from batchgauge.reporting.previous import forget, put_back, set_aside
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.report import METADATA_KEY
@@ -160,6 +161,7 @@ def _run(
     for book in chosen:
         own = {name: value for name, value in given.items() if name in book.known}
         key = _key(book, own)
+        put_back(out, _before(book, out))  # of a study that was killed
         if not again and _is_finished(book, key, out):
             say(f"{book.path.name}: finished before, kept.")
             outcome.kept.append(book.report)
@@ -231,7 +233,10 @@ def _run_one(
 ) -> _Problem | None:
     from papermill.exceptions import PapermillExecutionError
 
-    state = _state(book, out)
+    state, before = _state(book, out), _before(book, out)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # nothing was made before
+        files = json.loads(state.read_text(encoding="utf-8"))["files"]
+        set_aside([*files, str(state.relative_to(out))], out, before)
     state.unlink(missing_ok=True)
     working = state.with_suffix(".ipynb")
     working.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +244,12 @@ def _run_one(
     try:
         executed = execute(book.path, parameters, working)
         facts = _facts(executed, out)
-        files = export(executed, facts, out / "reports", names)
+        pages = export(executed, facts, out / "reports", names)
+        made = [str(page.relative_to(out)) for page in pages]
+        made += [f"data/{facts['report']}_facts.json", *facts["files"]]
+        digests = {file: digest_of(out / file) for file in made}
+        write_text(json.dumps({"key": key, "files": digests}), state)
+        forget(before)
     except (PapermillExecutionError, UserError, OSError) as error:
         problem = _problem(error)
         with suppress(UserError, OSError, ValueError):  # no room for it, or only half of it
@@ -248,11 +258,8 @@ def _run_one(
         return problem
     finally:
         working.unlink(missing_ok=True)
+        put_back(out, before)
     failed.unlink(missing_ok=True)
-    made = [str(f.relative_to(out)) for f in files]
-    made += [f"data/{facts['report']}_facts.json", *facts["files"]]
-    digests = {file: digest_of(out / file) for file in made}
-    write_text(json.dumps({"key": key, "files": digests}), state)
     return None
 
 
@@ -301,6 +308,11 @@ def _read(path: Path, remedy: str) -> NotebookNode:
 
 def _state(book: Book, out: Path) -> Path:
     return out / ".cache" / "study" / f"{book.path.stem}.json"
+
+
+def _before(book: Book, out: Path) -> Path:
+    """Where the files of the last good run are kept while the notebook runs again."""
+    return _state(book, out).with_suffix(".before")
 
 
 def _is_finished(book: Book, key: str, out: Path) -> bool:
