@@ -71,6 +71,15 @@ class Weights:
 
     def __init__(self, file: GGUFFile, config: Config) -> None:
         check_tensors(file, config)
+        self.frequencies = read_frequencies(file, config)
+        gains = [  # before the matrices are built, lest one be wrong
+            [
+                checked(file.read(f"blk.{i}.{norm}.weight"), f"blk.{i}.{norm}")
+                for norm in ("attn_norm", "ffn_norm")
+            ]
+            for i in range(config.layers)
+        ]
+        self.final_gain = checked(file.read("output_norm.weight"), "output_norm")
         D, Q, F = config.d_model, config.attention_width, config.d_ff
         sizes = [
             blocked_size(config.qkv_width, D),
@@ -82,13 +91,9 @@ class Weights:
         ends = np.cumsum([0, *sizes])
         places = iter(arena[a:b] for a, b in pairwise(ends))
 
-        def gain(name: str) -> Floats:
-            return checked(file.read(f"{name}.weight"), name)
-
         self.layers = []
-        for i in range(config.layers):
+        for i, (before, after) in enumerate(gains):
             at = f"blk.{i}."
-            before, after = gain(at + "attn_norm"), gain(at + "ffn_norm")
             query_gain = before / np.float32(np.sqrt(config.head_dim))
             qkv = [(at + "attn_q", query_gain), (at + "attn_k", before), (at + "attn_v", before)]
             self.layers.append(
@@ -101,7 +106,6 @@ class Weights:
                     down=_fuse(file, next(places), [(at + "ffn_down", None)]),
                 )
             )
-        self.final_gain = gain("output_norm")
         self.embedding: Floats | None = None
         head: tuple[str, Floats | None] = ("token_embd", None)
         if not config.tied:
@@ -109,7 +113,6 @@ class Weights:
             head = ("output", self.final_gain)
             self.final_gain = np.ones_like(self.final_gain)
         self.head = _fuse(file, next(places), [head])
-        self.frequencies = read_frequencies(file, config)
         held = [arena, self.final_gain, self.frequencies, self.embedding]
         self.nbytes = sum(part.nbytes for part in held if part is not None)
 
