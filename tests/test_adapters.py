@@ -10,10 +10,12 @@ import pytest
 from tests.tiny_model import STOP, write_tiny_model
 
 from batchgauge import workload
+from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.model import LlamaModel
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
@@ -262,3 +264,35 @@ def test_the_quantised_file_runs_in_llama_cpp(default_model):
     )
     assert answer.data is not None
     assert answer.data.text.startswith(" six, seven")
+
+
+def test_scores_that_are_not_finite_fail_their_item_alone(tiny, monkeypatch):
+    """Whatever library they come from: the others go on as without."""
+    metadata = GGUFFile.open(tiny).metadata
+    model = LlamaModel.load(tiny)
+    engine = SteppedEngine(
+        "ours", NumpyStepper(model), BPETokenizer.from_metadata(metadata), metadata
+    )
+    items = [
+        BatchItem(str(i), InferenceBatchRequest((40 + i, 50), max_tokens=5, ignore_eos=True))
+        for i in range(4)
+    ]
+    clean = engine.infer_batch(items).responses
+    decode, steps = engine.stepper.decode, []
+
+    def poisoned(ids):
+        steps.append(len(ids))
+        logits = decode(ids).copy()
+        if len(steps) == 2:
+            logits[3, 7] = np.nan
+        return logits
+
+    monkeypatch.setattr(engine.stepper, "decode", poisoned)
+    rows = engine.infer_batch(items).responses
+    assert rows[3].data is None
+    assert "no finite score" in str(rows[3].error)
+    for row, alone in zip(rows[:3], clean, strict=False):
+        assert row.data is not None
+        assert alone.data is not None
+        assert row.data.token_ids == alone.data.token_ids
+    assert steps == [4, 4, 3, 3]

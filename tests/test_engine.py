@@ -10,9 +10,12 @@ import pytest
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.baseline.engine import BaselineEngine
+from batchgauge.baseline.model import BaselineModel
 from batchgauge.core.chat import ChatTemplate
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.generation import Stages
+from batchgauge.core.kernels.attention import PlainAttention
+from batchgauge.core.model import LlamaModel
 from batchgauge.core.sampling import Sampler, nucleus
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine
@@ -277,6 +280,75 @@ def test_a_tiny_temperature_is_greedy_and_never_overflows():
     sampler = Sampler(InferenceBatchRequest("a", temperature=1e-30))
     with np.errstate(invalid="raise"):
         assert sampler(logits) == 1
+
+
+def poisoned(engine, token, value):
+    """Give a token an embedding that overflows everything behind it."""
+    weights = engine.model.weights
+    table = weights["token_embd"] if isinstance(weights, dict) else weights.embedding
+    table[token] = value
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["core", "core by NumPy", "baseline"])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.5}])
+def test_scores_that_are_not_finite_fail_their_item_alone(tmp_path, kind, value, sampling):
+    """From the prompt on, or from some step of it on; the others get what they get without."""
+    # Heads of a size that compiled attention takes.
+    path = write_tiny_model(tmp_path / "m.gguf", d_model=128, heads=2, kv_heads=1, tied=False)
+    baseline = kind == "baseline"
+    engine: Any = (BaselineEngine if baseline else BatchInferenceEngine).from_gguf(path)
+
+    def reload():
+        engine.model = (BaselineModel if baseline else LlamaModel).load(path)
+        if kind == "core by NumPy":
+            engine.model.attention = PlainAttention()
+
+    rng = np.random.default_rng(5)
+    for length in (2, 3, 4, 5):
+        prompts = [tuple(row) for row in rng.integers(3, 150, (7, length)).tolist()]
+        requests = [
+            InferenceBatchRequest(prompt, max_tokens=6, seed=i, ignore_eos=True, **sampling)
+            for i, prompt in enumerate(prompts)
+        ]
+        reload()
+        clean = [answer.token_ids for answer in ask(engine, *requests)]
+        for token in (prompts[6][0], prompts[3][-1], clean[2][1], clean[6][3]):
+            reload()
+            poisoned(engine, token, value)
+            rows = engine.infer_batch(items(*requests)).responses
+            for row, prompt, ids in zip(rows, prompts, clean, strict=True):
+                if token in {*prompt, *ids[:-1]}:
+                    assert row.data is None
+                    assert row.error.startswith("The model gave no finite score for the next token")
+                else:
+                    assert row.error is None
+                    assert row.data.token_ids == ids
+            assert len({row.error is None for row in rows}) == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "fine"),
+    [
+        ([0.0, np.nan, 9.0], False),
+        ([np.nan] * 3, False),
+        ([0.0, np.inf, 1.0], False),
+        ([-np.inf] * 3, False),
+        ([-np.inf, 1.0, -np.inf], True),
+        ([-3e38, 3e38, 0.0], True),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-30, 0.7, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_no_token_wins_by_a_score_that_is_none(scores, fine, temperature, top_p):
+    """NaN and plus infinity are no scores; minus infinity means 'never' beside a finite one."""
+    sampler = Sampler(InferenceBatchRequest("a", top_p=top_p))
+    sampler.temperature = temperature  # some of these no request can have
+    if fine:
+        assert sampler(np.array(scores, np.float32)) == 1
+    else:
+        with pytest.raises(UserError, match="no finite score"):
+            sampler(np.array(scores, np.float32))
 
 
 def test_the_chat_template_lays_out_one_turn(engine):

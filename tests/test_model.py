@@ -11,6 +11,7 @@ from tests.tiny_model import TOKENS, write_tiny_model
 from batchgauge.baseline.model import BaselineModel
 from batchgauge.core import model as core_model
 from batchgauge.core import weights as core_weights
+from batchgauge.core.config import Config
 from batchgauge.core.counts import decode_counts, held_bytes, linear, prefill_counts, total
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
@@ -200,7 +201,7 @@ def transformers_logits(path, prompts):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     file = GGUFFile.open(path)
-    c = core_weights.Config.from_file(file)
+    c = Config.from_file(file)
     config = transformers.LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.d_model,

@@ -7,8 +7,9 @@ attention, a tied or untied head, any quantisation, special tokens, a chat templ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -48,8 +49,15 @@ def write_tiny_model(  # noqa: PLR0915  (one list of what such a file needs)
     architecture: str = "llama",
     rope_factors: Sequence[float] = (),
     scale: float = 0.2,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    padding_rows: int = 0,
 ) -> Path:
-    """Write the model to `path` and return it. Matrices are normal with deviation `scale`."""
+    """Write the model to `path` and return it. Matrices are normal with deviation `scale`.
+
+    `keys` replace those of the file, or come on top (None: the key is left out); `tensors`
+    come on top. `padding_rows` of the embedding, with large values, belong to no token.
+    """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(context_length)
     writer.add_embedding_length(d_model)
@@ -71,12 +79,15 @@ def write_tiny_model(  # noqa: PLR0915  (one list of what such a file needs)
     writer.add_add_bos_token(add_bos)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
+    set_keys(writer, keys or {})
 
     rng = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[quantisation]
 
     def matrix(name: str, rows: int, columns: int) -> None:
         values = rng.normal(0.0, scale, (rows, columns)).astype(np.float32)
+        if rows == len(TOKENS):  # always the same tokens, whatever comes behind them
+            values = np.concatenate((values, np.full((padding_rows, columns), 9.0, np.float32)))
         if kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, values)
         else:
@@ -102,8 +113,22 @@ def write_tiny_model(  # noqa: PLR0915  (one list of what such a file needs)
         matrix("output.weight", len(TOKENS), d_model)
     if len(rope_factors):
         writer.add_tensor("rope_freqs.weight", np.asarray(rope_factors, dtype=np.float32))
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def set_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:
+    """Add or replace metadata; whole numbers become unsigned. None takes a key away."""
+    kinds = gguf.GGUFValueType
+    of = {bool: kinds.BOOL, int: kinds.UINT32, float: kinds.FLOAT32, str: kinds.STRING}
+    for key, value in keys.items():
+        writer.kv_data[0].pop(key, None)
+        if isinstance(value, list):
+            writer.add_key_value(key, value, kinds.ARRAY, of[type(value[0])])
+        elif value is not None:
+            writer.add_key_value(key, value, of[type(value)])

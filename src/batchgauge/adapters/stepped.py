@@ -122,12 +122,12 @@ class SteppedEngine:
         counters["positions"] += self.stepper.padded_positions
         while True:
             with stages.stage("sample"):
-                chosen = [one.sample(row) for one, row in zip(going, logits, strict=True)]
+                chosen = [one.choose(row) for one, row in zip(going, logits, strict=True)]
             with stages.stage("bookkeeping"):
                 now_ns = perf_counter_ns()
                 for one, token in zip(going, chosen, strict=True):
                     one.add(token, now_ns)
-                left = [row for row, one in enumerate(going) if one.reason is None]
+                left = [row for row, one in enumerate(going) if one.going]
                 if not left:
                     return
                 if len(left) < len(going):

@@ -26,10 +26,10 @@ from torch.utils import mkldnn
 
 from batchgauge.adapters.hf import HFTokenizer, from_vocabulary
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
+from batchgauge.core.config import Config, check_tensors
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
-from batchgauge.core.weights import Config, check_tensors
 from batchgauge.errors import UserError
 
 # The faster of the library's two attentions, as measured at batch 8 and 32 on a CPU.

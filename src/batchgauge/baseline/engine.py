@@ -16,7 +16,8 @@ from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import MAX_BATCH_SIZE
 from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
-from batchgauge.core.gguf_file import Floats, GGUFFile
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.ops import Floats
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import (

@@ -22,15 +22,17 @@ from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
 from batchgauge.baseline.rung import Rung
 from batchgauge.core import ops
+from batchgauge.core.config import Config
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.gguf_file import Floats, GGUFFile
+from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels.attention import Attention, PlainAttention
 from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
+from batchgauge.core.ops import Floats
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
-from batchgauge.core.weights import BLOCK, Blocked, Config, blocked_size, place_rows
+from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 

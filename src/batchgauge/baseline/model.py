@@ -18,9 +18,11 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from batchgauge.core.config import Config, check_tensors
 from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import Floats, GGUFFile
-from batchgauge.core.weights import Config, check_tensors
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.ops import Floats
+from batchgauge.core.weights import checked
 
 Positions = npt.NDArray[np.intp]
 
@@ -60,7 +62,10 @@ class BaselineModel:
         """Read all tensors of an open file. Raises UserError."""
         config = Config.from_file(file)
         check_tensors(file, config)
-        return cls(config, {name.removesuffix(".weight"): file.read(name) for name in file.tensors})
+        return cls(
+            config,
+            {name.removesuffix(".weight"): checked(file.read(name), name) for name in file.tensors},
+        )
 
     @property
     def weights_bytes(self) -> int:
@@ -71,6 +76,7 @@ class BaselineModel:
         """An empty KV cache; this one has no use for the number of positions to come."""
         return Cache(self.config)
 
+    @np.errstate(over="ignore", invalid="ignore")  # scores that are not finite say it
     def forward(self, ids: Sequence[int], cache: Cache) -> Floats:
         """Read ids behind what the cache holds; logits [T, V] of what follows each of them."""
         x = self.weights["token_embd"][np.asarray(ids)]  # [T, D]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchgauge.core.weights import Config
+from batchgauge.core.config import Config
 
 FLOAT = 4  # bytes of a float32
 

@@ -138,14 +138,17 @@ class BatchInferenceEngine:
             logits = self.model.prefill(prompts, cache)
         while True:
             with stages.stage("sample"):
-                chosen = [one.sample(row) for one, row in zip(going, logits, strict=True)]
+                chosen = [one.choose(row) for one, row in zip(going, logits, strict=True)]
             with stages.stage("bookkeeping"):
                 now_ns = perf_counter_ns()
                 for one, token in zip(going, chosen, strict=True):
                     one.add(token, now_ns)
-                left = [row for row, one in enumerate(going) if one.reason is None]
+                left = [row for row, one in enumerate(going) if one.going]
                 if not left:
                     return steps, positions
+                for row, one in enumerate(going):
+                    if one.error is not None:  # what is not finite must not stay near others
+                        cache.clear(row)
                 if len(left) < len(going):
                     going = [going[row] for row in cache.keep(set(left))]
                 tokens = np.array([one.tokens[-1] for one in going], dtype=np.int32)

@@ -13,6 +13,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from batchgauge.core.chat import ChatTemplate
+from batchgauge.core.ops import Floats
 from batchgauge.core.sampling import Sampler
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
@@ -142,6 +143,7 @@ class Generation:
     ) -> None:
         self.id, self.request, self.prompt = item.id, item.data, prompt
         self.sample = Sampler(item.data)
+        self.error: str | None = None
         # The last token is never read back, so it may lie one beyond the context.
         room = reader.context_length - len(prompt) + 1
         self.limit = min(item.data.max_tokens, room)
@@ -157,9 +159,24 @@ class Generation:
         """Positions that this request may fill in the KV cache."""
         return len(self.prompt) + self.limit - 1
 
-    def add(self, token: int, now_ns: int) -> None:
+    @property
+    def going(self) -> bool:
+        """Whether it wants another token."""
+        return self.reason is None and self.error is None
+
+    def choose(self, logits: Floats) -> int | None:
+        """The next token by its scores [V]; None, and `error` says why, where they give none."""
+        try:
+            return self.sample(logits)
+        except UserError as problem:
+            self.error = str(problem)
+            return None
+
+    def add(self, token: int | None, now_ns: int) -> None:
         """Take the next token; sets `reason` when it is the last one. An end token is not kept."""
         self.ended_ns = now_ns
+        if token is None:
+            return
         if token in self._ends:
             self.reason = "stop"
             return
@@ -188,9 +205,11 @@ class Generation:
     def response(
         self, text: str, started_ns: int, prefill_ms: float
     ) -> BatchResponse[InferenceBatchResponse]:
-        """The answer, with times since `started_ns`."""
+        """The answer, or the error, with times since `started_ns`."""
         times_ms = [(moment - started_ns) / 1e6 for moment in self.moments_ns]
         duration_ms = (self.ended_ns - started_ns) / 1e6
+        if self.error is not None:
+            return BatchResponse(self.id, None, duration_ms, self.error)
         first_ms = times_ms[0] if times_ms else duration_ms
         answer = InferenceBatchResponse(
             text=text,

@@ -52,6 +52,11 @@ class Group:
         self.keys[layer, self._rows, :, self.lengths] = keys
         self.values[layer, self._rows, :, self.lengths] = values
 
+    def clear(self, row: int) -> None:
+        """Write zeros over what a row holds."""
+        self.keys[:, row, :, : self.lengths[row]] = 0.0
+        self.values[:, row, :, : self.lengths[row]] = 0.0
+
     def drop(self, row: int) -> int:
         """Forget a row; the last one takes its place. Gives that one's former number."""
         last = len(self) - 1
@@ -102,6 +107,11 @@ class KVCache:
                 return group, row
             row -= len(group)
         raise IndexError("the cache has no such row")
+
+    def clear(self, row: int) -> None:
+        """Write zeros over what a row holds: zero times NaN is NaN, masked or not."""
+        group, place = self.find(row)
+        group.clear(place)
 
     def keep(self, wanted: Collection[int]) -> npt.NDArray[np.intp]:
         """Forget all rows but these. Gives the former numbers of those left, in the new order."""

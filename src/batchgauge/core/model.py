@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from batchgauge.core.config import Config
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations
@@ -29,7 +30,7 @@ from batchgauge.core.ops import (
     rope_rotations,
     rotate,
 )
-from batchgauge.core.weights import Config, Layer, Weights
+from batchgauge.core.weights import Layer, Weights
 
 Ids = npt.NDArray[np.int32]
 PART = 512  # positions that a prefill computes at a time
@@ -94,7 +95,7 @@ class LlamaModel:
         rotations = rope_rotations(cache.lengths, self.weights.frequencies)
         spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
                 for group, span in zip(cache.groups, spans, strict=True):
@@ -114,9 +115,10 @@ class LlamaModel:
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
-        final = self.rms_norm(x, self.config.norm_epsilon)
-        final *= self.weights.final_gain
-        return self.weights.head(final)
+        with np.errstate(over="ignore", invalid="ignore"):
+            final = self.rms_norm(x, self.config.norm_epsilon)
+            final *= self.weights.final_gain
+            return self.weights.head(final)
 
     def read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D]."""
@@ -128,7 +130,7 @@ class LlamaModel:
         rotations = rope_rotations(positions, self.weights.frequencies)
         ends = np.cumsum([0, *counts])
         attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
                 for (group, row), first, n in zip(rows, ends[:-1], counts, strict=True):

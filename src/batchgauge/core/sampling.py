@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from batchgauge.core.ops import Floats, softmax
+from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
 
 
@@ -26,11 +27,19 @@ class Sampler:
         Temperature 0 takes the best (the first of equals). Otherwise a number drawn
         uniformly picks from the cumulative distribution of softmax(logits / temperature),
         cut to its nucleus (Holtzman et al. 2020): the most probable tokens that together
-        reach `top_p`.
+        reach `top_p`. Raises UserError when a score is NaN or infinite, or none is above
+        minus infinity.
         """
-        if self.temperature == 0.0:
-            return int(logits.argmax())
-        probabilities = (logits - logits.max()) / np.float32(self.temperature)  # [V]
+        best = int(logits.argmax())  # of a NaN, if there is one
+        if not np.isfinite(logits[best]):
+            raise UserError(
+                f"The model gave no finite score for the next token but {logits[best]}; expected "
+                "weights that do not overflow."
+            )
+        if self.temperature < np.finfo(np.float32).tiny:
+            return best
+        with np.errstate(over="ignore"):
+            probabilities = (logits - logits[best]) / np.float32(self.temperature)  # [V]
         softmax(probabilities)
         ids = None
         if self.top_p < 1.0:

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from batchgauge.core.config import Config
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.weights import Config
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case, check_price
 from batchgauge.measuring.statistics import location
