@@ -471,11 +471,68 @@ def test_a_trace_in_seconds_with_priorities_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "times_s", "context", "generated", "notes"),
+    [
+        (  # BurstGPT: a failure has no answer
+            "burst.csv",
+            ("Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+            "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,0,0,0,API log\n"
+            "118,GPT-4,1087,230,1317,Conversation log\n"),
+            [5.0, 118.0], [472, 1087], [18, 230], ("3 rows", "1 without an answer dropped"),
+        ),
+        (
+            "vidur.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\n0.25,10,3\n1.5,20,0\n",
+            [0.25, 1.5], [10, 20], [3, 1], ("times are seconds",),
+        ),
+        (
+            "mooncake.jsonl",
+            ('{"timestamp": 500, "input_length": 6955, "output_length": 52, "hash_ids": [1, 2]}\n'
+            '{"timestamp": 3500, "input_length": 12, "output_length": 1, "hash_ids": []}\n'),
+            [0.5, 3.5], [6955, 12], [52, 1], ("times are 0.001 s",),
+        ),
+        (
+            "semicolons.csv",
+            "\ufefftimestamp;context_tokens;generated_tokens\r\n0,5;7;1\r\n2;9;2\r\n",
+            [0.5, 2.0], [7, 9], [1, 2], ("times are seconds",),
+        ),
+        ("tabs.tsv", "timestamp\tcontext_tokens\tgenerated_tokens\n1\t7\t1\n", [1.0], [7], [1], ()),
+        *(
+            (
+                f"{unit}.csv",
+                ("timestamp,context_tokens,generated_tokens\n"
+                f"{1_700_000_000 * scale},7,1\n{1_700_000_003 * scale},9,2\n"),
+                [0.0, 3.0], [7, 9], [1, 2], (f"times are {unit} since 1970",),
+            )
+            for unit, scale in (("s", 1), ("ms", 10**3), ("µs", 10**6), ("ns", 10**9))
+        ),
+    ],
+)  # fmt: skip
+def test_traces_that_people_have_are_read_as_they_are(
+    tmp_path, name, text, times_s, context, generated, notes
+):
+    """Public traces, separators and units of time; what was dropped is counted and kept."""
+    trace = read_trace(write(tmp_path / name, text))
+    assert trace.times_s == pytest.approx(times_s, abs=1e-5)
+    assert trace.context.tolist() == context
+    assert trace.generated.tolist() == generated
+    assert all(note in "; ".join(trace.notes) for note in notes)
+    assert trace.window(0, 1).notes == trace.at_once().notes == trace.notes
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("when,context_tokens,generated_tokens\n1,2,3\n", "expected timestamp, context_tokens"),
         ("timestamp,context_tokens,generated_tokens\n", "no rows"),
-        ("", "cannot be read"),
+        ("", "is empty"),
+        ("timestamp,context_tokens,generated_tokens\n1,2\n", "generated_tokens 'nan' in row 1"),
+        ("timestamp,context_tokens,generated_tokens\n1,True,3\n", "context_tokens 'True'"),
+        ("timestamp,context_tokens,generated_tokens\n1,0,3\n", "context_tokens '0' in row 1"),
+        ("timestamp,context_tokens,generated_tokens\ninf,2,3\n", "timestamp 'inf' in row 1"),
+        ("Timestamp,Request tokens,Response tokens\n1,5,0\n", "no row with an answer"),
+        ('{"timestamp": 1, "input_length": 5}\n', "has the columns"),
+        ('{"timestamp": 1, "input_length": 5, "output_length": "x"}\n', "generated_tokens 'x'"),
+        ("timestamp,context_tokens,generated_tokens\n2e9,2,3\n1e9,2,3\n", "sorted by time: row 2"),
         ("timestamp,context_tokens,generated_tokens\n5,2,3\n4,2,3\n", "not sorted: request 2"),
         ("timestamp,context_tokens,generated_tokens\n-1,2,3\n", "negative"),
         ("timestamp,context_tokens,generated_tokens\n1,2,-3\n", "generated_tokens '-3' in row 1"),

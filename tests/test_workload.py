@@ -1,11 +1,14 @@
 """The workload: prompts, texts and lengths."""
 
 import json
+import random
 
 import numpy as np
 import pytest
+from tests.fuzzing import seeds
 
 from batchgauge import UserError
+from batchgauge.simulate.arrivals import read_trace
 from batchgauge.workload import (
     corpus,
     load_prompts,
@@ -43,15 +46,78 @@ def test_jsonl_file_keeps_ids_and_lengths(tmp_path):
     assert (second.id, second.prompt, second.max_tokens) == ("line-2", "y", 64)
 
 
+ODD = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"  # what str.splitlines, but not JSON, calls a line's end
+
+
+@pytest.mark.parametrize("begin", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_line_feeds_only(tmp_path, begin, end):
+    """A byte order mark and carriage returns do not count; other separators are text."""
+    path = tmp_path / "mine.txt"
+    path.write_bytes((begin + ODD + end + "two" + end).encode())
+    assert [p.prompt for p in load_prompts(path)] == [ODD, "two"]
+    rows = [json.dumps({"prompt": text}, ensure_ascii=False) for text in ("a\u2028b\x85c", "two")]
+    path = tmp_path / "mine.JSONL"
+    path.write_bytes((begin + end.join(rows)).encode())
+    assert [p.prompt for p in load_prompts(path)] == ["a\u2028b\x85c", "two"]
+
+
+def test_files_of_openai_batches_are_read(tmp_path):
+    """`custom_id` is the id; messages and their parts become one text; every name of a length."""
+    user = {"role": "user", "content": "Why?"}
+    parts = [{"type": "text", "text": "See"}, {"type": "text", "text": "here"}]
+    rows: list[dict[str, object]] = [
+        {"custom_id": "r1", "method": "POST", "body": {"messages": [user], "max_tokens": 9}},
+        {"body": {"messages": [{"role": "system", "content": "Be brief."}, user]}},
+        {"body": {"messages": [{"role": "user", "content": parts}], "max_completion_tokens": 3}},
+        {"body": {"prompt": "Once", "max_tokens": None}},
+        {"custom_id": 5, "body": {"input": "Said", "max_output_tokens": 2}},
+        {"messages": [user], "id": "plain", "kind": "chat"},
+    ]
+    path = tmp_path / "batch.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = [(p.id, p.kind, p.prompt, p.max_tokens) for p in load_prompts(path)]
+    assert found == [
+        ("r1", "text", "Why?", 9),
+        ("line-2", "text", "Be brief.\n\nWhy?", 64),
+        ("line-3", "text", "See\n\nhere", 3),
+        ("line-4", "text", "Once", 64),
+        ("5", "text", "Said", 2),
+        ("plain", "chat", "Why?", 64),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("a.csv", b"x", "neither a .txt nor a .jsonl"),
         ("a.txt", b"\n \n", "is empty"),
-        ("a.txt", b"\xff\xfe\xff", "cannot be read"),
+        ("a.txt", b"\xff\xff", "line 1 is not UTF-8"),
+        ("a.txt", b"fine\n\xff", "line 2 is not UTF-8"),
+        ("a.txt", "x".encode("utf-16"), "is UTF-16"),
+        ("a.txt", b"one\ntwo\0", "NUL character in line 2"),
         ("a.jsonl", b"{", "not JSON"),
-        ("a.jsonl", b"[1]", "not a prompt"),
-        ("a.jsonl", b'{"prompt": "x", "max_tokens": 0}', "not a prompt"),
+        ("a.jsonl", b"[1]", "is a list; expected an object"),
+        ("a.jsonl", b'"text"', "is a str; expected an object"),
+        ("a.jsonl", b"[" * 100_000, "nested too deeply|not JSON"),
+        ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "not JSON"),
+        ("a.jsonl", b'{"prompt": "x", "max_tokens": NaN}', "NaN is no number"),
+        ("a.jsonl", b'{"prompt": "x", "prompt": "y"}', "the key 'prompt' twice"),
+        ("a.jsonl", b'{"prompt": "\\ud800"}', "line 1, has a lone surrogate"),
+        ("a.jsonl", b'{"prompt": "x", "id": "\\udfff"}', "lone surrogate"),
+        ("a.jsonl", b'{"prompt": "x", "id": [1]}', r"has id \[1\]; expected a text"),
+        ("a.jsonl", b'{"prompt": "x", "kind": true}', "has kind true; expected a text"),
+        *(
+            ("a.jsonl", b'{"prompt": "x", "max_tokens": %s}' % value, "has max_tokens .* number")
+            for value in (b"0", b"-1", b"true", b"1.5", b'"8"', b"[]", b"9999999999")
+        ),
+        ("a.jsonl", b'{"prompt": null}', "not a prompt"),
+        ("a.jsonl", b'{"prompt": [1, 2]}', "not a prompt"),
+        ("a.jsonl", b'{"body": []}', "a body that is no object"),
+        ("a.jsonl", b'{"body": {"messages": []}}', "not a prompt"),
+        ("a.jsonl", b'{"messages": ["x"]}', "content that is empty"),
+        ("a.jsonl", b'{"messages": [{"content": null}]}', "content that is empty"),
+        ("a.jsonl", b'{"messages": [{"content": [{"type": "image_url"}]}]}', "of type image_url"),
         ("a.jsonl", b'{"id":1,"prompt":"x"}\n{"id":1,"prompt":"y"}', "twice"),
     ],
 )
@@ -67,6 +133,46 @@ def test_a_missing_workload_file_is_said(tmp_path):
     """A workload path that is not there is an error, not the default set."""
     with pytest.raises(UserError, match="cannot be read"):
         load_prompts(tmp_path / "none.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match="no regular file"):
+        load_prompts(tmp_path / "folder.txt")
+
+
+@pytest.mark.fuzz
+def test_changed_files_are_read_or_refused_in_one_sentence(tmp_path):
+    """Whatever becomes of a workload or a trace: prompts and arrivals, or one UserError."""
+    whole = [
+        ("a.txt", "one\ntwo – drei\n".encode()),
+        ("a.jsonl", b'{"id": "a", "prompt": "x", "max_tokens": 3}\n{"text": "y", "kind": "k"}\n'),
+        ("a.jsonl", b'{"custom_id": "r", "body": {"messages": [{"content": "Why?"}]}}\n'),
+        ("t.csv", b"timestamp,context_tokens,generated_tokens\n0.5,7,1\n2,9,0\n"),
+        ("t.csv", b"Timestamp;Request tokens;Response tokens\n1700000000000;7;1\n"),
+        ("t.jsonl", b'{"timestamp": 27, "input_length": 69, "output_length": 5}\n'),
+    ]
+    pieces = [b'"', b"\0", b"\r", b"\n", b"\xff", b"true", b"null", b"1e999", b"-1", b"[[[[", b"{",
+              b"NaN", b"\\ud800", b",", b";", b"0", b"9" * 30, "\u2028".encode()]  # fmt: skip
+    for seed in seeds("workload files"):
+        rng = random.Random(seed)
+        name, content = whole[seed % len(whole)]
+        data = bytearray(content)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.choice([0, 1, 1, 5])] = rng.choice(pieces)
+        path = tmp_path / name
+        path.write_bytes(data)
+        try:
+            if name.startswith("t"):
+                arrivals = read_trace(path)
+                assert len(arrivals) >= 1
+                assert arrivals.context.min() >= 1
+            else:
+                for prompt in load_prompts(path):
+                    assert prompt.prompt.encode() is not None
+                    assert prompt.max_tokens >= 1
+        except UserError:
+            continue
+        except Exception as problem:
+            raise AssertionError(f"seed {seed}: {bytes(data)!r}") from problem
 
 
 def test_sampling_goes_round_under_new_ids():

@@ -1,17 +1,22 @@
-"""Files that are either whole or not there: write under a temporary name, then rename.
+"""Files: written whole or not at all, and text that people bring, read line by line.
 
-What keeps a file from being written (no room, no right, a file in a folder's place) is a
-`UserError`, and can be looked for before anything is measured.
+What is written goes under a temporary name that is then renamed. What keeps a file from
+being written (no room, no right, a file in a folder's place) is a `UserError`, and can be
+looked for before anything is measured. Lines end at a line feed and nowhere else: JSON and
+prompts may hold every other character that some call a line's end.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchgauge.errors import UserError
 
@@ -104,3 +109,57 @@ def write_csv(frame: pd.DataFrame, path: Path | str) -> Path:
     with atomic_path(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
     return Path(path)
+
+
+def text_lines(path: Path | str, what: str) -> list[tuple[int, str]]:
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1; `what` names it.
+
+    A byte order mark and carriage returns before line feeds do not count. Raises UserError
+    for a path that is no regular file, and for what is not UTF-8 text.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise UserError(f"{what} is no regular file; expected UTF-8 text.")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise UserError(f"{what} cannot be read: {reason}.") from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{what} cannot be read: it is UTF-16; expected UTF-8 text.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise UserError(
+            f"{what} cannot be read: line {line} is not UTF-8 ({problem.reason})."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{what} has a NUL character in line {line}; expected text.")
+    lines = enumerate(text.split("\n"), start=1)
+    return [(number, line.removesuffix("\r")) for number, line in lines if line.strip()]
+
+
+def json_line(line: str, where: str) -> dict[str, Any]:
+    """The object in one line of JSON. Raises UserError for what is none, and for twin keys."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twin = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{where} has the key '{twin}' twice; expected it once.")
+        return found
+
+    def no_number(name: str) -> None:
+        raise UserError(f"{where} is not JSON: {name} is no number of JSON's.")
+
+    try:
+        row = json.loads(line, object_pairs_hook=unique, parse_constant=no_number)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply; expected a flat object.") from None
+    except ValueError as problem:  # no JSON, or a whole number of thousands of digits
+        raise UserError(f"{where} is not JSON: {getattr(problem, 'msg', problem)}.") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is a {type(row).__name__}; expected an object of JSON.")
+    return row

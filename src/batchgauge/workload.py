@@ -12,18 +12,21 @@ import functools
 import json
 import sysconfig
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge.errors import UserError
+from batchgauge.files import json_line, text_lines
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
 TextKind = Literal["prose", "code", "unicode"]
+_LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+_MOST_TOKENS = 2**31 - 1
 
 # Azure LLM inference trace 2023, conversation (CC-BY; Patel et al., Splitwise, ISCA 2024):
 # quantiles of 19,366 requests. Means there: 1155 context and 211 generated tokens.
@@ -45,44 +48,81 @@ class Prompt:
 def load_prompts(path: str | Path = "") -> list[Prompt]:
     """The prompts of a workload file; the project's own set when `path` is empty.
 
-    A `.jsonl` file has one object a line with `prompt` (or `text`) and optionally
-    `id`, `kind` and `max_tokens`; a `.txt` file has one prompt a line. Raises
-    UserError for a file that is missing, empty, not UTF-8 or not of that form.
+    A `.txt` file has one prompt a line. A `.jsonl` file has one object a line: `prompt`
+    (or `text`, or `messages`) and optionally `id`, `kind` and `max_tokens` (or one of its
+    other names), or a request of OpenAI's batch files: `custom_id`, and the same in `body`.
+    Messages become one prompt, their texts with a blank line between: what is measured is
+    how long they are, not who said them. Raises UserError for a file that is missing,
+    empty, not UTF-8 or not of that form.
     """
     source = Path(path) if str(path) else _own_prompts()
-    if source.suffix not in {".txt", ".jsonl"}:
-        raise UserError(f"Workload '{source}' is neither a .txt nor a .jsonl file.")
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"Workload '{source}' cannot be read as UTF-8 text: {problem}.") from None
-    rows = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise UserError(f"Workload '{source}' is empty; expected at least one prompt.")
-    if source.suffix == ".txt":
-        return [Prompt(f"line-{number}", "text", line) for number, line in rows]
-    prompts = [_from_json(line, f"{source}:{number}", number) for number, line in rows]
+    what, kind = f"Workload '{source}'", source.suffix.lower()
+    if kind not in {".txt", ".jsonl"}:
+        raise UserError(f"{what} is neither a .txt nor a .jsonl file.")
+    lines = text_lines(source, what)
+    if not lines:
+        raise UserError(f"{what} is empty; expected at least one prompt.")
+    if kind == ".txt":
+        return [Prompt(f"line-{number}", "text", line) for number, line in lines]
+    prompts = [_from_json(line, f"{what}, line {number},", number) for number, line in lines]
     twice = [name for name, count in Counter(p.id for p in prompts).items() if count > 1]
     if twice:
-        raise UserError(f"Workload '{source}' has the id '{twice[0]}' twice; ids must be unique.")
+        raise UserError(f"{what} has the id '{twice[0]}' twice; ids must be unique.")
     return prompts
 
 
 def _from_json(line: str, where: str, number: int) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise UserError(f"{where} is not JSON: {problem.msg}.") from None
-    text = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
-    max_tokens = row.get("max_tokens", 64) if isinstance(row, dict) else None
-    if not isinstance(text, str) or not isinstance(max_tokens, int) or max_tokens < 1:
+    row = json_line(line, where)
+    body = row.get("body", row)
+    if not isinstance(body, dict):
+        raise UserError(f"{where} has a body that is no object; expected a request.")
+    given = [(name, body[name]) for name in _LENGTH_NAMES if body.get(name) is not None]
+    name, most = given[0] if given else ("max_tokens", 64)
+    if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= _MOST_TOKENS:
         raise UserError(
-            f"{where} is not a prompt; expected an object with 'prompt' (text) "
-            "and optionally 'id', 'kind' and 'max_tokens' (a whole number above 0)."
+            f"{where} has {name} {json.dumps(most)[:40]}; "
+            f"expected a whole number from 1 to {_MOST_TOKENS}."
         )
-    return Prompt(
-        str(row.get("id", f"line-{number}")), str(row.get("kind", "text")), text, max_tokens
-    )
+    names = {"id": row.get("id", row.get("custom_id")), "kind": row.get("kind")}
+    for name, value in names.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | None):
+            raise UserError(f"{where} has {name} {json.dumps(value)[:40]}; expected a text.")
+    own, kind = (f"line-{number}" if names["id"] is None else str(names["id"])), names["kind"]
+    prompt = Prompt(own, "text" if kind is None else str(kind), _prompt_text(body, where), most)
+    if any(_has_surrogate(text) for text in (prompt.id, prompt.kind, prompt.prompt)):
+        raise UserError(f"{where} has a lone surrogate; expected text that UTF-8 can hold.")
+    return prompt
+
+
+def _prompt_text(body: Mapping[str, Any], where: str) -> str:
+    """What a request says: its prompt, or the texts of its messages."""
+    for name in ("prompt", "text", "input"):
+        if isinstance(body.get(name), str):
+            return str(body[name])
+    messages = body.get("messages", body.get("input"))
+    if not isinstance(messages, list) or not messages:
+        raise UserError(
+            f"{where} is not a prompt; expected an object with 'prompt' (text) or 'messages', "
+            "and optionally 'id', 'kind' and 'max_tokens'."
+        )
+    texts = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            text = part.get("text") if kind in {"text", "input_text", "output_text"} else None
+            if not isinstance(text, str):
+                found = f"of type {kind}" if isinstance(kind, str) and kind != "text" else "empty"
+                raise UserError(
+                    f"{where} has a message with a content that is {found}; expected text."
+                )
+            texts.append(text)
+    return "\n\n".join(texts)
+
+
+def _has_surrogate(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _own_prompts() -> Path:

@@ -7,21 +7,29 @@ they are; `batchgauge.workload.request_lengths` draws lengths in the shape of re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import io
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
+from batchgauge.files import json_line, text_lines
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 INTERACTIVE, BACKGROUND = 0, 1
 CLASS_NAMES = ("interactive", "background")
-TRACE_COLUMNS = ("timestamp", "context_tokens", "generated_tokens")
+# What a trace must tell, and how traces call it: Azure's, BurstGPT's, Vidur's, Mooncake's names.
+_NAMES = {
+    "timestamp": ("timestamp", "arrivedat"),
+    "context_tokens": ("contexttokens", "requesttokens", "numprefilltokens", "inputlength"),
+    "generated_tokens": ("generatedtokens", "responsetokens", "numdecodetokens", "outputlength"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,12 +40,14 @@ class Arrivals:
     context    int64 [N]    prompt tokens, at least 1
     generated  int64 [N]    tokens to generate, at least 1
     rank       int64 [N]    class: 0 is served first under priority (CLASS_NAMES)
+    notes      how a trace was read, and what of it was dropped
     """
 
     times_s: Floats
     context: Ints
     generated: Ints
     rank: Ints
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         sizes = {a.shape for a in (self.times_s, self.context, self.generated, self.rank)}
@@ -93,8 +103,12 @@ class Arrivals:
     def window(self, start: int, count: int) -> Arrivals:
         """Up to `count` requests from number `start` on, at their own times."""
         part = slice(start, start + count)
-        return Arrivals(
-            self.times_s[part], self.context[part], self.generated[part], self.rank[part]
+        return replace(
+            self,
+            times_s=self.times_s[part],
+            context=self.context[part],
+            generated=self.generated[part],
+            rank=self.rank[part],
         )
 
 
@@ -143,53 +157,103 @@ def _check_rate(rate: float) -> None:
 
 
 def read_trace(path: str | Path, *, background: float = 0.0, seed: int = 0) -> Arrivals:
-    """Arrivals from a CSV with the columns timestamp, context_tokens and generated_tokens.
+    """Arrivals from a trace: a CSV (commas, semicolons or tabs), or JSON lines.
 
-    Column names are matched without case and underscores, so that the Azure LLM
-    inference traces work as they are; timestamps are seconds or ISO dates. A request
-    that generated 0 tokens counts as 1: its prefill yields one. Other columns are
-    ignored, except an optional `priority` (0 first). Raises UserError for a file that
-    cannot be read, wrong columns, unsorted or negative times, lengths that are no
-    whole numbers.
+    Reads a time, prompt tokens and generated tokens under any of the names in `_NAMES`
+    (without case, spaces and underscores), so that the traces of Azure, BurstGPT, Vidur and
+    Mooncake work as they are. Times are ISO dates, times since 1970 in s, ms, µs or ns
+    (told apart by their size), or seconds from the beginning; Mooncake's are ms. A request
+    that generated nothing is dropped where the trace calls that a failure (BurstGPT), and
+    elsewhere counts as 1 token: its prefill yields one. `notes` says what was dropped and
+    how times were read. Other columns are ignored, except an optional `priority` (0 first).
+    Raises UserError for a file that cannot be read, wrong columns, unsorted or negative
+    times, lengths that are no whole numbers.
     """
     where = f"Trace '{path}'"
-    try:
-        table = pd.read_csv(path)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as why:
-        raise UserError(f"{where} cannot be read as CSV: {why}.") from None
-    folded = {_fold(name): name for name in table.columns}
-    missing = [name for name in TRACE_COLUMNS if _fold(name) not in folded]
-    if missing:
+    table = _table(path, where)
+    folded: dict[str, Any] = {}
+    for column in table.columns:
+        folded.setdefault(_fold(column), column)
+    found = {
+        want: next((folded[name] for name in names if name in folded), None)
+        for want, names in _NAMES.items()
+    }
+    if None in found.values():
         raise UserError(
             f"{where} has the columns {', '.join(map(str, table.columns))}; "
-            f"expected {', '.join(TRACE_COLUMNS)}."
+            f"expected {', '.join(_NAMES)}, or those of Azure, BurstGPT, Vidur or Mooncake."
         )
     if table.empty:
         raise UserError(f"{where} has no rows; expected at least one request.")
-    time, context, generated = (table[folded[_fold(name)]] for name in TRACE_COLUMNS)
+    time, context, generated = (table[found[want]] for want in _NAMES)
     if "priority" in folded:
         rank = _whole(table[folded["priority"]], where, "priority", least=0)
     else:
         rank = (np.random.default_rng(seed).random(len(table)) < background).astype(np.int64)
-    times = _seconds(time, where)
-    lengths = _whole(context, where, "context_tokens", least=1)
+    unit_s = 1e-3 if _fold(found["context_tokens"]) == "inputlength" else None
+    times, read_as = _seconds(time, where, unit_s)
+    lengths = _whole(context, where, "context_tokens", least=0)
     answers = _whole(generated, where, "generated_tokens", least=0)
+    kept = np.ones(len(table), bool)
+    notes = [f"{len(table):,} rows; {read_as}"]
+    if _fold(found["generated_tokens"]) == "responsetokens":
+        kept = answers > 0
+        notes.append(f"{int((~kept).sum()):,} without an answer dropped")
+        if not kept.any():
+            raise UserError(f"{where} has no row with an answer; expected at least one request.")
+    if (lengths[kept] < 1).any():
+        row = int(np.flatnonzero(kept & (lengths < 1))[0])
+        raise UserError(
+            f"{where} has context_tokens '{context.iloc[row]}' in row {row + 1}; "
+            "expected a whole number of at least 1."
+        )
     try:
-        return Arrivals(times, lengths, np.maximum(answers, 1), rank)
+        return Arrivals(
+            times[kept],
+            lengths[kept],
+            np.maximum(answers[kept], 1),
+            rank[kept],
+            notes=tuple(notes),
+        )
     except UserError as why:
         raise UserError(f"{where}: {why}") from None
 
 
+def _table(path: str | Path, where: str) -> pd.DataFrame:
+    lines = text_lines(path, where)
+    if not lines:
+        raise UserError(f"{where} is empty; expected a line of column names.")
+    if lines[0][1].lstrip().startswith("{"):
+        rows = [json_line(line, f"{where}, line {number},") for number, line in lines]
+        return pd.DataFrame(rows)
+    head = lines[0][1]
+    separator = max(",;\t|", key=head.count)
+    text = io.StringIO("\n".join(line for _, line in lines))
+    try:
+        return pd.read_csv(text, sep=separator, decimal="," if separator == ";" else ".")
+    except ValueError as why:  # pandas' own errors of reading are ValueErrors
+        raise UserError(f"{where} cannot be read as CSV: {why}.") from None
+
+
 def _fold(name: object) -> str:
-    return str(name).strip().lower().replace("_", "")
+    return str(name).strip().lower().replace("_", "").replace(" ", "")
 
 
-def _seconds(column: pd.Series, where: str) -> Floats:
-    """Seconds [N]: numbers as they are, dates from the first row's date on."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().all():
-        return np.asarray(numbers, np.float64)
-    dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+def _seconds(column: pd.Series, where: str, unit_s: float | None) -> tuple[Floats, str]:
+    """Seconds [N], and how they were read; times since 1970 and dates count from the first."""
+    numbers = _numbers(column)
+    if np.isfinite(numbers).all():
+        if unit_s is None:
+            epochs = (("ns", 1e17), ("µs", 1e14), ("ms", 1e11), ("s", 1e8))
+            unit = next((unit for unit, least in epochs if numbers[0] >= least), "")
+            if not unit:
+                return numbers, "times are seconds"
+            scale = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}[unit]
+            seconds = (numbers - numbers[0]) * scale
+            _check_sorted(seconds, where)
+            return seconds, f"times are {unit} since 1970"
+        return numbers * unit_s, f"times are {unit_s:g} s"
+    dates = pd.to_datetime(column.astype(str), errors="coerce", utc=True, format="ISO8601")
     if dates.isna().any():
         row = int(dates.isna().to_numpy().argmax())
         raise UserError(
@@ -197,14 +261,26 @@ def _seconds(column: pd.Series, where: str) -> Floats:
             "expected seconds or an ISO date."
         )
     from_first: Floats = np.asarray((dates - dates.iloc[0]).dt.total_seconds(), np.float64)
-    if (np.diff(from_first) < 0.0).any():  # said before a date before the first reads as negative
-        row = int(np.argmax(np.diff(from_first) < 0.0)) + 2
+    _check_sorted(from_first, where)
+    return from_first, "times are dates"
+
+
+def _check_sorted(times: Floats, where: str) -> None:
+    """Said before a time before the first reads as negative."""
+    if (np.diff(times) < 0.0).any():
+        row = int(np.argmax(np.diff(times) < 0.0)) + 2
         raise UserError(f"{where} is not sorted by time: row {row} is earlier than the one before.")
-    return from_first
+
+
+def _numbers(column: pd.Series) -> Floats:
+    """The column as numbers [N]; NaN for whatever is none, truth values included."""
+    numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(np.float64)
+    truth = np.array([isinstance(value, bool | np.bool_) for value in column])
+    return np.where(truth, np.nan, numbers)
 
 
 def _whole(column: pd.Series, where: str, name: str, *, least: int) -> Ints:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    numbers = _numbers(column)
     bad = ~((numbers >= least) & (numbers == np.rint(numbers)) & (numbers < 2**53))
     if bad.any():
         row = int(bad.argmax())

@@ -221,6 +221,7 @@ def traffic_sentence(case: Case) -> str:
         f"{context[1]:.0f} and {generated[1]:.0f}), come {case.rate:.2g} times a second, and are "
         f"in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
         f"server: {policy_name(case.today.server)}, no streaming."
+        + (f" The trace: {'; '.join(sample.notes)}." if sample.notes else "")
     )
 
 
