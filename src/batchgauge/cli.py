@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import click
 
+from batchgauge import __version__
 from batchgauge.errors import UserError
 from batchgauge.text import visible
 
@@ -56,11 +57,12 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="batchgauge")
+@click.version_option(__version__, prog_name="batchgauge")
 def root() -> None:
     """What does batching buy for LLM work on this machine, and which batch size should I run?
 
-    Start with `batchgauge study --profile smoke`, then open reports/index.html.
+    Start with `batchgauge study --profile smoke`, then open
+    batchgauge-results/reports/index.html.
     """
 
 

@@ -13,7 +13,6 @@ protocols here; what it *does* is checked by `batchgauge.adapters.checks`.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
 
@@ -107,7 +107,7 @@ def missing_packages(spec: str) -> tuple[str, ...]:
         if ":" not in spec:
             raise _unknown("tokenizer or engine", spec, {**_TOKENIZERS, **_ENGINES})
         return ()
-    return tuple(p for p in known.packages if not _installed(p))
+    return extras.missing(*known.packages)
 
 
 def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Tokenizer:
@@ -158,12 +158,7 @@ def _resolve(
         return None, ""
     if argument and not known.argument:
         raise UserError(f"The {kind} '{name}' takes no argument; got '{argument}'.")
-    missing = [p for p in known.packages if not _installed(p)]
-    if missing:
-        raise UserError(
-            f"The {kind} '{spec}' needs {' and '.join(missing)}, not installed here; "
-            f"install it with: pip install 'batchgauge[{known.extra}]'."
-        )
+    extras.require(f"The {kind} '{spec}'", known.extra, *known.packages)
     module, _, function = known.factory.partition(":")
     return getattr(importlib.import_module(module), function), argument
 
@@ -193,13 +188,6 @@ def _own(kind: str, spec: str, protocol: type, **offered: Any) -> Any:
             f"{', '.join(wanted)} (see batchgauge.protocols)."
         )
     return made
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _unknown(kind: str, spec: str, table: Mapping[str, Known]) -> UserError:

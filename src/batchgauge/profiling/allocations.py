@@ -94,8 +94,9 @@ def _with_memray(
     try:
         import memray
     except ImportError as error:
-        reason = "does not run on Windows" if sys.platform == "win32" else "is not installed"
-        raise ProfilerUnavailableError(f"memray {reason}.") from error
+        if sys.platform == "win32":
+            raise ProfilerUnavailableError("memray does not run on Windows.") from error
+        raise ProfilerUnavailableError.absent("memray") from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "allocations.bin"
         try:
@@ -209,9 +210,7 @@ def memory_lines(call: Callable[[], object], function: Callable[..., object]) ->
     try:
         from memory_profiler import LineProfiler
     except ImportError as error:
-        raise ProfilerUnavailableError(
-            "memory_profiler is not installed; expected `pip install memory_profiler`."
-        ) from error
+        raise ProfilerUnavailableError.absent("memory_profiler") from error
     plain = plain_function(function)
     if plain is None:
         raise UserError("Compiled code has no lines; expected a Python function.")
@@ -244,9 +243,7 @@ def memory_timeline(call: Callable[[], object], *, interval_s: float = 0.01) -> 
     try:
         from memory_profiler import memory_usage
     except ImportError as error:
-        raise ProfilerUnavailableError(
-            "memory_profiler is not installed; expected `pip install memory_profiler`."
-        ) from error
+        raise ProfilerUnavailableError.absent("memory_profiler") from error
     samples = memory_usage(
         (call, ()), interval=interval_s, timestamps=True, max_iterations=1, include_children=False
     )

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.profiling.stacks import UNNAMED, Frame, StackProfile, with_kinds
 
@@ -38,6 +39,11 @@ _PR_SET_PTRACER = 0x59616D61
 
 class ProfilerUnavailableError(UserError):
     """A profiler is missing or not permitted here; the message says which and why."""
+
+    @classmethod
+    def absent(cls, tool: str) -> ProfilerUnavailableError:
+        """`tool` is not installed: with the command that installs it."""
+        return cls(f"{tool} is not installed; {extras.remedy('profile')}.")
 
 
 def sample_calls(
@@ -79,9 +85,7 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
     try:
         import pyinstrument
     except ImportError as error:
-        raise ProfilerUnavailableError(
-            "pyinstrument is not installed; expected `pip install pyinstrument`."
-        ) from error
+        raise ProfilerUnavailableError.absent("pyinstrument") from error
     profiler = pyinstrument.Profiler(interval=1 / (10 * RATE_HZ), async_mode="disabled")
     profiler.start()
     try:
@@ -137,7 +141,7 @@ def attached_py_spy(raw: Path | None = None) -> Iterator[None]:
     """
     spy = py_spy_path()
     if spy is None:
-        raise ProfilerUnavailableError("py-spy is not installed; expected `pip install py-spy`.")
+        raise ProfilerUnavailableError.absent("py-spy")
     if sys.platform == "win32":
         raise ProfilerUnavailableError("py-spy cannot be stopped by an interrupt on Windows.")
     with tempfile.TemporaryDirectory() as folder, _may_be_traced():

@@ -13,6 +13,7 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchgauge import extras
 from batchgauge.profiling.stacks import KIND_LABELS, Kind, Node, StackProfile
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def amount(weight: float, unit: str) -> str:
 
 def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Figure:
     """The flame graph as a figure for a page: 9 inches wide, at most `rows` levels high."""
+    extras.require("A flame graph as a figure", "study", "matplotlib")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 

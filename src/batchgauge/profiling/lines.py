@@ -118,9 +118,7 @@ def profile_lines(
     try:
         from line_profiler import LineProfiler
     except ImportError as error:
-        raise ProfilerUnavailableError(
-            "line_profiler is not installed; expected `pip install line_profiler`."
-        ) from error
+        raise ProfilerUnavailableError.absent("line_profiler") from error
     plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
     if not plain:
         raise UserError("None of the functions to profile by line is a Python function.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ _MARKERS = "osD^vPXhp*"
 
 def draw_roofline(frame: pd.DataFrame, peaks: Peaks, *, title: str) -> Figure:
     """Kernels below the roof: marker is the kernel, shade the batch size, dashes the distance."""
+    extras.require("A roofline as a figure", "study", "matplotlib")
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(9.0, 5.2), layout="constrained")

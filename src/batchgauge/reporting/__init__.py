@@ -1,6 +1,11 @@
 """From data frames to pages: plots, notebook reports, exports, the study runner, the index."""
 
-from batchgauge.reporting.profiles import PROFILES, Profile, profile_named
-from batchgauge.reporting.report import Report, Score
+from batchgauge import extras
+
+# Said before an import fails, which is why the imports come second.
+extras.require("What runs and reports the notebooks", "study", *extras.STUDY)
+
+from batchgauge.reporting.profiles import PROFILES, Profile, profile_named  # noqa: E402
+from batchgauge.reporting.report import Report, Score  # noqa: E402
 
 __all__ = ["PROFILES", "Profile", "Report", "Score", "profile_named"]

@@ -32,7 +32,11 @@ _PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name 
     metavar="NAME VALUE",
     help="Any other parameter of the notebooks (see `batchgauge list`).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Where data/ and reports/ go.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where data/ and reports/ go; else batchgauge-results.",
+)
 @click.option("--again", is_flag=True, help="Run finished notebooks again too.")
 @click.option(
     "--matrix",
@@ -59,7 +63,7 @@ def study(
 
     given: dict[str, str] = {name: value for name, value in common.items() if value is not None}
     given.update(others)
-    for name in _PATHS & set(given):  # the kernels run in the project's folder
+    for name in _PATHS & set(given):  # whole paths: the same ones always
         if given[name] and (path := Path(given[name])).exists():
             given[name] = str(path.resolve())
     if matrix is None:
@@ -80,31 +84,35 @@ def study(
 
 @click.command()
 @click.argument("notebook", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), help="Where data/ and reports/ are.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where data/ and reports/ are; else batchgauge-results.",
+)
 @click.option("--readme", is_flag=True, help="Write the README's results from them as well.")
 def report(notebook: tuple[str, ...], out: Path | None, readme: bool) -> None:
     """Write the HTML and Markdown pages and the index again from the executed notebooks.
 
     Nothing is measured.
     """
-    from batchgauge.reporting.project import project_root
+    from batchgauge.reporting.project import notebooks_folder, project_root, results_folder
     from batchgauge.reporting.readme import write_readme
     from batchgauge.reporting.study import books, write_pages
 
-    for path in write_pages(out_dir=out, only=notebook):
+    root = out or (project_root() if readme else results_folder())
+    for path in write_pages(out_dir=root, only=notebook):
         _say(f"Wrote {path}")
     if readme:
-        root = out or project_root()
-        _say(f"Wrote {write_readme(root, [b.report for b in books(root / 'notebooks')])}")
+        _say(f"Wrote {write_readme(root, [b.report for b in books(notebooks_folder())])}")
 
 
 @click.command("list")
 def list_notebooks() -> None:
     """Show every notebook with the report it makes and its parameters."""
-    from batchgauge.reporting.project import project_root
+    from batchgauge.reporting.project import notebooks_folder
     from batchgauge.reporting.study import books
 
-    for book in books(project_root() / "notebooks"):
+    for book in books(notebooks_folder()):
         _say(f"{book.path.stem}  ->  reports/{book.report}.html")
         for p in book.known.values():
             _say(f"    {f'{p.name}: {p.kind} = {p.default}':<40}  {p.help}")

@@ -125,8 +125,9 @@ def _is_marked(output: NotebookNode) -> bool:
 
 
 def _without_paths(text: str) -> str:
-    """`text` without this machine's folders: the project becomes `.`, the home `~`."""
-    folders = {str(project_root()): ".", sys.prefix: ".venv", str(Path.home()): "~"}
+    """`text` without this machine's folders: project and working folder become `.`, home `~`."""
+    here = {str(project_root()): ".", str(Path.cwd()): "."}
+    folders = {**here, sys.prefix: ".venv", str(Path.home()): "~"}
     for folder, short in folders.items():
         if len(folder) > 1:
             text = text.replace(folder, short)

@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 
 from batchgauge.core.default_model import VARIABLE
 from batchgauge.errors import UserError
+from batchgauge.reporting.project import kernel_folder
 
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _REMOVED = ("OPENBLAS_CORETYPE",)  # a pinned core type can halve sgemm
@@ -32,7 +33,7 @@ def execute(path: Path, parameters: Mapping[str, Any], working: Path) -> Noteboo
                 parameters=dict(parameters),
                 kernel_name="python3",
                 progress_bar={"desc": path.stem, "leave": True},
-                resources={"metadata": {"path": str(path.parent.parent)}},  # the kernel's folder
+                resources={"metadata": {"path": str(kernel_folder(path))}},
                 start_timeout=120,
                 extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )

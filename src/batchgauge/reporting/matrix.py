@@ -30,7 +30,7 @@ from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
 from batchgauge.reporting.lock import locked
-from batchgauge.reporting.project import project_root
+from batchgauge.reporting.project import notebooks_folder, results_folder
 from batchgauge.reporting.study import books, checked, out_folder, run_study
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -85,7 +85,7 @@ def run_matrix(
     What the file says about a run goes before `profile` and `parameters`. Raises
     UserError for bad input, and with exit code 1 at the end when a run had failures.
     """
-    folder = notebooks or project_root() / "notebooks"
+    folder = notebooks or notebooks_folder()
     runs = read_matrix(path)
     chosen = books(folder, only)
     for run in runs:  # before the first is run
@@ -94,7 +94,7 @@ def run_matrix(
             checked(own, str(own.pop("profile", profile)), chosen)
         except UserError as error:
             raise UserError(f"Run {run.name}: {error}") from None
-    out = out_folder(out_dir or folder.parent)
+    out = out_folder(out_dir or results_folder())
     base = out / "reports" / "matrix"
     failures = []
     with locked(out):

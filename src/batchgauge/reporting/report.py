@@ -31,7 +31,7 @@ from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
-from batchgauge.reporting.project import project_root
+from batchgauge.reporting.project import results_folder
 from batchgauge.text import Markdown, escaped, one_line, visible
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class Report:
         seed: int = 0,
         parameters: Mapping[str, Any] | None = None,
     ) -> Report:
-        """Start the report `name` (the stem of its files) under `out_dir` (empty: this project).
+        """Start the report `name`, the stem of its files, under `out_dir` (empty: `results_folder`).
 
         Sets the plotting theme and holds what papermill injected against the parameters
         cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
@@ -140,7 +140,7 @@ class Report:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"The seed is {seed!r}; expected a whole number of at least 0.")
         title, question = one_line(title), one_line(question)
-        folder = Path(str(out_dir)) if str(out_dir) else project_root()
+        folder = Path(str(out_dir)) if str(out_dir) else results_folder()
         plots.use_theme()
         budget = profile_named(profile)
         check_folders(folder / "data", folder / "reports")

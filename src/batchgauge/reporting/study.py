@@ -37,7 +37,7 @@ from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.previous import forget, put_back, set_aside
 from batchgauge.reporting.profiles import profile_named
-from batchgauge.reporting.project import project_root
+from batchgauge.reporting.project import kernel_folder, notebooks_folder, results_folder
 from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.reporting.side_by_side import results
 
@@ -108,7 +108,7 @@ def run_study(
     notebooks: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run the notebooks, write their pages under `out_dir` (None: this project), and the index.
+    """Run the notebooks, write their pages under `out_dir` (None: `results_folder`), and the index.
 
     A parameter goes to each notebook that declares it. Bad input stops the study, any
     other failure of a notebook does not keep the rest from running.
@@ -118,13 +118,12 @@ def run_study(
             to or that another study writes to, before anything is run; at the end, when a
             notebook failed (exit code 1).
     """
-    folder = notebooks or project_root() / "notebooks"
+    folder = notebooks or notebooks_folder()
     given = checked(parameters or {}, profile, books(folder, only))
     if named := given.pop("out_dir", ""):
         out_dir = out_dir or Path(named)
-    out = out_folder(out_dir or folder.parent)
-    if out != folder.parent.resolve():
-        given["out_dir"] = str(out)
+    out = out_folder(out_dir or results_folder())
+    given["out_dir"] = str(out)
     with locked(out):
         return _run(books(folder), books(folder, only), given, out, again=again, say=say)
 
@@ -194,8 +193,8 @@ def write_pages(
 
     Raises UserError when there is no executed notebook to write from, or it is no notebook.
     """
-    folder = notebooks or project_root() / "notebooks"
-    out = out_folder(out_dir or folder.parent)
+    folder = notebooks or notebooks_folder()
+    out = out_folder(out_dir or results_folder())
     with locked(out):
         return _write_pages(folder, only, out)
 
@@ -334,7 +333,7 @@ def _key(book: Book, parameters: Mapping[str, Any]) -> str:
         digest.update(path.read_bytes())
     rest = {
         "parameters": dict(parameters),
-        "inputs": inputs(parameters, book.known, book.path.parent.parent),
+        "inputs": inputs(parameters, book.known, kernel_folder(book.path)),
         "commit": git_commit(),
         "versions": versions(),
     }
