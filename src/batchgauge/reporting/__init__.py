@@ -3,7 +3,7 @@
 from batchgauge import extras
 
 # Said before an import fails, which is why the imports come second.
-extras.require("What runs and reports the notebooks", "study", *extras.STUDY)
+extras.require("The study", "study", *extras.STUDY)
 
 from batchgauge.reporting.profiles import PROFILES, Profile, profile_named  # noqa: E402
 from batchgauge.reporting.report import Report, Score  # noqa: E402

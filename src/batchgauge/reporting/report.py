@@ -125,7 +125,7 @@ class Report:
         seed: int = 0,
         parameters: Mapping[str, Any] | None = None,
     ) -> Report:
-        """Start the report `name`, the stem of its files, under `out_dir` (empty: `results_folder`).
+        """Start the report `name`, the stem of its files, under `out_dir` (empty: the default).
 
         Sets the plotting theme and holds what papermill injected against the parameters
         cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
