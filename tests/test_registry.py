@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.tiny_model import write_tiny_model
 
-from batchgauge import registry
+from batchgauge import extras
 from batchgauge.adapters.checks import CheckedEngine, check_ids, check_vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, TokenBatch, Tokenizer
@@ -85,7 +85,7 @@ def test_an_unknown_name_is_said_with_those_known(opener, names):
 
 def test_a_missing_package_is_said_with_its_extra(monkeypatch):
     """A library that is not installed names the extra that installs it; nothing is imported."""
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "torch")
+    monkeypatch.setattr(extras, "_installed", lambda package: package != "torch")
     with pytest.raises(UserError, match=r"needs torch.*pip install 'batchgauge\[transformers\]'"):
         open_engine("transformers")
     assert missing_packages("transformers:bfloat16") == ("torch",)

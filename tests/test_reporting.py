@@ -280,11 +280,15 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 
 def test_colours_are_stable():
-    """The same implementation has the same colour and marker everywhere, a stranger too."""
+    """An implementation keeps its colour whatever its argument; strangers get others, by name."""
     assert plots.colour("numpy") != plots.colour("baseline")
     assert plots.colour("sentencepiece:/a/b.model") == plots.colour("sentencepiece")
-    assert plots.colour("mine:factory") == plots.colour("mine:factory")
     assert plots.marker("numpy") != plots.marker("baseline")
+    known = {plots.colour(name) for name in ("numpy", "baseline", "hf", "tiktoken", "llama-cpp")}
+    strangers = [plots.colour(f"mine{number}:factory") for number in range(40)]
+    assert known.isdisjoint(strangers)
+    assert len(set(strangers)) > 1
+    assert strangers[:4] == ["#E69F00", "#7F3C8D", "#444444", "#56B4E9"]  # in every process
 
 
 def test_long_titles_are_wrapped():

@@ -275,8 +275,11 @@ def test_the_ranking_names_every_item_of_phase_7(case, gains):
     assert not any(rung.hardware for rung in rungs)
     ladder = roadmap_ideas.ladder(rungs, roadmap_ideas.run_sweep(case, rungs, seeds=2), case)
     assert ladder["idea"].tolist() == [rung.name for rung in rungs]
-    assert roadmap_figures.draw_ranking(table).axes
-    assert roadmap_figures.draw_ladder(ladder).axes
+    for figure, rows in (
+        (roadmap_figures.draw_ranking(table), table),
+        (roadmap_figures.draw_ladder(ladder), ladder),
+    ):
+        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(rows["idea"])
 
 
 def test_more_load_changes_the_ranking(case, gains):

@@ -9,6 +9,7 @@ import pytest
 mpl.use("agg")
 
 from batchgauge.errors import UserError
+from batchgauge.profiling import roofline
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.findings import (
     Hotspot,
@@ -53,14 +54,23 @@ def test_kernels_are_called_and_drawn():
     frame = place(kernels, PEAKS, seconds=0.01)
     assert list(frame["kernel"]) == ["a", "b"]
     assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
-    draw_roofline(frame, PEAKS, title="invented")
+    (ax,) = draw_roofline(frame, PEAKS, title="invented").axes
+    drawn = [tuple(dots.get_offsets()[0]) for dots in ax.collections if len(dots.get_offsets())]
+    columns = frame["intensity_flops_per_byte"], frame["achieved_flops_per_s"] / 1e9
+    assert drawn[: len(kernels)] == [pytest.approx(at) for at in zip(*columns, strict=True)]
 
 
-def test_measured_peaks_are_positive_and_threads_are_checked():
-    """A short measurement gives finite rates; zero threads are refused."""
-    peaks = measure_peaks(seconds=0.02, megabytes=4, order=64)
-    assert 0 < peaks.bandwidth_bytes_per_s < math.inf
-    assert 0 < peaks.flops_per_s < math.inf
+def test_peaks_are_the_work_over_the_best_time(monkeypatch):
+    """Bytes over the faster of two ways to read them, two operations a multiply-add."""
+    seconds = iter([0.5, 0.25, 2.0])  # dot product, matrix-vector product, matrix product
+    monkeypatch.setattr(roofline, "_best_s", lambda call, _: call() is None or next(seconds))
+    peaks = measure_peaks(megabytes=4, order=64, threads=1)
+    assert peaks.bandwidth_bytes_per_s == 4 * 2**20 / 0.25
+    assert peaks.flops_per_s == 2 * 64**3 / 2.0
+
+
+def test_peaks_need_a_thread():
+    """Zero threads are refused."""
     with pytest.raises(UserError, match="threads"):
         measure_peaks(threads=0)
 

@@ -177,16 +177,17 @@ def test_summary_and_steps():
 
 
 class InventedTokenizer:
-    """Counts how often it was asked; satisfies what a probe needs of a tokenizer."""
+    """A tokenizer with a clock of its own: a price a call and 1 µs a byte; counts its calls."""
 
     name = "invented"
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, per_call_us: int = 0) -> None:
+        self.calls, self.clock_ns, self.per_call_us = 0, 0, per_call_us
 
     def encode_many(self, texts, *, allow_special=False):
-        """Nothing but a count."""
+        """Nothing but a count and the time that it is said to take."""
         self.calls += 1
+        self.clock_ns += 1000 * (self.per_call_us + sum(len(text.encode()) for text in texts))
 
 
 class InventedEngine:
@@ -259,13 +260,15 @@ def test_a_broken_cache_is_replaced(tmp_path):
     assert path.read_text(encoding="utf-8") != "{"
 
 
-def test_optimal_for_tokenizer_is_a_legal_size(tmp_path):
-    """Whatever the timings of this machine: a size within range, and no second calibration."""
-    tokenizer: Any = InventedTokenizer()
+@pytest.mark.parametrize(("per_call_us", "low", "high"), [(5_000, 40, 50), (0, 1, 4)])
+def test_optimal_for_tokenizer_follows_its_costs(tmp_path, monkeypatch, per_call_us, low, high):
+    """Dear calls want large batches, free ones do not; the second question is not measured."""
+    tokenizer: Any = InventedTokenizer(per_call_us)
+    monkeypatch.setattr("batchgauge.sizing.probes.perf_counter_ns", lambda: tokenizer.clock_ns)
     size = optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
-    assert 1 <= size <= 50
+    assert low <= size <= high
     calls = tokenizer.calls
-    optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
+    assert optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path) == size
     assert tokenizer.calls == calls
 
 
