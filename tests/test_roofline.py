@@ -3,6 +3,7 @@
 import math
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -55,7 +56,8 @@ def test_kernels_are_called_and_drawn():
     assert list(frame["kernel"]) == ["a", "b"]
     assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
     (ax,) = draw_roofline(frame, PEAKS, title="invented").axes
-    drawn = [tuple(dots.get_offsets()[0]) for dots in ax.collections if len(dots.get_offsets())]
+    dots = [np.asarray(dot.get_offsets()) for dot in ax.collections]
+    drawn = [tuple(at[0]) for at in dots if len(at)]
     columns = frame["intensity_flops_per_byte"], frame["achieved_flops_per_s"] / 1e9
     assert drawn[: len(kernels)] == [pytest.approx(at) for at in zip(*columns, strict=True)]
 
