@@ -23,9 +23,11 @@ from batchgauge.files import write_text
 from batchgauge.reporting import Report, Score, plots, profile_named, tables
 from batchgauge.reporting.index import first_sentence
 from batchgauge.reporting.parameters import Parameter, check_injected, declarations, typed
+from batchgauge.reporting.project import notebooks_folder, results_folder
 from batchgauge.text import Markdown, visible
 
 mpl.use("agg")
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +291,25 @@ def test_colours_are_stable():
     assert known.isdisjoint(strangers)
     assert len(set(strangers)) > 1
     assert strangers[:4] == ["#E69F00", "#7F3C8D", "#444444", "#56B4E9"]  # in every process
+
+
+@pytest.mark.parametrize(
+    ("here", "wanted"), [(PROJECT, PROJECT), (PROJECT / "notebooks", PROJECT), (None, None)]
+)
+def test_results_never_go_to_the_reference_unless_told(monkeypatch, tmp_path, here, wanted):
+    """From the checkout or a notebook's folder, one ignored folder; elsewhere one of its own."""
+    monkeypatch.chdir(here or tmp_path)
+    folder = (wanted or tmp_path) / "batchgauge-results"
+    assert results_folder() == folder
+    assert Report.begin("a", title="T", question="Q?").out_dir == folder
+
+
+def test_another_projects_notebooks_are_left_alone(monkeypatch, tmp_path):
+    """The study's notebooks belong to the package, whatever lies in the working folder."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert notebooks_folder() == PROJECT / "notebooks"
 
 
 def test_long_titles_are_wrapped():
