@@ -332,7 +332,7 @@ def _key(book: Book, parameters: Mapping[str, Any]) -> str:
     for path in [book.path, *sorted(package.rglob("*.py"))]:
         digest.update(path.read_bytes())
     rest = {
-        "parameters": dict(parameters),
+        "parameters": {n: v for n, v in parameters.items() if n != "out_dir"},
         "inputs": inputs(parameters, book.known, kernel_folder(book.path)),
         "commit": git_commit(),
         "versions": versions(),
