@@ -63,7 +63,7 @@ def study(
 
     given: dict[str, str] = {name: value for name, value in common.items() if value is not None}
     given.update(others)
-    for name in _PATHS & set(given):  # whole paths: the same ones always
+    for name in _PATHS & set(given):  # the kernels run in the project's folder
         if given[name] and (path := Path(given[name])).exists():
             given[name] = str(path.resolve())
     if matrix is None:
