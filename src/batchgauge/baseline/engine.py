@@ -15,7 +15,7 @@ from batchgauge.baseline.model import BaselineModel
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import MAX_BATCH_SIZE
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
+from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.ops import Floats
 from batchgauge.errors import UserError
@@ -40,7 +40,7 @@ class BaselineEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = end_ids(metadata)
+        self.ends = self.reader.edges.ends
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BaselineEngine:

@@ -19,7 +19,7 @@ import numpy as np
 
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import default_model_path
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
+from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
@@ -53,7 +53,7 @@ class BatchInferenceEngine:
         )  # now, not while the first request waits
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = end_ids(metadata)
+        self.ends = self.reader.edges.ends
         self.title = str(metadata.get("general.name", "unnamed"))
 
     @classmethod
