@@ -74,8 +74,8 @@ class BPETokenizer:
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.add_bos = vocabulary.add_bos
-        self._cut_always = _cutter(vocabulary.user_defined)
-        self._cut_special = _cutter(vocabulary.special)
+        self._cut_always = _cutter(vocabulary.special, vocabulary.user_defined)
+        self._cut_special = _cutter(vocabulary.special, vocabulary.special)
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BPETokenizer:
@@ -276,18 +276,29 @@ def read_metadata(path: str | Path | None) -> dict[str, Any]:
     return metadata
 
 
-def _cutter(special: Mapping[str, int]) -> Callable[[str], list[str] | None] | None:
+def _cutter(
+    special: Mapping[str, int], wanted: Mapping[str, int]
+) -> Callable[[str], list[str] | None] | None:
     """A function that cuts a text at special tokens: [text, token, text, …], None if it has none.
 
-    At each place the longest token wins. None when there is nothing to cut at.
+    At each place the longest token wins; one that is not `wanted` stays text, and hides
+    those inside it, as in HF. None when there is nothing to cut at.
     """
-    if not special:
+    if not wanted:
         return None
     longest_first = sorted(special, key=len, reverse=True)
     pattern = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
 
     def cut(text: str) -> list[str] | None:
         parts: list[str] = pattern.split(text)
+        if len(wanted) < len(special):
+            joined = parts[:1]
+            for token, after in zip(parts[1::2], parts[2::2], strict=True):
+                if token in wanted:
+                    joined += [token, after]
+                else:
+                    joined[-1] += token + after
+            parts = joined
         return parts if len(parts) > 1 else None
 
     return cut
