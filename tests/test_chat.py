@@ -7,7 +7,9 @@ import random
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from tests.fuzzing import seeds
@@ -94,7 +96,8 @@ REAL = {
     "Llama 3": LLAMA3,
     "Mistral": MISTRAL,
     "Qwen": QWEN,
-    "json": "{{ messages | tojson }} {{ messages | tojson(indent=2) }}{{ {'b': '<é&>', 'a': 1}|tojson }}",
+    "json": "{{ messages | tojson }} {{ messages | tojson(indent=2) }}"
+    "{{ {'b': '<é&>', 'a': 1} | tojson }}",
     "blocks": "  {% if true %}\n  yes\n  {% endif %}\nno{# gone #}\n",
     "loop": "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}"
     "{% if i == 5 %}{% break %}{% endif %}{{ i }}{% endfor %}",
@@ -154,7 +157,8 @@ BOMBS = {
     "replace": "{{ ('a' * 10**6) | replace('a', 'b' * 10**6) }}",
     "join": "{{ range(99999) | join('a' * 10**6) }}",
     "range": "{{ range(10**9) | list }}",
-    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}"
+    "{% endfor %}{% endfor %}",
     "doubling": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}"
     "{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
     "shared lists": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}"
@@ -205,8 +209,8 @@ def test_memory_stays_within_its_bound():
             ChatTemplate(bomb)("x")
     process = chat._renderer._process
     assert process is not None
-    with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     assert peak * 1024 < chat.MAX_MEMORY + (72 << 20)
 
 
@@ -270,26 +274,24 @@ def test_templates_from_many_threads_and_after_a_fork():
         assert done.stdout == "c\n", done.stderr
 
 
-def metadata(**more):
-    """A file's keys, `_` for the dot after `chat_template`."""
+def from_file(**more: Any) -> Any:
+    """The template of a file with these keys, `__` for the dot after `chat_template`."""
     tokens = {"tokenizer.ggml.tokens": ["<s>", "</s>", "a"], "tokenizer.ggml.bos_token_id": 0}
     named = {f"tokenizer.{key.replace('__', '.')}": value for key, value in more.items()}
-    return tokens | named
+    return ChatTemplate.from_metadata(tokens | named)
 
 
 def test_named_templates():
     """The nameless one or `default` counts; without either the names are said, when asked."""
-    both = metadata(
-        chat_template="{{ bos_token }}A", chat_template__tool_use="B", chat_templates=["tool_use"]
-    )
-    assert ChatTemplate.from_metadata(both)("x") == "<s>A"
-    assert ChatTemplate.from_metadata(metadata(chat_template__default="D"))("x") == "D"
-    neither = ChatTemplate.from_metadata(metadata(chat_template__rag="R", chat_template__tools="T"))
+    both = {"chat_template": "{{ bos_token }}A", "chat_template__tool_use": "B"}
+    assert from_file(**both, chat_templates=["tool_use"])("x") == "<s>A"
+    assert from_file(chat_template__default="D")("x") == "D"
+    neither = from_file(chat_template__rag="R", chat_template__tools="T")
     with pytest.raises(UserError, match="named rag, tools; expected one"):
         neither("x")
-    assert ChatTemplate.from_metadata(metadata()) is None
+    assert from_file() is None
     with pytest.raises(UserError, match="of type list; expected text"):
-        ChatTemplate.from_metadata(metadata(chat_template=["a"]))("x")
+        from_file(chat_template=["a"])("x")
 
 
 PIECES = [

@@ -91,9 +91,11 @@ def edges_of(tokens, types, **more):
 
 def test_the_end_of_a_turn_is_every_end_token_that_is_named():
     """Listed ones and those of known names, if they are control or user defined tokens."""
-    names = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>",
-             "<|end_of_text|>", "<|eom_id|>", "<EOT>", "<end_of_utterance>", "<|file_sep|>"]  # fmt: skip
-    for name in names:
+    names = (
+        "<|eot_id|> <|im_end|> <|end|> <end_of_turn> <|endoftext|> </s> <|end_of_text|> "
+        "<|eom_id|> <EOT> <end_of_utterance> <|file_sep|> <｜end▁of▁sentence｜>"
+    )
+    for name in names.split():
         assert edges_of(["a", name, "b"], [1, 3, 1]) == {name}
         assert edges_of(["a", name, "b"], [1, 4, 1]) == {name}
         assert edges_of(["a", name, "b"], [1, 1, 1]) == set(), "ordinary text"
@@ -123,9 +125,7 @@ def test_ends_are_those_of_llama_cpp(tmp_path):
     tiny = write_tiny_model(tmp_path / "tiny.gguf", pre="llama3")
     for path in (default_model_path(), tiny):
         theirs = LlamaCppTokenizer.from_file(path)
-        ends = {
-            i for i in range(theirs.vocab_size) if llama_cpp.llama_vocab_is_eog(theirs.raw, i)
-        }
+        ends = {i for i in range(theirs.vocab_size) if llama_cpp.llama_vocab_is_eog(theirs.raw, i)}
         assert Edges.from_metadata(read_metadata(path)).ends == ends
 
 
@@ -221,7 +221,7 @@ def test_odd_vocabularies_give_hfs_ids(name):
         (metadata(tokens="abc"), "no texts"),
         (metadata(tokens=[1, 2], token_type=None), "no texts"),
         (metadata(tokens=["\ud800"], token_type=None), "lone surrogate"),
-        (metadata(add_bos_token="yes"), "add_bos_token` is 'yes'; expected true or false"),
+        (metadata() | {"tokenizer.ggml.add_bos_token": "yes"}, "is 'yes'; expected true or false"),
     ],
 )
 def test_vocabularies_that_cannot_be_are_refused(keys, message):

@@ -17,7 +17,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Timer
@@ -29,11 +30,12 @@ MAX_SOURCE = 1 << 20  # characters of a template; real ones have up to about 30,
 MAX_TEXT = 1 << 20  # characters it may write, beside eight times the prompt's own
 MAX_MEMORY = 128 << 20  # bytes
 MAX_CPU_S = 0.75  # computing time of one text; real ones take about a millisecond
-MAX_WALL_S = 10.0  # of one call, for machines that cannot bound computing time
+MAX_WALL_S = 10.0  # of one call, instead, where computing time cannot be bounded
 _START_S = 60.0
 
-# How a process ends that took too long; on Windows, `kill` makes it exit with 1.
-_BY_THE_CLOCK = {1} if os.name == "nt" else {-signal.SIGPROF, -signal.SIGKILL}
+# Windows cannot bound computing time; there `kill` makes a process exit with 1.
+_BY_THE_CLOCK_ALONE = not hasattr(signal, "setitimer")
+_TOO_LONG = {1} if _BY_THE_CLOCK_ALONE else {-signal.SIGPROF, -signal.SIGKILL}
 
 # Names that templates know special tokens by, and the metadata's keys of their ids.
 _SPECIAL = {
@@ -92,9 +94,9 @@ class ChatTemplate:
             return [problem] * len(prompts)
         while len(answers) < len(prompts):
             answers += self._ask(prompts[len(answers) :])
-            if isinstance(answers[-1], _Ended) and self._hopeless is None:
+            if isinstance(answers[-1], _EndedError) and self._hopeless is None:
                 probe = self._ask(["Hello"])[0]  # is it this prompt, or any?
-                self._hopeless = probe if isinstance(probe, _Ended) else None
+                self._hopeless = probe if isinstance(probe, _EndedError) else None
             if self._hopeless is not None:
                 answers += [self._hopeless] * (len(prompts) - len(answers))
         return answers
@@ -117,7 +119,7 @@ class ChatTemplate:
         return _renderer.ask({"source": self._source, "special": self._special}, prompts)
 
 
-class _Ended(UserError):
+class _EndedError(UserError):
     """The process was ended over a text, or ended itself."""
 
 
@@ -134,16 +136,12 @@ class _Renderer:
         line = json.dumps(job | bounds | {"prompts": list(prompts)}).encode() + b"\n"
         with self._lock:
             process = self._running()
-            watch = Timer(MAX_WALL_S, process.kill)
-            watch.daemon = True
-            watch.start()
             try:
-                answers = self._answers(process, line, len(prompts))
+                with _killed_after(MAX_WALL_S, process) if _BY_THE_CLOCK_ALONE else nullcontext():
+                    answers = self._answers(process, line, len(prompts))
             except BaseException:
                 self._drop(process)  # interrupted: what it still writes answers nobody
                 raise
-            finally:
-                watch.cancel()
             if len(answers) < len(prompts):
                 answers.append(self._how_it_ended(process))
         return answers
@@ -190,11 +188,8 @@ class _Renderer:
                 f"{error.strerror or error}."
             ) from None
         assert process.stdout is not None
-        watch = Timer(_START_S, process.kill)
-        watch.daemon = True
-        watch.start()
-        ready = process.stdout.readline() == b"ready\n"
-        watch.cancel()
+        with _killed_after(_START_S, process):
+            ready = process.stdout.readline() == b"ready\n"
         if not ready:
             self._drop(process)
             raise UserError(
@@ -204,24 +199,36 @@ class _Renderer:
         self._process = process
         return process
 
-    def _how_it_ended(self, process: subprocess.Popen[bytes]) -> _Ended:
+    def _how_it_ended(self, process: subprocess.Popen[bytes]) -> _EndedError:
         self._drop(process)
-        if process.returncode in _BY_THE_CLOCK:
-            return _Ended(
+        if process.returncode in _TOO_LONG:
+            return _EndedError(
                 f"The model's chat template failed: it takes more than {MAX_CPU_S} s to compute."
             )
-        return _Ended("The model's chat template failed: it ended the process that renders it.")
+        return _EndedError(
+            "The model's chat template failed: it ended the process that renders it."
+        )
 
     def _drop(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self._process = None
+
+
+@contextmanager
+def _killed_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Inside, `process` is killed when this takes so long."""
+    watch = Timer(seconds, process.kill)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 def _sentence(text: str) -> str:
@@ -233,7 +240,11 @@ def _sentence(text: str) -> str:
 
 _renderer = _Renderer()
 _left_behind: list[_Renderer] = []  # the parent's, whose pipes a forked child must not touch
-atexit.register(lambda: _renderer.close())
+
+
+@atexit.register
+def _close() -> None:
+    _renderer.close()
 
 
 def _after_fork() -> None:

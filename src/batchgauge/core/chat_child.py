@@ -15,16 +15,18 @@ Left out: more than one message, tools. Imports nothing of the package: it must 
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 
 sys.path += sys.argv[1:]  # where Jinja is, since this runs isolated from the environment
 
-import jinja2  # noqa: E402
-from jinja2 import nodes  # noqa: E402
-from jinja2.ext import Extension, loopcontrols  # noqa: E402
-from jinja2.parser import Parser  # noqa: E402
-from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: E402
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 try:
     import resource
@@ -44,14 +46,21 @@ class Generation(Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
-    def _body(self, caller):  # type: ignore[no-untyped-def]  # Jinja's macro
+    def _body(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
-def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):  # type: ignore[no-untyped-def]
+def tojson(
+    x: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """HF's filter: keeps order and characters, and escapes nothing for HTML."""
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                      sort_keys=sort_keys)  # fmt: skip
+    return json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def raise_exception(message: str) -> str:
@@ -106,8 +115,8 @@ def bound_memory(more: int) -> None:
     """Refuse memory beyond what is held now and `more` bytes."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        with open("/proc/self/statm", encoding="ascii") as statistics:
-            held = int(statistics.read().split()[0]) * resource.getpagesize()
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+        held = int(pages) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + more, resource.RLIM_INFINITY))
     except (OSError, ValueError):
         pass  # no such count or bound here, or a lower one is set already

@@ -28,6 +28,7 @@ from batchgauge.request import (
     checked,
 )
 
+
 def check_batch(items: Sequence[BatchItem[InferenceBatchRequest]], most: int) -> None:
     """Raise UserError for an empty batch, one above `most`, or items without ids of their own."""
     if isinstance(items, Sequence) and not 1 <= len(items) <= most:

@@ -102,6 +102,13 @@ class KernelEncoder:
             ids = out[:total].copy()
         return TokenBatch(ids, offsets)
 
+    def unlock(self) -> None:
+        """For a forked child, where no thread is left that could hold the lock.
+
+        The kernel keeps the interpreter's lock while it runs, so its state is whole.
+        """
+        self._lock = Lock()
+
     def forget(self) -> None:
         """Empty the word tables, as if no text had been seen."""
         for where, size in (
@@ -126,14 +133,13 @@ class KernelEncoder:
 _encoders: WeakSet[KernelEncoder] = WeakSet()
 
 
-def _unlock() -> None:
-    """In a forked child nobody holds a lock; the kernel runs with the GIL, so its state is whole."""
+def _unlock_all() -> None:
     for encoder in list(_encoders):
-        encoder._lock = Lock()
+        encoder.unlock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 class WithoutWordTable(KernelEncoder):

@@ -306,9 +306,7 @@ def _named_ends(metadata: Mapping[str, Any], tokens: Iterable[str]) -> set[int]:
     return {i for i, token in named if token not in not_ends}
 
 
-def _merge_ids(
-    merges: Iterable[object], ids: Mapping[str, int]
-) -> list[npt.NDArray[np.int32]]:
+def _merge_ids(merges: Iterable[object], ids: Mapping[str, int]) -> list[npt.NDArray[np.int32]]:
     """Ids of left tokens, right tokens and results, int32 [M] each.
 
     A merge is two tokens with a space between, or an array of the two.
