@@ -1,7 +1,8 @@
 """The straightforward engine: one request after the other, the baseline of the study.
 
 A batch is a loop. Reading of prompts, sampling and stopping are the core's own, so
-that what differs from `batchgauge.core.engine` is how the model is run.
+that what differs from `batchgauge.core.engine` is how the model is run. As there, the
+process must not fork while another thread is in `infer_batch`.
 """
 
 from __future__ import annotations

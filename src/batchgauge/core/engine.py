@@ -5,7 +5,9 @@ going; a finished one leaves the batch at once and its room goes to its neighbou
 Requests are ordered by length inside, so that the attention of a group of neighbours
 wastes little; answers come in the order of the items.
 
-Left out: requests that join a batch under way (continuous batching), streaming.
+Left out: requests that join a batch under way (continuous batching), streaming, a fork of
+the process while another of its threads is in `infer_batch` (OpenBLAS, which NumPy's wheels
+bring, can wait for its own threads for ever then; tokenizers and templates allow it).
 """
 
 from __future__ import annotations
