@@ -17,7 +17,7 @@ from tests.fuzzing import seeds
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.checks import CheckedEngine
-from batchgauge.core.tokenizer import BatchTokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer
 from batchgauge.errors import UserError
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
 from batchgauge.request import (
@@ -286,9 +286,9 @@ def test_any_request_is_answered_or_refused(path):
 FORKS = """
 import os, signal, threading, time
 from tests.tokenizer_cases import toy_metadata
-from batchgauge.core.bpe import PlainEncoder
-from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.core.vocabulary import Vocabulary
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 
 vocabulary = Vocabulary.from_metadata(toy_metadata("llama-bpe"))
 tokenizers = [BPETokenizer(vocabulary), BPETokenizer(vocabulary, PlainEncoder(vocabulary))]

@@ -7,10 +7,10 @@ from tests.tiny_model import write_tiny_model
 from tests.tokenizer_cases import TEXTS, default_metadata, toy_metadata
 
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.bpe import PlainEncoder
 from batchgauge.core.generation import PromptReader
-from batchgauge.core.tokenizer import BPETokenizer
-from batchgauge.core.vocabulary import Edges, Vocabulary
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.vocabulary import Edges, Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
 
@@ -120,7 +120,7 @@ def test_ends_are_those_of_llama_cpp(tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp")
     from batchgauge.adapters.llama_cpp_adapter import LlamaCppTokenizer
     from batchgauge.core.default_model import default_model_path
-    from batchgauge.core.tokenizer import read_metadata
+    from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
 
     tiny = write_tiny_model(tmp_path / "tiny.gguf", pre="llama3")
     for path in (default_model_path(), tiny):
