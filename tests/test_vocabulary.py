@@ -130,7 +130,7 @@ def test_ends_are_those_of_llama_cpp(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["bos", "eos"])
-@pytest.mark.parametrize("bad", [10**6, -1, 1.5, "x", True, [0, 10**6], [None]])
+@pytest.mark.parametrize("bad", [10**6, -1, 1.5, "x", True, [0, 10**6], [[0], [1, 2]]])
 def test_special_ids_that_are_no_tokens_are_refused(key, bad):
     """Out of range, or of another type."""
     with pytest.raises(UserError, match=f"{key}_token_id` is .*, which is no token; expected 0"):
@@ -218,6 +218,7 @@ def test_odd_vocabularies_give_hfs_ids(name):
         (odd(merges=["a qq"]), "'qq', which is not in its vocabulary"),
         (metadata(token_type=[1]), "1 token types"),
         (metadata(token_type=3), "1 token types"),
+        (metadata(token_type=[[1], [2, 3]]), "token type of the model file is unknown"),
         (metadata(tokens="abc"), "no texts"),
         (metadata(tokens=[1, 2], token_type=None), "no texts"),
         (metadata(tokens=["\ud800"], token_type=None), "lone surrogate"),

@@ -239,7 +239,10 @@ def _texts(tokens: Iterable[object]) -> list[str]:
 
 def _types(types: object, count: int) -> npt.NDArray[np.integer]:
     """Types [count] of the tokens, all normal if the file has none. Raises UserError."""
-    found = np.ones(count, np.int32) if types is None else np.asarray(types)
+    try:
+        found = np.ones(count, np.int32) if types is None else np.asarray(types)
+    except ValueError:  # arrays of several lengths in one
+        found = np.array(["?"] * count)
     if found.shape != (count,):
         raise UserError(
             f"The model file has {count} tokens and {found.size} token types; "
@@ -274,12 +277,13 @@ def _special_ids(metadata: Mapping[str, Any], key: str, count: int) -> tuple[int
     name = f"tokenizer.ggml.{key}_token_id"
     if (value := metadata.get(name)) is None:
         return ()
-    ids = [value] if np.ndim(value) == 0 else list(value)
+    ids = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
     for i in ids:
         is_id = isinstance(i, int | np.integer) and not isinstance(i, bool)
         if not is_id or not 0 <= i < count:
             raise UserError(
-                f"The model file's `{name}` is {i!r}, which is no token; expected 0 to {count - 1}."
+                f"The model file's `{name}` is {str(i)[:40]!r}, which is no token; "
+                f"expected 0 to {count - 1}."
             )
     return tuple(map(int, ids))
 
