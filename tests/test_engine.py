@@ -360,7 +360,8 @@ def test_the_chat_template_lays_out_one_turn(engine):
 
 def test_templates_have_what_real_ones_use():
     """Today's date and the special tokens are there; a template can refuse."""
-    template = ChatTemplate("{{ bos_token }}{{ strftime_now('%Y') | length }}", bos="<s>")
+    source = "{{ bos_token }}{{ strftime_now('%Y') | length }}"
+    template = ChatTemplate(source, {"bos_token": "<s>"})
     assert template("x") == "<s>4"
     with pytest.raises(UserError, match="failed: only English"):
         ChatTemplate("{{ raise_exception('only English') }}")("x")
@@ -371,7 +372,7 @@ def test_templates_cannot_reach_outside():
     with pytest.raises(UserError, match="failed"):
         ChatTemplate("{{ ''.__class__.__mro__[1].__subclasses__() }}")("x")
     with pytest.raises(UserError, match="cannot be read"):
-        ChatTemplate("{% for %}")
+        ChatTemplate("{% for %}")("x")
 
 
 def test_chat_without_a_template_is_that_items_error(tmp_path):

@@ -40,6 +40,10 @@ class BatchItem(Generic[T]):
     id: str
     data: T
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise UserError(f"An item's id is {_shown(self.id)}; expected a str.")
+
 
 @dataclass(frozen=True, slots=True)
 class BatchResponse(Generic[T]):
@@ -206,9 +210,12 @@ class InferenceBatchRequest:
     `prompt` is text, or token ids when the caller has tokenized already. `chat`
     wraps a text prompt in the model's chat template. `temperature` 0.0 is greedy
     (range 0.0 to 2.0); with a `seed`, a request's result does not depend on its
-    neighbours in the batch. `stop` are texts that end the generation; the model's
-    own end tokens always do, unless `ignore_eos` (a benchmark that must generate
-    exactly `max_tokens`).
+    neighbours in the batch. `stop` are texts that end the generation, or one such
+    text; the model's own end tokens always do, unless `ignore_eos` (a benchmark that
+    must generate exactly `max_tokens`).
+
+    Numbers and arrays of NumPy are taken for Python's. Raises UserError for a field of
+    another type or out of range. Whether the prompt fits a model, the engine says.
     """
 
     prompt: str | tuple[int, ...]
@@ -221,12 +228,129 @@ class InferenceBatchRequest:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}; expected at least 1.")
-        if not 0.0 <= self.temperature <= 2.0:
-            raise UserError(f"temperature is {self.temperature}; expected 0.0 to 2.0.")
-        if not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p is {self.top_p}; expected a number above 0 and at most 1.")
+        for name, value in _checked_fields(self).items():
+            object.__setattr__(self, name, value)
+
+
+def checked(request: object) -> InferenceBatchRequest:
+    """The request with its fields in their own types. Raises UserError for what is none.
+
+    For those that run requests: an object can be built around its own checks.
+    """
+    if not isinstance(request, InferenceBatchRequest):
+        raise UserError(f"The request is {_shown(request)}; expected an InferenceBatchRequest.")
+    try:
+        fields = _checked_fields(request)
+    except AttributeError as error:
+        raise UserError(f"The request is incomplete: {error}.") from None
+    if all(getattr(request, name) is value for name, value in fields.items()):
+        return request
+    return InferenceBatchRequest(**fields)  # type: ignore[arg-type]  # just checked
+
+
+def check_items(items: object) -> None:
+    """Raise UserError unless these are items in a sequence and each has an id of its own."""
+    if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+        raise UserError(f"The batch is {_shown(items)}; expected a sequence of BatchItem.")
+    for item in items:
+        if not isinstance(item, BatchItem):
+            raise UserError(f"An item of the batch is {_shown(item)}; expected a BatchItem.")
+        if not isinstance(getattr(item, "id", None), str):
+            raise UserError("An item of the batch has no id; expected a str.")
+    if len({item.id for item in items}) < len(items):
+        raise UserError("Two items of one batch have the same id; expected unique ids.")
+
+
+def token_ids(ids: object, name: str) -> tuple[int, ...]:
+    """Token ids as a tuple of ints; `name` is what a sentence calls them.
+
+    Takes tuples, lists and one-dimensional arrays. Raises UserError for anything else,
+    and for an id that is no whole number.
+    """
+    if isinstance(ids, np.ndarray) and ids.ndim == 1:
+        ids = ids.tolist()
+    if not isinstance(ids, tuple | list):
+        raise UserError(f"{name} is {_shown(ids)}; expected token ids in a tuple.")
+    if {type(i) for i in ids} <= {int}:
+        return tuple(ids)
+    return tuple(_whole(f"A token id of {name.lower()}", i) for i in ids)
+
+
+def _checked_fields(request: InferenceBatchRequest) -> dict[str, object]:
+    """The fields in their own types, or UserError."""
+    prompt: object = request.prompt
+    if not isinstance(prompt, str | tuple | list | np.ndarray):
+        raise UserError(f"The prompt is {_shown(prompt)}; expected a str, or token ids.")
+    max_tokens = _whole("max_tokens", request.max_tokens)
+    temperature = _number("temperature", request.temperature)
+    top_p = _number("top_p", request.top_p)
+    seed = _whole("seed", request.seed)
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; expected at least 1.")
+    if not 0.0 <= temperature <= 2.0:
+        raise UserError(f"temperature is {temperature}; expected 0.0 to 2.0.")
+    if not 0.0 < top_p <= 1.0:
+        raise UserError(f"top_p is {top_p}; expected a number above 0 and at most 1.")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; expected at least 0.")
+    return {
+        "prompt": prompt if isinstance(prompt, str) else token_ids(prompt, "The prompt"),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": _stop(request.stop),
+        "chat": _flag("chat", request.chat),
+        "ignore_eos": _flag("ignore_eos", request.ignore_eos),
+    }
+
+
+def _stop(stop: object) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(texts, tuple | list):
+        raise UserError(f"stop is {_shown(stop)}; expected a text, or a tuple of texts.")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise UserError(f"A stop text is {_shown(text)}; expected a str that is not empty.")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    "A stop text has a lone surrogate; expected text that UTF-8 can hold."
+                ) from None
+    return tuple(texts)
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise UserError(f"{name} is {_shown(value)}; expected a whole number.")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise UserError(f"{name} is {_shown(value)}; expected a number.")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise UserError(f"{name} is {_shown(value)}; expected True or False.")
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence: short, with its type where that is what is wrong."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  (of an object that cannot even be shown)
+        text = "?"
+    text = text if len(text) <= 60 else f"{text[:60]}…"
+    return "None" if value is None else f"{text} of type {type(value).__name__}"
 
 
 FinishReason = Literal["stop", "length", "context"]

@@ -8,6 +8,7 @@ measurement into nonsense, so each is said, with the numbers. Nothing is timed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.request import (
     BatchItem,
+    BatchResponse,
     BatchResult,
     InferenceBatchRequest,
     InferenceBatchResponse,
+    check_items,
+    checked,
 )
 
 
@@ -36,8 +40,49 @@ class CheckedEngine:
     def infer_batch(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]
     ) -> BatchResult[InferenceBatchResponse]:
-        """The wrapped engine's answer. Raises UserError when it does not fit `items`."""
-        result = self._engine.infer_batch(items)
+        """The wrapped engine's answer; an item that is no right request never reaches it.
+
+        Such an item gets an error response, and so does one over which the engine raises:
+        then the engine is asked once more, for each alone. Raises UserError when the
+        answer does not fit `items`, or as the engine does for a whole batch.
+        """
+        check_items(items)
+        failed: dict[str, BatchResponse[InferenceBatchResponse]] = {}
+        good = []
+        for item in items:
+            try:
+                request = checked(item.data)
+                good.append(item if request is item.data else BatchItem(item.id, request))
+            except UserError as problem:
+                failed[item.id] = BatchResponse(item.id, None, 0.0, str(problem))
+        if failed and not good:
+            return BatchResult.of(failed.values(), 0.0)
+        result = self._ask(good)
+        if not failed:
+            return result
+        return BatchResult.of(
+            [failed.get(item.id) or result.get_by_id(item.id) for item in items],
+            result.stats.total_duration_ms,
+            result.stages_ms,
+            result.counters,
+        )
+
+    def _ask(
+        self, items: Sequence[BatchItem[InferenceBatchRequest]]
+    ) -> BatchResult[InferenceBatchResponse]:
+        started = perf_counter_ns()
+        try:
+            result = self._engine.infer_batch(items)
+        except UserError:
+            raise
+        except Exception as problem:  # noqa: BLE001  (an engine of others may raise anything)
+            if len(items) > 1:
+                rows = [row for item in items for row in self._ask([item]).responses]
+            else:
+                said = f"{type(problem).__name__}: {problem}".removesuffix(".")
+                sentence = f"The engine '{self.name}' failed with {said}."
+                rows = [BatchResponse(items[0].id, None, 0.0, sentence)]
+            return BatchResult.of(rows, (perf_counter_ns() - started) / 1e6)
         check_result(self._engine.name, items, result)
         return result
 

@@ -75,12 +75,18 @@ class HFTokenizer:
         return TokenBatch.from_lists([row.ids for row in rows])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens included."""
-        text: str = self.raw.decode(list(ids), skip_special_tokens=False)
+        """The text of ids, special tokens included. Raises UserError for an unknown id."""
+        (text,) = self.decode_many([ids])
         return text
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of many id sequences, by one call of the library."""
+        """The texts of many id sequences, by one call of the library.
+
+        Raises UserError for an unknown id, which the library would leave out.
+        """
+        size = self.vocab_size
+        if not all(0 <= i < size for row in rows for i in row):
+            raise UserError(f"An id is not in the vocabulary; expected 0 to {size - 1}.")
         texts: list[str] = self.raw.decode_batch(
             [list(row) for row in rows], skip_special_tokens=False
         )

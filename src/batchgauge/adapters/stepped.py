@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.adapters.checks import check_vocabulary
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
+from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import (
@@ -69,7 +69,7 @@ class SteppedEngine:
         self.stepper = stepper
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, stepper.context_length)
-        self.ends = end_ids(metadata)
+        self.ends = self.reader.edges.ends
 
     def max_batch_size(self) -> int:
         """The largest batch taken."""

@@ -100,7 +100,8 @@ def from_vocabulary(vocabulary: Vocabulary) -> TiktokenTokenizer:
 
     Raises UserError when its ids are not in order of its merges.
     """
-    if (np.diff(vocabulary.merged) <= 0).any() or vocabulary.merged[0] < max(vocabulary.byte_ids):
+    order = np.concatenate([[max(vocabulary.byte_ids)], vocabulary.merged])
+    if (np.diff(order) <= 0).any():
         raise UserError(
             "tiktoken cannot hold this vocabulary: its ids are not in order of its merges."
         )

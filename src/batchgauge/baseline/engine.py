@@ -1,7 +1,8 @@
 """The straightforward engine: one request after the other, the baseline of the study.
 
 A batch is a loop. Reading of prompts, sampling and stopping are the core's own, so
-that what differs from `batchgauge.core.engine` is how the model is run.
+that what differs from `batchgauge.core.engine` is how the model is run. As there, the
+process must not fork while another thread is in `infer_batch`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from batchgauge.baseline.model import BaselineModel
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import MAX_BATCH_SIZE
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
+from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.ops import Floats
 from batchgauge.errors import UserError
@@ -40,7 +41,7 @@ class BaselineEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = end_ids(metadata)
+        self.ends = self.reader.edges.ends
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BaselineEngine:

@@ -55,18 +55,19 @@ class BaselineTokenizer:
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of one text. Raises UserError for a lone surrogate."""
-        special = self.vocabulary.special if allow_special else self.vocabulary.user_defined
-        if not special:
+        special = self.vocabulary.special
+        wanted = special if allow_special else self.vocabulary.user_defined
+        if not wanted:
             return self.encode_plain(text)
         ids: list[int] = []
         start = at = 0
         while at < len(text):
             found = max((s for s in special if text.startswith(s, at)), key=len, default="")
-            if found:
-                ids += [*self.encode_plain(text[start:at]), special[found]]
-                start = at = at + len(found)
-            else:
-                at += 1
+            end = at + max(len(found), 1)
+            if found in wanted:
+                ids += [*self.encode_plain(text[start:at]), wanted[found]]
+                start = end
+            at = end
         return ids + self.encode_plain(text[start:])
 
     def encode_plain(self, text: str) -> list[int]:
@@ -99,9 +100,10 @@ class BaselineTokenizer:
     def merge(self, symbols: list[str]) -> list[str]:
         """Merge the lowest-ranked pair of neighbours until none has a rank."""
         while len(symbols) > 1:
-            ranks = [self._ranks.get(pair, len(self._ranks)) for pair in pairwise(symbols)]
+            none = len(self.vocabulary.merged)
+            ranks = [self._ranks.get(pair, none) for pair in pairwise(symbols)]
             lowest = min(ranks)
-            if lowest == len(self._ranks):
+            if lowest == none:
                 break
             at = ranks.index(lowest)
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]

@@ -5,7 +5,9 @@ going; a finished one leaves the batch at once and its room goes to its neighbou
 Requests are ordered by length inside, so that the attention of a group of neighbours
 wastes little; answers come in the order of the items.
 
-Left out: requests that join a batch under way (continuous batching), streaming.
+Left out: requests that join a batch under way (continuous batching), streaming, a fork of
+the process while another of its threads is in `infer_batch` (OpenBLAS, which NumPy's wheels
+bring, can wait for its own threads for ever then; tokenizers and templates allow it).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import default_model_path
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch, end_ids
+from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
@@ -53,7 +55,7 @@ class BatchInferenceEngine:
         )  # now, not while the first request waits
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = end_ids(metadata)
+        self.ends = self.reader.edges.ends
         self.title = str(metadata.get("general.name", "unnamed"))
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 from batchgauge.core.chat import ChatTemplate
 from batchgauge.core.ops import Floats
 from batchgauge.core.sampling import Sampler
+from batchgauge.core.tokenizer.vocabulary import Edges
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import (
@@ -23,38 +24,25 @@ from batchgauge.request import (
     FinishReason,
     InferenceBatchRequest,
     InferenceBatchResponse,
+    check_items,
+    checked,
 )
-
-# Control tokens that end an answer by their name, whether or not the metadata lists them.
-END_NAMES = {"<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "</s>"}
 
 
 def check_batch(items: Sequence[BatchItem[InferenceBatchRequest]], most: int) -> None:
-    """Raise UserError for an empty batch, one above `most`, or one with equal ids."""
-    if not 1 <= len(items) <= most:
+    """Raise UserError for an empty batch, one above `most`, or items without ids of their own."""
+    if isinstance(items, Sequence) and not 1 <= len(items) <= most:
         raise UserError(f"The batch has {len(items)} items; expected 1 to {most}.")
-    if len({item.id for item in items}) < len(items):
-        raise UserError("Two items of one batch have the same id; expected unique ids.")
-
-
-def end_ids(metadata: Mapping[str, Any]) -> frozenset[int]:
-    """Ids that end a generation: the metadata's end tokens, and those of `END_NAMES`."""
-    keys = ("eos", "eot", "eom")
-    named = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in keys}
-    tokens = metadata.get("tokenizer.ggml.tokens", ())
-    return frozenset(
-        {int(i) for i in named if i is not None}
-        | {i for i, token in enumerate(tokens) if token in END_NAMES}
-    )
+    check_items(items)
 
 
 class PromptReader:
     """Requests to prompt ids, by one model's rules.
 
     A chat prompt goes through the model's template, whose special tokens count; in any
-    other text they are plain text. A begin-of-text token goes in front where the model
-    asks for one, so for such a model an empty prompt is that token alone; for any other
-    an empty prompt is an error.
+    other text they are plain text. Begin- and end-of-text tokens go around a text where the
+    model asks for them, so for one that wants a begin an empty prompt is that token alone;
+    for any other an empty prompt is an error. Prompts of ids are taken as they are.
     """
 
     def __init__(
@@ -63,22 +51,28 @@ class PromptReader:
         self.tokenizer = tokenizer
         self.template = ChatTemplate.from_metadata(metadata)
         self.context_length = context_length
-        bos = metadata.get("tokenizer.ggml.bos_token_id")
-        wanted = metadata.get("tokenizer.ggml.add_bos_token", False)
-        self.prefix = [int(bos)] if wanted and bos is not None else []
+        self.edges = Edges.from_metadata(metadata)
 
     def read_all(self, requests: Sequence[InferenceBatchRequest]) -> list[list[int] | UserError]:
-        """Ids of each prompt, or what is wrong with it; texts of one kind in one call."""
+        """Ids of each prompt, or what is wrong with the request; texts of one kind in one call."""
         found: list[list[int] | UserError] = [[] for _ in requests]
         texts: dict[bool, dict[int, str]] = {True: {}, False: {}}
         for i, request in enumerate(requests):
             try:
-                if isinstance(request.prompt, str):
-                    texts[request.chat][i] = self._text(request)
+                prompt = checked(request).prompt
+                if isinstance(prompt, str):
+                    texts[request.chat][i] = prompt
                 else:
-                    found[i] = self._checked(list(request.prompt))
+                    found[i] = self._checked(list(prompt))
             except UserError as problem:
                 found[i] = problem
+        chats = dict(texts[True])
+        for i, laid_out in zip(chats, self._chats(list(chats.values())), strict=True):
+            if isinstance(laid_out, UserError):
+                found[i] = laid_out
+                del texts[True][i]
+            else:
+                texts[True][i] = laid_out
         for chat, chosen in texts.items():
             for i, ids in zip(chosen, self._encode(list(chosen.values()), chat), strict=True):
                 found[i] = self._finish(ids) if isinstance(ids, list) else ids
@@ -91,13 +85,15 @@ class PromptReader:
             raise found
         return found
 
-    def _text(self, request: InferenceBatchRequest) -> str:
-        assert isinstance(request.prompt, str)
-        if not request.chat:
-            return request.prompt
+    def _chats(self, prompts: list[str]) -> Sequence[str | UserError]:
+        if not prompts:
+            return []
         if self.template is None:
-            raise UserError("The model has no chat template; expected a request without `chat`.")
-        return self.template(request.prompt)
+            problem = UserError(
+                "The model has no chat template; expected a request without `chat`."
+            )
+            return [problem] * len(prompts)
+        return self.template.render(prompts)
 
     def _encode(self, texts: list[str], chat: bool) -> Sequence[list[int] | UserError]:
         if not texts:
@@ -110,10 +106,8 @@ class PromptReader:
             return [one for text in texts for one in self._encode([text], chat)]
 
     def _finish(self, ids: list[int]) -> list[int] | UserError:
-        if self.prefix and ids[:1] != self.prefix:
-            ids = self.prefix + ids
         try:
-            return self._checked(ids)
+            return self._checked(self.edges.around(ids))
         except UserError as problem:
             return problem
 
@@ -141,18 +135,18 @@ class Generation:
         reader: PromptReader,
         ends: frozenset[int],
     ) -> None:
-        self.id, self.request, self.prompt = item.id, item.data, prompt
-        self.sample = Sampler(item.data)
+        self.id, self.request, self.prompt = item.id, checked(item.data), prompt
+        self.sample = Sampler(self.request)
         self.error: str | None = None
         # The last token is never read back, so it may lie one beyond the context.
         room = reader.context_length - len(prompt) + 1
-        self.limit = min(item.data.max_tokens, room)
+        self.limit = min(self.request.max_tokens, room)
         self.reason: FinishReason | None = None
         self.tokens: list[int] = []
         self.moments_ns: list[int] = []
         self.ended_ns = 0
         self._tokenizer = reader.tokenizer
-        self._ends = frozenset() if item.data.ignore_eos else ends
+        self._ends = frozenset() if self.request.ignore_eos else ends
 
     @property
     def capacity(self) -> int:
@@ -194,12 +188,12 @@ class Generation:
 
     def _stopped(self, tokens: Sequence[int]) -> bool:
         text = self._tokenizer.decode(tokens)
-        return any(stop in text for stop in self.request.stop if stop)
+        return any(stop in text for stop in self.request.stop)
 
     def text(self) -> str:
         """The text so far, up to the first stop text."""
         text = self._tokenizer.decode(self.tokens)
-        places = [text.find(stop) for stop in self.request.stop if stop]
+        places = [text.find(stop) for stop in self.request.stop]
         return text[: min((place for place in places if place >= 0), default=len(text))]
 
     def response(

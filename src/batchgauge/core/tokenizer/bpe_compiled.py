@@ -8,12 +8,14 @@ pairs 32 to 64 bytes a merge, scratch space for ids at most 1 MiB; none of it gr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from string import ascii_letters, digits
 from threading import Lock
 from time import perf_counter
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +69,7 @@ class KernelEncoder:
         self._ids = np.empty(_SCRATCH, dtype=np.int32)
         self._ends = np.empty(1, dtype=np.int64)
         self._lock = Lock()  # the state and the scratch space are shared by all callers
+        _encoders.add(self)
         started = perf_counter()
         self.encode("")
         self.startup_ms = (perf_counter() - started) * 1e3
@@ -99,6 +102,13 @@ class KernelEncoder:
             ids = out[:total].copy()
         return TokenBatch(ids, offsets)
 
+    def unlock(self) -> None:
+        """For a forked child, where no thread is left that could hold the lock.
+
+        The kernel keeps the interpreter's lock while it runs, so its state is whole.
+        """
+        self._lock = Lock()
+
     def forget(self) -> None:
         """Empty the word tables, as if no text had been seen."""
         for where, size in (
@@ -118,6 +128,18 @@ class KernelEncoder:
     def table_bytes(self) -> int:
         """Memory of all tables and of the scratch space."""
         return self._state.nbytes + self._ids.nbytes
+
+
+_encoders: WeakSet[KernelEncoder] = WeakSet()
+
+
+def _unlock_all() -> None:
+    for encoder in list(_encoders):
+        encoder.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 class WithoutWordTable(KernelEncoder):

@@ -34,6 +34,8 @@ from batchgauge.request import (
     DetokenizeBatchResponse,
     TokenizeBatchRequest,
     TokenizeBatchResponse,
+    check_items,
+    token_ids,
 )
 
 try:
@@ -72,8 +74,8 @@ class BPETokenizer:
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.add_bos = vocabulary.add_bos
-        self._cut_always = _cutter(vocabulary.user_defined)
-        self._cut_special = _cutter(vocabulary.special)
+        self._cut_always = _cutter(vocabulary.special, vocabulary.user_defined)
+        self._cut_special = _cutter(vocabulary.special, vocabulary.special)
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BPETokenizer:
@@ -164,6 +166,8 @@ class BatchTokenizer:
         """
 
         def encode(requests: Sequence[TokenizeBatchRequest]) -> list[TokenizeBatchResponse]:
+            for request in requests:
+                _check_text(request)
             answers: list[TokenizeBatchResponse | None] = [None] * len(requests)
             for special in {request.allow_special for request in requests}:
                 which = [i for i, r in enumerate(requests) if r.allow_special == special]
@@ -185,10 +189,11 @@ class BatchTokenizer:
         """
 
         def decode(requests: Sequence[DetokenizeBatchRequest]) -> list[DetokenizeBatchResponse]:
-            texts = self.tokenizer.decode_many([request.tokens for request in requests])
+            rows = [_checked_ids(request) for request in requests]
+            texts = self.tokenizer.decode_many(rows)
             return [
-                DetokenizeBatchResponse(text, len(request.tokens))
-                for text, request in zip(texts, requests, strict=True)
+                DetokenizeBatchResponse(text, len(row))
+                for text, row in zip(texts, rows, strict=True)
             ]
 
         return _run(items, decode)
@@ -215,8 +220,9 @@ def _run(
 
     An item's duration is an equal share of the call it took part in.
     """
-    if len(items) > MAX_BATCH_SIZE:
+    if isinstance(items, Sequence) and len(items) > MAX_BATCH_SIZE:
         raise UserError(f"The batch has {len(items)} items; expected at most {MAX_BATCH_SIZE}.")
+    check_items(items)
     started = perf_counter_ns()
     try:
         answers = work([item.data for item in items])
@@ -225,7 +231,7 @@ def _run(
             BatchResponse(item.id, answer, share_ms)
             for item, answer in zip(items, answers, strict=True)
         ]
-    except (UserError, ValueError, TypeError):  # the last two from foreign tokenizers
+    except Exception:  # noqa: BLE001  (a foreign tokenizer may raise anything)
         responses = [_run_alone(item, work) for item in items]
     return BatchResult.of(responses, (perf_counter_ns() - started) / 1e6)
 
@@ -237,9 +243,28 @@ def _run_alone(
     answer, error = None, None
     try:
         answer = work([item.data])[0]
-    except (UserError, ValueError, TypeError) as problem:
+    except UserError as problem:
         error = str(problem)
+    except Exception as problem:  # noqa: BLE001  (as above)
+        error = f"The tokenizer failed: {problem or type(problem).__name__}."
     return BatchResponse(item.id, answer, (perf_counter_ns() - started) / 1e6, error)
+
+
+def _check_text(request: TokenizeBatchRequest) -> None:
+    if not isinstance(request, TokenizeBatchRequest):
+        kind = type(request).__name__
+        raise UserError(f"A request is of type {kind}; expected a TokenizeBatchRequest.")
+    if not isinstance(request.text, str):
+        raise UserError(f"A text is of type {type(request.text).__name__}; expected str.")
+    if not isinstance(request.allow_special, bool):
+        raise UserError(f"allow_special is {request.allow_special!r}; expected True or False.")
+
+
+def _checked_ids(request: DetokenizeBatchRequest) -> tuple[int, ...]:
+    if not isinstance(request, DetokenizeBatchRequest):
+        kind = type(request).__name__
+        raise UserError(f"A request is of type {kind}; expected a DetokenizeBatchRequest.")
+    return token_ids(request.tokens, "The request")
 
 
 def read_metadata(path: str | Path | None) -> dict[str, Any]:
@@ -251,18 +276,29 @@ def read_metadata(path: str | Path | None) -> dict[str, Any]:
     return metadata
 
 
-def _cutter(special: Mapping[str, int]) -> Callable[[str], list[str] | None] | None:
+def _cutter(
+    special: Mapping[str, int], wanted: Mapping[str, int]
+) -> Callable[[str], list[str] | None] | None:
     """A function that cuts a text at special tokens: [text, token, text, …], None if it has none.
 
-    At each place the longest token wins. None when there is nothing to cut at.
+    At each place the longest token wins; one that is not `wanted` stays text, and hides
+    those inside it, as in HF. None when there is nothing to cut at.
     """
-    if not special:
+    if not wanted:
         return None
     longest_first = sorted(special, key=len, reverse=True)
     pattern = regex.compile(f"({'|'.join(map(regex.escape, longest_first))})")
 
     def cut(text: str) -> list[str] | None:
         parts: list[str] = pattern.split(text)
+        if len(wanted) < len(special):
+            joined = parts[:1]
+            for token, after in zip(parts[1::2], parts[2::2], strict=True):
+                if token in wanted:
+                    joined += [token, after]
+                else:
+                    joined[-1] += token + after
+            parts = joined
         return parts if len(parts) > 1 else None
 
     return cut

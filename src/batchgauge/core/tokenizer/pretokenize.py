@@ -38,18 +38,48 @@ PATTERNS: dict[str, str] = {
     "qwen2": _LLAMA.replace("DIGITS", ""),
 }
 
+# Other names for the same pattern and the same rules, as llama.cpp's `llama-vocab.cpp` maps
+# them. Names whose pattern is the same but whose rules differ are not among them: `dbrx` and
+# `smaug-bpe` (Llama 3's pattern, but merges count), `jina-v1-en`, `jina-v2-code` and
+# `roberta-bpe` (a separator is added), `jina-v2-es`, `jina-v2-de` and `modern-bert` (a mask
+# token that takes the white space before it).
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "gpt-2": (
+        "phi-2", "jina-es", "jina-de", "gigachat", "a.x-4.0", "mellum", "exaone4", "mpt", "olmo",
+        "jais", "trillion", "granite-docling",
+    ),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    "llama-bpe": (
+        "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+        "jina-v5-nano",
+    ),
+    "qwen2": (
+        "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "grok-2",
+    ),
+}  # fmt: skip
+_KNOWN = {name: name for name in PATTERNS} | {
+    alias: name for name, aliases in _ALIASES.items() for alias in aliases
+}
+
 # Llama 3 takes a word that is a token as it stands, whatever its merges would give.
 IGNORE_MERGES = frozenset({"llama-bpe"})
+# It begins every text with the begin-of-text token unless the file says otherwise.
+ADD_BOS = frozenset({"llama-bpe"})
 
 Splitter = Callable[[str], list[str]]
 
 
-def check_name(name: str) -> str:
-    """`name` itself; raises UserError when it is not a pre-tokenizer we know."""
-    if name not in PATTERNS:
-        known = ", ".join(sorted(PATTERNS))
+def check_name(name: object) -> str:
+    """The pre-tokenizer that `name` or its alias means; raises UserError for an unknown one."""
+    known = ", ".join(sorted(PATTERNS))
+    if name is None or name in ("", "default"):
+        raise UserError(
+            "The model file does not name its pre-tokenizer (`tokenizer.ggml.pre`), so its words "
+            f"cannot be known; expected one of {known}."
+        )
+    if not isinstance(name, str) or name not in _KNOWN:
         raise UserError(f"The pre-tokenizer {name!r} is not supported; expected one of {known}.")
-    return name
+    return _KNOWN[name]
 
 
 @cache

@@ -1,8 +1,12 @@
 """A byte-level BPE vocabulary as a GGUF's metadata carries it: tokens, merges, token types.
 
 Tokens are written in GPT-2's byte alphabet, where each of the 256 bytes has a
-printable character of its own (space is `Ġ`). Special tokens (types `control` and
-`user defined`) are written as they are.
+printable character of its own (space is `Ġ`). Special tokens (types `control`, which
+`unknown` counts as, and `user defined`) are written as they are.
+
+Of several ordinary tokens with one text the last counts, as in HF and llama.cpp; a
+special token without text is never found in a text. What begins and ends a text, and
+which tokens end an answer, is decided here for everybody: `Edges`.
 
 A byte without a token of its own cannot be encoded: as in HF `tokenizers` (no
 unknown token) and llama.cpp it is dropped. SmolLM2 lacks the control characters
@@ -14,7 +18,7 @@ Left out: other kinds of vocabularies (SentencePiece, WordPiece), normalisers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,10 +26,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, check_name
+from batchgauge.core.tokenizer.pretokenize import ADD_BOS, IGNORE_MERGES, check_name
 from batchgauge.errors import UserError
 
-CONTROL, USER_DEFINED = 3, 4  # GGUF token types
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF token types
+# Tokens that end an answer by their name, and those of them that llama.cpp knows as padding,
+# repository and file separators of fill-in-the-middle models.
+END_NAMES = frozenset({
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+})  # fmt: skip
+_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 Pairs = Mapping[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
 
 
@@ -38,6 +53,59 @@ def byte_alphabet() -> list[str]:
     itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in itself else next(others)) for byte in range(256)]
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Where texts begin and end in one model.
+
+    begin, finish   ids to put before and behind a text, none or one
+    ends            ids that end an answer
+    """
+
+    begin: tuple[int, ...]
+    finish: tuple[int, ...]
+    ends: frozenset[int]
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Edges:
+        """By llama.cpp's rules: `add_bos_token` and `add_eos_token`, where they are missing what
+        the pre-tokenizer implies; every end token that the file lists or a control token names.
+
+        Raises UserError for an id that is no token.
+        """
+        tokens = _texts(metadata.get("tokenizer.ggml.tokens", ()))
+
+        def listed(key: str) -> tuple[int, ...]:
+            return _special_ids(metadata, key, len(tokens))
+
+        def wanted(key: str, otherwise: bool) -> bool:
+            value = metadata.get(f"tokenizer.ggml.add_{key}_token", otherwise)
+            if not isinstance(value, bool | np.bool_):
+                raise UserError(
+                    f"The model file's `tokenizer.ggml.add_{key}_token` is {value!r}; "
+                    "expected true or false."
+                )
+            return bool(value)
+
+        try:
+            implied = check_name(metadata.get("tokenizer.ggml.pre")) in ADD_BOS
+        except UserError:  # a tokenizer of another kind, which a foreign engine may know
+            implied = False
+        ends = {i for key in _END_KEYS for i in listed(key)}
+        return cls(
+            begin=listed("bos")[:1] if wanted("bos", implied) else (),
+            finish=listed("eos")[:1] if wanted("eos", False) else (),
+            ends=frozenset(ends | _named_ends(metadata, tokens)),
+        )
+
+    def around(self, ids: list[int]) -> list[int]:
+        """`ids` of a text with what belongs before and behind it, unless it is there already."""
+        if self.begin and tuple(ids[:1]) != self.begin:
+            ids = [*self.begin, *ids]
+        if self.finish and tuple(ids[-1:]) != self.finish:
+            ids = [*ids, *self.finish]
+        return ids
 
 
 @dataclass(frozen=True)
@@ -78,31 +146,25 @@ class Vocabulary:
             raise UserError(
                 f"The tokenizer model {kind!r} is not supported; expected 'gpt2' (BPE)."
             )
-        pre_tokenizer = check_name(need("pre"))
-        tokens: list[str] = list(need("tokens"))
-        types = np.asarray(
-            metadata.get("tokenizer.ggml.token_type", np.ones(len(tokens), np.int32))
-        )
-        if len(types) != len(tokens):
-            raise UserError(
-                f"The model file has {len(tokens)} tokens and {len(types)} token types; "
-                "expected as many of each."
-            )
+        pre_tokenizer = check_name(metadata.get("tokenizer.ggml.pre"))
+        tokens = _texts(need("tokens"))
+        types = _types(metadata.get("tokenizer.ggml.token_type"), len(tokens))
         ids = {token: i for i, token in enumerate(tokens)}
+        control = _special(tokens, np.flatnonzero((types == CONTROL) | (types == UNKNOWN)), ids)
+        user_defined = _special(tokens, np.flatnonzero(types == USER_DEFINED), ids)
         lefts, rights, merged = _merge_ids(need("merges"), ids)
+        bos, eos = (_special_ids(metadata, key, len(tokens)) for key in ("bos", "eos"))
         return cls(
             tokens=tokens,
             lefts=lefts,
             rights=rights,
             merged=merged,
             pre_tokenizer=pre_tokenizer,
-            control={tokens[i]: int(i) for i in np.flatnonzero(types == CONTROL)},
-            user_defined={tokens[i]: int(i) for i in np.flatnonzero(types == USER_DEFINED)},
-            bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
-            add_bos=bool(
-                metadata.get("tokenizer.ggml.add_bos_token", pre_tokenizer == "llama-bpe")
-            ),
+            control=control,
+            user_defined=user_defined,
+            bos_id=bos[0] if bos else None,
+            eos_id=eos[0] if eos else None,
+            add_bos=bool(Edges.from_metadata(metadata).begin),
         )
 
     @property
@@ -136,8 +198,13 @@ class Vocabulary:
         """Words that are taken as they stand, without merging; empty for most pre-tokenizers."""
         if self.pre_tokenizer not in IGNORE_MERGES:
             return {}
+        alphabet = set(byte_alphabet())
         special = set(self.special.values())
-        return {word: i for i, word in self.token_bytes.items() if i not in special}
+        return {
+            self.token_bytes[i]: i
+            for token, i in self.ids.items()
+            if alphabet.issuperset(token) and (i not in special or token.isascii())
+        }
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
@@ -155,17 +222,114 @@ class Vocabulary:
         return result | {i: self.tokens[i].encode() for i in foreign}
 
 
-def _merge_ids(merges: list[str], ids: Mapping[str, int]) -> list[npt.NDArray[np.int32]]:
-    """Ids of left tokens, right tokens and results, int32 [M] each."""
-    if any(merge.count(" ") != 1 for merge in merges):
+def _texts(tokens: Iterable[object]) -> list[str]:
+    """Tokens as a list. Raises UserError for what is no text."""
+    texts = list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, str) else [0]
+    if not {type(text) for text in texts} <= {str}:
+        raise UserError("The model file's `tokenizer.ggml.tokens` are no texts; expected an array.")
+    result: list[str] = texts  # type: ignore[assignment]  # as has just been seen
+    try:
+        "".join(result).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "A token of the model file has a lone surrogate; the file is damaged."
+        ) from None
+    return result
+
+
+def _types(types: object, count: int) -> npt.NDArray[np.integer]:
+    """Types [count] of the tokens, all normal if the file has none. Raises UserError."""
+    try:
+        found = np.ones(count, np.int32) if types is None else np.asarray(types)
+    except ValueError:  # arrays of several lengths in one
+        found = np.array(["?"] * count)
+    if found.shape != (count,):
+        raise UserError(
+            f"The model file has {count} tokens and {found.size} token types; "
+            "expected as many of each."
+        )
+    if count and not (
+        np.issubdtype(found.dtype, np.integer) and found.min() >= 0 and found.max() <= BYTE
+    ):
+        raise UserError("A token type of the model file is unknown; expected 1 to 6.")
+    return found
+
+
+def _special(
+    tokens: list[str], which: npt.NDArray[np.intp], ids: Mapping[str, int]
+) -> dict[str, int]:
+    """Text to id of special tokens with a text. Raises UserError where two have the same."""
+    special = {}
+    for i in which.tolist():
+        if not (text := tokens[i]):
+            continue
+        if ids[text] != i:
+            raise UserError(
+                f"The special token {text!r} stands twice in the model file's vocabulary, as "
+                f"{i} and {ids[text]}; expected one id."
+            )
+        special[text] = i
+    return special
+
+
+def _special_ids(metadata: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    """The ids, one or an array of them, under a special token's key. Raises UserError."""
+    name = f"tokenizer.ggml.{key}_token_id"
+    if (value := metadata.get(name)) is None:
+        return ()
+    ids = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    for i in ids:
+        is_id = isinstance(i, int | np.integer) and not isinstance(i, bool)
+        if not is_id or not 0 <= i < count:
+            raise UserError(
+                f"The model file's `{name}` is {str(i)[:40]!r}, which is no token; "
+                f"expected 0 to {count - 1}."
+            )
+    return tuple(map(int, ids))
+
+
+def _named_ends(metadata: Mapping[str, Any], tokens: Iterable[str]) -> set[int]:
+    """Ids of the control or user defined tokens that end an answer by their name.
+
+    Without token types every token of such a name counts.
+    """
+    types = metadata.get("tokenizer.ggml.token_type")
+    named = [
+        (i, token)
+        for i, token in enumerate(tokens)
+        if token in END_NAMES
+        and (types is None or (i < len(types) and types[i] in (CONTROL, USER_DEFINED)))
+    ]
+    names = {token for _, token in named}
+    calls = names & {"<|call|>", "<|calls|>"}
+    not_ends = set()
+    if calls and names & {"<|return|>", "<|flush|>"}:  # there `<|end|>` ends a message only
+        not_ends.add("<|end|>")
+    if "<|tool_response>" in names:  # there `</s>` is text
+        not_ends.add("</s>")
+    return {i for i, token in named if token not in not_ends}
+
+
+def _merge_ids(merges: Iterable[object], ids: Mapping[str, int]) -> list[npt.NDArray[np.int32]]:
+    """Ids of left tokens, right tokens and results, int32 [M] each.
+
+    A merge is two tokens with a space between, or an array of the two.
+    """
+    if not isinstance(merges, Iterable) or isinstance(merges, str):
+        merges = [merges]
+    rows = [
+        " ".join(map(str, merge)) if isinstance(merge, list | tuple) else merge for merge in merges
+    ]
+    if any(not isinstance(row, str) or row.count(" ") != 1 for row in rows):
         raise UserError(
             "A merge of the model file is not two tokens with a space between; the file is damaged."
         )
-    halves = " ".join(merges).split(" ") if merges else []
-    results = [merge.replace(" ", "") for merge in merges]
+    texts: list[str] = rows  # type: ignore[assignment]  # as has just been seen
+    halves = " ".join(texts).split(" ") if texts else []
+    results = [text.replace(" ", "") for text in texts]
     try:
         return [
-            np.fromiter(map(ids.__getitem__, names), dtype=np.int32, count=len(merges))
+            np.fromiter(map(ids.__getitem__, names), dtype=np.int32, count=len(texts))
             for names in (halves[::2], halves[1::2], results)
         ]
     except KeyError as error:
