@@ -284,15 +284,16 @@ def test_scores_that_are_not_finite_fail_their_item_alone(tiny, monkeypatch):
         steps.append(len(ids))
         logits = decode(ids).copy()
         if len(steps) == 2:
-            logits[3, 7] = np.nan
+            logits[1, 7] = np.nan
         return logits
 
     monkeypatch.setattr(engine.stepper, "decode", poisoned)
     rows = engine.infer_batch(items).responses
-    assert rows[3].data is None
-    assert "no finite score" in str(rows[3].error)
-    for row, alone in zip(rows[:3], clean, strict=False):
-        assert row.data is not None
-        assert alone.data is not None
-        assert row.data.token_ids == alone.data.token_ids
+    assert rows[1].data is None
+    assert "no finite score" in str(rows[1].error)
+    for number in (0, 2, 3):  # the rows behind the one that left may have changed their order
+        row, alone = rows[number].data, clean[number].data
+        assert row is not None
+        assert alone is not None
+        assert row.token_ids == alone.token_ids
     assert steps == [4, 4, 3, 3]

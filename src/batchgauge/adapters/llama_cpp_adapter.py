@@ -118,9 +118,10 @@ class LlamaCppStepper:
         self._lengths = self._lengths + 1
         return logits
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Go on with only these of the active sequences."""
+    def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Go on with only these of the active sequences, in this order."""
         self._active, self._lengths = self._active[rows], self._lengths[rows]
+        return rows
 
     def rewind(self) -> None:
         """Forget what was decoded since `prefill`, of all its sequences."""

@@ -73,9 +73,9 @@ class NumpyStepper:
         """Append one token [B] to every row; logits [B, V]."""
         return self.model.decode(ids, self._cache)
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Go on with only these rows."""
-        self._cache.keep(set(rows.tolist()))
+    def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Go on with only these rows; their former numbers, in the order they have now."""
+        return self._cache.keep(set(rows.tolist()))
 
     def rewind(self) -> None:
         """Forget what was decoded since `prefill`."""

@@ -49,8 +49,8 @@ class Stepper(Protocol):
         """Append one token [B] to every sequence; logits [B, V]."""
         ...
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Go on with only these of the sequences."""
+    def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Go on with only these of the sequences; their former numbers, in their new order."""
         ...
 
     def rewind(self) -> None:
@@ -131,8 +131,7 @@ class SteppedEngine:
                 if not left:
                     return
                 if len(left) < len(going):
-                    going = [going[row] for row in left]
-                    self.stepper.keep(np.array(left))
+                    going = [going[row] for row in self.stepper.keep(np.array(left))]
                 ids = np.array([one.tokens[-1] for one in going], dtype=np.int32)
             with stages.stage("decode"):
                 logits = self.stepper.decode(ids)

@@ -113,13 +113,14 @@ class TransformersStepper:
         self._decoded += 1
         return logits
 
-    def keep(self, rows: npt.NDArray[np.int64]) -> None:
-        """Go on with only these of the sequences."""
+    def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Go on with only these of the sequences, in this order."""
         chosen = self._put(rows)
         self._cache.batch_select_indices(chosen)
         self._next = self._next[chosen]
         if self._mask is not None:
             self._mask = self._mask[chosen]
+        return rows
 
     def rewind(self) -> None:
         """Forget what was decoded since `prefill`."""
