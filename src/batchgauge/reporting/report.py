@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from batchgauge.reporting.result import Result
+
 # Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
 METADATA_KEY = "batchgauge"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -244,6 +246,22 @@ class Report:
             aim=score.aim(),
         )
         return score
+
+    def show(self, *results: Result) -> None:
+        """All of each result: CSV files, figure with alt text, table, finding, scores."""
+        for result in results:
+            for name, frame in result.frames().items():
+                self.csv(frame, name)
+            if drawn := result.draw():
+                figure, caption = drawn
+                self.figure(figure, result.name, alt=result.sentence(), caption=caption)
+            if shown := result.table():
+                frame, caption = shown
+                self.table(frame, caption=caption)
+            if sentence := result.sentence():
+                self.finding(sentence)
+            for score in result.scores():
+                self.score(**asdict(score))
 
     def finish(self) -> Path:
         """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given."""

@@ -1,0 +1,85 @@
+"""The one shape of an experiment's outcome: frames, a table, a picture, a sentence, scores.
+
+What measures gives a `Result`, and `Report.show` does the rest in one call. `Section` is
+the plain one, made from values:
+
+    report.show(Section("speedup", {"speedup": frame}, "Batches of 8 do 3.1 × the work."))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from batchgauge.reporting.report import Score
+
+
+class Result(Protocol):
+    """What `Report.show` shows."""
+
+    @property
+    def name(self) -> str:
+        """The stem of the picture's file."""
+
+    def frames(self) -> Mapping[str, pd.DataFrame]:
+        """What is written, by the name of its CSV."""
+
+    def table(self) -> tuple[pd.DataFrame, str] | None:
+        """The frame that readers see, with its caption."""
+
+    def draw(self) -> tuple[Figure, str] | None:
+        """The picture with its caption; drawn anew at every call."""
+
+    def sentence(self) -> str:
+        """The finding: text or `Markdown`, also what the picture says to who cannot see it."""
+
+    def scores(self) -> Sequence[Score]:
+        """The rows that it gives the scorecard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A `Result` of plain values.
+
+    `picture` draws with no argument, so that nothing is drawn before it is shown. An empty
+    finding says nothing.
+    """
+
+    name: str
+    data: Mapping[str, pd.DataFrame]
+    finding: str = ""
+    shown: pd.DataFrame | None = None
+    shown_caption: str = ""
+    picture: Callable[[], Figure] | None = None
+    picture_caption: str = ""
+    targets: Sequence[Score] = ()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The first of the frames: what a reader would plot otherwise."""
+        return next(iter(self.data.values()))
+
+    def frames(self) -> Mapping[str, pd.DataFrame]:
+        """See `Result`."""
+        return self.data
+
+    def table(self) -> tuple[pd.DataFrame, str] | None:
+        """See `Result`."""
+        return None if self.shown is None else (self.shown, self.shown_caption)
+
+    def draw(self) -> tuple[Figure, str] | None:
+        """See `Result`."""
+        return (self.picture(), self.picture_caption) if self.picture else None
+
+    def sentence(self) -> str:
+        """See `Result`."""
+        return self.finding
+
+    def scores(self) -> Sequence[Score]:
+        """See `Result`."""
+        return self.targets
