@@ -125,7 +125,11 @@ def run_study(
     out = out_folder(out_dir or results_folder())
     given["out_dir"] = str(out)
     with locked(out):
-        return _run(books(folder), books(folder, only), given, out, again=again, say=say)
+        _sweep(out)
+        try:
+            return _run(books(folder), books(folder, only), given, out, again=again, say=say)
+        finally:
+            _sweep(out)  # a killed study's kernel may write for a second after it
 
 
 def checked(given: Mapping[str, Any], profile: str, chosen: Sequence[Book]) -> dict[str, Any]:
@@ -154,7 +158,6 @@ def _run(
     say: Callable[[str], None],
 ) -> Outcome:
     names = {book.path.name: book.report for book in shelf}
-    _sweep(out)
     outcome = Outcome()
     to_run: list[tuple[Book, Callable[[], _Problem | None]]] = []
     for book in chosen:
