@@ -184,7 +184,8 @@ def test_rates_are_measured_once_per_machine(tmp_path, monkeypatch):
     assert rates.cached_rates(2, "here", folder=tmp_path) == first
     rates.cached_rates(2, "there", folder=tmp_path)
     assert calls == [2, 2]
-    (tmp_path / "rates-here-2.json").write_text("{broken", encoding="utf-8")
+    for path in tmp_path.glob("rates-here-*.json"):
+        path.write_text("{broken", encoding="utf-8")
     assert rates.cached_rates(2, "here", folder=tmp_path) == first
 
 
@@ -212,12 +213,16 @@ def test_cache_folder_per_system(monkeypatch, tmp_path):
     assert rates.cache_folder() == tmp_path
 
 
-def test_machine_id_depends_on_blas_core_type(monkeypatch):
-    """Another BLAS core type on the same processor is another machine for timings."""
-    monkeypatch.setattr(rates, "blas_identity", lambda: ("openblas SkylakeX", 2))
-    one = rates.machine_id(2)
-    monkeypatch.setattr(rates, "blas_identity", lambda: ("openblas Haswell", 2))
-    assert rates.machine_id(2) != one
+def test_rates_belong_to_a_blas_core_type(monkeypatch, tmp_path):
+    """Another BLAS core type on the same processor is measured anew; its threads do not matter."""
+    calls = []
+    monkeypatch.setattr(
+        rates, "measure_rates", lambda n: calls.append(n) or rates.Rates(n, 1e10, 1e11)
+    )
+    for blas in (("openblas SkylakeX", 2), ("openblas SkylakeX", 1), ("openblas Haswell", 2)):
+        monkeypatch.setattr(rates, "blas_identity", lambda blas=blas: blas)
+        rates.cached_rates(1, "here", folder=tmp_path)
+    assert calls == [1, 1]
 
 
 def test_simulated_machines_say_so():

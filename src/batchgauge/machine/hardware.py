@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from batchgauge.errors import UserError
+from batchgauge.machine.identity import Machine, cpu_name
+from batchgauge.machine.limits import command_output as _output
 from batchgauge.machine.limits import usable_cores, usable_memory
-from batchgauge.machine.rates import blas_identity, cached_rates, cpu_name, machine_id
+from batchgauge.machine.rates import blas_identity, cached_rates
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -105,11 +106,11 @@ def detect_hardware(
         raise UserError(f"threads is {threads}; expected at least 1.")
     cores = usable_cores(root)
     total, available = usable_memory(root)
-    identity = machine_id(cores)
+    identity = Machine.here().id
     blas, blas_threads = blas_identity()
     caches = read_caches(root)
     profile = HardwareProfile(
-        name=cpu_name(),
+        name=cpu_name(root),
         cores=cores,
         memory_bytes=total,
         memory_available_bytes=available,
@@ -203,12 +204,3 @@ def _simd() -> tuple[str, ...]:
     config = np.show_config(mode="dicts") or {}
     extensions = config.get("SIMD Extensions", {})
     return tuple(extensions.get("baseline", ())) + tuple(extensions.get("found", ()))
-
-
-def _output(*command: str) -> str:
-    """What a command prints; empty when it is missing, fails or takes over five seconds."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
