@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from test_sizing_hardware import GIB, V1, V2, tree
 
 from batchgauge import measuring
 from batchgauge.core.kernels import products
 from batchgauge.machine import hardware, identity, limits
 from batchgauge.sizing import automatic
+from test_sizing_hardware import GIB, V1, V2, tree
 
 CPU = "sys/devices/system/cpu/cpu"
 GROUP = "sys/fs/cgroup/docker/abc/"
@@ -86,7 +86,7 @@ def test_limits_of_the_process_itself_count(tmp_path):
         "proc/self/limits": "Limit  Soft Limit  Hard Limit  Units\n"
         + text.format("address space       ", 8 * GIB)
         + text.format("data size           ", "unlimited"),
-        "proc/self/status": f"VmPeak:\t{9 << 20} kB\nVmSize:\t{3 << 20} kB\nVmData:\t{1 << 20} kB\n",
+        "proc/self/status": f"VmPeak: {9 << 20} kB\nVmSize:\t{3 << 20} kB\nVmData:\t{1 << 20} kB\n",
     }
     assert limits.usable_memory(tree(tmp_path, files)) == (8 * GIB, 5 * GIB)
     tree(tmp_path, {"proc/self/limits": text.format("data size ", 2 * GIB)})
@@ -245,7 +245,7 @@ def test_a_quota_and_a_set_bound_performance_cores(tmp_path):
     ],
 )
 def test_performance_cores_elsewhere(tmp_path, monkeypatch, told, cores):
-    """macOS tells its performance cores, else the physical ones; psutil knows those too."""
+    """MacOS tells its performance cores, else the physical ones; psutil knows those too."""
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.delattr(psutil.Process, "cpu_affinity", raising=False)
@@ -336,7 +336,7 @@ def test_a_processor_without_a_name_is_its_architecture(tmp_path, monkeypatch):
 
 
 def test_names_on_macos_and_windows(monkeypatch):
-    """sysctl's brand without its rate; the registry's name, and what Python knows without one."""
+    """Sysctl's brand without its rate; the registry's name, and what Python knows without one."""
     monkeypatch.setattr(sys, "platform", "darwin")
     brand = "Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz\n"
     monkeypatch.setattr(identity, "command_output", lambda *_, **__: brand)

@@ -213,13 +213,10 @@ def _mounts(root: Path) -> list[_Mount]:
     if found:
         return found
     base = root / "sys/fs/cgroup"
-    for point in (base, base / "unified"):
-        if (point / "cgroup.controllers").exists():
-            found.append(_Mount(point))
-    for name in ("cpu", "cpu,cpuacct", "cpuacct,cpu", "memory", "cpuset"):
-        if (base / name).is_dir():
-            found.append(_Mount(base / name, frozenset(name.split(","))))
-    return found
+    second = [p for p in (base, base / "unified") if (p / "cgroup.controllers").exists()]
+    names = ("cpu", "cpu,cpuacct", "cpuacct,cpu", "memory", "cpuset")
+    first = [_Mount(base / n, frozenset(n.split(","))) for n in names if (base / n).is_dir()]
+    return [_Mount(point) for point in second] + first
 
 
 def _unescaped(text: str) -> str:

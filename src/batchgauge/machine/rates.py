@@ -79,7 +79,8 @@ def measure_rates(threads: int, *, repeats: int = 5) -> Rates:
 def cached_rates(threads: int, identity: str, *, folder: Path | None = None) -> Rates:
     """`measure_rates`, or what it gave before on the machine `identity` with as many threads.
 
-    And with the same BLAS: another core type on the same processor has other rates. A folder that cannot be written costs a new measurement each time, nothing else.
+    And with the same BLAS: another core type on the same processor has other rates. A folder
+    that cannot be written costs a new measurement each time, nothing else.
     """
     blas = sha256(blas_identity()[0].encode()).hexdigest()[:6]
     path = (folder or cache_folder()) / f"rates-{identity}-{blas}-{threads}.json"
