@@ -10,7 +10,7 @@
 | process, block, position | which process, which round, which place in the round |
 | is_warmup | True for samples before the times were steady; kept, never analysed |
 | inner_loops | calls timed together as this one sample |
-| wall_ms, cpu_ms | milliseconds of ONE call: wall clock, and CPU time of all threads (may be empty) |
+| wall_ms, cpu_ms | milliseconds of ONE call: wall clock; CPU time of all threads, or empty |
 | items, tokens | work done by one call |
 | counters | deterministic work of one call as JSON: tokens, steps, bytes, instructions |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
