@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from tests.test_sizing_hardware import GIB, V1, V2, tree
 
 from batchgauge import measuring
 from batchgauge.core.kernels import products
 from batchgauge.machine import hardware, identity, limits
 from batchgauge.sizing import automatic
-from test_sizing_hardware import GIB, V1, V2, tree
 
 CPU = "sys/devices/system/cpu/cpu"
 GROUP = "sys/fs/cgroup/docker/abc/"
@@ -365,9 +365,12 @@ def test_one_machine_has_one_identity(monkeypatch, tmp_path):
     assert hardware.detect_hardware(measure=False).identity == here.id
     assert hardware.detect_hardware(measure=False).name == here.cpu
     seen = []
-    monkeypatch.setattr(
-        automatic, "calibrate_engine", lambda *_, **more: seen.append(more) or 1 / 0
-    )
+
+    def calibrate(*_, **identity):
+        seen.append(identity)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(automatic, "calibrate_engine", calibrate)
     engine = SimpleNamespace(name="x", max_batch_size=lambda: 4)
     with pytest.raises(ZeroDivisionError):
         automatic.optimal_for_engine(engine, cache=tmp_path)

@@ -32,14 +32,13 @@ from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
 from batchgauge.measuring.verdicts import Ratio, judge, judged
 
-
 # One row of samples, as a measurement makes it.
 RECORD = to_frame(
     [
         Sample("b", "i", "decode", 1, "{}", 0, 0, 0, is_warmup=False, inner_loops=1, wall_ms=1.5,
                cpu_ms=1.25, items=1, tokens=2)
     ],
-    Run("r", Machine("cpu", 2, 4, "Linux x86_64"), "python 3", "abc", 1, 0, "w", "2026-01-01T00:00"),
+    Run("r", Machine("cpu", 2, 4, "Linux x86_64"), "python 3", "abc", 1, 0, "w", "2026-01-01"),
 )  # fmt: skip
 
 

@@ -19,8 +19,7 @@ import numpy as np
 
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, cpu_name
-from batchgauge.machine.limits import command_output as _output
-from batchgauge.machine.limits import usable_cores, usable_memory
+from batchgauge.machine.limits import command_output, usable_cores, usable_memory
 from batchgauge.machine.rates import blas_identity, cached_rates
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -139,13 +138,13 @@ def read_caches(root: Path | str = "/") -> dict[str, int]:
     sizes: dict[str, int] = {}
     if sys.platform == "darwin":
         for name, key in (("L1d", "l1dcachesize"), ("L2", "l2cachesize"), ("L3", "l3cachesize")):
-            text = _output("sysctl", "-n", f"hw.{key}").strip()
+            text = command_output("sysctl", "-n", f"hw.{key}").strip()
             if text.isdigit() and int(text) > 0:
                 sizes[name] = int(text)
         return sizes
     if sys.platform == "win32":
         query = "Get-CimInstance Win32_Processor | % { $_.L2CacheSize; $_.L3CacheSize }"
-        numbers = _output("powershell", "-NoProfile", "-Command", query).split()
+        numbers = command_output("powershell", "-NoProfile", "-Command", query).split()
         for name, text in zip(("L2", "L3"), numbers, strict=False):
             if text.isdigit() and int(text) > 0:
                 sizes[name] = int(text) << 10  # Windows answers in KiB
@@ -164,7 +163,7 @@ def read_caches(root: Path | str = "/") -> dict[str, int]:
 def find_gpus() -> tuple[Gpu, ...]:
     """GPUs that `nvidia-smi` lists; else those of a torch that is already imported."""
     query = "--query-gpu=name,memory.total,memory.free"
-    rows = _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
+    rows = command_output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
     found = []
     for row in rows:
         cells = [cell.strip() for cell in row.split(",")]

@@ -208,8 +208,8 @@ def _mounts(root: Path) -> list[_Mount]:
         if len(fields) < 5 or len(kind) < 3 or kind[0] not in {"cgroup", "cgroup2"}:
             continue
         group, point = (_unescaped(text) for text in fields[3:5])
-        names = kind[2].split(",") if kind[0] == "cgroup" else ()
-        found.append(_Mount(root / point.lstrip("/"), frozenset(names), group))
+        controllers = frozenset(kind[2].split(",") if kind[0] == "cgroup" else ())
+        found.append(_Mount(root / point.lstrip("/"), controllers, group))
     if found:
         return found
     base = root / "sys/fs/cgroup"

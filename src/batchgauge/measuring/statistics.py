@@ -27,7 +27,7 @@ RESAMPLES = 1999
 TRIM = 0.2
 # Below this many blocks a resample is too often a single value repeated.
 BOOTSTRAP_FROM = 10
-# Steps must describe a history better by so much: strong evidence (Kass & Raftery 1995).
+# Each step must describe a history better by so much: strong evidence (Kass & Raftery 1995).
 MARGIN = 6.0
 STRAYS = 0.1  # of the runs at most
 SHORTEST = 3  # runs in a stretch of one level
@@ -211,7 +211,7 @@ def change_points(values: npt.ArrayLike, *, level: float = 0.01, seed: int = 0) 
     for base, searched in _smooth_bases(x):
         for points in ([], _steps_beside(x, raw, base, level, seed)):
             extra = searched + 2 * len(points)
-            margin = MARGIN if points else 0.0
+            margin = MARGIN * len(points)
             score = _bic(x, np.hstack([base, _step_columns(x.size, points)]), extra) + margin
             if score < least:
                 least, chosen = score, points
@@ -281,8 +281,9 @@ def _autoregressive_bic(x: Array) -> float:
 def _steps_beside(x: Array, raw: Array, base: Array, level: float, seed: int) -> list[int]:
     """Steps that belong beside a base [n, m], the best fitting first, while they are significant.
 
-    Each is tested by its share of the residual squares against 999 histories that have none:
-    the fit so far with its own residuals shuffled (Freedman & Lane, 1983), strays included.
+    Each must describe the history better by `MARGIN`, and explain a larger share of the residual
+    squares than in 999 histories that have no step more: the fit so far with its own residuals
+    shuffled (Freedman & Lane, 1983), strays included.
     """
     n = x.size
     rng = np.random.default_rng(seed)
@@ -302,6 +303,9 @@ def _steps_beside(x: Array, raw: Array, base: Array, level: float, seed: int) ->
             return points
         fit = basis @ (basis.T @ x)
         shares = _shares(x[None], basis, steps)[0]
+        better = -n * math.log(max(1.0 - float(shares.max()), 1e-12)) - 3.0 * math.log(n)
+        if better < MARGIN:
+            return points
         shuffled = fit + rng.permuted(np.tile(raw - fit, (999, 1)), axis=1)
         beaten = _shares(_without_strays(shuffled), basis, steps).max(axis=1) >= shares.max()
         if (1 + np.count_nonzero(beaten)) / 1000.0 > level:

@@ -205,23 +205,23 @@ def as_records(measured: pd.DataFrame, *, quick: bool = False, seed: int = 0) ->
     places = measured.groupby("block").cumcount()
     samples = [
         Sample(
-            benchmark=f"parallel/{row.stage}",
-            implementation=row.way,
-            part=row.stage,
-            batch_size=sizes[row.stage],
+            benchmark=f"parallel/{row['stage']}",
+            implementation=row["way"],
+            part=row["stage"],
+            batch_size=sizes[row["stage"]],
             parameters="{}",
             process=0,
-            block=row.block,
-            position=place,
+            block=row["block"],
+            position=int(place),
             is_warmup=False,
             inner_loops=1,
-            wall_ms=1e3 / row.calls_per_s,
+            wall_ms=1e3 / row["calls_per_s"],
             cpu_ms=math.nan,
-            items=sizes[row.stage],
+            items=sizes[row["stage"]],
             tokens=0,
             gc="on",
         )
-        for row, place in zip(measured.itertuples(), places, strict=True)
+        for row, place in zip(measured.to_dict("records"), places, strict=True)
     ]
     return to_frame(samples, Run.here(threads=0, seed=seed))
 
