@@ -106,15 +106,7 @@ def write_text(text: str, path: Path | str) -> Path:
 
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> Path:
-<<<<<<< HEAD
     """Write `frame` to `path` without its index, whole or not at all; surrogates as above."""
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
-=======
-    """Write `frame` to `path` without its index, whole or not at all.
-
-    Half a surrogate pair, which UTF-8 cannot hold, is written as its escape.
-    """
     texts = frame.select_dtypes(exclude=["number", "bool"])
     # The writer quotes a line feed but not a lone carriage return, where readers end the line too.
     returns = any("\r" in str(cell) for name in texts for cell in texts[name].unique())
@@ -126,7 +118,6 @@ def write_csv(frame: pd.DataFrame, path: Path | str) -> Path:
             errors="backslashreplace",
             quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
         )
->>>>>>> adcbab6 (fix(measuring): every table of samples that is written is read back; one traffic, one answer of the advisor)
     return Path(path)
 
 
