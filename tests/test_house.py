@@ -37,7 +37,7 @@ DOWNWARDS = {
     "request": set(),
     "protocols": set(),
     "machine": set(),
-    "sizing": {"machine"},
+    "sizing": {"machine", "workload"},
     "core": {"machine", "sizing"},
     "baseline": {"core"},
     "workload": set(),
@@ -45,7 +45,7 @@ DOWNWARDS = {
     "adapters": {"core", "baseline", "registry", "workload"},
     "simulate": {"sizing"},
     "measuring": {"machine"},
-    "profiling": {"measuring"},
+    "profiling": {"machine", "measuring"},
     "suite": {"registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
 }

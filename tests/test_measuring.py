@@ -1,15 +1,20 @@
 """Measuring: records, timing, paired comparison, memory, system counters."""
 
+import csv
 import math
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
 from batchgauge.measuring import (
     COLUMNS,
+    Machine,
     Run,
     allocations,
     compare_interleaved,
@@ -21,10 +26,20 @@ from batchgauge.measuring import (
 )
 from batchgauge.measuring.blocks import CONTROL, TWIN
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
+from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.measuring.statistics import Estimate
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
 from batchgauge.measuring.verdicts import Ratio, judge, judged
+
+# One row of samples, as a measurement makes it.
+RECORD = to_frame(
+    [
+        Sample("b", "i", "decode", 1, "{}", 0, 0, 0, is_warmup=False, inner_loops=1, wall_ms=1.5,
+               cpu_ms=1.25, items=1, tokens=2)
+    ],
+    Run("r", Machine("cpu", 2, 4, "Linux x86_64"), "python 3", "abc", 1, 0, "w", "2026-01-01"),
+)  # fmt: skip
 
 
 def short():
@@ -197,6 +212,114 @@ def test_records_survive_csv(tmp_path):
     assert frame["wall_ms"].tolist() == m.to_frame()["wall_ms"].tolist()
     assert frame["parameters"].iloc[0] == '{"a": "\\u00e9", "b": 1}'
     assert not list(tmp_path.glob("*.partial"))
+
+
+SAMPLES = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "data").rglob("*.csv")
+    if path.read_text(encoding="utf-8").startswith("run_id,")
+)
+
+
+def same(one, other):
+    """Whether two tables of samples hold the same values, NaN where NaN."""
+    pd.testing.assert_frame_equal(one, other, check_exact=True, check_dtype=False)
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.stem)
+def test_every_committed_table_of_samples_comes_back(tmp_path, path):
+    """Read, written and read again: the same rows; and the file's own text, but for quotes."""
+    frame = read(path)
+    assert len(frame) == len(pd.read_csv(path))
+    same(read(write_csv(frame, tmp_path / "again.csv")), frame)
+    if tuple(frame.columns) == COLUMNS:
+        assert (tmp_path / "again.csv").read_text() == path.read_text()
+
+
+ODD_TEXTS = [
+    "", "nan", "NA", "None", "null", "-", " x ", "é😀漢", 'a"b,c', "a\nb", "a\rb", "a\r\nb",
+    "\u2028\x85", "#", "\ufeff", "1e5", "=1+1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_texts_come_back(tmp_path, text):
+    """Names that look like missing values, numbers or line ends are texts all the same."""
+    frame = pd.concat([RECORD] * 2, ignore_index=True)
+    frame = frame.assign(benchmark=[text, "x"], implementation=["y", text], workload=text)
+    same(read(write_csv(frame, tmp_path / "x.csv")), frame)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "back"),
+    [
+        ("cpu_ms", math.nan, math.nan),
+        ("cpu_ms", None, math.nan),
+        ("cpu_ms", 0.0, 0.0),
+        ("wall_ms", 0.1 + 0.2, 0.1 + 0.2),
+        ("wall_ms", 5e-324, 5e-324),
+        ("wall_ms", 1.7976931348623157e308, 1.7976931348623157e308),
+        ("wall_ms", 3, 3.0),
+        ("tokens", 2**53 + 1, 2**53 + 1),
+        ("seed", 2**64 - 1, 2**64 - 1),
+        ("seed", 10**30, 10**30),
+        ("items", 4.0, 4),
+        ("workload", None, ""),
+        ("workload", "\ud800", "\\ud800"),
+    ],
+)
+def test_odd_numbers_come_back(tmp_path, column, value, back):
+    """To the last bit and digit; CPU time that was not taken stays unknown."""
+    frame = RECORD.assign(**{column: pd.Series([value], dtype=object)})
+    found = read(write_csv(frame, tmp_path / "x.csv"))[column].tolist()
+    assert [repr(cell) for cell in found] == [repr(back)]
+    same(read(write_csv(read(tmp_path / "x.csv"), tmp_path / "y.csv")), read(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("cpu_ms", "fast"),
+        ("cpu_ms", "-1"),
+        ("cpu_ms", "inf"),
+        ("wall_ms", ""),
+        ("wall_ms", "inf"),
+        ("tokens", "1.5"),
+        ("tokens", ""),
+        ("items", "9" * 5000),
+        ("is_warmup", "perhaps"),
+        ("timestamp", ""),
+    ],
+)
+def test_a_damaged_cell_is_refused(tmp_path, column, text):
+    """Only CPU time may be missing; a word, half an item or infinity is no number."""
+    write_csv(RECORD.astype(object).assign(**{column: text}), tmp_path / "bad.csv")
+    with pytest.raises(UserError, match=r"bad\.csv"):
+        read(tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize("left", [1, 5, 12, 20, 24])
+def test_a_row_with_cells_missing_or_left_over_is_refused(tmp_path, left):
+    """A last row cut behind any cell is no whole row, nor is one with a cell too many."""
+    header, row = RECORD.to_csv(index=False).splitlines()
+    cells = next(csv.reader([row]))
+    for some in (cells[:left], [*cells, "more"]):
+        with (tmp_path / "bad.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header.split(","), cells, some])
+        with pytest.raises(UserError, match=r"bad\.csv"):
+            read(tmp_path / "bad.csv")
+
+
+def test_samples_of_every_writer_come_back(tmp_path):
+    """Those of long calls, of peers and of two cores too, where no CPU time is taken."""
+    rows = [("decode", way, block, 3.0 + block) for block in (0, 1) for way in parallel.WAYS]
+    measured = pd.DataFrame(rows, columns=["stage", "way", "block", "calls_per_s"])
+    frame = parallel.as_records(measured, seed=3)
+    assert frame["wall_ms"].tolist() == [1e3 / row[3] for row in rows]
+    assert frame["batch_size"].unique().tolist() == [8]
+    found = read(write_csv(frame, tmp_path / "x.csv"))
+    same(found, frame)
+    assert found["position"].tolist() == [0, 1, 2, 3] * 2
 
 
 def _broken(text, how):

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import PROJECT
 
 from batchgauge.errors import UserError
+from batchgauge.measuring import read
 from batchgauge.reporting.study import books, run_study
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,14 @@ def test_the_facts_name_real_files(smoke_study, report):
             frame = pd.read_csv(path)
             assert len(frame), file
             assert not [c for c in frame.columns if re.search(r"\s|^Unnamed", c)], file
+
+
+def test_every_table_of_samples_is_read_back(smoke_study):
+    """Whatever is called samples has the record's columns, and the record's reader takes it."""
+    paths = sorted((smoke_study / "data").rglob("*samples*.csv"))
+    assert len(paths) >= 4
+    for path in paths:
+        assert len(read(path)) == len(pd.read_csv(path)), path
 
 
 @pytest.mark.parametrize("report", REPORTS)

@@ -16,6 +16,7 @@ import pytest
 mpl.use("agg")
 
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import usable_cores
 from batchgauge.profiling import parallelism
 from batchgauge.profiling.allocations import memory_lines, memory_timeline, track_allocations
 from batchgauge.profiling.calls import ProfilerUnavailableError, sample_calls
@@ -345,7 +346,7 @@ def test_overhead_of_tools_is_measured_and_a_missing_one_is_named(monkeypatch):
         measure_overhead(planted, [], tools=["gprof"])
 
 
-@pytest.mark.skipif(parallelism.available_cores() < 2, reason="needs a second core")
+@pytest.mark.skipif(usable_cores() < 2, reason="needs a second core")
 def test_sleep_releases_the_gil_and_a_long_builtin_holds_it():
     """A second thread runs on beside `sleep`, and stands still beside one long C call."""
     numbers = list(range(1_000_000))

@@ -134,30 +134,30 @@ def test_caches_on_linux_macos_and_windows(monkeypatch, tmp_path):
     assert hardware.read_caches(tree(tmp_path, files)) == {"L1d": 48 << 10, "L3": 32 << 20}
     monkeypatch.setattr(sys, "platform", "darwin")
     answers = {"hw.l1dcachesize": "65536\n", "hw.l2cachesize": "4194304\n"}
-    monkeypatch.setattr(hardware, "_output", lambda *c: answers.get(c[-1], ""))
+    monkeypatch.setattr(hardware, "command_output", lambda *c: answers.get(c[-1], ""))
     assert hardware.read_caches() == {"L1d": 65536, "L2": 4194304}
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(hardware, "_output", lambda *_: "2048\r\n32768\r\n")
+    monkeypatch.setattr(hardware, "command_output", lambda *_: "2048\r\n32768\r\n")
     assert hardware.read_caches() == {"L2": 2048 << 10, "L3": 32768 << 10}
 
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch):
     """Rows of nvidia-smi become GPUs; a row that is no GPU is left out."""
     text = "NVIDIA A100-SXM4-80GB, 81920, 80000\nerror line\n"
-    monkeypatch.setattr(hardware, "_output", lambda *_: text)
+    monkeypatch.setattr(hardware, "command_output", lambda *_: text)
     gpu = hardware.Gpu("NVIDIA A100-SXM4-80GB", 81920 << 20, 80000 << 20)
     assert hardware.find_gpus() == (gpu,)
 
 
 def test_commands_that_are_missing_or_hang_give_nothing(monkeypatch):
     """A missing tool, a failing one and one that never ends are all no answer."""
-    assert hardware._output("no-such-program-anywhere") == ""
+    assert limits.command_output("no-such-program-anywhere") == ""
 
     def hang(*_, **__):
         raise subprocess.TimeoutExpired("x", 5)
 
     monkeypatch.setattr(subprocess, "run", hang)
-    assert hardware._output("nvidia-smi") == ""
+    assert limits.command_output("nvidia-smi") == ""
 
 
 def test_this_machine_is_described():
@@ -184,7 +184,8 @@ def test_rates_are_measured_once_per_machine(tmp_path, monkeypatch):
     assert rates.cached_rates(2, "here", folder=tmp_path) == first
     rates.cached_rates(2, "there", folder=tmp_path)
     assert calls == [2, 2]
-    (tmp_path / "rates-here-2.json").write_text("{broken", encoding="utf-8")
+    for path in tmp_path.glob("rates-here-*.json"):
+        path.write_text("{broken", encoding="utf-8")
     assert rates.cached_rates(2, "here", folder=tmp_path) == first
 
 
@@ -212,12 +213,19 @@ def test_cache_folder_per_system(monkeypatch, tmp_path):
     assert rates.cache_folder() == tmp_path
 
 
-def test_machine_id_depends_on_blas_core_type(monkeypatch):
-    """Another BLAS core type on the same processor is another machine for timings."""
-    monkeypatch.setattr(rates, "blas_identity", lambda: ("openblas SkylakeX", 2))
-    one = rates.machine_id(2)
-    monkeypatch.setattr(rates, "blas_identity", lambda: ("openblas Haswell", 2))
-    assert rates.machine_id(2) != one
+def test_rates_belong_to_a_blas_core_type(monkeypatch, tmp_path):
+    """Another BLAS core type on the same processor is measured anew; its threads do not matter."""
+    calls = []
+
+    def measure(threads):
+        calls.append(threads)
+        return rates.Rates(threads, 1e10, 1e11)
+
+    monkeypatch.setattr(rates, "measure_rates", measure)
+    for blas in (("openblas SkylakeX", 2), ("openblas SkylakeX", 1), ("openblas Haswell", 2)):
+        monkeypatch.setattr(rates, "blas_identity", lambda blas=blas: blas)
+        rates.cached_rates(1, "here", folder=tmp_path)
+    assert calls == [1, 1]
 
 
 def test_simulated_machines_say_so():

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.batch_sizing import runs, study
+from batchgauge.experiments.batch_sizing.bench import Bench
 from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
     Truth,
@@ -21,11 +26,19 @@ from batchgauge.experiments.batch_sizing.scoring import (
 )
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
-from batchgauge.sizing import automatic, optimal_for_engine, optimal_for_tokenizer
+from batchgauge.sizing import (
+    ModelShape,
+    automatic,
+    optimal_for_engine,
+    optimal_for_tokenizer,
+    simulated_profiles,
+)
 from batchgauge.sizing.calibration import calibrate_engine
+from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
+from batchgauge.workload import request_lengths
 
 WORK = Lengths.uniform(16, 16)
 
@@ -260,7 +273,7 @@ def test_a_broken_cache_is_replaced(tmp_path):
     assert path.read_text(encoding="utf-8") != "{"
 
 
-@pytest.mark.parametrize(("per_call_us", "low", "high"), [(5_000, 40, 50), (0, 1, 4)])
+@pytest.mark.parametrize(("per_call_us", "low", "high"), [(5_000, 40, 50), (0, 1, 10)])
 def test_optimal_for_tokenizer_follows_its_costs(tmp_path, monkeypatch, per_call_us, low, high):
     """Dear calls want large batches, free ones do not; the second question is not measured."""
     tokenizer: Any = InventedTokenizer(per_call_us)
@@ -295,3 +308,95 @@ def test_traffic_lengths_have_the_shape_of_traffic():
     assert np.median(lengths.inputs) == pytest.approx(1020 / 16, rel=0.1)
     assert np.median(lengths.new_tokens) == pytest.approx(129 / 16, rel=0.3)
     assert max(lengths.inputs) > 2 * np.median(lengths.inputs)
+
+
+def test_traffic_is_drawn_in_one_place():
+    """The advisor's requests, the notebook's and the workload's are the same numbers."""
+    context, new = request_lengths(200, scale=1 / 16, longest=128, seed=3)
+    ours = automatic.traffic_lengths(seed=3)
+    assert ours == Lengths(tuple(context.tolist()), tuple(new.tolist()))
+    tokenizer: Any = SimpleNamespace(
+        encode_many=lambda texts: SimpleNamespace(counts=[len(t) for t in texts])
+    )
+    assert study.engine_workloads(tokenizer, seed=3)["ragged traffic"] == ours
+    assert max(ours.inputs) <= 128
+
+
+class WideEngine(InventedEngine):
+    """One that takes more than is calibrated unasked."""
+
+    def max_batch_size(self) -> int:
+        """As our own engine."""
+        return 100
+
+
+def bench_of(engine: Any, tokenizer: Any, profile: str) -> Bench:
+    """The notebook's bench on an invented engine, without a clock."""
+    sample = automatic.traffic_texts()[:9]
+    return Bench(
+        engine=engine,
+        tokenizer=tokenizer,
+        texts=sample,
+        works={"ragged traffic": automatic.traffic_lengths()},
+        effort=replace(
+            runs.effort(profile, 1, most=engine.max_batch_size()), repeats=1, tokenizer_largest=90
+        ),
+        config=SizingConfig(),
+        hardware=simulated_profiles()[0],
+        priors={},
+        shape=ModelShape(2, 8, 2, 1, 4, 16, 32, 64, 1000),
+        probes=cast("Any", {1: probe, 2: probe}),
+        text_probe=cast("Any", lambda size: (20 * size, 0.05 + 0.002 * size)),
+        seed=0,
+    )
+
+
+def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
+    """After the notebook's calibration, `optimal_batch_size()` measures nothing and agrees."""
+    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
+    engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
+    bench = bench_of(engine, tokenizer, "default")
+    models = bench.calibrate()
+    plain = Scenario("", "engine", bench.works["ragged traffic"], bench.largest)
+    texts = Scenario("", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest)
+    with threadpool_limits(1, user_api="blas"):
+        assert optimal_for_engine(engine) == ask(plain, models["engine", 1])
+    size = optimal_for_tokenizer(tokenizer, texts=list(bench.texts), max_batch_size=90)
+    assert size == ask(texts, models["tokenizer", 1])
+    assert engine.calls == tokenizer.calls == 0
+
+
+def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
+    """What a smoke run measures, up to batches of six, is no advice for later."""
+    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
+    bench_of(InventedEngine(), InventedTokenizer(), "smoke").calibrate()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
+    """A larger size asked for is calibrated anew, and what is then known is used."""
+    engine = WideEngine()
+    first = automatic.suggest_for_engine(engine, cache=tmp_path)
+    assert len(first.candidates) == automatic.LARGEST
+    calls = engine.calls
+    assert automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=8).size <= 8
+    assert engine.calls == calls
+    wide = automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=64)
+    assert engine.calls > calls
+    assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
+
+
+def test_calibrations_are_told_apart(monkeypatch):
+    """Another title, size of weights, BLAS or thread count is another engine; texts count too."""
+    model = SimpleNamespace(weights_bytes=7)
+    engine: Any = SimpleNamespace(name="numpy", title="A", model=model)
+    other: Any = SimpleNamespace(name="numpy", title="B", model=model)
+    found = [automatic.engine_identity(engine), automatic.engine_identity(other)]
+    model.weights_bytes = 8
+    found.append(automatic.engine_identity(engine))
+    for blas in (("openblas Haswell", 1), ("openblas SkylakeX", 1), ("openblas Haswell", 2)):
+        monkeypatch.setattr(automatic, "blas_identity", lambda blas=blas: blas)
+        found.append(automatic.engine_identity(engine))
+    tokenizer: Any = InventedTokenizer()
+    found += [automatic.tokenizer_identity(tokenizer, [text], 9) for text in ("a", "b", "\ud800")]
+    assert len({str(identity) for identity in found}) == len(found)

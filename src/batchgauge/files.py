@@ -9,6 +9,7 @@ prompts may hold every other character that some call a line's end.
 from __future__ import annotations
 
 import codecs
+import csv
 import json
 import os
 import stat
@@ -106,8 +107,17 @@ def write_text(text: str, path: Path | str) -> Path:
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> Path:
     """Write `frame` to `path` without its index, whole or not at all; surrogates as above."""
+    texts = frame.select_dtypes(exclude=["number", "bool"])
+    # The writer quotes a line feed but not a lone carriage return, where readers end the line too.
+    returns = any("\r" in str(cell) for name in texts for cell in texts[name].unique())
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
+        frame.to_csv(
+            temporary,
+            index=False,
+            lineterminator="\n",
+            errors="backslashreplace",
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+        )
     return Path(path)
 
 

@@ -128,7 +128,7 @@ class BatchInferenceEngine:
         """The sizing advisor's answer for this engine on this machine; measures the first time."""
         from batchgauge.sizing import optimal_for_engine
 
-        return optimal_for_engine(self, model=f"{self.title}-{self.model.weights_bytes}")
+        return optimal_for_engine(self)
 
     def _generate(self, going: list[Generation], stages: Stages) -> tuple[int, int]:
         """Run requests to their ends; decode steps, and positions that the model computed."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from batchgauge.errors import UserError
-from batchgauge.machine.limits import usable_cores, usable_memory
-from batchgauge.machine.rates import blas_identity, cached_rates, cpu_name, machine_id
+from batchgauge.machine.identity import Machine, cpu_name
+from batchgauge.machine.limits import command_output, usable_cores, usable_memory
+from batchgauge.machine.rates import blas_identity, cached_rates
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -105,11 +105,11 @@ def detect_hardware(
         raise UserError(f"threads is {threads}; expected at least 1.")
     cores = usable_cores(root)
     total, available = usable_memory(root)
-    identity = machine_id(cores)
+    identity = Machine.here().id
     blas, blas_threads = blas_identity()
     caches = read_caches(root)
     profile = HardwareProfile(
-        name=cpu_name(),
+        name=cpu_name(root),
         cores=cores,
         memory_bytes=total,
         memory_available_bytes=available,
@@ -138,13 +138,13 @@ def read_caches(root: Path | str = "/") -> dict[str, int]:
     sizes: dict[str, int] = {}
     if sys.platform == "darwin":
         for name, key in (("L1d", "l1dcachesize"), ("L2", "l2cachesize"), ("L3", "l3cachesize")):
-            text = _output("sysctl", "-n", f"hw.{key}").strip()
+            text = command_output("sysctl", "-n", f"hw.{key}").strip()
             if text.isdigit() and int(text) > 0:
                 sizes[name] = int(text)
         return sizes
     if sys.platform == "win32":
         query = "Get-CimInstance Win32_Processor | % { $_.L2CacheSize; $_.L3CacheSize }"
-        numbers = _output("powershell", "-NoProfile", "-Command", query).split()
+        numbers = command_output("powershell", "-NoProfile", "-Command", query).split()
         for name, text in zip(("L2", "L3"), numbers, strict=False):
             if text.isdigit() and int(text) > 0:
                 sizes[name] = int(text) << 10  # Windows answers in KiB
@@ -163,7 +163,7 @@ def read_caches(root: Path | str = "/") -> dict[str, int]:
 def find_gpus() -> tuple[Gpu, ...]:
     """GPUs that `nvidia-smi` lists; else those of a torch that is already imported."""
     query = "--query-gpu=name,memory.total,memory.free"
-    rows = _output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
+    rows = command_output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
     found = []
     for row in rows:
         cells = [cell.strip() for cell in row.split(",")]
@@ -203,12 +203,3 @@ def _simd() -> tuple[str, ...]:
     config = np.show_config(mode="dicts") or {}
     extensions = config.get("SIMD Extensions", {})
     return tuple(extensions.get("baseline", ())) + tuple(extensions.get("found", ()))
-
-
-def _output(*command: str) -> str:
-    """What a command prints; empty when it is missing, fails or takes over five seconds."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -50,16 +49,6 @@ def cache_folder() -> Path:
     return Path(base) / "batchgauge"
 
 
-def cpu_name() -> str:
-    """The processor's own name where the system tells it, else its architecture."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-                if line.lower().startswith(("model name", "hardware")):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def blas_identity() -> tuple[str, int]:
     """(name, version and core type of the BLAS that NumPy loaded; its threads)."""
     pools = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
@@ -68,16 +57,6 @@ def blas_identity() -> tuple[str, int]:
     pool = next((p for p in pools if "numpy" in str(p.get("filepath", ""))), pools[0])
     parts = (pool.get("internal_api"), pool.get("version"), pool.get("architecture"))
     return " ".join(str(part) for part in parts if part), int(pool.get("num_threads") or 1)
-
-
-def machine_id(cores: int) -> str:
-    """Twelve hex digits that name this kind of machine: CPU, usable cores, system and BLAS.
-
-    Timings carry over between two runs with the same id and not otherwise: another
-    BLAS core type on the same CPU is another machine in this sense.
-    """
-    facts = (cpu_name(), str(cores), platform.system(), platform.machine(), blas_identity()[0])
-    return sha256("|".join(facts).encode()).hexdigest()[:12]
 
 
 def measure_rates(threads: int, *, repeats: int = 5) -> Rates:
@@ -100,9 +79,11 @@ def measure_rates(threads: int, *, repeats: int = 5) -> Rates:
 def cached_rates(threads: int, identity: str, *, folder: Path | None = None) -> Rates:
     """`measure_rates`, or what it gave before on the machine `identity` with as many threads.
 
-    A folder that cannot be written costs a new measurement each time, nothing else.
+    And with the same BLAS: another core type on the same processor has other rates. A folder
+    that cannot be written costs a new measurement each time, nothing else.
     """
-    path = (folder or cache_folder()) / f"rates-{identity}-{threads}.json"
+    blas = sha256(blas_identity()[0].encode()).hexdigest()[:6]
+    path = (folder or cache_folder()) / f"rates-{identity}-{blas}-{threads}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return Rates(**json.loads(path.read_text(encoding="utf-8")))
     rates = measure_rates(threads)

@@ -10,7 +10,7 @@
 | process, block, position | which process, which round, which place in the round |
 | is_warmup | True for samples before the times were steady; kept, never analysed |
 | inner_loops | calls timed together as this one sample |
-| wall_ms, cpu_ms | milliseconds of ONE call: wall clock, and CPU time of all threads |
+| wall_ms, cpu_ms | milliseconds of ONE call: wall clock; CPU time of all threads, or empty |
 | items, tokens | work done by one call |
 | counters | deterministic work of one call as JSON: tokens, steps, bytes, instructions |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
@@ -26,8 +26,10 @@ Leaves out what the numbers mean: see `statistics`, `paired` and `compare`.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -75,22 +77,11 @@ _RUN_COLUMNS = (
     "timestamp",
 )
 COLUMNS: tuple[str, ...] = ("run_id", *(f.name for f in fields(Sample)), *_RUN_COLUMNS)
-_TEXT = {
-    "run_id",
-    "benchmark",
-    "implementation",
-    "part",
-    "parameters",
-    "counters",
-    "outlier",
-    "gc",
-    "git_commit",
-    "versions",
-    "machine_id",
-    "machine",
-    "workload",
-    "timestamp",
-}
+_TIMES = ("wall_ms", "cpu_ms")
+_WHOLE = (
+    *("batch_size", "process", "block", "position", "inner_loops", "items", "tokens"),
+    *("threads", "seed"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +148,17 @@ def as_json(values: Mapping[str, Any]) -> str:
 
 
 def read(path: Path | str) -> pd.DataFrame:
-    """Samples from a CSV that `write` or a notebook made, checked.
+    """Samples from a CSV that `write` or a notebook made, checked: what was written comes back.
 
-    Raises UserError for a file that is missing, empty, truncated, of other columns, or
-    with times that are missing, negative or not numbers.
+    A `cpu_ms` that was not taken is empty, and NaN here. Raises UserError for a file that is
+    missing, empty, truncated, of other columns, or with wall times that are missing, negative
+    or not numbers.
     """
     source = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(source, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False)
+            frame = pd.read_csv(source, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, UnicodeDecodeError) as problem:
         raise UserError(f"'{source}' cannot be read: {problem}.") from None
     except pd.errors.EmptyDataError:
@@ -187,20 +179,47 @@ def checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     if frame.empty:
         raise UserError(f"'{source}' has columns but no samples.")
     typed = frame.copy()
-    for column in set(COLUMNS) - _TEXT - {"is_warmup"}:
-        typed[column] = pd.to_numeric(typed[column], errors="coerce")
-        if not np.isfinite(typed[column]).all():
-            at = int(np.flatnonzero(~np.isfinite(typed[column]))[0]) + 2
-            raise UserError(f"'{source}', line {at}: {column} is no number; is the file truncated?")
     flags = typed["is_warmup"].astype(str).str.lower()
-    if not flags.isin(["true", "false"]).all() or (typed["timestamp"].astype(str) == "").any():
+    if not flags.isin(["true", "false"]).all() or typed["timestamp"].fillna("").eq("").any():
         raise UserError(f"'{source}' has rows cut short; is the file truncated?")
+    for column in (*_WHOLE, *_TIMES):
+        number = _whole if column in _WHOLE else _real
+        values = [number(cell) for cell in typed[column].tolist()]
+        if column == "cpu_ms":
+            known = [cell not in {"", "nan"} for cell in typed[column].astype(str)]
+        else:
+            known = [True] * len(values)
+        bad = next((i for i, v in enumerate(values) if v is None and known[i]), None)
+        if bad is not None:
+            what = "whole number" if column in _WHOLE else "number"
+            raise UserError(
+                f"'{source}', line {bad + 2}: {column} is no {what}; is the file truncated?"
+            )
+        typed[column] = [math.nan if v is None else v for v in values]
     typed["is_warmup"] = flags == "true"
     if (typed["wall_ms"] <= 0).any() or (typed["cpu_ms"] < 0).any():
         raise UserError(f"'{source}' has times that are zero or negative; expected milliseconds.")
     if not typed["is_warmup"].eq(other=False).any():
         raise UserError(f"'{source}' has warm-up samples only; nothing to compare.")
     return typed
+
+
+def _whole(cell: Any) -> int | None:
+    """A whole number of any size; None for anything else. A `32.0` is one."""
+    if isinstance(cell, str | int):
+        with suppress(ValueError):
+            return int(cell)
+    real = _real(cell)
+    return int(real) if real is not None and real.is_integer() else None
+
+
+def _real(cell: Any) -> float | None:
+    """A finite number; None for anything else."""
+    try:
+        real = float(cell)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return real if math.isfinite(real) else None
 
 
 def merge(frames: Sequence[pd.DataFrame], *, allow_other_machine: bool = False) -> pd.DataFrame:

@@ -27,6 +27,10 @@ RESAMPLES = 1999
 TRIM = 0.2
 # Below this many blocks a resample is too often a single value repeated.
 BOOTSTRAP_FROM = 10
+# Each step must describe a history better by so much: strong evidence (Kass & Raftery 1995).
+MARGIN = 6.0
+STRAYS = 0.1  # of the runs at most
+SHORTEST = 3  # runs in a stretch of one level
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,35 +193,133 @@ def classify_outliers(values: npt.ArrayLike) -> list[str]:
 def change_points(values: npt.ArrayLike, *, level: float = 0.01, seed: int = 0) -> list[int]:
     """Where a history [n] changes its level: indices at which a new stretch begins.
 
-    Binary segmentation: the split with the largest difference of means in standard
-    errors, kept when fewer than `level` of 999 shuffles split as well (a permutation
-    test as in Matteson & James, JASA 2014, with means); stretches have at least 3 runs.
+    A level that moves otherwise has no such points: neither a trend, a smooth drift, a season,
+    a random walk nor one or two stray runs. Each of these is fitted alone and with steps
+    added, and steps are reported where they belong to the best description by Schwarz's
+    criterion (BIC), in which a step counts three parameters, its place two (as about in Zhang &
+    Siegmund, Biometrics 63, 2007). Each step added must do so better than all but `level` of 999
+    shuffled histories allow (permutation test). Stretches have at least 3 runs; runs that are
+    not finite are passed over.
     """
-    x = np.asarray(values, dtype=np.float64)
+    given = np.asarray(values, dtype=np.float64).ravel()
+    where = np.flatnonzero(np.isfinite(given))
+    raw = given[where]
+    x = _without_strays(raw[None])[0] if raw.size >= 2 * SHORTEST else raw
+    if x.size < 2 * SHORTEST or np.ptp(x) == 0.0:
+        return []
+    least, chosen = _autoregressive_bic(x), list[int]()
+    for base, searched in _smooth_bases(x):
+        for points in ([], _steps_beside(x, raw, base, level, seed)):
+            extra = searched + 2 * len(points)
+            margin = MARGIN * len(points)
+            score = _bic(x, np.hstack([base, _step_columns(x.size, points)]), extra) + margin
+            if score < least:
+                least, chosen = score, points
+    return [int(where[at]) for at in chosen]
+
+
+def _without_strays(rows: Array) -> Array:
+    """Rows [R, n] with single and paired strays set to their neighbours' median (Hampel's filter).
+
+    Far is 4 standard deviations of a row's noise, by the median difference of neighbours. Where
+    more than a tenth are far, they are no strays but what the row is like.
+    """
+    noise = 1.4826 / math.sqrt(2.0) * np.median(np.abs(np.diff(rows)), axis=1, keepdims=True)
+    padded = np.pad(rows, ((0, 0), (2, 2)))
+    padded[:, [0, -2]], padded[:, [1, -1]] = np.inf, -np.inf  # the median is of those inside
+    middle = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5, axis=1), axis=2)
+    far = np.abs(rows - middle) > 4.0 * noise
+    return np.where(far & (far.mean(axis=1, keepdims=True) <= STRAYS), middle, rows)
+
+
+def _smooth_bases(x: Array) -> list[tuple[Array, int]]:
+    """Descriptions without steps, as columns [n, m], and parameters that were searched for.
+
+    A level, a trend, bends (of third and sixth degree), the best wave about a trend, and the best
+    repeated pattern; those that would describe anything, having a parameter for four runs, not.
+    """
+    n = x.size
+    t = np.linspace(-1.0, 1.0, n)
+    line = np.vander(t, 2)
+    waves = []
+    for cycles in np.arange(1.0, n / 3.0, 0.125):
+        angle = np.pi * cycles * t
+        waves.append(np.column_stack([line, np.cos(angle), np.sin(angle)]))
+    patterns = [np.eye(p)[np.arange(n) % p] for p in range(2, n // 4 + 1)]
+    fixed = [(np.vander(t, degree), 0) for degree in (1, 2, 4, 7)]
+    best = [min(some, key=lambda base: _bic(x, base, 1)) for some in (waves, patterns) if some]
+    found = fixed + [(base, 1) for base in best]
+    return [(base, searched) for base, searched in found if base.shape[1] <= max(2, n // 4)]
+
+
+def _bic(x: Array, columns: Array, extra: int) -> float:
+    """Schwarz's criterion of `x` [n] by its least-squares fit to columns [n, m]; lower is better.
+
+    Residuals below a millionth of the range count as none: no clock tells them apart.
+    """
+    n = x.size
+    nothing = max((1e-6 * np.ptp(x)) ** 2, np.finfo(np.float64).tiny)
+    coefficients, _, rank, _ = np.linalg.lstsq(columns, x, rcond=None)
+    square = float(np.mean((x - columns @ coefficients) ** 2))
+    return n * math.log(square + nothing) + (int(rank) + extra) * math.log(n)
+
+
+def _autoregressive_bic(x: Array) -> float:
+    """The criterion of a history that goes on from its last one, two or three runs; the least.
+
+    With one it is a drift or a random walk, with two a wave of any length.
+    """
+    n = x.size
+    scores = []
+    for order in range(1, min(3, n // 4) + 1):
+        before = np.lib.stride_tricks.sliding_window_view(x[:-1], order)  # [n - order, order]
+        columns = np.column_stack([np.ones(n - order), before])
+        scores.append(_bic(x[order:], columns, 0) * n / (n - order))
+    return min(scores)
+
+
+def _steps_beside(x: Array, raw: Array, base: Array, level: float, seed: int) -> list[int]:
+    """Steps that belong beside a base [n, m], the best fitting first, while they are significant.
+
+    Each must describe the history better by `MARGIN`, and explain a larger share of the residual
+    squares than in 999 histories that have no step more: the fit so far with its own residuals
+    shuffled (Freedman & Lane, 1983), strays included.
+    """
+    n = x.size
     rng = np.random.default_rng(seed)
-    found: list[int] = []
-    pending = [(0, x.size)]
-    while pending:
-        begin, end = pending.pop()
-        part = x[begin:end]
-        if part.size < 6:
-            continue
-        score, at = _best_split(part[None])
-        shuffled, _ = _best_split(rng.permuted(np.tile(part, (999, 1)), axis=1))
-        if (1 + np.count_nonzero(shuffled >= score[0])) / 1000.0 <= level:
-            middle = begin + int(at[0])
-            found.append(middle)
-            pending += [(begin, middle), (middle, end)]
-    return sorted(found)
+    points: list[int] = []
+    while True:
+        places = [
+            at
+            for at in range(SHORTEST, n - SHORTEST + 1)
+            if all(abs(at - other) >= SHORTEST for other in points)
+        ]
+        basis = np.linalg.qr(np.hstack([base, _step_columns(n, points)]))[0]
+        steps = _step_columns(n, places)
+        steps -= basis @ (basis.T @ steps)
+        norms = np.sqrt((steps**2).sum(axis=0))
+        steps = np.where(norms > 1e-6, steps / np.maximum(norms, 1e-6), 0.0)
+        if not places or base.shape[1] + len(points) >= n // 3:
+            return points
+        fit = basis @ (basis.T @ x)
+        shares = _shares(x[None], basis, steps)[0]
+        better = -n * math.log(max(1.0 - float(shares.max()), 1e-12)) - 3.0 * math.log(n)
+        if better < MARGIN:
+            return points
+        shuffled = fit + rng.permuted(np.tile(raw - fit, (999, 1)), axis=1)
+        beaten = _shares(_without_strays(shuffled), basis, steps).max(axis=1) >= shares.max()
+        if (1 + np.count_nonzero(beaten)) / 1000.0 > level:
+            return points
+        points = sorted([*points, places[int(shares.argmax())]])
 
 
-def _best_split(rows: Array, shortest: int = 3) -> tuple[Array, npt.NDArray[np.intp]]:
-    """Largest scaled difference of means [R] over all splits of rows [R, n], and where."""
-    n = rows.shape[1]
-    left = np.arange(shortest, n - shortest + 1)  # sizes of the left stretch
-    sums = np.cumsum(rows, axis=1)
-    means = sums[:, left - 1] / left
-    rest = (sums[:, -1:] - sums[:, left - 1]) / (n - left)
-    scores = np.abs(means - rest) * np.sqrt(left * (n - left) / n)
-    best = scores.argmax(axis=1)
-    return scores[np.arange(len(rows)), best], left[best]
+def _shares(rows: Array, basis: Array, steps: Array) -> Array:
+    """Share of the squares of rows [R, n] beside a basis [n, m] that each step [n, k] explains."""
+    rest = rows - (rows @ basis) @ basis.T
+    squares = (rest**2).sum(axis=1, keepdims=True)
+    return np.asarray((rest @ steps) ** 2 / np.maximum(squares, 1e-300), dtype=np.float64)
+
+
+def _step_columns(n: int, points: Sequence[int]) -> Array:
+    """Columns [n, points]: 0 before a point, 1 from it on."""
+    return (np.arange(n)[:, None] >= np.asarray(points, dtype=np.int64)[None, :]).astype(float)

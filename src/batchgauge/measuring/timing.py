@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
-from batchgauge.machine.identity import Run
+from batchgauge.machine.identity import Machine, Run
 from batchgauge.measuring.record import Measurement, Sample, as_json
 from batchgauge.measuring.statistics import classify_outliers
 
@@ -111,6 +111,7 @@ def pinned(cpus: Sequence[int] | None) -> Iterator[bool]:
     if not cpus or not hasattr(os, "sched_setaffinity"):
         yield False
         return
+    Machine.here()  # known by all the cores that there are, before this takes some away
     before = os.sched_getaffinity(0)
     if not set(cpus) <= before:
         raise UserError(

@@ -12,7 +12,6 @@ core; the frame says how many the process has.
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import threading
@@ -21,6 +20,8 @@ from collections.abc import Callable, Mapping
 from typing import Literal, Self
 
 import pandas as pd
+
+from batchgauge.machine.limits import usable_cores
 
 RELEASES_FROM = 0.5  # of the call's time with the lock free
 STANDS_STILL_BELOW = 0.2  # of the other thread's own pace
@@ -89,7 +90,7 @@ def probe_gil(
                 "other_thread_progress": progress,
                 "two_thread_speedup": speedup,
                 "alone_ms": 1e3 * alone_s,
-                "cores": available_cores(),
+                "cores": usable_cores(),
             }
         )
     return pd.DataFrame(rows)
@@ -103,12 +104,6 @@ def _round(
     progress, own = _paces(call, alone_s, seconds)
     free = min(1.0, max(0.0, progress + own - 1.0))
     return alone_s, progress, free, _two_threads(call, other, seconds)
-
-
-def available_cores() -> int:
-    """CPU cores this process may run on."""
-    available = getattr(os, "sched_getaffinity", None)
-    return len(available(0)) if available else os.cpu_count() or 1
 
 
 def _mean_s(call: Callable[[], object], seconds: float) -> float:

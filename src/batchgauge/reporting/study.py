@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import psutil
 from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_text
 from batchgauge.machine.identity import git_commit, versions
+from batchgauge.machine.limits import usable_cores, usable_memory
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
 from batchgauge.reporting.inputs import digest_of, inputs
@@ -280,7 +280,7 @@ def _problem(error: Exception) -> _Problem:
 
 def _at_once(profile: str) -> int:
     """Kernels side by side: two in a smoke run with cores and memory for them, else one."""
-    room = (os.cpu_count() or 1) > 1 and psutil.virtual_memory().available > _ROOM_FOR_TWO
+    room = usable_cores() > 1 and usable_memory()[1] > _ROOM_FOR_TWO
     return 2 if profile == "smoke" and room else 1
 
 

@@ -2,22 +2,22 @@
 
 The first call on a machine measures for a few seconds and keeps the result as JSON
 in the user's cache folder, named by machine, model and threads; later calls only
-read it. The workload is a scaled-down version of real traffic's lengths unless the
-caller gives its own.
+read it. The batch-sizing notebook asks about the same requests, and its calibration, a
+longer one, takes the place of the short one here: both give one answer. The newest
+calibration counts, and advice reaches as far as it was measured.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from batchgauge.errors import UserError
-from batchgauge.machine.limits import usable_cores
-from batchgauge.machine.rates import blas_identity, cache_folder, machine_id
+from batchgauge.machine.identity import Machine
+from batchgauge.machine.rates import blas_identity, cache_folder
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel
@@ -25,24 +25,63 @@ from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.probes import engine_probe, tokenizer_probe
 from batchgauge.sizing.suggest import suggest_batch_size
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
+from batchgauge.workload import load_prompts, request_lengths, texts
 
-# Quantiles of context and generated tokens in the Azure LLM inference trace 2023,
-# conversation (Patel et al., Splitwise, ISCA 2024, CC-BY), at p10, p25, p50, p75, p90;
-# divided by 16 for a model of this size: the shape is what matters.
-_CONTEXT = (207, 396, 1020, 1189, 2735)
-_GENERATED = (54, 85, 129, 395, 424)
-_SCALE = 16
+# Real traffic is divided by this for a model of this size (its shape is what matters), and
+# prompts are cut to what such a model can still sweep.
+SCALE = 16
+LONGEST = 128
+# The largest batch that is calibrated and advised unasked: beyond, the last percents of
+# throughput are paid for with twice the latency.
+LARGEST = 32
+
+Identity = Mapping[str, Any]  # machine, model and threads of a `CostModel`
 
 
-def traffic_lengths(requests: int = 200, *, scale: int = _SCALE, seed: int = 0) -> Lengths:
-    """Request lengths shaped like real conversation traffic, divided by `scale`."""
-    rng = np.random.default_rng(seed)
-    at = (0.1, 0.25, 0.5, 0.75, 0.9)
-    prompts = np.interp(rng.uniform(0.1, 0.9, requests), at, _CONTEXT) / scale
-    new = np.interp(rng.uniform(0.1, 0.9, requests), at, _GENERATED) / scale
-    return Lengths(
-        tuple(max(1, round(p)) for p in prompts), tuple(max(1, round(n)) for n in new), seed=seed
-    )
+def traffic_lengths(
+    requests: int = 200, *, scale: float = SCALE, longest: int = LONGEST, seed: int = 0
+) -> Lengths:
+    """Request lengths in the shape of real conversation traffic, divided by `scale`.
+
+    Prompts and generations have `longest` tokens at most; see `workload.request_lengths`.
+    """
+    context, new = request_lengths(requests, scale=1 / scale, longest=longest, seed=seed)
+    return Lengths(tuple(context.tolist()), tuple(new.tolist()))
+
+
+def traffic_texts(workload: str = "") -> list[str]:
+    """Texts to tokenize: the workload's prompts, and prose in pieces of many lengths."""
+    pieces = [t for size in (40, 120, 400, 1200) for t in texts("prose", size, 60, seed=size)]
+    return [prompt.prompt for prompt in load_prompts(workload)] + pieces
+
+
+def engine_identity(engine: Engine, model: str = "") -> Identity:
+    """What a calibration of the engine is valid for, with the threads that BLAS has now.
+
+    `model` is any text that names the model and its weights; where it is empty, the engine's
+    own title and size of weights, if it shows them. Another BLAS is another engine.
+    """
+    weights = getattr(getattr(engine, "model", None), "weights_bytes", "")
+    name = model or f"{getattr(engine, 'title', '')} {weights}".strip()
+    blas, threads = blas_identity()
+    return {
+        "machine": Machine.here().id,
+        "model": f"{engine.name}, {name}, {blas}",
+        "threads": threads,
+    }
+
+
+def tokenizer_identity(
+    tokenizer: Tokenizer, sample: Sequence[str], max_batch_size: int, model: str = ""
+) -> Identity:
+    """The same of a tokenizer on texts like these in batches of at most so many."""
+    digest = sha256("\0".join(sample).encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    size = getattr(tokenizer, "vocab_size", "")
+    return {
+        "machine": Machine.here().id,
+        "model": f"{tokenizer.name}, {model or size}, {max_batch_size} of {digest}",
+        "threads": 1,
+    }
 
 
 def optimal_for_engine(
@@ -50,9 +89,9 @@ def optimal_for_engine(
 ) -> int:
     """The batch size with the most throughput for this engine on this machine.
 
-    Calibrates for a few seconds the first time for a machine, `model` (any text that
-    names the model and its weights) and thread count, and caches that as JSON. For
-    budgets, other objectives and the reasons, use `suggest_for_engine`.
+    Calibrates for a few seconds the first time for a machine, `model` (see `engine_identity`)
+    and thread count, and caches that as JSON. For budgets, other objectives and the reasons,
+    use `suggest_for_engine`.
     """
     return suggest_for_engine(engine, model=model, workload=workload, cache=cache).size
 
@@ -63,24 +102,33 @@ def suggest_for_engine(
     model: str = "",
     workload: Lengths | None = None,
     cache: Path | None = None,
+    max_batch_size: int | None = None,
     **budgets: Any,
 ) -> BatchSizeSuggestion:
-    """A whole suggestion for an engine; `budgets` go to `suggest_batch_size`."""
-    largest = engine.max_batch_size()
-    cost = _remembered(
-        cache,
-        f"{engine.name}-{model}-{largest}",
-        lambda identity: calibrate_engine(
+    """A whole suggestion for an engine; `budgets` go to `suggest_batch_size`.
+
+    A `max_batch_size` beyond what was calibrated is calibrated anew.
+    """
+    wanted = min(engine.max_batch_size(), LARGEST if max_batch_size is None else max_batch_size)
+    identity = engine_identity(engine, model)
+    cost = recalled(identity, cache)
+    if cost is None or cost.decode.knots[-1] < wanted:
+        cost = calibrate_engine(
             engine_probe(engine),
-            max_batch_size=min(largest, 64),
+            max_batch_size=max(1, wanted),
             max_positions=256,
             sizes=10,
             repeats=2,
             **identity,
-        ),
+        )
+        remember(cost, cache)
+    reach = min(engine.max_batch_size(), int(cost.decode.knots[-1]))
+    return suggest_batch_size(
+        workload=workload or traffic_lengths(),
+        cost_model=cost,
+        max_batch_size=reach if max_batch_size is None else max_batch_size,
+        **budgets,
     )
-    arguments: dict[str, Any] = {"max_batch_size": min(largest, 64)} | budgets
-    return suggest_batch_size(workload=workload or traffic_lengths(), cost_model=cost, **arguments)
 
 
 def optimal_for_tokenizer(
@@ -94,39 +142,38 @@ def optimal_for_tokenizer(
     """The batch size with the most texts a second for this tokenizer on this machine.
 
     Calibrates for a fraction of a second the first time and caches that as JSON.
-    `texts` are what to calibrate with; by default sentences of about a hundred bytes.
+    `texts` are what to calibrate with; by default `traffic_texts`.
     """
-    sample = texts or [
-        f"{i} requests wait in the queue; how many go in one batch?" * (1 + i % 3)
-        for i in range(64)
-    ]
-    cost = _remembered(
-        cache,
-        f"{tokenizer.name}-{model}-{max_batch_size}-{len(sample)}",
-        lambda identity: calibrate_tokenizer(
+    sample = texts or traffic_texts()
+    identity = tokenizer_identity(tokenizer, sample, max_batch_size, model)
+    cost = recalled(identity, cache)
+    if cost is None:
+        cost = calibrate_tokenizer(
             tokenizer_probe(tokenizer, sample),
             max_batch_size=max_batch_size,
             machine=identity["machine"],
             model=identity["model"],
-        ),
-    )
-    workload = Lengths.texts(sample)
+        )
+        remember(cost, cache)
     return suggest_batch_size(
-        workload=workload, cost_model=cost, max_batch_size=max_batch_size
+        workload=Lengths.texts(sample), cost_model=cost, max_batch_size=max_batch_size
     ).size
 
 
-def _remembered(cache: Path | None, model: str, calibrate: Any) -> CostModel:
-    """The cached calibration of this machine, model and thread count, or a new one."""
-    threads = blas_identity()[1]
-    machine = machine_id(usable_cores())
-    identity = {"machine": machine, "model": model, "threads": threads}
-    name = sha256(f"{identity}".encode()).hexdigest()[:16]
-    path = (cache or cache_folder()) / f"costs-{name}.json"
-    if path.exists():
-        with contextlib.suppress(UserError):
-            return CostModel.load(path, machine=machine, model=model)
-    found: CostModel = calibrate(identity)
+def remember(cost: CostModel, cache: Path | None = None) -> None:
+    """Keep a calibration for later calls; a folder that cannot be written is no matter."""
+    identity = {"machine": cost.machine, "model": cost.model, "threads": cost.threads}
     with contextlib.suppress(UserError):
-        found.save(path)
-    return found
+        cost.save(_path(identity, cache))
+
+
+def recalled(identity: Identity, cache: Path | None = None) -> CostModel | None:
+    """The calibration that was remembered for this; None without one, or with a broken one."""
+    with contextlib.suppress(UserError):
+        return CostModel.load(_path(identity, cache), **identity)
+    return None
+
+
+def _path(identity: Identity, cache: Path | None) -> Path:
+    text = "|".join(str(identity[key]) for key in ("machine", "model", "threads"))
+    return (cache or cache_folder()) / f"costs-{sha256(text.encode()).hexdigest()[:16]}.json"

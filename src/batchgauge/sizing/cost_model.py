@@ -76,8 +76,13 @@ class BatchTimes:
 
 
 def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
-    """Price batches of `size` requests of this workload: phases added up, draws averaged."""
-    firsts, wholes, steps, done = [], [], [], 0
+    """Price batches of `size` requests of this workload: phases added up, draws averaged.
+
+    Texts are counted by their share of the workload's bytes, so that no size looks better for
+    having drawn short ones.
+    """
+    firsts, wholes, steps, done = [], [], [], 0.0
+    mean = sum(lengths.inputs) / len(lengths.inputs) or 1.0
     for plan in lengths.plans(size):
         first = costs.prefill_ms(
             size, plan.positions(padded=costs.padded), plan.squares(padded=costs.padded)
@@ -87,7 +92,7 @@ def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
         firsts.append(first)
         wholes.append(first + float(decode.sum()))
         steps.append(float(decode.mean()) if decode.size else 0.0)
-        done += plan.tokens if lengths.generates else size
+        done += plan.tokens if lengths.generates else plan.positions(padded=False) / mean
     seconds = sum(wholes) / 1e3
     rate = done / seconds if seconds > 0.0 else math.inf
     return BatchTimes(

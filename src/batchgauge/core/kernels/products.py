@@ -1,5 +1,7 @@
 """Products with blocked weights: by compiled tiles, or by BLAS where those cannot run.
 
+Where nobody has said how many those are, they are one for each full-speed core.
+
 Letters: T rows, K inputs, n blocks of W output features each. One limit rules all: the
 tiles share their blocks among as many threads as NumPy's BLAS may use at the moment.
 `own_threads` keeps BLAS itself to one meanwhile, since its idle threads spin for a
@@ -25,12 +27,22 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from batchgauge.core.ops import Floats
+from batchgauge.machine.limits import performance_cores, usable_cpus
 
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
 
 SMALL = 1_000_000  # multiplications up to which OpenBLAS takes its unpacked kernels
 WORTH_SHARING = 30_000_000  # multiplications from which a second thread is worth waking
 MEMORY_ROWS = 5  # rows whose multiplications take no longer than reading the weights
+
+MOST = 64  # threads that the OpenBLAS of NumPy's wheels is built for
+VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
 
 _here = threading.local()  # `threads`, inside `own_threads`
 
@@ -119,6 +131,20 @@ def allowed_threads() -> int:
     return max(1, library.num_threads or 1) if library is not None else 1
 
 
+def choose_threads() -> None:
+    """Give BLAS one thread for each full-speed core where nobody has said how many it may use.
+
+    That is where no variable does and it has all that it takes by itself: every logical CPU,
+    efficiency cores too, whatever the control group's quota.
+    """
+    library = _blas()
+    if library is None or any(os.environ.get(name) for name in VARIABLES):
+        return
+    wanted = performance_cores()
+    if wanted < library.num_threads and library.num_threads >= min(len(usable_cpus()), MOST):
+        library.set_num_threads(wanted)
+
+
 @cache
 def _blas() -> Any:
     """The BLAS that NumPy loaded, as threadpoolctl sees it; None if it knows none."""
@@ -134,3 +160,5 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
+
+choose_threads()

@@ -22,6 +22,13 @@ from batchgauge.sizing import (
     ModelShape,
     detect_hardware,
 )
+from batchgauge.sizing.automatic import (
+    LARGEST,
+    LONGEST,
+    remember,
+    tokenizer_identity,
+    traffic_texts,
+)
 from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
@@ -60,7 +67,7 @@ class Bench:
     ) -> Bench:
         """Check all parameters, then load. Raises UserError before anything slow happens."""
         config = SizingConfig.from_parameters({**sizing, "threads": threads})
-        texts = study.tokenizer_texts(workload)
+        texts = traffic_texts(workload)
         path = Path(model) if model else None
         opened = open_engine(engine, path, threads)
         shape = runs.shape_of(opened)
@@ -71,7 +78,7 @@ class Bench:
             for count, _ in effort.largest
             if shape is not None
         }
-        longest = 24 if profile == "smoke" else 128
+        longest = 24 if profile == "smoke" else LONGEST
         works = study.engine_workloads(words, workload, longest=longest, seed=seed)
         if shape is not None:
             for work in works.values():
@@ -108,6 +115,22 @@ class Bench:
     def whole_sizes(self) -> tuple[int, ...]:
         """Sizes of the batches that are run whole."""
         return tuple(sorted({max(1, self.largest // part) for part in (12, 3, 2)}))
+
+    def calibrate(self) -> dict[runs.Key, CostModel]:
+        """Calibrate engine and tokenizer; `optimal_batch_size()` remembers what reaches as far.
+
+        A smoke run does not, nor is an engine remembered that does not show its model.
+        """
+        largest = self.effort.tokenizer_largest
+        words = tokenizer_identity(self.tokenizer, self.texts, largest)
+        models = runs.calibrate(
+            self.probes, self.text_probe, self.engine, words, self.effort, seed=self.seed
+        )
+        if self.largest >= min(LARGEST, self.engine.max_batch_size()):
+            for (part, _), cost in models.items():
+                if part == "tokenizer" or self.shape is not None:
+                    remember(cost)
+        return models
 
     def machine_table(self) -> pd.DataFrame:
         """What is known of the machine."""
@@ -179,7 +202,7 @@ class Bench:
         return [
             runs.calibrate_threads(
                 self.probes[self.threads_swept],
-                self.engine.name,
+                self.engine,
                 self.threads_swept,
                 self.largest,
                 self.effort,

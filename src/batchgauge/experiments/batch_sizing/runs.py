@@ -7,7 +7,6 @@ never share a measurement.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,12 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from batchgauge.experiments.batch_sizing.sweep import Sweep, sweep_engine, sweep_tokenizer
-from batchgauge.machine.rates import machine_id
+from batchgauge.machine.limits import performance_cores, usable_cores
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.sizing import CostModel, Lengths, ModelShape
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
+from batchgauge.sizing.automatic import LARGEST, Identity, engine_identity
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.lengths import Plan
@@ -60,7 +60,7 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
-    "default": Effort(((1, 32), (2, 16)), 4, 11, 3, 256, 4, 6, 12.0, 1000),
+    "default": Effort(((1, LARGEST), (2, LARGEST)), 4, 11, 3, 256, 4, 6, 12.0, 1000),
     "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
 }
 
@@ -71,7 +71,7 @@ def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
     Thread counts above the machine's are left out unless asked for.
     """
     chosen = EFFORTS[profile]
-    cores = os.cpu_count() or 1
+    cores = performance_cores()
     pairs = {t: min(size, most) for t, size in chosen.largest if t <= cores}
     pairs.setdefault(threads, min(most, *(size for _, size in chosen.largest)))
     return replace(chosen, largest=tuple(sorted(pairs.items())), main_threads=threads)
@@ -98,32 +98,30 @@ def steady_probes(engine: Engine, plan: Effort) -> dict[int, SteadyProbe]:
 def calibrate(
     probes: Mapping[int, EngineProbe],
     text_probe: TextProbe,
-    names: tuple[str, str],
+    engine: Engine,
+    of_tokenizer: Identity,
     plan: Effort,
     *,
     seed: int = 0,
 ) -> dict[Key, CostModel]:
-    """One short calibration per thread count of the engine, and one of the tokenizer.
-
-    `names` are those of engine and tokenizer.
-    """
+    """One short calibration per thread count of the engine, and one of the tokenizer."""
     models: dict[Key, CostModel] = {}
     for threads, largest in plan.largest:
         models["engine", threads] = calibrate_threads(
-            probes[threads], names[0], threads, largest, plan, seed=seed
+            probes[threads], engine, threads, largest, plan, seed=seed
         )
     models["tokenizer", 1] = calibrate_tokenizer(
         text_probe,
         max_batch_size=plan.tokenizer_largest,
-        machine=machine_id(os.cpu_count() or 1),
-        model=names[1],
+        machine=of_tokenizer["machine"],
+        model=of_tokenizer["model"],
     )
     return models
 
 
 def calibrate_threads(
     probe: EngineProbe,
-    engine: str,
+    engine: Engine,
     threads: int,
     largest: int,
     plan: Effort,
@@ -140,9 +138,7 @@ def calibrate_threads(
             sizes=plan.knots,
             repeats=repeats or plan.repeats,
             seed=seed,
-            machine=machine_id(os.cpu_count() or 1),
-            model=engine,
-            threads=threads,
+            **{**engine_identity(engine), "threads": threads},
         )
 
 
@@ -286,7 +282,7 @@ def _burners(wanted: bool) -> Iterator[None]:
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code])
-        for _ in range(max(1, (os.cpu_count() or 1) // 2) if wanted else 0)
+        for _ in range(max(1, usable_cores() // 2) if wanted else 0)
     ]
     try:
         yield

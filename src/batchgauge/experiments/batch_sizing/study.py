@@ -27,30 +27,25 @@ from batchgauge.sizing import (
     CostModel,
     Lengths,
     MemoryModel,
+    traffic_lengths,
 )
+from batchgauge.sizing.automatic import LONGEST
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.workload import load_prompts, request_lengths, texts
+from batchgauge.workload import load_prompts
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
 
 
-def tokenizer_texts(workload: str = "") -> list[str]:
-    """Texts to tokenize: the workload's prompts, and prose in pieces of many lengths."""
-    pieces = [t for size in (40, 120, 400, 1200) for t in texts("prose", size, 60, seed=size)]
-    return [prompt.prompt for prompt in load_prompts(workload)] + pieces
-
-
 def engine_workloads(
-    tokenizer: Tokenizer, workload: str = "", *, longest: int = 128, seed: int = 0
+    tokenizer: Tokenizer, workload: str = "", *, longest: int = LONGEST, seed: int = 0
 ) -> dict[str, Lengths]:
     """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
 
     Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
     the shape (skew, raggedness) is kept.
     """
-    context, new = request_lengths(200, scale=1 / 16, longest=longest, seed=seed)
     prompts = load_prompts(workload)
     counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
     limits = [min(p.max_tokens, 16) for p in prompts]
@@ -59,7 +54,7 @@ def engine_workloads(
         "medium": Lengths.uniform(32, 16),
         "long prompt": Lengths.uniform(longest, 8),
         "long answer": Lengths.uniform(8, 48),
-        "ragged traffic": Lengths(tuple(context.tolist()), tuple(new.tolist())),
+        "ragged traffic": traffic_lengths(longest=longest, seed=seed),
         "prompts": Lengths(tuple(int(min(c, longest)) for c in counts), tuple(limits)),
     }
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from batchgauge import suite
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import performance_cores
 from batchgauge.measuring import Estimate, Run, allocations, measure, proportion, read
 from batchgauge.measuring.gate.compare import Change, compare_runs, frame_of
 from batchgauge.measuring.gate.instructions import count as count_instructions
@@ -157,7 +158,7 @@ def trial(result: Result, *, trials: int, seed: int = 0) -> pd.DataFrame:
     cases = [(name, evidence) for name, (evidence,) in result.evidence.items()]
     if len(cases) == 1:
         return _trial(cases[0], trials=trials, seed=seed)
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(performance_cores(), mp_context=get_context("spawn")) as pool:
         tables = tqdm(pool.map(each, cases), total=len(cases), desc="simulating")
         return pd.concat(list(tables), ignore_index=True)
 

@@ -25,6 +25,8 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from batchgauge.machine.identity import Run
+from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.sizing.probes import probe_items
@@ -48,6 +50,13 @@ class Specs:
     quick: bool = False
 
 
+def batch_sizes(*, quick: bool = False) -> dict[str, int]:
+    """Texts or requests in one call of each stage."""
+    prefill, decode = (2, 4) if quick else (4, 8)
+    sizes = (32, 32, prefill, decode, 1)
+    return dict(zip(STAGES, sizes, strict=True))
+
+
 def make_stages(engine: Engine, tokenizer: Tokenizer, *, quick: bool = False) -> dict[str, Work]:
     """One call a stage; each is a fraction of a second, a quick one less.
 
@@ -55,9 +64,10 @@ def make_stages(engine: Engine, tokenizer: Tokenizer, *, quick: bool = False) ->
     tokens. decode: 8 rows, 6 tokens after a prompt of 2. memory stream: a copy of
     64 MB, which does nothing but use bandwidth.
     """
-    prefill = probe_items(2, 16, 1) if quick else probe_items(4, 32, 1)
-    decode = probe_items(4, 2, 2) if quick else probe_items(8, 2, 6)
-    passages = texts("prose", 2000, 32)
+    sizes = batch_sizes(quick=quick)
+    prefill = probe_items(sizes["prefill"], 16 if quick else 32, 1)
+    decode = probe_items(sizes["decode"], 2, 2 if quick else 6)
+    passages = texts("prose", 2000, sizes["tokenise"])
     ids = tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)
     target = np.empty_like(source)
@@ -184,6 +194,36 @@ def measure_parallel(
                     for way in ways
                 ]
     return pd.DataFrame(rows)
+
+
+def as_records(measured: pd.DataFrame, *, quick: bool = False, seed: int = 0) -> pd.DataFrame:
+    """The measurements as records, one row a slot: wall time is seconds of work per call.
+
+    CPU time is not taken: it would be that of two processes.
+    """
+    sizes = batch_sizes(quick=quick)
+    places = measured.groupby("block").cumcount()
+    samples = [
+        Sample(
+            benchmark=f"parallel/{row['stage']}",
+            implementation=row["way"],
+            part=row["stage"],
+            batch_size=sizes[row["stage"]],
+            parameters="{}",
+            process=0,
+            block=row["block"],
+            position=int(place),
+            is_warmup=False,
+            inner_loops=1,
+            wall_ms=1e3 / row["calls_per_s"],
+            cpu_ms=math.nan,
+            items=sizes[row["stage"]],
+            tokens=0,
+            gc="on",
+        )
+        for row, place in zip(measured.to_dict("records"), places, strict=True)
+    ]
+    return to_frame(samples, Run.here(threads=0, seed=seed))
 
 
 def throughputs(measured: pd.DataFrame, stage: str, way: str) -> dict[int, list[float]]:

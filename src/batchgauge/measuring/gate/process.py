@@ -20,6 +20,7 @@ from typing import Any, Self
 import psutil
 
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import performance_cpus, usable_cpus
 
 # The interleaved ratio needs less margin than files of two sessions: with 5 % here, a slow-down
 # of exactly 5 % would be found in one of forty runs.
@@ -121,15 +122,19 @@ class Worker:
                 "install this project editable, or run from its own environment."
             )
 
-    def settle(self, cores: int | None = None) -> None:
-        """Keep the worker on the last `cores`, where the system offers it; None: its threads.
+    def settle(self, *, everywhere: bool = False) -> None:
+        """Keep the worker on as many cores as it has threads, where the system offers it.
 
-        All workers are timed on the same cores: processes that wander differ by several
-        percent. Not while they prepare: they do that side by side.
+        All workers are timed on the same cores, full-speed ones where there are enough:
+        processes that wander differ by several percent. `everywhere`: on all usable ones
+        again, to prepare side by side.
         """
+        best, usable = performance_cpus(), sorted(usable_cpus())
+        chosen = usable
+        if not everywhere:
+            chosen = list(best if len(best) >= self._threads else usable)[-self._threads :]
         with contextlib.suppress(AttributeError, psutil.Error, OSError):  # macOS has no affinity
-            usable = sorted(psutil.Process().cpu_affinity() or ())
-            psutil.Process(self._process.pid).cpu_affinity(usable[-(cores or self._threads) :])
+            psutil.Process(self._process.pid).cpu_affinity(chosen)
 
     def __exit__(
         self,

@@ -11,7 +11,6 @@ ends early for a benchmark whose answer is clear; the gate's own test includes t
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -250,7 +249,7 @@ def _one(
 def _prepared(name: str, workers: Mapping[str, Worker]) -> dict[str, Mapping[str, Any]]:
     """What the workers say of the benchmark that all of them prepare side by side."""
     for worker in workers.values():
-        worker.settle(os.cpu_count())
+        worker.settle(everywhere=True)
         worker.send(prepare=name)
     ready: dict[str, Mapping[str, Any]] = {}
     problem = None
