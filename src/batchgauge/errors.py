@@ -6,6 +6,7 @@ and exits with `exit_code`. A bug in batchgauge itself stays an ordinary
 exception.
 """
 
+from batchgauge.redaction import redacted
 from batchgauge.text import one_line
 
 
@@ -14,9 +15,10 @@ class UserError(Exception):
 
     `exit_code` is what the command line exits with: 2 by default; 1 is kept for
     a command that worked and whose answer is "no" (a regression was found). What the
-    sentence quotes may be anybody's: it is kept to one line, control characters visible.
+    sentence quotes may be anybody's: it is kept to one line, control characters visible,
+    passwords and keys redacted.
     """
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
-        super().__init__(one_line(message))
+        super().__init__(redacted(one_line(message)))
         self.exit_code = exit_code
