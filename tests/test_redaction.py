@@ -60,14 +60,16 @@ def test_the_key_of_the_environment_is_a_secret(monkeypatch):
 
 def test_an_executed_notebook_and_its_facts_keep_no_password(tmp_path):
     """What papermill injected, what cells printed and the report's facts are redacted."""
-    spec = 'openai:http://ann:s3cret@host/v1'
+    spec = "openai:http://ann:s3cret@host/v1"
     cell = new_code_cell(f'engine = "{spec}"')
     cell.outputs = [
         new_output("display_data", {"text/plain": spec}, metadata={"batchgauge": {"text": spec}})
     ]
     path = write_notebook(new_notebook(cells=[cell]), tmp_path / "n.ipynb", {})
     assert "s3cret" not in path.read_text(encoding="utf-8")
-    assert nbformat.read(path, as_version=4).cells[0].source == 'engine = "openai:http://***@host/v1"'
+    assert (
+        nbformat.read(path, as_version=4).cells[0].source == 'engine = "openai:http://***@host/v1"'
+    )
     report = Report.begin(
         "secret", title="t", question="q", out_dir=tmp_path, parameters={"engine": spec}
     )

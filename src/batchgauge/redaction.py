@@ -36,7 +36,7 @@ _PATTERNS = (
     (re.compile(r"\bsk-(?=[\w-]*\d)[\w-]{16,}"), "sk-" + MARK),
     (re.compile(r"\b(hf|gsk)_[A-Za-z0-9]{20,}"), r"\1_" + MARK),
 )
-_HINT = re.compile(r"://|[?#&;][\w.-]*=|\bB(?:earer|asic)\s|\b(?:sk|hf|gsk)[-_]", re.I)
+_HINT = re.compile(r"://|[?#&;][\w.-]*=|\bB(?:earer|asic)\s|\b(?:sk|hf|gsk)[-_]", re.IGNORECASE)
 
 
 def redacted(value: T, secrets: Iterable[str] = ()) -> T:

@@ -1,12 +1,12 @@
-"""Server-sent events from bytes, to the letter of the WHATWG HTML standard (9.2.6).
+r"""Server-sent events from bytes, to the letter of the WHATWG HTML standard (9.2.6).
 
 A line ends at CR, LF or CRLF and at nothing else (`str.splitlines` knows eight more); bytes
 are UTF-8 with one byte order mark at the beginning taken away and what is invalid replaced;
 an event that no blank line ends is dropped. Chunks may be cut anywhere.
 
     >>> stream = EventStream()
-    >>> stream.feed(b"data: a\\r"), stream.feed(b"\\ndata:b\\n\\n")
-    ([], [Event(type='message', data='a\\nb')])
+    >>> stream.feed(b"data: a\r"), stream.feed(b"\ndata:b\n\n")
+    ([], [Event(type='message', data='a\nb')])
 """
 
 from __future__ import annotations

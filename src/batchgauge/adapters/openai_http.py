@@ -381,18 +381,18 @@ def _models_in(said: Any) -> list[str]:
 
     Empty where it lists none.
     """
+    rows: Any = said
     if isinstance(said, dict):
         rows = next((said[key] for key in ("data", "models") if said.get(key)), [])
-    else:
-        rows = said
     if not isinstance(rows, list):
         return []
     names = []
     for row in rows:
+        name = row
         if isinstance(row, dict):
-            row = next((row[key] for key in ("id", "name", "model") if row.get(key)), None)
-        if isinstance(row, str | int) and not isinstance(row, bool) and str(row):
-            names.append(str(row))
+            name = next((row[key] for key in ("id", "name", "model") if row.get(key)), None)
+        if isinstance(name, str | int) and not isinstance(name, bool) and str(name):
+            names.append(str(name))
     return list(dict.fromkeys(names))
 
 

@@ -54,8 +54,7 @@ class Dialect:
         parts += [
             f"{name} left out ({_MEANING[name]})"
             for name in _DROPPED
-            if name in self.dropped
-            and not (name == NESTED and "stream_options" in self.dropped)
+            if name in self.dropped and not (name == NESTED and "stream_options" in self.dropped)
         ]
         return f"refused by the server: {'; '.join(parts)}" if parts else "all taken by the server"
 

@@ -25,7 +25,9 @@ _FINISHES: Mapping[str, FinishReason] = {
         ("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn"), "stop"
     ),
     **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "stop"),
-    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "max_completion_tokens"), "length"),
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_output_tokens", "max_completion_tokens"), "length"
+    ),
     **dict.fromkeys(("model_length", "context_length", "model_context_window_exceeded"), "context"),
 }
 _FILTERS = ("filter", "safety", "moderation", "recitation", "sensitive", "blocked")
@@ -148,9 +150,9 @@ class CompletionStream:
         problem = failure(chunk)
         if problem is not None:
             raise _broke_off(problem)
+        if not isinstance(chunk, dict):
+            raise _no_completion(data)
         try:
-            if not isinstance(chunk, dict):
-                raise TypeError
             self._read_usage(chunk)
             choices = chunk.get("choices") or []
             for choice in choices:
@@ -226,7 +228,9 @@ class CompletionStream:
         tokens, source = self._count(texts, retokenise)
         times_ms = [(piece.time_ns - start_ns) / 1e6 for piece in self.pieces if self.has_times]
         answers_ms = [
-            (p.time_ns - start_ns) / 1e6 for p in self.pieces if p.kind == "answer" and self.has_times
+            (p.time_ns - start_ns) / 1e6
+            for p in self.pieces
+            if p.kind == "answer" and self.has_times
         ]
         response = InferenceBatchResponse(
             text=texts["answer"],

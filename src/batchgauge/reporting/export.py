@@ -48,7 +48,7 @@ def export(
 
 
 def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
-    """Write the executed notebook without what only this machine has: paths, widget states, keys."""
+    """Write the executed notebook without what is this machine's alone: paths, widgets, keys."""
     kept = relinked(redacted(executed), lambda href: _href(href, names, ".ipynb", up="../"))
     kept.metadata.pop("widgets", None)
     kept.metadata.pop("papermill", None)

@@ -264,8 +264,11 @@ class Report:
             for score in result.scores():
                 self.score(**asdict(score))
 
-    def finish(self) -> Path:
-        """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given."""
+    def finish(self, engine: object = None) -> Path:
+        """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given.
+
+        An `engine` that has `conditions` (how a server was asked) has them written too.
+        """
         if not self._answer:
             raise UserError(
                 f"The report '{self.name}' has no answer yet; call report.answer first."
@@ -288,6 +291,9 @@ class Report:
             "versions": versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        told = getattr(engine, "conditions", None)
+        if told is not None:
+            facts["conditions"] = told()
         facts = redacted(facts)
         write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)
         _show({"text/plain": f"Wrote {path.name}."}, kind="footer")

@@ -26,6 +26,8 @@ from batchgauge.request import (
     BatchResponse,
     BatchResult,
     BatchStats,
+    InferenceBatchResponse,
+    generated_tokens,
 )
 from batchgauge.workload import texts, to_items
 
@@ -195,8 +197,10 @@ def variation(lab: Lab) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "least_tokens_per_s", "most_tokens_per_s"])
 
 
-def _generated(result: BatchResult[Any]) -> int:
-    return sum(r.data.tokens_generated for r in result.responses if r.data)
+def _generated(result: BatchResult[InferenceBatchResponse]) -> float:
+    """Tokens generated in a batch; NaN where nobody counted them."""
+    tokens = generated_tokens(result)
+    return math.nan if tokens is None else tokens
 
 
 def draw_variation(table: pd.DataFrame) -> Figure:
