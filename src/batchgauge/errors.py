@@ -6,7 +6,6 @@ and exits with `exit_code`. A bug in batchgauge itself stays an ordinary
 exception.
 """
 
-from batchgauge.redaction import redacted
 from batchgauge.text import one_line
 
 
@@ -20,5 +19,5 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:
-        super().__init__(redacted(one_line(message)))
+        super().__init__(one_line(message))
         self.exit_code = exit_code

@@ -1,9 +1,10 @@
 """Passwords and keys out of whatever is shown, said or written: the one home of that rule.
 
 Engine specs carry secrets (`openai:http://user:password@host/v1?api_key=…`), and servers
-echo them in their errors. `redacted` is applied where text leaves the program: in every
-`UserError`, in what a report shows and writes, in the names that records keep, and on a
-notebook before its pages are made. Nothing that is used to connect goes through it.
+echo them in their errors. `redacted` is applied where text leaves the program: in
+`text.visible`, through which every error and everything shown goes, in facts and
+parameters, in the names that records keep, and on a notebook before its pages are made.
+Nothing that is used to connect goes through it.
 """
 
 from __future__ import annotations
@@ -18,25 +19,17 @@ T = TypeVar("T")
 MARK = "***"
 KEY_VARIABLE = "OPENAI_API_KEY"
 _LEAST = 8  # characters of a key that is replaced wherever it stands; a shorter one is a word
-_PATTERNS = (
-    # user:password@ of an address. A password may hold what it should not ("/", "@", "#"),
-    # so it ends at the last "@"; "host:8080/…@" is no user with a password.
-    (re.compile(r"(?<=://)[^\s/?#@\"'<>\[]*:(?!\d{1,5}[/?#])[^\s\"'<>]*@"), MARK + "@"),
-    (re.compile(r"(?<=://)[^\s/?#\"'<>]+@"), MARK + "@"),
-    # ?api_key=…, &token=…, #key=…
-    (
-        re.compile(
-            r"((?:[?#&]|&amp;)(?:[\w.-]*[_.-])?(?:api-?key|key|token|secret|password|passwd|pwd"
-            r"|auth|sig|signature|credential|authorization)=)[^\s&#\"'<>]+",
-            re.IGNORECASE,
-        ),
-        r"\1" + MARK,
-    ),
-    (re.compile(r"\b(Bearer|Basic)(\s+)(?=\S*\d|\S{16})[\w.~+/=-]{6,}"), r"\1\2" + MARK),
-    (re.compile(r"\bsk-(?=[\w-]*\d)[\w-]{16,}"), "sk-" + MARK),
-    (re.compile(r"\b(hf|gsk)_[A-Za-z0-9]{20,}"), r"\1_" + MARK),
+_ADDRESS = re.compile(r"(?<=://)[^\s\"'<>]+|(?<=&#58;//)[^\s\"'<>]+")  # http&#58;//: Markdown's
+# A password may hold what it should not ("/", "@", "#"), so it ends at the last "@";
+# "host:8080/…@" is no user with a password, and "[::1]" none either.
+_USERS = (re.compile(r"^[^/?#@\[]*:(?!\d{1,5}[/?#]).*@"), re.compile(r"^[^/?#]+@"))
+_KEYS = re.compile(
+    r"((?:[?#&]|&amp;)(?:[\w.-]*[_.-])?(?:api-?key|key|token|secret|password|passwd|pwd|auth"
+    r"|sig|signature|credential|authorization)=)[^&#]+",
+    re.IGNORECASE,
 )
-_HINT = re.compile(r"://|[?#&;][\w.-]*=|\bB(?:earer|asic)\s|\b(?:sk|hf|gsk)[-_]", re.IGNORECASE)
+_HEADER = re.compile(r"\b(Bearer|Basic)(\s+)(?=\S*\d|\S{16})[\w.~+/=-]{6,}")
+_KNOWN_KEYS = re.compile(r"\b(sk-)(?=[\w-]*\d)[\w-]{16,}|\b((?:hf|gsk)_)[A-Za-z0-9]{20,}")
 
 
 def redacted(value: T, secrets: Iterable[str] = ()) -> T:
@@ -64,7 +57,13 @@ def _walk(value: Any, secrets: list[str]) -> Any:
 def _text(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, MARK)
-    if _HINT.search(text):
-        for pattern, shown in _PATTERNS:
-            text = pattern.sub(shown, text)
-    return text
+    text = _ADDRESS.sub(_address, text)
+    text = _HEADER.sub(rf"\1\2{MARK}", text)
+    return _KNOWN_KEYS.sub(lambda match: f"{match[1] or match[2]}{MARK}", text)
+
+
+def _address(match: re.Match[str]) -> str:
+    address = match[0]
+    for user in _USERS:
+        address = user.sub(f"{MARK}@", address)
+    return _KEYS.sub(rf"\1{MARK}", address)

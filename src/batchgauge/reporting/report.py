@@ -344,6 +344,6 @@ def _show(
     if not InteractiveShell.initialized():
         return
     marks = {METADATA_KEY: {"kind": kind, **said}}
-    data = redacted({mime: visible(text) for mime, text in data.items()})
+    data = {mime: visible(text) for mime, text in data.items()}
     metadata = redacted({**marks, **(shown or {})})
     display(data, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]  # IPython's
