@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 
 from batchgauge.errors import UserError
-from batchgauge.redaction import KEY_VARIABLE, redacted
+from batchgauge.redaction import KEY_VARIABLE, MARK, redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Address:
     def secrets(self) -> list[str]:
         """What must not be shown, should the server echo it; single letters hide nothing."""
         asked = self.base.params.multi_items()
-        keys = [value for name, value in asked if redacted(f"?{name}=x") != f"?{name}=x"]
+        keys = [value for name, value in asked if MARK in redacted(f"http://h?{name}=x")]
         return [part for part in [self.key, *(self.user or ())[1:], *keys] if len(part) > 2]
 
     def is_here(self) -> bool:
