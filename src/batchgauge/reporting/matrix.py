@@ -131,7 +131,10 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
     scores = _frame(cards)
     names = list(dict.fromkeys(name for run in runs for name in run.parameters))
     given = pd.DataFrame(
-        [{"run": r.name, **{n: redacted(str(r.parameters.get(n, "–"))) for n in names}} for r in runs]
+        [
+            {"run": r.name, **{n: redacted(str(r.parameters.get(n, "–"))) for n in names}}
+            for r in runs
+        ]
     )
     picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
     about = {
