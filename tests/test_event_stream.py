@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 from tests.fuzzing import seeds
@@ -64,10 +65,8 @@ def test_events_have_types():
 def test_an_endless_line_or_event_is_refused():
     """Neither a line without end nor an event without end fills the memory."""
     for piece in (b"x" * 2**20, b"data:\n" * 2**18):
-        stream = EventStream()
         with pytest.raises(UserError, match="expected an event stream"):
-            for _ in range(LONGEST // 2**18 + 2):
-                stream.feed(piece)
+            events(*([piece] * (LONGEST // 2**18 + 2)))
 
 
 def chunk(text: str | None = None, **more: object) -> bytes:
@@ -210,7 +209,8 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_and_answer_are_timed_apart(clock, name):
+@pytest.mark.usefixtures("clock")
+def test_reasoning_and_answer_are_timed_apart(name):
     """TTFT is the first token of either kind, the first answer token stands apart."""
     thoughts = [chunk(None, delta={name: "hm "}) for _ in range(5)]
     answer, _ = read(*thoughts, chunk(None, delta={"content": "so"}), STOP).answer(0)
@@ -222,7 +222,8 @@ def test_reasoning_and_answer_are_timed_apart(clock, name):
     assert math.isnan(only.first_answer_ms)
 
 
-def test_parts_calls_and_refusals_are_generated_too(clock):
+@pytest.mark.usefixtures("clock")
+def test_parts_calls_and_refusals_are_generated_too():
     """Typed parts, calls of tools and refusals are answers; role-only chunks are nothing."""
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "t"}]},
              {"type": "text", "text": "a"}]  # fmt: skip
@@ -238,12 +239,13 @@ def test_parts_calls_and_refusals_are_generated_too(clock):
     assert (answer.text, answer.reasoning, answer.ttft_ms) == ("anof{}", "t", 2.0)
 
 
-def usage(tokens: object) -> dict[str, object]:
+def usage(tokens: object) -> dict[str, Any]:
     """The usage of a chunk."""
     return {"usage": {"prompt_tokens": 3, "completion_tokens": tokens}}
 
 
-def test_usage_with_every_chunk_says_what_a_token_is(clock):
+@pytest.mark.usefixtures("clock")
+def test_usage_with_every_chunk_says_what_a_token_is():
     """Chunks of one token give inter-token times, chunks of several do not claim to."""
     single = [chunk(t, **usage(n)) for n, t in enumerate("abc", start=1)]
     answer, _ = read(*single, chunk(finish_reason="stop", **usage(4))).answer(0)
@@ -254,7 +256,8 @@ def test_usage_with_every_chunk_says_what_a_token_is(clock):
     assert answer.decode_ms == 2.0
 
 
-def test_tokens_without_usage_are_retokenised_or_unknown(clock):
+@pytest.mark.usefixtures("clock")
+def test_tokens_without_usage_are_retokenised_or_unknown():
     """Three chunks of four tokens are never three tokens."""
     chunks = [chunk("a b c d ") for _ in range(3)]
     answer, source = read(*chunks, STOP).answer(0)
@@ -272,15 +275,15 @@ def test_usage_that_cannot_be_is_none(nonsense):
 
 def test_the_timings_of_llama_cpp_count_tokens():
     """llama.cpp says with the last chunk how many it predicted."""
-    answer, _ = read(chunk("ab"), chunk(finish_reason="length", timings={"predicted_n": 2})).answer(
-        0
-    )
+    last = chunk(finish_reason="length", timings={"predicted_n": 2})
+    answer, _ = read(chunk("ab"), last).answer(0)
     assert (answer.tokens_generated, answer.finish_reason) == (2, "length")
 
 
-PIECES = [b"data", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"event: error", b"id", b"\xef\xbb\xbf",
+PIECES = [b"data", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"event: error", b"id",
+          b"\xef\xbb\xbf", b"\xc2\x85", b"x", b"1e999",
           b"\xe2\x80\xa8", b"\xff", b"\xf0\x9f", b"\x98\x80", b'{"choices": [{"text": "a"}]}',
-          b'{"error": null}', b"[DONE]", b"{", b"[[", b"null", b"1e999", b"\xc2\x85", b"x"]  # fmt: skip
+          b'{"error": null}', b"[DONE]", b"{", b"[[", b"null"]  # fmt: skip
 NAMES = ["choices", "delta", "text", "content", "usage", "completion_tokens", "error", "message",
          "finish_reason", "reasoning", "tool_calls", "function", "timings", "index", "code", "type",
          "thinking", "refusal", "detail", "object"]  # fmt: skip

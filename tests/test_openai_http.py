@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-httpx = pytest.importorskip("httpx")
+pytest.importorskip("httpx")
 
+import httpx
 from tests.tiny_model import write_tiny_model
 from tests.tiny_openai_server import TinyServer, tiny_server
 
@@ -31,7 +32,7 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
 from batchgauge.experiments import tour
 from batchgauge.protocols import Engine
-from batchgauge.registry import open_engine
+from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.request import BatchItem, InferenceBatchRequest, generated_tokens
 
 QUICK = Patience(connect=1.0, read=5.0, attempts=3, backoff=0.001)
@@ -260,7 +261,7 @@ def test_one_fall_back_is_found_once_and_stated(refuses, said):
         engine.close()
 
 
-def test_a_fall_back_that_does_not_help_is_not_taken(engine, server):
+def test_a_fall_back_that_does_not_help_is_not_taken():
     """A request that is itself at fault is said as such; options stay as they were."""
     with tiny_server() as picky:
         picky.refuses = {"model": b'{"error": "seed? no: the model is broken"}'}
@@ -442,6 +443,8 @@ def test_tokens_are_counted_by_usage_or_the_models_own_tokenizer_or_not_at_all(s
     assert "generated_tokens" not in result.counters
     assert "nobody" in unknown.conditions()["generated tokens counted by"]
     stated = open_engine(f"openai:{server.url}", model=write_tiny_model(tmp_path / "tiny.gguf"))
+    assert isinstance(stated, OpenAIEngine)
+    assert stated.tokenizer is not None
     (answer,) = ask(stated, "uncounted").responses
     assert answer.data.tokens_generated == len(stated.tokenizer.encode("hello world"))
     assert "tokenizer" in stated.conditions()["generated tokens counted by"]
@@ -508,7 +511,12 @@ def _wait_for(url, process, log):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return OpenAIEngine(url, patience=Patience(connect=1.0, attempts=1))
+            return OpenAIEngine(
+                url,
+                tokenizer=open_tokenizer(),  # of the model that it runs; it sends no usage
+                is_models_own=True,
+                patience=Patience(connect=1.0, attempts=1),
+            )
         except UserError:
             time.sleep(0.2)
     pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
