@@ -28,13 +28,11 @@ class Address:
             parsed = httpx.URL(url)
         except (httpx.InvalidURL, ValueError, TypeError):
             raise UserError(
-                f"The address '{_without_user(url)}' is no URL; expected http://HOST:PORT/v1 "
-                "(in a password, write '/', '#', '@' and ':' as %2F, %23, %40 and %3A)."
+                "The server's address is no URL; expected http://HOST:PORT/v1 "  # it may hold
+                "(in a password, write '/', '#', '@' and ':' as %2F, %23, %40 and %3A)."  # a key
             ) from None
         if parsed.scheme not in {"http", "https"} or not parsed.host:
-            raise UserError(
-                f"The address '{_without_user(url)}' names no host; expected http://HOST:PORT/v1."
-            )
+            raise UserError("The server's address names no host; expected http://HOST:PORT/v1.")
         user = (parsed.username, parsed.password) if parsed.userinfo else None
         key = os.environ.get(KEY_VARIABLE, "").strip()
         if not key.isascii() or not key.isprintable():
@@ -91,10 +89,3 @@ class Address:
                 f"({redacted(str(problem))}); expected HTTP_PROXY, HTTPS_PROXY or ALL_PROXY "
                 "to name an HTTP proxy."
             ) from None
-
-
-def _without_user(url: str) -> str:
-    """`url` for an error about its form: what stands before the last '@' is not shown."""
-    scheme, separator, rest = url.partition("://")
-    tail = rest.rpartition("@")
-    return redacted(f"{scheme}{separator}{'***@' if tail[1] else ''}{tail[2]}")
