@@ -32,6 +32,7 @@ def data(*chunks: bytes) -> list[str]:
     [
         (b"data: a\n\ndata: b\r\n\r\ndata: c\r\rdata: d\n\r\n", ["a", "b", "c", "d"]),
         (b"data: a\ndata: b\n\n", ["a\nb"]),
+        (b"data: a\r\ndata: b\r\n\r\n", ["a\nb"]),  # cut between CR and LF too
         (b"data\n\ndata\ndata\n\ndata:", ["", "\n"]),  # the standard's own example
         (b"data:test\n\ndata: test\n\ndata:  test\n\n", ["test", "test", " test"]),
         (b": hello\n:\ndata: a\n: between\ndata: b\n\n", ["a\nb"]),
