@@ -15,6 +15,7 @@ from batchgauge.errors import UserError
 from batchgauge.machine import preflight
 from batchgauge.measuring import Machine
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
@@ -92,7 +93,7 @@ class Lab:
             tokenizer=open_tokenizer(tokenizer, model or None),
             engine=machine,
             tokenizer_name=tokenizer,
-            engine_name=engine,
+            engine_name=redacted(engine),
             model=model,
             prompts=tuple(sample_prompts(short, max(inference_sizes), seed)),
             budget=budget,

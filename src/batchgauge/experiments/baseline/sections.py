@@ -26,6 +26,8 @@ from batchgauge.request import (
     BatchResponse,
     BatchResult,
     BatchStats,
+    InferenceBatchResponse,
+    generated_tokens,
 )
 from batchgauge.workload import texts, to_items
 
@@ -195,8 +197,10 @@ def variation(lab: Lab) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "least_tokens_per_s", "most_tokens_per_s"])
 
 
-def _generated(result: BatchResult[Any]) -> int:
-    return sum(r.data.tokens_generated for r in result.responses if r.data)
+def _generated(result: BatchResult[InferenceBatchResponse]) -> float:
+    """Tokens generated in a batch; NaN where nobody counted them."""
+    tokens = generated_tokens(result)
+    return math.nan if tokens is None else tokens
 
 
 def draw_variation(table: pd.DataFrame) -> Figure:
@@ -213,7 +217,8 @@ def draw_variation(table: pd.DataFrame) -> Figure:
             implementation="numpy",
         )  # fmt: skip
         ax.set(xlabel=name.replace("_", " "))
-    axes[0][0].set_ylim(0, 1.1 * table["most_tokens_per_s"].max())
+    most = table["most_tokens_per_s"].max()
+    axes[0][0].set_ylim(0, 1.1 * most if most > 0 else 1)
     axes[0][0].set_ylabel("generated tokens per second\n(median, range of repetitions)")
     fig.suptitle(
         f"What changes throughput at batch {table['batch_size'].iloc[0]}", x=0.01, ha="left"
@@ -223,6 +228,8 @@ def draw_variation(table: pd.DataFrame) -> Figure:
 
 def variation_sentence(table: pd.DataFrame) -> str:
     """How far each parameter moves the throughput, from its first to its last value."""
+    if table["median_tokens_per_s"].isna().any():
+        return "This engine does not say how many tokens it generated, so there are no rates."
     parts = []
     for name, rows in table.groupby("parameter", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]

@@ -33,6 +33,7 @@ from batchgauge.profiling.overhead import PUBLISHED, measure_overhead
 from batchgauge.profiling.stacks import StackProfile
 from batchgauge.profiling.target import TOOLS, TargetProfiles, profile_target
 from batchgauge.protocols import Engine
+from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting import Profile, profile_named
 from batchgauge.request import (
@@ -145,7 +146,7 @@ def start(
 
     parts = [
         tokenising(tokenizer),
-        Part("inference", engine, functools.partial(chosen_engine.infer_batch, items)),
+        Part("inference", redacted(engine), functools.partial(chosen_engine.infer_batch, items)),
         statistics("numpy", BatchStats.from_durations, BatchResult.get_by_id),
     ]
     if tokenizer != "baseline":

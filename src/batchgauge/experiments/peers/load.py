@@ -61,6 +61,7 @@ def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
     import pandas as pd
 
     from batchgauge.errors import UserError
+    from batchgauge.redaction import redacted
 
     rows = []
     specs, model = list(peers.engines), peers.model
@@ -72,7 +73,7 @@ def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise UserError(f"The engine '{spec}' could not be loaded alone: {last[0]}.")
-        rows.append({"engine": spec, **json.loads(done.stdout.strip().splitlines()[-1])})
+        rows.append({"engine": redacted(spec), **json.loads(done.stdout.strip().splitlines()[-1])})
     return pd.DataFrame(rows)
 
 
