@@ -22,11 +22,13 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from batchgauge.core.ops import Floats
 
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
+Multiply = Callable[[Floats, npt.NDArray[Any], Floats, int, int], None]  # x, blocks, y, from, to
 
 SMALL = 1_000_000  # multiplications up to which OpenBLAS takes its unpacked kernels
 WORTH_SHARING = 30_000_000  # multiplications from which a second thread is worth waking
@@ -68,20 +70,25 @@ def product(x: Floats, blocks: Floats) -> Floats:
     kernel = compiled()
     if kernel is None or K % 2 or W % kernel.FEATURES:
         return blas_product(x, blocks)
-    x = np.ascontiguousarray(x)
     y = np.empty((T, n * W), np.float32)
+    shared(kernel.multiply, np.ascontiguousarray(x), blocks, y)
+    return y
+
+
+def shared(multiply: Multiply, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
+    """Fill y by a compiled product, whose blocks the threads share."""
+    n = len(blocks)
     allowed = getattr(_here, "threads", 0) or allowed_threads()
-    worth = max(T, MEMORY_ROWS) * K * n * W >= WORTH_SHARING
+    worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1] >= WORTH_SHARING
     threads = min(allowed, n) if worth else 1
     ends = [n * share // threads for share in range(threads + 1)]
     others = [
-        _pool(threads - 1).submit(kernel.multiply, x, blocks, y, ends[i], ends[i + 1])
+        _pool(threads - 1).submit(multiply, x, blocks, y, ends[i], ends[i + 1])
         for i in range(1, threads)
     ]
-    kernel.multiply(x, blocks, y, 0, ends[1])
+    multiply(x, blocks, y, 0, ends[1])
     for other in others:
         other.result()
-    return y
 
 
 @cache
