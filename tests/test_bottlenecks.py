@@ -43,7 +43,7 @@ def test_bytes_and_operations_of_kernels_are_those_of_the_weights(study):
     one, eight = kernels.kernels(study.model, 1), kernels.kernels(study.model, 8)
     matrices = [k for k in one if k.name in {"QKV", "output", "MLP", "head"}]
     config = study.model.config
-    gains_and_frequencies = 4 * (config.d_model + config.head_dim // 2)
+    gains_and_frequencies = 4 * ((2 * config.layers + 1) * config.d_model + config.head_dim // 2)
     unpadded = study.model.weights_bytes - gains_and_frequencies
     moved = sum(k.bytes_moved for k in matrices)
     assert moved <= unpadded

@@ -204,7 +204,7 @@ class Packed:
         if kind.size:
             width = BLOCK * (GROUP // kind.size) * (4 if kind.wide else 2)
             ends += [ends[-1] + width * n for n in range(1, 2 + kind.least)]
-        code = {4: "<u4", 8: "i1", 16: "<f2" if kind.exact else "<u2"}[kind.bits]
+        code = {4: "<u4", 8: "i1", 16: "<u2"}[kind.bits]
         scale = "<f4" if kind.wide else "<f2"
         for first, last, form in zip(ends, ends[1:], (code, scale, scale), strict=False):
             part = held[..., first:last].view(form)
@@ -225,8 +225,9 @@ class Packed:
         if kind.bits == 4:
             shifts = np.arange(0, 32, 4, dtype=np.uint32)
             codes = (codes[..., None] >> shifts & 15).astype(np.float32) - np.float32(kind.zero)
-        elif kind.bits == 16 and not kind.exact:
-            codes = (codes.astype(np.uint32) << 16).view(np.float32)
+        elif kind.bits == 16:
+            whole = (codes.astype(np.uint32) << 16).view(np.float32)
+            codes = codes.view("<f2") if kind.exact else whole
         out = codes.reshape(len(indices), -1).astype(np.float32)
         for combine, factor in zip((np.multiply, np.add), factors, strict=False):
             spread = out.reshape(*factor.shape, -1)
@@ -330,7 +331,7 @@ def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check) ->
             with np.errstate(over="ignore", invalid="ignore"):  # `check` sees what comes of it
                 tensor.layout.dequantise(data, values.reshape(-1))
             check(values, name)
-            stored = data if tensor.layout is layout else as_bfloat16(values)
+            stored = data if tensor.layout.name == layout.name else as_bfloat16(values)
             matrix.place(row, stored.reshape(rows, -1))
             row += rows
     return matrix

@@ -102,11 +102,11 @@ class Weights:
 
         def in_float32(names: Sequence[str]) -> Blocked:
             features, inputs = _shape(file, names)
-            return _fuse(file, aligned(blocked_size(features, inputs)), names)
+            return fuse(file, aligned(blocked_size(features, inputs)), names)
 
         def matrix(*names: str) -> Matrix:
             if mode == "float32":
-                return _fuse(file, next(places), names)
+                return fuse(file, next(places), names)
             return read_matrix(
                 file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32
             )
@@ -148,7 +148,7 @@ def _shape(file: GGUFFile, names: Sequence[str]) -> tuple[int, int]:
     return sum(shape[0] for shape in shapes), shapes[0][1]
 
 
-def _fuse(file: GGUFFile, place: Floats, names: Sequence[str]) -> Blocked:
+def fuse(file: GGUFFile, place: Floats, names: Sequence[str]) -> Blocked:
     """Matrices one above the other, as blocks in `place`."""
     _, K = _shape(file, names)
     blocks = place.reshape(-1, K, BLOCK)
