@@ -75,6 +75,27 @@ def assert_the_same(kept, plain, inputs):
 
 
 @needs_tiles
+@pytest.mark.parametrize("weights", ["file", "float32"])
+def test_any_number_of_threads_gives_the_same_bits(tmp_path, monkeypatch, weights):
+    """Prefill and decode of a model with compiled attention, by one thread and by several."""
+    path = write_tiny_model(
+        tmp_path / "m.gguf", d_model=256, heads=4, kv_heads=2, quantisation="Q4_1"
+    )
+    model = LlamaModel.load(path, weights)
+    monkeypatch.setattr(products, "WORTH_SHARING", 0)
+    monkeypatch.setattr(products, "usable_processors", lambda: set(range(8)))
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(products, "allowed_threads", lambda n=threads: n)
+        cache = model.new_cache([50] * 9)
+        scores = [model.prefill([[5, 6, 7] * 10] * 9, cache)]
+        scores += [model.decode(np.arange(9), cache) for _ in range(10)]
+        found.append(np.array(scores))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+@needs_tiles
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_bits_of_float32(tmp_path, kind):
     """Two matrices fused, the first of which fills no whole block, with any scales and codes."""

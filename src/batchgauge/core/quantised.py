@@ -77,11 +77,11 @@ class Kind:
         parts = GROUP // self.size * (1 + self.least) if self.size else 0
         return self.code_bytes + BLOCK * parts * (4 if self.wide else 2)
 
-    def kernel(self) -> Callable[..., None]:
-        """The compiled product."""
+    def kernel(self) -> int:
+        """The address of the compiled product."""
         module = import_module("batchgauge.core.kernels.quantised_kernel")
         numbers = (self.bits, self.exact, self.zero, self.size, self.wide, self.least)
-        made: Callable[..., None] = module.kernel(*map(int, numbers), self.group_bytes)
+        made: int = module.kernel(*map(int, numbers), self.group_bytes)
         return made
 
 

@@ -1,9 +1,9 @@
 """Products with blocked weights: by compiled tiles, or by BLAS where those cannot run.
 
 Letters: T rows, K inputs, n blocks of W output features each. One limit rules all: the
-tiles share their blocks among as many threads as NumPy's BLAS may use at the moment.
-`own_threads` keeps BLAS itself to one meanwhile, since its idle threads spin for a
-while on the very cores that the others need.
+tiles share their blocks among as many threads as NumPy's BLAS may use at the moment, and
+no more than the processors that the process may use. `own_threads` keeps BLAS itself to
+one meanwhile, since its idle threads spin for a while on the very cores that others need.
 
 Left out: choosing block widths, chunks and steps by trial on each machine. The tiles have
 the registers' own size; chunks and steps are the same everywhere.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -28,13 +27,12 @@ from threadpoolctl import ThreadpoolController
 from batchgauge.core.ops import Floats
 
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
-Multiply = Callable[[Floats, npt.NDArray[Any], Floats, int, int], None]  # x, blocks, y, from, to
 
 SMALL = 1_000_000  # multiplications up to which OpenBLAS takes its unpacked kernels
-WORTH_SHARING = 30_000_000  # multiplications from which a second thread is worth waking
+WORTH_SHARING = 500_000  # multiplications from which they are shared: some 20 microseconds
 MEMORY_ROWS = 5  # rows whose multiplications take no longer than reading the weights
 
-_here = threading.local()  # `threads`, inside `own_threads`
+_here = threading.local()  # `team`, inside `own_threads`: False for one thread
 
 
 def blas_product(x: Floats, blocks: Floats) -> Floats:
@@ -75,20 +73,47 @@ def product(x: Floats, blocks: Floats) -> Floats:
     return y
 
 
-def shared(multiply: Multiply, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
-    """Fill y by a compiled product, whose blocks the threads share."""
-    n = len(blocks)
-    allowed = getattr(_here, "threads", 0) or allowed_threads()
-    worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1] >= WORTH_SHARING
-    threads = min(allowed, n) if worth else 1
-    ends = [n * share // threads for share in range(threads + 1)]
-    others = [
-        _pool(threads - 1).submit(multiply, x, blocks, y, ends[i], ends[i + 1])
-        for i in range(1, threads)
-    ]
-    multiply(x, blocks, y, 0, ends[1])
-    for other in others:
-        other.result()
+def shared(multiply: int, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
+    """Fill y by the compiled product at an address, whose blocks the threads share."""
+    worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1]
+    share(_team().multiply, x, blocks, y, work=multiply, multiplications=worth)
+
+
+def share(
+    entry: Callable[..., None], *arguments: Any, work: int, multiplications: int
+) -> None:
+    """Run an entry of compiled work by the threads of `own_threads`, if there is enough of it.
+
+    Its last two arguments are the numbers of a `team.Team` and the work's address. A team that
+    another thread of ours keeps busy is not waited for.
+    """
+    together = getattr(_here, "team", None)
+    if together is None:
+        together = team_of(allowed_threads())
+    if not together or multiplications < WORTH_SHARING or not together.free.acquire(False):
+        entry(*arguments, _team().NOBODY, work)
+        return
+    try:
+        together.wake()
+        entry(*arguments, together.numbers, work)
+    finally:
+        together.free.release()
+
+
+def team_of(threads: int) -> Any:
+    """A `team.Team` of so many threads, but no more than there are processors; False for one."""
+    processors = usable_processors()
+    threads = min(threads, len(processors))
+    if threads < 2 or compiled() is None:
+        return False
+    together = _team().of(threads)
+    together.processors = processors
+    return together
+
+
+@cache
+def _team() -> ModuleType:
+    return import_module("batchgauge.core.kernels.team")
 
 
 @cache
@@ -107,17 +132,23 @@ def compiled() -> ModuleType | None:
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Inside, products take the threads that BLAS may use at the start, and BLAS takes one."""
-    library, threads = _blas(), allowed_threads()
-    if library is None or threads == 1:
-        yield
-        return
-    _here.threads = threads
-    library.set_num_threads(1)
+    library, threads, before = _blas(), allowed_threads(), getattr(_here, "team", None)
+    _here.team = team_of(threads)
+    if threads > 1:
+        library.set_num_threads(1)
     try:
         yield
     finally:
-        library.set_num_threads(threads)
-        _here.threads = 0
+        if threads > 1:
+            library.set_num_threads(threads)
+        _here.team = before
+
+
+def usable_processors() -> set[int]:
+    """Processors that this thread may use now."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def allowed_threads() -> int:
@@ -132,12 +163,3 @@ def _blas() -> Any:
     found = ThreadpoolController().select(user_api="blas").lib_controllers
     of_numpy = [library for library in found if "numpy" in library.filepath.lower()]
     return next(iter(of_numpy or found), None)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="product")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)

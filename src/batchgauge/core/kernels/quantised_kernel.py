@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from batchgauge.core.kernels import product_kernel, tile, vectors
+from batchgauge.core.kernels import product_kernel, team, tile, vectors
 from batchgauge.core.kernels.product_kernel import CHUNK, MANY, height, turns_of
+from batchgauge.core.kernels.team import number
 from batchgauge.core.kernels.tile import LINE, tile_of_many
 from batchgauge.core.kernels.vectors import (
     BYTE,
@@ -189,9 +190,10 @@ def _write_groups(
 
 
 @cache
-def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> Any:
-    """`multiply` for one kind of weights (see `_Codes`), a group of which takes so many bytes."""
-    return _compile(digest(tile, vectors, product_kernel), bits, exact, zero, size, wide, least, group)
+def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> int:
+    """The address of `multiply` for a kind of weights (see `_Codes`), in groups of so many bytes."""
+    source = digest(tile, vectors, product_kernel, team)
+    return _compile(source, bits, exact, zero, size, wide, least, group).address
 
 
 def _compile(source, bits, exact, zero, size, wide, least, group):
@@ -210,13 +212,9 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
         else:
             _groups(4, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
 
-    @njit(
-        "void(float32[:, ::1], uint8[:, :, ::1], float32[:, ::1], int64, int64)",
-        cache=True,
-        nogil=True,
-    )
-    def multiply(x, blocks, y, first, last):
-        """Fill y with the product of x and the blocks from `first` to `last`.
+    @cfunc("void(int64, int64)", cache=True)
+    def multiply(job, block):
+        """Fill y's columns of one block; `job` is that of `team.multiply`.
 
         x       float32 [T, K]           K a multiple of GROUP
         blocks  uint8 [n, K / GROUP, group]
@@ -224,43 +222,41 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
         """
         if source < 0:
             return
-        T, K = x.shape
+        x_at, T, K = number(job, 0), number(job, 1), number(job, 2)
+        codes_step, y_step = number(job, 4), number(job, 6)
+        w_at = number(job, 3) + block * codes_step
+        y_at = number(job, 5) + 4 * BLOCK * block
         groups = K // GROUP
-        x_at, w_at, y_at = x.ctypes.data, blocks.ctypes.data, y.ctypes.data
-        x_step, y_step, w_step = 4 * K, y.strides[0], 4 * FEATURES
-        codes_step = blocks.strides[0]
+        x_step, w_step = 4 * K, 4 * FEATURES
         if T <= FEW:
-            for block in range(first, last):
-                here = w_at + block * codes_step
-                for panel in range(PANELS):
-                    ahead = here + AHEAD
-                    if PANELS > 1:
-                        ahead = here + codes_step + panel * (codes_step // PANELS)
-                    lane = panel * FEATURES
-                    y_here = y_at + 4 * (block * BLOCK + lane)
-                    groups_of(T, x_at, x_step, here, lane, groups, y_here, y_step, ahead)
+            for panel in range(PANELS):
+                lane = panel * FEATURES
+                ahead = w_at + AHEAD
+                if PANELS > 1:
+                    ahead = w_at + codes_step + panel * (codes_step // PANELS)
+                groups_of(T, x_at, x_step, w_at, lane, groups, y_at + 4 * lane, y_step, ahead)
             return
         turns = turns_of(T)
         chunk = CHUNK // GROUP if turns < MANY else groups
         room = np.empty(GROUP * chunk * FEATURES + LINE // 4, np.float32)
         w = (room.ctypes.data + LINE - 1) // LINE * LINE
-        for block in range(first, last):
-            for panel in range(PANELS):
-                y_column = y_at + 4 * (block * BLOCK + panel * FEATURES)
-                for begin in range(0, groups, chunk):
-                    some = min(chunk, groups - begin)
-                    here = w_at + block * codes_step + begin * group
-                    ahead = here + AHEAD
-                    if PANELS > 1:
-                        ahead = here + codes_step + panel * (codes_step // PANELS)
-                    groups_of(0, x_at, x_step, here, panel * FEATURES, some, w, w_step, ahead)
-                    row = 0
-                    for turn in range(turns):
-                        rows = height(T, turns, turn, row)
-                        tile_of_many(
-                            rows, x_at + row * x_step + 4 * GROUP * begin, x_step, w, w_step,
-                            GROUP * some, y_column + row * y_step, y_step, w, 0, begin == 0,
-                        )  # fmt: skip
-                        row += rows
+        for panel in range(PANELS):
+            lane = panel * FEATURES
+            for begin in range(0, groups, chunk):
+                some = min(chunk, groups - begin)
+                here = w_at + begin * group
+                ahead = here + AHEAD
+                if PANELS > 1:
+                    ahead = here + codes_step + panel * (codes_step // PANELS)
+                groups_of(0, x_at, x_step, here, lane, some, w, w_step, ahead)
+                row = 0
+                for turn in range(turns):
+                    rows = height(T, turns, turn, row)
+                    tile_of_many(
+                        rows, x_at + row * x_step + 4 * GROUP * begin, x_step, w, w_step,
+                        GROUP * some, y_at + 4 * lane + row * y_step, y_step, w, 0, begin == 0,
+                    )  # fmt: skip
+                    row += rows
+        room[0] = 0.0  # Numba frees an array after its last mention: not before this
 
     return multiply
