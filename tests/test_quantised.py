@@ -13,7 +13,7 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_layouts import layout_of
 from batchgauge.core.kernels import products
 from batchgauge.core.model import LlamaModel, logit_errors
-from batchgauge.core.quantised import KINDS, Packed, Stacked, Stored, as_bfloat16, read_matrix
+from batchgauge.core.quantised import KINDS, Packed, Room, Stacked, Stored, as_bfloat16, read_matrix
 from batchgauge.core.weights import Blocked, Weights, blocked_size, checked, fuse
 from batchgauge.errors import UserError
 from batchgauge.registry import open_engine
@@ -60,7 +60,7 @@ def both(file, *names):
         size = blocked_size(sum(shape[0] for shape in shapes), shapes[0][1])
         return fuse(file, np.empty(size, np.float32), names)
 
-    kept = read_matrix(file, names, bfloat16=False, check=checked, whole=whole)
+    kept = read_matrix(file, names, bfloat16=False, check=checked, whole=whole, room=Room())
     return kept, whole(names)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
+from math import prod
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -26,9 +27,10 @@ import numpy.typing as npt
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Layout
 from batchgauge.core.kernels import products
-from batchgauge.core.ops import Floats, aligned
+from batchgauge.core.ops import LINE, Floats, aligned
 
 BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
+PIECE = 1 << 25  # bytes of memory taken at a time
 BF16 = OWN_LAYOUTS[30]
 
 Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
@@ -167,14 +169,28 @@ KINDS = {
 }
 
 
+class Room:
+    """Memory for many matrices, in pieces that the system can back with large pages."""
+
+    def __init__(self) -> None:
+        self._left: Bytes = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> Bytes:
+        """So many bytes that begin with a cache line."""
+        whole = -(-size // LINE) * LINE
+        if whole > len(self._left):
+            self._left = aligned(max(whole, PIECE) // 4).view(np.uint8)
+        taken, self._left = self._left[:size], self._left[whole:]
+        return taken
+
+
 class Packed:
     """A matrix [N, K] in blocks: `blocks` uint8 [ceil(N / 64), K / 32, bytes of a group]."""
 
-    def __init__(self, kind: Kind, features: int, inputs: int) -> None:
+    def __init__(self, kind: Kind, features: int, inputs: int, room: Room) -> None:
         self.kind, self.features = kind, features
         shape = (-(-features // BLOCK), inputs // GROUP, kind.group_bytes)
-        room = aligned(-(-int(np.prod(shape)) // 4)).view(np.uint8)
-        self.blocks: Bytes = room[: int(np.prod(shape))].reshape(shape)
+        self.blocks: Bytes = room.take(prod(shape)).reshape(shape)
         self.nbytes = self.blocks.nbytes
         if features % BLOCK:
             self.blocks[-1] = 0
@@ -292,9 +308,9 @@ Check = Callable[[Floats, str], Floats]  # of values, and the tensor's name
 
 def read_matrix(
     file: GGUFFile, names: Sequence[str], *, bfloat16: bool, check: Check,
-    whole: Callable[[Sequence[str]], Matrix],
+    whole: Callable[[Sequence[str]], Matrix], room: Room,
 ) -> Matrix:  # fmt: skip
-    """Matrices of a file, one above the other, as they are there or as bfloat16.
+    """Matrices of a file, one above the other, as they are there or as bfloat16, in a room.
 
     `check` raises UserError for values that are not finite; `whole` reads float32 ones.
     """
@@ -308,11 +324,13 @@ def read_matrix(
         if layout(some[0]).name == "F32":
             made.append(whole(some))
         else:
-            made.append(_read(file, some, layout(some[0]), check))
+            made.append(_read(file, some, layout(some[0]), check, room))
     return made[0] if len(made) == 1 else Stacked(made)
 
 
-def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check) -> Matrix:
+def _read(
+    file: GGUFFile, names: Sequence[str], layout: Layout, check: Check, room: Room
+) -> Matrix:
     """Matrices of one layout, one above the other."""
     shapes = [file.tensors[f"{name}.weight"].shape for name in names]
     features, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
@@ -321,7 +339,7 @@ def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check) ->
     if kind is None or inputs % GROUP or compiled() is None:
         matrix = Stored(layout, features, inputs)
     else:
-        matrix = Packed(kind, features, inputs)
+        matrix = Packed(kind, features, inputs, room)
     row = 0
     for name in names:
         tensor = file.tensors[f"{name}.weight"]

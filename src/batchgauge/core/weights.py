@@ -24,7 +24,7 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_head import shown
 from batchgauge.core.kernels.products import Product, product
 from batchgauge.core.ops import Floats, aligned, rope_frequencies
-from batchgauge.core.quantised import Matrix, read_matrix
+from batchgauge.core.quantised import Matrix, Room, read_matrix
 from batchgauge.errors import UserError
 
 MODES = ("float32", "file", "bfloat16")
@@ -100,6 +100,8 @@ class Weights:
         ends = np.cumsum([0, *sizes])
         places = (arena[a:b] for a, b in pairwise(ends))
 
+        room = Room()
+
         def in_float32(names: Sequence[str]) -> Blocked:
             features, inputs = _shape(file, names)
             return fuse(file, aligned(blocked_size(features, inputs)), names)
@@ -108,7 +110,7 @@ class Weights:
             if mode == "float32":
                 return fuse(file, next(places), names)
             return read_matrix(
-                file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32
+                file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32, room=room
             )
 
         self.layers = []
