@@ -7,6 +7,7 @@ import os
 import gguf
 import numpy as np
 import pytest
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
@@ -17,7 +18,6 @@ from batchgauge.core.quantised import KINDS, Packed, Room, Stacked, Stored, as_b
 from batchgauge.core.weights import Blocked, Weights, blocked_size, checked, fuse
 from batchgauge.errors import UserError
 from batchgauge.registry import open_engine
-from tests.tiny_model import write_tiny_model
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 32, 72)
 # Where float16 numbers lie in a block of a type, all other bytes of which are codes.
@@ -138,9 +138,7 @@ def test_a_model_answers_as_in_float32(tmp_path, monkeypatch, tied, compiled):
     plain, kept = (m.prefill(prompts, c) for m, c in zip(models, caches, strict=True))
     np.testing.assert_array_equal(kept, plain)
     for _ in range(3):
-        plain, kept = (
-            m.decode(plain.argmax(1), c) for m, c in zip(models, caches, strict=True)
-        )
+        plain, kept = (m.decode(plain.argmax(1), c) for m, c in zip(models, caches, strict=True))
         np.testing.assert_array_equal(kept, plain)
     assert models[1].weights_bytes < 0.35 * models[0].weights_bytes
     assert [model.weights.mode for model in models] == ["float32", "file"]
@@ -181,7 +179,7 @@ def test_what_cannot_be_is_said(tmp_path):
         both(written(tmp_path / "n.gguf", {"a": ("Q4_0", broken)}), "a")
     for threads in (0, -1, 100_000, True, 1.5):
         with pytest.raises(UserError, match=f"threads is {threads}; expected a whole number"):
-            open_engine("numpy:file", path, threads=threads)
+            open_engine("numpy:file", path, threads=threads)  # type: ignore[arg-type]  # on purpose
 
 
 def test_the_engine_of_a_spec(tmp_path):

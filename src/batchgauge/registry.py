@@ -141,7 +141,8 @@ def open_engine(spec: str = "numpy", model: str | Path | None = None, threads: i
     most = os.cpu_count() or 1
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
         raise UserError(
-            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors here."
+            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
+            "of this machine."
         )
     factory, argument = _resolve("engine", spec, _ENGINES)
     path = Path(model) if model else None

@@ -56,6 +56,7 @@ class BatchInferenceEngine:
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
         self.ends = self.reader.edges.ends
+        self.weights = model.weights.mode  # how they are kept: float32, file or bfloat16
         self.title = str(metadata.get("general.name", "unnamed"))
 
     @classmethod
@@ -67,7 +68,9 @@ class BatchInferenceEngine:
         `weights` as for `LlamaModel.load`.
         """
         file = GGUFFile.open(path or default_model_path())
-        return cls(LlamaModel(file, weights), BPETokenizer.from_metadata(file.metadata), file.metadata)
+        return cls(
+            LlamaModel(file, weights), BPETokenizer.from_metadata(file.metadata), file.metadata
+        )
 
     def infer_batch(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]

@@ -147,7 +147,10 @@ class LlamaModel:
     def _qkv(
         self, layer: Layer, x: Floats, rotations: npt.NDArray[np.complex64]
     ) -> tuple[Floats, Floats, Floats]:
-        """Queries [T, H, E], scaled by 1 / sqrt(E), and keys [T, J, E], rotated, and values [T, J, E]."""
+        """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E].
+
+        Queries are scaled by 1 / sqrt(E).
+        """
         c = self.config
         qkv = layer.qkv(self._norm(x, layer.attention_gain)).reshape(len(x), -1, c.head_dim)
         qkv[:, : c.heads] *= self._query_scale

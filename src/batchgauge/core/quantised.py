@@ -95,17 +95,18 @@ def _nibbles(data: npt.NDArray[Any]) -> Bytes:
 def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
     """For blocks of 32: a scale, then perhaps a least value and fifth bits, then codes."""
     form = np.dtype([*fields])
+    names = form.names or ()
 
     def unpack(data: Bytes) -> Parts:
         found = data.view(form)  # [n]
         codes = found["codes"].view(np.uint8)
         if codes.shape[1] < GROUP:
             codes = _nibbles(codes)
-        if "fifth" in form.fields:
+        if "fifth" in names:
             codes |= np.unpackbits(found["fifth"], axis=1, bitorder="little") << 4
-            if "least" not in form.fields:
+            if "least" not in names:
                 codes -= 16
-        least = found["least"][:, None] if "least" in form.fields else None
+        least = found["least"][:, None] if "least" in names else None
         return codes, found["scale"][:, None], least
 
     return unpack
@@ -209,8 +210,8 @@ class Packed:
             some = min(BLOCK - lane, len(data) - done)
             for at, part in zip(self._parts(block), (codes, *factors), strict=False):
                 if part is not None:
-                    part = part.reshape(len(data), groups, -1)[done : done + some]
-                    at[:, :, lane : lane + some] = part.transpose(1, 2, 0)
+                    rows = part.reshape(len(data), groups, -1)[done : done + some]
+                    at[:, :, lane : lane + some] = rows.transpose(1, 2, 0)
             done += some
 
     def _parts(self, block: int | slice | Ids) -> Iterator[npt.NDArray[Any]]:
@@ -298,8 +299,10 @@ class Stacked:
         """Rows of the matrix: [len(indices), K]."""
         ends = np.cumsum([part.features for part in self._parts])
         owners = np.searchsorted(ends, indices, side="right")
-        starts = ends - [part.features for part in self._parts]
-        found = [self._parts[o].rows(np.array([i - starts[o]])) for o, i in zip(owners, indices)]
+        found = []
+        for owner, index in zip(owners, indices, strict=True):
+            part = self._parts[owner]
+            found.append(part.rows(np.array([index - ends[owner] + part.features])))
         return np.concatenate(found)
 
 
@@ -328,9 +331,7 @@ def read_matrix(
     return made[0] if len(made) == 1 else Stacked(made)
 
 
-def _read(
-    file: GGUFFile, names: Sequence[str], layout: Layout, check: Check, room: Room
-) -> Matrix:
+def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check, room: Room) -> Matrix:
     """Matrices of one layout, one above the other."""
     shapes = [file.tensors[f"{name}.weight"].shape for name in names]
     features, inputs = sum(shape[0] for shape in shapes), shapes[0][1]

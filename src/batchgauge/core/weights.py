@@ -1,9 +1,9 @@
 """Weights in memory: matrices in blocks of output features.
 
-`mode` says how they are kept: "float32", "file" (as the model file has them) or "bfloat16"; the
-last two are the business of `quantised`. In float32 a matrix [N, K] (outputs, inputs) is kept as [N / W, K, W], blocks of W output features
-with the features innermost: as `products` reads them, from memory in one go, without
-packing them anew for every product.
+`mode` says how they are kept: "float32", "file" (as the model file has them) or "bfloat16";
+the last two are the business of `quantised`. In float32 a matrix [N, K] (outputs, inputs)
+is kept as [N / W, K, W], blocks of W output features with the features innermost: as
+`products` reads them, from memory in one go, without packing them anew for every product.
 
 All blocks lie in one allocation, which the system can back with large pages.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def blocked_size(features: int, inputs: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The four matrices of a layer, queries, keys and values fused, gate and up fused; gains [D]."""
+    """A layer's gains [D] and matrices: queries, keys and values fused, gate and up fused."""
 
     attention_gain: Floats
     qkv: Matrix
@@ -135,7 +135,11 @@ class Weights:
         matrices = [self.head] + [
             m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
         ]
-        held = [*matrices, *sum(gains, []), self.final_gain, self.frequencies, self.embedding]
+        # What products read for a weight: at least the file's bits, with what fills up blocks.
+        self.bytes_each = sum(m.nbytes for m in matrices) / (
+            config.layers * (D * (config.qkv_width + Q) + 3 * D * F) + config.vocab_size * D
+        )
+        held = [*matrices, *chain(*gains), self.final_gain, self.frequencies, self.embedding]
         self.nbytes = sum(part.nbytes for part in held if part is not None)
 
     def embed(self, ids: npt.NDArray[np.integer[Any]]) -> Floats:

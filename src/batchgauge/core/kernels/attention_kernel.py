@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from batchgauge.core.kernels import score_kernel, team, tile, vectors
+from batchgauge.core.kernels import score_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.score_kernel import score, weigh
-from batchgauge.core.kernels.team import floats, lead, number
+from batchgauge.core.kernels.team_kernel import floats, lead, number
 from batchgauge.core.kernels.tile import ROWS, tile_alone
 from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
 
@@ -57,8 +57,8 @@ def _turn(keys, seen, turned):
                 turned[e, position] = keys[position, e]
 
 
-def _compile(source: int) -> tuple[Any, Any]:
-    """The work of `step` and `causal`, compiled for these sources: see `bpe_kernel._compile`."""
+def _compile(source: int) -> tuple[Any, Any, int, int]:
+    """`step`, `causal` and their work, compiled for these sources: see `bpe_kernel._compile`."""
 
     @cfunc("void(int64, int64)", cache=True)
     def one_row(job, part):
@@ -122,56 +122,57 @@ def _compile(source: int) -> tuple[Any, Any]:
                 _mix(rows, scores, s_step, longest, v_at, E, out_at, out_step, v_at)
         held[0, 0] = turned[0, 0] = 0.0  # not freed before this
 
-    return one_row, one_head
+    @njit(
+        "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
+        " float32[:, :, :, ::1], int64[::1], float32[:, ::1], int64[::1], int64)",
+        cache=True,
+        nogil=True,
+    )
+    def step(queries, new_keys, new_values, keys, values, lengths, out, team, work):
+        """Store one position behind those of R rows, and attend from there.
+
+        queries              float32 [R, H, E]     scaled by 1 / sqrt(E), last axes contiguous
+        new_keys, new_values float32 [R, J, E]     last axes contiguous
+        keys, values         float32 [R, J, C, E]
+        lengths              int64   [R]           positions held so far
+        out                  float32 [R, H * E]
+        team, work           see `team_kernel.lead`; `STEP` is the work
+        """
+        if source < 0:
+            return
+        job = np.empty(15, np.int64)
+        job[0], job[1] = queries.ctypes.data, queries.strides[0]
+        job[2], job[3] = new_keys.ctypes.data, new_keys.strides[0]
+        job[4], job[5] = new_values.ctypes.data, new_values.strides[0]
+        job[6], job[7], job[8] = keys.ctypes.data, values.ctypes.data, lengths.ctypes.data
+        job[10], job[11], job[12] = out.ctypes.data, queries.shape[1], queries.shape[2]
+        job[13], job[14] = keys.shape[1], keys.shape[2]
+        lead(team, work, job, keys.shape[0] * keys.shape[1])
+
+    @njit(
+        "void(float32[:, :, :], float32[:, :, ::1], float32[:, :, ::1], int64, float32[:, :, ::1],"
+        " int64[::1], int64)",
+        cache=True,
+        nogil=True,
+    )
+    def causal(queries, keys, values, start, out, team, work):
+        """Attend from T positions behind `start` others to all up to themselves.
+
+        queries      float32 [T, H, E]  scaled by 1 / sqrt(E), last axes contiguous
+        keys, values float32 [J, C, E]  the T positions stored
+        out          float32 [T, H, E]
+        team, work   see `team_kernel.lead`; `CAUSAL` is the work
+        """
+        if source < 0:
+            return
+        job = np.empty(11, np.int64)
+        job[0], job[1], job[2] = queries.ctypes.data, queries.strides[0], out.ctypes.data
+        job[3], job[4], job[5] = keys.ctypes.data, values.ctypes.data, keys.shape[1]
+        job[6], job[7], job[8] = start, queries.shape[0], queries.shape[1]
+        job[9], job[10] = queries.shape[2], keys.shape[0]
+        lead(team, work, job, keys.shape[0])
+
+    return step, causal, one_row.address, one_head.address
 
 
-@njit(
-    "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
-    " float32[:, :, :, ::1], int64[::1], float32[:, ::1], int64[::1], int64)",
-    cache=True,
-    nogil=True,
-)
-def step(queries, new_keys, new_values, keys, values, lengths, out, team, work):
-    """Store one position behind those of R rows, and attend from there.
-
-    queries              float32 [R, H, E]     scaled by 1 / sqrt(E), last axes contiguous
-    new_keys, new_values float32 [R, J, E]     last axes contiguous
-    keys, values         float32 [R, J, C, E]
-    lengths              int64   [R]           positions held so far
-    out                  float32 [R, H * E]
-    team, work           see `team.lead`; `STEP` is the work
-    """
-    job = np.empty(15, np.int64)
-    job[0], job[1] = queries.ctypes.data, queries.strides[0]
-    job[2], job[3] = new_keys.ctypes.data, new_keys.strides[0]
-    job[4], job[5] = new_values.ctypes.data, new_values.strides[0]
-    job[6], job[7], job[8] = keys.ctypes.data, values.ctypes.data, lengths.ctypes.data
-    job[10], job[11], job[12] = out.ctypes.data, queries.shape[1], queries.shape[2]
-    job[13], job[14] = keys.shape[1], keys.shape[2]
-    lead(team, work, job, keys.shape[0] * keys.shape[1])
-
-
-@njit(
-    "void(float32[:, :, :], float32[:, :, ::1], float32[:, :, ::1], int64, float32[:, :, ::1],"
-    " int64[::1], int64)",
-    cache=True,
-    nogil=True,
-)
-def causal(queries, keys, values, start, out, team, work):
-    """Attend from T positions behind `start` others to all up to themselves.
-
-    queries      float32 [T, H, E]  scaled by 1 / sqrt(E), last axes contiguous
-    keys, values float32 [J, C, E]  the T positions stored
-    out          float32 [T, H, E]
-    team, work   see `team.lead`; `CAUSAL` is the work
-    """
-    job = np.empty(11, np.int64)
-    job[0], job[1], job[2] = queries.ctypes.data, queries.strides[0], out.ctypes.data
-    job[3], job[4], job[5] = keys.ctypes.data, values.ctypes.data, keys.shape[1]
-    job[6], job[7], job[8] = start, queries.shape[0], queries.shape[1]
-    job[9], job[10] = queries.shape[2], keys.shape[0]
-    lead(team, work, job, keys.shape[0])
-
-
-_one_row, _one_head = _compile(digest(tile, vectors, score_kernel, team))
-STEP, CAUSAL = _one_row.address, _one_head.address
+step, causal, STEP, CAUSAL = _compile(digest(tile, vectors, score_kernel, team_kernel))

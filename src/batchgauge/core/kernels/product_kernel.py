@@ -14,8 +14,8 @@ from typing import Any
 
 from numba import cfunc, njit
 
-from batchgauge.core.kernels import team, tile, vectors
-from batchgauge.core.kernels.team import number
+from batchgauge.core.kernels import team_kernel, tile, vectors
+from batchgauge.core.kernels.team_kernel import number
 from batchgauge.core.kernels.tile import ROWS, tile_alone, tile_of_few, tile_of_many
 from batchgauge.core.kernels.vectors import FEATURES, digest
 
@@ -52,7 +52,7 @@ def _compile(source: int) -> Any:
 
     @cfunc("void(int64, int64)", cache=True)
     def multiply(job, block):
-        """Fill y's columns of one block; `job` is that of `team.multiply`.
+        """Fill y's columns of one block; `job` is that of `team_kernel.multiply`.
 
         x       float32 [T, K]      K even
         blocks  float32 [n, K, W]   W a multiple of FEATURES
@@ -103,4 +103,4 @@ def _compile(source: int) -> Any:
     return multiply
 
 
-multiply: int = _compile(digest(tile, vectors, team)).address
+multiply: int = _compile(digest(tile, vectors, team_kernel)).address

@@ -79,13 +79,11 @@ def shared(multiply: int, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> Non
     share(_team().multiply, x, blocks, y, work=multiply, multiplications=worth)
 
 
-def share(
-    entry: Callable[..., None], *arguments: Any, work: int, multiplications: int
-) -> None:
+def share(entry: Callable[..., None], *arguments: Any, work: int, multiplications: int) -> None:
     """Run an entry of compiled work by the threads of `own_threads`, if there is enough of it.
 
-    Its last two arguments are the numbers of a `team.Team` and the work's address. A team that
-    another thread of ours keeps busy is not waited for.
+    Its last two arguments are the numbers of a `team_kernel.Team` and the work's address. A
+    team that another thread of ours keeps busy is not waited for.
     """
     together = getattr(_here, "team", None)
     if together is None:
@@ -101,7 +99,7 @@ def share(
 
 
 def team_of(threads: int) -> Any:
-    """A `team.Team` of so many threads, but no more than there are processors; False for one."""
+    """A `team_kernel.Team` of so many threads, or of all processors if fewer; False for one."""
     processors = usable_processors()
     threads = min(threads, len(processors))
     if threads < 2 or compiled() is None:
@@ -113,7 +111,7 @@ def team_of(threads: int) -> Any:
 
 @cache
 def _team() -> ModuleType:
-    return import_module("batchgauge.core.kernels.team")
+    return import_module("batchgauge.core.kernels.team_kernel")
 
 
 @cache

@@ -21,9 +21,9 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from batchgauge.core.kernels import product_kernel, team, tile, vectors
+from batchgauge.core.kernels import product_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.product_kernel import CHUNK, MANY, height, turns_of
-from batchgauge.core.kernels.team import number
+from batchgauge.core.kernels.team_kernel import number
 from batchgauge.core.kernels.tile import LINE, tile_of_many
 from batchgauge.core.kernels.vectors import (
     BYTE,
@@ -171,7 +171,11 @@ def _write_groups(
     asked = builder.add(ahead, builder.mul(number, INT(group // PANELS)))
     x_here = [builder.add(one, builder.mul(number, INT(4 * GROUP))) for one in x_rows]
     y_here = builder.add(y, builder.mul(number, INT(GROUP * 4 * FEATURES)))
-    codes, held, lines = _Codes(to, here, lane, *kind), dict[Any, Any](), -(-group // PANELS // LINE)
+    codes, held, lines = (
+        _Codes(to, here, lane, *kind),
+        dict[Any, Any](),
+        -(-group // PANELS // LINE),
+    )
     for i in range(GROUP):
         for line in range(i * lines // GROUP, (i + 1) * lines // GROUP):
             to.ask(asked, LINE * line)
@@ -191,9 +195,9 @@ def _write_groups(
 
 @cache
 def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> int:
-    """The address of `multiply` for a kind of weights (see `_Codes`), in groups of so many bytes."""
-    source = digest(tile, vectors, product_kernel, team)
-    return _compile(source, bits, exact, zero, size, wide, least, group).address
+    """The address of `multiply` for a kind of weights, see `_Codes`, in groups of `group` bytes."""
+    source = digest(tile, vectors, product_kernel, team_kernel)
+    return int(_compile(source, bits, exact, zero, size, wide, least, group).address)
 
 
 def _compile(source, bits, exact, zero, size, wide, least, group):
@@ -202,19 +206,104 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
     @njit(nogil=True)
     def groups_of(rows, x, x_step, w, lane, n, y, y_step, ahead):
         if rows == 0:
-            _groups(0, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
+            _groups(
+                0,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
         elif rows == 1:
-            _groups(1, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
+            _groups(
+                1,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
         elif rows == 2:
-            _groups(2, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
+            _groups(
+                2,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
         elif rows == 3:
-            _groups(3, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
+            _groups(
+                3,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
         else:
-            _groups(4, bits, exact, zero, size, wide, least, group, x, x_step, w, lane, n, y, y_step, ahead)
+            _groups(
+                4,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
 
     @cfunc("void(int64, int64)", cache=True)
     def multiply(job, block):
-        """Fill y's columns of one block; `job` is that of `team.multiply`.
+        """Fill y's columns of one block; `job` is that of `team_kernel.multiply`.
 
         x       float32 [T, K]           K a multiple of GROUP
         blocks  uint8 [n, K / GROUP, group]

@@ -103,7 +103,7 @@ def _do(typing_context: Any, work: Any, job: Any, part: Any) -> Any:
 
 
 def _call(name: str) -> Any:
-    """An intrinsic that calls a C function without arguments; it gives -1 where there is no name."""
+    """An intrinsic that calls a C function without arguments, or gives -1 where none is named."""
 
     @intrinsic
     def call(typing_context: Any) -> Any:
