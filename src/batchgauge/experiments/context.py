@@ -143,9 +143,7 @@ class Context:
 
     def __post_init__(self) -> None:
         if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise UserError(
-                f"threads is {self.threads!r}; expected a whole number of at least 1."
-            )
+            raise UserError(f"threads is {self.threads!r}; expected a whole number of at least 1.")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -1,13 +1,13 @@
 """The roadmap notebook's questions about machines: two cores, a GPU, many machines.
 
 Parallelism is measured (`parallel`) and fitted; hardware that is not here is predicted
-from the sizing room's simulated profiles, and says so; jobs on many machines are
+from the sizing advisor's simulated profiles, and says so; jobs on many machines are
 simulated with stragglers and failures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
-from batchgauge.experiments.roadmap.study import Case, check_price
+from batchgauge.experiments.roadmap.study import Case
 from batchgauge.measuring.statistics import location
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
@@ -36,7 +36,6 @@ from batchgauge.sizing import (
 )
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
-SHARDS = (1, 2, 4, 8)  # machines of the distributed plan
 
 
 def gains(measured: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +70,7 @@ def gains_sentence(table: pd.DataFrame) -> str:
     return f"With a second core {'; '.join(said)}."
 
 
-def fits(measured: pd.DataFrame, *, seed: int = 0) -> dict[str, ScalingFit]:
+def fits(measured: pd.DataFrame, seed: int) -> dict[str, ScalingFit]:
     """Both laws for prefill and decode, for threads and for processes."""
     return {
         f"{stage}, {way}, {law}": fit_scaling(throughputs(measured, stage, way), law, seed=seed)
@@ -127,15 +126,13 @@ def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, fl
     return costs, read_s + profile.step_overhead_ms / 1e3, shape
 
 
-def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> pd.DataFrame:
+def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     """Best batch, throughput and price of a million tokens, here and on simulated machines.
 
     Continuous batching at saturation everywhere. `break_even_price_per_hour` is what the
     machine may cost before a token is cheaper here. Everything but the first row is
-    predicted from a roofline and carries its wide interval. Raises UserError for a
-    price that is not above 0.
+    predicted from a roofline and carries its wide interval.
     """
-    check_price(price_per_hour)
     traffic = case.traffic(1.0, 0)
     tokens = float(traffic.generated.mean())
     here = Server("continuous", case.today.server.max_batch)
@@ -147,7 +144,7 @@ def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> p
     ]  # fmt: skip
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
-        costs, shared_s, shape = predicted_costs(case.specs.model, profile)
+        costs, shared_s, shape = predicted_costs(case.context.model, profile)
         size = suggest_batch_size(
             workload=lengths,
             cost_model=costs,
@@ -160,8 +157,8 @@ def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> p
         rate = capacity(many, table, Server("continuous", size)) * tokens
         low, high = costs.interval(rate)
         rows.append(
-            _machine_row(profile.name, "predicted", size, rate, low, high, own, price_per_hour,
-                         own_price)
+            _machine_row(profile.name, "predicted", size, rate, low, high, own,
+                         case.scenario.price_per_hour, own_price)
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -204,21 +201,21 @@ def machines_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def distribute(case: Case, *, requests: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """A batch job on 1, 2, 4 and 8 machines like this one, loading included.
+def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """A batch job on `sizes` machines like this one, loading included.
 
     One row a number of machines and a trouble: sound; one machine three times as slow;
     each machine failing about once in the job. `queue_s` is the time with a shared
     queue, `shards_s` with the requests dealt out beforehand; efficiency is against one
     sound machine.
     """
-    traffic = case.traffic(1.0, seed)
+    traffic, seed = case.traffic(1.0, case.seed), case.seed
     copies = -(-requests // len(traffic))
     job = Arrivals(*(np.tile(a, copies)[:requests] for a in _columns(traffic.at_once())))
     server = Server("continuous", case.today.server.max_batch)
     rows = []
     alone = _makespan(job, case, server) + case.load_s
-    for workers in SHARDS:
+    for workers in sizes:
         wide = replace(server, workers=workers)
         troubles: Mapping[str, Server] = {
             "none": wide,
@@ -265,7 +262,9 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
     most = int(table["machines"].max())
     rows = {r["trouble"]: r for r in table.to_dict("records") if r["machines"] == most}
     sound, slow, fails = rows.values()
-    rate = capacity(case.traffic(1.0, 0), case.table, Server("continuous"))
+    rate = capacity(
+        case.traffic(1.0, 0), case.table, Server("continuous", case.today.server.max_batch)
+    )
     return (
         f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
         f"the efficiency from {sound['queue_efficiency']:.0%} to {slow['queue_efficiency']:.0%}, "
@@ -274,4 +273,32 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
         f"{fails['queue_efficiency']:.0%} and {fails['shards_efficiency']:.0%}. Loading the model "
         f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
         f"itself before that is below 5 % of its time."
+    )
+
+
+def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
+    """What to measure before choosing: each with the number that this study expects."""
+    most = int(distributed["machines"].max())
+    rows = distributed[distributed["machines"] == most].to_dict("records")
+    _, slow, fails = (row["queue_efficiency"] for row in rows)
+    batch_s = 1.0 / case.limit * case.today.server.max_batch
+    return pd.DataFrame(
+        [
+            {
+                "measure_first": "time of an empty task through the scheduler",
+                "expected_here": f"below 1 % of a batch, {10 * batch_s:.1f} ms",
+            },
+            {
+                "measure_first": "time until a cold worker answers its first request",
+                "expected_here": f"{case.load_s:.1f} s for loading",
+            },
+            {
+                "measure_first": f"efficiency on {most} machines, one slowed down on purpose",
+                "expected_here": f"{slow:.0%}",
+            },
+            {
+                "measure_first": f"efficiency on {most} machines, each killed once",
+                "expected_here": f"{fails:.0%}",
+            },
+        ]
     )

@@ -1,8 +1,6 @@
-"""Where two items of the list would begin: async in our own code, distribution on an engine.
+"""Where an async pipeline would begin in our own code, and what it could give.
 
-The functions are named and must exist; what is said of them is measured. The engines
-for distribution are compared by features from their documentation, and beside them
-stands what to measure before choosing one, with the number to expect.
+The functions are named and must exist; what is said of them is measured.
 """
 
 from __future__ import annotations
@@ -101,57 +99,4 @@ def overlap_sentence(case: Case) -> str:
             else "For this workload an async pipeline is worth its code for streaming and for "
             "remote engines, not for speed."
         )
-    )
-
-
-def distributed_criteria() -> pd.DataFrame:
-    """Which existing engine would carry the distributed plan, by what the plan needs.
-
-    From the projects' own documentation (Ray 2.x, Dask 2025, vLLM 0.1x); features, not
-    measurements.
-    """
-    columns = ("criterion", "Ray Data", "Dask", "vLLM")
-    rows = (
-        ("runs our own engine as it is", "yes, as a class per actor", "yes, as a task or actor",
-         "no, its own models"),
-        ("model loaded once a worker", "yes, actor pool", "by hand, actor or worker plugin", "yes"),
-        ("batching inside a worker", "by batch size; continuous with vLLM", "by hand",
-         "yes, continuous"),
-        ("sharding and balancing", "yes, streaming blocks", "yes, work stealing",
-         "data-parallel ranks behind a router"),
-        ("retries after a lost machine", "yes, blocks are run again",
-         "yes, a task 3 times by default", "by the client or by Ray"),
-        ("data larger than memory", "yes, streamed and spilled", "yes, partitions", "no"),
-        ("priority and latency targets", "no, throughput only", "task priorities",
-         "yes, priority scheduling"),
-        ("needs a GPU", "no", "no", "in practice; a CPU back end exists"),
-    )  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
-    """What to measure before choosing: each with the number that this study expects."""
-    most = int(distributed["machines"].max())
-    rows = distributed[distributed["machines"] == most].to_dict("records")
-    _, slow, fails = (row["queue_efficiency"] for row in rows)
-    batch_s = 1.0 / case.limit * case.today.server.max_batch
-    return pd.DataFrame(
-        [
-            {
-                "measure_first": "time of an empty task through the scheduler",
-                "expected_here": f"below 1 % of a batch, {10 * batch_s:.1f} ms",
-            },
-            {
-                "measure_first": "time until a cold worker answers its first request",
-                "expected_here": f"{case.load_s:.1f} s for loading",
-            },
-            {
-                "measure_first": f"efficiency on {most} machines, one slowed down on purpose",
-                "expected_here": f"{slow:.0%}",
-            },
-            {
-                "measure_first": f"efficiency on {most} machines, each killed once",
-                "expected_here": f"{fails:.0%}",
-            },
-        ]
     )
