@@ -6,7 +6,7 @@ The functions are named and must exist; what is said of them is measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
 
@@ -18,29 +18,21 @@ from batchgauge.simulate.metrics import capacity
 SHORT_MS = 5.0  # a call below this may stay in the event loop
 
 
-@dataclass(frozen=True)
-class Point:
-    """A place in our own code where async or streaming would begin: `where` must exist."""
-
-    where: str
-    stage: str
-    becomes: str
-
-
+# Where async or streaming would begin in our own code: function, stage, what it would become.
 POINTS = (
-    Point(
+    (
         "batchgauge.core.tokenizer.bpe_tokenizer:BatchTokenizer.encode_batch", "tokenise",
         "await in another thread while the engine decodes",
     ),
-    Point(
+    (
         "batchgauge.core.tokenizer.bpe_tokenizer:BatchTokenizer.decode_batch", "detokenise",
         "await in another thread, per answer, as answers end",
     ),
-    Point(
+    (
         "batchgauge.core.engine:BatchInferenceEngine.infer_batch", "prefill",
         "an async generator of tokens instead of one return",
     ),
-    Point(
+    (
         "batchgauge.core.model:LlamaModel.decode", "decode",
         "the step to run in another thread; between two steps requests may join",
     ),
@@ -55,21 +47,13 @@ def conversion_points(gil: pd.DataFrame) -> pd.DataFrame:
     """
     measured = gil.set_index("call").to_dict("index")
     rows = []
-    for point in POINTS:
-        resolve_name(point.where)
-        row = measured[point.stage]
-        rows.append(
-            {
-                "function": point.where.replace(":", "."),
-                "stage": point.stage,
-                "call_ms": row["alone_ms"],
-                "gil": row["gil"],
-                "lock_free_share": row["lock_free_share"],
-                "advice": _advice(row),
-                "becomes": point.becomes,
-            }
-        )
-    return pd.DataFrame(rows)
+    for where, stage, becomes in POINTS:
+        resolve_name(where)
+        row = measured[stage]
+        found = (row["alone_ms"], row["gil"], row["lock_free_share"], _advice(row))
+        rows.append((where.replace(":", "."), stage, *found, becomes))
+    columns = ["function", "stage", "call_ms", "gil", "lock_free_share", "advice", "becomes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _advice(row: Mapping[Any, Any]) -> str:

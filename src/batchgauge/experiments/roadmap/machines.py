@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import pandas as pd
@@ -135,13 +136,11 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     """
     traffic = case.traffic(1.0, 0)
     tokens = float(traffic.generated.mean())
+    many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
     here = Server("continuous", case.today.server.max_batch)
     own = capacity(traffic, case.table, here) * tokens
-    own_price = case.today.price_per_hour
-    rows = [
-        _machine_row("this machine", "measured steps", here.max_batch, own, own, own,
-                     own, own_price, own_price)
-    ]  # fmt: skip
+    own_price, price = case.today.price_per_hour, case.scenario.price_per_hour
+    rows = [("this machine", "measured steps", here.max_batch, own, own, own, own_price)]
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
         costs, shared_s, shape = predicted_costs(case.context.model, profile)
@@ -153,36 +152,22 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
             max_batch_size=most,
         ).size
         table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
-        many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
         rate = capacity(many, table, Server("continuous", size)) * tokens
-        low, high = costs.interval(rate)
-        rows.append(
-            _machine_row(profile.name, "predicted", size, rate, low, high, own,
-                         case.scenario.price_per_hour, own_price)
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        rows.append((profile.name, "predicted", size, rate, *costs.interval(rate), price))
+    throughputs = [f"{end}_tokens_per_s" for end in ("throughput", "low", "high")]
+    columns = ["machine", "basis", "best_batch", *throughputs, "price_per_hour"]
+    found = pd.DataFrame(rows, columns=columns)
+    rates, prices = found["throughput_tokens_per_s"], found.pop("price_per_hour")
+    return found.assign(
+        speedup=rates / own,
+        price_per_hour=prices,
+        price_per_million_tokens=prices / (rates * 3600) * 1e6,
+        break_even_price_per_hour=own_price * rates / own,
+    )
 
 
 def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
     return arrivals.times_s, arrivals.context, arrivals.generated, arrivals.rank
-
-
-def _machine_row(
-    name: str, basis: str, size: int, rate: float, low: float, high: float, own: float,
-    price: float, own_price: float,
-) -> dict[str, object]:  # fmt: skip
-    return {
-        "machine": name,
-        "basis": basis,
-        "best_batch": size,
-        "throughput_tokens_per_s": rate,
-        "low_tokens_per_s": low,
-        "high_tokens_per_s": high,
-        "speedup": rate / own,
-        "price_per_hour": price,
-        "price_per_million_tokens": price / (rate * 3600) * 1e6,
-        "break_even_price_per_hour": own_price * rate / own,
-    }
 
 
 def machines_sentence(table: pd.DataFrame) -> str:
@@ -226,31 +211,19 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
         }
         for trouble, troubled in troubles.items():
             queue = _makespan(job, case, troubled) + case.load_s
-            shards = max(
-                _makespan(
-                    Arrivals(*(a[i::workers] for a in _columns(job))),
-                    case,
-                    replace(
-                        troubled,
-                        workers=1,
-                        speeds=troubled.speeds if i == 0 else (),
-                        seed=seed + i,
-                    ),
-                )
+            lone = [  # each machine with its share of the requests; the first is the slow one
+                replace(troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i)
                 for i in range(workers)
-            )
+            ]
+            parts = [Arrivals(*(a[i::workers] for a in _columns(job))) for i in range(workers)]
+            shards = max(map(_makespan, parts, repeat(case), lone)) + case.load_s
+            ideal = alone / workers
             rows.append(
-                {
-                    "machines": workers,
-                    "trouble": trouble,
-                    "queue_s": queue,
-                    "shards_s": shards + case.load_s,
-                    "queue_efficiency": alone / (workers * queue),
-                    "shards_efficiency": alone / (workers * (shards + case.load_s)),
-                    "load_share": case.load_s / queue,
-                }
-            )
-    return pd.DataFrame(rows)
+                (workers, trouble, queue, shards, ideal / queue, ideal / shards,
+                 case.load_s / queue)
+            )  # fmt: skip
+    columns = ["machines", "trouble", "queue_s", "shards_s", "queue_efficiency"]
+    return pd.DataFrame(rows, columns=[*columns, "shards_efficiency", "load_share"])
 
 
 def _makespan(job: Arrivals, case: Case, server: Server) -> float:
@@ -279,26 +252,13 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
 def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
     """What to measure before choosing: each with the number that this study expects."""
     most = int(distributed["machines"].max())
-    rows = distributed[distributed["machines"] == most].to_dict("records")
-    _, slow, fails = (row["queue_efficiency"] for row in rows)
+    _, slow, fails = distributed[distributed["machines"] == most]["queue_efficiency"]
     batch_s = 1.0 / case.limit * case.today.server.max_batch
-    return pd.DataFrame(
-        [
-            {
-                "measure_first": "time of an empty task through the scheduler",
-                "expected_here": f"below 1 % of a batch, {10 * batch_s:.1f} ms",
-            },
-            {
-                "measure_first": "time until a cold worker answers its first request",
-                "expected_here": f"{case.load_s:.1f} s for loading",
-            },
-            {
-                "measure_first": f"efficiency on {most} machines, one slowed down on purpose",
-                "expected_here": f"{slow:.0%}",
-            },
-            {
-                "measure_first": f"efficiency on {most} machines, each killed once",
-                "expected_here": f"{fails:.0%}",
-            },
-        ]
-    )
+    rows = [
+        ("time of an empty task through the scheduler",
+         f"below 1 % of a batch, {10 * batch_s:.1f} ms"),
+        ("time until a cold worker answers its first request", f"{case.load_s:.1f} s for loading"),
+        (f"efficiency on {most} machines, one slowed down on purpose", f"{slow:.0%}"),
+        (f"efficiency on {most} machines, each killed once", f"{fails:.0%}"),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["measure_first", "expected_here"])

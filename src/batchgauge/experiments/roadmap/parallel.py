@@ -168,16 +168,8 @@ def measure_parallel(
                 break
             ways = WAYS if block % 2 == 0 else WAYS[::-1]
             for stage in STAGES:
-                rows += [
-                    {
-                        "stage": stage,
-                        "way": way,
-                        "block": block,
-                        "calls_per_s": run(way, stage, slot_s),
-                    }
-                    for way in ways
-                ]
-    return pd.DataFrame(rows)
+                rows += [(stage, way, block, run(way, stage, slot_s)) for way in ways]
+    return pd.DataFrame(rows, columns=["stage", "way", "block", "calls_per_s"])
 
 
 def as_records(measured: pd.DataFrame, context: Context) -> pd.DataFrame:

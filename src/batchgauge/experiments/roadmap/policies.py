@@ -63,15 +63,8 @@ def compare_policies(case: Case) -> pd.DataFrame:
             continue  # it stands there under its own name
         run = simulate(arrivals, case.today.step_s, server)
         limit = capacity(arrivals, case.today.step_s, server)
-        rows.append(
-            {
-                "policy": name,
-                "capacity_requests_per_s": limit,
-                "load": case.rate / limit,
-                "stable": case.rate < limit,
-                **summarise(run, target_s=case.target_s),
-            }
-        )
+        row = {"policy": name, "capacity_requests_per_s": limit, "load": case.rate / limit}
+        rows.append({**row, "stable": case.rate < limit, **summarise(run, target_s=case.target_s)})
     return pd.DataFrame(rows)
 
 

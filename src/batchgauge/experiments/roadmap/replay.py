@@ -106,7 +106,7 @@ def replay(
     place = np.argsort(queue_order(arrivals, server))
     times = arrivals.times_s.tolist()
     waiting: list[int] = []
-    rows: list[dict[str, float]] = []
+    rows: list[tuple[float, ...]] = []
     arrived = batches = 0
     begin = time.perf_counter()
     while len(rows) < len(times):
@@ -131,23 +131,18 @@ def replay(
         called = time.perf_counter() - begin
         answers = _answers(engine, [requests[i] for i in chosen])
         end = time.perf_counter() - begin
-        for i, answer in zip(chosen, answers, strict=True):
-            rows.append(
-                {
-                    "request": i,
-                    "batch": batches,
-                    "arrival_s": times[i],
-                    "start_s": start,
-                    "called_s": called,
-                    "first_s": called + answer.ttft_ms / 1e3,
-                    "returned_s": end,
-                    "tokens": answer.tokens_generated or 0,
-                }
-            )
+        rows += [
+            (i, batches, times[i], start, called, called + a.ttft_ms / 1e3, end,
+             a.tokens_generated or 0)
+            for i, a in zip(chosen, answers, strict=True)
+        ]  # fmt: skip
         batches += 1
         if progress:
             progress(len(chosen))
-    return pd.DataFrame(rows).sort_values("request", ignore_index=True)
+    columns = ["request", "batch", "arrival_s", "start_s", "called_s", "first_s", "returned_s"]
+    return pd.DataFrame(rows, columns=[*columns, "tokens"]).sort_values(
+        "request", ignore_index=True
+    )
 
 
 def _next_batch_s(
@@ -200,19 +195,11 @@ def compare(policy: str, real: pd.DataFrame, run: Run) -> pd.DataFrame:
             figures.append(("p90", P90_BOUND, *np.percentile([measured, simulated], 90, axis=1)))
         for figure, bound, real_s, simulated_s in figures:
             ratio = float(simulated_s / real_s)
-            rows.append(
-                {
-                    "policy": policy,
-                    "time_to": name,
-                    "figure": figure,
-                    "real_ms": 1e3 * float(real_s),
-                    "simulated_ms": 1e3 * float(simulated_s),
-                    "simulated_over_real": ratio,
-                    "bound": bound,
-                    "met": abs(ratio - 1.0) <= bound,
-                }
-            )
-    return pd.DataFrame(rows)
+            times_ms = 1e3 * float(real_s), 1e3 * float(simulated_s)
+            met = abs(ratio - 1.0) <= bound
+            rows.append((policy, name, figure, *times_ms, ratio, bound, met))
+    columns = ["policy", "time_to", "figure", "real_ms", "simulated_ms", "simulated_over_real"]
+    return pd.DataFrame(rows, columns=[*columns, "bound", "met"])
 
 
 def batch_times(
@@ -230,12 +217,8 @@ def batch_times(
     rows = []
     for _, batch in real.groupby("batch"):
         members = batch["request"].to_numpy(np.int64)
-        together = Arrivals(
-            np.zeros(members.size),
-            arrivals.context[members],
-            arrivals.generated[members],
-            arrivals.rank[members],
-        )
+        lengths = arrivals.context[members], arrivals.generated[members]
+        together = Arrivals(np.zeros(members.size), *lengths, arrivals.rank[members])
         start = float(batch["called_s"].iloc[0])
         run = simulate(
             together, step_s, Server("static", members.size), pace=partial(_later, pace, start)

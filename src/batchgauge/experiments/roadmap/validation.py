@@ -90,17 +90,15 @@ def validate(case: Case, *, requests: int, load: float) -> Validation:
             pace = control.curve()
             run = simulate(arrivals, case.table, server, pace=pace)
             figures.append(compare(policy, real, run))
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "policy": policy,
-                        "arrival_s": arrivals.times_s,
-                        "real_answer_ms": 1e3 * (real["returned_s"] - arrivals.times_s),
-                        "simulated_answer_ms": 1e3 * (run.returned_s - arrivals.times_s),
-                        "pace": [pace(t) for t in arrivals.times_s],
-                    }
-                )
-            )
+            begin = arrivals.times_s
+            columns = {
+                "policy": policy,
+                "arrival_s": begin,
+                "real_answer_ms": 1e3 * (real["returned_s"] - begin),
+                "simulated_answer_ms": 1e3 * (run.returned_s - begin),
+                "pace": [pace(t) for t in begin],
+            }
+            rows.append(pd.DataFrame(columns))
             batches.append(batch_times(real, arrivals, case.table, pace).assign(policy=policy))
     joined = (pd.concat(frames, ignore_index=True) for frames in (figures, rows, batches))
     return Validation(*joined)
