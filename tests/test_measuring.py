@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
 from batchgauge.measuring import (
@@ -31,6 +32,7 @@ from batchgauge.measuring.statistics import Estimate
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
 from batchgauge.measuring.verdicts import Ratio, judge, judged
+from batchgauge.reporting.profiles import profile_named
 
 # One row of samples, as a measurement makes it.
 RECORD = to_frame(
@@ -314,7 +316,7 @@ def test_samples_of_every_writer_come_back(tmp_path):
     """Those of long calls, of peers and of two cores too, where no CPU time is taken."""
     rows = [("decode", way, block, 3.0 + block) for block in (0, 1) for way in parallel.WAYS]
     measured = pd.DataFrame(rows, columns=["stage", "way", "block", "calls_per_s"])
-    frame = parallel.as_records(measured, seed=3)
+    frame = parallel.as_records(measured, Context(profile_named("default"), seed=3))
     assert frame["wall_ms"].tolist() == [1e3 / row[3] for row in rows]
     assert frame["batch_size"].unique().tolist() == [8]
     found = read(write_csv(frame, tmp_path / "x.csv"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -126,3 +127,30 @@ class Lab:
             f"Preflight: BLAS uses its {blas.core or 'own choice of'} kernels, the best it knows "
             "for this processor."
         )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is measured, and how much time it may take. Raises UserError for `threads` below 1."""
+
+    budget: Profile
+    tokenizer_name: str = "numpy"
+    engine_name: str = "numpy"
+    model: str = ""
+    workload: str = ""
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            raise UserError(f"threads is {self.threads!r}; expected a whole number of at least 1.")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the name. Raises UserError when it cannot be opened."""
+        return open_tokenizer(self.tokenizer_name, self.model or None)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of the name. Raises UserError when it cannot be opened."""
+        return open_engine(self.engine_name, self.model or None, threads=self.threads)
