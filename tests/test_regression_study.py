@@ -3,8 +3,7 @@
 import matplotlib as mpl
 import numpy as np
 import pytest
-
-from test_gate import stored
+from tests.test_gate import stored
 
 mpl.use("agg")
 
@@ -24,6 +23,16 @@ def theme():
     plots.use_theme()
 
 
+def picture_of(section):
+    """The figure of a section that has one."""
+    return section.draw()[0]
+
+
+def table_of(section):
+    """The table that readers see."""
+    return section.shown
+
+
 def title_of(figure):
     """The title of a picture with one panel."""
     return figure.axes[0].get_title(loc="left")
@@ -31,13 +40,10 @@ def title_of(figure):
 
 def changes():
     """One benchmark that looks slower by 12 %, and one on its noise floor."""
-    numbers = {"threshold": 0.02, "blocks": 8, "minimum_detectable_change": 0.03}
     return [
-        Change("slow", 0.12, 0.10, 0.14, noise_floor=0.01, status="slower, not confirmed",
-               **numbers),
-        Change("still", -0.004, -0.02, 0.01, noise_floor=0.025,
-               status="no significant difference", **numbers),
-    ]  # fmt: skip
+        Change("slow", 0.12, 0.10, 0.14, 0.01, 0.03, 0.02, 8, "slower, not confirmed"),
+        Change("still", -0.004, -0.02, 0.01, 0.025, 0.03, 0.02, 8, "no significant difference"),
+    ]
 
 
 def rates(noise=0.01):
@@ -58,7 +64,7 @@ def test_same_code_says_floors_and_alarms(tmp_path):
     report.show(section)
     assert len(read(tmp_path / "data" / "regression_same_code.csv")) == len(stored())
     assert (tmp_path / "reports" / "figures" / "regression_same_code.png").is_file()
-    shown, _ = section.table()
+    shown = table_of(section)
     assert shown["change_percent"].tolist() == [12.0, -0.4]
     assert sections.answer(section, sections._gate_rates(rates())).endswith(
         "The noise floor of single benchmarks here is ± 1.0% to ± 2.5%."
@@ -67,7 +73,7 @@ def test_same_code_says_floors_and_alarms(tmp_path):
 
 def test_ratios_are_drawn_in_percent():
     """Points, noise bands, threshold: each from its column, times 100."""
-    figure, _ = sections._slowed(changes(), 0.1, 8).draw()
+    figure = picture_of(sections._slowed(changes(), 0.1, 8))
     (ax,) = figure.axes
     assert title_of(figure) == "Slowed down by 10 %: 1 of 2 benchmarks look slower"
     bands = [(bar.get_x(), bar.get_width()) for bar in ax.patches if bar.get_width() > 0][:2]
@@ -97,7 +103,7 @@ def test_rates_are_scored_against_their_goals():
     }
     assert scores["gate_finds_5_percent"].value == pytest.approx(100 * usual[0.05])
     assert scores["gate_false_alarms"].low <= 100 * usual[0.0] <= scores["gate_false_alarms"].high
-    figure, _ = section.draw()
+    figure = picture_of(section)
     assert title_of(figure) == f"A slow-down of 10 % is found in {usual[0.10]:.0%} of runs"
     lines = [np.asarray(line.get_ydata(), float) for line in figure.axes[0].lines]
     assert any(y.shape == usual.shape and np.allclose(y, 100 * usual) for y in lines)
@@ -112,9 +118,9 @@ def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_p
     write_csv(stored(), tmp_path / "2026-01-02.csv")
     same = sections._stored(stored(1.2, seed=1), tmp_path)
     assert "'2026-01-02.csv', 1 of 2 benchmarks fail" in same.sentence()
-    figure, _ = same.draw()
+    figure = picture_of(same)
     assert title_of(figure) == "1 of 2 benchmarks fail against the stored baseline"
-    assert same.shown["benchmark"].tolist() == ["still", "changed"]
+    assert table_of(same)["benchmark"].tolist() == ["still", "changed"]
     other = sections._stored(stored(workload="other"), tmp_path)
     assert "does not compare" in other.sentence()
     assert other.draw() is None

@@ -1,4 +1,4 @@
-"""What the batch-sizing notebook works on, opened and checked once, and its smaller tables."""
+"""What the batch-sizing notebook works on, opened and checked once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from batchgauge.experiments.batch_sizing import runs, study
-from batchgauge.experiments.batch_sizing.sweep import Sweep
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.sizing import (
@@ -30,8 +27,6 @@ from batchgauge.sizing.automatic import (
     traffic_texts,
 )
 from batchgauge.sizing.config import SizingConfig
-from batchgauge.sizing.cost_model import batch_times
-from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, tokenizer_probe
 
 
@@ -132,70 +127,16 @@ class Bench:
                     remember(cost)
         return models
 
-    def machine_table(self) -> pd.DataFrame:
-        """What is known of the machine."""
-        return pd.DataFrame(self.hardware.facts(), columns=["what", "value"])
+    def cost(self, models: Mapping[runs.Key, CostModel]) -> CostModel:
+        """The engine's cost model with that thread count."""
+        return models["engine", self.threads_swept]
 
     def own_question(
         self, models: Mapping[runs.Key, CostModel], memory: MemoryModel | None
     ) -> BatchSizeSuggestion:
         """The suggestion for the prompts of the workload under the notebook's own budgets."""
         config = replace(self.config, max_batch_size=self.largest)
-        cost = models["engine", self.threads_swept]
-        return config.suggest(self.works["prompts"], cost, memory, self.hardware)
-
-    def rejected_table(self, suggestion: BatchSizeSuggestion) -> pd.DataFrame:
-        """Rejected sizes with reasons, thinned to a page."""
-        rows = [
-            {
-                "batch_size": row.size,
-                "throughput_per_s": row.throughput_per_s.value,
-                "latency_ms": row.latency_ms.value,
-                "memory_mib": row.memory_bytes.value / 2**20,
-                "why_not": row.rejected,
-            }
-            for row in suggestion.rejected
-        ]
-        return pd.DataFrame(rows[:: max(1, len(rows) // 12)])
-
-    def peaks_table(
-        self, memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]
-    ) -> pd.DataFrame:
-        """One row a measured peak, with its prediction."""
-        return pd.DataFrame(
-            {
-                "batch_size": peak.rows,
-                "prompt_tokens": peak.prompt_tokens,
-                "new_tokens": peak.new_tokens,
-                "use": use,
-                "measured_bytes": peak.peak_bytes,
-                "predicted_bytes": memory.batch_bytes(peak.plan()),
-            }
-            for use, peaks in (("fitted", fitted), ("fresh", fresh))
-            for peak in peaks
-        )
-
-    def timings_table(self, sweeps: Mapping[runs.Key, Sweep]) -> pd.DataFrame:
-        """One row a timed run of the fresh sweeps."""
-        return pd.DataFrame(
-            {"part": part, **row} for (part, _), sweep in sweeps.items() for row in sweep.rows()
-        )
-
-    def unbudgeted(self, advice: study.Advice) -> dict[str, int]:
-        """The advice of each workload without a budget."""
-        return {
-            name: advice.sizes[study.ADVISOR, study.scenario_name(name, None, self.threads_swept)]
-            for name in self.works
-        }
-
-    def score_table(self, scored: pd.DataFrame) -> pd.DataFrame:
-        """The advisor's scores, one row a scenario."""
-        rows = scored[scored["strategy"] == study.ADVISOR]
-        return rows[["scenario", "part", "suggested", "best", "score", "good_share"]]
-
-    def example_budget(self, cost: CostModel) -> float:
-        """A latency budget that binds: two and a half times what one request alone takes."""
-        return 2.5 * batch_times(cost, self.works["medium"], 1).request_ms
+        return config.suggest(self.works["prompts"], self.cost(models), memory, self.hardware)
 
     def recalibrate(self) -> list[CostModel]:
         """Further calibrations of the engine, one round each."""

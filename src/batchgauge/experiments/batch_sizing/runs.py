@@ -1,8 +1,8 @@
 """What the batch-sizing notebook runs: calibrations, fresh sweeps, real batches, real queues.
 
 Everything here times or traces the real engine and tokenizer; deciding, scoring and
-drawing are elsewhere (`sizing`, `sizing_study`, `sizing_figures`). Calibration and sweep
-never share a measurement.
+drawing are elsewhere (`batchgauge.sizing`, `study`, `figures`). Calibration and sweep never
+share a measurement.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Decides nothing by itself: suggestions come from `sizing`, truths from fresh swe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,9 @@ import pandas as pd
 from batchgauge.experiments.batch_sizing.runs import Effort, Key
 from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
+    ScenarioScore,
     ask,
-    folklore,
+    fixed_size_rules,
     same_step,
     score,
     summary,
@@ -144,20 +145,20 @@ def _budget(factor: float | None) -> str:
 
 
 def _renamed(scenario: Scenario, name: str, threads: int) -> Scenario:
-    values = {**scenario.__dict__, "name": name, "threads": threads}
-    return Scenario(**values)
+    return replace(scenario, name=name, threads=threads)
 
 
 @dataclass(frozen=True)
 class Advice:
     """What was asked before anything was swept: strategy and scenario to size (0: none fits)."""
 
-    sizes: dict[tuple[str, str], int]
+    questions: Sequence[Scenario]
+    sizes: Mapping[tuple[str, str], int]
 
-    def wanted(self, questions: Sequence[Scenario]) -> dict[Key, set[int]]:
+    def wanted(self) -> dict[Key, set[int]]:
         """Sizes that the sweep must include, by part and threads."""
         wanted: dict[Key, set[int]] = {}
-        for scenario in questions:
+        for scenario in self.questions:
             for strategy in (ADVISOR, PRIOR):
                 size = self.sizes.get((strategy, scenario.name), 0)
                 if size:
@@ -179,11 +180,10 @@ def advise(
         sizes[ADVISOR, scenario.name] = ask(scenario, models[key], model)
         if scenario.part == "engine" and scenario.threads in priors:
             sizes[PRIOR, scenario.name] = ask(scenario, priors[scenario.threads], model)
-    return Advice(sizes)
+    return Advice(questions, sizes)
 
 
 def judge(
-    questions: Sequence[Scenario],
     advice: Advice,
     sweeps: Mapping[Key, Sweep],
     peaks: Sequence[Peak],
@@ -202,12 +202,12 @@ def judge(
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
     found = []
-    for scenario in questions:
+    for scenario in advice.questions:
         sweep = sweeps[scenario.part, scenario.threads]
         truth = truths(scenario, sweep.costs, sweep.sizes, measured)
         halves = [truths(scenario, half, sweep.sizes, measured) for half in sweep.halves]
         tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
-        for strategy, size in {**tried, **folklore(truth)}.items():
+        for strategy, size in {**tried, **fixed_size_rules(truth)}.items():
             if size is not None:
                 found.append(score(scenario, strategy, size, truth, halves))
     return pd.DataFrame(found)
@@ -215,25 +215,20 @@ def judge(
 
 def summaries(scores: pd.DataFrame) -> pd.DataFrame:
     """The goals' figures by strategy, best median first."""
-    from batchgauge.experiments.batch_sizing.scoring import Score
-
     rows = []
     for strategy, group in scores.groupby("strategy", sort=False):
-        records = [Score(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
+        records = [ScenarioScore(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
         rows.append({"strategy": strategy, **summary(records)})
     frame = pd.DataFrame(rows).astype({"scenarios": int})
     return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
 
 
 def stability(
-    questions: Sequence[Scenario],
-    advice: Advice,
-    reruns: Sequence[CostModel],
-    memory: MemoryModel | None,
+    advice: Advice, reruns: Sequence[CostModel], memory: MemoryModel | None
 ) -> pd.DataFrame:
     """The same questions after each recalibration: same size up to one step, or not."""
     rows = []
-    for scenario in questions:
+    for scenario in advice.questions:
         if scenario.part != "engine" or scenario.threads != reruns[0].threads:
             continue
         first = advice.sizes[ADVISOR, scenario.name]
