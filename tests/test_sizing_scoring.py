@@ -12,8 +12,8 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.batch_sizing import runs, study
-from batchgauge.experiments.batch_sizing.bench import Bench
+from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
+from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
     Truth,
@@ -318,7 +318,7 @@ def test_traffic_is_drawn_in_one_place():
     tokenizer: Any = SimpleNamespace(
         encode_many=lambda texts: SimpleNamespace(counts=[len(t) for t in texts])
     )
-    assert study.engine_workloads(tokenizer, seed=3)["ragged traffic"] == ours
+    assert engine_workloads(tokenizer, seed=3)["ragged traffic"] == ours
     assert max(ours.inputs) <= 128
 
 
@@ -339,7 +339,7 @@ def bench_of(engine: Any, tokenizer: Any, profile: str) -> Bench:
         texts=sample,
         works={"ragged traffic": automatic.traffic_lengths()},
         effort=replace(
-            runs.effort(profile, 1, most=engine.max_batch_size()), repeats=1, tokenizer_largest=90
+            effort(profile, 1, most=engine.max_batch_size()), repeats=1, tokenizer_largest=90
         ),
         config=SizingConfig(),
         hardware=simulated_profiles()[0],
@@ -356,7 +356,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
-    models = bench.calibrate()
+    models = calibrate(bench)
     plain = Scenario("", "engine", bench.works["ragged traffic"], bench.largest)
     texts = Scenario("", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest)
     with threadpool_limits(1, user_api="blas"):
@@ -369,7 +369,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
 def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
     """What a smoke run measures, up to batches of six, is no advice for later."""
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
-    bench_of(InventedEngine(), InventedTokenizer(), "smoke").calibrate()
+    calibrate(bench_of(InventedEngine(), InventedTokenizer(), "smoke"))
     assert list(tmp_path.iterdir()) == []
 
 

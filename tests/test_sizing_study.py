@@ -12,7 +12,7 @@ import pytest
 
 mpl.use("agg")
 
-from batchgauge.experiments.batch_sizing import runs, sections, study, tables
+from batchgauge.experiments.batch_sizing import bench, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
@@ -50,7 +50,7 @@ def texts(size: int) -> tuple[int, float]:
 @pytest.fixture(scope="module")
 def judged():
     """Calibrated, asked, swept and judged, without a clock that matters."""
-    plan = runs.effort("smoke", 1)
+    plan = bench.effort("smoke", 1)
     models = {
         ("engine", 1): calibrate_engine(engine, max_batch_size=8, max_positions=64),
         ("tokenizer", 1): calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest),
@@ -107,7 +107,7 @@ def test_errors_and_drift_follow_the_sweep(judged):
 def test_stability_of_an_unchanged_model_is_one(judged):
     """The same calibration again gives the same sizes."""
     models, advice, _, _ = judged
-    section = sections.stability(advice, [models["engine", 1]], MEMORY)
+    section = sections._stability(advice, [models["engine", 1]], MEMORY)
     assert (section.frame["same_share"] == 1.0).all()
     assert "Calibrated 2 times" in section.sentence()
     assert "runs for 100 % of" in section.sentence()
@@ -132,7 +132,7 @@ def invented_bench():
     """What the sections ask a bench for, of the invented engine."""
     return SimpleNamespace(
         works=WORKS,
-        threads_swept=1,
+        threads=1,
         largest=8,
         shape=SHAPE,
         cost=lambda models: models["engine", 1],
@@ -232,10 +232,10 @@ def test_a_dense_sweep_marks_suggestion_and_best():
 def test_the_front_is_drawn_under_its_budget(judged):
     """The suggestion keeps the budget that so many times one request makes."""
     models, advice, sweeps, _ = judged
-    bench = invented_bench()
-    dense = sections.dense_sweep(bench, models, sweeps, advice)
+    invented = invented_bench()
+    dense = sections.dense_sweep(invented, models, sweeps, advice)
     assert set(dense.frame["workload"]) == set(WORKS)
-    section = sections.pareto(bench, models, MEMORY, dense, workload="short", times_alone=1.5)
+    section = sections.pareto(invented, models, MEMORY, dense, workload="short", times_alone=1.5)
     (ax,) = axes_of(section)
     lines = {line.get_label(): line for line in ax.lines}
     at = lines["suggested size, fresh"]
@@ -274,13 +274,13 @@ def test_sentences_carry_the_numbers_of_their_data(judged):
     models, _, sweeps, scored = judged
     whole = pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
     assert "10.0 %" in sections.whole_sentence(whole)
-    bench = invented_bench()
+    invented = invented_bench()
     total = sum(
         batch_times(sweeps["engine", 1].costs, work, size).request_ms / 1e3
         for work in WORKS.values()
         for size in sweeps["engine", 1].sizes
     )
-    assert f"would take {total:,.0f} s" in sections.search_cost(bench, models, sweeps).sentence()
+    assert f"would take {total:,.0f} s" in sections.search_cost(invented, models, sweeps).sentence()
     table = sections.calibrations(models)
     assert table[["part", "threads"]].to_numpy().tolist() == [["engine", 1], ["tokenizer", 1]]
     strategies, _ = sections.judged(scored)
@@ -318,13 +318,13 @@ def test_simulated_machines_are_labelled():
 
 def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
     """No shape, no memory model: no scenario has a memory budget, no table a memory column."""
-    bench: Any = SimpleNamespace(shape=None, engine=SimpleNamespace(name="stranger"))
-    memory, peaks, said = sections.memory(bench)
+    stranger: Any = SimpleNamespace(shape=None, engine=SimpleNamespace(name="stranger"))
+    memory, peaks, said = sections.memory(stranger)
     assert (memory, peaks, dict(said.frames()), said.draw()) == (None, [], {}, None)
     assert "'stranger' does not show its model's shape" in said.sentence()
-    assert not sections.simulated(bench, None, workload="short").frames()
-    assert runs.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
-    plan = runs.effort("smoke", 1)
+    assert not sections.simulated(stranger, None, workload="short").frames()
+    assert bench.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
+    plan = bench.effort("smoke", 1)
     cost = calibrate_engine(engine, max_batch_size=8, max_positions=64)
     words_cost = calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest)
     models = {("engine", 1): cost, ("tokenizer", 1): words_cost}
@@ -336,6 +336,5 @@ def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
 
 def test_threads_asked_for_are_swept():
     """A thread count of one's own is part of the effort, and is what is shown."""
-    plan = runs.effort("smoke", 3)
+    plan = bench.effort("smoke", 3)
     assert dict(plan.largest)[3] == 6
-    assert plan.main_threads == 3

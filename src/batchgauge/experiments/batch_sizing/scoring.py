@@ -131,17 +131,9 @@ def score(
     good = float(np.mean([rate >= GOOD * top for rate in rates]))
     base = (scenario.name, scenario.part, scenario.threads, strategy, suggested)
     if suggested == 0:
-        right = best is None
-        return ScenarioScore(
-            *base,
-            best.size if best else 0,
-            float(right),
-            float(right),
-            False,
-            False,
-            0.0 if right else math.nan,
-            good,
-        )
+        right, size = float(best is None), best.size if best else 0
+        distance = math.nan if best else 0.0
+        return ScenarioScore(*base, size, right, right, False, False, distance, good)
     if suggested not in truth:
         raise UserError(f"The size {suggested} was not swept; it cannot be scored.")
     row = truth[suggested]

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tables
-from batchgauge.experiments.batch_sizing.bench import Bench
-from batchgauge.experiments.batch_sizing.runs import Key
+from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import Sweep
 from batchgauge.reporting import Score, Section
@@ -33,7 +32,7 @@ def machine(bench: Bench) -> Section:
 
 def calibrate(bench: Bench) -> tuple[dict[Key, CostModel], Section]:
     """Cost models by part and threads; what they cost, and how wrong they say they may be."""
-    models = bench.calibrate()
+    models = runs.calibrate(bench)
     table = calibrations(models)
     caption = "Calibrations: what they cost, and how wrong they say they may be."
     return models, Section("calibrations", {"calibrations": table}, "", table, caption)
@@ -97,8 +96,9 @@ def _memory(model: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -
 def advise(bench: Bench, models: Costs, memory: MemoryModel | None) -> Advice:
     """The advisor's sizes for all scenarios; their seed moves the budgets a little."""
     questions = study.scenarios(
-        bench.works, models, memory, bench.texts, bench.effort, seed=bench.seed
-    )
+        bench.works, models, memory, bench.texts, bench.effort,
+        threads=bench.threads, seed=bench.seed,
+    )  # fmt: skip
     return study.advise(questions, models, memory, bench.priors)
 
 
@@ -124,9 +124,7 @@ def suggestion(own: BatchSizeSuggestion) -> Section:
 
 def sweep(bench: Bench, advice: Advice) -> dict[Key, Sweep]:
     """Everything timed anew and densely, the suggested sizes among it."""
-    return runs.fresh_sweeps(
-        bench.probes, bench.text_probe, bench.effort, advice.wanted(), seed=bench.seed + 1
-    )
+    return runs.fresh_sweeps(bench, advice.wanted())
 
 
 def cost_errors(models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
@@ -175,7 +173,7 @@ def dense_sweep(
     bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep], advice: Advice
 ) -> Section:
     """Throughput of every size, without budgets, beside what was predicted and suggested."""
-    threads = bench.threads_swept
+    threads = bench.threads
     dense = tables.dense_throughput(bench.works, sweeps["engine", threads], bench.cost(models))
     suggested = {
         name: advice.sizes[ADVISOR, study.scenario_name(name, None, threads)]
@@ -300,12 +298,8 @@ def pareto(
 
 def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
     """Whole batches for real beside the sum of their phases."""
-    threads = bench.threads_swept
-    priced = {"sweep": sweeps["engine", threads].costs, "model": bench.cost(models)}
-    table = runs.run_whole(
-        bench.engine, bench.works, bench.whole_sizes, priced,
-        most=bench.effort.whole, probe=bench.probes[threads], threads=threads,
-    )  # fmt: skip
+    measured = sweeps["engine", bench.threads].costs
+    table = runs.run_whole(bench, {"sweep": measured, "model": bench.cost(models)})
     caption = (
         "Whole batches, run for real, beside the sum of the sweep's phases and the cost model."
     )
@@ -333,8 +327,12 @@ def drift(errors: Section, *, wrong: float = 1.0) -> Section:
     return Section("drift", {}, f"{what}: {said}")
 
 
-def stability(advice: Advice, models: Sequence[CostModel], memory: MemoryModel | None) -> Section:
+def stability(bench: Bench, advice: Advice, memory: MemoryModel | None) -> Section:
     """Whether further calibrations give the same advice."""
+    return _stability(advice, runs.recalibrate(bench), memory)
+
+
+def _stability(advice: Advice, models: Sequence[CostModel], memory: MemoryModel | None) -> Section:
     table = study.stability(advice, models, memory)
     return Section("stability", {"stability": table}, stable_sentence(table, len(models)))
 
@@ -352,7 +350,7 @@ def stable_sentence(table: pd.DataFrame, reruns: int) -> str:
 
 def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
     """What the advice cost beside what it replaces."""
-    swept = sweeps["engine", bench.threads_swept]
+    swept = sweeps["engine", bench.threads]
     exhaustive_s = tables.exhaustive_seconds(bench.works, swept)
     first = next(model.seconds for (part, _), model in models.items() if part == "engine")
     return Section(
@@ -367,11 +365,7 @@ def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Sec
 
 def adaptive(bench: Bench, models: Costs) -> Section:
     """The adaptive sizer on a real queue, disturbed in the middle third."""
-    run, budget_ms = runs.adaptive_run(
-        bench.engine, bench.cost(models), bench.largest, bench.effort.adaptive_s,
-        threads=bench.threads_swept,
-    )  # fmt: skip
-    return _adaptive(run, budget_ms)
+    return _adaptive(*runs.adaptive_run(bench, bench.cost(models)))
 
 
 def _adaptive(run: pd.DataFrame, budget_ms: float) -> Section:
