@@ -25,7 +25,7 @@ from batchgauge.measuring import (
     read,
     rss_peak,
 )
-from batchgauge.measuring.blocks import CONTROL, TWIN
+from batchgauge.measuring.blocks import AA_CONTROL, CONTROL
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
 from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.measuring.statistics import Estimate
@@ -81,7 +81,7 @@ def test_blocks_are_palindromes(compared):
         names = block.sort_values("position")["implementation"].tolist()
         assert names[-1] == CONTROL
         assert names[:-1] == names[:-1][::-1]
-        assert sorted(names[:-1]) == sorted(["long", "short", TWIN] * 2)
+        assert sorted(names[:-1]) == sorted(["long", "short", AA_CONTROL] * 2)
 
 
 def test_slow_calls_go_one_way():
@@ -92,7 +92,7 @@ def test_slow_calls_go_one_way():
     ).frame()  # fmt: skip
     steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
     blocks = [rows["implementation"].tolist() for _, rows in steady.groupby("block")]
-    assert all(sorted(names) == sorted(["a", "b", "c", TWIN]) for names in blocks)
+    assert all(sorted(names) == sorted(["a", "b", "c", AA_CONTROL]) for names in blocks)
     assert blocks[1::2] == [names[::-1] for names in blocks[::2]]
     assert blocks[0] != blocks[2] or blocks[2] != blocks[4]
 
