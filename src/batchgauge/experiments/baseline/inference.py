@@ -9,24 +9,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline.sweep import Sweep, Timed, as_ratio, block_ratios, run_blocks
-from batchgauge.experiments.context import Lab
+from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.statistics import minimum_detectable_change
+from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.verdicts import judge
-from batchgauge.reporting import plots
 from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.workload import Prompt
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# Of the sweep's prompts: the few very long ones would drown the rest.
+LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
 
 Result = BatchResult[InferenceBatchResponse]
 Items = Sequence[BatchItem[InferenceBatchRequest]]
@@ -39,48 +39,20 @@ class InferenceSweep(Sweep):
     phases: pd.DataFrame
     answers: pd.DataFrame
 
-    def draw_latency(self) -> Figure:
-        """TTFT and inter-token latency by batch size: median, and range over requests."""
-        import matplotlib.pyplot as plt
 
-        fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6))
-        for ax, what, title in (
-            (axes[0], "ttft", "Time to first token"),
-            (axes[1], "inter_token", "Inter-token latency"),
-        ):
-            columns = (f"{what}_{q}_ms" for q in ("median", "least", "most"))
-            plots.line_with_interval(
-                ax,
-                self.phases["batch_size"].to_numpy(),
-                *(self.phases[c].to_numpy() for c in columns),
-                implementation=str(self.table["implementation"].iloc[0]),
-            )
-            plots.batch_axis(ax, self.phases["batch_size"])
-            ax.set(title=title, ylabel="ms (median, range over requests)", ylim=(0, None))
-        return fig
-
-    def latency_sentence(self) -> str:
-        """How TTFT and inter-token latency grow from the smallest to the largest batch."""
-        first, last = self.phases.iloc[0], self.phases.iloc[-1]
-        if math.isnan(last["inter_token_median_ms"]):
-            return "This engine does not say when its tokens came, so there are no latencies."
-        return (
-            f"From batch {first['batch_size']:.0f} to {last['batch_size']:.0f} the median TTFT "
-            f"goes from {first['ttft_median_ms']:.0f} to {last['ttft_median_ms']:.0f} ms and the "
-            f"median inter-token latency from {first['inter_token_median_ms']:.1f} to "
-            f"{last['inter_token_median_ms']:.1f} ms; decode throughput from "
-            f"{first['decode_tokens_per_s']:.0f} to {last['decode_tokens_per_s']:.0f} tokens/s, "
-            f"S({last['batch_size']:.0f}) of decode alone = {last['decode_speedup_x']:.2f} × "
-            f"[{last['decode_low_x']:.2f}, {last['decode_high_x']:.2f}]."
-        )
+def short_prompts(context: Context, count: int) -> list[Prompt]:
+    """`count` prompts of the workload without its very long ones."""
+    longest = LONGEST_CHARACTERS[context.budget.name]
+    return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
 def long_sweep(
-    lab: Lab,
+    context: Context,
     what: str,
     part: str,
     items: Items,
     sizes: Sequence[int],
+    max_tokens: int,
     *,
     share: float,
     at_least: int | None = None,
@@ -91,39 +63,39 @@ def long_sweep(
     """
 
     def infer(chosen: Items) -> Result:
-        result = lab.engine.infer_batch(chosen)
+        result = context.engine.infer_batch(chosen)
         bad = next((r for r in result.responses if r.error is not None), None)
         if bad:
             raise UserError(f"The engine could not answer '{bad.id}': {bad.error}")
         return result
 
-    with limit_threads(lab.threads):
+    with limit_threads(context.threads):
         timings = run_blocks(
             lambda i: infer(items[i : i + 1]),
             lambda b: infer(items[:b]),
             sizes,
-            budget_s=lab.budget.share(share),
-            min_blocks=at_least or lab.budget.choose(smoke=2, default=3, thorough=10),
-            max_blocks=lab.budget.max_blocks,
+            budget_s=context.budget.share(share),
+            min_blocks=at_least or context.budget.choose(smoke=2, default=3, thorough=10),
+            max_blocks=context.budget.max_blocks,
             name=what,
         )
     batches = [t for t in timings if t.item < 0]
     return InferenceSweep(
         what,
-        _table(lab, timings, sizes),
-        _samples(lab, part, timings),
-        pd.DataFrame([_phases(timings, size, lab.seed) for size in sizes]),
+        _table(context, timings, sizes),
+        _samples(context, part, timings, max_tokens),
+        pd.DataFrame([_phases(timings, size, context.seed) for size in sizes]),
         _answers(items, batches[-1].result),
     )
 
 
-def _table(lab: Lab, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> pd.DataFrame:
+def _table(context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> pd.DataFrame:
     floor_logs = block_ratios(timings, 1, _wall_ms) if 1 in sizes else None
-    half = as_log_half_width(floor_logs, lab.seed)
+    half = as_log_half_width(floor_logs, context.seed)
     rows = []
     for size in sizes:
         logs = block_ratios(timings, size, _wall_ms)
-        ratio = as_ratio(logs, lab.seed)
+        ratio = as_ratio(logs, context.seed)
         mine = [t.wall_ms for t in timings if t.item < 0 and t.batch_size == size]
         alone = [
             sum(t.wall_ms for t in timings if t.block == block and 0 <= t.item < size)
@@ -132,7 +104,7 @@ def _table(lab: Lab, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> 
         floor, mdc = math.expm1(half), minimum_detectable_change(half)
         rows.append(
             {
-                "implementation": lab.engine_name,
+                "implementation": context.engine_name,
                 "batch_size": size,
                 "speedup_x": ratio.value,
                 "low_x": ratio.low,
@@ -152,8 +124,6 @@ def _table(lab: Lab, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> 
 
 def as_log_half_width(logs: Any, seed: int) -> float:
     """Half-width of the 95 % interval of log ratios, NaN when there are none or only one."""
-    from batchgauge.measuring.statistics import location
-
     if logs is None or len(logs) < 2:
         return math.nan
     return location(logs, seed=seed).half_width
@@ -199,15 +169,17 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     }
 
 
-def _samples(lab: Lab, part: str, timings: Sequence[Timed[Result]]) -> pd.DataFrame:
+def _samples(
+    context: Context, part: str, timings: Sequence[Timed[Result]], max_tokens: int
+) -> pd.DataFrame:
     """The timings as records, one row a call."""
     samples = [
         Sample(
-            benchmark=f"{part}/batch={t.batch_size}/max_tokens={lab.max_tokens}",
-            implementation=lab.engine_name,
+            benchmark=f"{part}/batch={t.batch_size}/max_tokens={max_tokens}",
+            implementation=context.engine_name,
             part=part,
             batch_size=t.batch_size,
-            parameters=as_json({"item": t.item, "max_tokens": lab.max_tokens}),
+            parameters=as_json({"item": t.item, "max_tokens": max_tokens}),
             process=0,
             block=t.block,
             position=t.position,
@@ -222,7 +194,7 @@ def _samples(lab: Lab, part: str, timings: Sequence[Timed[Result]]) -> pd.DataFr
         )
         for t in timings
     ]
-    return to_frame(samples, Run.here(threads=lab.threads, seed=lab.seed))
+    return to_frame(samples, Run.here(threads=context.threads, seed=context.seed))
 
 
 def _answers(items: Items, result: Result) -> pd.DataFrame:

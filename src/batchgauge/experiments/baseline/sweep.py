@@ -20,11 +20,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.measuring.statistics import Estimate, location
-from batchgauge.reporting import plots
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from batchgauge.measuring import Comparison
 
 R = TypeVar("R")
@@ -39,49 +36,6 @@ class Sweep:
     what: str
     table: pd.DataFrame
     samples: pd.DataFrame
-
-    def at(self, batch_size: int, implementation: str | None = None) -> dict[str, Any]:
-        """The row of a batch size (the nearest below when it was not run)."""
-        rows = self.table
-        if implementation:
-            rows = rows[rows["implementation"] == implementation]
-        fitting = rows[rows["batch_size"] <= batch_size]
-        row = (fitting if len(fitting) else rows).sort_values("batch_size").iloc[-1]
-        return dict(row)
-
-    def draw(self, target: tuple[int, float] | None = None) -> Figure:
-        """S(b) with intervals, one line an implementation; `target` is (batch size, speedup)."""
-        frame = self.table.rename(
-            columns={"speedup_x": "value", "low_x": "low", "high_x": "high"},
-        )
-        goal = target and (target[1], f"plan's target at batch {target[0]}: {target[1]:g} ×")
-        return plots.speedup(frame, title=self.title(), target=goal)
-
-    def title(self) -> str:
-        """The finding in one line."""
-        best = self.table.sort_values("speedup_x").iloc[-1]
-        return (
-            f"{self.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
-            "the work of one at a time"
-        )
-
-    def sentence(self) -> str:
-        """Every implementation's S at its largest size, with interval and verdict."""
-        parts = []
-        for name, rows in self.table.groupby("implementation", sort=False):
-            row = rows.sort_values("batch_size").iloc[-1]
-            parts.append(
-                f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, "
-                f"{row['verdict']}"
-            )
-        floor = self.table["noise_floor_percent"].max()
-        noise = f" Noise floor at worst {floor:.1f} %." if pd.notna(floor) else ""
-        return f"{self.what}. {'; '.join(parts)}.{noise}"
-
-
-def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
-    return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
 
 
 def comparison_row(found: Comparison, batch_size: int, implementation: str) -> dict[str, Any]:
