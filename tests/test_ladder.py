@@ -5,24 +5,18 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from tests.tiny_model import write_tiny_model
 
 from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
-from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.errors import UserError
-from batchgauge.experiments.speedup import goals_peers
-from batchgauge.experiments.speedup.goals import Bench, Goal, as_frame, with_tried
+from batchgauge.experiments.speedup.goals import Goal, as_frame, with_tried
 from batchgauge.experiments.speedup.ladder import (
     ALONE,
     CUMULATIVE,
     Ladder,
     climb,
-    findings,
     same,
-    sentence,
 )
-from batchgauge.reporting.profiles import profile_named
+from batchgauge.experiments.speedup.sections import findings, sentence
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 
 
@@ -106,18 +100,3 @@ def test_a_goal_that_was_not_reached_says_what_was_tried():
     )
     table = with_tried(goals, {"decode": rungs})
     assert table["tried"].tolist() == ["blocks 1.50 ×", "", ""]
-
-
-def test_goals_beside_peers_stay_in_the_table_unmeasured(monkeypatch, tmp_path):
-    """Without its package a peer's goals are rows with the reason instead of a value."""
-
-    def not_installed(*_arguments):
-        raise UserError("cannot be opened")
-
-    monkeypatch.setattr(goals_peers, "open_engine", not_installed)
-    bench = Bench(profile_named("smoke"), 0.1, 0, 1)
-    path = write_tiny_model(tmp_path / "tiny.gguf")
-    rows = goals_peers.against_peers(bench, BatchInferenceEngine.from_gguf(path), "")
-    assert len(rows) == 7
-    assert {row.verdict for row in rows} == {"not measured"}
-    assert all(row.note for row in rows)

@@ -89,7 +89,9 @@ def long_sweep(
     )
 
 
-def _table(context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> pd.DataFrame:
+def _table(
+    context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]
+) -> pd.DataFrame:
     floor_logs = block_ratios(timings, 1, _wall_ms) if 1 in sizes else None
     half = as_log_half_width(floor_logs, context.seed)
     rows = []

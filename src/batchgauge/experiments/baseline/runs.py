@@ -22,8 +22,13 @@ Calls = tuple[Callable[[], object], Callable[[], object], int]  # alone, togethe
 
 
 def _short_sweep(
-    context: Context, what: str, part: str, share: float,
-    sizes: Sequence[int], characters: int, calls: Callable[[int], Calls],
+    context: Context,
+    what: str,
+    part: str,
+    share: float,
+    sizes: Sequence[int],
+    characters: int,
+    calls: Callable[[int], Calls],
 ) -> Sweep:
     """A comparison of one at a time and batch at every tokenizing size."""
     rows, samples = [], []

@@ -58,7 +58,8 @@ def inference(
         "inference_latency_chart", {"inference_phases": sweep.phases},
         latency_sentence(sweep.phases), sweep.phases,
         "Prefill and decode apart: throughput, TTFT and inter-token latency by batch size.",
-        partial(figures.latency, sweep.phases, name), "What a request waits for as the batch grows.",
+        partial(figures.latency, sweep.phases, name),
+        "What a request waits for as the batch grows.",
     )  # fmt: skip
     caption = "Prompts and the beginnings of their answers (greedy)."
     return whole, phases, Section("answers", {}, "", sweep.answers, caption)
@@ -208,6 +209,8 @@ def layer_sentence(table: pd.DataFrame) -> str:
         f"{row['extra_per_item_us']:.2f} µs an item: {row['ratio_x']:.2f} × "
         f"[{row['low_x']:.2f}, {row['high_x']:.2f}] the time of the bare call."
     )
+
+
 def statistics_sentence(table: pd.DataFrame) -> str:
     """The times at 100 and 10,000 items, and how look-up depends on the number."""
     cell = table.set_index(["part", "items"])["median_us"]

@@ -10,65 +10,23 @@ multiply-add.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks.study import Items, Study
+from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call, requests
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, Peaks, measure_peaks, place
-from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.request import BatchItem
 from batchgauge.workload import request_lengths
 
-CONTEXT = 128  # positions that a decode step looks back on
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
-
-
-def _filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
-    """A cache that holds `length` positions in each row, with room for some more.
-
-    Written to, because pages of zeros that nobody wrote to share one page of memory.
-    """
-    cache = model.new_cache([length + 8] * rows)
-    for group in cache.groups:
-        group.keys.fill(0.01)
-        group.values.fill(0.01)  # noqa: PD011 - no data frame
-    _set_lengths(cache, length)
-    return cache
-
-
-def _set_lengths(cache: KVCache, length: int) -> None:
-    for group in cache.groups:
-        group.lengths[:] = [length] * len(group)
-
-
-def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
-    """One decode step of `rows` rows, each with `context` positions behind it, again and again."""
-    cache = _filled_cache(model, rows, context)
-    tokens = np.arange(rows, dtype=np.int32)
-
-    def decode_step() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, context)
-        return model.decode(tokens, cache)
-
-    return decode_step
-
-
-def _prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], object]:
-    cache = model.new_cache([positions] * rows)
-    prompts = [list(range(positions))] * rows
-
-    def prefill() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, 0)
-        return model.prefill(prompts, cache)
-
-    return prefill
 
 
 def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
@@ -81,7 +39,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     wide = rng.standard_normal((B, H * E), dtype=np.float32)
     queries = wide.reshape(B, H, E)
     news = rng.standard_normal((B, c.kv_heads, E), dtype=np.float32)  # keys and values
-    cache = _filled_cache(model, B, CONTEXT - 1)
+    cache = filled_cache(model, B, CONTEXT - 1)
 
     def qkv() -> None:
         for layer in layers:
@@ -136,7 +94,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
         ),
         Kernel(
             "prefill",
-            _prefill_call(model, B, PROMPT),
+            prefill_call(model, B, PROMPT),
             4.0 * all_weights + positions * c.kv_bytes_per_token,
             prefill_flops,
             B,
@@ -214,7 +172,7 @@ def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
     rows = []
     for name, wanted in spreads.items():
         lengths = np.maximum(1, wanted.round()).astype(int)  # [B]
-        result = study.engine.infer_batch(_prompts_of(lengths.tolist()))
+        result = study.engine.infer_batch(requests(lengths.tolist(), [1] * B))
         if "positions" not in result.counters:
             return pd.DataFrame()
         padded = result.counters.get("padded_positions", 0)
@@ -233,16 +191,6 @@ def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _prompts_of(lengths: list[int]) -> Items:
-    """One request a length, of that many token ids, for one new token."""
-    return [
-        BatchItem(
-            f"{i}", InferenceBatchRequest(tuple(1 + at % 200 for at in range(n)), max_tokens=1)
-        )
-        for i, n in enumerate(lengths)
-    ]
-
-
 def gil_probes(study: Study) -> pd.DataFrame:
     """Which kinds of work release the GIL: every callable is made anew for each thread."""
     makers = {part.name: part.fresh for part in study.parts if part.fresh}
@@ -252,7 +200,7 @@ def gil_probes(study: Study) -> pd.DataFrame:
     )
     if (model := study.model) is not None:
         makers["decode step"] = lambda: decode_call(model, study.batch_size)
-        makers["prefill"] = lambda: _prefill_call(model, 1, PROMPT)
+        makers["prefill"] = lambda: prefill_call(model, 1, PROMPT)
     seconds = study.profile.choose(smoke=0.03, default=0.08, thorough=1.0)
     return probe_gil(
         makers, seconds=seconds, rounds=study.profile.choose(smoke=1, default=3, thorough=5)

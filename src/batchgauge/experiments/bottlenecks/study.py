@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 from batchgauge.baseline.stats import baseline_stats, find_by_id
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
+from batchgauge.experiments.steps import decode_call
 from batchgauge.profiling.allocations import (
     AllocationProfile,
     memory_lines,
@@ -257,8 +258,6 @@ def track_memory(study: Study) -> dict[str, AllocationProfile]:
 
 
 def _decode_step(study: Study) -> list[Part]:
-    from batchgauge.experiments.bottlenecks.kernels import decode_call
-
     model, name = study.model, getattr(study.engine, "name", "")
     return (
         [] if model is None else [Part("decode step", name, decode_call(model, study.batch_size))]

@@ -13,7 +13,8 @@ import numpy as np
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.experiments.speedup.goals import Bench, Goal, once_ms, quick_ms
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.speedup.goals import Goal, once_ms, quick_ms, ratio, seconds
 from batchgauge.measuring import measure
 from batchgauge.registry import open_tokenizer
 from batchgauge.workload import texts
@@ -27,7 +28,7 @@ def _peer(name: str, model: str) -> Any:
         return None
 
 
-def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+def against_peers(context: Context, ours: BPETokenizer, model: str) -> list[Goal]:
     """One at a time and in batches of 32, warm, against tiktoken's and HF's best ways."""
     tik, hf = _peer("tiktoken", model), _peer("hf", model)
     goals = []
@@ -48,7 +49,7 @@ def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
             note = f"{peer} is not installed, or cannot hold this vocabulary"
             goals.append(Goal("tokenizing", goal, target, "higher", note=note))
             continue
-        chosen = texts(kind, length, batch, bench.seed)  # type: ignore[arg-type]  # of the tuple
+        chosen = texts(kind, length, batch, context.seed)  # type: ignore[arg-type]  # of the tuple
         mine_by, mine = _quickest(_our_ways(ours, chosen))
         ways = _tiktoken_ways(raw, chosen) if peer == "tiktoken" else _hf_ways(raw, chosen)
         best, quickest = _quickest(ways)
@@ -63,7 +64,7 @@ def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
             f"ids equal; {peer} by {best}, ours by {mine_by}; {speeds[0]:.0f} MB/s against "
             f"{speeds[1]:.0f}; a call on one letter takes {fixed:.0%} of our time"
         )
-        goals.append(bench.ratio("tokenizing", goal, target, calls, note=note))
+        goals.append(ratio(context, "tokenizing", goal, target, calls, note=note))
     return goals
 
 
@@ -117,12 +118,13 @@ def _batches_of_one(ours: BPETokenizer, chosen: list[str]) -> None:
         ours.encode_many([text])
 
 
-def strict(bench: Bench, ours: BPETokenizer) -> list[Goal]:
+def strict(context: Context, ours: BPETokenizer) -> list[Goal]:
     """S(32): the same implementation, one call a text against one call for all."""
     goals = []
     for length, target in ((32, 10.0), (200, 5.0)):
-        chosen = texts("prose", length, 32, bench.seed)
-        alone = bench.ratio(
+        chosen = texts("prose", length, 32, context.seed)
+        alone = ratio(
+            context,
             "tokenizing", f"S(32), texts of {length} characters, same implementation", target,
             {
                 "one at a time": partial(_one_by_one, ours, chosen),
@@ -141,10 +143,10 @@ def strict(bench: Bench, ours: BPETokenizer) -> list[Goal]:
     return goals
 
 
-def against_baseline(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+def against_baseline(context: Context, ours: BPETokenizer, model: str) -> list[Goal]:
     """Batch 32 against our own baseline, warm (words seen before) and cold (an empty table)."""
     baseline = BaselineTokenizer.from_gguf(model or None)
-    chosen = texts("prose", 200, 32, bench.seed)
+    chosen = texts("prose", 200, 32, context.seed)
     vocabulary = ours.vocabulary
 
     def slow() -> object:
@@ -154,11 +156,12 @@ def against_baseline(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]
         return fresh.pop().encode_many(chosen)
 
     goal = "batch of 32 × 200 characters against our baseline"
-    warm = bench.ratio(
+    warm = ratio(
+            context,
         "tokenizing", f"{goal}, warm", 100.0,
         {"baseline": slow, "numpy": partial(ours.encode_many, chosen)},
     )  # fmt: skip
-    slow_ms = measure(slow, name="baseline", budget_s=bench.seconds, min_samples=3).steady_ms
+    slow_ms = measure(slow, name="baseline", budget_s=seconds(context), min_samples=3).steady_ms
     fresh: list[BPETokenizer] = []
     cold_ms = []
     for _ in range(5):
