@@ -69,7 +69,7 @@ PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").i
 # What draws a picture; a module that measures imports none of it.
 PLOTTING = re.compile(r"matplotlib|seaborn|batchgauge\.reporting\.(plots|theme)|.*\.figures$")
 # Packages that still mix measuring and drawing.
-MIXED = {"batch_sizing", "bottlenecks", "peers", "regression", "roadmap"}
+MIXED = {"batch_sizing", "peers", "regression", "roadmap"}
 
 
 def tracked() -> list[Path]:
