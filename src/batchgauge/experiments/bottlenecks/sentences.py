@@ -165,13 +165,13 @@ def overhead_sentence(frame: pd.DataFrame) -> str:
     """The cheapest and the dearest profiler of this run."""
     seen = frame[frame["slowdown"].notna()]
     if seen.empty:
-        return "No profiler's cost was measured"
+        return "No profiler's overhead was measured"
     least, most = (
         seen.iloc[int(seen["slowdown"].argmin())],
         seen.iloc[int(seen["slowdown"].argmax())],
     )
     return (
-        f"Looking costs {_times(least['slowdown'])} × with {least['tool']} and "
+        f"Profiler overhead: {_times(least['slowdown'])} × with {least['tool']}, "
         f"{_times(most['slowdown'])} × with {most['tool']}"
     )
 

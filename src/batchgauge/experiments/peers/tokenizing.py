@@ -8,7 +8,7 @@ tokenizer of ours; HF's cache cleared; tiktoken and llama.cpp keep none).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from batchgauge import workload
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import OURS, measured, rate_table, verdict
+from batchgauge.experiments.ways import Call, quickest, ways
 from batchgauge.measuring import location
 from batchgauge.measuring.timing import conditions, timed
 from batchgauge.protocols import Tokenizer
-
-Call = Callable[[], object]
 
 
 def measure_tokenizing(
@@ -40,7 +39,7 @@ def measure_tokenizing(
         texts = workload.texts("prose", length, batch, peers.context.seed)
         megabytes = sum(len(t.encode()) for t in texts) / 1e6
         place = {"threads": threads, "characters": length, "batch_size": batch}
-        calls = {n: quickest(t, texts, threads) for n, t in peers.tokenizers.items()}
+        calls = {n: quickest(ways(t, texts, threads))[1] for n, t in peers.tokenizers.items()}
         found, timings = measured(
             calls, dict.fromkeys(calls, megabytes), {**place, "state": "warm"},
             benchmark=f"tokenise/batch={batch}/chars={length}",
@@ -53,33 +52,6 @@ def measure_tokenizing(
         if threads == 1:
             rows += _cold(peers, texts, megabytes, {**place, "state": "cold"})
     return rate_table(rows), pd.concat(samples)
-
-
-def quickest(tokenizer: Tokenizer, texts: list[str], threads: int) -> Call:
-    """The quickest of a tokenizer's own ways to do `texts`, by the best of three tries."""
-
-    def once(call: Call) -> float:
-        call()
-        return min(timed(call, 1)[0] for _ in range(3))
-
-    return min(_ways(tokenizer, texts, threads), key=once)
-
-
-def _ways(tokenizer: Tokenizer, texts: list[str], threads: int) -> list[Call]:
-    raw = getattr(tokenizer, "raw", None)
-    if hasattr(tokenizer, "threads"):
-        tokenizer.threads = threads
-    if tokenizer.name == "tiktoken" and raw is not None:
-        pooled: Call = lambda: raw.encode_ordinary_batch(texts, num_threads=threads)  # noqa: E731 - one of several
-        plain: Call = lambda: [raw.encode_ordinary(text) for text in texts]  # noqa: E731 - see above
-        return [plain, pooled] if threads > 1 else [plain]
-    if tokenizer.name == "hf" and raw is not None:
-        tokenizer.encode_many(texts)  # sets its threads
-        return [
-            lambda: [e.ids for e in raw.encode_batch_fast(texts, add_special_tokens=False)],
-            lambda: [raw.encode(text, add_special_tokens=False).ids for text in texts],
-        ]
-    return [lambda: tokenizer.encode_many(texts)]
 
 
 def _cold(
@@ -120,4 +92,4 @@ def _emptied(tokenizer: Tokenizer, texts: list[str]) -> Call:
         return lambda: fresh.encode_many(texts)
     if tokenizer.name == "hf":
         tokenizer.raw.model._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001 - its only way
-    return _ways(tokenizer, texts, 1)[0]
+    return next(iter(ways(tokenizer, texts).values()))

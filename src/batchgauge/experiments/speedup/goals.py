@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from time import perf_counter_ns
 from typing import Literal
 
 import pandas as pd
 
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import CUMULATIVE
-from batchgauge.measuring import compare_interleaved, measure
+from batchgauge.measuring import compare_interleaved
 from batchgauge.reporting import Score
 
 Better = Literal["higher", "lower"]
@@ -123,15 +122,3 @@ def ratio(
     if invert:
         low, value, high = 1 / high, 1 / value, 1 / max(low, 1e-12)
     return Goal(part, goal, target, "lower" if invert else "higher", value, low, high, unit, note)
-
-
-def quick_ms(fn: Callable[[], object]) -> float:
-    """A rough median of a call, to choose between ways."""
-    return measure(fn, name="way", budget_s=0.03, min_samples=3).median_ms
-
-
-def once_ms(fn: Callable[[], object]) -> float:
-    """Milliseconds of one call, for work that cannot be repeated."""
-    begin = perf_counter_ns()
-    fn()
-    return (perf_counter_ns() - begin) / 1e6

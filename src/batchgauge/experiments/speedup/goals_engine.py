@@ -15,8 +15,9 @@ from batchgauge.core.counts import Count, decode_counts, prefill_counts, total
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import TILE, LlamaModel
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.speedup.goals import Goal, quick_ms, ratio
+from batchgauge.experiments.speedup.goals import Goal, ratio
 from batchgauge.experiments.steps import CONTEXT, decode_call, requests
+from batchgauge.experiments.ways import quick_ms
 from batchgauge.measuring.memory import allocations, memory_overhead
 from batchgauge.workload import request_lengths
 
