@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers import engines, figures, load, participants
 from batchgauge.experiments.peers.participants import Peers, records
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
@@ -28,9 +27,7 @@ GOALS = {  # (part, batch size, peer) -> our throughput over theirs, one thread
 }
 
 
-def take_part(context: Context) -> Peers:
-    """Ours, every known peer that is installed, and the two that the context names."""
-    return Peers.open(context)
+take_part = Peers.open
 
 
 def conditions(peers: Peers) -> Section:
