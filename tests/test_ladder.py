@@ -1,6 +1,8 @@
 """Ablation ladders: equality before timing, failures that stop nobody, gains from data."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from batchgauge.experiments.speedup.ladder import (
     ALONE,
     CUMULATIVE,
     Ladder,
+    between,
     climb,
     same,
 )
@@ -55,6 +58,17 @@ def test_a_rung_that_raises_leaves_the_rest_standing():
     )
     assert "it paid" in findings(table)
     assert (table["form"] == ALONE).sum() == 1
+
+
+def test_between_two_candidates_is_over_blocks():
+    """The ratio of two candidates, block by block: common noise cancels."""
+    noise = np.random.default_rng(0).normal(0, 1, 6)  # log seconds an item [blocks]
+    logs = {"baseline": noise, "one": noise - math.log(2), "ten": noise - math.log(20)}
+    found: Any = SimpleNamespace(logs=logs)
+    step, back = (between(found, *pair) for pair in (("one", "ten"), ("ten", "one")))
+    assert (step.low, step.value, step.high) == pytest.approx((10, 10, 10))
+    assert back.value == pytest.approx(0.1)
+    assert step.blocks == 6
 
 
 def test_same_looks_into_what_it_compares():

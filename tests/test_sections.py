@@ -14,7 +14,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
 from batchgauge.experiments.baseline import runs as baseline_runs
 from batchgauge.experiments.baseline import sections as baseline
-from batchgauge.experiments.baseline.inference import InferenceSweep
+from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context, checked_sizes
 from batchgauge.experiments.speedup import by_size
@@ -23,7 +23,9 @@ from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.experiments.speedup.goals import Goal, as_frame
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.reporting import Report, Score, Section, profile_named
+from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.text import Markdown
+from batchgauge.workload import Prompt, to_items
 
 
 @pytest.fixture
@@ -145,6 +147,34 @@ def test_baseline_sections(context, monkeypatch):
     assert list(answers.shown["answer"]) == ["x"]
     silent = phases.assign(inter_token_median_ms=np.nan)
     assert "no latencies" in baseline.latency_sentence(silent)
+
+
+def test_batches_are_over_their_own_items_alone(context):
+    """S(b) divides the b items alone by the batch, block by block; S(1) is the noise floor."""
+    items = to_items([Prompt(str(i), "list", "p", 9) for i in range(4)], max_tokens=3)
+
+    class Engine:
+        """Answers at once: three tokens a request, decode time by the size of the batch."""
+
+        def infer_batch(self, chosen):
+            """Times as a clock would tell them: 6 ms a batch for each request and 12 for all."""
+            wall = 6.0 * len(chosen) + 12.0
+            answer = InferenceBatchResponse(
+                "x", 3, prompt_tokens=5, ttft_ms=wall, decode_ms=wall / 2
+            )
+            rows = [BatchResponse(item.id, answer, wall) for item in chosen]
+            return BatchResult.of(rows, wall)
+
+    context.__dict__["engine"] = Engine()
+    sweep = long_sweep(context, "Inference", "inference", items, [1, 4], 3, share=0.0)
+    assert sweep.table["batch_size"].tolist() == [1, 4]
+    phases = sweep.phases.set_index("batch_size")
+    assert phases.loc[4, "decode_speedup_x"] == pytest.approx(4 * 18 / 36)
+    assert phases.loc[1, "decode_low_x"] == pytest.approx(1.0)
+    assert phases.loc[4, "decode_tokens_per_s"] == pytest.approx(1e3 * 4 * 2 / 18)
+    assert phases.loc[4, "ttft_median_ms"] == 36.0
+    assert set(sweep.samples["batch_size"]) == {1, 4}
+    assert sweep.answers["answer"].tolist() == ["x"] * 4
 
 
 def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):

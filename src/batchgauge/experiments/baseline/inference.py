@@ -12,16 +12,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.baseline.sweep import Sweep, Timed, as_ratio, block_ratios, run_blocks
+from batchgauge.experiments.baseline.sweep import (
+    BATCH,
+    ONE_BY_ONE,
+    Sweep,
+    Timed,
+    block_ratios,
+    row,
+    run_blocks,
+)
 from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
 from batchgauge.measuring.statistics import location, minimum_detectable_change
-from batchgauge.measuring.verdicts import judge
+from batchgauge.measuring.verdicts import Ratio, judged
 from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
 from batchgauge.workload import Prompt
 
@@ -79,56 +88,43 @@ def long_sweep(
             max_blocks=context.budget.max_blocks,
             name=what,
         )
-    batches = [t for t in timings if t.item < 0]
+    largest = max((t for t in timings if t.item < 0), key=lambda t: t.batch_size)
     return InferenceSweep(
         what,
         _table(context, timings, sizes),
         _samples(context, part, timings, max_tokens),
         pd.DataFrame([_phases(timings, size, context.seed) for size in sizes]),
-        _answers(items, batches[-1].result),
+        _answers(items, largest.result),
     )
 
 
 def _table(
     context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]
 ) -> pd.DataFrame:
-    floor_logs = block_ratios(timings, 1, _wall_ms) if 1 in sizes else None
-    half = as_log_half_width(floor_logs, context.seed)
+    logs = {size: block_ratios(timings, size, _wall_ms) for size in sizes}
+    twice = 1 in sizes and len(logs[1]) > 1  # a batch of one is an item alone: an A/A comparison
+    half = location(logs[1], seed=context.seed).half_width if twice else math.nan
+    floor, mdc = math.expm1(half), minimum_detectable_change(half)
     rows = []
     for size in sizes:
-        logs = block_ratios(timings, size, _wall_ms)
-        ratio = as_ratio(logs, context.seed)
+        ratio = _ratio(logs[size], context.seed, floor, mdc)
         mine = [t.wall_ms for t in timings if t.item < 0 and t.batch_size == size]
         alone = [
             sum(t.wall_ms for t in timings if t.block == block and 0 <= t.item < size)
             for block in sorted({t.block for t in timings})
         ]
-        floor, mdc = math.expm1(half), minimum_detectable_change(half)
-        rows.append(
-            {
-                "implementation": context.engine_name,
-                "batch_size": size,
-                "speedup_x": ratio.value,
-                "low_x": ratio.low,
-                "high_x": ratio.high,
-                "verdict": judge(
-                    ratio.low, ratio.high, ratio.p, noise_floor=floor, mdc=mdc, threshold=0.05
-                ),
-                "noise_floor_percent": 100 * floor,
-                "detectable_percent": 100 * mdc,
-                "blocks": ratio.n,
-                "alone_ms": float(np.median(alone)),
-                "batch_ms": float(np.median(mine)),
-            }
-        )
+        medians = {"alone_ms": float(np.median(alone)), "batch_ms": float(np.median(mine))}
+        rows.append(row(judged([ratio])[0], size, context.engine_name, **medians))
     return pd.DataFrame(rows)
 
 
-def as_log_half_width(logs: Any, seed: int) -> float:
-    """Half-width of the 95 % interval of log ratios, NaN when there are none or only one."""
-    if logs is None or len(logs) < 2:
-        return math.nan
-    return location(logs, seed=seed).half_width
+def _ratio(
+    logs: npt.NDArray[np.float64], seed: int, floor: float = math.nan, mdc: float = math.nan
+) -> Ratio:
+    return Ratio.of(
+        location(logs, seed=seed), name=BATCH, baseline=ONE_BY_ONE, noise_floor=floor,
+        minimum_detectable_change=mdc,
+    )  # fmt: skip
 
 
 def _wall_ms(timed: Timed[Result]) -> float:
@@ -154,7 +150,7 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     gaps = [g for d in data for g in d.inter_token_ms]
     firsts = [d.ttft_ms for d in data]
     known = decode_ms > 0
-    ratio = as_ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
+    ratio = _ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
     return {
         "batch_size": size,
         "prefill_tokens_per_s": 1e3 * prompt / prefill_ms,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep, short_prompts
-from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, comparison_row
+from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, row
 from batchgauge.experiments.context import Context
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import compare_interleaved, measure
@@ -47,9 +47,11 @@ def _short_sweep(
             seed=context.seed,
             threads=context.threads,
         )
-        row = comparison_row(found, size, context.tokenizer_name)
-        row["throughput_tokens_per_s"] = found.tokens_per_s(BATCH)
-        rows.append(row)
+        columns = {
+            "alone_ms": found.median_ms(ONE_BY_ONE), "batch_ms": found.median_ms(BATCH),
+            "throughput_tokens_per_s": found.tokens_per_s(BATCH),
+        }  # fmt: skip
+        rows.append(row(found.ratio(BATCH), size, context.tokenizer_name, **columns))
         samples.append(found.frame())
     return Sweep(what, pd.DataFrame(rows), pd.concat(samples, ignore_index=True))
 

@@ -12,17 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from tqdm.auto import tqdm
 
-from batchgauge.measuring.statistics import Estimate, location
-
-if TYPE_CHECKING:
-    from batchgauge.measuring import Comparison
+from batchgauge.measuring.verdicts import Ratio
 
 R = TypeVar("R")
 ONE_BY_ONE = "one at a time"
@@ -38,9 +35,8 @@ class Sweep:
     samples: pd.DataFrame
 
 
-def comparison_row(found: Comparison, batch_size: int, implementation: str) -> dict[str, Any]:
-    """One row of a sweep's table from a comparison of `ONE_BY_ONE` and `BATCH`."""
-    ratio = found.ratio(BATCH)
+def row(ratio: Ratio, batch_size: int, implementation: str, **columns: float) -> dict[str, Any]:
+    """One row of a sweep's table: the ratio of a batch to its items one at a time, and more."""
     return {
         "implementation": implementation,
         "batch_size": batch_size,
@@ -51,8 +47,7 @@ def comparison_row(found: Comparison, batch_size: int, implementation: str) -> d
         "noise_floor_percent": 100 * ratio.noise_floor,
         "detectable_percent": 100 * ratio.minimum_detectable_change,
         "blocks": ratio.blocks,
-        "alone_ms": found.median_ms(ONE_BY_ONE),
-        "batch_ms": found.median_ms(BATCH),
+        **columns,
     }
 
 
@@ -115,11 +110,3 @@ def block_ratios(
         batch = sum(cost_ms(t) for t in mine if t.item < 0 and t.batch_size == batch_size)
         logs.append(math.log(single / batch))
     return np.array(logs)
-
-
-def as_ratio(logs: npt.NDArray[np.float64], seed: int) -> Estimate:
-    """Mean log ratio over blocks with its 95 % interval, as a ratio."""
-    found = location(logs, seed=seed)
-    return Estimate(
-        math.exp(found.value), math.exp(found.low), math.exp(min(found.high, 700)), found.p, found.n
-    )

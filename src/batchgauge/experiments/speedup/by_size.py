@@ -73,7 +73,7 @@ def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
         over = found.ratio(name)
         rows.append((OVER_BASELINE, size, over.value, over.low, over.high))
         if size > 1:
-            strict = between(found, names[1], name, scale=size)
+            strict = between(found, names[1], name)
             rows.append((STRICT, size, strict.value, strict.low, strict.high))
         else:
             rows.append((STRICT, 1, 1.0, 1.0, 1.0))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.baseline.rung import Rung, Work
-from batchgauge.measuring import Comparison, Estimate, compare_interleaved, location
+from batchgauge.measuring import Comparison, Ratio, compare_interleaved, location
 from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import TokenBatch
 
@@ -149,16 +149,7 @@ def _rows(
     return pd.DataFrame(rows)
 
 
-def between(found: Comparison, before: str, name: str, scale: float = 1.0) -> Estimate:
-    """Throughput of one candidate over another's, neither the baseline, over blocks.
-
-    `scale` is items of `name` ÷ items of `before` in one call.
-    """
-    frame = found.frame()
-    steady = frame[~frame["is_warmup"].astype(bool)]
-    table = steady.assign(log=np.log(steady["wall_ms"].astype(float))).pivot_table(
-        index="block", columns="implementation", values="log", aggfunc="mean"
-    )
-    gain = location((table[before] - table[name]).dropna().to_numpy())
-    low, value, high = (scale * math.exp(x) for x in (gain.low, gain.value, gain.high))
-    return Estimate(value, low, high, gain.p, gain.n)
+def between(found: Comparison, before: str, name: str) -> Ratio:
+    """Throughput of one candidate over another's, neither the baseline."""
+    gain = location(found.logs[before] - found.logs[name])
+    return Ratio.of(gain, name=name, baseline=before)
