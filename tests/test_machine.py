@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from tests.test_sizing_hardware import GIB, V1, V2, tree
 from batchgauge import measuring
 from batchgauge.core.kernels import products
 from batchgauge.machine import hardware, identity, limits
+from batchgauge.measuring.gate import process
 from batchgauge.sizing import automatic
 
 CPU = "sys/devices/system/cpu/cpu"
@@ -406,3 +408,25 @@ def test_pinning_does_not_change_the_machine(monkeypatch):
         inside = identity.Machine.here()
     assert inside.cores == limits.usable_cores()
     identity._here.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("best", "threads", "everywhere", "cpus"),
+    [
+        ((0, 2, 4, 6), 1, False, [6]),  # not CPU 15, an efficiency core
+        ((0, 2, 4, 6), 2, False, [4, 6]),
+        ((0, 2), 4, False, [12, 13, 14, 15]),
+        ((0, 2, 4, 6), 1, True, list(range(16))),
+    ],
+)
+def test_the_gate_times_on_full_speed_cores(monkeypatch, best, threads, everywhere, cpus):
+    """A worker is kept on the last performance cores; where they are too few, on the last CPUs."""
+    kept: list[list[int]] = []
+    monkeypatch.setattr(process, "performance_cpus", lambda: best)
+    monkeypatch.setattr(process, "usable_cpus", lambda: frozenset(range(16)))
+    fake = SimpleNamespace(cpu_affinity=kept.append)
+    monkeypatch.setattr(psutil, "Process", lambda _: fake)
+    worker: Any = object.__new__(process.Worker)
+    worker._process, worker._threads = SimpleNamespace(pid=1), threads
+    worker.settle(everywhere=everywhere)
+    assert kept == [cpus]

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import math
+import re
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("httpx")
 
+import httpx
 from tests.tiny_model import write_tiny_model
 from tests.tiny_openai_server import TinyServer, tiny_server
 
 from batchgauge.adapters.float32_file import float32_copy
-from batchgauge.adapters.openai_http import OpenAIEngine, Patience
+from batchgauge.adapters.openai_address import Address
+from batchgauge.adapters.openai_http import OpenAIEngine, Patience, _retry_after
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
+from batchgauge.experiments import tour
 from batchgauge.protocols import Engine
-from batchgauge.registry import open_engine
-from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.request import BatchItem, InferenceBatchRequest, generated_tokens
 
 QUICK = Patience(connect=1.0, read=5.0, attempts=3, backoff=0.001)
 
@@ -202,6 +211,271 @@ def test_the_registry_opens_a_server(server, tmp_path):
         open_engine("openai:127.0.0.1:80", model=model)
 
 
+REFUSED = {"error": {"message": "Unsupported parameter", "param": "", "code": "unsupported"}}
+
+
+def refusal(option: str) -> bytes:
+    """How OpenAI refuses an option."""
+    named = {**REFUSED["error"], "message": f"Unsupported parameter: '{option}'.", "param": option}
+    return json.dumps({"error": named}).encode()
+
+
+@pytest.mark.parametrize(
+    ("refuses", "said"),
+    [
+        ({}, "all taken"),
+        (
+            {"max_tokens": b"Use 'max_completion_tokens' instead of max_tokens"},
+            "max_completion_tokens in place of max_tokens",
+        ),
+        ({"seed": refusal("seed")}, "seed left out"),
+        ({"stream_options": refusal("stream_options")}, "stream_options left out"),
+        (
+            {"continuous_usage_stats": refusal("stream_options.continuous_usage_stats")},
+            "continuous_usage_stats left out",
+        ),
+        ({"ignore_eos": b'{"detail": "Unrecognized request argument: ignore_eos"}'}, "ignore_eos"),
+        (
+            {"top_p": b'{"detail": [{"type": "extra_forbidden", "loc": ["body", "top_p"], '
+                      b'"msg": "Extra inputs", "input": "seed"}]}'},
+            "top_p left out",
+        ),
+        ({"temperature": refusal("temperature"), "seed": refusal("seed")}, "seed.*; temperature"),
+        ({"seed": b"bad request", "top_p": b"\xff"}, "stream_options.*seed.*ignore_eos.*top_p"),
+    ],
+)  # fmt: skip
+def test_one_fall_back_is_found_once_and_stated(refuses, said):
+    """What a server refuses is left out or renamed for all requests, and `conditions` says so."""
+    with tiny_server() as picky:
+        picky.refuses = refuses
+        engine = OpenAIEngine(picky.url, patience=QUICK)
+        with ThreadPoolExecutor(4) as pool:  # decided once, whoever asks first
+            results = list(
+                pool.map(lambda n: ask(engine, f"a {n}", "b", ignore_eos=True), range(4))
+            )
+        assert all(result.all_succeeded() for result in results), results[0].responses
+        assert re.search(said, engine.conditions()["options"])
+        real = [body for body in picky.seen if "Hello" not in json.dumps(body)]
+        assert len(real) == 8, "no request of a batch was refused"
+        assert len({tuple(sorted(body)) for body in real}) == 1
+        engine.close()
+
+
+def test_a_fall_back_that_does_not_help_is_not_taken():
+    """A request that is itself at fault is said as such; options stay as they were."""
+    with tiny_server() as picky:
+        picky.refuses = {"model": b'{"error": "seed? no: the model is broken"}'}
+        broken = OpenAIEngine(picky.url, patience=QUICK)
+        (response,) = ask(broken, "a").responses
+        assert "400: seed? no: the model is broken" in response.error
+        assert broken.conditions()["options"] == "all taken by the server"
+        picky.refuses = {}
+        assert ask(broken, "a").all_succeeded()
+        broken.close()
+
+
+def test_every_slot_is_warm_before_it_is_timed():
+    """The first request of a connection is slow and in no figure; larger batches warm more."""
+    with tiny_server() as cold:
+        cold.slow_first_s = 0.3
+        engine = OpenAIEngine(cold.url, patience=QUICK)
+        for size in (1, 4):
+            result = ask(engine, *(f"p{size}{n} x" for n in range(size)))
+            assert max(r.data.ttft_ms for r in result.responses) < 300
+            assert result.stats.total_duration_ms < 300
+        warmed = sum("Hello" in json.dumps(body) for body in cold.seen)
+        ask(engine, "again")
+        assert sum("Hello" in json.dumps(body) for body in cold.seen) == warmed
+        assert "4 requests at once" in engine.conditions()["warm-up"]
+        engine.close()
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
+def test_a_server_on_this_machine_is_asked_directly(server, monkeypatch, variable, host):
+    """No proxy of the environment stands before the loopback, whatever its kind."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv(
+        variable, "socks5://127.0.0.1:9" if "ALL" in variable else "http://127.0.0.1:9"
+    )
+    engine = OpenAIEngine(server.url.replace("127.0.0.1", host), patience=QUICK)
+    assert engine.model == "tiny"
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.8.9.1:1/v1", True),
+        ("http://[::1]:1/v1", True),
+        ("http://[::ffff:127.0.0.1]:1/v1", True),
+        ("http://LocalHost.:1", True),
+        ("http://api.localhost", True),
+        ("http://0.0.0.0:1", True),
+        ("http://2130706433:1", True),
+        ("http://127.example.org", False),
+        ("http://10.0.0.1", False),
+        ("http://localhost.example.org", False),
+    ],
+)
+def test_addresses_of_this_machine(url, here):
+    """The whole of 127.0.0.0/8, ::1 and localhost are this machine, look-alikes are not."""
+    assert Address.of(url).is_here() is here
+
+
+def test_a_proxy_is_used_for_other_machines_and_its_password_stays_hidden(monkeypatch):
+    """A server elsewhere is asked through the proxy; one that cannot be used is one sentence."""
+    with tiny_server() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
+        assert OpenAIEngine("http://model.invalid/v1", patience=QUICK).model == "tiny"
+        assert proxy.asked[-1][0] == "http://model.invalid/v1/models"
+    monkeypatch.setenv("HTTP_PROXY", "gopher://ann:s3cret@127.0.0.1:9")
+    with pytest.raises(UserError, match="proxy") as said:
+        OpenAIEngine("http://model.invalid/v1", patience=QUICK)
+    assert "s3cret" not in str(said.value)
+
+
+def test_credentials_reach_the_server_and_nobody_else(server, monkeypatch):
+    """Basic access and keys work; errors, names and conditions never show them."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    host = server.url.removeprefix("http://")
+    engine = OpenAIEngine(f"http://ann:s3c%2Fret@{host}?api_key=k3y-value", patience=QUICK)
+    assert ask(engine, "a").all_succeeded()
+    path, headers = server.asked[-1]
+    assert path == "/v1/completions?api_key=k3y-value"
+    assert base64.b64decode(headers["authorization"].split()[1]) == b"ann:s3c/ret"
+    server.scripts["echo"] = (
+        "text/event-stream",
+        [b'data: {"error": "ann s3c/ret k3y-value"}\n\n'],
+    )
+    (response,) = ask(engine, "echo").responses
+    shown = f"{response.error} {engine!r} {engine.name} {engine.url} {engine.conditions()}"
+    assert "broke off: ann *** ***" in response.error
+    assert not re.search("s3c|ret|k3y", shown)
+    monkeypatch.setenv("OPENAI_API_KEY", " k3y-of-the-environment\n")
+    keyed = OpenAIEngine(server.url, patience=QUICK)
+    assert server.asked[-1][1]["authorization"] == "Bearer k3y-of-the-environment"
+    keyed.close()
+    monkeypatch.setenv("OPENAI_API_KEY", "kéy")
+    with pytest.raises(UserError, match="no HTTP header can carry"):
+        OpenAIEngine(server.url, patience=QUICK)
+    engine.close()
+
+
+@pytest.mark.parametrize("url", ["http://ann:s3c/ret@host:80", "http://", "http://ann:s3cret", "http://ann:s3cret@ho st",
+                                 "http://ann:s3cret@host:port", "http://[::1"])  # fmt: skip
+def test_an_address_that_is_none_is_said_without_its_password(url):
+    """A malformed address is one sentence that does not show what may be a password."""
+    with pytest.raises(UserError) as said:
+        OpenAIEngine(url, patience=QUICK)
+    assert "s3c" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("listed", "model"),
+    [
+        ({"data": None, "models": [{"name": "llama3:latest"}]}, "llama3:latest"),
+        ({"models": [{"name": "a", "model": "a"}], "data": [{"id": "a"}]}, "a"),
+        ([{"id": "a"}], "a"),
+        ({"data": ["a"]}, "a"),
+        ({"data": [{"id": "a"}, {"id": "a"}, {"id": None}, 5.5, None]}, "a"),
+        ({"data": None}, None),
+        ({"data": {}}, None),
+        ([], None),
+        (7, None),
+        ((200, {}, b"\xff\xfe{"), None),
+        ((200, {}, b"[" * 100_000), None),
+        ((404, {}, b"<html>\xff</html>"), None),
+        ((401, {}, b'{"error": {"message": "who are you?"}}'), None),
+    ],
+)
+def test_lists_of_models_of_every_shape(listed, model):
+    """A list is read in the shapes that servers have; without one the name must be given."""
+    with tiny_server() as odd:
+        odd.listed = listed
+        if model is None:
+            with pytest.raises(UserError, match="does not list its models"):
+                OpenAIEngine(odd.url, patience=QUICK)
+            assert OpenAIEngine(odd.url, "mine", patience=QUICK).model == "mine"
+        else:
+            assert OpenAIEngine(odd.url, patience=QUICK).model == model
+
+
+def test_a_redirect_is_said_and_not_followed():
+    """A detour would be in every figure (and carry keys elsewhere): its end is named instead."""
+    with tiny_server() as moved:
+        moved.listed = (307, {"Location": "http://elsewhere/v1/models"}, b"")
+        with pytest.raises(UserError, match="redirects to 'http://elsewhere/v1/models'"):
+            OpenAIEngine(moved.url, patience=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"retry-after": "2"}, 2.0, 2.0),
+        ({"retry-after": "0.5"}, 0.5, 0.5),
+        ({"retry-after-ms": "250"}, 0.25, 0.25),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0, 0.0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00"}, 0.0, 0.0),
+        ({"retry-after": format_datetime(datetime.now(UTC) + timedelta(hours=1))}, 3500, 3601),
+        *(({"retry-after": s}, None, None) for s in ("nan", "-1", "inf", "soon", "", "1_0", "1e3")),
+        ({}, None, None),
+    ],
+)
+def test_what_a_server_asks_to_wait(headers, least, most):
+    """Seconds or a date; what is neither is not believed."""
+    found = _retry_after(httpx.Headers(headers))
+    if least is None:
+        assert found is None
+    else:
+        assert least <= found <= most
+
+
+def test_tokens_are_counted_by_usage_or_the_models_own_tokenizer_or_not_at_all(server, tmp_path):
+    """Where nobody counts, the counters are absent; a stated model's tokenizer counts the text."""
+    body = b'data: {"choices": [{"text": "hello world", "finish_reason": "stop"}]}\n\n'
+    server.scripts["uncounted"] = ("text/event-stream", [body])
+    unknown = OpenAIEngine(server.url, patience=QUICK)
+    result = ask(unknown, "uncounted", "a b")
+    assert [r.data.tokens_generated for r in result.responses] == [None, 2]
+    assert generated_tokens(result) is None
+    assert "generated_tokens" not in result.counters
+    assert "nobody" in unknown.conditions()["generated tokens counted by"]
+    stated = open_engine(f"openai:{server.url}", model=write_tiny_model(tmp_path / "tiny.gguf"))
+    assert isinstance(stated, OpenAIEngine)
+    assert stated.tokenizer is not None
+    (answer,) = ask(stated, "uncounted").responses
+    assert answer.data.tokens_generated == len(stated.tokenizer.encode("hello world"))
+    assert "tokenizer" in stated.conditions()["generated tokens counted by"]
+
+
+def test_a_request_that_cannot_be_sent_fails_alone(engine):
+    """Half of a surrogate pair is no text: an error of its item, not of the batch."""
+    bad, good = ask(engine, "\ud800", "fine").responses
+    assert "cannot be sent" in bad.error
+    assert good.data.text == "fine "
+
+
+def test_a_retry_is_counted(engine):
+    """The wait for a busy server is in its item's times, so that it happened is counted."""
+    assert ask(engine, "fail=503x1 counted").counters["retries"] == 1
+    assert "retries" not in ask(engine, "fine").counters
+
+
+def test_the_studies_sentences_take_unknown_tokens(server):
+    """Tour and tables say that nobody counted, and the same answer is not claimed by token."""
+    body = b'data: {"choices": [{"text": "yes", "finish_reason": "stop"}]}\n\n'
+    server.scripts["quiet"] = ("text/event-stream", [body])
+    engine = OpenAIEngine(server.url, patience=QUICK)
+    alone, both = ask(engine, "quiet"), ask(engine, "quiet", "a b")
+    assert "unknown length" in tour.timeline_sentence(alone.responses[0])
+    said = tour.batch_sentence(alone, both)
+    assert "how many tokens came is not known" in said
+    assert "the same, as text" in said
+    assert tour.answers_table(both)["tokens_generated"].isna().tolist() == [True, False]
+
+
 @pytest.fixture(scope="module")
 def llama_server(tmp_path_factory):
     """llama-cpp-python's own server on the loopback, with the default model in float32.
@@ -237,7 +511,12 @@ def _wait_for(url, process, log):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            return OpenAIEngine(url, patience=Patience(connect=1.0, attempts=1))
+            return OpenAIEngine(
+                url,
+                tokenizer=open_tokenizer(),  # of the model that it runs; it sends no usage
+                is_models_own=True,
+                patience=Patience(connect=1.0, attempts=1),
+            )
         except UserError:
             time.sleep(0.2)
     pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")

@@ -72,7 +72,7 @@ def test_a_missing_peer_is_said_and_passed_over(model, monkeypatch):
     assert "tiktoken" not in found.tokenizers
     assert "tiktoken (tiktoken not installed)" in found.absent_sentence()
     with pytest.raises(UserError, match="unknown"):
-        Peers.open(Context(SMOKE, engine_name="nonsense", model=model))
+        Peers.open(Context(SMOKE, engine_spec="nonsense", model=model))
 
 
 def test_a_tokenizer_with_other_ids_is_not_timed(field):

@@ -145,8 +145,14 @@ def test_baseline_sections(context, monkeypatch):
     assert "100 to 900 tokens/s" in waits.sentence()
     assert answers.shown is not None
     assert list(answers.shown["answer"]) == ["x"]
-    silent = phases.assign(inter_token_median_ms=np.nan)
-    assert "no latencies" in baseline.latency_sentence(silent)
+    for columns, said in (
+        (["ttft_median_ms"], "no latencies"),
+        (["inter_token_median_ms"], "median TTFT goes from 10 to 40 ms; its chunks"),
+        (["decode_speedup_x"], "how long decoding took is not known"),
+    ):
+        assert said in baseline.latency_sentence(phases.assign(**dict.fromkeys(columns, np.nan)))
+    reasoned = phases.assign(first_answer_median_ms=[20.0, 80.0])
+    assert "behind its reasoning: 80 ms" in baseline.latency_sentence(reasoned)
 
 
 def test_batches_are_over_their_own_items_alone(context):

@@ -537,6 +537,7 @@ def test_traces_that_people_have_are_read_as_they_are(
         ("timestamp,context_tokens,generated_tokens\n-1,2,3\n", "negative"),
         ("timestamp,context_tokens,generated_tokens\n1,2,-3\n", "generated_tokens '-3' in row 1"),
         ("timestamp,context_tokens,generated_tokens\n1,2.5,3\n", "context_tokens '2.5'"),
+        ("timestamp,context_tokens,generated_tokens\n1,2,3,4\n", "more fields than names"),
         ("timestamp,context_tokens,generated_tokens\nsoon,2,3\n", "timestamp 'soon' in row 1"),
         (
             "timestamp,context_tokens,generated_tokens\n2024-01-02,2,3\n2024-01-01,2,3\n",

@@ -10,6 +10,7 @@ from tests.fuzzing import seeds
 from batchgauge import UserError
 from batchgauge.simulate.arrivals import read_trace
 from batchgauge.workload import (
+    Prompt,
     corpus,
     load_prompts,
     request_lengths,
@@ -73,6 +74,7 @@ def test_files_of_openai_batches_are_read(tmp_path):
         {"body": {"prompt": "Once", "max_tokens": None}},
         {"custom_id": 5, "body": {"input": "Said", "max_output_tokens": 2}},
         {"messages": [user], "id": "plain", "kind": "chat"},
+        {"id": None, "custom_id": "r7", "prompt": "x"},
     ]
     path = tmp_path / "batch.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -84,6 +86,7 @@ def test_files_of_openai_batches_are_read(tmp_path):
         ("line-4", "text", "Once", 64),
         ("5", "text", "Said", 2),
         ("plain", "chat", "Why?", 64),
+        ("r7", "text", "x", 64),
     ]
 
 
@@ -184,6 +187,8 @@ def test_sampling_goes_round_under_new_ids():
     assert chosen == sample_prompts(prompts, 7, seed=1)
     with pytest.raises(UserError):
         sample_prompts(prompts, 0)
+    numbered = [Prompt("a", "text", "x"), Prompt("a#2", "text", "y")]  # a file's own ids
+    assert len({p.id for p in sample_prompts(numbered, 6)}) == 6
 
 
 def test_items_carry_their_own_seeds():

@@ -14,7 +14,8 @@ class UserError(Exception):
 
     `exit_code` is what the command line exits with: 2 by default; 1 is kept for
     a command that worked and whose answer is "no" (a regression was found). What the
-    sentence quotes may be anybody's: it is kept to one line, control characters visible.
+    sentence quotes may be anybody's: it is kept to one line, control characters visible,
+    passwords and keys redacted.
     """
 
     def __init__(self, message: str, *, exit_code: int = 2) -> None:

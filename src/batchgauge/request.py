@@ -363,11 +363,14 @@ class InferenceBatchResponse:
     `ttft_ms` is tokenise + prefill + first sample, from the start of the batch.
     `prefill_ms` and `decode_ms` are the wall time of the phases this request took
     part in, `inter_token_ms` [tokens_generated - 1] the time from each token to the
-    next. Times an engine cannot see are NaN or empty.
+    next. Times an engine cannot see are NaN or empty. `tokens_generated` is None where
+    nobody counted them, `prompt_tokens` 0. A server that sends its model's reasoning
+    apart has it in `reasoning`: then `ttft_ms` is the first token of either kind and
+    `first_answer_ms` the first of `text` (NaN where there is none, or no such server).
     """
 
     text: str
-    tokens_generated: int
+    tokens_generated: int | None
     token_ids: tuple[int, ...] = ()
     prompt_tokens: int = 0
     finish_reason: FinishReason = "length"
@@ -375,3 +378,12 @@ class InferenceBatchResponse:
     prefill_ms: float = math.nan
     decode_ms: float = math.nan
     inter_token_ms: tuple[float, ...] = ()
+    reasoning: str = ""
+    first_answer_ms: float = math.nan
+
+
+def generated_tokens(result: BatchResult[InferenceBatchResponse]) -> int | None:
+    """The tokens generated in a batch; None where those of any answer are unknown."""
+    counts = [r.data.tokens_generated for r in result.responses if r.data is not None]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

@@ -27,6 +27,7 @@ from batchgauge.request import (
     BatchResult,
     BatchStats,
     InferenceBatchRequest,
+    generated_tokens,
 )
 
 Part = Literal[
@@ -82,7 +83,8 @@ class Subject:
 class Prepared:
     """One call, ready to be timed, and the work that it does.
 
-    `counters` are deterministic: equal code on equal data gives equal numbers.
+    `counters` are deterministic: equal code on equal data gives equal numbers. `tokens`
+    is 0 where there are none, or none are counted.
     """
 
     call: Callable[[], object]
@@ -158,8 +160,9 @@ def _infer(
         raise UserError(
             f"The engine '{subject.engine_spec}' could not run a benchmark: {failed[0]}"
         )
-    tokens = sum(r.data.tokens_generated for r in result.responses if r.data is not None)
-    counters = {**result.counters, "generated_tokens": tokens}
+    known = generated_tokens(result)
+    counters = {**result.counters, **({} if known is None else {"generated_tokens": known})}
+    tokens = known or 0
     tokens += 0 if new_tokens > 1 else sum(len(ids[:prompt_tokens]) for _ in items)
     return Prepared(partial(subject.engine.infer_batch, items), batch, tokens, counters)
 

@@ -2,8 +2,9 @@ r"""Text that is not ours, made fit to be shown on a page, in Markdown and on a 
 
 Prompts, answers, names out of files and messages of libraries may hold anything: tags,
 Markdown, terminal escapes, marks that turn the direction of reading. Characters that have
-no glyph become visible, and Markdown is a type of its own: whatever is put into it is
-escaped unless it is `Markdown` too, so that nothing is escaped twice and nothing forgotten.
+no glyph become visible, passwords and keys are redacted, and Markdown is a type of its own:
+whatever is put into it is escaped unless it is `Markdown` too, so that nothing is escaped
+twice and nothing forgotten.
 
     >>> Markdown("**{}** {}").format("<b>", "a|b")
     '**&lt;b&gt;** a\\|b'
@@ -16,6 +17,8 @@ import re
 import string
 from collections.abc import Iterable
 from typing import Any
+
+from batchgauge.redaction import redacted
 
 _LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
 # Controls (C0, DEL, C1), bidirectional overrides and isolates, surrogates, noncharacters.
@@ -73,8 +76,10 @@ _ESCAPING = _Escaping()
 def visible(text: str) -> str:
     """`text` with a glyph for every character: controls as their pictures, others as `�`.
 
-    A line ends with a line feed, whatever it ended with; tabs stay.
+    A line ends with a line feed, whatever it ended with; tabs stay. Passwords and keys
+    in it are redacted.
     """
+    text = redacted(text)
     return _UNSEEN.sub(lambda match: _picture(ord(match[0])), _LINE_END.sub("\n", text))
 
 

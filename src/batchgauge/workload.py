@@ -83,7 +83,8 @@ def _from_json(line: str, where: str, number: int) -> Prompt:
             f"{where} has {name} {json.dumps(most)[:40]}; "
             f"expected a whole number from 1 to {_MOST_TOKENS}."
         )
-    names = {"id": row.get("id", row.get("custom_id")), "kind": row.get("kind")}
+    own_id = row.get("custom_id") if row.get("id") is None else row["id"]
+    names = {"id": own_id, "kind": row.get("kind")}
     for name, value in names.items():
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise UserError(f"{where} has {name} {json.dumps(value)[:40]}; expected a text.")
@@ -162,10 +163,14 @@ def sample_prompts(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list
     if count < 1:
         raise UserError(f"Asked for {count} prompts; expected at least 1.")
     order = np.random.default_rng(seed).permutation(len(prompts))
+    taken = {prompt.id for prompt in prompts}
     chosen = []
     for i in range(count):
         prompt, lap = prompts[order[i % len(prompts)]], i // len(prompts)
         name = f"{prompt.id}#{lap + 1}" if lap else prompt.id
+        while lap and name in taken:  # a file may have such ids itself
+            name += "'"
+        taken.add(name)
         chosen.append(Prompt(name, prompt.kind, prompt.prompt, prompt.max_tokens))
     return chosen
 

@@ -1,32 +1,49 @@
 """Any OpenAI-compatible HTTP server as an engine: vLLM, llama.cpp's server, Ollama and others.
 
-A batch is as many requests at once. Answers are streamed, which shows the time to
-the first token and between tokens (of chunks: a server may send several tokens in
-one). Prompts given as ids are sent as text, since few servers take ids. What a
-server does inside (its batching, its prefix cache) is not seen and not controlled:
-stages are empty, and ids of what it generated are unknown. An API key is taken
-from `OPENAI_API_KEY` where it is set.
+A batch is as many requests at once. Answers are streamed, which shows the time to the
+first token; times between tokens are given where every chunk is known to be one token.
+Prompts given as ids are sent as text, since few servers take ids. What a server does
+inside (its batching, its prefix cache) is not seen and not controlled: stages are
+empty, and ids of what it generated are unknown.
+
+Before a batch that is larger than all before it, as many untimed requests as it has
+items go out at once, so that connections and the server's slots are warm; the first of
+all finds out which options the server takes (`openai_options`). `conditions` says what
+was found. An API key is taken from `OPENAI_API_KEY` where it is set; a server on this
+machine is never asked through a proxy.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
+import re
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import httpx
 
-from batchgauge.adapters.openai_stream import CompletionStream, text_of
+from batchgauge.adapters.openai_address import Address
+from batchgauge.adapters.openai_errors import failure, parsed, text_of
+from batchgauge.adapters.openai_options import (
+    STREAM_OPTIONS,
+    Dialect,
+    named_options,
+    settle,
+)
+from batchgauge.adapters.openai_stream import CompletionStream, Source
 from batchgauge.core.generation import check_batch
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
+from batchgauge.redaction import redacted
 from batchgauge.request import (
     BatchItem,
     BatchResponse,
@@ -36,11 +53,18 @@ from batchgauge.request import (
 )
 
 MAX_BATCH_SIZE = 100
-RETRIED = {408, 409, 429, 500, 502, 503, 504}
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+WARM_UP = InferenceBatchRequest("Hello", max_tokens=4)
+_LONGEST_REFUSAL = 2**16  # bytes read of it
+_SECONDS = re.compile(r"\d+(?:\.\d+)?")
 
 
 def open_engine(argument: str, model: Path | None, threads: int) -> OpenAIEngine:  # noqa: ARG001 - the server has its own threads
-    """The server at `argument`, a base URL with `#model` where it serves several."""
+    """The server at `argument`, a base URL with `#model` where it serves several.
+
+    Naming `model` (a GGUF) says that the server runs it: then its tokenizer counts the
+    tokens of a server that does not.
+    """
     url, _, name = argument.partition("#")
     if not url.startswith(("http://", "https://")):
         raise UserError(
@@ -49,7 +73,9 @@ def open_engine(argument: str, model: Path | None, threads: int) -> OpenAIEngine
         )
     from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 
-    return OpenAIEngine(url, name, tokenizer=BPETokenizer.from_gguf(model))
+    return OpenAIEngine(
+        url, name, tokenizer=BPETokenizer.from_gguf(model), is_models_own=model is not None
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +95,14 @@ class Patience:
     longest_wait: float = 10.0
 
 
+class _RefusalError(UserError):
+    """An answer with another status than 200; `body` is what it said, `status` its number."""
+
+    def __init__(self, message: str, status: int, body: bytes) -> None:
+        super().__init__(message)
+        self.status, self.body = status, body
+
+
 class OpenAIEngine:
     """Concurrent requests to one server; satisfies `batchgauge.protocols.Engine`."""
 
@@ -80,88 +114,183 @@ class OpenAIEngine:
         model: str = "",
         *,
         tokenizer: Tokenizer | None = None,
+        is_models_own: bool = False,
         patience: Patience | None = None,
     ) -> None:
-        """Find the server and its model. Raises UserError when either is not there."""
-        self.url = url.rstrip("/")
+        """Find the server and its model. Raises UserError when either is not there.
+
+        `tokenizer` turns prompts of ids into text; where it `is_models_own`, it also counts
+        the tokens of answers that come without usage.
+        """
         self.tokenizer = tokenizer
         self.patience = patience or Patience()
-        key = os.environ.get("OPENAI_API_KEY")
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(self.patience.read, connect=self.patience.connect),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_BATCH_SIZE),
+        self._counter = tokenizer if is_models_own else None
+        self._address = Address.of(url)
+        self.url = self._address.shown()
+        self._client = self._address.client(
+            httpx.Timeout(self.patience.read, connect=self.patience.connect),
+            httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=MAX_BATCH_SIZE,
+                keepalive_expiry=600.0,  # warm connections stay until the server closes them
+            ),
         )
+        self._lock = threading.Lock()
+        self._dialect = Dialect()
+        self._settled: set[tuple[bool, bool]] = set()
+        self._warm_slots = 0
+        self._sources: set[Source] = set()
         self.model = self._find_model(model)
 
     def max_batch_size(self) -> int:
         """The largest batch taken: 100 requests at once."""
         return MAX_BATCH_SIZE
 
+    def conditions(self) -> dict[str, str]:
+        """What a report says beside the figures; complete once requests have been answered."""
+        words: Mapping[Source, str] = {
+            "usage": "the server's own usage",
+            "retokenised": "the model's tokenizer, on the text that came",
+            "unknown": "nobody: the server does not say, and its tokenizer is not known",
+        }
+        return {
+            "server": self.url,
+            "model served": redacted(self.model),
+            "options": self._dialect.sentence(),
+            "generated tokens counted by": "; ".join(words[s] for s in sorted(self._sources))
+            or "nothing was generated",
+            "warm-up": f"{self._warm_slots} requests at once, not timed",
+        }
+
     def infer_batch(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]
     ) -> BatchResult[InferenceBatchResponse]:
         """Send all items at once; whatever goes wrong with one becomes its error response.
 
-        Raises UserError for an empty batch, one above `max_batch_size()`, or equal ids.
+        The counters `prompt_tokens` and `generated_tokens` are there where all are known,
+        `retries` where a request was sent again (the wait is in its times). Raises
+        UserError for an empty batch, one above `max_batch_size()`, or equal ids.
         """
         check_batch(items, MAX_BATCH_SIZE)
+        self._prepare(items)
+        retries: list[int] = []
         start_ns = perf_counter_ns()
         with ThreadPoolExecutor(len(items)) as pool:
-            responses = list(pool.map(lambda item: self._answer(item, start_ns), items))
+            responses = list(pool.map(lambda item: self._answer(item, start_ns, retries), items))
         total_ms = (perf_counter_ns() - start_ns) / 1e6
         done = [response.data for response in responses if response.data]
-        counters = {
-            "prompt_tokens": sum(answer.prompt_tokens for answer in done),
-            "generated_tokens": sum(answer.tokens_generated for answer in done),
-        }
+        counters = {"retries": len(retries)} if retries else {}
+        if all(answer.prompt_tokens for answer in done):
+            counters["prompt_tokens"] = sum(answer.prompt_tokens for answer in done)
+        generated = [answer.tokens_generated for answer in done]
+        if None not in generated:
+            counters["generated_tokens"] = sum(n for n in generated if n is not None)
         return BatchResult.of(responses, total_ms, counters=counters)
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
+    def _prepare(self, items: Sequence[BatchItem[InferenceBatchRequest]]) -> None:
+        """Settle the options, and warm as many slots as the batch has items; nothing is timed."""
+        with self._lock:
+            for item in items:
+                kind = (item.data.chat, item.data.ignore_eos)
+                if kind not in self._settled and self._settle(item.data):
+                    self._settled.add(kind)
+            if len(items) > self._warm_slots:
+                ready = threading.Barrier(len(items))
+                chat = items[0].data.chat
+
+                def warm(slot: int) -> None:
+                    ready.wait()
+                    request = replace(WARM_UP, prompt=f"Hello {slot}", chat=chat)
+                    try:
+                        self._post(request, self._dialect, attempts=1)
+                    except UserError:
+                        return  # a request of the batch will say it
+
+                with ThreadPoolExecutor(len(items)) as pool:
+                    list(pool.map(warm, range(len(items))))
+                self._warm_slots = len(items)
+
+    def _settle(self, request: InferenceBatchRequest) -> bool:
+        """Find the options that the server takes; False where it did not say."""
+        probe = replace(request, prompt="Hello", max_tokens=WARM_UP.max_tokens, stop=())
+        was_told = True
+
+        def ask(dialect: Dialect) -> bytes | None:
+            nonlocal was_told
+            try:
+                self._post(probe, dialect)
+            except _RefusalError as refusal:
+                if refusal.status in {400, 422} or named_options(refusal.body):
+                    return refusal.body
+                was_told = False
+            except UserError as problem:  # an error with the status 200, or no answer at all
+                if named_options(str(problem).encode()):
+                    return str(problem).encode()
+                was_told = False
+            return None
+
+        self._dialect = settle(ask, self._dialect)
+        return was_told
+
     def _find_model(self, wanted: str) -> str:
         try:
-            response = self._client.get(f"{self.url}/models")
-            response.raise_for_status()
-            served = [str(row["id"]) for row in response.json()["data"]]
-        except (httpx.RequestError, httpx.InvalidURL) as problem:
-            raise UserError(
+            with self._client.stream("GET", self._address.path("models")) as response:
+                status, said = response.status_code, parsed(_start_of(response))
+                location = response.headers.get("location", "")
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as problem:
+            raise self._error(
                 f"No server answers at {self.url} ({_reason(problem)}); "
                 "expected an OpenAI-compatible server there."
             ) from None
-        except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        if 300 <= status < 400:
+            raise self._error(
+                f"The server at {self.url} redirects to '{location}'; "
+                "expected the address where it answers itself."
+            )
+        served = _models_in(said) if status == httpx.codes.OK else []
+        if not served:
             if wanted:
                 return wanted  # a server without a list of models
-            raise UserError(
-                f"The server at {self.url} does not list its models; "
+            why = f" ({status}: {_message(said)})" if status != httpx.codes.OK else ""
+            raise self._error(
+                f"The server at {self.url} does not list its models{why}; "
                 "expected the model's name behind the address: openai:URL#MODEL."
-            ) from None
-        if wanted and wanted not in served:
-            raise UserError(
+            )
+        if wanted and not {wanted, f"{wanted}:latest"} & set(served):
+            raise self._error(
                 f"The server at {self.url} has no model '{wanted}'; "
-                f"expected one of {', '.join(served)}."
+                f"expected one of {', '.join(served[:20])}."
             )
         if not wanted and len(served) != 1:
-            raise UserError(
+            raise self._error(
                 f"The server at {self.url} has {len(served)} models; expected the name of one "
-                f"behind the address, as in openai:{self.url}#{(served or ['MODEL'])[0]}."
+                f"behind the address, as in openai:{self.url}#{served[0]}."
             )
         return wanted or served[0]
 
+    def _error(self, text: str) -> UserError:
+        return UserError(redacted(text, self._address.secrets()))
+
     def _answer(
-        self, item: BatchItem[InferenceBatchRequest], start_ns: int
+        self, item: BatchItem[InferenceBatchRequest], start_ns: int, retries: list[int]
     ) -> BatchResponse[InferenceBatchResponse]:
         answer, error = None, None
+        counter = self._counter
         try:
-            stream = self._stream(item.data)
-            answer = stream.answer(start_ns)
+            stream = self._post(item.data, self._dialect, retries=retries)
+            answer, source = stream.answer(
+                start_ns, (lambda text: len(counter.encode(text))) if counter else None
+            )
+            self._sources.add(source)
         except UserError as problem:
-            error = str(problem)
+            error = redacted(str(problem), self._address.secrets())
         return BatchResponse(item.id, answer, (perf_counter_ns() - start_ns) / 1e6, error)
 
-    def _body(self, request: InferenceBatchRequest) -> tuple[str, dict[str, Any]]:
+    def _body(self, request: InferenceBatchRequest, dialect: Dialect) -> tuple[str, bytes]:
         """The path of a request, and what is posted there."""
         text = request.prompt
         if not isinstance(text, str):
@@ -175,64 +304,130 @@ class OpenAIEngine:
             "top_p": request.top_p,
             "seed": request.seed,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": dict(STREAM_OPTIONS),
         }
         if request.stop:
             body["stop"] = list(request.stop)
         if request.ignore_eos:
-            body["ignore_eos"] = True  # vLLM and llama.cpp know it, others pass over it
+            body["ignore_eos"] = True  # vLLM, SGLang and llama.cpp know it, most pass over it
         if request.chat:
-            return "chat/completions", {**body, "messages": [{"role": "user", "content": text}]}
-        return "completions", {**body, "prompt": text}
+            path, body["messages"] = "chat/completions", [{"role": "user", "content": text}]
+        else:
+            path, body["prompt"] = "completions", text
+        try:
+            text.encode()  # half of a surrogate pair is no text
+            return path, json.dumps(dialect.spoken(body), allow_nan=False).encode()
+        except (TypeError, ValueError) as problem:
+            raise UserError(f"The request cannot be sent as JSON ({problem}).") from None
 
-    def _stream(self, request: InferenceBatchRequest) -> CompletionStream:
-        """Post a request, again where that can help, and read its stream to the end."""
-        path, body = self._body(request)
-        for attempt in range(1, self.patience.attempts + 1):
+    def _post(
+        self,
+        request: InferenceBatchRequest,
+        dialect: Dialect,
+        *,
+        attempts: int = 0,
+        retries: list[int] | None = None,
+    ) -> CompletionStream:
+        """Post a request, again where that can help, and read its answer to the end."""
+        path, body = self._body(request, dialect)
+        most = attempts or self.patience.attempts
+        for attempt in range(1, most + 1):
             stream = CompletionStream()
+            refusal, wait_s = None, None
             try:
-                with self._client.stream("POST", f"{self.url}/{path}", json=body) as response:
+                with self._client.stream(
+                    "POST",
+                    self._address.path(path),
+                    content=body,
+                    headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
+                ) as response:
                     if response.status_code == httpx.codes.OK:
-                        stream.read(response)
+                        stream.read(response.iter_bytes())
                         return stream
-                    problem = f"{response.status_code}: {_message(response)}"
-                    wait_s = _retry_after(response)
-                    again = response.status_code in RETRIED
-            except httpx.RequestError as failure:
-                if stream.times_ns:
+                    refusal = _start_of(response)
+                    status = response.status_code
+                    problem = f"{status}: {_message(parsed(refusal))}"
+                    if 300 <= status < 400:
+                        problem = f"{status}: it redirects to '{response.headers.get('location')}'"
+                    wait_s = _retry_after(response.headers)
+                    again = status in RETRIED
+            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ValueError) as failed:
+                if stream.is_whole:
+                    return stream
+                if stream.has_begun:
                     raise UserError(
-                        f"The server's stream broke after {len(stream.times_ns)} chunks "
-                        f"({_reason(failure)})."
+                        f"The server's stream broke after {len(stream.pieces)} chunks "
+                        f"({_reason(failed)})."
                     ) from None
-                problem, wait_s = _reason(failure), None
-                again = not isinstance(failure, httpx.ReadTimeout)
-            if not again or attempt == self.patience.attempts:
+                problem = _reason(failed)
+                again = isinstance(failed, httpx.TransportError) and not isinstance(
+                    failed, httpx.ReadTimeout
+                )
+            if not again or attempt == most:
                 tries = f" after {attempt} attempts" if attempt > 1 else ""
-                raise UserError(f"The server did not answer{tries} ({problem}).")
+                message = f"The server did not answer{tries} ({problem})."
+                if refusal is None:
+                    raise UserError(message)
+                raise _RefusalError(message, status, refusal)
+            if retries is not None:
+                retries.append(attempt)
             backoff_s = self.patience.backoff * 2 ** (attempt - 1) * (1 + random.random())
             time.sleep(min(backoff_s if wait_s is None else wait_s, self.patience.longest_wait))
         raise AssertionError("unreachable")
 
 
-def _message(response: httpx.Response) -> str:
-    """What a refusal says, in one line."""
+def _models_in(said: Any) -> list[str]:
+    """The models that a server lists: `{"data": […]}`, Ollama's `{"models": […]}`, or a bare list.
+
+    Empty where it lists none.
+    """
+    rows: Any = said
+    if isinstance(said, dict):
+        rows = next((said[key] for key in ("data", "models") if said.get(key)), [])
+    if not isinstance(rows, list):
+        return []
+    names = []
+    for row in rows:
+        name = row
+        if isinstance(row, dict):
+            name = next((row[key] for key in ("id", "name", "model") if row.get(key)), None)
+        if isinstance(name, str | int) and not isinstance(name, bool) and str(name):
+            names.append(str(name))
+    return list(dict.fromkeys(names))
+
+
+def _start_of(response: httpx.Response) -> bytes:
+    """The first 64 KiB of a body, or as much of it as came."""
+    body = b""
     try:
-        content = response.read()
-        said = json.loads(content)
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) >= _LONGEST_REFUSAL:
+                break
     except httpx.RequestError:
-        return "no reason given"
-    except ValueError:
-        said = content.decode("utf-8", "replace")
-    return text_of(
-        said.get("error") or said.get("detail") or said if isinstance(said, dict) else said
-    )
+        pass
+    return body[:_LONGEST_REFUSAL]
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _message(said: Any) -> str:
+    """What a refusal says, in one line."""
+    return failure(said) or text_of(said)
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds that the server asks to wait: a number, or the time until a date; else None."""
+    said = headers.get("retry-after", "").strip()
+    milliseconds = headers.get("retry-after-ms", "").strip()
+    if _SECONDS.fullmatch(milliseconds):
+        return float(milliseconds) / 1e3
+    if _SECONDS.fullmatch(said):
+        return float(said)
     try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
+        date = parsedate_to_datetime(said)
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _reason(problem: Exception) -> str:

@@ -16,6 +16,7 @@ from batchgauge.errors import UserError
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
@@ -47,7 +48,7 @@ class Context:
 
     budget: Profile
     tokenizer_name: str = "numpy"
-    engine_name: str = "numpy"
+    engine_spec: str = "numpy"
     model: str = ""
     workload: str = ""
     threads: int = 1
@@ -56,6 +57,11 @@ class Context:
     def __post_init__(self) -> None:
         whole(threads=self.threads)
 
+    @property
+    def engine_name(self) -> str:
+        """The engine's spec as it may be shown, without keys."""
+        return redacted(self.engine_spec)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the name. Raises UserError when it cannot be opened."""
@@ -63,8 +69,8 @@ class Context:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of the name. Raises UserError when it cannot be opened."""
-        return open_engine(self.engine_name, self.model or None, threads=self.threads)
+        """The engine of the spec. Raises UserError when it cannot be opened."""
+        return open_engine(self.engine_spec, self.model or None, threads=self.threads)
 
     def batch_sizes(self, sizes: Sequence[int], what: str, smoke: int = 4) -> tuple[int, ...]:
         """Batch sizes that the engine takes, in rising order; a smoke run's at most `smoke`.

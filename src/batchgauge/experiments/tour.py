@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.request import BatchItem, BatchResponse, BatchResult, InferenceBatchRequest
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    BatchResult,
+    InferenceBatchRequest,
+    generated_tokens,
+)
 from batchgauge.text import Markdown, visible
 from batchgauge.workload import load_prompts, sample_prompts, to_items
 
@@ -130,12 +136,17 @@ def draw_timeline(row: Answer) -> Figure:
 def timeline_sentence(row: Answer) -> str:
     """TTFT and the median inter-token latency of this one run."""
     answer = _answer(row)
+    count = answer.tokens_generated
+    came = "An answer of unknown length" if count is None else f"{count} token(s)"
+    if np.isnan(answer.ttft_ms):
+        return f"{came} came; this engine does not say when."
+    asked = f" ({answer.prompt_tokens} prompt tokens)" if answer.prompt_tokens else ""
+    first = f"The first token came after {answer.ttft_ms:.0f} ms{asked}"
+    if answer.reasoning:
+        first += f", of reasoning; the answer began after {answer.first_answer_ms:.0f} ms"
     if not answer.inter_token_ms:
-        return f"{answer.tokens_generated} token(s) came; this engine does not say when."
-    return (
-        f"The first token came after {answer.ttft_ms:.0f} ms ({answer.prompt_tokens} prompt "
-        f"tokens), each further one after {np.median(answer.inter_token_ms):.0f} ms (median)."
-    )
+        return f"{first}; when the others came is not known one by one ({came.lower()} in all)."
+    return f"{first}, each further one after {np.median(answer.inter_token_ms):.0f} ms (median)."
 
 
 def batch_with_neighbours(
@@ -155,7 +166,9 @@ def answers_table(result: BatchResult[InferenceBatchResponse]) -> pd.DataFrame:
         {
             "id": [name for name, _ in rows],
             "prompt_tokens": [a.prompt_tokens for _, a in rows],
-            "tokens_generated": [a.tokens_generated for _, a in rows],
+            "tokens_generated": [
+                np.nan if a.tokens_generated is None else a.tokens_generated for _, a in rows
+            ],
             "answer": [" ".join(a.text.split())[:90] for _, a in rows],
         }
     )
@@ -165,7 +178,10 @@ def timings(*results: BatchResult[InferenceBatchResponse]) -> pd.DataFrame:
     """One row a batch: size, tokens, wall time and throughput of this single run."""
     rows = []
     for result in results:
-        tokens = sum(_answer(r).tokens_generated for r in result.responses)
+        for response in result.responses:
+            _answer(response)  # an item that failed is said
+        known = generated_tokens(result)
+        tokens = np.nan if known is None else known
         wall = result.stats.total_duration_ms
         rows.append((len(result.responses), tokens, wall, 1e3 * tokens / wall))
     columns = ["batch_size", "tokens_generated", "wall_ms", "throughput_tokens_per_s"]
@@ -177,11 +193,21 @@ def batch_sentence(
 ) -> str:
     """The throughputs of the two runs, and whether the prompt's answer stayed the same."""
     one, many = timings(alone, together).itertuples(index=False)
-    same = _answer(alone.responses[0]).token_ids == _answer(together.responses[0]).token_ids
-    return (
+    first, second = _answer(alone.responses[0]), _answer(together.responses[0])
+    same = (first.token_ids, first.text) == (second.token_ids, second.text)
+    exactly = "token for token" if first.token_ids else "as text"
+    rates = (
         f"Alone: {one.throughput_tokens_per_s:.0f} tokens/s. {many.batch_size} together: "
-        f"{many.throughput_tokens_per_s:.0f} tokens/s. The prompt's own answer is "
-        f"{'the same, token for token' if same else 'NOT the same'} in both."
+        f"{many.throughput_tokens_per_s:.0f} tokens/s."
+    )
+    if generated_tokens(alone) is None or generated_tokens(together) is None:
+        rates = (
+            f"Alone: {one.wall_ms:.0f} ms. {many.batch_size} together: {many.wall_ms:.0f} ms; "
+            "how many tokens came is not known."
+        )
+    return (
+        f"{rates} The prompt's own answer is "
+        f"{f'the same, {exactly}' if same else 'NOT the same'} in both."
     )
 
 

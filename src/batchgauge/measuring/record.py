@@ -11,7 +11,7 @@
 | is_warmup | True for samples before the times were steady; kept, never analysed |
 | inner_loops | calls timed together as this one sample |
 | wall_ms, cpu_ms | milliseconds of ONE call: wall clock; CPU time of all threads, or empty |
-| items, tokens | work done by one call |
+| items, tokens | work done by one call; tokens are 0 where none are counted |
 | counters | deterministic work of one call as JSON: tokens, steps, bytes, instructions |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
 | gc | garbage collection while timing: `off` (young objects collected before), or `on` |

@@ -20,6 +20,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from batchgauge.files import write_text
+from batchgauge.redaction import redacted
 from batchgauge.reporting.page import anchored, is_shown, page_of, relinked
 from batchgauge.reporting.policy import SCRIPT, content_policy
 from batchgauge.reporting.project import project_root
@@ -38,6 +39,7 @@ def export(
     `names` maps notebook files (`00_tour.ipynb`) to report names, for links between them.
     """
     name = str(facts["report"])
+    executed, facts = redacted(executed), redacted(facts)
     return [
         write_text(_html(executed, facts, names), reports / f"{name}.html"),
         write_text(_markdown(executed, facts, names), reports / f"{name}.md"),
@@ -46,8 +48,8 @@ def export(
 
 
 def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
-    """Write the executed notebook without what only this machine has: paths, widget states."""
-    kept = relinked(executed, lambda href: _href(href, names, ".ipynb", up="../"))
+    """Write the executed notebook without what is this machine's alone: paths, widgets, keys."""
+    kept = relinked(redacted(executed), lambda href: _href(href, names, ".ipynb", up="../"))
     kept.metadata.pop("widgets", None)
     kept.metadata.pop("papermill", None)
     for cell in kept.cells:

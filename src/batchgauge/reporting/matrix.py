@@ -26,6 +26,7 @@ import yaml
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
@@ -130,7 +131,10 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
     scores = _frame(cards)
     names = list(dict.fromkeys(name for run in runs for name in run.parameters))
     given = pd.DataFrame(
-        [{"run": r.name, **{n: str(r.parameters.get(n, "–")) for n in names}} for r in runs]
+        [
+            {"run": r.name, **{n: redacted(str(r.parameters.get(n, "–"))) for n in names}}
+            for r in runs
+        ]
     )
     picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
     about = {

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
+from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
@@ -146,7 +147,7 @@ class Report:
         plots.use_theme()
         budget = profile_named(profile)
         check_folders(folder / "data", folder / "reports")
-        report = cls(name, title, question, budget, folder, seed, dict(parameters or {}))
+        report = cls(name, title, question, budget, folder, seed, redacted(dict(parameters or {})))
         _show(
             {"text/plain": f"{title} · profile {budget.name}"},
             kind="header",
@@ -268,8 +269,11 @@ class Report:
             for score in result.scores():
                 self.score(**asdict(score))
 
-    def finish(self) -> Path:
-        """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given."""
+    def finish(self, engine: object = None) -> Path:
+        """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given.
+
+        An `engine` that has `conditions` (how a server was asked) has them written too.
+        """
         if not self._answer:
             raise UserError(
                 f"The report '{self.name}' has no answer yet; call report.answer first."
@@ -292,6 +296,10 @@ class Report:
             "versions": versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        told = getattr(engine, "conditions", None)
+        if told is not None:
+            facts["conditions"] = told()
+        facts = redacted(facts)
         write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)
         _show({"text/plain": f"Wrote {path.name}."}, kind="footer")
         return path
@@ -342,4 +350,5 @@ def _show(
         return
     marks = {METADATA_KEY: {"kind": kind, **said}}
     data = {mime: visible(text) for mime, text in data.items()}
-    display(data, raw=True, metadata={**marks, **(shown or {})})  # type: ignore[no-untyped-call]  # IPython's
+    metadata = redacted({**marks, **(shown or {})})
+    display(data, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]  # IPython's

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -171,14 +170,17 @@ def _run(
         to_run.append((book, partial(_run_one, book, own, key, out, names)))
     with kernel_environment():
         problems = results([run for _, run in to_run], _at_once(given["profile"]))
-        for (book, _), problem in zip(to_run, problems, strict=True):
-            if problem is None:
-                outcome.made.append(book.report)
-                continue
-            outcome.failed[book.path.name] = problem.text
-            if problem.is_input:
-                problems.close()
-                raise UserError(f"{book.path.name}: {problem.text}")
+        try:
+            for (book, _), problem in zip(to_run, problems, strict=True):
+                if problem is None:
+                    outcome.made.append(book.report)
+                    continue
+                outcome.failed[book.path.name] = problem.text
+                if problem.is_input:
+                    problems.close()
+                    raise UserError(f"{book.path.name}: {problem.text}")
+        finally:
+            _sweep(out)  # what still runs beside is abandoned; its parameters may hold a key
     index = write_index(out, [book.report for book in shelf])
     if outcome.failed:
         reasons = " ".join(f"{name}: {text}" for name, text in outcome.failed.items())
@@ -345,10 +347,13 @@ def _key(book: Book, parameters: Mapping[str, Any]) -> str:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what a killed study left under temporary names."""
-    for folder in (out / "data", out / "reports", out / ".cache" / "study"):
+    """Remove what a study that ended early left: temporary files and working notebooks."""
+    cache = out / ".cache" / "study"
+    for folder in (out / "data", out / "reports", cache):
         for leftover in folder.rglob(".*.partial"):
             leftover.unlink(missing_ok=True)
+    for working in cache.glob("*.ipynb"):
+        working.unlink(missing_ok=True)
 
 
 def _short(path: Path) -> str:

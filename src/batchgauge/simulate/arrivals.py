@@ -230,9 +230,12 @@ def _table(path: str | Path, where: str) -> pd.DataFrame:
     separator = max(",;\t|", key=head.count)
     text = io.StringIO("\n".join(line for _, line in lines))
     try:
-        return pd.read_csv(text, sep=separator, decimal="," if separator == ";" else ".")
+        table = pd.read_csv(text, sep=separator, decimal="," if separator == ";" else ".")
     except ValueError as why:  # pandas' own errors of reading are ValueErrors
         raise UserError(f"{where} cannot be read as CSV: {why}.") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first for row names
+        raise UserError(f"{where} has rows of more fields than names; expected a name for each.")
+    return table
 
 
 def _fold(name: object) -> str:

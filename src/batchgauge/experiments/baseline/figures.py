@@ -45,7 +45,8 @@ def variation(table: pd.DataFrame) -> Figure:
             implementation="numpy",
         )  # fmt: skip
         ax.set(xlabel=name.replace("_", " "))
-    axes[0][0].set_ylim(0, 1.1 * table["most_tokens_per_s"].max())
+    most = table["most_tokens_per_s"].max()
+    axes[0][0].set_ylim(0, 1.1 * most if most > 0 else 1)
     axes[0][0].set_ylabel("generated tokens per second\n(median, range of repetitions)")
     fig.suptitle(
         f"What changes throughput at batch {table['batch_size'].iloc[0]}", x=0.01, ha="left"

@@ -31,7 +31,13 @@ from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
 from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.verdicts import Ratio, judged
-from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.request import (
+    BatchItem,
+    BatchResult,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+    generated_tokens,
+)
 from batchgauge.workload import Prompt
 
 # Of the sweep's prompts: the few very long ones would drown the rest.
@@ -136,7 +142,8 @@ def _decode_ms(timed: Timed[Result]) -> float:
     stages = timed.result.stages_ms
     if "decode" in stages:
         return stages["decode"]
-    return max((r.data.decode_ms for r in timed.result.responses if r.data), default=math.nan)
+    told = [r.data.decode_ms for r in timed.result.responses if r.data]
+    return max((ms for ms in told if ms > 0), default=math.nan)
 
 
 def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str, Any]:
@@ -144,12 +151,19 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     mine = [t for t in timings if t.item < 0 and t.batch_size == size]
     data = [r.data for t in mine for r in t.result.responses if r.data]
     prompt = sum(d.prompt_tokens for d in data)
-    later = sum(max(d.tokens_generated - 1, 0) for d in data)
+    counts = [math.nan if d.tokens_generated is None else d.tokens_generated for d in data]
+    later = math.nan if any(map(math.isnan, counts)) else sum(max(n - 1, 0) for n in counts)
     prefill_ms = sum(max(r.data.prefill_ms for r in t.result.responses if r.data) for t in mine)
     decode_ms = sum(_decode_ms(t) for t in mine)
     gaps = [g for d in data for g in d.inter_token_ms]
     firsts = [d.ttft_ms for d in data]
-    known = decode_ms > 0
+    answers = (
+        {}
+        if not any(d.reasoning for d in data)
+        else {"first_answer_median_ms": float(np.median([d.first_answer_ms for d in data]))}
+    )
+    alone = [t for t in timings if 0 <= t.item < size]
+    known = all(_decode_ms(t) > 0 for t in [*mine, *alone])
     ratio = _ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
     return {
         "batch_size": size,
@@ -161,6 +175,7 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
         "ttft_median_ms": float(np.median(firsts)),
         "ttft_least_ms": min(firsts),
         "ttft_most_ms": max(firsts),
+        **answers,
         "inter_token_median_ms": float(np.median(gaps)) if gaps else math.nan,
         "inter_token_least_ms": min(gaps, default=math.nan),
         "inter_token_most_ms": max(gaps, default=math.nan),
@@ -186,7 +201,7 @@ def _samples(
             wall_ms=t.wall_ms,
             cpu_ms=math.nan,
             items=t.batch_size,
-            tokens=sum(r.data.tokens_generated for r in t.result.responses if r.data),
+            tokens=generated_tokens(t.result) or 0,
             counters=as_json(t.result.counters),
             gc="on",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,14 @@ from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, row
 from batchgauge.experiments.context import Context
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import compare_interleaved, measure
-from batchgauge.request import BatchItem, BatchResponse, BatchResult, BatchStats
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    BatchResult,
+    BatchStats,
+    InferenceBatchResponse,
+    generated_tokens,
+)
 from batchgauge.workload import texts, to_items
 
 Calls = tuple[Callable[[], object], Callable[[], object], int]  # alone, together, tokens
@@ -180,5 +188,7 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
     return pd.DataFrame(rows, columns=[*columns, "least_tokens_per_s", "most_tokens_per_s"])
 
 
-def _generated(result: BatchResult[Any]) -> int:
-    return sum(r.data.tokens_generated for r in result.responses if r.data)
+def _generated(result: BatchResult[InferenceBatchResponse]) -> float:
+    """Tokens generated in a batch; NaN where nobody counted them."""
+    tokens = generated_tokens(result)
+    return math.nan if tokens is None else tokens

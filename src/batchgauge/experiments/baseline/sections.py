@@ -175,12 +175,22 @@ def speedup_sentence(what: str, table: pd.DataFrame) -> str:
 def latency_sentence(phases: pd.DataFrame) -> str:
     """How TTFT and inter-token latency grow from the smallest to the largest batch."""
     first, last = phases.iloc[0], phases.iloc[-1]
-    if math.isnan(last["inter_token_median_ms"]):
+    if math.isnan(last["ttft_median_ms"]):
         return "This engine does not say when its tokens came, so there are no latencies."
-    return (
+    ttft = (
         f"From batch {first['batch_size']:.0f} to {last['batch_size']:.0f} the median TTFT "
-        f"goes from {first['ttft_median_ms']:.0f} to {last['ttft_median_ms']:.0f} ms and the "
-        f"median inter-token latency from {first['inter_token_median_ms']:.1f} to "
+        f"goes from {first['ttft_median_ms']:.0f} to {last['ttft_median_ms']:.0f} ms"
+    )
+    if math.isnan(last.get("first_answer_median_ms", 0.0)):
+        ttft += " (of reasoning only: no answer began)"
+    elif "first_answer_median_ms" in last:
+        ttft += f" (of the answer behind its reasoning: {last['first_answer_median_ms']:.0f} ms)"
+    if math.isnan(last["inter_token_median_ms"]):
+        return f"{ttft}; its chunks are not single tokens, so there is no inter-token latency."
+    if math.isnan(last["decode_tokens_per_s"]) or math.isnan(last["decode_speedup_x"]):
+        return f"{ttft}; how long decoding took is not known."
+    return (
+        f"{ttft} and the median inter-token latency from {first['inter_token_median_ms']:.1f} to "
         f"{last['inter_token_median_ms']:.1f} ms; decode throughput from "
         f"{first['decode_tokens_per_s']:.0f} to {last['decode_tokens_per_s']:.0f} tokens/s, "
         f"S({last['batch_size']:.0f}) of decode alone = {last['decode_speedup_x']:.2f} × "
@@ -224,6 +234,8 @@ def statistics_sentence(table: pd.DataFrame) -> str:
 
 def variation_sentence(table: pd.DataFrame) -> str:
     """How far each parameter moves the throughput, from its first to its last value."""
+    if table["median_tokens_per_s"].isna().any():
+        return "This engine does not say how many tokens it generated, so there are no rates."
     parts = []
     for name, rows in table.groupby("parameter", sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]

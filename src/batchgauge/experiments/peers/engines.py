@@ -20,6 +20,7 @@ from batchgauge.adapters.stepped import Stepper
 from batchgauge.errors import UserError
 from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import OURS, measured, rate_table
+from batchgauge.redaction import redacted
 
 CONTEXT, RESERVE = 32, 32
 
@@ -123,5 +124,5 @@ def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
             raise UserError(f"The engine '{spec}' could not be loaded alone: {last[0]}.")
-        rows.append({"engine": spec, **json.loads(done.stdout.strip().splitlines()[-1])})
+        rows.append({"engine": redacted(spec), **json.loads(done.stdout.strip().splitlines()[-1])})
     return pd.DataFrame(rows)

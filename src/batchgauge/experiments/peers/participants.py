@@ -25,6 +25,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.rates import OURS
 from batchgauge.machine import preflight
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.redaction import redacted
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
 
 Opened = TypeVar("Opened")
@@ -53,7 +54,7 @@ class Peers:
         peers, smoke = cls(context), context.budget.name == "smoke"
         engines = [e for e in ENGINES if not smoke or ":" not in e or "f32" in e]
         peers.tokenizers = peers._opened(TOKENIZERS, context.tokenizer_name, open_tokenizer)
-        peers.engines = peers._opened(engines, context.engine_name, open_engine)
+        peers.engines = peers._opened(engines, context.engine_spec, open_engine)
         peers.absent["sentencepiece"] = (
             "its model files hold vocabularies of their own: none can hold this one"
         )
@@ -185,7 +186,7 @@ def same_answers(peers: Peers) -> pd.DataFrame:
         step = _ragged_logits(steppers[name], peers.context.seed) if name in steppers else None
         apart = math.nan if step is None else float(np.abs(step - first).max())
         best = math.nan if step is None else float((step.argmax(-1) == first.argmax(-1)).mean())
-        rows.append((name, name in FLOAT32, len(items), equal, apart, 100 * best))
+        rows.append((redacted(name), name in FLOAT32, len(items), equal, apart, 100 * best))
         if name in FLOAT32 and equal < len(items):
             peers.absent[name] = f"its greedy answers differ in {len(items) - equal}"
             del peers.engines[name]

@@ -22,6 +22,7 @@ from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, Plan, Side
 from batchgauge.measuring.gate.rounds import Evidence, Result, decide, measure_round
 from batchgauge.measuring.gate.trial import SLOWDOWNS, simulate
 from batchgauge.measuring.statistics import change_points
+from batchgauge.redaction import redacted
 
 CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
 
@@ -69,7 +70,7 @@ def run_suite(
 def _implementation(part: str, subject: suite.Subject) -> str:
     if part in {"tokenise", "detokenise"}:
         return subject.tokenizer_spec
-    return subject.engine_spec if part in {"prefill", "decode", "end_to_end"} else "numpy"
+    return redacted(subject.engine_spec) if part in {"prefill", "decode", "end_to_end"} else "numpy"
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -139,7 +139,7 @@ def replay(
                     "called_s": called,
                     "first_s": called + answer.ttft_ms / 1e3,
                     "returned_s": end,
-                    "tokens": answer.tokens_generated,
+                    "tokens": answer.tokens_generated or 0,
                 }
             )
         batches += 1
@@ -168,9 +168,10 @@ def _answers(
     for item, response in zip(items, engine.infer_batch(items).responses, strict=True):
         if response.data is None:
             raise UserError(f"The engine failed on a replayed request: {response.error}")
-        if response.data.tokens_generated != item.data.max_tokens:
+        tokens = response.data.tokens_generated
+        if tokens != item.data.max_tokens:
             raise UserError(
-                f"The engine generated {response.data.tokens_generated} tokens instead of "
+                f"The engine generated {'unknown' if tokens is None else tokens} tokens instead of "
                 f"{item.data.max_tokens}; a replay needs an engine that obeys ignore_eos."
             )
         answers.append(response.data)
