@@ -363,7 +363,8 @@ def test_credentials_reach_the_server_and_nobody_else(server, monkeypatch):
     engine.close()
 
 
-@pytest.mark.parametrize("url", ["http://ann:s3c/ret@host:80", "http://", "http://ann:s3cret", "http://ann:s3cret@ho st",
+@pytest.mark.parametrize("url", ["http://ann:s3c/ret@host:80", "http://", "http://ann:s3cret",
+                                 "http://ann:s3cret@ho st",
                                  "http://ann:s3cret@host:port", "http://[::1"])  # fmt: skip
 def test_an_address_that_is_none_is_said_without_its_password(url):
     """A malformed address is one sentence that does not show what may be a password."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -39,15 +42,69 @@ def test_a_row_does_not_depend_on_its_neighbours():
         np.testing.assert_array_equal(products.product(x[:rows], blocks), together[:rows])
 
 
+@pytest.fixture
+def sharing(monkeypatch):
+    """Have products and attention of this thread shared by a team of so many threads."""
+    monkeypatch.setattr(products, "WORTH_SHARING", 0)
+
+    def share_by(threads):
+        team = products._team().Team(threads)
+        team.processors = products.usable_processors()
+        monkeypatch.setattr(products._here, "team", team, raising=False)
+        return team
+
+    return share_by
+
+
 @needs_tiles
-def test_threads_share_the_blocks(monkeypatch):
-    """Several threads, more than there are blocks too, give the same bits as one."""
+@pytest.mark.parametrize("threads", [2, 3, 9])
+def test_threads_share_the_blocks(sharing, threads):
+    """Several threads, more than there are blocks or processors too, give the bits of one."""
     x, blocks = made(9, 64, 5)
     alone = products.product(x, blocks)
-    monkeypatch.setattr(products, "WORTH_SHARING", 0)
-    for threads in (2, 3, 50):
-        monkeypatch.setattr(products, "allowed_threads", lambda n=threads: n)
+    sharing(threads)
+    for _ in range(200):
         np.testing.assert_array_equal(products.product(x, blocks), alone)
+
+
+@needs_tiles
+def test_a_team_sleeps_and_is_woken(sharing):
+    """Without work its threads soon block; then they, or the caller alone, do what comes."""
+    x, blocks = made(9, 64, 5)
+    alone = products.product(x, blocks)
+    team = sharing(2)
+    for _ in range(3):
+        np.testing.assert_array_equal(products.product(x, blocks), alone)
+        until = monotonic() + 30
+        while any(call.is_set() for call in team._calls) and monotonic() < until:
+            sleep(0.001)
+        assert not any(call.is_set() for call in team._calls)
+
+
+@needs_tiles
+def test_a_busy_team_is_not_waited_for(sharing):
+    """While another thread has the team, one works alone."""
+    x, blocks = made(9, 64, 5)
+    alone = products.product(x, blocks)
+    with sharing(2).free:
+        np.testing.assert_array_equal(products.product(x, blocks), alone)
+
+
+@needs_tiles
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_a_team_of_its_own(monkeypatch):
+    """A child has none of its parent's threads: it makes new ones, and gets the same bits."""
+    monkeypatch.setattr(products, "WORTH_SHARING", 0)
+    monkeypatch.setattr(products, "usable_processors", lambda: {0, 1})
+    x, blocks = made(9, 64, 5)
+    with threadpool_limits(2, user_api="blas"), products.own_threads():
+        alone = products.product(x, blocks)
+    if (child := os.fork()) == 0:
+        with threadpool_limits(2, user_api="blas"), products.own_threads():
+            same = np.array_equal(products.product(x, blocks), alone)
+        os._exit(0 if same and threading.active_count() == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_weights_that_no_tile_fits_go_through_blas():
@@ -72,12 +129,14 @@ def test_blas_takes_over_where_nothing_is_compiled(monkeypatch):
 
 
 def test_blas_is_kept_to_one_thread_meanwhile():
-    """Inside `own_threads` BLAS has one thread and products have its others; then all is back."""
+    """Inside `own_threads` BLAS has one thread and products have their others; then all is back."""
     with threadpool_limits(2, user_api="blas"):
         allowed = products.allowed_threads()
         with products.own_threads():
             assert products.allowed_threads() == 1
-            assert allowed in {1, getattr(products._here, "threads", 0)}
+            shared = allowed > 1 < len(products.usable_processors())
+            assert bool(products._here.team) == (shared and products.compiled() is not None)
+        assert products._here.team is None
         assert products.allowed_threads() == allowed
         with pytest.raises(ZeroDivisionError), products.own_threads():
             _ = 1 / 0

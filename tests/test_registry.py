@@ -96,11 +96,13 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch):
 
 
 def test_arguments_that_make_no_sense(model):
-    """Threads below 1, an argument to a name that takes none, and an unknown variant are said."""
+    """No threads, an argument to a name that takes none, and an unknown variant are said."""
     with pytest.raises(UserError, match="threads is 0"):
         open_engine("numpy", model, threads=0)
-    with pytest.raises(UserError, match="takes no argument; got 'fast'"):
+    with pytest.raises(UserError, match="weights is 'fast'; expected one of float32, file"):
         open_engine("numpy:fast", model)
+    with pytest.raises(UserError, match="takes no argument; got 'fast'"):
+        open_engine("baseline:fast", model)
 
 
 @pytest.mark.usefixtures("here")
@@ -127,8 +129,8 @@ def test_a_factory_gets_what_it_asks_for(tmp_path, monkeypatch, model):
     )
     (tmp_path / "own_factory.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    engine = open_engine("own_factory:make", model, threads=2)
-    assert engine.got == (2, str(model))  # type: ignore[attr-defined]  # passes through
+    engine = open_engine("own_factory:make", model, threads=1)
+    assert engine.got == (1, str(model))  # type: ignore[attr-defined]  # passes through
     with pytest.raises(UserError, match="nothing callable named 'nothing'"):
         open_engine("own_factory:nothing")
     with pytest.raises(UserError, match=r"made a int, which is no engine.*infer_batch"):

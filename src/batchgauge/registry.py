@@ -62,7 +62,10 @@ _TOKENIZERS: Mapping[str, Known] = {
     ),
 }
 _ENGINES: Mapping[str, Known] = {
-    "numpy": Known("batchgauge.adapters.own:numpy_engine"),
+    "numpy": Known(
+        "batchgauge.adapters.own:numpy_engine",
+        argument="how weights are kept: float32 (default), file (as the GGUF has them) or bfloat16",
+    ),
     "baseline": Known("batchgauge.adapters.own:baseline_engine"),
     "transformers": Known(
         "batchgauge.adapters.transformers_adapter:open_engine",
@@ -132,10 +135,15 @@ def open_engine(spec: str = "numpy", model: str | Path | None = None, threads: i
 
     An `openai:` server keeps its own model and threads. A user's engine is wrapped
     so that a wrong number of responses or a foreign id is said where it happens.
-    Raises UserError as `open_tokenizer` does, and for `threads` below 1.
+    Raises UserError as `open_tokenizer` does, and for a number of `threads`
+    that this machine does not have.
     """
-    if threads < 1:
-        raise UserError(f"threads is {threads}; expected at least 1.")
+    most = os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        raise UserError(
+            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
+            "of this machine."
+        )
     factory, argument = _resolve("engine", spec, _ENGINES)
     path = Path(model) if model else None
     if factory is None:

@@ -33,12 +33,12 @@ def baseline_tokenizer(_argument: str, model: Path | None) -> Tokenizer:
     return BaselineTokenizer.from_gguf(model)
 
 
-def numpy_engine(_argument: str, model: Path | None, threads: int) -> Engine:
-    """The core's engine."""
+def numpy_engine(argument: str, model: Path | None, threads: int) -> Engine:
+    """The core's engine; the argument is how it keeps weights, float32 without one."""
     from batchgauge.core.engine import BatchInferenceEngine
 
     threadpool_limits(threads, user_api="blas")
-    return BatchInferenceEngine.from_gguf(model)
+    return BatchInferenceEngine.from_gguf(model, argument or "float32")
 
 
 def baseline_engine(_argument: str, model: Path | None, threads: int) -> Engine:

@@ -30,10 +30,10 @@ class Count:
         return Count(self.flops * times, self.bytes * times)
 
 
-def linear(rows: int, inputs: int, features: int) -> Count:
-    """The product of x [rows, inputs] and a matrix [features, inputs]."""
-    moved = features * inputs + rows * (inputs + features)
-    return Count(2 * rows * inputs * features, FLOAT * moved)
+def linear(rows: int, inputs: int, features: int, weight_bytes: float = FLOAT) -> Count:
+    """The product of x [rows, inputs] and a matrix [features, inputs] of so many bytes a weight."""
+    moved = round(weight_bytes * features * inputs) + FLOAT * rows * (inputs + features)
+    return Count(2 * rows * inputs * features, moved)
 
 
 def attention(config: Config, queries: int, keys: int) -> Count:
@@ -47,14 +47,18 @@ def attention(config: Config, queries: int, keys: int) -> Count:
     return Count(4 * pairs * config.attention_width, FLOAT * moved)
 
 
-def decode_counts(config: Config, lengths: Sequence[int]) -> dict[str, Count]:
+def decode_counts(
+    config: Config, lengths: Sequence[int], weight_bytes: float = FLOAT
+) -> dict[str, Count]:
     """One decode step of rows that then see lengths[b] positions: by kernel, all layers."""
-    return _pass(config, [(1, length) for length in lengths])
+    return _pass(config, [(1, length) for length in lengths], weight_bytes)
 
 
-def prefill_counts(config: Config, lengths: Sequence[int]) -> dict[str, Count]:
+def prefill_counts(
+    config: Config, lengths: Sequence[int], weight_bytes: float = FLOAT
+) -> dict[str, Count]:
     """The prefill of prompts of these lengths: by kernel, all layers, one head row a prompt."""
-    return _pass(config, [(length, length) for length in lengths])
+    return _pass(config, [(length, length) for length in lengths], weight_bytes)
 
 
 def total(counts: dict[str, Count]) -> Count:
@@ -62,17 +66,19 @@ def total(counts: dict[str, Count]) -> Count:
     return sum(counts.values(), Count())
 
 
-def _pass(config: Config, spans: Sequence[tuple[int, int]]) -> dict[str, Count]:
+def _pass(
+    config: Config, spans: Sequence[tuple[int, int]], weight_bytes: float
+) -> dict[str, Count]:
     T = sum(new for new, _ in spans)
     D, L = config.d_model, config.layers
     attended = sum((attention(config, new, seen) for new, seen in spans), Count())
     return {
-        "qkv": linear(T, D, config.qkv_width) * L,
+        "qkv": linear(T, D, config.qkv_width, weight_bytes) * L,
         "attention": attended * L,
-        "output": linear(T, config.attention_width, D) * L,
-        "gate_up": linear(T, D, 2 * config.d_ff) * L,
-        "down": linear(T, config.d_ff, D) * L,
-        "head": linear(len(spans), D, config.vocab_size),
+        "output": linear(T, config.attention_width, D, weight_bytes) * L,
+        "gate_up": linear(T, D, 2 * config.d_ff, weight_bytes) * L,
+        "down": linear(T, config.d_ff, D, weight_bytes) * L,
+        "head": linear(len(spans), D, config.vocab_size, weight_bytes),
     }
 
 

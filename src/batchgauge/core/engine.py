@@ -56,13 +56,21 @@ class BatchInferenceEngine:
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
         self.ends = self.reader.edges.ends
+        self.weights = model.weights.mode  # how they are kept: float32, file or bfloat16
         self.title = str(metadata.get("general.name", "unnamed"))
 
     @classmethod
-    def from_gguf(cls, path: str | Path | None = None) -> BatchInferenceEngine:
-        """Load model and tokenizer of a GGUF file; None is the default model. Raises UserError."""
+    def from_gguf(
+        cls, path: str | Path | None = None, weights: str = "float32"
+    ) -> BatchInferenceEngine:
+        """Load model and tokenizer of a GGUF file; None is the default model. Raises UserError.
+
+        `weights` as for `LlamaModel.load`.
+        """
         file = GGUFFile.open(path or default_model_path())
-        return cls(LlamaModel(file), BPETokenizer.from_metadata(file.metadata), file.metadata)
+        return cls(
+            LlamaModel(file, weights), BPETokenizer.from_metadata(file.metadata), file.metadata
+        )
 
     def infer_batch(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]

@@ -43,14 +43,19 @@ class LlamaModel:
     rms_norm = staticmethod(activations.rms_norm)
     swiglu = staticmethod(activations.swiglu)
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile, weights: str = "float32") -> None:
         self.config = Config.from_file(file)
-        self.weights = Weights(file, self.config)
+        self.weights = Weights(file, self.config, weights)
+        self._query_scale = np.float32(1.0 / np.sqrt(self.config.head_dim))
 
     @classmethod
-    def load(cls, path: str | Path | None = None) -> LlamaModel:
-        """Load a GGUF file; None is the default model. Raises UserError."""
-        return cls(GGUFFile.open(path or default_model_path()))
+    def load(cls, path: str | Path | None = None, weights: str = "float32") -> LlamaModel:
+        """Load a GGUF file; None is the default model. Raises UserError.
+
+        `weights` is how they are kept: "float32", as they are in the "file", which gives the
+        same results, or rounded to "bfloat16".
+        """
+        return cls(GGUFFile.open(path or default_model_path()), weights)
 
     @cached_property
     def attention(self) -> Attention:
@@ -91,7 +96,7 @@ class LlamaModel:
     @own_threads()
     def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
         """Read one token per row of the cache; logits [B, V] of what comes next."""
-        x = self.embed(tokens)
+        x = self.weights.embed(tokens)
         rotations = rope_rotations(cache.lengths, self.weights.frequencies)
         spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
@@ -108,21 +113,14 @@ class LlamaModel:
             group.lengths += 1
         return self.logits(x)
 
-    def embed(self, ids: npt.NDArray[np.integer]) -> Floats:
-        """Embeddings of ids: [T, D]."""
-        table = self.weights.embedding
-        return self.weights.head.rows(ids) if table is None else table[ids]
-
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
         with np.errstate(over="ignore", invalid="ignore"):
-            final = self.rms_norm(x, self.config.norm_epsilon)
-            final *= self.weights.final_gain
-            return self.weights.head(final)
+            return self.weights.head(self._norm(x, self.weights.final_gain))
 
     def read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D]."""
-        x = self.embed(ids)
+        x = self.weights.embed(ids)
         starts = [int(group.lengths[row]) for group, row in rows]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
@@ -149,9 +147,13 @@ class LlamaModel:
     def _qkv(
         self, layer: Layer, x: Floats, rotations: npt.NDArray[np.complex64]
     ) -> tuple[Floats, Floats, Floats]:
-        """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E]."""
+        """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E].
+
+        Queries are scaled by 1 / sqrt(E).
+        """
         c = self.config
-        qkv = layer.qkv(self.rms_norm(x, c.norm_epsilon)).reshape(len(x), -1, c.head_dim)
+        qkv = layer.qkv(self._norm(x, layer.attention_gain)).reshape(len(x), -1, c.head_dim)
+        qkv[:, : c.heads] *= self._query_scale
         rotate(qkv[:, : c.heads + c.kv_heads], rotations)
         return (
             qkv[:, : c.heads],
@@ -160,7 +162,34 @@ class LlamaModel:
         )
 
     def _feed_forward(self, layer: Layer, x: Floats) -> Floats:
-        return layer.down(self.swiglu(layer.gate_up(self.rms_norm(x, self.config.norm_epsilon))))
+        return layer.down(self.swiglu(layer.gate_up(self._norm(x, layer.feed_forward_gain))))
+
+    def _norm(self, x: Floats, gain: Floats) -> Floats:
+        normed = self.rms_norm(x, self.config.norm_epsilon)
+        normed *= gain
+        return normed
+
+
+def logit_errors(
+    model: LlamaModel, reference: LlamaModel, prompts: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """How far scores after each prompt are from those of a reference, which other weights have.
+
+    The largest and the mean difference, each over the reference's largest score of that
+    prompt, and the share of prompts with the same first token (`same_first`).
+    """
+    differences, same = [], []
+    for prompt in prompts:
+        scores, expected = (
+            m.prefill([prompt], m.new_cache([len(prompt)]))[0] for m in (model, reference)
+        )
+        differences.append(np.abs(scores - expected) / np.abs(expected).max())
+        same.append(scores.argmax() == expected.argmax())
+    return {
+        "max": float(np.max(differences)),
+        "mean": float(np.mean(differences)),
+        "same_first": float(np.mean(same)),
+    }
 
 
 def _spans(groups: Sequence[Group]) -> list[slice]:

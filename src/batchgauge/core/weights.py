@@ -1,11 +1,11 @@
 """Weights in memory: matrices in blocks of output features.
 
-A matrix [N, K] (outputs, inputs) is kept as [N / W, K, W], blocks of W output features
-with the features innermost: as `products` reads them, from memory in one go, without
-packing them anew for every product.
+`mode` says how they are kept: "float32", "file" (as the model file has them) or "bfloat16";
+the last two are the business of `quantised`. In float32 a matrix [N, K] (outputs, inputs)
+is kept as [N / W, K, W], blocks of W output features with the features innermost: as
+`products` reads them, from memory in one go, without packing them anew for every product.
 
-All blocks lie in one allocation, which the system can back with large pages. Gains of
-norms are folded into the matrix that comes next, 1 / sqrt(head width) into the queries'.
+All blocks lie in one allocation, which the system can back with large pages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_head import shown
 from batchgauge.core.kernels.products import Product, product
 from batchgauge.core.ops import Floats, aligned, rope_frequencies
+from batchgauge.core.quantised import Matrix, Room, read_matrix
 from batchgauge.errors import UserError
 
+MODES = ("float32", "file", "bfloat16")
 BLOCK = 64  # output features in a block, W: a multiple of what vector registers hold
 
 
@@ -35,6 +37,7 @@ class Blocked:
     def __init__(self, blocks: Floats, features: int, by: Product = product) -> None:
         self.blocks = blocks
         self.features = features
+        self.nbytes = blocks.nbytes
         self._product = by
 
     def __call__(self, x: Floats) -> Floats:
@@ -54,23 +57,29 @@ def blocked_size(features: int, inputs: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The four matrices of a layer: queries, keys and values fused, gate and up fused."""
+    """A layer's gains [D] and matrices: queries, keys and values fused, gate and up fused."""
 
-    qkv: Blocked
-    output: Blocked
-    gate_up: Blocked
-    down: Blocked
+    attention_gain: Floats
+    qkv: Matrix
+    output: Matrix
+    feed_forward_gain: Floats
+    gate_up: Matrix
+    down: Matrix
 
 
 class Weights:
     """All weights of a model. `head` is the embedding too when that is tied to it.
 
-    final_gain   [D]      gain of the last norm (folded into an untied head, ones then)
+    final_gain   [D]      gain of the last norm
     frequencies  [E / 2]  rotary positions, radians per position
+    embedding    [V, D]   None when it is tied to the head
     """
 
-    def __init__(self, file: GGUFFile, config: Config) -> None:
+    def __init__(self, file: GGUFFile, config: Config, mode: str = "float32") -> None:
+        if mode not in MODES:
+            raise UserError(f"weights is {mode!r}; expected one of {', '.join(MODES)}.")
         check_tensors(file, config)
+        self.mode = mode
         self.frequencies = read_frequencies(file, config)
         gains = [  # before the matrices are built, lest one be wrong
             [
@@ -87,42 +96,70 @@ class Weights:
             blocked_size(2 * F, D),
             blocked_size(D, F),
         ] * config.layers + [blocked_size(config.vocab_size, D)]
-        arena = aligned(sum(sizes))
+        arena = aligned(sum(sizes) if mode == "float32" else 0)
         ends = np.cumsum([0, *sizes])
-        places = iter(arena[a:b] for a, b in pairwise(ends))
+        places = (arena[a:b] for a, b in pairwise(ends))
+
+        room = Room()
+
+        def in_float32(names: Sequence[str]) -> Blocked:
+            features, inputs = _shape(file, names)
+            return fuse(file, aligned(blocked_size(features, inputs)), names)
+
+        def matrix(*names: str) -> Matrix:
+            if mode == "float32":
+                return fuse(file, next(places), names)
+            return read_matrix(
+                file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32, room=room
+            )
 
         self.layers = []
         for i, (before, after) in enumerate(gains):
             at = f"blk.{i}."
-            query_gain = before / np.float32(np.sqrt(config.head_dim))
-            qkv = [(at + "attn_q", query_gain), (at + "attn_k", before), (at + "attn_v", before)]
             self.layers.append(
                 Layer(
-                    qkv=_fuse(file, next(places), qkv),
-                    output=_fuse(file, next(places), [(at + "attn_output", None)]),
-                    gate_up=_fuse(
-                        file, next(places), [(at + "ffn_gate", after), (at + "ffn_up", after)]
-                    ),
-                    down=_fuse(file, next(places), [(at + "ffn_down", None)]),
+                    attention_gain=before,
+                    qkv=matrix(at + "attn_q", at + "attn_k", at + "attn_v"),
+                    output=matrix(at + "attn_output"),
+                    feed_forward_gain=after,
+                    gate_up=matrix(at + "ffn_gate", at + "ffn_up"),
+                    down=matrix(at + "ffn_down"),
                 )
             )
-        self.embedding: Floats | None = None
-        head: tuple[str, Floats | None] = ("token_embd", None)
-        if not config.tied:
+        self.embedding: Floats | Matrix | None = None
+        if not config.tied and mode == "float32":
             self.embedding = checked(file.read("token_embd.weight"), "token_embd")
-            head = ("output", self.final_gain)
-            self.final_gain = np.ones_like(self.final_gain)
-        self.head = _fuse(file, next(places), [head])
-        held = [arena, self.final_gain, self.frequencies, self.embedding]
+        elif not config.tied:
+            self.embedding = matrix("token_embd")
+        self.head = matrix("token_embd" if config.tied else "output")
+        matrices = [self.head] + [
+            m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
+        ]
+        # What products read for a weight: at least the file's bits, with what fills up blocks.
+        self.bytes_each = sum(m.nbytes for m in matrices) / (
+            config.layers * (D * (config.qkv_width + Q) + 3 * D * F) + config.vocab_size * D
+        )
+        held = [*matrices, *chain(*gains), self.final_gain, self.frequencies, self.embedding]
         self.nbytes = sum(part.nbytes for part in held if part is not None)
 
+    def embed(self, ids: npt.NDArray[np.integer[Any]]) -> Floats:
+        """Embeddings of ids: [T, D]."""
+        table = self.head if self.embedding is None else self.embedding
+        return table[ids] if isinstance(table, np.ndarray) else table.rows(ids)
 
-def _fuse(file: GGUFFile, place: Floats, parts: Sequence[tuple[str, Floats | None]]) -> Blocked:
-    """Matrices one above the other, each with its columns scaled, as blocks in `place`."""
-    K = file.tensors[f"{parts[0][0]}.weight"].shape[1]
+
+def _shape(file: GGUFFile, names: Sequence[str]) -> tuple[int, int]:
+    """Features and inputs of matrices one above the other."""
+    shapes = [file.tensors[f"{name}.weight"].shape for name in names]
+    return sum(shape[0] for shape in shapes), shapes[0][1]
+
+
+def fuse(file: GGUFFile, place: Floats, names: Sequence[str]) -> Blocked:
+    """Matrices one above the other, as blocks in `place`."""
+    _, K = _shape(file, names)
     blocks = place.reshape(-1, K, BLOCK)
     row = 0
-    for name, gain in parts:
+    for name in names:
         tensor = file.tensors[f"{name}.weight"]
         buffer = np.empty((BLOCK, K), np.float32)
         flat = buffer.reshape(-1)
@@ -130,8 +167,6 @@ def _fuse(file: GGUFFile, place: Floats, parts: Sequence[tuple[str, Floats | Non
             rows = (part.stop - part.start) // K
             with np.errstate(over="ignore", invalid="ignore"):  # `checked` sees what comes of it
                 tensor.layout.dequantise(data, flat[: rows * K])
-                if gain is not None:
-                    buffer[:rows] *= gain
             place_rows(blocks, row, checked(buffer[:rows], name))
             row += rows
     if left := row % BLOCK:

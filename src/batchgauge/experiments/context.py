@@ -107,6 +107,7 @@ class Context:
             "BLAS threads measured": self.threads,
             "tokenizer": self.tokenizer_name,
             "engine": self.engine_name,
+            "weights": getattr(self.engine, "weights", "as the engine keeps them"),
             "model": self.model or "the default model, SmolLM2-135M-Instruct",
         }
         table = pd.DataFrame({"what": list(facts), "found": [str(v) for v in facts.values()]})

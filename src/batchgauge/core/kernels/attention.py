@@ -10,6 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Protocol
 
+from batchgauge.core.kernels.products import share
 from batchgauge.core.kv_cache import Group
 from batchgauge.core.ops import Floats, attend_causal, attend_step, unseen
 
@@ -70,14 +71,20 @@ class CompiledAttention:
         group.store(layer, row, keys, values)
         start = int(group.lengths[row])
         held_keys, held_values = group.keys[layer, row], group.values[layer, row]
-        self._kernel.causal(queries, held_keys, held_values, start, out)
+        share(
+            self._kernel.causal, queries, held_keys, held_values, start, out,
+            work=self._kernel.CAUSAL, multiplications=out.size * (start + len(out)),
+        )  # fmt: skip
 
     def step(
         self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
     ) -> None:
         """Attend from one position of every row, the heads that share keys together."""
         held_keys, held_values = group.keys[layer], group.values[layer]
-        self._kernel.step(queries, keys, values, held_keys, held_values, group.lengths, out)
+        share(
+            self._kernel.step, queries, keys, values, held_keys, held_values, group.lengths, out,
+            work=self._kernel.STEP, multiplications=2 * out.size * held_keys.shape[2],
+        )  # fmt: skip
 
 
 def best_attention(head_dim: int) -> Attention:

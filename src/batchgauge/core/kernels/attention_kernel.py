@@ -15,10 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, cfunc, njit
 
-from batchgauge.core.kernels import score_kernel, tile, vectors
+from batchgauge.core.kernels import score_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.score_kernel import score, weigh
+from batchgauge.core.kernels.team_kernel import floats, lead, number
 from batchgauge.core.kernels.tile import ROWS, tile_alone
 from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
 
@@ -31,6 +32,14 @@ def _mix(rows, scores, s_step, seen, values, E, out, out_step, following):
     for first in range(0, E, FEATURES):
         tile_alone(rows, scores, s_step, values + 4 * first, 4 * E, seen + seen % 2,
                    out + 4 * first, out_step, following + 4 * first, 4 * E, 1)  # fmt: skip
+
+
+@njit(nogil=True)
+def _copy(source, target, count):
+    """So many float32 from one address to another."""
+    here, there = carray(floats(source), count), carray(floats(target), count)
+    for i in range(count):
+        there[i] = here[i]
 
 
 @njit(nogil=True)
@@ -48,93 +57,122 @@ def _turn(keys, seen, turned):
                 turned[e, position] = keys[position, e]
 
 
-def _compile(source: int) -> tuple[Any, Any]:
-    """`step` and `causal`, compiled for these sources: see `bpe_kernel._compile`."""
+def _compile(source: int) -> tuple[Any, Any, int, int]:
+    """`step`, `causal` and their work, compiled for these sources: see `bpe_kernel._compile`."""
 
-    @njit(
-        "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
-        " float32[:, :, :, ::1], int64[:], float32[:, ::1])",
-        cache=True,
-        nogil=True,
-    )
-    def step(queries, new_keys, new_values, keys, values, lengths, out):
-        """Store one position behind those of R rows, and attend from there.
-
-        queries              float32 [R, H, E]     scaled by 1 / sqrt(E), last axis contiguous
-        new_keys, new_values float32 [R, J, E]
-        keys, values         float32 [R, J, C, E]
-        lengths              int64   [R]           positions held so far
-        out                  float32 [R, H * E]
-        """
+    @cfunc("void(int64, int64)", cache=True)
+    def one_row(job, part):
+        """Store one position and attend from there: the heads of a row that share keys."""
         if source < 0:
             return
-        R, H, E = queries.shape
-        J, C = keys.shape[1], keys.shape[2]
-        G = H // J
+        H, E, J, C = number(job, 11), number(job, 12), number(job, 13), number(job, 14)
+        row, j = part // J, part % J
+        G, seen = H // J, number(number(job, 8), row) + 1
+        width = (seen + LANES - 1) // LANES * LANES
         held = np.empty((ROWS, C + FEATURES), np.float32)
-        scores, s_step, block = held.ctypes.data, held.strides[0], 4 * C * E
-        for row in range(R):
-            seen = lengths[row] + 1
-            width = (seen + LANES - 1) // LANES * LANES
-            for j in range(J):
-                keys[row, j, seen - 1] = new_keys[row, j]
-                values[row, j, seen - 1] = new_values[row, j]
-                k_at = keys.ctypes.data + (row * J + j) * block
-                v_at = values.ctypes.data + (row * J + j) * block
-                for g in range(0, G, ROWS):
-                    rows, head = min(ROWS, G - g), j * G + g
-                    q_at = queries.ctypes.data + row * queries.strides[0] + 4 * E * head
-                    for first in range(0, E, FEATURES):
-                        score(
-                            rows, q_at + 4 * first, 4 * E, k_at + 4 * first, 4 * E, seen,
-                            scores, s_step, v_at + 4 * first, first == 0,
-                        )  # fmt: skip
-                    for query in range(rows):
-                        weigh(scores + query * s_step, seen, width)
-                    out_at = out.ctypes.data + 4 * E * (row * H + head)
-                    _mix(rows, scores, s_step, seen, v_at, E, out_at, 4 * E, k_at + block)
+        scores, s_step, block = held.ctypes.data, 4 * (C + FEATURES), 4 * C * E
+        k_at, v_at = number(job, 6) + part * block, number(job, 7) + part * block
+        last = 4 * E * (seen - 1)
+        _copy(number(job, 2) + row * number(job, 3) + 4 * E * j, k_at + last, E)
+        _copy(number(job, 4) + row * number(job, 5) + 4 * E * j, v_at + last, E)
+        for g in range(0, G, ROWS):
+            rows, head = min(ROWS, G - g), j * G + g
+            q_at = number(job, 0) + row * number(job, 1) + 4 * E * head
+            for first in range(0, E, FEATURES):
+                score(
+                    rows, q_at + 4 * first, 4 * E, k_at + 4 * first, 4 * E, seen,
+                    scores, s_step, v_at + 4 * first, first == 0,
+                )  # fmt: skip
+            for query in range(rows):
+                weigh(scores + query * s_step, seen, width)
+            out_at = number(job, 10) + 4 * E * (row * H + head)
+            _mix(rows, scores, s_step, seen, v_at, E, out_at, 4 * E, k_at + block)
+        held[0, 0] = 0.0  # Numba frees an array after its last mention: not before this
 
-    @njit(
-        "void(float32[:, :, :], float32[:, :, ::1], float32[:, :, ::1], int64, float32[:, :, ::1])",
-        cache=True,
-        nogil=True,
-    )
-    def causal(queries, keys, values, start, out):
-        """Attend from T positions behind `start` others to all up to themselves.
-
-        queries      float32 [T, H, E]  scaled by 1 / sqrt(E), last axis contiguous
-        keys, values float32 [J, C, E]  the T positions stored
-        out          float32 [T, H, E]
-        """
+    @cfunc("void(int64, int64)", cache=True)
+    def one_head(job, j):
+        """Attend from all positions of a prompt: the heads that share keys."""
         if source < 0:
             return
-        T, H, E = queries.shape
-        J, total = keys.shape[0], start + T
-        G = H // J
+        q_at, q_step, out = number(job, 0), number(job, 1), number(job, 2)
+        C, start, T = number(job, 5), number(job, 6), number(job, 7)
+        H, E, J = number(job, 8), number(job, 9), number(job, 10)
+        total, G = start + T, H // J
+        keys = carray(floats(number(job, 3) + 4 * E * C * j), (C, E))
+        v_at = number(job, 4) + 4 * E * C * j
         turned = np.empty((E, total + FEATURES + APART), np.float32)
         held = np.empty((ROWS, total + FEATURES), np.float32)
-        scores, s_step, out_step = held.ctypes.data, held.strides[0], 4 * H * E
-        k_at, k_step = turned.ctypes.data, turned.strides[0]
-        for head in range(H):
-            if head % G == 0:
-                _turn(keys[head // G], total, turned)
-            v_at = values.ctypes.data + 4 * E * values.shape[1] * (head // G)
+        scores, s_step, out_step = held.ctypes.data, 4 * (total + FEATURES), 4 * H * E
+        k_at, k_step = turned.ctypes.data, 4 * (total + FEATURES + APART)
+        _turn(keys, total, turned)
+        for head in range(j * G, (j + 1) * G):
             for query in range(0, T, ROWS):
                 rows, seen = min(ROWS, T - query), start + query + 1
                 longest = seen + rows - 1
                 width = (longest + FEATURES - 1) // FEATURES * FEATURES
-                q_at = queries.ctypes.data + query * queries.strides[0] + 4 * E * head
+                here = q_at + query * q_step + 4 * E * head
                 for first in range(0, width, FEATURES):
                     tile_alone(
-                        rows, q_at, queries.strides[0], k_at + 4 * first, k_step, E,
+                        rows, here, q_step, k_at + 4 * first, k_step, E,
                         scores + 4 * first, s_step, v_at + 4 * E * first, 4 * FEATURES, 1,
                     )  # fmt: skip
                 for row in range(rows):
                     weigh(scores + row * s_step, seen + row, width)
-                out_at = out.ctypes.data + query * out_step + 4 * E * head
+                out_at = out + query * out_step + 4 * E * head
                 _mix(rows, scores, s_step, longest, v_at, E, out_at, out_step, v_at)
+        held[0, 0] = turned[0, 0] = 0.0  # not freed before this
 
-    return step, causal
+    @njit(
+        "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
+        " float32[:, :, :, ::1], int64[::1], float32[:, ::1], int64[::1], int64)",
+        cache=True,
+        nogil=True,
+    )
+    def step(queries, new_keys, new_values, keys, values, lengths, out, team, work):
+        """Store one position behind those of R rows, and attend from there.
+
+        queries              float32 [R, H, E]     scaled by 1 / sqrt(E), last axes contiguous
+        new_keys, new_values float32 [R, J, E]     last axes contiguous
+        keys, values         float32 [R, J, C, E]
+        lengths              int64   [R]           positions held so far
+        out                  float32 [R, H * E]
+        team, work           see `team_kernel.lead`; `STEP` is the work
+        """
+        if source < 0:
+            return
+        job = np.empty(15, np.int64)
+        job[0], job[1] = queries.ctypes.data, queries.strides[0]
+        job[2], job[3] = new_keys.ctypes.data, new_keys.strides[0]
+        job[4], job[5] = new_values.ctypes.data, new_values.strides[0]
+        job[6], job[7], job[8] = keys.ctypes.data, values.ctypes.data, lengths.ctypes.data
+        job[10], job[11], job[12] = out.ctypes.data, queries.shape[1], queries.shape[2]
+        job[13], job[14] = keys.shape[1], keys.shape[2]
+        lead(team, work, job, keys.shape[0] * keys.shape[1])
+
+    @njit(
+        "void(float32[:, :, :], float32[:, :, ::1], float32[:, :, ::1], int64, float32[:, :, ::1],"
+        " int64[::1], int64)",
+        cache=True,
+        nogil=True,
+    )
+    def causal(queries, keys, values, start, out, team, work):
+        """Attend from T positions behind `start` others to all up to themselves.
+
+        queries      float32 [T, H, E]  scaled by 1 / sqrt(E), last axes contiguous
+        keys, values float32 [J, C, E]  the T positions stored
+        out          float32 [T, H, E]
+        team, work   see `team_kernel.lead`; `CAUSAL` is the work
+        """
+        if source < 0:
+            return
+        job = np.empty(11, np.int64)
+        job[0], job[1], job[2] = queries.ctypes.data, queries.strides[0], out.ctypes.data
+        job[3], job[4], job[5] = keys.ctypes.data, values.ctypes.data, keys.shape[1]
+        job[6], job[7], job[8] = start, queries.shape[0], queries.shape[1]
+        job[9], job[10] = queries.shape[2], keys.shape[0]
+        lead(team, work, job, keys.shape[0])
+
+    return step, causal, one_row.address, one_head.address
 
 
-step, causal = _compile(digest(tile, vectors, score_kernel))
+step, causal, STEP, CAUSAL = _compile(digest(tile, vectors, score_kernel, team_kernel))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from numba import cfunc, njit
 
-from batchgauge.core.kernels import tile, vectors
+from batchgauge.core.kernels import team_kernel, tile, vectors
+from batchgauge.core.kernels.team_kernel import number
 from batchgauge.core.kernels.tile import ROWS, tile_alone, tile_of_few, tile_of_many
 from batchgauge.core.kernels.vectors import FEATURES, digest
 
@@ -49,13 +50,9 @@ def height(T, turns, turn, row):
 def _compile(source: int) -> Any:
     """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
 
-    @njit(
-        "void(float32[:, ::1], float32[:, :, ::1], float32[:, ::1], int64, int64)",
-        cache=True,
-        nogil=True,
-    )
-    def multiply(x, blocks, y, first, last):
-        """Fill y with the product of x and the blocks from `first` to `last`.
+    @cfunc("void(int64, int64)", cache=True)
+    def multiply(job, block):
+        """Fill y's columns of one block; `job` is that of `team_kernel.multiply`.
 
         x       float32 [T, K]      K even
         blocks  float32 [n, K, W]   W a multiple of FEATURES
@@ -63,48 +60,47 @@ def _compile(source: int) -> Any:
         """
         if source < 0:
             return
-        T, K = x.shape
-        W = blocks.shape[2]
+        x_at, T, K = number(job, 0), number(job, 1), number(job, 2)
+        w_at, y_at, y_step = number(job, 3), number(job, 5), number(job, 6)
+        W = number(job, 4) // (4 * K)
         panels = W // FEATURES
         turns = turns_of(T)
         tiles = turns * panels  # of a chunk
-        x_at, w_at, y_at = x.ctypes.data, blocks.ctypes.data, y.ctypes.data
-        x_step, w_step, y_step = 4 * K, 4 * W, y.strides[0]
+        x_step, w_step = 4 * K, 4 * W
         chunk = CHUNK if turns < MANY else K
-        for block in range(first, last):
-            for begin in range(0, K, chunk):
-                inputs = min(chunk, K - begin)
-                here = w_at + (block * K + begin) * w_step
-                following = here + inputs * w_step
-                share = inputs * w_step // tiles
-                n = 0
-                for panel in range(0, W, FEATURES):
-                    row = 0
-                    for turn in range(turns):
-                        rows = height(T, turns, turn, row)
-                        x_here = x_at + row * x_step + 4 * begin
-                        w_here = here + 4 * panel
-                        y_here = y_at + row * y_step + 4 * (block * W + panel)
-                        ahead = following + n * share
-                        if tiles == 1:
-                            tile_alone(
-                                rows, x_here, x_step, w_here, w_step, inputs,
-                                y_here, y_step, here + AHEAD, w_step, begin == 0,
-                            )  # fmt: skip
-                        elif tiles < 4:
-                            tile_of_few(
-                                rows, x_here, x_step, w_here, w_step, inputs,
-                                y_here, y_step, ahead, share // inputs, begin == 0,
-                            )  # fmt: skip
-                        else:
-                            tile_of_many(
-                                rows, x_here, x_step, w_here, w_step, inputs,
-                                y_here, y_step, ahead, share // inputs + 1, begin == 0,
-                            )  # fmt: skip
-                        row += rows
-                        n += 1
+        for begin in range(0, K, chunk):
+            inputs = min(chunk, K - begin)
+            here = w_at + (block * K + begin) * w_step
+            following = here + inputs * w_step
+            share = inputs * w_step // tiles
+            n = 0
+            for panel in range(0, W, FEATURES):
+                row = 0
+                for turn in range(turns):
+                    rows = height(T, turns, turn, row)
+                    x_here = x_at + row * x_step + 4 * begin
+                    w_here = here + 4 * panel
+                    y_here = y_at + row * y_step + 4 * (block * W + panel)
+                    ahead = following + n * share
+                    if tiles == 1:
+                        tile_alone(
+                            rows, x_here, x_step, w_here, w_step, inputs,
+                            y_here, y_step, here + AHEAD, w_step, begin == 0,
+                        )  # fmt: skip
+                    elif tiles < 4:
+                        tile_of_few(
+                            rows, x_here, x_step, w_here, w_step, inputs,
+                            y_here, y_step, ahead, share // inputs, begin == 0,
+                        )  # fmt: skip
+                    else:
+                        tile_of_many(
+                            rows, x_here, x_step, w_here, w_step, inputs,
+                            y_here, y_step, ahead, share // inputs + 1, begin == 0,
+                        )  # fmt: skip
+                    row += rows
+                    n += 1
 
     return multiply
 
 
-multiply = _compile(digest(tile, vectors))
+multiply: int = _compile(digest(tile, vectors, team_kernel)).address

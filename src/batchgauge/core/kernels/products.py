@@ -3,9 +3,9 @@
 Where nobody has said how many those are, they are one for each full-speed core.
 
 Letters: T rows, K inputs, n blocks of W output features each. One limit rules all: the
-tiles share their blocks among as many threads as NumPy's BLAS may use at the moment.
-`own_threads` keeps BLAS itself to one meanwhile, since its idle threads spin for a
-while on the very cores that the others need.
+tiles share their blocks among as many threads as NumPy's BLAS may use at the moment, and
+no more than the processors that the process may use. `own_threads` keeps BLAS itself to
+one meanwhile, since its idle threads spin for a while on the very cores that others need.
 
 Left out: choosing block widths, chunks and steps by trial on each machine. The tiles have
 the registers' own size; chunks and steps are the same everywhere.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -24,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from batchgauge.core.ops import Floats
@@ -32,7 +32,7 @@ from batchgauge.machine.limits import performance_cores, usable_cpus
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
 
 SMALL = 1_000_000  # multiplications up to which OpenBLAS takes its unpacked kernels
-WORTH_SHARING = 30_000_000  # multiplications from which a second thread is worth waking
+WORTH_SHARING = 500_000  # multiplications from which they are shared: some 20 microseconds
 MEMORY_ROWS = 5  # rows whose multiplications take no longer than reading the weights
 
 MOST = 64  # threads that the OpenBLAS of NumPy's wheels is built for
@@ -44,7 +44,7 @@ VARIABLES = (
     "BLIS_NUM_THREADS",
 )
 
-_here = threading.local()  # `threads`, inside `own_threads`
+_here = threading.local()  # `team`, inside `own_threads`: False for one thread
 
 
 def blas_product(x: Floats, blocks: Floats) -> Floats:
@@ -80,20 +80,50 @@ def product(x: Floats, blocks: Floats) -> Floats:
     kernel = compiled()
     if kernel is None or K % 2 or W % kernel.FEATURES:
         return blas_product(x, blocks)
-    x = np.ascontiguousarray(x)
     y = np.empty((T, n * W), np.float32)
-    allowed = getattr(_here, "threads", 0) or allowed_threads()
-    worth = max(T, MEMORY_ROWS) * K * n * W >= WORTH_SHARING
-    threads = min(allowed, n) if worth else 1
-    ends = [n * share // threads for share in range(threads + 1)]
-    others = [
-        _pool(threads - 1).submit(kernel.multiply, x, blocks, y, ends[i], ends[i + 1])
-        for i in range(1, threads)
-    ]
-    kernel.multiply(x, blocks, y, 0, ends[1])
-    for other in others:
-        other.result()
+    shared(kernel.multiply, np.ascontiguousarray(x), blocks, y)
     return y
+
+
+def shared(multiply: int, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
+    """Fill y by the compiled product at an address, whose blocks the threads share."""
+    worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1]
+    share(_team().multiply, x, blocks, y, work=multiply, multiplications=worth)
+
+
+def share(entry: Callable[..., None], *arguments: Any, work: int, multiplications: int) -> None:
+    """Run an entry of compiled work by the threads of `own_threads`, if there is enough of it.
+
+    Its last two arguments are the numbers of a `team_kernel.Team` and the work's address. A
+    team that another thread of ours keeps busy is not waited for.
+    """
+    together = getattr(_here, "team", None)
+    if together is None:
+        together = team_of(allowed_threads())
+    if not together or multiplications < WORTH_SHARING or not together.free.acquire(False):
+        entry(*arguments, _team().NOBODY, work)
+        return
+    try:
+        together.wake()
+        entry(*arguments, together.numbers, work)
+    finally:
+        together.free.release()
+
+
+def team_of(threads: int) -> Any:
+    """A `team_kernel.Team` of so many threads, or of all processors if fewer; False for one."""
+    processors = usable_processors()
+    threads = min(threads, len(processors))
+    if threads < 2 or compiled() is None:
+        return False
+    together = _team().of(threads)
+    together.processors = processors
+    return together
+
+
+@cache
+def _team() -> ModuleType:
+    return import_module("batchgauge.core.kernels.team_kernel")
 
 
 @cache
@@ -112,17 +142,23 @@ def compiled() -> ModuleType | None:
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Inside, products take the threads that BLAS may use at the start, and BLAS takes one."""
-    library, threads = _blas(), allowed_threads()
-    if library is None or threads == 1:
-        yield
-        return
-    _here.threads = threads
-    library.set_num_threads(1)
+    library, threads, before = _blas(), allowed_threads(), getattr(_here, "team", None)
+    _here.team = team_of(threads)
+    if threads > 1:
+        library.set_num_threads(1)
     try:
         yield
     finally:
-        library.set_num_threads(threads)
-        _here.threads = 0
+        if threads > 1:
+            library.set_num_threads(threads)
+        _here.team = before
+
+
+def usable_processors() -> set[int]:
+    """Processors that this thread may use now."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def allowed_threads() -> int:
@@ -152,13 +188,5 @@ def _blas() -> Any:
     of_numpy = [library for library in found if "numpy" in library.filepath.lower()]
     return next(iter(of_numpy or found), None)
 
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="product")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 choose_threads()

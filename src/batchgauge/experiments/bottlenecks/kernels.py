@@ -65,6 +65,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
                 )
                 first += len(group)
 
+    each = model.weights.bytes_each
     weights = {
         "QKV": L * D * c.qkv_width,
         "output": L * D * H * E,
@@ -79,24 +80,24 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     prefill_flops = 2.0 * positions * body + 2.0 * B * weights["head"]
     prefill_flops += 2.0 * B * L * H * E * PROMPT * (PROMPT + 1)  # half of the square is masked
     return [
-        Kernel("QKV", qkv, 4.0 * weights["QKV"], 2.0 * B * weights["QKV"], B),
+        Kernel("QKV", qkv, each * weights["QKV"], 2.0 * B * weights["QKV"], B),
         Kernel("attention", attention, kv_bytes, attention_flops, B),
-        Kernel("output", output, 4.0 * weights["output"], 2.0 * B * weights["output"], B),
-        Kernel("MLP", mlp, 4.0 * weights["MLP"], 2.0 * B * weights["MLP"], B),
+        Kernel("output", output, each * weights["output"], 2.0 * B * weights["output"], B),
+        Kernel("MLP", mlp, each * weights["MLP"], 2.0 * B * weights["MLP"], B),
         Kernel(
-            "head", lambda: model.logits(x), 4.0 * weights["head"], 2.0 * B * weights["head"], B
+            "head", lambda: model.logits(x), each * weights["head"], 2.0 * B * weights["head"], B
         ),
         Kernel(
             "decode",
             decode_call(model, B),
-            4.0 * all_weights + kv_bytes,
+            each * all_weights + kv_bytes,
             2.0 * B * all_weights + attention_flops,
             B,
         ),
         Kernel(
             "prefill",
             prefill_call(model, B, PROMPT),
-            4.0 * all_weights + positions * c.kv_bytes_per_token,
+            each * all_weights + positions * c.kv_bytes_per_token,
             prefill_flops,
             B,
         ),

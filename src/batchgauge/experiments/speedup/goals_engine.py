@@ -55,7 +55,8 @@ def decode(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
         )
         for b, target in ((2, 1.0), (8, 5.0))
     ]  # fmt: skip
-    counts = {b: total(decode_counts(model.config, [CONTEXT + 1] * b)) for b in (1, 8, 32)}
+    each = model.weights.bytes_each
+    counts = {b: total(decode_counts(model.config, [CONTEXT + 1] * b, each)) for b in (1, 8, 32)}
     memory = np.ones((max(c.bytes for c in counts.values()) // 4 // 1024, 1024), np.float32)
     for b, target in ((1, 1.15), (8, 1.7), (32, 1.8)):
         floor, share = _floor(counts[b], memory)
@@ -75,7 +76,7 @@ def prefill(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Prefill of 512 tokens as a share of the sgemm rate measured beside it."""
     model = engine.model
     ids = np.random.default_rng(context.seed).integers(0, model.config.vocab_size, 512).tolist()
-    count = total(prefill_counts(model.config, [512]))
+    count = total(prefill_counts(model.config, [512], model.weights.bytes_each))
     matrix = np.ones((GEMM, GEMM), np.float32)
     gemm = partial(np.matmul, matrix, matrix, out=np.empty_like(matrix))
     share = 100.0 * count.flops / (2.0 * GEMM**3)

@@ -1,0 +1,351 @@
+"""The compiled product of rows and weights that stay quantised: float32 only in registers.
+
+A block holds 64 output features, group after group of 32 inputs: codes first, one
+vector's lanes side by side (`quantised` says how), then scales, then what is added. Up to
+`FEW` rows multiply each weight as it leaves its codes; for more of them, chunks of a block
+become float32 in the nearest cache, or whole blocks in the second one, for the tiles of
+`tile`. Each sum has the order of `product_kernel`, and each weight the value that the
+file's format gives it, so results are the same to the last bit.
+
+Importing this module needs what `vectors` needs; `kernel` compiles one kind of weights
+when that is first asked for.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.extending import intrinsic
+
+from batchgauge.core.kernels import product_kernel, team_kernel, tile, vectors
+from batchgauge.core.kernels.product_kernel import CHUNK, MANY, height, turns_of
+from batchgauge.core.kernels.team_kernel import number
+from batchgauge.core.kernels.tile import LINE, tile_of_many
+from batchgauge.core.kernels.vectors import (
+    BYTE,
+    FEATURES,
+    FLOAT,
+    INT,
+    INT32,
+    LANES,
+    VECTOR,
+    VECTORS,
+    WHOLE,
+    Writer,
+    digest,
+)
+
+BLOCK = 64  # output features of a block
+GROUP = 32  # inputs of a group
+FEW = 4  # rows that are multiplied while weights leave their codes
+AHEAD = 6144  # bytes that are asked for ahead
+PANELS = BLOCK // FEATURES
+HALF = ir.HalfType()
+
+
+def code_bytes(bits: int) -> int:
+    """Bytes that the codes of a group take."""
+    return BLOCK * GROUP * bits // 8
+
+
+class _Codes:
+    """Instructions that turn one group's codes into float32, for `FEATURES` of the features.
+
+    bits    4: nibbles, a 32-bit lane a feature has eight; 8: bytes; 16: halves of a float32
+    exact   16 bits are a float16 rather than the upper half of a float32
+    zero    the nibble that means zero
+    size    inputs that share a scale; 0: the codes are the weights
+    wide    scales, and what is added, are float32 rather than float16
+    least   something is added
+    """
+
+    def __init__(
+        self, to: Writer, here: Any, lane: Any, bits: int, exact: int, zero: int, size: int,
+        wide: int, least: int,
+    ) -> None:  # fmt: skip
+        self.to, self.bits, self.exact, self.zero = to, bits, exact, zero
+        self.size, self.wide, self.least = size, wide, least
+
+        def behind(width: int) -> Any:
+            return to.builder.add(here, to.builder.mul(lane, INT(width)))
+
+        self.codes, self.factors = behind(4 if bits == 4 else bits // 8), behind(4 if wide else 2)
+        levels = [float(level - zero) for level in range(16)]
+        self.table = ir.Constant(VECTOR, levels) if LANES == 16 else None
+
+    def vector(self, at: Any, kind: Any, offset: int) -> Any:
+        """LANES numbers of a kind, so many bytes behind an address."""
+        return self.to.builder.load(self.to.at(at, ir.VectorType(kind, LANES), offset), align=1)
+
+    def scales(self, column: int, part: int, second: int) -> Any:
+        """What the weights of some inputs are multiplied by, or what is added to them."""
+        width = 4 if self.wide else 2
+        parts = GROUP // self.size
+        offset = code_bytes(self.bits) + width * (BLOCK * (second * parts + part) + LANES * column)
+        if self.wide:
+            return self.vector(self.factors, FLOAT, offset)
+        return self.to.builder.fpext(self.vector(self.factors, HALF, offset), VECTOR)
+
+    def weights(self, i: int, held: dict[Any, Any]) -> list[Any]:
+        """The weights of input i of the group; `held` keeps what its neighbours share."""
+        builder, found = self.to.builder, []
+        for column in range(VECTORS):
+            value = self._levels(i, column, held)
+            if self.size:
+                key = (column, i // self.size)
+                if key not in held:
+                    more = [self.scales(*key, 1)] if self.least else []
+                    held[key] = [self.scales(*key, 0), *more]
+                scale, *least = held[key]
+                value = self.to.fma(value, scale, *least) if least else builder.fmul(value, scale)
+            found.append(value)
+        return found
+
+    def _levels(self, i: int, column: int, held: dict[Any, Any]) -> Any:
+        """The numbers that codes stand for, before scales."""
+        builder = self.to.builder
+        if self.bits == 16:
+            offset = 2 * (BLOCK * i + LANES * column)
+            if self.exact:
+                return builder.fpext(self.vector(self.codes, HALF, offset), VECTOR)
+            upper = builder.zext(self.vector(self.codes, ir.IntType(16), offset), WHOLE)
+            return builder.bitcast(builder.shl(upper, ir.Constant(WHOLE, [16] * LANES)), VECTOR)
+        if self.bits == 8:
+            codes = self.vector(self.codes, BYTE, BLOCK * i + LANES * column)
+            return builder.sitofp(builder.sext(codes, WHOLE), VECTOR)
+        key = (column, i // 8, "codes")
+        if key not in held:
+            held[key] = self.vector(self.codes, INT32, 4 * (BLOCK * (i // 8) + LANES * column))
+        codes = held[key]
+        if i % 8:
+            codes = builder.lshr(codes, ir.Constant(WHOLE, [4 * (i % 8)] * LANES))
+        if self.table is not None:  # takes the lowest four bits of each lane
+            return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, self.table, codes)
+        codes = builder.and_(codes, ir.Constant(WHOLE, [15] * LANES))
+        if self.zero:
+            codes = builder.sub(codes, ir.Constant(WHOLE, [self.zero] * LANES))
+        return builder.sitofp(codes, VECTOR)
+
+
+@intrinsic(prefer_literal=True)
+def _groups(
+    typing_context: Any, rows: Any, bits: Any, exact: Any, zero: Any, size: Any, wide: Any,
+    least: Any, group: Any, x: Any, x_step: Any, weights: Any, lane: Any, groups: Any, y: Any,
+    y_step: Any, ahead: Any,
+) -> Any:  # fmt: skip
+    """y[rows, FEATURES] = x[rows, inputs] @ weights, or y[inputs, FEATURES] = weights at 0 rows.
+
+    rows to least are literals (see `_Codes`), as is `group`, the bytes from one to the next.
+    The others are addresses, steps in bytes from row to row, and a number of groups. A
+    panel's share of the groups from `ahead` on is asked for.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = [part.literal_value for part in (bits, exact, zero, size, wide, least)]
+        _write_groups(Writer(builder), rows.literal_value, kind, group.literal_value, *args[8:])
+        return context.get_dummy_value()
+
+    literals = (rows, bits, exact, zero, size, wide, least, group)
+    return types.void(*literals, *[types.int64] * 8), generate
+
+
+def _write_groups(
+    to: Writer, rows: int, kind: list[int], group: int, x: Any, x_step: Any, weights: Any,
+    lane: Any, groups: Any, y: Any, y_step: Any, ahead: Any,
+) -> None:  # fmt: skip
+    """The instructions of `_groups`."""
+    builder = to.builder
+    grid = [(row, column) for row in range(rows) for column in range(VECTORS)]
+    x_rows = [builder.add(x, builder.mul(x_step, INT(row))) for row in range(rows)]
+    before, loop = builder.block, builder.append_basic_block("loop")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * len(grid)
+    phis = to.phis([(before, [INT(0), *zeros])], [INT] + [VECTOR] * len(grid))
+    number, *sums = phis
+    here = builder.add(weights, builder.mul(number, INT(group)))
+    asked = builder.add(ahead, builder.mul(number, INT(group // PANELS)))
+    x_here = [builder.add(one, builder.mul(number, INT(4 * GROUP))) for one in x_rows]
+    y_here = builder.add(y, builder.mul(number, INT(GROUP * 4 * FEATURES)))
+    codes, held, lines = (
+        _Codes(to, here, lane, *kind),
+        dict[Any, Any](),
+        -(-group // PANELS // LINE),
+    )
+    for i in range(GROUP):
+        for line in range(i * lines // GROUP, (i + 1) * lines // GROUP):
+            to.ask(asked, LINE * line)
+        w = codes.weights(i, held)
+        for column in range(VECTORS) if not rows else ():
+            to.store(w[column], y_here, 4 * (FEATURES * i + LANES * column))
+        ones = [to.spread(builder.load(to.at(one, FLOAT, 4 * i), align=4)) for one in x_here]
+        sums = [
+            to.fma(ones[row], w[column], so_far)
+            for (row, column), so_far in zip(grid, sums, strict=True)
+        ]
+    further = builder.add(number, INT(1))
+    to.repeat(phis, [further, *sums], builder.icmp_signed("<", further, groups))
+    for (row, column), value in zip(grid, sums, strict=True):
+        to.store(value, builder.add(y, builder.mul(y_step, INT(row))), 4 * LANES * column)
+
+
+@cache
+def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> int:
+    """The address of `multiply` for a kind of weights, see `_Codes`, in groups of `group` bytes."""
+    source = digest(tile, vectors, product_kernel, team_kernel)
+    return int(_compile(source, bits, exact, zero, size, wide, least, group).address)
+
+
+def _compile(source, bits, exact, zero, size, wide, least, group):
+    """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
+
+    @njit(nogil=True)
+    def groups_of(rows, x, x_step, w, lane, n, y, y_step, ahead):
+        if rows == 0:
+            _groups(
+                0,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
+        elif rows == 1:
+            _groups(
+                1,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
+        elif rows == 2:
+            _groups(
+                2,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
+        elif rows == 3:
+            _groups(
+                3,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
+        else:
+            _groups(
+                4,
+                bits,
+                exact,
+                zero,
+                size,
+                wide,
+                least,
+                group,
+                x,
+                x_step,
+                w,
+                lane,
+                n,
+                y,
+                y_step,
+                ahead,
+            )
+
+    @cfunc("void(int64, int64)", cache=True)
+    def multiply(job, block):
+        """Fill y's columns of one block; `job` is that of `team_kernel.multiply`.
+
+        x       float32 [T, K]           K a multiple of GROUP
+        blocks  uint8 [n, K / GROUP, group]
+        y       float32 [T, n * BLOCK]
+        """
+        if source < 0:
+            return
+        x_at, T, K = number(job, 0), number(job, 1), number(job, 2)
+        codes_step, y_step = number(job, 4), number(job, 6)
+        w_at = number(job, 3) + block * codes_step
+        y_at = number(job, 5) + 4 * BLOCK * block
+        groups = K // GROUP
+        x_step, w_step = 4 * K, 4 * FEATURES
+        if T <= FEW:
+            for panel in range(PANELS):
+                lane = panel * FEATURES
+                ahead = w_at + AHEAD
+                if PANELS > 1:
+                    ahead = w_at + codes_step + panel * (codes_step // PANELS)
+                groups_of(T, x_at, x_step, w_at, lane, groups, y_at + 4 * lane, y_step, ahead)
+            return
+        turns = turns_of(T)
+        chunk = CHUNK // GROUP if turns < MANY else groups
+        room = np.empty(GROUP * chunk * FEATURES + LINE // 4, np.float32)
+        w = (room.ctypes.data + LINE - 1) // LINE * LINE
+        for panel in range(PANELS):
+            lane = panel * FEATURES
+            for begin in range(0, groups, chunk):
+                some = min(chunk, groups - begin)
+                here = w_at + begin * group
+                ahead = here + AHEAD
+                if PANELS > 1:
+                    ahead = here + codes_step + panel * (codes_step // PANELS)
+                groups_of(0, x_at, x_step, here, lane, some, w, w_step, ahead)
+                row = 0
+                for turn in range(turns):
+                    rows = height(T, turns, turn, row)
+                    tile_of_many(
+                        rows, x_at + row * x_step + 4 * GROUP * begin, x_step, w, w_step,
+                        GROUP * some, y_at + 4 * lane + row * y_step, y_step, w, 0, begin == 0,
+                    )  # fmt: skip
+                    row += rows
+        room[0] = 0.0  # Numba frees an array after its last mention: not before this
+
+    return multiply

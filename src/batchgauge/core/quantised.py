@@ -1,0 +1,376 @@
+"""Matrices that stay as a model file has them, or become bfloat16: fewer bytes to read.
+
+`Packed` holds what `quantised_kernel` multiplies: blocks of 64 output features, in groups of
+32 inputs. A group has codes, then scales, then what is added (`Kind` says which of them):
+nibbles as 32-bit words of eight inputs [4, 64], bytes and halves as [32, 64], scales and
+least values as [parts, 64]. Formats with scales of scales keep their products, in float32.
+`Stored` holds a file's own bytes and makes float32 of 64 rows at a time: for other formats, and
+where nothing is compiled. Both have the weights that the file's format gives them, to the last
+bit, and sums in the order of `products`: results equal those of float32 weights.
+
+Left out: float32 itself, which `weights.Blocked` holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import groupby
+from math import prod
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Layout
+from batchgauge.core.kernels import products
+from batchgauge.core.ops import LINE, Floats, aligned
+
+BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
+PIECE = 1 << 25  # bytes of memory taken at a time
+BF16 = OWN_LAYOUTS[30]
+
+Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
+Ids = npt.NDArray[np.integer[Any]]
+
+
+class Matrix(Protocol):
+    """A matrix [N, K] in whatever form."""
+
+    features: int  # N
+    nbytes: int
+
+    def __call__(self, x: Floats) -> Floats:
+        """Product of x [T, K] and the transposed matrix: [T, N]."""
+        ...
+
+    def rows(self, indices: Ids) -> Floats:
+        """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How weights are kept: weight = (code - zero) * scale + least.
+
+    `unpack` gives codes [n, 32] of a file's bytes, and scales and least values [n, parts]
+    where there are any. See `quantised_kernel._Codes` for the others.
+    """
+
+    unpack: Callable[[Bytes], Parts]
+    bits: int
+    exact: bool = False
+    zero: int = 0
+    size: int = GROUP
+    wide: bool = False
+    least: bool = False
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a group's codes."""
+        return BLOCK * GROUP * self.bits // 8
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a group."""
+        parts = GROUP // self.size * (1 + self.least) if self.size else 0
+        return self.code_bytes + BLOCK * parts * (4 if self.wide else 2)
+
+    def kernel(self) -> int:
+        """The address of the compiled product."""
+        module = import_module("batchgauge.core.kernels.quantised_kernel")
+        numbers = (self.bits, self.exact, self.zero, self.size, self.wide, self.least)
+        made: int = module.kernel(*map(int, numbers), self.group_bytes)
+        return made
+
+
+def _nibbles(data: npt.NDArray[Any]) -> Bytes:
+    """Codes [n, 2 m] of bytes [n, m]: low halves, then high ones."""
+    return np.concatenate((data & 15, data >> 4), axis=-1)
+
+
+def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
+    """For blocks of 32: a scale, then perhaps a least value and fifth bits, then codes."""
+    form = np.dtype([*fields])
+    names = form.names or ()
+
+    def unpack(data: Bytes) -> Parts:
+        found = data.view(form)  # [n]
+        codes = found["codes"].view(np.uint8)
+        if codes.shape[1] < GROUP:
+            codes = _nibbles(codes)
+        if "fifth" in names:
+            codes |= np.unpackbits(found["fifth"], axis=1, bitorder="little") << 4
+            if "least" not in names:
+                codes -= 16
+        least = found["least"][:, None] if "least" in names else None
+        return codes, found["scale"][:, None], least
+
+    return unpack
+
+
+def _k_scales(blocks: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Scales and least values [8 n, 1] of Q4_K's and Q5_K's blocks [n]."""
+    from gguf.quants import Q4_K
+
+    scales, leasts = Q4_K.get_scale_min(blocks["scales"])  # each [n, 8], six bits
+    d, dmin = (blocks[name].astype(np.float32)[:, None] for name in ("d", "dmin"))
+    return (d * scales).reshape(-1, 1), -(dmin * leasts).reshape(-1, 1)
+
+
+_K = [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12)]
+_q4_k = np.dtype([*_K, ("codes", "u1", (4, 32))])
+_q5_k = np.dtype([*_K, ("fifth", "u1", (1, 32)), ("codes", "u1", (4, 32))])
+_q6_k = np.dtype(
+    [("codes", "u1", (2, 64)), ("high", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")]
+)
+
+
+def _q4_k_blocks(data: Bytes) -> Parts:
+    blocks = data.view(_q4_k)  # [n]
+    return _nibbles(blocks["codes"]).reshape(-1, GROUP), *_k_scales(blocks)
+
+
+def _q5_k_blocks(data: Bytes) -> Parts:
+    blocks = data.view(_q5_k)  # [n]
+    codes = _nibbles(blocks["codes"]).reshape(-1, 8, GROUP)
+    codes |= (blocks["fifth"] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+    return codes.reshape(-1, GROUP), *_k_scales(blocks)
+
+
+def _q6_k_blocks(data: Bytes) -> Parts:
+    blocks = data.view(_q6_k)  # [n]
+    codes = _nibbles(blocks["codes"]).reshape(-1, 2, 4, GROUP)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    codes |= (blocks["high"][:, :, None] >> shifts & 3) << 4
+    scales = blocks["d"].astype(np.float32)[:, None] * blocks["scales"]  # [n, 16]
+    return (codes - np.uint8(32)).reshape(-1, GROUP), scales.reshape(-1, 2), None
+
+
+def _halves(data: Bytes) -> Parts:
+    return data.view("<u2").reshape(-1, GROUP), None, None
+
+
+_scale, _least, _fifth = ("scale", "<f2"), ("least", "<f2"), ("fifth", "u1", 4)
+_narrow = ("codes", "u1", 16)
+KINDS = {
+    "Q4_0": Kind(_simple(_scale, _narrow), 4, zero=8),
+    "Q4_1": Kind(_simple(_scale, _least, _narrow), 4, least=True),
+    "Q5_0": Kind(_simple(_scale, _fifth, _narrow), 8),
+    "Q5_1": Kind(_simple(_scale, _least, _fifth, _narrow), 8, least=True),
+    "Q8_0": Kind(_simple(_scale, ("codes", "i1", 32)), 8),
+    "Q4_K": Kind(_q4_k_blocks, 4, wide=True, least=True),
+    "Q5_K": Kind(_q5_k_blocks, 8, wide=True, least=True),
+    "Q6_K": Kind(_q6_k_blocks, 8, size=16, wide=True),
+    "F16": Kind(_halves, 16, exact=True, size=0),
+    "BF16": Kind(_halves, 16, size=0),
+}
+
+
+class Room:
+    """Memory for many matrices, in pieces that the system can back with large pages."""
+
+    def __init__(self) -> None:
+        self._left: Bytes = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> Bytes:
+        """So many bytes that begin with a cache line."""
+        whole = -(-size // LINE) * LINE
+        if whole > len(self._left):
+            self._left = aligned(max(whole, PIECE) // 4).view(np.uint8)
+        taken, self._left = self._left[:size], self._left[whole:]
+        return taken
+
+
+class Packed:
+    """A matrix [N, K] in blocks: `blocks` uint8 [ceil(N / 64), K / 32, bytes of a group]."""
+
+    def __init__(self, kind: Kind, features: int, inputs: int, room: Room) -> None:
+        self.kind, self.features = kind, features
+        shape = (-(-features // BLOCK), inputs // GROUP, kind.group_bytes)
+        self.blocks: Bytes = room.take(prod(shape)).reshape(shape)
+        self.nbytes = self.blocks.nbytes
+        if features % BLOCK:
+            self.blocks[-1] = 0
+        self._multiply = kind.kernel()
+
+    def place(self, row: int, data: Bytes) -> None:
+        """Put rows [R, bytes] of a file where they belong, from `row` on. All are finite."""
+        groups = self.blocks.shape[1]
+        codes, *factors = self.kind.unpack(data.reshape(-1))
+        if self.kind.bits == 4:
+            codes = _words(codes)
+        codes = codes.reshape(len(data), groups, -1)
+        done = 0
+        while done < len(data):
+            block, lane = divmod(row + done, BLOCK)
+            some = min(BLOCK - lane, len(data) - done)
+            for at, part in zip(self._parts(block), (codes, *factors), strict=False):
+                if part is not None:
+                    rows = part.reshape(len(data), groups, -1)[done : done + some]
+                    at[:, :, lane : lane + some] = rows.transpose(1, 2, 0)
+            done += some
+
+    def _parts(self, block: int | slice | Ids) -> Iterator[npt.NDArray[Any]]:
+        """Codes, scales and least values of blocks, as they lie there: [..., groups, n, 64]."""
+        kind, held = self.kind, self.blocks[block]
+        ends = [0, kind.code_bytes]
+        if kind.size:
+            width = BLOCK * (GROUP // kind.size) * (4 if kind.wide else 2)
+            ends += [ends[-1] + width * n for n in range(1, 2 + kind.least)]
+        code = {4: "<u4", 8: "i1", 16: "<u2"}[kind.bits]
+        scale = "<f4" if kind.wide else "<f2"
+        for first, last, form in zip(ends, ends[1:], (code, scale, scale), strict=False):
+            part = held[..., first:last].view(form)
+            yield part.reshape(*part.shape[:-1], -1, BLOCK)
+
+    def __call__(self, x: Floats) -> Floats:
+        """Product of x [T, K] and the transposed matrix: [T, N]."""
+        y = np.empty((len(x), len(self.blocks) * BLOCK), np.float32)
+        products.shared(self._multiply, np.ascontiguousarray(x), self.blocks, y)
+        return y[:, : self.features]
+
+    def rows(self, indices: Ids) -> Floats:
+        """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
+        kind, at = self.kind, np.arange(len(indices))
+        codes, *factors = (
+            part[at, :, :, indices % BLOCK] for part in self._parts(indices // BLOCK)
+        )  # [T, groups, n]
+        if kind.bits == 4:
+            shifts = np.arange(0, 32, 4, dtype=np.uint32)
+            codes = (codes[..., None] >> shifts & 15).astype(np.float32) - np.float32(kind.zero)
+        elif kind.bits == 16:
+            whole = (codes.astype(np.uint32) << 16).view(np.float32)
+            codes = codes.view("<f2") if kind.exact else whole
+        out = codes.reshape(len(indices), -1).astype(np.float32)
+        for combine, factor in zip((np.multiply, np.add), factors, strict=False):
+            spread = out.reshape(*factor.shape, -1)
+            combine(spread, factor.astype(np.float32)[..., None], out=spread)
+        return out
+
+
+class Stored:
+    """A matrix [N, K] as the bytes of a file's rows, made float32 by 64 rows at a time."""
+
+    def __init__(self, layout: Layout, features: int, inputs: int) -> None:
+        self.layout, self.features, self._inputs = layout, features, inputs
+        width = inputs // layout.block * layout.block_bytes
+        self.data: Bytes = np.empty((features, width), np.uint8)
+        self.nbytes = self.data.nbytes
+
+    def place(self, row: int, data: Bytes) -> None:
+        """Put rows [R, bytes] there, from `row` on."""
+        self.data[row : row + len(data)] = data
+
+    def __call__(self, x: Floats) -> Floats:
+        """Product of x [T, K] and the transposed matrix: [T, N]."""
+        y = np.empty((len(x), self.features), np.float32)
+        block = np.zeros((1, self._inputs, BLOCK), np.float32)
+        for first in range(0, self.features, BLOCK):
+            some = self.rows(slice(first, first + BLOCK))
+            block[0, :, : len(some)] = some.T
+            y[:, first : first + BLOCK] = products.product(x, block)[:, : len(some)]
+        return y
+
+    def rows(self, indices: Ids | slice) -> Floats:
+        """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
+        data = np.ascontiguousarray(self.data[indices])
+        out = np.empty((len(data), self._inputs), np.float32)
+        self.layout.dequantise(data.reshape(-1), out.reshape(-1))
+        return out
+
+
+class Stacked:
+    """Matrices of several forms, one above the other."""
+
+    def __init__(self, parts: Sequence[Matrix]) -> None:
+        self._parts = parts
+        self.features = sum(part.features for part in parts)
+        self.nbytes = sum(part.nbytes for part in parts)
+
+    def __call__(self, x: Floats) -> Floats:
+        """Product of x [T, K] and the transposed matrix: [T, N]."""
+        return np.concatenate([part(x) for part in self._parts], axis=1)
+
+    def rows(self, indices: Ids) -> Floats:
+        """Rows of the matrix: [len(indices), K]."""
+        ends = np.cumsum([part.features for part in self._parts])
+        owners = np.searchsorted(ends, indices, side="right")
+        found = []
+        for owner, index in zip(owners, indices, strict=True):
+            part = self._parts[owner]
+            found.append(part.rows(np.array([index - ends[owner] + part.features])))
+        return np.concatenate(found)
+
+
+Check = Callable[[Floats, str], Floats]  # of values, and the tensor's name
+
+
+def read_matrix(
+    file: GGUFFile, names: Sequence[str], *, bfloat16: bool, check: Check,
+    whole: Callable[[Sequence[str]], Matrix], room: Room,
+) -> Matrix:  # fmt: skip
+    """Matrices of a file, one above the other, as they are there or as bfloat16, in a room.
+
+    `check` raises UserError for values that are not finite; `whole` reads float32 ones.
+    """
+
+    def layout(name: str) -> Layout:
+        return BF16 if bfloat16 else file.tensors[f"{name}.weight"].layout
+
+    made: list[Matrix] = []
+    for _, group in groupby(names, key=lambda name: layout(name).name):
+        some = list(group)
+        if layout(some[0]).name == "F32":
+            made.append(whole(some))
+        else:
+            made.append(_read(file, some, layout(some[0]), check, room))
+    return made[0] if len(made) == 1 else Stacked(made)
+
+
+def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check, room: Room) -> Matrix:
+    """Matrices of one layout, one above the other."""
+    shapes = [file.tensors[f"{name}.weight"].shape for name in names]
+    features, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
+    kind = KINDS.get(layout.name)
+    matrix: Packed | Stored
+    if kind is None or inputs % GROUP or compiled() is None:
+        matrix = Stored(layout, features, inputs)
+    else:
+        matrix = Packed(kind, features, inputs, room)
+    row = 0
+    for name in names:
+        tensor = file.tensors[f"{name}.weight"]
+        for part, data in file.chunks(tensor, BLOCK * inputs):
+            rows = (part.stop - part.start) // inputs
+            values = np.empty((rows, inputs), np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # `check` sees what comes of it
+                tensor.layout.dequantise(data, values.reshape(-1))
+            check(values, name)
+            stored = data if tensor.layout.name == layout.name else as_bfloat16(values)
+            matrix.place(row, stored.reshape(rows, -1))
+            row += rows
+    return matrix
+
+
+def as_bfloat16(values: Floats) -> Bytes:
+    """The nearest bfloat16 of each value, ties to even, as bytes."""
+    bits = values.reshape(-1).view(np.uint32)
+    upper = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    return upper.astype("<u2").view(np.uint8)
+
+
+def _words(codes: Bytes) -> npt.NDArray[np.uint32]:
+    """Codes below 16, eight of them in 32 bits: [n, 32] -> [n, 4]."""
+    pairs = np.ascontiguousarray(codes).view("<u8")
+    for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
+        pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
+    return pairs.astype(np.uint32)
+
+
+def compiled() -> ModuleType | None:
+    """The compiled products of packed weights, where those of float32 run too; else None."""
+    return products.compiled()
