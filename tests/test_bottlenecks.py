@@ -15,18 +15,20 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.bottlenecks import findings as found
-from batchgauge.experiments.bottlenecks import kernels, pictures
-from batchgauge.experiments.bottlenecks import report as section
-from batchgauge.experiments.bottlenecks import study as bottlenecks
+from batchgauge.experiments.bottlenecks import kernels, sentences
+from batchgauge.experiments.bottlenecks import sections as bottlenecks
+from batchgauge.experiments.context import Context
 from batchgauge.profiling.findings import rank_findings
-from batchgauge.reporting import Report
+from batchgauge.reporting import Report, profile_named
+
+SMOKE = profile_named("smoke")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A smoke study of a tiny model with a long context."""
+def subject(tmp_path_factory):
+    """The parts of a smoke run of a tiny model with a long context."""
     model = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", context_length=1024)
-    return bottlenecks.start(profile="smoke", model=str(model), batch_size=3)
+    return bottlenecks.start(Context(SMOKE, model=str(model)), batch_size=3)
 
 
 @pytest.fixture
@@ -37,14 +39,14 @@ def report(tmp_path):
     )
 
 
-def test_bytes_and_operations_of_kernels_are_those_of_the_weights(study):
+def test_bytes_and_operations_of_kernels_are_those_of_the_weights(subject):
     """The matrices' bytes are the model's own, and a larger batch adds operations, not weights."""
-    assert study.model is not None
-    one, eight = kernels.kernels(study.model, 1), kernels.kernels(study.model, 8)
+    assert subject.model is not None
+    one, eight = kernels.kernels(subject.model, 1), kernels.kernels(subject.model, 8)
     matrices = [k for k in one if k.name in {"QKV", "output", "MLP", "head"}]
-    config = study.model.config
+    config = subject.model.config
     gains_and_frequencies = 4 * ((2 * config.layers + 1) * config.d_model + config.head_dim // 2)
-    unpadded = study.model.weights_bytes - gains_and_frequencies
+    unpadded = subject.model.weights_bytes - gains_and_frequencies
     moved = sum(k.bytes_moved for k in matrices)
     assert moved == pytest.approx(unpadded)  # with the zeros that fill up blocks
     for small, large in zip(one, eight, strict=True):
@@ -53,30 +55,30 @@ def test_bytes_and_operations_of_kernels_are_those_of_the_weights(study):
             assert large.bytes_moved == small.bytes_moved
 
 
-def test_every_kernel_runs_and_can_run_again(study):
+def test_every_kernel_runs_and_can_run_again(subject):
     """Kernels leave their caches as they found them, so that calls repeat."""
-    assert study.model is not None
-    for kernel in kernels.kernels(study.model, 2):
+    assert subject.model is not None
+    for kernel in kernels.kernels(subject.model, 2):
         for _ in range(20):
             kernel.call()
 
 
-def test_stages_of_a_batch_add_up(study):
+def test_stages_of_a_batch_add_up(subject):
     """Named and unassigned stages together are the whole wall time at every size."""
-    frame = kernels.stages(study)
+    frame = kernels.stages(subject, [1, 3])
     assert set(frame["batch_size"]) == {1, 3}
     assert list(frame.groupby("batch_size")["share"].sum()) == pytest.approx([1.0, 1.0], abs=0.02)
 
 
-def test_padding_table_knows_what_a_rectangle_wastes(study):
+def test_padding_table_knows_what_a_rectangle_wastes(subject):
     """Equal lengths waste nothing; lengths 1 : 7 around the mean waste three sevenths."""
-    frame = kernels.padding(study).set_index("spread")
+    frame = kernels.padding(subject, 48).set_index("spread")
     assert frame["rectangle_waste"]["all equal"] == 0.0
     assert frame["rectangle_waste"]["± 75 %"] == pytest.approx(3 / 7, abs=0.01)
     assert (frame["engine_waste"] == 0.0).all()
 
 
-def test_decode_hotspots_add_up_to_one_step(study):
+def test_decode_hotspots_add_up_to_one_step(subject):
     """Kernels and the rest share a decode step among them, each with its floor ratio."""
     rows = [
         {"kernel": name, "batch_size": 3, "measured_ms": ms, "ratio": 2.0, "bound": "memory"}
@@ -85,7 +87,7 @@ def test_decode_hotspots_add_up_to_one_step(study):
             ("decode", 100.0), ("prefill", 300.0),
         ]
     ]  # fmt: skip
-    spots = found.hotspots(study, pd.DataFrame(), pd.DataFrame(rows))
+    spots = found.hotspots(subject, pd.DataFrame(), pd.DataFrame(rows))
     decode = {s.where: s for s in spots if s.part == "decode (numpy)"}
     assert sum(s.share for s in decode.values()) == pytest.approx(1.0)
     assert decode["MLP"].share == pytest.approx(0.4)
@@ -93,15 +95,25 @@ def test_decode_hotspots_add_up_to_one_step(study):
     assert rank_findings(list(decode.values()))["where"].iloc[0] == "MLP"
 
 
-def test_sections_write_their_files_and_the_answer(study, report):
+def show_all(report, subject):
+    """Every section of the page, as the notebook shows them."""
+    stages = bottlenecks.stages(subject, sizes=[1, 3])
+    report.show(stages, bottlenecks.padding(subject, mean_tokens=48))
+    report.show(*bottlenecks.calls(subject, seconds=0.3))
+    for hottest, listings in bottlenecks.lines(subject, functions=3):
+        report.show(hottest)
+        assert all("</table>" in listing._repr_html_() for listing in listings)
+    report.show(*bottlenecks.memory(subject), *bottlenecks.resident_memory(subject, rows=8))
+    roofline = bottlenecks.roofline(subject, sizes=[1, 3])
+    report.show(roofline, *bottlenecks.system(subject))
+    ranked = bottlenecks.findings(subject, stages, roofline)
+    report.show(ranked)
+    report.answer(bottlenecks.answer(subject, ranked))
+
+
+def test_sections_write_their_files_and_the_answer(subject, report):
     """A whole page: CSV for every section, flame graphs as PNG and SVG, an answer with numbers."""
-    stages = section.stages(report, study)
-    section.calls(report, study)
-    section.lines(report, study)
-    section.memory(report, study)
-    roofline = section.roofline(report, study)
-    section.system(report, study)
-    section.findings(report, study, stages, roofline)
+    show_all(report, subject)
     facts = json.loads(report.finish().read_text(encoding="utf-8"))
     written = {path.name for path in (report.out_dir / "data").glob("*.csv")}
     expected = ("calls", "lines", "allocations", "stages", "padding", "roofline", "system")
@@ -111,7 +123,7 @@ def test_sections_write_their_files_and_the_answer(study, report):
     for svg in figures.glob("*.svg"):
         ET.parse(svg)  # noqa: S314 - our own output
         assert svg.with_suffix(".png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    here = str(Path(section.__file__).parents[3])
+    here = str(Path(bottlenecks.__file__).parents[3])
     assert not [p.name for p in (report.out_dir / "data").iterdir() if here in p.read_text()]
     lines = pd.read_csv(report.out_dir / "data" / "bottleneck_analysis_lines.csv")
     assert list(lines.groupby("part")["share"].sum()) == pytest.approx(
@@ -126,35 +138,27 @@ def test_a_target_of_the_users_takes_the_place_of_the_parts(tmp_path, monkeypatc
         "def work():\n    return hot()\n"
     )
     monkeypatch.chdir(tmp_path)
-    study = bottlenecks.start(profile="smoke", target="my_work:work", tools=["calls", "lines"])
-    stages, roofline = section.stages(report, study), section.roofline(report, study)
-    assert stages.empty
-    assert roofline.empty
-    section.calls(report, study)
-    section.lines(report, study)
-    section.memory(report, study)
-    section.parallelism(report, study)
-    section.cost_of_looking(report, study)
-    section.findings(report, study, stages, roofline)
+    subject = bottlenecks.start(Context(SMOKE), target="my_work:work", tools=["calls", "lines"])
+    show_all(report, subject)
+    report.show(bottlenecks.parallelism(subject), bottlenecks.profiler_overhead(subject, rounds=1))
     facts = json.loads(report.finish().read_text(encoding="utf-8"))
     assert "hot" in facts["answer"]
-    assert section.NO_ENGINE in facts["findings"]
+    assert bottlenecks.NO_ENGINE in facts["findings"]
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"batch_size": 0}, "batch_size"),
-        ({"threads": -1}, "threads"),
+        ({"batch_size": True}, "batch_size"),
         ({"tools": ["gdb"]}, "Unknown tool"),
-        ({"profile": "quick"}, "profile"),
         ({"target": "nowhere"}, "module:callable"),
     ],
 )
 def test_parameters_that_cannot_be_used_are_refused(wrong, says):
     """Bad notebook parameters become one sentence before anything is loaded."""
     with pytest.raises(UserError, match=says):
-        bottlenecks.start(**({"profile": "smoke"} | wrong))
+        bottlenecks.start(Context(SMOKE), **wrong)
 
 
 def test_gil_sentence_doubts_itself_on_a_busy_machine():
@@ -162,5 +166,5 @@ def test_gil_sentence_doubts_itself_on_a_busy_machine():
     frame = pd.DataFrame(
         {"call": ["sgemm 512³"], "gil": ["releases the GIL"], "two_thread_speedup": [1.1]}
     )
-    assert "not free" in pictures.gil_sentence(frame)
-    assert "not free" not in pictures.gil_sentence(frame.assign(two_thread_speedup=1.95))
+    assert "not free" in sentences.gil_sentence(frame)
+    assert "not free" not in sentences.gil_sentence(frame.assign(two_thread_speedup=1.95))

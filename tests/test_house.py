@@ -51,7 +51,28 @@ DOWNWARDS = {
     "profiling": {"machine", "measuring"},
     "suite": {"registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
+    "cli": {
+        "machine",
+        "measuring",
+        "registry",
+        "reporting",
+        "simulate",
+        "sizing",
+        "suite",
+        "workload",
+    },
+    "__main__": {"cli"},
+    "experiments": {
+        *("adapters", "baseline", "core", "machine", "measuring", "profiling", "registry"),
+        *("reporting", "simulate", "sizing", "suite", "workload"),
+    },
 }
+EXPERIMENTS = PACKAGE / "experiments"
+PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").is_file())
+# What draws a picture; a module that measures imports none of it.
+PLOTTING = re.compile(r"matplotlib|seaborn|batchgauge\.reporting\.(plots|theme)|.*\.figures$")
+# Packages that still mix measuring and drawing.
+MIXED = {"batch_sizing", "regression", "roadmap"}
 
 
 def tracked() -> list[Path]:
@@ -71,23 +92,32 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def imports_of(path: Path, *, typing: bool = True) -> set[str]:
+    """The modules that a module imports, wherever in it; those for types alone if `typing`."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in inner if is_module(name)]
+            found |= {*modules, *([node.module] if len(modules) < len(inner) else [])}
+        elif typing or not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a module of the package, not something that one defines."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def imported_rooms(path: Path) -> set[str]:
     """The rooms of the package that a module imports, wherever in the module."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            module = node.module
-            names = (
-                [f"{module}.{alias.name}" for alias in node.names]
-                if module == "batchgauge"
-                else [module]
-            )
-        else:
-            continue
-        rooms |= {n.split(".")[1] for n in names if n.startswith("batchgauge.")}
-    return rooms
+    return {n.split(".")[1] for n in imports_of(path) if n.startswith("batchgauge.")}
 
 
 def test_nothing_else_stands_at_the_top():
@@ -105,6 +135,63 @@ def test_imports_go_one_way(room):
     for path in files:
         upwards = (imported_rooms(path) & known) - allowed
         assert not upwards, f"{path.relative_to(PROJECT)} imports {upwards}"
+
+
+def test_the_import_table_has_every_room():
+    """A new room says what it may import."""
+    rooms = {room_of(p) for p in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert rooms == set(DOWNWARDS)
+
+
+def test_no_experiment_imports_in_a_circle():
+    """Not even lazily: whoever is imported imports nobody back."""
+    graph = {
+        ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): imports_of(p, typing=False)
+        for p in EXPERIMENTS.rglob("*.py")
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for other in graph.get(module, set()) - {module}:
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_an_experiment_imports_no_other(package):
+    """A notebook's package imports the shared helpers, rooms below, and itself."""
+    for path in (EXPERIMENTS / package).glob("*.py"):
+        others = {n.split(".")[2] for n in imports_of(path) if n.count(".") > 1
+                  and n.startswith("batchgauge.experiments.")}  # fmt: skip
+        assert not others & (set(PACKAGES) - {package}), path.name
+
+
+@pytest.mark.parametrize("package", sorted(set(PACKAGES) - MIXED))
+def test_measuring_and_drawing_are_apart(package):
+    """What runs imports no plotting, what draws opens no engine; `sections` knows both."""
+    for path in (EXPERIMENTS / package).glob("*.py"):
+        if path.stem == "figures":
+            names = {n for n in imports_of(path) if n.startswith("batchgauge.")}
+            assert {n.split(".")[1] for n in names} <= {"profiling", "reporting", *FLOOR}, names
+        elif path.stem != "sections":
+            assert not {n for n in imports_of(path) if PLOTTING.match(n)}, path.name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_imports_its_experiment(path):
+    """One package (or module) of the experiments, beside the context and the report."""
+    names: set[str] = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    mine = {n.split(".")[2] for n in names if n.startswith("batchgauge.experiments.")}
+    assert mine - {"context"} == {path.stem[3:]}
 
 
 def test_the_core_imports_without_the_rest():

@@ -1,28 +1,25 @@
 """Ablation ladders: equality before timing, failures that stop nobody, gains from data."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from tests.tiny_model import write_tiny_model
 
 from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASELINE, STATS_RUNGS
-from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.errors import UserError
-from batchgauge.experiments.speedup import goals_peers
-from batchgauge.experiments.speedup.goals import Bench, Goal, as_frame, with_tried
+from batchgauge.experiments.speedup.goals import Goal, as_frame, with_tried
 from batchgauge.experiments.speedup.ladder import (
     ALONE,
     CUMULATIVE,
     Ladder,
+    between,
     climb,
-    findings,
     same,
-    sentence,
 )
-from batchgauge.reporting.profiles import profile_named
+from batchgauge.experiments.speedup.sections import findings, sentence
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 
 
@@ -61,6 +58,17 @@ def test_a_rung_that_raises_leaves_the_rest_standing():
     )
     assert "it paid" in findings(table)
     assert (table["form"] == ALONE).sum() == 1
+
+
+def test_between_two_candidates_is_over_blocks():
+    """The ratio of two candidates, block by block: common noise cancels."""
+    noise = np.random.default_rng(0).normal(0, 1, 6)  # log seconds an item [blocks]
+    logs = {"baseline": noise, "one": noise - math.log(2), "ten": noise - math.log(20)}
+    found: Any = SimpleNamespace(logs=logs)
+    step, back = (between(found, *pair) for pair in (("one", "ten"), ("ten", "one")))
+    assert (step.low, step.value, step.high) == pytest.approx((10, 10, 10))
+    assert back.value == pytest.approx(0.1)
+    assert step.blocks == 6
 
 
 def test_same_looks_into_what_it_compares():
@@ -106,18 +114,3 @@ def test_a_goal_that_was_not_reached_says_what_was_tried():
     )
     table = with_tried(goals, {"decode": rungs})
     assert table["tried"].tolist() == ["blocks 1.50 ×", "", ""]
-
-
-def test_goals_beside_peers_stay_in_the_table_unmeasured(monkeypatch, tmp_path):
-    """Without its package a peer's goals are rows with the reason instead of a value."""
-
-    def not_installed(*_arguments):
-        raise UserError("cannot be opened")
-
-    monkeypatch.setattr(goals_peers, "open_engine", not_installed)
-    bench = Bench(profile_named("smoke"), 0.1, 0, 1)
-    path = write_tiny_model(tmp_path / "tiny.gguf")
-    rows = goals_peers.against_peers(bench, BatchInferenceEngine.from_gguf(path), "")
-    assert len(rows) == 7
-    assert {row.verdict for row in rows} == {"not measured"}
-    assert all(row.note for row in rows)

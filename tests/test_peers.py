@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers import engines as peers_engines
-from batchgauge.experiments.peers import load as peers_load
+from batchgauge.experiments.peers import participants as peers
 from batchgauge.experiments.peers import rates as peers_rates
-from batchgauge.experiments.peers import study as peers
-from batchgauge.experiments.peers import tokenizing as peers_tokenizing
-from batchgauge.experiments.peers.study import Peers
+from batchgauge.experiments.peers import sections
+from batchgauge.experiments.peers.participants import Peers
 from batchgauge.measuring import compare_interleaved
 from batchgauge.protocols import TokenBatch
 from batchgauge.registry import missing_packages, open_tokenizer
 from batchgauge.reporting.profiles import profile_named
 
 mpl.use("Agg")
+SMOKE = profile_named("smoke")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def field(model, monkeypatch):
     """Ours and a second copy of ours under another name."""
     monkeypatch.setattr(peers, "TOKENIZERS", ("numpy", "baseline"))
     monkeypatch.setattr(peers, "ENGINES", ("numpy", "baseline"))
-    return Peers.open(model=model, seed=0, budget=profile_named("smoke"))
+    return Peers.open(Context(SMOKE, model=model))
 
 
 def spoil(tokenizer):
@@ -65,11 +68,11 @@ def test_a_missing_peer_is_said_and_passed_over(model, monkeypatch):
         return open_tokenizer("numpy", path)
 
     monkeypatch.setattr(peers, "open_tokenizer", opener)
-    found = Peers.open(model=model, seed=0, budget=profile_named("smoke"))
+    found = Peers.open(Context(SMOKE, model=model))
     assert "tiktoken" not in found.tokenizers
     assert "tiktoken (tiktoken not installed)" in found.absent_sentence()
     with pytest.raises(UserError, match="unknown"):
-        Peers.open(model=model, seed=0, budget=profile_named("smoke"), engine="nonsense")
+        Peers.open(Context(SMOKE, engine_spec="nonsense", model=model))
 
 
 def test_a_tokenizer_with_other_ids_is_not_timed(field):
@@ -138,19 +141,19 @@ def test_ratios_are_ours_over_theirs():
 
 def test_the_tokenizing_study(field):
     """Warm and cold rows of every shape and tokenizer, a picture, and a sentence that names it."""
-    study = peers_tokenizing.measure_tokenizing(field)
-    assert set(study.table["state"]) == {"warm", "cold"}
-    assert set(study.table["implementation"]) == {"numpy", "baseline"}
-    assert (study.table["value"] > 0).all()
-    assert set(study.samples["part"]) >= {"tokenise"}
-    assert "× baseline" in peers_tokenizing.tokenizing_sentence(study)
-    cold = study.table[study.table["state"] == "cold"]
-    panels = peers_tokenizing.draw_tokenizing(study, state="cold").axes
-    lengths = sorted(set(cold["characters"]))
-    for ax, length in zip(panels, lengths, strict=True):
-        rows = cold[(cold["characters"] == length) & (cold["threads"] == 1)]
+    warm, cold = sections.tokenizing(field, lengths=(40, 200), sizes=(1, 2))
+    table = warm.frame
+    assert set(table["state"]) == {"warm", "cold"}
+    assert set(table["implementation"]) == {"numpy", "baseline"}
+    assert (table["value"] > 0).all()
+    assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenise"}
+    assert "× baseline" in warm.sentence()
+    rows = table[table["state"] == "cold"]
+    assert cold.picture is not None
+    for ax, length in zip(cold.picture().axes, (40, 200), strict=True):
+        wanted = rows[(rows["characters"] == length) & (rows["threads"] == 1)]
         drawn = np.concatenate([line.get_ydata() for line in ax.lines])
-        assert set(rows["value"]) <= set(drawn)
+        assert set(wanted["value"]) <= set(drawn)
 
 
 @pytest.mark.peers
@@ -160,28 +163,47 @@ def test_the_engine_study(model, monkeypatch):
         pytest.skip(f"{missing[0]} not installed")
     monkeypatch.setattr(peers, "TOKENIZERS", ("numpy",))
     monkeypatch.setattr(peers, "ENGINES", ("numpy", "llama-cpp"))
-    field = Peers.open(model=model, seed=0, budget=profile_named("smoke"))
-    study = peers_engines.measure_engines(field)
-    assert set(study.table["part"]) == {"prefill", "decode"}
-    assert set(study.table["implementation"]) == {"numpy", "llama-cpp"}
-    decode = study.table[study.table["part"] == "decode"]
-    lines = [line for ax in peers_engines.draw_decode(study).axes for line in ax.lines]
+    field = Peers.open(Context(SMOKE, model=model))
+    decode, ratios = sections.prefill_and_decode(field, decode_sizes=(1, 4))
+    table = decode.frame
+    assert set(table["part"]) == {"prefill", "decode"}
+    assert set(table["implementation"]) == {"numpy", "llama-cpp"}
+    assert decode.picture is not None
+    lines = [line for ax in decode.picture().axes for line in ax.lines]
     drawn = np.concatenate([np.asarray(line.get_ydata()) for line in lines])
-    assert set(decode["value"]) <= set(drawn)
-    (ax, *_) = peers_engines.draw_ratios(study).axes
-    compared = study.table.query("threads == 1")["ours_over_theirs_x"].notna().sum()
+    assert set(table[table["part"] == "decode"]["value"]) <= set(drawn)
+    assert ratios.picture is not None
+    (ax, *_) = ratios.picture().axes
+    compared = table.query("threads == 1")["ours_over_theirs_x"].notna().sum()
     assert len(ax.get_yticklabels()) == compared > 0
-    assert "× llama.cpp" in peers_engines.decode_sentence(study)
-    assert "× llama.cpp" in peers_engines.prefill_sentence(study)
+    assert "× llama.cpp" in decode.sentence()
+    assert "× llama.cpp" in ratios.sentence()
     assert "llama-cpp" in peers.conditions_table(field)["peer"].tolist()
+
+
+def test_goals_beside_peers_are_scored_where_the_peer_was_measured():
+    """Rows of the wanted shape become scores; without any peer there are none, and it is said."""
+    rows = [
+        {"part": "decode", "threads": 1, "batch_size": b, "tokens": 1, "implementation": name,
+         "value": 9.0, "low": 8.0, "high": 10.0, "ours_over_theirs_x": x, "ratio_low_x": 0.9 * x,
+         "ratio_high_x": 1.1 * x, "ours_is": "faster"}
+        for b, name, x in [(8, "transformers", 3.0), (2, "transformers", 2.0), (8, "numpy", np.nan)]
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    (score,) = sections.goals(table.dropna())
+    assert (score.key, score.goal, score.verdict) == ("peers_decode_8_transformers", 2.0, "met")
+    assert "3" in sections.sentence(table, "decode")
+    assert sections.sentence(table[2:], "decode") == "No other engine is installed"
+    assert not sections.goals(table[2:].dropna())
 
 
 def test_load_and_memory_in_a_fresh_process(field):
     """Each engine is loaded in a process of its own; one that fails is said."""
-    table = peers_load.load_table(field)
+    loads = sections.loading(field)
+    table = loads.frame
     assert table["engine"].tolist() == ["numpy", "baseline"]
     assert (table["rss_loaded_mib"] > 10).all()
-    assert "numpy" in peers_load.load_sentence(table)
-    field.model = "nothing.gguf"
+    assert "numpy" in loads.sentence()
+    field.context = replace(field.context, model="nothing.gguf")
     with pytest.raises(UserError, match="could not be loaded alone"):
-        peers_load.load_table(field)
+        sections.loading(field)

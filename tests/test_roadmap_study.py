@@ -224,7 +224,7 @@ def test_batches_are_priced_one_by_one():
 def test_bad_parameters_are_named_before_the_model_is_loaded(changes, said):
     """Each wrong parameter is one clear sentence, and no engine is opened for it."""
     with pytest.raises(UserError, match=said):
-        prepare(Context(profile_named("smoke"), engine_name="no.such:engine"), Scenario(**changes))
+        prepare(Context(profile_named("smoke"), engine_spec="no.such:engine"), Scenario(**changes))
 
 
 def test_a_trace_becomes_streams_at_any_rate(tmp_path):

@@ -1,12 +1,12 @@
-"""What the baseline and speedup notebooks work with: tokenizer, engine, prompts, budget, sizes.
+"""What every notebook works with: engine, tokenizer, prompts, budget, machine.
 
-Opening it checks every parameter of the notebook, so that a wrong one is said before
-anything is measured.
+Parameters are checked when it is made; engine and tokenizer open when somebody first asks
+for them, so that a notebook without an engine waits for none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,15 +14,20 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.machine import preflight
-from batchgauge.measuring import Machine
+from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
+from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
 
-# Of the sweep's prompts: the few very long ones would drown the rest.
-LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
+
+def whole(**numbers: object) -> None:
+    """Raises UserError for the first of `numbers` that is no whole number of at least 1."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} is {value!r}; expected a whole number of at least 1.")
 
 
 def checked_sizes(sizes: Sequence[int], most: int, what: str) -> tuple[int, ...]:
@@ -37,113 +42,25 @@ def checked_sizes(sizes: Sequence[int], most: int, what: str) -> tuple[int, ...]
     return tuple(sorted(set(sizes)))
 
 
-@dataclass(frozen=True, slots=True)
-class Lab:
-    """Everything that is measured, and how much time it may take."""
-
-    tokenizer: Tokenizer
-    engine: Engine
-    tokenizer_name: str
-    engine_name: str
-    model: str
-    prompts: tuple[Prompt, ...]
-    budget: Profile
-    tokenize_sizes: tuple[int, ...]
-    inference_sizes: tuple[int, ...]
-    characters: int
-    max_tokens: int
-    threads: int
-    seed: int
-
-    @classmethod
-    def open(
-        cls,
-        *,
-        tokenizer: str,
-        engine: str,
-        model: str,
-        workload: str,
-        budget: Profile,
-        tokenize_batch_sizes: Sequence[int],
-        inference_batch_sizes: Sequence[int],
-        characters: int,
-        max_tokens: int,
-        threads: int,
-        seed: int,
-    ) -> Lab:
-        """Check the parameters, load model and prompts. Raises UserError for what is wrong."""
-        for name, value in (
-            ("characters", characters),
-            ("max_tokens", max_tokens),
-            ("threads", threads),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r}; expected a whole number of at least 1.")
-        tokenize_sizes = checked_sizes(tokenize_batch_sizes, 1000, "tokenizing")
-        prompts = load_prompts(workload)
-        longest = LONGEST_CHARACTERS[budget.name]
-        short = [p for p in prompts if len(p.prompt) <= longest] or prompts
-        machine = open_engine(engine, model or None, threads=threads)
-        inference_sizes = checked_sizes(
-            inference_batch_sizes, machine.max_batch_size(), "inference"
-        )
-        if budget.name == "smoke":  # shows that everything works; measures little
-            inference_sizes = tuple(s for s in inference_sizes if s <= 4) or inference_sizes[:1]
-            max_tokens = min(max_tokens, 4)
-        return cls(
-            tokenizer=open_tokenizer(tokenizer, model or None),
-            engine=machine,
-            tokenizer_name=tokenizer,
-            engine_name=redacted(engine),
-            model=model,
-            prompts=tuple(sample_prompts(short, max(inference_sizes), seed)),
-            budget=budget,
-            tokenize_sizes=tokenize_sizes,
-            inference_sizes=inference_sizes,
-            characters=characters,
-            max_tokens=max_tokens,
-            threads=threads,
-            seed=seed,
-        )
-
-    def preflight(self) -> pd.DataFrame:
-        """Machine, BLAS and its kernels, threads: one row a fact."""
-        machine, blas = Machine.here(), preflight.check()
-        facts = {
-            "machine": machine.describe(),
-            "BLAS": f"{blas.blas} {blas.version}, {blas.core or 'unnamed'} kernels",
-            "BLAS threads measured": self.threads,
-            "tokenizer": self.tokenizer_name,
-            "engine": self.engine_name,
-            "weights": getattr(self.engine, "weights", "as the engine keeps them"),
-            "model": self.model or "the default model, SmolLM2-135M-Instruct",
-        }
-        return pd.DataFrame({"what": list(facts), "found": [str(v) for v in facts.values()]})
-
-    def preflight_sentence(self) -> str:
-        """The remedy when BLAS runs with slower kernels than it could, else that it does not."""
-        blas = preflight.check()
-        return blas.remedy or (
-            f"Preflight: BLAS uses its {blas.core or 'own choice of'} kernels, the best it knows "
-            "for this processor."
-        )
-
-
 @dataclass(frozen=True)
 class Context:
     """What is measured, and how much time it may take. Raises UserError for `threads` below 1."""
 
     budget: Profile
     tokenizer_name: str = "numpy"
-    engine_name: str = "numpy"
+    engine_spec: str = "numpy"
     model: str = ""
     workload: str = ""
     threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise UserError(f"threads is {self.threads!r}; expected a whole number of at least 1.")
+        whole(threads=self.threads)
+
+    @property
+    def engine_name(self) -> str:
+        """The engine's spec as it may be shown, without keys."""
+        return redacted(self.engine_spec)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -152,5 +69,51 @@ class Context:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of the name. Raises UserError when it cannot be opened."""
-        return open_engine(self.engine_name, self.model or None, threads=self.threads)
+        """The engine of the spec. Raises UserError when it cannot be opened."""
+        return open_engine(self.engine_spec, self.model or None, threads=self.threads)
+
+    def batch_sizes(self, sizes: Sequence[int], what: str, smoke: int = 4) -> tuple[int, ...]:
+        """Batch sizes that the engine takes, in rising order; a smoke run's at most `smoke`.
+
+        Raises UserError as `checked_sizes` does.
+        """
+        checked = checked_sizes(sizes, self.engine.max_batch_size(), what)
+        if self.budget.name != "smoke":
+            return checked
+        return tuple(s for s in checked if s <= smoke) or checked[:1]
+
+    def tokens(self, max_tokens: int, smoke: int = 4) -> int:
+        """Tokens to generate for a request; in a smoke run at most `smoke`.
+
+        Raises UserError for less than 1.
+        """
+        whole(max_tokens=max_tokens)
+        return min(max_tokens, smoke) if self.budget.name == "smoke" else max_tokens
+
+    def prompts(self, count: int, keep: Callable[[Prompt], bool]) -> list[Prompt]:
+        """`count` prompts of the workload, of those to `keep` (of all when none is).
+
+        Raises UserError for a workload that cannot be read.
+        """
+        prompts = load_prompts(self.workload)
+        return sample_prompts([p for p in prompts if keep(p)] or prompts, count, self.seed)
+
+    def preflight(self) -> Section:
+        """Machine, BLAS and its kernels, threads; and the remedy where BLAS could be faster."""
+        blas = preflight.check()
+        facts = {
+            "machine": Machine.here().describe(),
+            "BLAS": f"{blas.blas} {blas.version}, {blas.core or 'unnamed'} kernels",
+            "BLAS threads measured": self.threads,
+            "tokenizer": self.tokenizer_name,
+            "engine": self.engine_name,
+            "weights": getattr(self.engine, "weights", "as the engine keeps them"),
+            "model": self.model or "the default model, SmolLM2-135M-Instruct",
+        }
+        table = pd.DataFrame({"what": list(facts), "found": [str(v) for v in facts.values()]})
+        finding = blas.remedy or (
+            f"Preflight: BLAS uses its {blas.core or 'own choice of'} kernels, the best it knows "
+            "for this processor."
+        )
+        caption = "The machine and the libraries that did the work."
+        return Section("preflight", {}, finding, table, caption)

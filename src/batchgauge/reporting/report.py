@@ -259,7 +259,12 @@ class Report:
             if shown := result.table():
                 frame, caption = shown
                 self.table(frame, caption=caption)
-            if sentence := result.sentence():
+            sentence = result.sentence()
+            if document := result.svg():
+                path = self.path("reports", "figures", f"{result.name}.svg")
+                write_text(visible(document), path)
+                sentence = escaped(sentence) + Markdown(f" [Explore it](figures/{path.name}).")
+            if sentence:
                 self.finding(sentence)
             for score in result.scores():
                 self.score(**asdict(score))

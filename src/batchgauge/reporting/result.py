@@ -38,6 +38,9 @@ class Result(Protocol):
     def sentence(self) -> str:
         """The finding: text or `Markdown`, also what the picture says to who cannot see it."""
 
+    def svg(self) -> str | None:
+        """The picture once more, as an SVG document to explore in a browser."""
+
     def scores(self) -> Sequence[Score]:
         """The rows that it gives the scorecard."""
 
@@ -46,8 +49,8 @@ class Result(Protocol):
 class Section:
     """A `Result` of plain values.
 
-    `picture` draws with no argument, so that nothing is drawn before it is shown. An empty
-    finding says nothing.
+    `picture` draws and `document` renders (an SVG) with no argument, so that nothing is
+    drawn before it is shown. An empty finding says nothing.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Section:
     picture: Callable[[], Figure] | None = None
     picture_caption: str = ""
     targets: Sequence[Score] = ()
+    document: Callable[[], str] | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -79,6 +83,10 @@ class Section:
     def sentence(self) -> str:
         """See `Result`."""
         return self.finding
+
+    def svg(self) -> str | None:
+        """See `Result`."""
+        return self.document() if self.document else None
 
     def scores(self) -> Sequence[Score]:
         """See `Result`."""

@@ -9,20 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.baseline.sweep import Sweep, Timed, as_ratio, block_ratios, run_blocks
-from batchgauge.experiments.context import Lab
+from batchgauge.experiments.baseline.sweep import (
+    BATCH,
+    ONE_BY_ONE,
+    Sweep,
+    Timed,
+    block_ratios,
+    row,
+    run_blocks,
+)
+from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.statistics import minimum_detectable_change
-from batchgauge.measuring.verdicts import judge
-from batchgauge.reporting import plots
+from batchgauge.measuring.statistics import location, minimum_detectable_change
+from batchgauge.measuring.verdicts import Ratio, judged
 from batchgauge.request import (
     BatchItem,
     BatchResult,
@@ -30,9 +38,10 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
+from batchgauge.workload import Prompt
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# Of the sweep's prompts: the few very long ones would drown the rest.
+LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
 
 Result = BatchResult[InferenceBatchResponse]
 Items = Sequence[BatchItem[InferenceBatchRequest]]
@@ -45,61 +54,20 @@ class InferenceSweep(Sweep):
     phases: pd.DataFrame
     answers: pd.DataFrame
 
-    def draw_latency(self) -> Figure:
-        """TTFT and inter-token latency by batch size: median, and range over requests."""
-        import matplotlib.pyplot as plt
 
-        fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6))
-        for ax, what, title in (
-            (axes[0], "ttft", "Time to first token"),
-            (axes[1], "inter_token", "Inter-token latency"),
-        ):
-            columns = (f"{what}_{q}_ms" for q in ("median", "least", "most"))
-            plots.line_with_interval(
-                ax,
-                self.phases["batch_size"].to_numpy(),
-                *(self.phases[c].to_numpy() for c in columns),
-                implementation=str(self.table["implementation"].iloc[0]),
-            )
-            plots.batch_axis(ax, self.phases["batch_size"])
-            ax.set(title=title, ylabel="ms (median, range over requests)", ylim=(0, None))
-        return fig
-
-    def latency_sentence(self) -> str:
-        """How TTFT and inter-token latency grow from the smallest to the largest batch."""
-        first, last = self.phases.iloc[0], self.phases.iloc[-1]
-        if math.isnan(last["ttft_median_ms"]):
-            return "This engine does not say when its tokens came, so there are no latencies."
-        ttft = (
-            f"From batch {first['batch_size']:.0f} to {last['batch_size']:.0f} the median TTFT "
-            f"goes from {first['ttft_median_ms']:.0f} to {last['ttft_median_ms']:.0f} ms"
-        )
-        if math.isnan(last.get("first_answer_median_ms", 0.0)):
-            ttft += " (of reasoning only: no answer began)"
-        elif "first_answer_median_ms" in last:
-            ttft += (
-                f" (of the answer behind its reasoning: {last['first_answer_median_ms']:.0f} ms)"
-            )
-        if math.isnan(last["inter_token_median_ms"]):
-            return f"{ttft}; its chunks are not single tokens, so there is no inter-token latency."
-        if math.isnan(last["decode_tokens_per_s"]) or math.isnan(last["decode_speedup_x"]):
-            return f"{ttft}; how long decoding took is not known."
-        return (
-            f"{ttft} and the "
-            f"median inter-token latency from {first['inter_token_median_ms']:.1f} to "
-            f"{last['inter_token_median_ms']:.1f} ms; decode throughput from "
-            f"{first['decode_tokens_per_s']:.0f} to {last['decode_tokens_per_s']:.0f} tokens/s, "
-            f"S({last['batch_size']:.0f}) of decode alone = {last['decode_speedup_x']:.2f} × "
-            f"[{last['decode_low_x']:.2f}, {last['decode_high_x']:.2f}]."
-        )
+def short_prompts(context: Context, count: int) -> list[Prompt]:
+    """`count` prompts of the workload without its very long ones."""
+    longest = LONGEST_CHARACTERS[context.budget.name]
+    return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
 def long_sweep(
-    lab: Lab,
+    context: Context,
     what: str,
     part: str,
     items: Items,
     sizes: Sequence[int],
+    max_tokens: int,
     *,
     share: float,
     at_least: int | None = None,
@@ -110,72 +78,59 @@ def long_sweep(
     """
 
     def infer(chosen: Items) -> Result:
-        result = lab.engine.infer_batch(chosen)
+        result = context.engine.infer_batch(chosen)
         bad = next((r for r in result.responses if r.error is not None), None)
         if bad:
             raise UserError(f"The engine could not answer '{bad.id}': {bad.error}")
         return result
 
-    with limit_threads(lab.threads):
+    with limit_threads(context.threads):
         timings = run_blocks(
             lambda i: infer(items[i : i + 1]),
             lambda b: infer(items[:b]),
             sizes,
-            budget_s=lab.budget.share(share),
-            min_blocks=at_least or lab.budget.choose(smoke=2, default=3, thorough=10),
-            max_blocks=lab.budget.max_blocks,
+            budget_s=context.budget.share(share),
+            min_blocks=at_least or context.budget.choose(smoke=2, default=3, thorough=10),
+            max_blocks=context.budget.max_blocks,
             name=what,
         )
-    batches = [t for t in timings if t.item < 0]
+    largest = max((t for t in timings if t.item < 0), key=lambda t: t.batch_size)
     return InferenceSweep(
         what,
-        _table(lab, timings, sizes),
-        _samples(lab, part, timings),
-        pd.DataFrame([_phases(timings, size, lab.seed) for size in sizes]),
-        _answers(items, batches[-1].result),
+        _table(context, timings, sizes),
+        _samples(context, part, timings, max_tokens),
+        pd.DataFrame([_phases(timings, size, context.seed) for size in sizes]),
+        _answers(items, largest.result),
     )
 
 
-def _table(lab: Lab, timings: Sequence[Timed[Result]], sizes: Sequence[int]) -> pd.DataFrame:
-    floor_logs = block_ratios(timings, 1, _wall_ms) if 1 in sizes else None
-    half = as_log_half_width(floor_logs, lab.seed)
+def _table(
+    context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]
+) -> pd.DataFrame:
+    logs = {size: block_ratios(timings, size, _wall_ms) for size in sizes}
+    twice = 1 in sizes and len(logs[1]) > 1  # a batch of one is an item alone: an A/A comparison
+    half = location(logs[1], seed=context.seed).half_width if twice else math.nan
+    floor, mdc = math.expm1(half), minimum_detectable_change(half)
     rows = []
     for size in sizes:
-        logs = block_ratios(timings, size, _wall_ms)
-        ratio = as_ratio(logs, lab.seed)
+        ratio = _ratio(logs[size], context.seed, floor, mdc)
         mine = [t.wall_ms for t in timings if t.item < 0 and t.batch_size == size]
         alone = [
             sum(t.wall_ms for t in timings if t.block == block and 0 <= t.item < size)
             for block in sorted({t.block for t in timings})
         ]
-        floor, mdc = math.expm1(half), minimum_detectable_change(half)
-        rows.append(
-            {
-                "implementation": lab.engine_name,
-                "batch_size": size,
-                "speedup_x": ratio.value,
-                "low_x": ratio.low,
-                "high_x": ratio.high,
-                "verdict": judge(
-                    ratio.low, ratio.high, ratio.p, noise_floor=floor, mdc=mdc, threshold=0.05
-                ),
-                "noise_floor_percent": 100 * floor,
-                "detectable_percent": 100 * mdc,
-                "blocks": ratio.n,
-                "alone_ms": float(np.median(alone)),
-                "batch_ms": float(np.median(mine)),
-            }
-        )
+        medians = {"alone_ms": float(np.median(alone)), "batch_ms": float(np.median(mine))}
+        rows.append(row(judged([ratio])[0], size, context.engine_name, **medians))
     return pd.DataFrame(rows)
 
 
-def as_log_half_width(logs: Any, seed: int) -> float:
-    """Half-width of the 95 % interval of log ratios, NaN when there are none or only one."""
-    from batchgauge.measuring.statistics import location
-
-    if logs is None or len(logs) < 2:
-        return math.nan
-    return location(logs, seed=seed).half_width
+def _ratio(
+    logs: npt.NDArray[np.float64], seed: int, floor: float = math.nan, mdc: float = math.nan
+) -> Ratio:
+    return Ratio.of(
+        location(logs, seed=seed), name=BATCH, baseline=ONE_BY_ONE, noise_floor=floor,
+        minimum_detectable_change=mdc,
+    )  # fmt: skip
 
 
 def _wall_ms(timed: Timed[Result]) -> float:
@@ -209,7 +164,7 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     )
     alone = [t for t in timings if 0 <= t.item < size]
     known = all(_decode_ms(t) > 0 for t in [*mine, *alone])
-    ratio = as_ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
+    ratio = _ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
     return {
         "batch_size": size,
         "prefill_tokens_per_s": 1e3 * prompt / prefill_ms,
@@ -227,15 +182,17 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     }
 
 
-def _samples(lab: Lab, part: str, timings: Sequence[Timed[Result]]) -> pd.DataFrame:
+def _samples(
+    context: Context, part: str, timings: Sequence[Timed[Result]], max_tokens: int
+) -> pd.DataFrame:
     """The timings as records, one row a call."""
     samples = [
         Sample(
-            benchmark=f"{part}/batch={t.batch_size}/max_tokens={lab.max_tokens}",
-            implementation=lab.engine_name,
+            benchmark=f"{part}/batch={t.batch_size}/max_tokens={max_tokens}",
+            implementation=context.engine_name,
             part=part,
             batch_size=t.batch_size,
-            parameters=as_json({"item": t.item, "max_tokens": lab.max_tokens}),
+            parameters=as_json({"item": t.item, "max_tokens": max_tokens}),
             process=0,
             block=t.block,
             position=t.position,
@@ -250,7 +207,7 @@ def _samples(lab: Lab, part: str, timings: Sequence[Timed[Result]]) -> pd.DataFr
         )
         for t in timings
     ]
-    return to_frame(samples, Run.here(threads=lab.threads, seed=lab.seed))
+    return to_frame(samples, Run.here(threads=context.threads, seed=context.seed))
 
 
 def _answers(items: Items, result: Result) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The baseline notebook's questions, one function each; every one gives data to draw and to read.
+"""The baseline notebook's questions, one function each: measured, drawn and put into words.
 
 Left out: why it is so (02), what was tried (03), which size to choose (04).
 """
@@ -6,147 +6,219 @@ Left out: why it is so (02), what was tried (03), which size to choose (04).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.baseline.costs import memory_sentence
-from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
-from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, comparison_row, interval
-from batchgauge.experiments.context import Lab
-from batchgauge.machine.preflight import limit_threads
-from batchgauge.measuring import compare_interleaved, measure
-from batchgauge.reporting import plots
-from batchgauge.request import (
-    BatchItem,
-    BatchResponse,
-    BatchResult,
-    BatchStats,
-    InferenceBatchResponse,
-    generated_tokens,
-)
-from batchgauge.workload import texts, to_items
+from batchgauge.experiments.baseline import costs, figures, runs
+from batchgauge.experiments.baseline.sweep import Sweep
+from batchgauge.experiments.context import Context
+from batchgauge.reporting import Score, Section, plots
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from batchgauge.reporting import Report
-
-Calls = tuple[Callable[[], object], Callable[[], object], int]  # alone, together, tokens
+Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
 
-def _short_sweep(
-    lab: Lab, what: str, part: str, share: float, calls: Callable[[int], Calls]
-) -> Sweep:
-    """A comparison of one at a time and batch at every tokenizing size."""
-    rows, samples = [], []
-    for size in lab.tokenize_sizes:
-        alone, together, tokens = calls(size)
-        found = compare_interleaved(
-            {ONE_BY_ONE: alone, BATCH: together},
-            baseline=ONE_BY_ONE,
-            benchmark=f"{part}/batch={size}/chars={lab.characters}",
-            items=size,
-            tokens=tokens,
-            batch_size={ONE_BY_ONE: 1, BATCH: size},
-            part=part,
-            budget_s=lab.budget.share(share) / len(lab.tokenize_sizes),
-            min_blocks=lab.budget.min_blocks,
-            seed=lab.seed,
-            threads=lab.threads,
+def tokenizing(
+    context: Context, *, sizes: Sequence[int], characters: int, target: Target
+) -> Section:
+    """S(b) of tokenizing."""
+    sweep = runs.tokenizing(context, sizes, characters)
+    frames = {"tokenizing": sweep.table, "tokenizing_samples": sweep.samples}
+    return _speedup(
+        sweep, frames, target, picture="batch_size_speedup_chart", key="tokenizing_batch_32",
+        label="Tokenizing, S({})",
+        caption="Batch speedup S(b) of tokenizing, with 95 % intervals and the noise band.",
+        table_caption="Tokenizing by batch size.",
+    )  # fmt: skip
+
+
+def detokenizing(context: Context, *, sizes: Sequence[int], characters: int) -> Section:
+    """S(b) of the way back."""
+    table = runs.detokenizing(context, sizes, characters).table
+    said = speedup_sentence("Detokenizing", table)
+    caption = "Detokenizing by batch size."
+    return Section("detokenizing", {"detokenizing": table}, said, table, caption)
+
+
+def inference(
+    context: Context, *, sizes: Sequence[int], max_tokens: int, target: Target
+) -> tuple[Section, Section, Section]:
+    """S(b) of whole requests; prefill and decode apart; some prompts with their answers."""
+    sweep = runs.inference(context, sizes, max_tokens)
+    frames = {"inference": sweep.table, "inference_samples": sweep.samples}
+    whole = _speedup(
+        sweep, frames, target, picture="inference_speedup_chart", key="inference_batch_8",
+        label="Inference, S({}) of whole requests",
+        caption="Batch speedup S(b) of whole requests, with 95 % intervals.",
+    )  # fmt: skip
+    name = str(sweep.table["implementation"].iloc[0])
+    phases = Section(
+        "inference_latency_chart", {"inference_phases": sweep.phases},
+        latency_sentence(sweep.phases), sweep.phases,
+        "Prefill and decode apart: throughput, TTFT and inter-token latency by batch size.",
+        partial(figures.latency, sweep.phases, name),
+        "What a request waits for as the batch grows.",
+    )  # fmt: skip
+    caption = "Prompts and the beginnings of their answers (greedy)."
+    return whole, phases, Section("answers", {}, "", sweep.answers, caption)
+
+
+def statistics(context: Context) -> Section:
+    """What a batch's statistics cost, and finding one of its responses."""
+    table = runs.statistics(context)
+    few = table[(table["part"] == "statistics") & (table["items"] == 100)].iloc[0]
+    score = Score(
+        "statistics_100_items", "Statistics of 100 items", 1000.0, few["median_us"],
+        few["low_us"], few["high_us"], "µs", "lower",
+    )  # fmt: skip
+    return Section(
+        "statistics", {"statistics": table}, statistics_sentence(table), table,
+        "Time to compute a batch's statistics and to find one response, by items.",
+        targets=[score],
+    )  # fmt: skip
+
+
+def end_to_end(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Section:
+    """S(b) from text to text."""
+    table = runs.end_to_end(context, sizes, max_tokens).table
+    said = speedup_sentence("End to end", table)
+    return Section("end_to_end", {"end_to_end": table}, said, table, "End to end by batch size.")
+
+
+def variation(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Section:
+    """Throughput as one parameter changes."""
+    table = runs.variation(context, sizes, max_tokens)
+    return Section(
+        "baseline_variation", {"variation": table}, variation_sentence(table),
+        picture=partial(figures.variation, table),
+        picture_caption="Throughput as one parameter changes, the others fixed.",
+    )  # fmt: skip
+
+
+def memory(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Section:
+    """Bytes of a batch beside those that must exist."""
+    table = costs.memory(context, sizes, max_tokens)
+    worst = table["overhead_percent"].max()
+    score = Score(
+        "memory_overhead", "Memory overhead, worst batch size", 5.0, worst, unit="%", better="lower"
+    )
+    return Section(
+        "memory", {"memory": table}, memory_sentence(table), table, "Bytes by batch size.",
+        targets=[] if math.isnan(worst) else [score],
+    )  # fmt: skip
+
+
+def layer(context: Context, *, sizes: Sequence[int], characters: int) -> Section:
+    """What items, ids, responses and statistics add to a call."""
+    table = costs.layer_overhead(context, sizes, characters)
+    caption = "Fixed cost of the batching layer."
+    return Section("layer", {"layer_overhead": table}, layer_sentence(table), table, caption)
+
+
+def answer(tokens: Section, requests: Section, bytes_: Section) -> str:
+    """What batching buys for tokenizing and inference, and what it costs."""
+    words, answers = at(tokens.frame, 32), at(requests.frame, 8)
+    return (
+        f"Tokenizing in batches of {words['batch_size']} does {interval(words)} the work of one at "
+        f"a time, inference in batches of {answers['batch_size']} {interval(answers)} for whole "
+        f"requests. {bytes_.sentence()}"
+    )
+
+
+def _speedup(
+    sweep: Sweep, frames: Mapping[str, pd.DataFrame], target: Target, *,
+    picture: str, key: str, label: str, caption: str, table_caption: str = "",
+) -> Section:  # fmt: skip
+    """A sweep as a section, with the row at the target's batch size on the scorecard."""
+    table = sweep.table
+    best, row = table.sort_values("speedup_x").iloc[-1], at(table, target[0])
+    title = (
+        f"{sweep.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
+        "the work of one at a time"
+    )
+    score = Score(
+        key, label.format(row["batch_size"]), target[1], row["speedup_x"], row["low_x"],
+        row["high_x"], "×",
+    )  # fmt: skip
+    return Section(
+        picture, frames, speedup_sentence(sweep.what, table), table if table_caption else None,
+        table_caption, partial(figures.speedup, table, title, target), caption, [score],
+    )  # fmt: skip
+
+
+def at(table: pd.DataFrame, batch_size: int) -> dict[str, Any]:
+    """The row of a batch size (the nearest below when it was not run)."""
+    fitting = table[table["batch_size"] <= batch_size]
+    return dict((fitting if len(fitting) else table).sort_values("batch_size").iloc[-1])
+
+
+def interval(row: Mapping[str, Any] | pd.Series) -> str:
+    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
+    return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
+
+
+def speedup_sentence(what: str, table: pd.DataFrame) -> str:
+    """Every implementation's S at its largest size, with interval and verdict."""
+    parts = []
+    for name, rows in table.groupby("implementation", sort=False):
+        row = rows.sort_values("batch_size").iloc[-1]
+        parts.append(
+            f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, {row['verdict']}"
         )
-        row = comparison_row(found, size, lab.tokenizer_name)
-        row["throughput_tokens_per_s"] = found.tokens_per_s(BATCH)
-        rows.append(row)
-        samples.append(found.frame())
-    return Sweep(what, pd.DataFrame(rows), pd.concat(samples, ignore_index=True))
+    floor = table["noise_floor_percent"].max()
+    noise = f" Noise floor at worst {floor:.1f} %." if pd.notna(floor) else ""
+    return f"{what}. {'; '.join(parts)}.{noise}"
 
 
-def tokenizing(lab: Lab) -> Sweep:
-    """S(b) of tokenizing warm texts of prose: `encode` for each against one `encode_many`."""
-    tokenizer = lab.tokenizer
-
-    def calls(size: int) -> Calls:
-        batch = texts("prose", lab.characters, size, lab.seed)
-        tokens = int(tokenizer.encode_many(batch).offsets[-1])
-        return (
-            lambda: [tokenizer.encode(text) for text in batch],
-            lambda: tokenizer.encode_many(batch),
-            tokens,
-        )
-
-    return _short_sweep(lab, "Tokenizing", "tokenise", 0.14, calls)
-
-
-def detokenizing(lab: Lab) -> Sweep:
-    """S(b) of the way back: `decode` for each against one `decode_many`."""
-    tokenizer = lab.tokenizer
-
-    def calls(size: int) -> Calls:
-        rows = tokenizer.encode_many(texts("prose", lab.characters, size, lab.seed)).tolist()
-        return (
-            lambda: [tokenizer.decode(row) for row in rows],
-            lambda: tokenizer.decode_many(rows),
-            sum(map(len, rows)),
-        )
-
-    return _short_sweep(lab, "Detokenizing", "detokenise", 0.08, calls)
+def latency_sentence(phases: pd.DataFrame) -> str:
+    """How TTFT and inter-token latency grow from the smallest to the largest batch."""
+    first, last = phases.iloc[0], phases.iloc[-1]
+    if math.isnan(last["ttft_median_ms"]):
+        return "This engine does not say when its tokens came, so there are no latencies."
+    ttft = (
+        f"From batch {first['batch_size']:.0f} to {last['batch_size']:.0f} the median TTFT "
+        f"goes from {first['ttft_median_ms']:.0f} to {last['ttft_median_ms']:.0f} ms"
+    )
+    if math.isnan(last.get("first_answer_median_ms", 0.0)):
+        ttft += " (of reasoning only: no answer began)"
+    elif "first_answer_median_ms" in last:
+        ttft += f" (of the answer behind its reasoning: {last['first_answer_median_ms']:.0f} ms)"
+    if math.isnan(last["inter_token_median_ms"]):
+        return f"{ttft}; its chunks are not single tokens, so there is no inter-token latency."
+    if math.isnan(last["decode_tokens_per_s"]) or math.isnan(last["decode_speedup_x"]):
+        return f"{ttft}; how long decoding took is not known."
+    return (
+        f"{ttft} and the median inter-token latency from {first['inter_token_median_ms']:.1f} to "
+        f"{last['inter_token_median_ms']:.1f} ms; decode throughput from "
+        f"{first['decode_tokens_per_s']:.0f} to {last['decode_tokens_per_s']:.0f} tokens/s, "
+        f"S({last['batch_size']:.0f}) of decode alone = {last['decode_speedup_x']:.2f} × "
+        f"[{last['decode_low_x']:.2f}, {last['decode_high_x']:.2f}]."
+    )
 
 
-def inference(lab: Lab) -> InferenceSweep:
-    """S(b) of whole requests and of decode alone, with the phases apart."""
-    items = to_items(lab.prompts, max_tokens=lab.max_tokens, seed=lab.seed, ignore_eos=True)
-    return long_sweep(lab, "Inference", "inference", items, lab.inference_sizes, share=0.5)
+def memory_sentence(table: pd.DataFrame) -> str:
+    """The overhead at the largest batch, or that the engine cannot say."""
+    row = table.iloc[-1]
+    if math.isnan(row["overhead_percent"]):
+        return "This engine does not say what must exist, so its overhead is not known."
+    return (
+        f"A batch of {row['batch_size']:.0f} peaks at {row['peak_bytes'] / 2**20:.1f} MiB beside "
+        f"{row['weights_bytes'] / 2**20:.0f} MiB of weights, "
+        f"{row['peak_per_item_bytes'] / 2**20:.2f} MiB an item; "
+        f"the overhead over what must exist is {row['overhead_percent']:.2f} %."
+    )
 
 
-def end_to_end(lab: Lab) -> InferenceSweep:
-    """S(b) from text to text at one size, 8 or the largest: prompts end where they end."""
-    sizes = [min(8, max(lab.inference_sizes))]
-    items = to_items(lab.prompts, seed=lab.seed)
-    most = 2 * lab.max_tokens
-    capped = [
-        BatchItem(i.id, replace(i.data, max_tokens=min(i.data.max_tokens, most))) for i in items
-    ]
-    return long_sweep(lab, "End to end", "end_to_end", capped, sizes, share=0.2, at_least=2)
-
-
-def statistics(lab: Lab) -> pd.DataFrame:
-    """Time to make a batch's statistics, and to find a response by id: 100 to 10,000 items."""
-    rng = np.random.default_rng(lab.seed)
-    rows = []
-    for count in (100, 1_000, 10_000):
-        times = rng.lognormal(1.0, 0.5, count)
-        responses = [BatchResponse(str(i), i, t) for i, t in enumerate(times.tolist())]
-        result = BatchResult.of(responses, 1.0)
-        wanted = str(count - 1)
-        for part, fn in (
-            ("statistics", partial(BatchStats.from_durations, times, 1.0)),
-            ("result with index", partial(BatchResult.of, responses, 1.0)),
-            ("lookup by id", partial(result.get_by_id, wanted)),
-        ):
-            found = measure(
-                fn, name=f"{part}/items={count}", items=count, part=part,
-                budget_s=lab.budget.share(0.004), seed=lab.seed,
-            )  # fmt: skip
-            low, high = _median_interval(found.steady_ms)
-            rows.append((part, count, 1e3 * found.median_ms, 1e3 * low, 1e3 * high))
-    return pd.DataFrame(rows, columns=["part", "items", "median_us", "low_us", "high_us"])
-
-
-def _median_interval(times: Any) -> tuple[float, float]:
-    """Distribution-free 95 % interval of the median, by order statistics of samples [n].
-
-    Ranks from the binomial distribution (Conover, Practical Nonparametric Statistics, 3.2).
-    """
-    from scipy.stats import binom
-
-    ordered = np.sort(times)
-    below = max(int(binom.ppf(0.025, ordered.size, 0.5)) - 1, 0)
-    return float(ordered[below]), float(ordered[ordered.size - 1 - below])
+def layer_sentence(table: pd.DataFrame) -> str:
+    """The layer's cost an item at the largest batch."""
+    row = table.iloc[-1]
+    return (
+        f"At batch {row['batch_size']:.0f} the batching layer adds "
+        f"{row['extra_per_item_us']:.2f} µs an item: {row['ratio_x']:.2f} × "
+        f"[{row['low_x']:.2f}, {row['high_x']:.2f}] the time of the bare call."
+    )
 
 
 def statistics_sentence(table: pd.DataFrame) -> str:
@@ -158,72 +230,6 @@ def statistics_sentence(table: pd.DataFrame) -> str:
         f"{cell['statistics', 10_000]:.0f} µs; finding one response by id takes {1e3 * few:.0f} ns "
         f"among 100 and {1e3 * many:.0f} ns among 10,000."
     )
-
-
-def variation(lab: Lab) -> pd.DataFrame:
-    """Throughput of one batch as temperature, tokens generated or prompt length changes alone."""
-    size = min(4, max(lab.inference_sizes))
-    tokens = lab.max_tokens
-    lengths = lab.budget.choose(
-        smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
-    )
-    cases: list[tuple[str, float, dict[str, Any], int]] = [
-        *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)),
-        *(
-            ("max_tokens", n, {"max_tokens": n}, 0)
-            for n in (max(1, tokens // 2), tokens, 2 * tokens)
-        ),
-        *(("prompt_characters", c, {}, c) for c in lengths),
-    ]
-    if lab.budget.name == "smoke":
-        cases = cases[::2]
-    rows = []
-    for what, value, changed, characters in cases:
-        options = {"max_tokens": tokens, "ignore_eos": True, "seed": lab.seed} | changed
-        items = to_items(lab.prompts[:size], **options)
-        if characters:
-            made = texts("prose", characters, size, lab.seed)
-            items = [
-                BatchItem(i.id, replace(i.data, prompt=text))
-                for i, text in zip(items, made, strict=True)
-            ]
-        results = []
-        with limit_threads(lab.threads):
-            for _ in range(lab.budget.choose(smoke=2, default=3, thorough=12)):
-                results.append(lab.engine.infer_batch(items))  # noqa: PERF401  # timed one by one
-        rates = [_generated(r) / r.stats.total_duration_ms * 1e3 for r in results[1:]]
-        rows.append((what, value, size, float(np.median(rates)), min(rates), max(rates)))
-    columns = ["parameter", "value", "batch_size", "median_tokens_per_s"]
-    return pd.DataFrame(rows, columns=[*columns, "least_tokens_per_s", "most_tokens_per_s"])
-
-
-def _generated(result: BatchResult[InferenceBatchResponse]) -> float:
-    """Tokens generated in a batch; NaN where nobody counted them."""
-    tokens = generated_tokens(result)
-    return math.nan if tokens is None else tokens
-
-
-def draw_variation(table: pd.DataFrame) -> Figure:
-    """One panel a parameter: median throughput with the range of its repetitions."""
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(table["parameter"]))
-    fig, axes = plt.subplots(1, len(names), figsize=(9.5, 3.4), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        rows = table[table["parameter"] == name]
-        plots.line_with_interval(
-            ax, rows["value"].to_numpy(), rows["median_tokens_per_s"].to_numpy(),
-            rows["least_tokens_per_s"].to_numpy(), rows["most_tokens_per_s"].to_numpy(),
-            implementation="numpy",
-        )  # fmt: skip
-        ax.set(xlabel=name.replace("_", " "))
-    most = table["most_tokens_per_s"].max()
-    axes[0][0].set_ylim(0, 1.1 * most if most > 0 else 1)
-    axes[0][0].set_ylabel("generated tokens per second\n(median, range of repetitions)")
-    fig.suptitle(
-        f"What changes throughput at batch {table['batch_size'].iloc[0]}", x=0.01, ha="left"
-    )
-    return fig
 
 
 def variation_sentence(table: pd.DataFrame) -> str:
@@ -239,44 +245,3 @@ def variation_sentence(table: pd.DataFrame) -> str:
             f"{change:+.0%}"
         )
     return f"Throughput at batch {table['batch_size'].iloc[0]}: {'; '.join(parts)} (medians)."
-
-
-def score(
-    report: Report,
-    tokens: Sweep,
-    requests: InferenceSweep,
-    table: pd.DataFrame,
-    bytes_: pd.DataFrame,
-) -> None:
-    """Put the plan's targets that this notebook measures on the scorecard."""
-    row = tokens.at(32)
-    report.score(
-        "tokenizing_batch_32", label=f"Tokenizing, S({row['batch_size']})", goal=5.0,
-        value=row["speedup_x"], low=row["low_x"], high=row["high_x"], unit="×",
-    )  # fmt: skip
-    row = requests.at(8)
-    report.score(
-        "inference_batch_8", label=f"Inference, S({row['batch_size']}) of whole requests", goal=3.0,
-        value=row["speedup_x"], low=row["low_x"], high=row["high_x"], unit="×",
-    )  # fmt: skip
-    worst = bytes_["overhead_percent"].max()
-    if not math.isnan(worst):
-        report.score(
-            "memory_overhead", label="Memory overhead, worst batch size", goal=5.0, value=worst,
-            unit="%", better="lower",
-        )  # fmt: skip
-    few = table[(table["part"] == "statistics") & (table["items"] == 100)].iloc[0]
-    report.score(
-        "statistics_100_items", label="Statistics of 100 items", goal=1000.0,
-        value=few["median_us"], low=few["low_us"], high=few["high_us"], unit="µs", better="lower",
-    )  # fmt: skip
-
-
-def summary(tokens: Sweep, requests: InferenceSweep, bytes_: pd.DataFrame) -> str:
-    """The answer: what batching buys for tokenizing and inference, and what it costs."""
-    words, answers = tokens.at(32), requests.at(8)
-    return (
-        f"Tokenizing in batches of {words['batch_size']} does {interval(words)} the work of one at "
-        f"a time, inference in batches of {answers['batch_size']} {interval(answers)} for whole "
-        f"requests. {memory_sentence(bytes_)}"
-    )

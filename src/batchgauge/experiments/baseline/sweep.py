@@ -9,23 +9,17 @@ time of the batch's own items alone ÷ the time of the batch. Intervals are over
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from tqdm.auto import tqdm
 
-from batchgauge.measuring.statistics import Estimate, location
-from batchgauge.reporting import plots
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from batchgauge.measuring import Comparison
+from batchgauge.measuring.verdicts import Ratio
 
 R = TypeVar("R")
 ONE_BY_ONE = "one at a time"
@@ -40,53 +34,9 @@ class Sweep:
     table: pd.DataFrame
     samples: pd.DataFrame
 
-    def at(self, batch_size: int, implementation: str | None = None) -> dict[str, Any]:
-        """The row of a batch size (the nearest below when it was not run)."""
-        rows = self.table
-        if implementation:
-            rows = rows[rows["implementation"] == implementation]
-        fitting = rows[rows["batch_size"] <= batch_size]
-        row = (fitting if len(fitting) else rows).sort_values("batch_size").iloc[-1]
-        return dict(row)
 
-    def draw(self, target: tuple[int, float] | None = None) -> Figure:
-        """S(b) with intervals, one line an implementation; `target` is (batch size, speedup)."""
-        frame = self.table.rename(
-            columns={"speedup_x": "value", "low_x": "low", "high_x": "high"},
-        )
-        goal = target and (target[1], f"plan's target at batch {target[0]}: {target[1]:g} ×")
-        return plots.speedup(frame, title=self.title(), target=goal)
-
-    def title(self) -> str:
-        """The finding in one line."""
-        best = self.table.sort_values("speedup_x").iloc[-1]
-        return (
-            f"{self.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
-            "the work of one at a time"
-        )
-
-    def sentence(self) -> str:
-        """Every implementation's S at its largest size, with interval and verdict."""
-        parts = []
-        for name, rows in self.table.groupby("implementation", sort=False):
-            row = rows.sort_values("batch_size").iloc[-1]
-            parts.append(
-                f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, "
-                f"{row['verdict']}"
-            )
-        floor = self.table["noise_floor_percent"].max()
-        noise = f" Noise floor at worst {floor:.1f} %." if pd.notna(floor) else ""
-        return f"{self.what}. {'; '.join(parts)}.{noise}"
-
-
-def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
-    return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
-
-
-def comparison_row(found: Comparison, batch_size: int, implementation: str) -> dict[str, Any]:
-    """One row of a sweep's table from a comparison of `ONE_BY_ONE` and `BATCH`."""
-    ratio = found.ratio(BATCH)
+def row(ratio: Ratio, batch_size: int, implementation: str, **columns: float) -> dict[str, Any]:
+    """One row of a sweep's table: the ratio of a batch to its items one at a time, and more."""
     return {
         "implementation": implementation,
         "batch_size": batch_size,
@@ -97,8 +47,7 @@ def comparison_row(found: Comparison, batch_size: int, implementation: str) -> d
         "noise_floor_percent": 100 * ratio.noise_floor,
         "detectable_percent": 100 * ratio.minimum_detectable_change,
         "blocks": ratio.blocks,
-        "alone_ms": found.median_ms(ONE_BY_ONE),
-        "batch_ms": found.median_ms(BATCH),
+        **columns,
     }
 
 
@@ -161,11 +110,3 @@ def block_ratios(
         batch = sum(cost_ms(t) for t in mine if t.item < 0 and t.batch_size == batch_size)
         logs.append(math.log(single / batch))
     return np.array(logs)
-
-
-def as_ratio(logs: npt.NDArray[np.float64], seed: int) -> Estimate:
-    """Mean log ratio over blocks with its 95 % interval, as a ratio."""
-    found = location(logs, seed=seed)
-    return Estimate(
-        math.exp(found.value), math.exp(found.low), math.exp(min(found.high, 700)), found.p, found.n
-    )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from batchgauge.experiments.bottlenecks.study import Study
+from batchgauge.experiments.bottlenecks.parts import Subject
 from batchgauge.measuring.system import Events, Usage, hardware_events, usage
 from batchgauge.text import Markdown, escaped
 
@@ -47,16 +47,16 @@ _WORK: Mapping[str, str] = {
 _LOOP = "import sys\ncall()\nfor _ in range(int(sys.argv[1])): call()\n"
 
 
-def system_counters(study: Study) -> pd.DataFrame:
+def system_counters(subject: Subject) -> pd.DataFrame:
     """What the operating system counted per call of each part, no profiler attached.
 
     Columns part, calls, wall_ms, cpu_utilisation (CPU seconds over wall seconds; 1 is one core),
     involuntary_switches and voluntary_switches (of the processor), minor_faults and major_faults
     (pages given, pages read from disk; missing on Windows), all per call.
     """
-    seconds = study.profile.choose(smoke=0.1, default=0.5, thorough=3.0)
+    seconds = subject.context.budget.choose(smoke=0.1, default=0.5, thorough=3.0)
     rows = []
-    for part in study.parts:
+    for part in subject.parts:
         used, calls = _repeated(part.call, seconds)
         faults = (used.minor_faults, used.major_faults)
         rows.append(

@@ -1,4 +1,4 @@
-"""From the study's data to hotspots: what each part's time is made of, and what that means."""
+"""From the subject's data to hotspots: what each part's time is made of, and what that means."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ import math
 import pandas as pd
 
 from batchgauge.experiments.bottlenecks.kernels import DECODE_KERNELS
-from batchgauge.experiments.bottlenecks.study import Study
+from batchgauge.experiments.bottlenecks.parts import Subject
 from batchgauge.profiling.findings import Hotspot, memory_findings, memory_sentence, rank_findings
 from batchgauge.profiling.stacks import Kind, StackProfile
 from batchgauge.text import Markdown
 
 
-def hotspots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
+def hotspots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
     """Hotspots of every part: kernels against their floors for decode, functions elsewhere."""
-    spots = _kernel_spots(study, roofline)
+    spots = _kernel_spots(subject, roofline)
     taken = {spot.part for spot in spots}
-    for name, profile in study.samples.items():
+    for name, profile in subject.samples.items():
         if name not in taken and not (name.startswith("inference") and stages.size):
             spots += _function_spots(name, profile)
     if stages.size:
-        spots += _stage_spots(study, stages, roofline)
+        spots += _stage_spots(subject, stages, roofline)
     return spots
 
 
-def findings(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> pd.DataFrame:
-    """The ranked findings of the whole study."""
-    return rank_findings(hotspots(study, stages, roofline))
+def findings(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> pd.DataFrame:
+    """The ranked findings of the whole subject."""
+    return rank_findings(hotspots(subject, stages, roofline))
 
 
-def _kernel_spots(study: Study, roofline: pd.DataFrame) -> list[Hotspot]:
-    """Shares of a decode step by kernel at the study's batch size, with distance from the floor."""
+def _kernel_spots(subject: Subject, roofline: pd.DataFrame) -> list[Hotspot]:
+    """Shares of a decode step by kernel at the batch size, with distance from the floor."""
     if roofline.empty:
         return []
     rows = {
         row["kernel"]: row
-        for row in roofline[roofline["batch_size"] == study.batch_size].to_dict("records")
+        for row in roofline[roofline["batch_size"] == subject.batch_size].to_dict("records")
     }
     whole = rows["decode"]["measured_ms"]
-    name = f"decode ({getattr(study.engine, 'name', '')})"
+    name = f"decode ({getattr(subject.engine, 'name', '')})"
     spots = [
         Hotspot(name, kernel, min(1.0, rows[kernel]["measured_ms"] / whole), "numpy",
                 rows[kernel]["ratio"], rows[kernel]["bound"])
@@ -59,18 +59,18 @@ def _function_spots(name: str, profile: StackProfile) -> list[Hotspot]:
     return [Hotspot(name, function, share, kind) for (function, kind), share in largest]
 
 
-def _stage_spots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
+def _stage_spots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
     """Stages of a batch; prefill and decode with their distance from the floor where known."""
-    rows = stages[stages["batch_size"] == study.batch_size]
+    rows = stages[stages["batch_size"] == subject.batch_size]
     known = (
         {}
         if roofline.empty
         else {
             row["kernel"]: row
-            for row in roofline[roofline["batch_size"] == study.batch_size].to_dict("records")
+            for row in roofline[roofline["batch_size"] == subject.batch_size].to_dict("records")
         }
     )
-    part = f"inference ({getattr(study.engine, 'name', '')})"
+    part = f"inference ({getattr(subject.engine, 'name', '')})"
     spots = []
     for row in rows.to_dict("records"):
         floor = known.get(row["stage"], {"ratio": math.nan, "bound": ""})
@@ -81,21 +81,21 @@ def _stage_spots(study: Study, stages: pd.DataFrame, roofline: pd.DataFrame) -> 
     return spots
 
 
-def memory_table(study: Study) -> pd.DataFrame:
+def memory_table(subject: Subject) -> pd.DataFrame:
     """Growing and temporary sites of every part."""
-    frames = [memory_findings(profile, name) for name, profile in study.allocations.items()]
+    frames = [memory_findings(profile, name) for name, profile in subject.allocations.items()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def memory_sentences(study: Study) -> Markdown:
+def memory_sentences(subject: Subject) -> Markdown:
     """One sentence a part about growth and temporary bytes."""
-    said = [memory_sentence(profile, name) for name, profile in study.allocations.items()]
+    said = [memory_sentence(profile, name) for name, profile in subject.allocations.items()]
     return Markdown(" ").join(said) or Markdown("No allocations were tracked.")
 
 
-def temporary_bytes_per_decode_step(study: Study) -> float:
+def temporary_bytes_per_decode_step(subject: Subject) -> float:
     """Bytes that one decode step allocates and gives back; NaN where it was not tracked."""
-    for name, profile in study.allocations.items():
+    for name, profile in subject.allocations.items():
         if name.startswith("decode step"):
             return profile.temporary_bytes_per_call
     return math.nan

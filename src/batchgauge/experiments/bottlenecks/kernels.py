@@ -10,65 +10,24 @@ multiply-add.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import swiglu
-from batchgauge.experiments.bottlenecks.study import Items, Study
+from batchgauge.experiments.bottlenecks.parts import Items, Subject
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call, requests
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, Peaks, measure_peaks, place
-from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.request import BatchItem
 from batchgauge.workload import request_lengths
 
-CONTEXT = 128  # positions that a decode step looks back on
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
-
-
-def _filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
-    """A cache that holds `length` positions in each row, with room for some more.
-
-    Written to, because pages of zeros that nobody wrote to share one page of memory.
-    """
-    cache = model.new_cache([length + 8] * rows)
-    for group in cache.groups:
-        group.keys.fill(0.01)
-        group.values.fill(0.01)  # noqa: PD011 - no data frame
-    _set_lengths(cache, length)
-    return cache
-
-
-def _set_lengths(cache: KVCache, length: int) -> None:
-    for group in cache.groups:
-        group.lengths[:] = [length] * len(group)
-
-
-def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
-    """One decode step of `rows` rows, each with `context` positions behind it, again and again."""
-    cache = _filled_cache(model, rows, context)
-    tokens = np.arange(rows, dtype=np.int32)
-
-    def decode_step() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, context)
-        return model.decode(tokens, cache)
-
-    return decode_step
-
-
-def _prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], object]:
-    cache = model.new_cache([positions] * rows)
-    prompts = [list(range(positions))] * rows
-
-    def prefill() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, 0)
-        return model.prefill(prompts, cache)
-
-    return prefill
 
 
 def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
@@ -81,7 +40,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     wide = rng.standard_normal((B, H * E), dtype=np.float32)
     queries = wide.reshape(B, H, E)
     news = rng.standard_normal((B, c.kv_heads, E), dtype=np.float32)  # keys and values
-    cache = _filled_cache(model, B, CONTEXT - 1)
+    cache = filled_cache(model, B, CONTEXT - 1)
 
     def qkv() -> None:
         for layer in layers:
@@ -137,7 +96,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
         ),
         Kernel(
             "prefill",
-            _prefill_call(model, B, PROMPT),
+            prefill_call(model, B, PROMPT),
             each * all_weights + positions * c.kv_bytes_per_token,
             prefill_flops,
             B,
@@ -145,40 +104,40 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     ]
 
 
-def batch_sizes(study: Study) -> list[int]:
+def batch_sizes(subject: Subject) -> list[int]:
     """Batch sizes of the sweep: powers of two (of four in a smoke run), and the one asked for."""
-    step, top = study.profile.choose(smoke=(8, 1), default=(4, 16), thorough=(2, 64))
-    most = study.engine.max_batch_size() if study.engine else 1
+    step, top = subject.context.budget.choose(smoke=(8, 1), default=(4, 16), thorough=(2, 64))
+    most = subject.engine.max_batch_size() if subject.engine else 1
     sizes = {step**i for i in range(8) if step**i <= min(top, most)}
-    return sorted(sizes | {study.batch_size})
+    return sorted(sizes | {subject.batch_size})
 
 
-def roofline(study: Study) -> tuple[pd.DataFrame, Peaks]:
+def roofline(
+    context: Context, model: LlamaModel, sizes: Sequence[int]
+) -> tuple[pd.DataFrame, Peaks]:
     """Every kernel at every batch size, placed against the peaks measured just before."""
-    seconds = study.profile.choose(smoke=0.4, default=2.0, thorough=15.0)
-    peaks = measure_peaks(threads=study.threads, seconds=seconds)
-    if study.model is None:
-        return pd.DataFrame(), peaks
+    seconds = context.budget.choose(smoke=0.4, default=2.0, thorough=15.0)
+    peaks = measure_peaks(threads=context.threads, seconds=seconds)
     frames = []
-    for size in batch_sizes(study):
-        made = kernels(study.model, size)
-        each = study.profile.choose(smoke=0.2, default=2.0, thorough=20.0)
+    for size in sizes:
+        made = kernels(model, size)
+        each = context.budget.choose(smoke=0.2, default=2.0, thorough=20.0)
         frames.append(place(made, peaks, seconds=each))
     return pd.concat(frames, ignore_index=True), peaks
 
 
-def stages(study: Study) -> pd.DataFrame:
+def stages(subject: Subject, sizes: Sequence[int]) -> pd.DataFrame:
     """Where a batch's time goes by batch size: batch_size, stage, wall_ms, share, and unassigned.
 
     The same items in batches of each size, one run after a warm-up; the stage `unassigned` is
     what the engine's own clock did not cover. Empty where the engine reports no stages.
     """
-    if study.engine is None:
+    if subject.engine is None:
         return pd.DataFrame()
     rows = []
-    for size in batch_sizes(study):
-        items = _renamed(study.items, size)
-        result = study.engine.infer_batch(items)
+    for size in sizes:
+        items = _renamed(subject.items, size)
+        result = subject.engine.infer_batch(items)
         if not result.stages_ms:
             return pd.DataFrame()
         total = result.stats.total_duration_ms
@@ -194,17 +153,19 @@ def _renamed(items: Items, count: int) -> Items:
     return [BatchItem(f"{item.id}/{lap}" if lap else item.id, item.data) for lap, item in laps]
 
 
-def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
+def padding(subject: Subject, mean_tokens: int) -> pd.DataFrame:
     """Padding waste by spread of prompt lengths, one prefill each.
 
     Columns spread, lengths_tokens, rectangle_waste (what padding every prompt to the longest
     would compute in vain, of all computed), engine_waste (what this engine reports), wall_ms,
     padded_positions, positions. Empty where the engine does not count positions.
     """
-    if study.engine is None:
+    if subject.engine is None:
         return pd.DataFrame()
-    B = study.batch_size
-    traffic, _ = request_lengths(B, scale=mean_tokens / 1155, longest=8 * mean_tokens, seed=seed)
+    B = subject.batch_size
+    traffic, _ = request_lengths(
+        B, scale=mean_tokens / 1155, longest=8 * mean_tokens, seed=subject.context.seed
+    )
     even = np.linspace(-1, 1, B)
     spreads: Mapping[str, npt.NDArray[np.float64]] = {
         "all equal": np.full(B, float(mean_tokens)),
@@ -215,7 +176,7 @@ def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
     rows = []
     for name, wanted in spreads.items():
         lengths = np.maximum(1, wanted.round()).astype(int)  # [B]
-        result = study.engine.infer_batch(_prompts_of(lengths.tolist()))
+        result = subject.engine.infer_batch(requests(lengths.tolist(), [1] * B))
         if "positions" not in result.counters:
             return pd.DataFrame()
         padded = result.counters.get("padded_positions", 0)
@@ -234,27 +195,19 @@ def padding(study: Study, mean_tokens: int = 48, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _prompts_of(lengths: list[int]) -> Items:
-    """One request a length, of that many token ids, for one new token."""
-    return [
-        BatchItem(
-            f"{i}", InferenceBatchRequest(tuple(1 + at % 200 for at in range(n)), max_tokens=1)
-        )
-        for i, n in enumerate(lengths)
-    ]
-
-
-def gil_probes(study: Study) -> pd.DataFrame:
+def gil_probes(subject: Subject) -> pd.DataFrame:
     """Which kinds of work release the GIL: every callable is made anew for each thread."""
-    makers = {part.name: part.fresh for part in study.parts if part.fresh}
+    makers = {part.name: part.fresh for part in subject.parts if part.fresh}
     square = np.ones((512, 512), dtype=np.float32)
     makers["sgemm 512³"] = lambda: functools.partial(
         np.matmul, square, square, out=np.empty_like(square)
     )
-    if (model := study.model) is not None:
-        makers["decode step"] = lambda: decode_call(model, study.batch_size)
-        makers["prefill"] = lambda: _prefill_call(model, 1, PROMPT)
-    seconds = study.profile.choose(smoke=0.03, default=0.08, thorough=1.0)
+    if (model := subject.model) is not None:
+        makers["decode step"] = lambda: decode_call(model, subject.batch_size)
+        makers["prefill"] = lambda: prefill_call(model, 1, PROMPT)
+    seconds = subject.context.budget.choose(smoke=0.03, default=0.08, thorough=1.0)
     return probe_gil(
-        makers, seconds=seconds, rounds=study.profile.choose(smoke=1, default=3, thorough=5)
+        makers,
+        seconds=seconds,
+        rounds=subject.context.budget.choose(smoke=1, default=3, thorough=5),
     )

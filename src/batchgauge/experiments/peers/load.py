@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import psutil
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from batchgauge.experiments.peers.study import Peers
 
 MIB = 2**20
 BATCH, PROMPT, NEW = 8, 64, 8
@@ -51,42 +44,6 @@ def here(spec: str, model: str, threads: int) -> dict[str, float]:
         "rss_loaded_mib": held / MIB,
         "rss_after_batch_mib": after.rss / MIB,
     }
-
-
-def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
-    """One row an engine, each from a fresh process; the smoke profile takes two of them.
-
-    Raises UserError when one fails.
-    """
-    import pandas as pd
-
-    from batchgauge.errors import UserError
-    from batchgauge.redaction import redacted
-
-    rows = []
-    specs, model = list(peers.engines), peers.model
-    for spec in specs[:: peers.budget.choose(smoke=len(specs) - 1 or 1, default=1, thorough=1)]:
-        done = subprocess.run(
-            [sys.executable, "-m", "batchgauge.experiments.peers.load", spec, model, str(threads)],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise UserError(f"The engine '{spec}' could not be loaded alone: {last[0]}.")
-        rows.append({"engine": redacted(spec), **json.loads(done.stdout.strip().splitlines()[-1])})
-    return pd.DataFrame(rows)
-
-
-def load_sentence(table: pd.DataFrame) -> str:
-    """Who loads and holds how much."""
-    from batchgauge.experiments.peers.study import records
-
-    parts = [
-        f"{row['engine']} {row['import_s'] + row['load_s']:.1f} s "
-        f"and {row['rss_after_batch_mib']:,.0f} MiB"
-        for row in records(table)
-    ]
-    return f"To import and load, and resident after a batch of {BATCH}: {'; '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -13,37 +12,33 @@ from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
-from batchgauge.experiments.speedup.goals import Bench
-from batchgauge.experiments.speedup.goals_engine import requests
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import between
+from batchgauge.experiments.steps import requests
 from batchgauge.measuring import compare_interleaved
-from batchgauge.reporting import plots
 from batchgauge.workload import texts
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 BASELINE, STRICT, OVER_BASELINE = "baseline", "same implementation", "over the baseline"
 
 
-def tokenizing_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.DataFrame:
+def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Tokenizing at every batch size, strict (over ours, one at a time) and over the baseline."""
     ours, baseline = (
-        BPETokenizer.from_gguf(model or None),
-        BaselineTokenizer.from_gguf(model or None),
+        BPETokenizer.from_gguf(context.model or None),
+        BaselineTokenizer.from_gguf(context.model or None),
     )
     rows = []
     for size in tqdm(sizes, desc="Tokenizing by batch size", leave=False):
-        chosen = texts("prose", 200, size, bench.seed)
+        chosen = texts("prose", 200, size, context.seed)
         found = compare_interleaved(
             {
                 BASELINE: partial(_each, baseline.encode, chosen),
                 "one at a time": partial(_each, ours.encode, chosen),
                 "batch": partial(ours.encode_many, chosen),
             },
-            benchmark=f"speedup/tokenise/batch={size}", items=size, budget_s=bench.seconds,
-            min_blocks=bench.budget.min_blocks, seed=bench.seed, threads=bench.threads,
+            benchmark=f"speedup/tokenise/batch={size}", items=size,
+            budget_s=context.budget.share(0.008),
+            min_blocks=context.budget.min_blocks, seed=context.seed, threads=context.threads,
             part="tokenise", control=False, aa=False, progress=False,
         )  # fmt: skip
         strict, over = between(found, "one at a time", "batch"), found.ratio("batch")
@@ -54,12 +49,12 @@ def tokenizing_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.
     return _by_size(rows, "tokenizing")
 
 
-def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.DataFrame:
+def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Whole requests of one shape at every batch size, strict and over the baseline engine."""
-    ours = BatchInferenceEngine.from_gguf(model or None)
-    baseline = BaselineEngine.from_gguf(model or None)
+    ours = BatchInferenceEngine.from_gguf(context.model or None)
+    baseline = BaselineEngine.from_gguf(context.model or None)
     names = {size: f"batch {size}" for size in sorted({1, *sizes})}
-    prompt, new = bench.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
+    prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
     calls: dict[str, Callable[[], object]] = {
         BASELINE: partial(baseline.infer_batch, requests([prompt], [new]))
     }
@@ -68,8 +63,9 @@ def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.D
     items = {BASELINE: 1} | {name: size for size, name in names.items()}
     found = compare_interleaved(
         calls, benchmark="speedup/inference", items=items,
-        budget_s=bench.seconds, min_blocks=bench.budget.choose(smoke=2, default=4, thorough=24),
-        seed=bench.seed, threads=bench.threads, part="inference", control=False, aa=False,
+        budget_s=context.budget.share(0.14),
+        min_blocks=context.budget.choose(smoke=2, default=4, thorough=24),
+        seed=context.seed, threads=context.threads, part="inference", control=False, aa=False,
         one_way=True,
     )  # fmt: skip
     rows = []
@@ -77,7 +73,7 @@ def inference_by_size(bench: Bench, sizes: Sequence[int], *, model: str) -> pd.D
         over = found.ratio(name)
         rows.append((OVER_BASELINE, size, over.value, over.low, over.high))
         if size > 1:
-            strict = between(found, names[1], name, scale=size)
+            strict = between(found, names[1], name)
             rows.append((STRICT, size, strict.value, strict.low, strict.high))
         else:
             rows.append((STRICT, 1, 1.0, 1.0, 1.0))
@@ -91,28 +87,3 @@ def _each(fn: Callable[[str], object], chosen: Sequence[str]) -> list[object]:
 def _by_size(rows: list[tuple[str, int, float, float, float]], part: str) -> pd.DataFrame:
     columns = ["implementation", "batch_size", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns).assign(part=part)
-
-
-def draw_by_size(table: pd.DataFrame, target: tuple[int, float]) -> Figure:
-    """S(b), strict and over the baseline, beside the plan's target; logarithmic."""
-    fig = plots.speedup(
-        table,
-        title=by_size_sentence(table),
-        target=(target[1], f"plan's target at batch {target[0]}: {target[1]:g} ×"),
-        ylabel="speedup (×, logarithmic)",
-    )
-    ax = fig.axes[0]
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_ylim(0.5, 2 * table["high"].max())
-    return fig
-
-
-def by_size_sentence(table: pd.DataFrame) -> str:
-    """Both speedups at the largest batch."""
-    last = table[table["batch_size"] == table["batch_size"].max()].set_index("implementation")
-    strict, over = last.loc[STRICT], last.loc[OVER_BASELINE]
-    return (
-        f"{str(strict['part']).capitalize()} in batches of {strict['batch_size']}: "
-        f"{strict['value']:.2f} × one at a time, {over['value']:.3g} × the baseline"
-    )

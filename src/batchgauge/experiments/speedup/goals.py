@@ -1,6 +1,6 @@
 """The project's goals for a fast core, each measured in this run, each with interval and verdict.
 
-A goal whose peer is not installed, or that this machine cannot try, stays in the table
+A goal whose peer is not installed stays in the table
 and says so; one that was not reached says what was tried.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from time import perf_counter_ns
 from typing import Literal
 
 import pandas as pd
 
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import CUMULATIVE
-from batchgauge.measuring import compare_interleaved, measure
-from batchgauge.reporting.profiles import Profile
+from batchgauge.measuring import compare_interleaved
+from batchgauge.reporting import Score
 
 Better = Literal["higher", "lower"]
 
@@ -40,10 +40,8 @@ class Goal:
         """met, missed, open (the interval holds the target) or not measured."""
         if math.isnan(self.value):
             return "not measured"
-        low, high = (self.value, self.value) if math.isnan(self.low) else (self.low, self.high)
-        sign = 1 if self.better == "higher" else -1
-        distances = sorted(sign * (bound - self.target) for bound in (low, high))
-        return "met" if distances[0] >= 0 else ("open" if distances[1] >= 0 else "missed")
+        low, high = (None, None) if math.isnan(self.low) else (self.low, self.high)
+        return Score("", "", self.target, self.value, low, high, better=self.better).verdict
 
 
 def as_frame(goals: Iterable[Goal]) -> pd.DataFrame:
@@ -96,48 +94,31 @@ def summary(table: pd.DataFrame) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What all goals share: how long one comparison may take, seed and threads."""
-
-    budget: Profile
-    seconds: float
-    seed: int
-    threads: int
-
-    def ratio(
-        self, part: str, goal: str, target: float, calls: Mapping[str, Callable[[], object]],
-        *, note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
-        invert: bool = False, unit: str = "×", slow: bool = False,
-    ) -> Goal:  # fmt: skip
-        """A goal on the throughput of the last call over the first one's, times `scale`.
-
-        With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
-        `slow`, about half a second or more, run once a block: see `measuring.blocks`.
-        """
-        first, *_, last = calls
-        found = compare_interleaved(
-            calls, baseline=first, benchmark=goal, items=items, budget_s=self.seconds,
-            min_blocks=min(6 if slow else 5, self.budget.min_blocks), seed=self.seed,
-            threads=self.threads, part=part, control=False, aa=False, progress=False,
-            one_way=slow,
-        )  # fmt: skip
-        r = found.ratio(last)
-        low, value, high = (scale * x for x in (r.low, r.value, r.high))
-        if invert:
-            low, value, high = 1 / high, 1 / value, 1 / max(low, 1e-12)
-        return Goal(
-            part, goal, target, "lower" if invert else "higher", value, low, high, unit, note
-        )
+def seconds(context: Context) -> float:
+    """How long the comparison for one goal may take."""
+    return context.budget.share(0.007)
 
 
-def quick_ms(fn: Callable[[], object]) -> float:
-    """A rough median of a call, to choose between ways."""
-    return measure(fn, name="way", budget_s=0.03, min_samples=3).median_ms
+def ratio(
+    context: Context, part: str, goal: str, target: float,
+    calls: Mapping[str, Callable[[], object]], *,
+    note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
+    invert: bool = False, unit: str = "×", slow: bool = False,
+) -> Goal:  # fmt: skip
+    """A goal on the throughput of the last call over the first one's, times `scale`.
 
-
-def once_ms(fn: Callable[[], object]) -> float:
-    """Milliseconds of one call, for work that cannot be repeated."""
-    begin = perf_counter_ns()
-    fn()
-    return (perf_counter_ns() - begin) / 1e6
+    With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
+    `slow`, about half a second or more, run once a block: see `measuring.blocks`.
+    """
+    first, *_, last = calls
+    found = compare_interleaved(
+        calls, baseline=first, benchmark=goal, items=items, budget_s=seconds(context),
+        min_blocks=min(6 if slow else 5, context.budget.min_blocks), seed=context.seed,
+        threads=context.threads, part=part, control=False, aa=False, progress=False,
+        one_way=slow,
+    )  # fmt: skip
+    r = found.ratio(last)
+    low, value, high = (scale * x for x in (r.low, r.value, r.high))
+    if invert:
+        low, value, high = 1 / high, 1 / value, 1 / max(low, 1e-12)
+    return Goal(part, goal, target, "lower" if invert else "higher", value, low, high, unit, note)

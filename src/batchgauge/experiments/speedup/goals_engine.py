@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,14 +14,13 @@ import numpy.typing as npt
 from batchgauge.core.counts import Count, decode_counts, prefill_counts, total
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import TILE, LlamaModel
-from batchgauge.experiments.bottlenecks.kernels import decode_call
-from batchgauge.experiments.speedup.goals import Bench, Goal, quick_ms
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.speedup.goals import Goal, ratio
+from batchgauge.experiments.steps import CONTEXT, decode_call, requests
+from batchgauge.experiments.ways import quick_ms
 from batchgauge.measuring.memory import allocations, memory_overhead
-from batchgauge.request import BatchItem
-from batchgauge.request import InferenceBatchRequest as Request
 from batchgauge.workload import request_lengths
 
-CONTEXT = 128  # positions behind every decode step that is timed
 GEMM = 1024  # order of the product that stands for the machine's sgemm rate
 
 
@@ -42,13 +41,14 @@ def _floor(count: Count, memory: npt.NDArray[np.float32]) -> tuple[Callable[[], 
     return gemm, gemm_share
 
 
-def decode(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
+def decode(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """S(2), S(8) of decode alone, and the distance from the roofline at 1, 8 and 32."""
     model = engine.model
     steps = {b: decode_call(model, b, CONTEXT) for b in (1, 2, 8, 32)}
     part = "decode"
     goals = [
-        bench.ratio(
+        ratio(
+                context,
             part, f"S({b}) of decode alone" + (": never slower per token than 1" if b == 2 else ""),
             target, {"batch 1": steps[1], f"batch {b}": steps[b]},
             items={"batch 1": 1, f"batch {b}": b},
@@ -62,7 +62,8 @@ def decode(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
         floor, share = _floor(counts[b], memory)
         bound = "sgemm rate" if share != 1.0 else "memory bandwidth"
         goals.append(
-            bench.ratio(
+            ratio(
+                context,
                 part, f"time over the roofline's floor at batch {b}", target,
                 {"floor": floor, "decode": steps[b]}, scale=1 / share, invert=True,
                 note=f"bound by {bound}, measured beside it",
@@ -71,10 +72,10 @@ def decode(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
     return goals
 
 
-def prefill(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
+def prefill(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Prefill of 512 tokens as a share of the sgemm rate measured beside it."""
     model = engine.model
-    ids = np.random.default_rng(bench.seed).integers(0, model.config.vocab_size, 512).tolist()
+    ids = np.random.default_rng(context.seed).integers(0, model.config.vocab_size, 512).tolist()
     count = total(prefill_counts(model.config, [512], model.weights.bytes_each))
     matrix = np.ones((GEMM, GEMM), np.float32)
     gemm = partial(np.matmul, matrix, matrix, out=np.empty_like(matrix))
@@ -85,7 +86,8 @@ def prefill(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
 
     products_ms, whole_ms = quick_ms(partial(_products, model, 512)), quick_ms(whole)
     return [
-        bench.ratio(
+        ratio(
+                context,
             "prefill", "share of the sgemm rate at 512 tokens", 75.0,
             {"sgemm": gemm, "prefill": whole}, scale=share, unit="%", slow=True,
             note=f"the products with weights alone take {products_ms / whole_ms:.0%} of the time; "
@@ -109,37 +111,27 @@ def _products(model: LlamaModel, positions: int) -> None:
             layer.down(inner[: len(tile)])
 
 
-def requests(lengths: Iterable[int], tokens: Iterable[int]) -> list[BatchItem[Request]]:
-    """Requests with random prompts of these lengths that generate exactly so many tokens."""
-    rng = np.random.default_rng(0)
-    return [
-        BatchItem(
-            str(i), Request(tuple(rng.integers(0, 1000, n).tolist()), max_tokens=m, ignore_eos=True)
-        )
-        for i, (n, m) in enumerate(zip(lengths, tokens, strict=True))
-    ]
-
-
-def ragged(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
+def ragged(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """A batch of 8 with prompts in the shape of real traffic against 8 equal ones, same tokens."""
-    context, _ = request_lengths(8, scale=0.03, seed=bench.seed)
-    equal = [int(context.sum()) // 8] * 7
-    equal.append(int(context.sum()) - sum(equal))
+    lengths, _ = request_lengths(8, scale=0.03, seed=context.seed)
+    equal = [int(lengths.sum()) // 8] * 7
+    equal.append(int(lengths.sum()) - sum(equal))
     new = [8] * 8
     return [
-        bench.ratio(
+        ratio(
+                context,
             "ragged", "throughput of ragged prompts over equal ones", 85.0,
             {
                 "equal": partial(engine.infer_batch, requests(equal, new)),
-                "ragged": partial(engine.infer_batch, requests(context.tolist(), new)),
+                "ragged": partial(engine.infer_batch, requests(lengths.tolist(), new)),
             },
             scale=100.0, unit="%", slow=True,
-            note=f"prompts of {context.min()} to {context.max()} tokens",
+            note=f"prompts of {lengths.min()} to {lengths.max()} tokens",
         )
     ]  # fmt: skip
 
 
-def memory(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
+def memory(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Overhead over what must exist at batch 8 and 32, and growth over many decode steps."""
     goals = []
     for b in (8, 32):
@@ -148,7 +140,7 @@ def memory(bench: Bench, engine: BatchInferenceEngine) -> list[Goal]:
         peak = allocations(partial(engine.infer_batch, items)).peak_bytes
         value = 100 * memory_overhead(held["weights"] + peak, sum(held.values()))
         goals.append(Goal("memory", f"overhead at batch {b}", 2.0, "lower", value, unit="%"))
-    steps = bench.budget.choose(smoke=60, default=1000, thorough=1000)
+    steps = context.budget.choose(smoke=60, default=1000, thorough=1000)
     grown = _growth_bytes(engine, steps)
     goals.append(
         Goal(
@@ -202,14 +194,14 @@ print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_byte
 """
 
 
-def load(bench: Bench, model: str) -> list[Goal]:
+def load(context: Context, model: str) -> list[Goal]:
     """Seconds from a GGUF to a model in fresh processes, and their peak resident memory."""
     goals = (
         ("load time", 1.0, "s"),
         ("peak resident memory over weights, all of Python included", 1.15, "×"),
     )
     found = []
-    for _ in range(bench.budget.choose(smoke=1, default=5, thorough=11)):
+    for _ in range(context.budget.choose(smoke=1, default=5, thorough=11)):
         done = subprocess.run([sys.executable, "-c", _LOAD, model], capture_output=True, text=True)
         if done.returncode:
             note = (done.stderr.strip().splitlines() or ["the process failed"])[-1]

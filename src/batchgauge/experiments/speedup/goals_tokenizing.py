@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.experiments.speedup.goals import Bench, Goal, once_ms, quick_ms
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.speedup.goals import Goal, ratio, seconds
+from batchgauge.experiments.ways import quick_ms, quickest, ways
 from batchgauge.measuring import measure
+from batchgauge.measuring.timing import timed
+from batchgauge.protocols import Tokenizer
 from batchgauge.registry import open_tokenizer
 from batchgauge.workload import texts
 
 
-def _peer(name: str, model: str) -> Any:
-    """A foreign tokenizer's own object, or None where it is not installed or does not fit."""
+def _peer(name: str, model: str) -> Tokenizer | None:
+    """A foreign tokenizer, or None where it is not installed or does not fit."""
     try:
-        return open_tokenizer(name, model or None).raw  # type: ignore[attr-defined]  # adapters'
+        return open_tokenizer(name, model or None)
     except UserError:
         return None
 
 
-def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+def against_peers(context: Context, ours: BPETokenizer, model: str) -> list[Goal]:
     """One at a time and in batches of 32, warm, against tiktoken's and HF's best ways."""
     tik, hf = _peer("tiktoken", model), _peer("hf", model)
     goals = []
@@ -43,69 +45,31 @@ def against_peers(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
     ):
         what = "one text" if batch == 1 else f"batch of {batch} texts"
         goal = f"{what} of {length} characters ({kind}), against {peer}"
-        raw = tik if peer == "tiktoken" else hf
-        if raw is None:
+        theirs = tik if peer == "tiktoken" else hf
+        if theirs is None:
             note = f"{peer} is not installed, or cannot hold this vocabulary"
             goals.append(Goal("tokenizing", goal, target, "higher", note=note))
             continue
-        chosen = texts(kind, length, batch, bench.seed)  # type: ignore[arg-type]  # of the tuple
-        mine_by, mine = _quickest(_our_ways(ours, chosen))
-        ways = _tiktoken_ways(raw, chosen) if peer == "tiktoken" else _hf_ways(raw, chosen)
-        best, quickest = _quickest(ways)
+        chosen = texts(kind, length, batch, context.seed)  # type: ignore[arg-type]  # of the tuple
+        mine_by, mine = quickest(ways(ours, chosen))
+        best, call = quickest(ways(theirs, chosen))
         each, together = [ours.encode(t) for t in chosen], ours.encode_many(chosen).tolist()
-        if not each == together == ways["plain"]():
+        if not each == together == ways(theirs, chosen)["plain"]():
             goals.append(Goal("tokenizing", goal, target, "higher", note="the ids differ: broken"))
             continue
-        calls = {peer: quickest, "numpy": mine}
-        fixed = quick_ms(_our_ways(ours, ["a"])[mine_by]) / quick_ms(mine)
-        speeds = [_mb_per_s(call, chosen) for call in (mine, quickest)]
+        calls = {peer: call, "numpy": mine}
+        fixed = quick_ms(ways(ours, ["a"])[mine_by]) / quick_ms(mine)
+        speeds = [_mb_per_s(way, chosen) for way in (mine, call)]
         note = (
             f"ids equal; {peer} by {best}, ours by {mine_by}; {speeds[0]:.0f} MB/s against "
             f"{speeds[1]:.0f}; a call on one letter takes {fixed:.0%} of our time"
         )
-        goals.append(bench.ratio("tokenizing", goal, target, calls, note=note))
+        goals.append(ratio(context, "tokenizing", goal, target, calls, note=note))
     return goals
-
-
-Ways = dict[str, Callable[[], Any]]
-
-
-def _quickest(ways: Ways) -> tuple[str, Callable[[], Any]]:
-    """The quickest way and its name, by a short trial."""
-    name = min(ways, key=lambda way: quick_ms(ways[way]))
-    return name, ways[name]
-
-
-def _our_ways(ours: BPETokenizer, chosen: list[str]) -> Ways:
-    """One call for all; for a single text also `encode`, which makes a list of the ids."""
-    ways: Ways = {"encode_many": partial(ours.encode_many, chosen)}
-    if len(chosen) == 1:
-        ways["encode"] = partial(ours.encode, chosen[0])
-    return ways
 
 
 def _mb_per_s(call: Callable[[], object], chosen: list[str]) -> float:
     return sum(len(t.encode()) for t in chosen) / 1e3 / quick_ms(call)
-
-
-def _tiktoken_ways(raw: Any, chosen: list[str]) -> Ways:
-    return {
-        "plain": lambda: [raw.encode_ordinary(t) for t in chosen],
-        "encode_to_numpy": lambda: [raw.encode_to_numpy(t, disallowed_special=()) for t in chosen],
-        "encode_ordinary_batch": lambda: raw.encode_ordinary_batch(chosen, num_threads=1),
-    }
-
-
-def _hf_ways(raw: Any, chosen: list[str]) -> Ways:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # all of them on one thread
-
-    def fast() -> list[list[int]]:
-        return [e.ids for e in raw.encode_batch_fast(chosen, add_special_tokens=False)]
-
-    def plain() -> list[list[int]]:
-        return [raw.encode(t, add_special_tokens=False).ids for t in chosen]
-
-    return {"plain": plain, "encode_batch_fast": fast}
 
 
 def _one_by_one(ours: BPETokenizer, chosen: list[str]) -> list[list[int]]:
@@ -117,12 +81,13 @@ def _batches_of_one(ours: BPETokenizer, chosen: list[str]) -> None:
         ours.encode_many([text])
 
 
-def strict(bench: Bench, ours: BPETokenizer) -> list[Goal]:
+def strict(context: Context, ours: BPETokenizer) -> list[Goal]:
     """S(32): the same implementation, one call a text against one call for all."""
     goals = []
     for length, target in ((32, 10.0), (200, 5.0)):
-        chosen = texts("prose", length, 32, bench.seed)
-        alone = bench.ratio(
+        chosen = texts("prose", length, 32, context.seed)
+        alone = ratio(
+            context,
             "tokenizing", f"S(32), texts of {length} characters, same implementation", target,
             {
                 "one at a time": partial(_one_by_one, ours, chosen),
@@ -141,10 +106,10 @@ def strict(bench: Bench, ours: BPETokenizer) -> list[Goal]:
     return goals
 
 
-def against_baseline(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]:
+def against_baseline(context: Context, ours: BPETokenizer, model: str) -> list[Goal]:
     """Batch 32 against our own baseline, warm (words seen before) and cold (an empty table)."""
     baseline = BaselineTokenizer.from_gguf(model or None)
-    chosen = texts("prose", 200, 32, bench.seed)
+    chosen = texts("prose", 200, 32, context.seed)
     vocabulary = ours.vocabulary
 
     def slow() -> object:
@@ -154,16 +119,17 @@ def against_baseline(bench: Bench, ours: BPETokenizer, model: str) -> list[Goal]
         return fresh.pop().encode_many(chosen)
 
     goal = "batch of 32 × 200 characters against our baseline"
-    warm = bench.ratio(
+    warm = ratio(
+            context,
         "tokenizing", f"{goal}, warm", 100.0,
         {"baseline": slow, "numpy": partial(ours.encode_many, chosen)},
     )  # fmt: skip
-    slow_ms = measure(slow, name="baseline", budget_s=bench.seconds, min_samples=3).steady_ms
+    slow_ms = measure(slow, name="baseline", budget_s=seconds(context), min_samples=3).steady_ms
     fresh: list[BPETokenizer] = []
     cold_ms = []
     for _ in range(5):
         fresh.append(BPETokenizer(vocabulary))
-        cold_ms.append(once_ms(cold))
+        cold_ms.append(timed(cold, 1)[0] / 1e6)
     ratios = np.median(slow_ms) / np.sort(cold_ms)
     return [
         warm,

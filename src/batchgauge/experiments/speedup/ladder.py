@@ -11,19 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from batchgauge.baseline.rung import Rung, Work
-from batchgauge.measuring import Comparison, Estimate, compare_interleaved, location
+from batchgauge.measuring import Comparison, Ratio, compare_interleaved, location
 from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import TokenBatch
-from batchgauge.reporting import plots
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BASE = "baseline"
 ALONE, CUMULATIVE = "alone", "cumulative"
@@ -153,98 +149,7 @@ def _rows(
     return pd.DataFrame(rows)
 
 
-def between(found: Comparison, before: str, name: str, scale: float = 1.0) -> Estimate:
-    """Throughput of one candidate over another's, neither the baseline, over blocks.
-
-    `scale` is items of `name` ÷ items of `before` in one call.
-    """
-    frame = found.frame()
-    steady = frame[~frame["is_warmup"].astype(bool)]
-    table = steady.assign(log=np.log(steady["wall_ms"].astype(float))).pivot_table(
-        index="block", columns="implementation", values="log", aggfunc="mean"
-    )
-    gain = location((table[before] - table[name]).dropna().to_numpy())
-    low, value, high = (scale * math.exp(x) for x in (gain.low, gain.value, gain.high))
-    return Estimate(value, low, high, gain.p, gain.n)
-
-
-def sentence(row: pd.Series) -> str:
-    """What a cumulative row says: what the rung is worth, and whether it paid."""
-    if row["status"] != "ok":
-        return f"{row['rung']}: {row['status']}, not timed."
-    step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
-    paid = (
-        "it paid"
-        if row["step_low_x"] > 1
-        else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
-    )
-    return (
-        f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
-        f"baseline; {paid}."
-    )
-
-
-def findings(table: pd.DataFrame) -> str:
-    """All cumulative rungs of one part as a list."""
-    rows = table[table["form"] == CUMULATIVE]
-    return "\n".join(f"- {sentence(row)}" for _, row in rows.iterrows())
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The cumulative rungs with their gains alone beside them, for a table on the page."""
-    whole = table[table["form"] == CUMULATIVE].set_index("rung")
-    alone = table[table["form"] == ALONE].set_index("rung")["speedup_x"]
-    return pd.DataFrame(
-        {
-            "part": whole["part"],
-            "idea": whole["idea"],
-            "status": whole["status"],
-            "alone_x": alone.reindex(whole.index),
-            "step_x": whole["step_x"],
-            "cumulative_x": whole["speedup_x"],
-            "low_x": whole["low_x"],
-            "high_x": whole["high_x"],
-            "peak_change_bytes": whole["peak_change_bytes"],
-        }
-    ).reset_index()
-
-
-def draw(table: pd.DataFrame) -> Figure:
-    """Speedup over the baseline by rung: bars for cumulative, diamonds for each idea alone."""
-    import matplotlib.pyplot as plt
-
-    part = table["part"].iloc[0]
-    whole = table[table["form"] == CUMULATIVE].reset_index(drop=True)
-    fig, ax = plt.subplots(figsize=(8.2, 0.55 * len(whole) + 1.6))
-    rows = range(len(whole))
-    ax.barh(
-        rows, whole["speedup_x"] - 1, left=1, color=plots.colour("numpy"), height=0.55,
-        label="cumulative",
-    )  # fmt: skip
-    error = [whole["speedup_x"] - whole["low_x"], whole["high_x"] - whole["speedup_x"]]
-    ax.errorbar(whole["speedup_x"], rows, xerr=error, fmt="none", ecolor=plots.INK, capsize=3)
-    alone = table[table["form"] == ALONE].set_index("rung")["speedup_x"].reindex(whole["rung"])
-    ax.plot(alone, rows, "D", color=plots.colour("baseline"), linestyle="none", label="alone")
-    for row, value, high in zip(rows, whole["speedup_x"], whole["high_x"], strict=True):
-        shown = f"{value:.3g} ×" if math.isfinite(value) else whole["status"][row]
-        ax.annotate(
-            shown, (high if math.isfinite(high) else 1.0, row), (6, 0), va="center",
-            textcoords="offset points", fontsize=9.5,
-        )  # fmt: skip
-    from matplotlib.ticker import FuncFormatter
-
-    ax.set_xscale("log", subs=(2, 5))
-    for set_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        set_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    ax.set_yticks(rows, whole["rung"])
-    ax.invert_yaxis()
-    ax.margins(x=0.15)
-    plots.reference_line(ax, 1.0, "baseline", axis="x", kind="floor")
-    top = whole["speedup_x"].iloc[-1]
-    ax.set(
-        xlabel="speedup over the baseline (×, logarithmic)",
-        title=f"{str(part).capitalize()}: {len(whole)} rungs, {top:.3g} × in all",
-    )
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.legend(loc="upper right")
-    return fig
+def between(found: Comparison, before: str, name: str) -> Ratio:
+    """Throughput of one candidate over another's, neither the baseline."""
+    gain = location(found.logs[before] - found.logs[name])
+    return Ratio.of(gain, name=name, baseline=before)

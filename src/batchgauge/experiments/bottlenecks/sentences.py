@@ -1,23 +1,16 @@
-"""Pictures and sentences of the bottleneck notebook, all made from the study's data frames."""
+"""What the bottleneck notebook's tables and profiles say, in sentences and titles."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.roofline import Peaks
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
-from batchgauge.reporting import plots
 from batchgauge.text import Markdown, code
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def file_stem(name: str) -> str:
@@ -84,11 +77,6 @@ def _range(shares: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def listing(profile: LineProfile, functions: int = 3) -> Listing:
-    """The annotated listing of the hottest functions of a part."""
-    return Listing(profile, list(profile.functions()["function"].head(functions)))
-
-
 def lines_sentence(name: str, profile: LineProfile) -> Markdown:
     """The hottest line of a part, and how much of the time the lines explain."""
     first = profile.hottest(1).iloc[0]
@@ -99,31 +87,6 @@ def lines_sentence(name: str, profile: LineProfile) -> Markdown:
         _first_upper(name), code(first["source"]), code(first["function"]), first["line"],
         first["share"], first["hits"], profile.attributed,
     )  # fmt: skip
-
-
-def draw_stages(frame: pd.DataFrame) -> Figure:
-    """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
-    import matplotlib.pyplot as plt
-
-    wide = frame.pivot_table(index="batch_size", columns="stage", values="share", sort=False) * 100
-    order = [stage for stage in [*plots.STAGES, "unassigned"] if stage in wide]
-    fig, ax = plt.subplots(figsize=(9, 0.55 * len(wide) + 2.2))
-    left = np.zeros(len(wide))
-    names = [f"batch {size}" for size in wide.index]
-    for stage in order:
-        shares = wide[stage].to_numpy(dtype=float)
-        shade = plots.STAGES.get(stage, "#d0d7de")
-        ax.barh(names, shares, left=left, color=shade, label=stage, height=0.66)
-        for row, (share, start) in enumerate(zip(shares, left, strict=True)):
-            if share >= 6:
-                ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center",
-                        color="white", fontsize=10, fontweight="bold")  # fmt: skip
-        left += shares
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.set(xlim=(0, 100), xlabel="share of the batch's wall time (%)", title=stages_sentence(frame))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 + 0.02 * len(wide)), ncols=4)
-    return fig
 
 
 def stages_sentence(frame: pd.DataFrame) -> str:
@@ -146,31 +109,6 @@ def stages_finding(frame: pd.DataFrame) -> str:
     )
 
 
-def draw_padding(frame: pd.DataFrame) -> Figure:
-    """Padding waste by length spread: this engine against padding to the longest."""
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(9, 3.4))
-    rows = np.arange(len(frame))
-    ax.barh(rows - 0.19, 100 * frame["rectangle_waste"], height=0.36, color="#999999",
-            label="padding every prompt to the longest")  # fmt: skip
-    ax.barh(rows + 0.19, 100 * frame["engine_waste"], height=0.36, color=plots.colour("numpy"),
-            label="this engine")  # fmt: skip
-    for row, (wide, own) in enumerate(
-        zip(frame["rectangle_waste"], frame["engine_waste"], strict=True)
-    ):
-        ax.text(100 * wide + 0.6, row - 0.19, f"{wide:.0%}", va="center", fontsize=9.5)
-        ax.text(100 * own + 0.6, row + 0.19, f"{own:.0%}", va="center", fontsize=9.5)
-    ax.set_yticks(rows, list(frame["spread"]))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.set(xlabel="padded positions computed, of all computed (%)", ylabel="prompt lengths",
-           title=padding_sentence(frame))  # fmt: skip
-    ax.legend(loc="upper right")
-    ax.margins(x=0.1)
-    return fig
-
-
 def padding_sentence(frame: pd.DataFrame) -> str:
     """What the widest spread costs in a rectangle, and in this engine."""
     worst = frame.iloc[int(frame["rectangle_waste"].argmax())]
@@ -178,19 +116,6 @@ def padding_sentence(frame: pd.DataFrame) -> str:
         f"At “{worst['spread']}” lengths a rectangle wastes {worst['rectangle_waste']:.0%}, "
         f"this engine {worst['engine_waste']:.0%}"
     )
-
-
-def draw_timeline(line: pd.DataFrame) -> Figure:
-    """Resident memory against time."""
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(9, 3))
-    above = (line["rss_bytes"] - line["rss_bytes"].iloc[0]) / 1e6
-    ax.plot(line["time_s"], above, color=plots.colour("numpy"))
-    room = max(float(above.max() - above.min()), 1.0)
-    ax.set_ylim(float(above.min()) - 0.2 * room, float(above.min()) + 1.3 * room)
-    ax.set(xlabel="time (s)", ylabel="above the beginning (MB)", title=timeline_sentence(line))
-    return fig
 
 
 def timeline_sentence(line: pd.DataFrame) -> str:
@@ -236,41 +161,17 @@ def roofline_sentence(frame: pd.DataFrame, peaks: Peaks, size: int) -> str:
     return text
 
 
-def draw_overhead(frame: pd.DataFrame) -> Figure:
-    """Slow-down of each profiler, measured here and as published, on a logarithmic axis."""
-    import matplotlib.pyplot as plt
-
-    seen = frame[frame["slowdown"].notna()].sort_values("slowdown")
-    rows = np.arange(len(seen))
-    fig, ax = plt.subplots(figsize=(9, 3.6))
-    ax.hlines(rows, 1, seen["slowdown"], color=plots.colour("numpy"), linewidth=3, alpha=0.45)
-    ax.plot(seen["slowdown"], rows, "o", color=plots.colour("numpy"), label="measured in this run")
-    ax.plot(seen["published_slowdown"], rows, "|", color=plots.INK, markersize=14,
-            markeredgewidth=2, label="published median")  # fmt: skip
-    for row, value in enumerate(seen["slowdown"]):
-        ax.annotate(f"{_times(value)} ×", (value, row), xytext=(0, 6), textcoords="offset points",
-                    ha="center", fontsize=9.5)  # fmt: skip
-    ax.set_yticks(rows, list(seen["tool"]))
-    ax.set_ylim(-0.5, len(seen) - 0.3)
-    ax.set(xscale="log", xlabel="slow-down of the profiled call (×, logarithmic)",
-           title=overhead_sentence(frame))  # fmt: skip
-    ax.set_xlim(0.8, float(seen["slowdown"].max()) * 3)
-    ax.grid(visible=False, axis="y")
-    ax.legend(loc="lower right")
-    return fig
-
-
 def overhead_sentence(frame: pd.DataFrame) -> str:
     """The cheapest and the dearest profiler of this run."""
     seen = frame[frame["slowdown"].notna()]
     if seen.empty:
-        return "No profiler's cost was measured"
+        return "No profiler's overhead was measured"
     least, most = (
         seen.iloc[int(seen["slowdown"].argmin())],
         seen.iloc[int(seen["slowdown"].argmax())],
     )
     return (
-        f"Looking costs {_times(least['slowdown'])} × with {least['tool']} and "
+        f"Profiler overhead: {_times(least['slowdown'])} × with {least['tool']}, "
         f"{_times(most['slowdown'])} × with {most['tool']}"
     )
 

@@ -1,17 +1,16 @@
 """Side by side with what people use: who takes part, under which conditions, and with equal output.
 
 Opens every peer that is installed, says which are not, and lets nobody be timed whose
-output differs where it must not. Timing is in `peers_tokenizing` and `peers_engines`.
+output differs where it must not. Timing is in `tokenizing` and `engines`.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,12 @@ from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine, Stepper
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.rates import OURS
 from batchgauge.machine import preflight
-from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.redaction import redacted
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
-from batchgauge.reporting.profiles import Profile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Opened = TypeVar("Opened")
 TOKENIZERS = (OURS, "tiktoken", "hf", "llama-cpp")
@@ -41,28 +37,24 @@ RAGGED = (5, 17, 30, 64)  # prompt lengths whose logits are compared
 
 @dataclass(slots=True)
 class Peers:
-    """Who takes part, the budget, and a line on each that does not."""
+    """Who takes part, under which conditions, and a line on each that does not."""
 
-    model: str
-    seed: int
-    budget: Profile
+    context: Context
     tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(
-        cls, *, model: str, seed: int, budget: Profile, tokenizer: str = "", engine: str = ""
-    ) -> Peers:
-        """Ours, every known peer that is installed, and the two of the user's own, if named.
+    def open(cls, context: Context) -> Peers:
+        """Ours, every known peer that is installed, and the two that the context names.
 
         The smoke profile leaves out the variants of an engine. Raises UserError when our
         own, or the user's, cannot be opened.
         """
-        peers = cls(model, seed, budget)
-        engines = [e for e in ENGINES if budget.name != "smoke" or ":" not in e or "f32" in e]
-        peers.tokenizers = peers._opened(TOKENIZERS, tokenizer, open_tokenizer)
-        peers.engines = peers._opened(engines, engine, open_engine)
+        peers, smoke = cls(context), context.budget.name == "smoke"
+        engines = [e for e in ENGINES if not smoke or ":" not in e or "f32" in e]
+        peers.tokenizers = peers._opened(TOKENIZERS, context.tokenizer_name, open_tokenizer)
+        peers.engines = peers._opened(engines, context.engine_spec, open_engine)
         peers.absent["sentencepiece"] = (
             "its model files hold vocabularies of their own: none can hold this one"
         )
@@ -73,9 +65,9 @@ class Peers:
     ) -> dict[str, Opened]:
         """What can be opened of `known` and the user's own; the rest goes to `absent`."""
         found: dict[str, Opened] = {}
-        for spec in dict.fromkeys([*known, *([own] if own else [])]):
+        for spec in dict.fromkeys([*known, own]):
             try:
-                found[spec] = opener(spec, self.model or None)
+                found[spec] = opener(spec, self.context.model or None)
             except UserError as problem:
                 if spec in {OURS, own}:
                     raise
@@ -159,16 +151,10 @@ def _version(package: str) -> str:
     return f"{package} {metadata.version(package)}"
 
 
-def machine_sentence() -> str:
-    """Where this ran, and whether NumPy's BLAS was held back."""
-    remedy = preflight.check().remedy
-    return f"Measured on {Machine.here().describe()}." + (f" {remedy}" if remedy else "")
-
-
 def same_ids(peers: Peers) -> pd.DataFrame:
     """Ids of real texts of all kinds beside ours; a tokenizer that differs is left out after."""
     kinds: tuple[workload.TextKind, ...] = ("prose", "code", "unicode")
-    texts = [t for kind in kinds for t in workload.texts(kind, 400, 40, peers.seed)]
+    texts = [t for kind in kinds for t in workload.texts(kind, 400, 40, peers.context.seed)]
     texts += workload.UNICODE_CASES
     wanted = peers.tokenizers[OURS].encode_many(texts).tolist()
     rows = []
@@ -184,24 +170,23 @@ def same_ids(peers: Peers) -> pd.DataFrame:
 
 def same_answers(peers: Peers) -> pd.DataFrame:
     """Greedy answers and logits beside ours; a float32 engine that differs is left out after."""
-    prompts = workload.sample_prompts(
-        [p for p in workload.load_prompts() if len(p.prompt) < 300],
-        peers.budget.choose(smoke=2, default=4, thorough=24),
-        peers.seed,
+    choose = peers.context.budget.choose
+    prompts = peers.context.prompts(
+        choose(smoke=2, default=4, thorough=24), lambda p: len(p.prompt) < 300
     )
-    length = peers.budget.choose(smoke=6, default=16, thorough=32)
+    length = choose(smoke=6, default=16, thorough=32)
     items = workload.to_items(prompts, max_tokens=length)
     wanted = _ids(peers.engines[OURS], items)
     steppers = peers.steppers()
-    first = _ragged_logits(steppers[OURS], peers.seed)
+    first = _ragged_logits(steppers[OURS], peers.context.seed)
     rows = []
     for name, engine in list(peers.engines.items()):
         got = _ids(engine, items)
         equal = sum(a == b for a, b in zip(wanted, got, strict=True))
-        step = _ragged_logits(steppers[name], peers.seed) if name in steppers else None
+        step = _ragged_logits(steppers[name], peers.context.seed) if name in steppers else None
         apart = math.nan if step is None else float(np.abs(step - first).max())
         best = math.nan if step is None else float((step.argmax(-1) == first.argmax(-1)).mean())
-        rows.append((name, name in FLOAT32, len(items), equal, apart, 100 * best))
+        rows.append((redacted(name), name in FLOAT32, len(items), equal, apart, 100 * best))
         if name in FLOAT32 and equal < len(items):
             peers.absent[name] = f"its greedy answers differ in {len(items) - equal}"
             del peers.engines[name]
@@ -228,31 +213,6 @@ def _ragged_logits(stepper: Stepper, seed: int) -> npt.NDArray[np.float32]:
     return np.stack([first, stepper.decode(np.arange(len(rows), dtype=np.int32)).copy()])
 
 
-def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
-    """Whether outputs were equal before anything was timed."""
-    exact = answers[answers["float32"]]
-    same = exact[exact["equal_answers"] == exact["prompts"]]["engine"].tolist()
-    others = answers[~answers["float32"]]
-    text = (
-        f"Before timing, {int(ids['identical'].sum())} of {len(ids)} tokenizers gave identical ids "
-        f"on {ids['texts'].iloc[0]} texts, and {len(same)} of {len(exact)} float32 engines the "
-        f"same greedy tokens on {answers['prompts'].iloc[0]} prompts"
-    )
-    if len(others):
-        text += "; of those with fewer bits " + ", ".join(
-            f"{row['engine']} agrees on {row['equal_answers']} of them, logits differ by up to "
-            f"{row['largest_logit_difference']:.2g}"
-            for row in records(others)
-        )
-    return text + "."
-
-
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as dicts by column."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def headline(figure: Figure, text: str, panels: int) -> None:
-    """Write `text` over a figure of so many panels, broken into lines that fit."""
-    lines = textwrap.fill(text, 36 * panels + 16)
-    figure.suptitle(lines, x=0.01, ha="left", fontsize=12.5, fontweight="bold")

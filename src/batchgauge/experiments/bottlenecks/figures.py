@@ -1,0 +1,90 @@
+"""The bottleneck notebook's pictures, made from its tables; `title` says what each shows."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from batchgauge.reporting import plots
+
+
+def stages(frame: pd.DataFrame, title: str) -> Figure:
+    """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
+    wide = frame.pivot_table(index="batch_size", columns="stage", values="share", sort=False) * 100
+    order = [stage for stage in [*plots.STAGES, "unassigned"] if stage in wide]
+    fig, ax = plt.subplots(figsize=(9, 0.55 * len(wide) + 2.2))
+    left = np.zeros(len(wide))
+    names = [f"batch {size}" for size in wide.index]
+    for stage in order:
+        shares = wide[stage].to_numpy(dtype=float)
+        shade = plots.STAGES.get(stage, "#d0d7de")
+        ax.barh(names, shares, left=left, color=shade, label=stage, height=0.66)
+        for row, (share, start) in enumerate(zip(shares, left, strict=True)):
+            if share >= 6:
+                ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center",
+                        color="white", fontsize=10, fontweight="bold")  # fmt: skip
+        left += shares
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(xlim=(0, 100), xlabel="share of the batch's wall time (%)", title=title)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 + 0.02 * len(wide)), ncols=4)
+    return fig
+
+
+def padding(frame: pd.DataFrame, title: str) -> Figure:
+    """Padding waste by length spread: this engine against padding to the longest."""
+    fig, ax = plt.subplots(figsize=(9, 3.4))
+    rows = np.arange(len(frame))
+    ax.barh(rows - 0.19, 100 * frame["rectangle_waste"], height=0.36, color="#999999",
+            label="padding every prompt to the longest")  # fmt: skip
+    ax.barh(rows + 0.19, 100 * frame["engine_waste"], height=0.36, color=plots.colour("numpy"),
+            label="this engine")  # fmt: skip
+    for row, (wide, own) in enumerate(
+        zip(frame["rectangle_waste"], frame["engine_waste"], strict=True)
+    ):
+        ax.text(100 * wide + 0.6, row - 0.19, f"{wide:.0%}", va="center", fontsize=9.5)
+        ax.text(100 * own + 0.6, row + 0.19, f"{own:.0%}", va="center", fontsize=9.5)
+    ax.set_yticks(rows, list(frame["spread"]))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel="padded positions computed, of all computed (%)", ylabel="prompt lengths",
+           title=title)  # fmt: skip
+    ax.legend(loc="upper right")
+    ax.margins(x=0.1)
+    return fig
+
+
+def timeline(line: pd.DataFrame, title: str) -> Figure:
+    """Resident memory against time."""
+    fig, ax = plt.subplots(figsize=(9, 3))
+    above = (line["rss_bytes"] - line["rss_bytes"].iloc[0]) / 1e6
+    ax.plot(line["time_s"], above, color=plots.colour("numpy"))
+    room = max(float(above.max() - above.min()), 1.0)
+    ax.set_ylim(float(above.min()) - 0.2 * room, float(above.min()) + 1.3 * room)
+    ax.set(xlabel="time (s)", ylabel="above the beginning (MB)", title=title)
+    return fig
+
+
+def overhead(frame: pd.DataFrame, title: str) -> Figure:
+    """Slow-down of each profiler, measured here and as published, on a logarithmic axis."""
+    seen = frame[frame["slowdown"].notna()].sort_values("slowdown")
+    rows = np.arange(len(seen))
+    fig, ax = plt.subplots(figsize=(9, 3.6))
+    ax.hlines(rows, 1, seen["slowdown"], color=plots.colour("numpy"), linewidth=3, alpha=0.45)
+    ax.plot(seen["slowdown"], rows, "o", color=plots.colour("numpy"), label="measured in this run")
+    ax.plot(seen["published_slowdown"], rows, "|", color=plots.INK, markersize=14,
+            markeredgewidth=2, label="published median")  # fmt: skip
+    for row, value in enumerate(seen["slowdown"]):
+        shown = f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"
+        ax.annotate(shown, (value, row), xytext=(0, 6), textcoords="offset points",
+                    ha="center", fontsize=9.5)  # fmt: skip
+    ax.set_yticks(rows, list(seen["tool"]))
+    ax.set_ylim(-0.5, len(seen) - 0.3)
+    ax.set(xscale="log", xlabel="slow-down of the profiled call (×, logarithmic)",
+           title=title)  # fmt: skip
+    ax.set_xlim(0.8, float(seen["slowdown"].max()) * 3)
+    ax.grid(visible=False, axis="y")
+    ax.legend(loc="lower right")
+    return fig

@@ -1,0 +1,166 @@
+"""The speedup notebook's questions, one function each: measured, drawn and put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import pandas as pd
+
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.speedup import by_size, figures, goals, runs
+from batchgauge.experiments.speedup.by_size import OVER_BASELINE, STRICT
+from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
+from batchgauge.reporting import Score, Section
+from batchgauge.text import Markdown
+
+check = runs.check
+
+
+def ladder_of_tokenizing(context: Context, *, characters: int, texts: int) -> Section:
+    """Each idea of the tokenizer, cumulatively and alone."""
+    return _ladder("tokenizing", runs.climb_tokenizing(context, characters, texts))
+
+
+def ladder_of_inference(context: Context) -> Section:
+    """Each idea of the engine, cumulatively and alone."""
+    return _ladder("inference", runs.climb_inference(context))
+
+
+def ladders_of_statistics(context: Context) -> Section:
+    """Each idea of statistics and look-up."""
+    table = runs.climb_statistics(context)
+    caption = "The rungs of statistics and look-up."
+    data = {"ladder_statistics": table}
+    return Section("ladder_statistics", data, findings(table), readable(table), caption)
+
+
+def _ladder(part: str, table: pd.DataFrame) -> Section:
+    what = "speedup over the baseline, cumulatively and alone, with 95 % intervals."
+    forms = (of_form(table, form) for form in (CUMULATIVE, ALONE))
+    return Section(
+        f"speedup_ladder_{part}", {f"ladder_{part}": table}, findings(table), readable(table),
+        f"The rungs of {part}: idea, gain, memory.", partial(figures.ladder, *forms),
+        f"{part.capitalize()}: {what}",
+    )  # fmt: skip
+
+
+def tokenizing_by_size(
+    context: Context, *, sizes: Sequence[int], target: tuple[int, float], over_baseline: float
+) -> Section:
+    """S(b) of tokenizing; `over_baseline` is the goal over the baseline at up to batch 32."""
+    table = by_size.tokenizing_by_size(context, sizes)
+    over = table[(table["implementation"] == OVER_BASELINE) & (table["batch_size"] <= 32)]
+    row = over.iloc[-1]
+    score = Score(
+        "tokenizing_over_baseline", f"Tokenizing at batch {row['batch_size']} over our baseline",
+        over_baseline, row["value"], row["low"], row["high"], "×",
+    )  # fmt: skip
+    return _by_size("tokenizing", table, target, "Tokenizing: S(b) by batch size.", [score])
+
+
+def inference_by_size(
+    context: Context, *, sizes: Sequence[int], target: tuple[int, float]
+) -> Section:
+    """S(b) of inference, the largest size at most 4 in a smoke run."""
+    most = context.budget.choose(smoke=4, default=100, thorough=100)
+    table = by_size.inference_by_size(context, [size for size in sizes if size <= most] or [1])
+    return _by_size("inference", table, target, "Inference: S(b) by batch size, whole requests.")
+
+
+def _by_size(
+    part: str, table: pd.DataFrame, target: tuple[int, float], caption: str,
+    scores: Sequence[Score] = (),
+) -> Section:  # fmt: skip
+    said = by_size_sentence(table)
+    return Section(
+        f"speedup_{part}_by_size", {f"{part}_by_size": table}, f"{said}.", targets=scores,
+        picture=partial(figures.by_size, table, said, target), picture_caption=caption,
+    )  # fmt: skip
+
+
+def reached(context: Context, ladders: Mapping[str, Section]) -> Section:
+    """Every goal of the core; beside one that was missed, what its part's ladder tried."""
+    measured = runs.measure_goals(context)
+    table = goals.with_tried(measured, {part: found.frame for part, found in ladders.items()})
+    decode = table[table["goal"] == "S(8) of decode alone"].iloc[0]
+    score = Score(
+        "decode_batch_8", "Decode alone, S(8)", 5.0, decode["value"], decode["low"], decode["high"],
+        "×",
+    )  # fmt: skip
+    caption = "Goals, measured values with 95 % intervals, verdicts."
+    said = goals.summary(table)
+    return Section("goals", {"goals": table}, said, table, caption, targets=[score])
+
+
+def answer(ladders: Sequence[Section], met: Section) -> str:
+    """How high each ladder goes, which rungs paid most and not at all, the goals."""
+    parts = []
+    for table in (ladder.frame for ladder in ladders):
+        whole = of_form(table, CUMULATIVE).query("status == 'ok'")
+        if whole.empty:
+            continue
+        top, best = whole.iloc[-1], whole.sort_values("step_x").iloc[-1]
+        idle = int((whole["step_low_x"] <= 1).sum())
+        parts.append(
+            f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
+            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline, most of it from "
+            f"“{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs did not pay."
+        )
+    return " ".join([*parts, met.sentence()])
+
+
+def of_form(table: pd.DataFrame, form: str) -> pd.DataFrame:
+    """The rungs measured alone or cumulatively."""
+    return table[table["form"] == form]
+
+
+def sentence(row: pd.Series) -> str:
+    """What a cumulative row says: what the rung is worth, and whether it paid."""
+    if row["status"] != "ok":
+        return f"{row['rung']}: {row['status']}, not timed."
+    step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
+    paid = (
+        "it paid"
+        if row["step_low_x"] > 1
+        else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
+    )
+    return (
+        f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
+        f"baseline; {paid}."
+    )
+
+
+def findings(table: pd.DataFrame) -> Markdown:
+    """All cumulative rungs of one part as a list."""
+    rows = of_form(table, CUMULATIVE)
+    return Markdown("\n".join(Markdown("- {}").format(sentence(row)) for _, row in rows.iterrows()))
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The cumulative rungs with their gains alone beside them, for a table on the page."""
+    whole = of_form(table, CUMULATIVE).set_index("rung")
+    alone = of_form(table, ALONE).set_index("rung")["speedup_x"]
+    return pd.DataFrame(
+        {
+            "part": whole["part"],
+            "idea": whole["idea"],
+            "status": whole["status"],
+            "alone_x": alone.reindex(whole.index),
+            "step_x": whole["step_x"],
+            "cumulative_x": whole["speedup_x"],
+            "low_x": whole["low_x"],
+            "high_x": whole["high_x"],
+            "peak_change_bytes": whole["peak_change_bytes"],
+        }
+    ).reset_index()
+
+
+def by_size_sentence(table: pd.DataFrame) -> str:
+    """Both speedups at the largest batch."""
+    last = table[table["batch_size"] == table["batch_size"].max()].set_index("implementation")
+    strict, over = last.loc[STRICT], last.loc[OVER_BASELINE]
+    return (
+        f"{str(strict['part']).capitalize()} in batches of {strict['batch_size']}: "
+        f"{strict['value']:.2f} × one at a time, {over['value']:.3g} × the baseline"
+    )

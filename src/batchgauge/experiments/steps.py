@@ -1,0 +1,72 @@
+"""Work of an exact size for the engine: steps of its model, and requests of so many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.core.kv_cache import KVCache
+from batchgauge.core.model import LlamaModel
+from batchgauge.request import BatchItem, InferenceBatchRequest
+
+CONTEXT = 128  # positions that a decode step looks back on
+
+
+def requests(
+    lengths: Iterable[int], tokens: Iterable[int]
+) -> list[BatchItem[InferenceBatchRequest]]:
+    """Requests with random prompts of these lengths that generate exactly so many tokens."""
+    rng = np.random.default_rng(0)
+    return [
+        BatchItem(
+            str(i),
+            InferenceBatchRequest(
+                tuple(rng.integers(1, 200, n).tolist()), max_tokens=m, ignore_eos=True
+            ),
+        )
+        for i, (n, m) in enumerate(zip(lengths, tokens, strict=True))
+    ]
+
+
+def filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
+    """A cache that holds `length` positions in each row, with room for some more.
+
+    Written to, because pages of zeros that nobody wrote to share one page of memory.
+    """
+    cache = model.new_cache([length + 8] * rows)
+    for group in cache.groups:
+        group.keys.fill(0.01)
+        group.values.fill(0.01)
+    _set_lengths(cache, length)
+    return cache
+
+
+def _set_lengths(cache: KVCache, length: int) -> None:
+    for group in cache.groups:
+        group.lengths[:] = [length] * len(group)
+
+
+def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
+    """One decode step of `rows` rows, each with `context` positions behind it, again and again."""
+    cache = filled_cache(model, rows, context)
+    tokens = np.arange(rows, dtype=np.int32)
+
+    def decode_step() -> npt.NDArray[np.float32]:
+        _set_lengths(cache, context)
+        return model.decode(tokens, cache)
+
+    return decode_step
+
+
+def prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], object]:
+    """A prefill of `rows` prompts of so many positions, again and again."""
+    cache = model.new_cache([positions] * rows)
+    prompts = [list(range(positions))] * rows
+
+    def prefill() -> npt.NDArray[np.float32]:
+        _set_lengths(cache, 0)
+        return model.prefill(prompts, cache)
+
+    return prefill

@@ -1,0 +1,49 @@
+"""The ways in which a tokenizer can encode texts, and the quickest for the texts at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from batchgauge.measuring import measure
+from batchgauge.protocols import Tokenizer
+
+Call = Callable[[], Any]
+
+
+def ways(tokenizer: Tokenizer, texts: list[str], threads: int = 1) -> dict[str, Call]:
+    """Calls that encode `texts`, by name; foreign tokenizers by their own functions."""
+    if hasattr(tokenizer, "threads"):
+        tokenizer.threads = threads
+    raw = getattr(tokenizer, "raw", None)
+    if raw is not None and tokenizer.name == "tiktoken":
+        return {
+            "plain": lambda: [raw.encode_ordinary(text) for text in texts],
+            "encode_to_numpy": lambda: [
+                raw.encode_to_numpy(text, disallowed_special=()) for text in texts
+            ],
+            "encode_ordinary_batch": partial(raw.encode_ordinary_batch, texts, num_threads=threads),
+        }
+    if raw is not None and tokenizer.name == "hf":
+        tokenizer.encode_many(texts)  # sets its threads
+        fast = partial(raw.encode_batch_fast, texts, add_special_tokens=False)
+        return {
+            "encode_batch_fast": lambda: [e.ids for e in fast()],
+            "plain": lambda: [raw.encode(text, add_special_tokens=False).ids for text in texts],
+        }
+    found: dict[str, Call] = {"encode_many": partial(tokenizer.encode_many, texts)}
+    if len(texts) == 1:
+        found["encode"] = partial(tokenizer.encode, texts[0])
+    return found
+
+
+def quick_ms(call: Call) -> float:
+    """A rough median of a call, to choose between ways."""
+    return measure(call, name="way", budget_s=0.03, min_samples=3).median_ms
+
+
+def quickest(calls: Mapping[str, Call]) -> tuple[str, Call]:
+    """The quickest of some calls and its name, by a short trial."""
+    name = min(calls, key=lambda way: quick_ms(calls[way]))
+    return name, calls[name]

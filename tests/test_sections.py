@@ -1,0 +1,300 @@
+"""Experiments on invented numbers: what their sections say, draw, write and score."""
+
+import json
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+mpl.use("agg")
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.baseline import costs
+from batchgauge.experiments.baseline import runs as baseline_runs
+from batchgauge.experiments.baseline import sections as baseline
+from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
+from batchgauge.experiments.baseline.sweep import Sweep
+from batchgauge.experiments.context import Context, checked_sizes
+from batchgauge.experiments.speedup import by_size
+from batchgauge.experiments.speedup import runs as speedup_runs
+from batchgauge.experiments.speedup import sections as speedup
+from batchgauge.experiments.speedup.goals import Goal, as_frame
+from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
+from batchgauge.reporting import Report, Score, Section, profile_named
+from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
+from batchgauge.text import Markdown
+from batchgauge.workload import Prompt, to_items
+
+
+@pytest.fixture
+def context():
+    """A smoke context whose engine and tokenizer do not exist, because nobody asks for them."""
+    return Context(profile_named("smoke"), "no such tokenizer", "no such engine")
+
+
+@pytest.fixture
+def report(tmp_path):
+    """A report that writes below a temporary folder."""
+    return Report.begin("invented", title="t", question="q", profile="smoke", out_dir=tmp_path)
+
+
+def speedups(sizes=(1, 8, 32), name="numpy"):
+    """A table of S(b) = √b with intervals of a tenth to both sides."""
+    value = np.sqrt(sizes)
+    return pd.DataFrame(
+        {
+            "implementation": name, "batch_size": sizes, "speedup_x": value, "low_x": 0.9 * value,
+            "high_x": 1.1 * value, "verdict": "faster", "noise_floor_percent": 1.5,
+        }
+    )  # fmt: skip
+
+
+def drawn(section):
+    """The axes of a section's picture."""
+    figure, caption = section.draw()
+    assert caption
+    return figure.axes
+
+
+def test_a_context_opens_nothing_before_it_is_asked(context):
+    """Names are looked up late; numbers are checked at once."""
+    assert context.preflight().shown is not None
+    with pytest.raises(UserError, match="no such engine"):
+        context.batch_sizes([1], "inference")
+    with pytest.raises(UserError, match="threads is 0"):
+        Context(profile_named("smoke"), threads=0)
+
+
+def test_sizes_and_tokens_are_checked(context):
+    """Sorted, without doubles, within what the engine takes; a smoke run's are few."""
+    context.__dict__["engine"] = SimpleNamespace(max_batch_size=lambda: 16)
+    assert context.batch_sizes([16, 2, 2, 1], "inference") == (1, 2)
+    assert context.batch_sizes([16, 8], "inference") == (8,)
+    assert context.tokens(12) == 4
+    assert checked_sizes([8, 1, 8], 8, "tokenizing") == (1, 8)
+    for sizes in ([], [0], [True], ["4"], [17]):
+        with pytest.raises(UserError, match="inference batch size"):
+            context.batch_sizes(sizes, "inference")
+    for tokens in (0, True, 1.5):
+        with pytest.raises(UserError, match="max_tokens"):
+            context.tokens(tokens)
+
+
+def test_show_does_all_of_a_result(report, tmp_path):
+    """CSV files that read back equal, the picture, the finding, the score; then nothing twice."""
+    table = pd.DataFrame({"batch_size": [1, 8], "speedup_x": [1.0, 3.25], "what": ["a", "=b, c"]})
+    said = Markdown("S(8) is **{}** ×.").format(3.25)
+    calls = []
+
+    def picture():
+        calls.append(1)
+        return mpl.figure.Figure()
+
+    score = Score("s8", "S(8)", 3.0, 3.25, 3.1, 3.4, "×")
+    report.show(
+        Section("curve", {"one": table, "two": table[:1]}, said, table, "t", picture, "c", [score]),
+        Section("words", {}, "Only words."),
+        Section("silent", {"three": table}),
+    )
+    report.answer("a")
+    facts = json.loads(report.finish().read_text("utf-8"))
+    assert len(calls) == 1
+    assert facts["findings"] == [said, "Only words."]
+    assert [(s["key"], s["verdict"]) for s in facts["scores"]] == [("s8", "met")]
+    assert set(facts["files"]) == {
+        *(f"data/invented_{name}.csv" for name in ("one", "two", "three")),
+        "reports/figures/curve.png",
+    }
+    assert (tmp_path / "reports/figures/curve.png").stat().st_size > 0
+    for name, wanted in (("one", table), ("two", table[:1])):
+        read = pd.read_csv(tmp_path / f"data/invented_{name}.csv")
+        pd.testing.assert_frame_equal(read, wanted)
+
+
+def test_baseline_sections(context, monkeypatch):
+    """S(b) with its target on the scorecard, latencies, and an answer made of both."""
+    table, samples = speedups(), pd.DataFrame({"wall_ms": [1.0]})
+    phases = pd.DataFrame(
+        {
+            "batch_size": [1, 32], "decode_tokens_per_s": [100.0, 900.0],
+            "decode_speedup_x": [1.0, 9.0], "decode_low_x": [1.0, 8.0],
+            "decode_high_x": [1.0, 10.0],
+            **{f"{w}_{q}_ms": [v, 4 * v] for w in ("ttft", "inter_token")
+               for q, v in (("least", 9.0), ("median", 10.0), ("most", 12.0))},
+        }
+    )  # fmt: skip
+    sweep = InferenceSweep("Inference", table, samples, phases, pd.DataFrame({"answer": ["x"]}))
+    monkeypatch.setattr(baseline_runs, "tokenizing", lambda *_: Sweep("Tokenizing", table, samples))
+    monkeypatch.setattr(baseline_runs, "inference", lambda *_: sweep)
+    tokens = baseline.tokenizing(context, sizes=(1, 32), characters=9, target=(16, 3.0))
+    assert set(tokens.frames()) == {"tokenizing", "tokenizing_samples"}
+    assert "S(32) = 5.66 × [5.09, 6.22], faster" in tokens.sentence()
+    assert "Noise floor at worst 1.5 %" in tokens.sentence()
+    (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
+    assert (score.label, score.value, score.verdict) == ("Tokenizing, S(8)", 8**0.5, "open")
+    (axes,) = drawn(tokens)
+    assert any("target at batch 16: 3 ×" in t.get_text() for t in axes.texts)
+    whole, waits, answers = baseline.inference(
+        context, sizes=(1, 32), max_tokens=4, target=(8, 3.0)
+    )
+    assert whole.table() is None
+    assert len(drawn(waits)) == 2
+    assert "median TTFT goes from 10 to 40 ms" in waits.sentence()
+    assert "100 to 900 tokens/s" in waits.sentence()
+    assert answers.shown is not None
+    assert list(answers.shown["answer"]) == ["x"]
+    for columns, said in (
+        (["ttft_median_ms"], "no latencies"),
+        (["inter_token_median_ms"], "median TTFT goes from 10 to 40 ms; its chunks"),
+        (["decode_speedup_x"], "how long decoding took is not known"),
+    ):
+        assert said in baseline.latency_sentence(phases.assign(**dict.fromkeys(columns, np.nan)))
+    reasoned = phases.assign(first_answer_median_ms=[20.0, 80.0])
+    assert "behind its reasoning: 80 ms" in baseline.latency_sentence(reasoned)
+
+
+def test_batches_are_over_their_own_items_alone(context):
+    """S(b) divides the b items alone by the batch, block by block; S(1) is the noise floor."""
+    items = to_items([Prompt(str(i), "list", "p", 9) for i in range(4)], max_tokens=3)
+
+    class Engine:
+        """Answers at once: three tokens a request, decode time by the size of the batch."""
+
+        def infer_batch(self, chosen):
+            """Times as a clock would tell them: 6 ms a batch for each request and 12 for all."""
+            wall = 6.0 * len(chosen) + 12.0
+            answer = InferenceBatchResponse(
+                "x", 3, prompt_tokens=5, ttft_ms=wall, decode_ms=wall / 2
+            )
+            rows = [BatchResponse(item.id, answer, wall) for item in chosen]
+            return BatchResult.of(rows, wall)
+
+    context.__dict__["engine"] = Engine()
+    sweep = long_sweep(context, "Inference", "inference", items, [1, 4], 3, share=0.0)
+    assert sweep.table["batch_size"].tolist() == [1, 4]
+    phases = sweep.phases.set_index("batch_size")
+    assert phases.loc[4, "decode_speedup_x"] == pytest.approx(4 * 18 / 36)
+    assert phases.loc[1, "decode_low_x"] == pytest.approx(1.0)
+    assert phases.loc[4, "decode_tokens_per_s"] == pytest.approx(1e3 * 4 * 2 / 18)
+    assert phases.loc[4, "ttft_median_ms"] == 36.0
+    assert set(sweep.samples["batch_size"]) == {1, 4}
+    assert sweep.answers["answer"].tolist() == ["x"] * 4
+
+
+def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):
+    """An engine that cannot say what must exist has no overhead and no score."""
+    table = pd.DataFrame(
+        {
+            "batch_size": [1, 8], "peak_bytes": [2**20, 2**21], "weights_bytes": [2**29] * 2,
+            "overhead_percent": [1.0, 6.0], "peak_per_item_bytes": [2**20, 2**18],
+        }
+    )  # fmt: skip
+    monkeypatch.setattr(costs, "memory", lambda *_: table)
+    known = baseline.memory(context, sizes=(1, 8), max_tokens=1)
+    assert "peaks at 2.0 MiB beside 512 MiB of weights, 0.25 MiB an item" in known.sentence()
+    assert [s.verdict for s in known.scores()] == ["missed"]
+    monkeypatch.setattr(costs, "memory", lambda *_: table.assign(overhead_percent=np.nan))
+    unknown = baseline.memory(context, sizes=(1, 8), max_tokens=1)
+    assert not unknown.scores()
+    assert "not known" in unknown.sentence()
+
+
+def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
+    """One panel a parameter, and the change from its first to its last value."""
+    table = pd.DataFrame(
+        {
+            "parameter": ["temperature", "temperature", "max_tokens"], "value": [0.0, 1.5, 4],
+            "batch_size": 4, "median_tokens_per_s": [100.0, 50.0, 100.0],
+            "least_tokens_per_s": 40.0, "most_tokens_per_s": 120.0,
+        }
+    )  # fmt: skip
+    monkeypatch.setattr(baseline_runs, "variation", lambda *_: table)
+    section = baseline.variation(context, sizes=(4,), max_tokens=4)
+    assert "temperature from 0 to 1.5: -50%" in section.sentence()
+    assert [ax.get_xlabel() for ax in drawn(section)] == ["temperature", "max tokens"]
+
+
+def rungs(part="tokenizing"):
+    """A ladder of two rungs that work and one that is broken."""
+    nan = np.nan
+    rows = [
+        ("cache", CUMULATIVE, "ok", 4.0, 3.9, 4.1, 4.0, 3.9, 4.1),
+        ("trick", CUMULATIVE, "broken", nan, nan, nan, nan, nan, nan),
+        ("blocks", CUMULATIVE, "ok", 3.6, 3.5, 3.7, 0.9, 0.85, 0.95),
+        ("cache", ALONE, "ok", 4.2, 4.0, 4.4, nan, nan, nan),
+    ]
+    columns = [
+        "rung", "form", "status", "speedup_x", "low_x", "high_x", "step_x", "step_low_x",
+        "step_high_x",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).assign(part=part, idea="i", peak_change_bytes=0)
+
+
+def test_a_ladder_says_what_paid(context, monkeypatch):
+    """Every rung has its line and its bar; a broken one has no number."""
+    monkeypatch.setattr(speedup_runs, "climb_tokenizing", lambda *_: rungs())
+    section = speedup.ladder_of_tokenizing(context, characters=200, texts=32)
+    lines = section.sentence().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["- cache", "- trick", "- blocks"]
+    assert lines[0].endswith("it paid.")
+    assert lines[1] == "- trick: broken, not timed."
+    assert lines[2].endswith("it cost.")
+    assert section.shown is not None
+    assert section.shown["alone_x"].dropna().tolist() == [4.2]
+    (axes,) = drawn(section)
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["cache", "trick", "blocks"]
+
+
+def test_speedup_goals_and_answer(context, monkeypatch):
+    """A missed goal says what its ladder tried; the answer counts rungs and goals."""
+    goals = as_frame(
+        [
+            Goal("decode", "S(8) of decode alone", 5.0, "higher", 4.0, 3.8, 4.2),
+            Goal("memory", "overhead", 2.0, "lower", 1.0, unit="%"),
+            Goal("memory", "peer", 2.0, "lower", unit="%"),
+            Goal("load", "load time", 1.0, "lower", 1.0, 0.9, 1.1),
+        ]
+    )
+    monkeypatch.setattr(speedup_runs, "measure_goals", lambda _: goals)
+    ladder = Section("ladder", {"ladder": rungs("inference")})
+    met = speedup.reached(context, {"decode": ladder})
+    assert met.frame["verdict"].tolist() == ["missed", "met", "not measured", "open"]
+    assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", ""]
+    assert [s.verdict for s in met.scores()] == ["missed"]
+    said = speedup.answer([ladder], met)
+    assert "Inference: 3.6 × [3.5, 3.7] over the baseline, most of it from “cache”" in said
+    assert "1 of 2 rungs did not pay" in said
+    assert "Of 4 goals: 1 met, 1 open, 1 missed, 1 not measured. Missed: S(8)" in said
+
+
+def test_speedup_by_size(context, monkeypatch):
+    """The score is that of the largest batch of at most 32; a smoke run stays small."""
+    strict = speedups((1, 32, 64)).rename(
+        columns={"speedup_x": "value", "low_x": "low", "high_x": "high"}
+    )
+    strict = strict.assign(implementation=by_size.STRICT, part="tokenizing")
+    over = strict.assign(implementation=by_size.OVER_BASELINE, value=100 * strict["value"])
+    seen = []
+
+    def measured(_context, sizes):
+        seen.append(list(sizes))
+        return pd.concat([strict, over])
+
+    monkeypatch.setattr(by_size, "tokenizing_by_size", measured)
+    monkeypatch.setattr(by_size, "inference_by_size", measured)
+    words = speedup.tokenizing_by_size(
+        context, sizes=(1, 64), target=(32, 5.0), over_baseline=100.0
+    )
+    (score,) = words.scores()
+    assert (score.label.split()[3], round(score.value)) == ("32", 566)
+    assert words.sentence() == (
+        "Tokenizing in batches of 64: 8.00 × one at a time, 800 × the baseline."
+    )
+    assert drawn(words)[0].get_yscale() == "log"
+    speedup.inference_by_size(context, sizes=(1, 4, 64), target=(8, 3.0))
+    speedup.inference_by_size(context, sizes=(64,), target=(8, 3.0))
+    assert seen == [[1, 64], [1, 4], [1]]
+    with pytest.raises(UserError, match="no such tokenizer"):
+        speedup.check(context, [1])
