@@ -71,8 +71,6 @@ EXPERIMENTS = PACKAGE / "experiments"
 PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").is_file())
 # What draws a picture; a module that measures imports none of it.
 PLOTTING = re.compile(r"matplotlib|seaborn|batchgauge\.reporting\.(plots|theme)|.*\.figures$")
-# Packages that still mix measuring and drawing.
-MIXED = {"batch_sizing", "regression", "roadmap"}
 
 
 def tracked() -> list[Path]:
@@ -171,7 +169,7 @@ def test_an_experiment_imports_no_other(package):
         assert not others & (set(PACKAGES) - {package}), path.name
 
 
-@pytest.mark.parametrize("package", sorted(set(PACKAGES) - MIXED))
+@pytest.mark.parametrize("package", PACKAGES)
 def test_measuring_and_drawing_are_apart(package):
     """What runs imports no plotting, what draws opens no engine; `sections` knows both."""
     for path in (EXPERIMENTS / package).glob("*.py"):
