@@ -1,4 +1,4 @@
-"""The gate: stored runs, two revisions in turn, and the gate's own test."""
+"""The gate: stored runs, two revisions in turn, and the gate's error rates."""
 
 import math
 import os
@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.experiments.regression.commands import bench, compare, rendered
-from batchgauge.experiments.regression.study import trial
+from batchgauge.experiments.regression.runs import trial
 from batchgauge.files import write_csv
 from batchgauge.measuring import Run, to_frame
 from batchgauge.measuring.gate.compare import changed_work, compare_runs, exit_code, frame_of
 from batchgauge.measuring.gate.process import Plan, Side
 from batchgauge.measuring.gate.revisions import check_clean, repository, resolve, worktree
-from batchgauge.measuring.gate.rounds import Evidence, Result, decide, gate, is_clear
+from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, gate, is_clear
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.measuring.record import Sample
 
@@ -139,8 +139,8 @@ def test_the_suite_is_wide():
 def evidence(shift, spread, processes=12, seed=0):
     """Invented process rounds around a slow-down."""
     rng = np.random.default_rng(seed)
-    ratios, twins = rng.normal(0, spread, (2, processes))
-    return Evidence(ratios + math.log1p(shift), twins, ({}, {}))
+    ratios, aa_ratios = rng.normal(0, spread, (2, processes))
+    return Evidence(ratios + math.log1p(shift), aa_ratios, ({}, {}))
 
 
 def test_the_gate_wants_it_twice():
@@ -310,8 +310,8 @@ def test_the_trial_of_several_benchmarks_is_that_of_each():
         name: [Evidence(rng.normal(0, noise, 6), rng.normal(0, noise, 6), ({}, {}), seconds=2.0)]
         for name, noise in (("calm", 0.001), ("noisy", 0.2))
     }
-    both = trial(Result([], [], evidence, {}), trials=6, seed=1)
-    alone = [trial(Result([], [], {n: e}, {}), trials=6, seed=1) for n, e in evidence.items()]
+    both = trial(GateResult([], [], evidence, {}), trials=6, seed=1)
+    alone = [trial(GateResult([], [], {n: e}, {}), trials=6, seed=1) for n, e in evidence.items()]
     pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
     certain = both[(both["slowdown"] == 0.20) & (both["threshold"] == 0.02)]
     calm, noisy = certain["rate"].tolist()

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
 from batchgauge.measuring import (
@@ -24,13 +25,14 @@ from batchgauge.measuring import (
     read,
     rss_peak,
 )
-from batchgauge.measuring.blocks import CONTROL, TWIN
+from batchgauge.measuring.blocks import AA_CONTROL, CONTROL
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
 from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.measuring.statistics import Estimate
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
 from batchgauge.measuring.verdicts import Ratio, judge, judged
+from batchgauge.reporting.profiles import profile_named
 
 # One row of samples, as a measurement makes it.
 RECORD = to_frame(
@@ -79,7 +81,7 @@ def test_blocks_are_palindromes(compared):
         names = block.sort_values("position")["implementation"].tolist()
         assert names[-1] == CONTROL
         assert names[:-1] == names[:-1][::-1]
-        assert sorted(names[:-1]) == sorted(["long", "short", TWIN] * 2)
+        assert sorted(names[:-1]) == sorted(["long", "short", AA_CONTROL] * 2)
 
 
 def test_slow_calls_go_one_way():
@@ -90,7 +92,7 @@ def test_slow_calls_go_one_way():
     ).frame()  # fmt: skip
     steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
     blocks = [rows["implementation"].tolist() for _, rows in steady.groupby("block")]
-    assert all(sorted(names) == sorted(["a", "b", "c", TWIN]) for names in blocks)
+    assert all(sorted(names) == sorted(["a", "b", "c", AA_CONTROL]) for names in blocks)
     assert blocks[1::2] == [names[::-1] for names in blocks[::2]]
     assert blocks[0] != blocks[2] or blocks[2] != blocks[4]
 
@@ -314,7 +316,7 @@ def test_samples_of_every_writer_come_back(tmp_path):
     """Those of long calls, of peers and of two cores too, where no CPU time is taken."""
     rows = [("decode", way, block, 3.0 + block) for block in (0, 1) for way in parallel.WAYS]
     measured = pd.DataFrame(rows, columns=["stage", "way", "block", "calls_per_s"])
-    frame = parallel.as_records(measured, seed=3)
+    frame = parallel.as_records(measured, Context(profile_named("default"), seed=3))
     assert frame["wall_ms"].tolist() == [1e3 / row[3] for row in rows]
     assert frame["batch_size"].unique().tolist() == [8]
     found = read(write_csv(frame, tmp_path / "x.csv"))

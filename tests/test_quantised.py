@@ -15,9 +15,10 @@ from batchgauge.core.gguf_layouts import layout_of
 from batchgauge.core.kernels import products
 from batchgauge.core.model import LlamaModel, logit_errors
 from batchgauge.core.quantised import KINDS, Packed, Room, Stacked, Stored, as_bfloat16, read_matrix
-from batchgauge.core.weights import Blocked, Weights, blocked_size, checked, fuse
+from batchgauge.core.weights import Blocked, blocked_size, checked, fuse
 from batchgauge.errors import UserError
 from batchgauge.registry import open_engine
+from batchgauge.request import BatchItem, InferenceBatchRequest
 
 ROWS = (1, 2, 3, 4, 5, 8, 9, 32, 72)
 # Where float16 numbers lie in a block of a type, all other bytes of which are codes.
@@ -183,8 +184,20 @@ def test_what_cannot_be_is_said(tmp_path):
 
 
 def test_the_engine_of_a_spec(tmp_path):
-    """`numpy:file` answers as `numpy` does, and says how it keeps its weights."""
+    """`numpy:file` generates what `numpy` does, from fewer bytes, and says how it keeps weights."""
     path = write_tiny_model(tmp_path / "m.gguf", quantisation="Q8_0")
-    engine = open_engine("numpy:file", path, threads=min(2, os.cpu_count() or 1))
-    assert engine.model.weights.mode == "file"  # type: ignore[attr-defined]  # our own
-    assert isinstance(engine.model.weights, Weights)  # type: ignore[attr-defined]  # our own
+    threads = min(2, os.cpu_count() or 1)
+    engines = [open_engine(spec, path, threads=threads) for spec in ("numpy", "numpy:file")]
+    items = [
+        BatchItem(str(n), InferenceBatchRequest("the world " * n, max_tokens=12, ignore_eos=True))
+        for n in range(1, 6)
+    ]
+    plain, kept = (
+        [response.data.text for response in engine.infer_batch(items).responses if response.data]
+        for engine in engines
+    )
+    assert kept == plain
+    assert len(kept) == 5
+    assert [engine.weights for engine in engines] == ["float32", "file"]  # type: ignore[attr-defined]  # our own
+    weights = [engine.count_bytes([1], [1])["weights"] for engine in engines]  # type: ignore[attr-defined]  # our own
+    assert weights[1] < 0.5 * weights[0]

@@ -257,7 +257,7 @@ def test_data_keep_what_they_are_given(tmp_path):
 def test_benchmarks_are_not_run_for_a_file_that_cannot_be_written(tmp_path, monkeypatch):
     """`bench --out` and `compare --out` look first."""
     monkeypatch.setattr(
-        "batchgauge.experiments.regression.study.run_suite", lambda *_, **__: pytest.fail("it ran")
+        "batchgauge.experiments.regression.runs.run_suite", lambda *_, **__: pytest.fail("it ran")
     )
     (tmp_path / "file").write_text("mine")
     for command in (["bench"], ["compare", "--against", "HEAD"]):

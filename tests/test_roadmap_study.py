@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import chain, repeat
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from tests.tiny_model import write_tiny_model
 
-from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
-from batchgauge.experiments.roadmap import figures as roadmap_figures
-from batchgauge.experiments.roadmap import ideas as roadmap_ideas
-from batchgauge.experiments.roadmap import machines as roadmap_machines
-from batchgauge.experiments.roadmap import parallel
-from batchgauge.experiments.roadmap import plans as roadmap_plans
-from batchgauge.experiments.roadmap import policies as roadmap_policies
-from batchgauge.experiments.roadmap import study as roadmap
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.roadmap import (
+    async_points,
+    ideas,
+    machines,
+    parallel,
+    policies,
+    sections,
+    study,
+    validation,
+)
 from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, replay
+from batchgauge.experiments.roadmap.study import Case, Scenario, prepare
+from batchgauge.files import write_csv
+from batchgauge.measuring.record import COLUMNS
+from batchgauge.reporting import Report, Section, profile_named
 from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -39,26 +51,29 @@ STAGES, WAYS = parallel.STAGES, parallel.WAYS
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    """Our own engine on a tiny model."""
+def context(tmp_path_factory) -> Context:
+    """Our own engine on a tiny model, in a smoke run."""
     path = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-    return BatchInferenceEngine.from_gguf(path)
+    return Context(profile_named("smoke"), model=str(path))
 
 
 @pytest.fixture(scope="module")
-def case(engine) -> roadmap.Case:
+def engine(context):
+    """The context's engine."""
+    return context.engine
+
+
+@pytest.fixture(scope="module")
+def case(context) -> Case:
     """A case whose step times are given, so that nothing here depends on the machine."""
-    traffic = roadmap.make_traffic(
-        "", count=150, length_scale=1 / 16, burstiness=1.0, background=0.5
-    )
+    traffic = Scenario().traffic(150)
     server = Server("static", 8, host_request_s=1e-3, host_token_s=1e-4)
     today = Setup(server, TABLE, price_per_hour=0.1)
     limit = capacity(traffic(1.0, 0), TABLE, server)
-    return roadmap.Case(
-        parallel.Specs(), engine, engine.tokenizer, 2.0,
-        SteadyProbe(engine_probe(engine), settle_runs=1), COSTS, TABLE, traffic, today, limit,
-        0.8 * limit, 3.0,
-    )  # fmt: skip
+    probe = SteadyProbe(engine_probe(context.engine), settle_runs=1)
+    return Case(
+        context, Scenario(), 2.0, probe, COSTS, TABLE, traffic, today, limit, 0.8 * limit, 3.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +86,11 @@ def gains() -> pd.DataFrame:
         for way, f in factors.items()
     ]
     return pd.DataFrame(rows)
+
+
+def run_sweep(case: Case, candidates) -> pd.DataFrame:
+    """The candidates at two rates beside the case's own, two seeds each."""
+    return ideas.run_sweep(case, candidates, loads=[0.6, 1.2], seeds=2)
 
 
 def short_stream(count: int = 12) -> Arrivals:
@@ -124,24 +144,35 @@ def test_a_run_compared_with_itself_is_within_every_bound():
 def test_a_pace_lies_between_its_controls_and_forgives_one_that_was_interrupted():
     """Interpolated over the median of three; 1 where no control ever ran."""
     assert Pace(lambda: 2.0, 0.1).curve()(7.0) == 1.0
-    told = Pace(lambda: 1.0, 0.1)
-    told.times_s, told.paces = [0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 2.0, 2.0]
-    curve = told.curve()
+    pace = Pace(lambda: 1.0, 0.1)
+    pace.times_s, pace.paces = [0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 9.0, 2.0, 2.0]
+    curve = pace.curve()
     assert [curve(t) for t in (-1.0, 0.0, 1.5, 2.0, 9.0)] == [1.0, 1.0, 1.5, 2.0, 2.0]
 
 
 def test_an_idle_server_runs_controls_and_still_serves_everyone(engine):
     """Controls run only in gaps that are long enough, at times inside the replay."""
-    told = Pace(lambda: 1.0, 0.001)
+    pace = Pace(lambda: 1.0, 0.001)
     arrivals = short_stream()
-    real = replay(engine, arrivals, Server("dynamic", 5, max_wait_s=0.02), pace=told)
+    real = replay(engine, arrivals, Server("dynamic", 5, max_wait_s=0.02), pace=pace)
     assert real["request"].tolist() == list(range(12))
-    assert told.times_s == sorted(told.times_s)
-    assert told.times_s
-    assert max(told.times_s) < real["returned_s"].max()
+    assert pace.times_s == sorted(pace.times_s)
+    assert pace.times_s
+    assert max(pace.times_s) < real["returned_s"].max()
     busy = Pace(lambda: 1.0, 1e9)
     real = replay(engine, arrivals, Server("static", 5), pace=busy)
     assert len(busy.times_s) == real["batch"].nunique()
+
+
+def test_a_pause_of_the_driver_forms_no_batch_of_half(engine, monkeypatch):
+    """When the driver stands still at the wrong moment, a static batch is full all the same."""
+    arrivals = short_stream(10)
+    fourth = arrivals.times_s[3]
+    clock = chain([0.0], repeat(fourth, 5), repeat(1.0))  # by then the others are there too
+    fake = SimpleNamespace(perf_counter=lambda: next(clock), sleep=lambda _: None)
+    monkeypatch.setattr("batchgauge.experiments.roadmap.replay.time", fake)
+    real = replay(engine, arrivals, Server("static", 5))
+    assert real.groupby("batch").size().tolist() == [5, 5]
 
 
 def test_a_simulated_machine_follows_its_pace():
@@ -178,8 +209,12 @@ def test_batches_are_priced_one_by_one():
     [
         ({"policy": "eager"}, "'eager, fifo' is unknown"),
         ({"policy": "static, random"}, "'static, random' is unknown"),
-        ({"arrival_rate": -1.0}, "negative"),
-        ({"latency_target_ms": -1.0}, "negative"),
+        ({"arrival_rate": -1.0}, "arrival_rate is -1.0"),
+        ({"arrival_rate": float("nan")}, "arrival_rate is nan"),
+        ({"latency_target_ms": -1.0}, "latency_target_ms is -1.0"),
+        ({"latency_target_ms": float("inf")}, "latency_target_ms is inf"),
+        ({"own_price_per_hour": -0.1}, "own_price_per_hour is -0.1"),
+        ({"price_per_hour": 0.0}, "price above 0"),
         ({"max_batch": 0}, "batches of 0"),
         ({"trace": "/nowhere/trace.csv"}, "cannot be read"),
         ({"length_scale": 0.0}, "scale"),
@@ -189,7 +224,7 @@ def test_batches_are_priced_one_by_one():
 def test_bad_parameters_are_named_before_the_model_is_loaded(changes, said):
     """Each wrong parameter is one clear sentence, and no engine is opened for it."""
     with pytest.raises(UserError, match=said):
-        roadmap.prepare(parallel.Specs(engine="no.such:engine"), **changes)
+        prepare(Context(profile_named("smoke"), engine_spec="no.such:engine"), Scenario(**changes))
 
 
 def test_a_trace_becomes_streams_at_any_rate(tmp_path):
@@ -197,9 +232,7 @@ def test_a_trace_becomes_streams_at_any_rate(tmp_path):
     lines = [f"{t},{100 + t},{50 + t}" for t in range(60)]
     file = tmp_path / "trace.csv"
     file.write_text("timestamp,context_tokens,generated_tokens\n" + "\n".join(lines))
-    traffic = roadmap.make_traffic(
-        str(file), count=20, length_scale=0.1, burstiness=1.0, background=0.0
-    )
+    traffic = Scenario(trace=str(file), length_scale=0.1, background=0.0).traffic(20)
     one, two = traffic(4.0, 0), traffic(4.0, 1)
     assert len(one) == 20
     assert one.rate == pytest.approx(4.0)
@@ -209,26 +242,26 @@ def test_a_trace_becomes_streams_at_any_rate(tmp_path):
 
 def test_the_host_part_moves_but_does_not_change_the_total():
     """A step without Python's share plus that share is the step as measured."""
-    bare = roadmap.without_host(TABLE, 1e-3)
+    bare = study.without_host(TABLE, 1e-3)
     for rows in (1, 4, 8):
         assert bare(rows, 0, 0, 0.0) + rows * 1e-3 == pytest.approx(TABLE(rows, 0, 0, 0.0))
 
 
 def test_policies_are_compared_and_instability_is_said(case):
     """Every policy has its row; far above capacity the sentence says unstable."""
-    table = roadmap_policies.compare_policies(case)
+    table = policies.compare_policies(case)
     assert table["policy"].is_unique
     assert {"static", "dynamic", "continuous"} <= set(table["policy"])
     assert (table["padding_waste"] == 0.0).all()
     crowd = replace(case, rate=10 * case.limit)
-    assert "Unstable" in roadmap.stability_sentence(crowd)
-    said = roadmap_policies.policies_sentence(roadmap_policies.compare_policies(crowd), crowd)
+    assert "Unstable" in study.stability_sentence(crowd)
+    said = policies.policies_sentence(policies.compare_policies(crowd), crowd)
     assert "queues that grow without end" in said
 
 
 def test_priority_helps_the_first_class_at_the_others_cost(case):
     """Under a crowd, the share in time rises for one class and falls for the other."""
-    table = roadmap_policies.compare_classes(case)
+    table = policies.compare_classes(case)
     share = table.set_index(["order", "class"])["in_time_share"].to_dict()
     assert share["priority", "interactive"] > share["first come", "interactive"]
     assert share["priority", "background"] < share["first come", "background"]
@@ -239,56 +272,47 @@ def test_priority_helps_the_first_class_at_the_others_cost(case):
 
 def test_machines_are_predicted_and_labelled(case):
     """Only this machine is measured; a twice as high price doubles the price of a token."""
-    table = roadmap_machines.predict_machines(case, price_per_hour=2.0, most=32)
+    table = machines.predict_machines(case, most=32)
     assert table["basis"].tolist() == ["measured steps", *["predicted"] * (len(table) - 1)]
-    dear = roadmap_machines.predict_machines(case, price_per_hour=4.0, most=32)
+    dear = machines.predict_machines(replace(case, scenario=Scenario(price_per_hour=4.0)), most=32)
     ratio = dear["price_per_million_tokens"] / table["price_per_million_tokens"]
     assert ratio.tolist() == pytest.approx([1.0, *[2.0] * (len(table) - 1)])
-    assert roadmap_machines.machines_sentence(table).startswith("Predicted, not measured")
-    with pytest.raises(UserError, match="above 0"):
-        roadmap_machines.predict_machines(case, price_per_hour=0.0)
+    assert machines.machines_sentence(table).startswith("Predicted, not measured")
 
 
 def test_a_shared_queue_bears_a_straggler_better_than_shards(case):
     """With one slow machine the queue keeps more of its efficiency; nothing exceeds ideal."""
-    table = roadmap_machines.distribute(case, requests=400)
+    table = machines.distribute(case, requests=400, sizes=[1, 4])
     rows = table[(table["trouble"] == "one machine 3 × slower") & (table["machines"] == 4)]
     assert (rows["queue_efficiency"] > rows["shards_efficiency"]).all()
     assert table["queue_efficiency"].max() <= 1.0 + 1e-9
 
 
-def test_the_ranking_names_every_item_of_phase_7(case, gains):
-    """All seven items are in the table, predicted hardware is labelled, sentences have numbers."""
-    ideas = roadmap_ideas.make_ideas(case, gains, price_per_hour=2.0)
-    runs = roadmap_ideas.run_sweep(case, ideas, seeds=2)
-    table = rank(runs, ideas, case.rate)
+def test_the_ranking_names_every_candidate(case, gains):
+    """All seven items are in the table, predicted hardware is labelled; each item has one rung."""
+    candidates = ideas.make_ideas(case, gains)
+    table = rank(run_sweep(case, candidates), candidates, case.rate)
     assert set(table["item"]) == {
         "async pipeline", "CPU parallelism", "GPU batching", "priority queues",
         "dynamic batching", "streaming", "distributed batches",
     }  # fmt: skip
     predicted = table[table["basis"] == "predicted hardware"]
     assert predicted["item"].tolist() == ["GPU batching"]
-    assert f"{case.rate:.2g} requests/s" in roadmap_ideas.ranking_sentence(table, case)
-    rungs = roadmap_ideas.pick_rungs(table, ideas)
+    assert f"{case.rate:.2g} requests/s" in ideas.ranking_sentence(table, case)
+    rungs = ideas.pick_rungs(table, candidates)
     items = [rung.item for rung in rungs]
     assert len(items) == len(set(items))
     assert not any(rung.hardware for rung in rungs)
-    ladder = roadmap_ideas.ladder(rungs, roadmap_ideas.run_sweep(case, rungs, seeds=2), case)
+    ladder = ideas.ladder(rungs, run_sweep(case, rungs), case)
     assert ladder["idea"].tolist() == [rung.name for rung in rungs]
-    for figure, rows in (
-        (roadmap_figures.draw_ranking(table), table),
-        (roadmap_figures.draw_ladder(ladder), ladder),
-    ):
-        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(rows["idea"])
 
 
 def test_more_load_changes_the_ranking(case, gains):
     """At a tenth of capacity waiting for a batch is what hurts; far above it, only speed helps."""
-    ideas = roadmap_ideas.make_ideas(case, gains, price_per_hour=2.0)
+    candidates = ideas.make_ideas(case, gains)
     calm, crowd = (replace(case, rate=factor * case.limit) for factor in (0.1, 3.0))
     first = [
-        rank(roadmap_ideas.run_sweep(at, ideas, seeds=2), ideas, at.rate)["item"].iloc[0]
-        for at in (calm, crowd)
+        rank(run_sweep(at, candidates), candidates, at.rate)["item"].iloc[0] for at in (calm, crowd)
     ]
     assert first[0] == "dynamic batching"
     assert first[1] in {"GPU batching", "distributed batches"}
@@ -304,25 +328,207 @@ def test_the_conversion_points_exist_and_are_advised_by_what_was_measured():
             "lock_free_share": [0.0, 0.0, 0.9, 0.3],
         }
     )
-    advice = roadmap_plans.conversion_points(gil)["advice"].tolist()
+    advice = async_points.conversion_points(gil)["advice"].tolist()
     assert advice[0].startswith("leave it")
     assert advice[1].startswith("a process")
     assert advice[2] == "asyncio.to_thread"
     assert "without gaining time" in advice[3]
 
 
-def test_scaling_is_fitted_for_both_ways(gains):
-    """Throughputs by block become a law for each stage, way and form."""
-    rows = [
-        {"stage": stage, "way": way, "block": block, "calls_per_s": speed}
+def test_scaling_is_fitted_for_both_ways():
+    """Gains are the ratios by block of every stage and way; laws go through them."""
+    table = machines.gains(invented_parallel())
+    assert table["stage"].tolist() == [stage for stage in STAGES for _ in WAYS[1:]]
+    assert table["value"].tolist() == pytest.approx([1.2, 1.1, 1.8] * len(STAGES))
+    laws = machines.fits(invented_parallel(), seed=0)
+    assert set(laws) == {
+        f"{stage}, {way}, {law}"
+        for stage in ("prefill", "decode")
+        for way in (WAYS[1], WAYS[3])
+        for law in ("Amdahl", "USL")
+    }
+    assert laws["decode, two processes, USL"].predict(2).value == pytest.approx(1.8)
+    assert laws["prefill, two BLAS threads, Amdahl"].predict(2).value == pytest.approx(1.2)
+
+
+# --- sections and figures -----------------------------------------------------------------
+
+
+def invented_validation() -> validation.Validation:
+    """100 requests a policy whose simulated times are 4 % too long, in batches of 4."""
+    frames = []
+    for number, policy in enumerate(validation.POLICIES):
+        arrivals = poisson(3.0, np.full(100, 20), np.full(100, 5), seed=number)
+        run = simulate(arrivals, TABLE, Server(policy, 4))
+        stay_ms = 1e3 * (run.returned_s - arrivals.times_s)
+        real = pd.DataFrame(
+            {
+                "request": range(100), "batch": np.arange(100) // 4, "called_s": run.start_s,
+                "first_s": arrivals.times_s + (run.first_s - arrivals.times_s) / 1.04,
+                "returned_s": arrivals.times_s + stay_ms / 1.04e3,
+            }
+        )  # fmt: skip
+        columns = {"real_answer_ms": stay_ms / 1.04, "simulated_answer_ms": stay_ms, "pace": 1.0}
+        requests = pd.DataFrame({"policy": policy, "arrival_s": arrivals.times_s, **columns})
+        batches = batch_times(real, arrivals, TABLE).assign(policy=policy)
+        frames.append((compare(policy, real, run), requests, batches))
+    return validation.Validation(
+        *(pd.concat(f, ignore_index=True) for f in zip(*frames, strict=True))
+    )
+
+
+def invented_parallel() -> pd.DataFrame:
+    """Four blocks, each faster, in which threads gain 1.2, Python threads 1.1, processes 1.8."""
+    return pd.DataFrame(
+        {"stage": stage, "way": way, "block": block, "calls_per_s": speed * (1 + block)}
         for stage in STAGES
         for block in range(4)
         for way, speed in zip(WAYS, (10.0, 12.0, 11.0, 18.0), strict=True)
-    ]
-    measured = pd.DataFrame(rows)
-    table = roadmap_machines.gains(measured)
-    assert set(table["stage"]) == set(gains["stage"])
-    processes = table[table["way"] == WAYS[3]]["value"].tolist()
-    assert processes == pytest.approx([1.8] * len(STAGES))
-    laws = roadmap_machines.fits(measured)
-    assert laws["decode, two processes, USL"].predict(2).value == pytest.approx(1.8)
+    )
+
+
+@pytest.fixture(scope="module")
+def shown(case) -> dict[str, Section]:
+    """Every section of the notebook by its name, on what is invented instead of measured."""
+    gil = pd.DataFrame(
+        {
+            "call": STAGES[:4],
+            "alone_ms": 9.0,
+            "gil": "takes turns",
+            "lock_free_share": 0.3,
+        }
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "validate", lambda *_, **__: invented_validation())
+        patch.setattr(parallel, "measure_parallel", lambda *_, **__: invented_parallel())
+        patch.setattr(sections, "probe_gil", lambda *_, **__: gil)
+        second_core, scaling = sections.second_core(case, workers=[1, 2, 4])
+        found = [
+            sections.traffic(case),
+            sections.step_times(case),
+            sections.check_simulation(case, load=0.5),
+            sections.simulator_speed(case),
+            sections.compare_policies(case, loads=(0.2, 1.2)),
+            sections.compare_classes(case),
+            second_core,
+            scaling,
+            sections.asynchronous(case),
+            sections.other_machines(case, max_batch=16),
+            sections.many_machines(case, sizes=[1, 2]),
+            *sections.ranking(case, second_core, loads=[0.5]),
+        ]
+    return {section.name: section for section in found}
+
+
+def test_the_sections_write_what_the_reference_run_has(shown, committed, tmp_path, monkeypatch):
+    """Every CSV and its columns, every picture and score under the names that are published."""
+
+    def figure(report, drawn, name, *, alt, caption):  # noted; to save it would take a second
+        plt.close(drawn)
+        assert alt
+        assert caption
+        report.path("reports", "figures", f"{name}.png")
+
+    monkeypatch.setattr(Report, "figure", figure)
+    published = json.loads((committed / "data" / "roadmap_facts.json").read_text("utf-8"))
+    report = Report.begin("roadmap", title="t", question="q", profile="smoke", out_dir=tmp_path)
+    report.show(*shown.values())
+    report.answer("a")
+    report.finish()
+    facts = json.loads((tmp_path / "data" / "roadmap_facts.json").read_text("utf-8"))
+    assert set(facts["files"]) == set(published["files"])
+    for name in (f for f in facts["files"] if f.endswith(".csv")):
+        written, before = (pd.read_csv(folder / name) for folder in (tmp_path, committed))
+        samples = name.endswith("_samples.csv")
+        assert list(written) == list(COLUMNS if samples else before), name
+        assert len(written), name
+    assert [s["key"] for s in facts["scores"]] == [s["key"] for s in published["scores"]]
+
+
+def test_every_frame_comes_back_from_its_csv(shown, tmp_path):
+    """What was written is read back equal: numbers to the last digits, texts whole.
+
+    Samples have a reader of their own, with its own test.
+    """
+    for section in shown.values():
+        for name in set(section.frames()) - {"parallel_samples"}:
+            frame = section.frames()[name]
+            write_csv(frame, tmp_path / f"{name}.csv")
+            read = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False, na_values=[""])
+            pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
+
+
+def test_findings_say_what_the_invented_data_hold(shown):
+    """The numbers that went in stand in the sentences and scores that come out."""
+    (error,) = shown["roadmap_validation"].scores()
+    assert error.value == pytest.approx(0.04)
+    assert error.verdict == "met"
+    assert "8 of 8 figures lie within their bounds" in shown["roadmap_validation"].sentence()
+    assert "decode gains 1.80 ×" in shown["roadmap_parallel"].sentence()
+    assert "on 2 machines" in shown["roadmap_distributed"].sentence()
+    assert "Stable: " in shown["traffic"].sentence()
+    assert "30.0 ms for one sequence and 45.0 ms for 8" in shown["roadmap_step_time"].sentence()
+    ranked, checked = shown["roadmap_ranking"], shown["roadmap_validation"]
+    assert sections.answer(ranked, checked) == f"{ranked.sentence()} {checked.sentence()}"
+
+
+def axes_of(section: Section) -> list[Axes]:
+    """The axes of a section's picture."""
+    drawn = section.draw()
+    assert drawn
+    plt.close(drawn[0])
+    return list(drawn[0].axes)
+
+
+def title(ax: Axes) -> str:
+    """The title, wherever the theme puts it."""
+    return ax.get_title("left") or ax.get_title()
+
+
+def labels(texts) -> list[str]:
+    """What text objects of a picture say."""
+    return [text.get_text() for text in texts]
+
+
+def test_rows_of_the_pictures_are_the_rows_of_the_tables(shown):
+    """Ranking, ladder, stages and machines: one row each, named, in the table's order."""
+    for name, column in (
+        ("roadmap_ranking", "idea"),
+        ("roadmap_ladder", "idea"),
+        ("roadmap_parallel", "stage"),
+        ("roadmap_machines", "machine"),
+    ):
+        rows = list(dict.fromkeys(shown[name].frame[column]))
+        assert labels(axes_of(shown[name])[0].get_yticklabels()) == rows, name
+
+
+def test_lines_of_the_pictures_are_the_numbers_of_the_tables(shown):
+    """Step times, policies' medians and efficiencies are drawn where the tables have them."""
+    steps = shown["roadmap_step_time"].frame
+    left, right = axes_of(shown["roadmap_step_time"])
+    assert left.lines[-1].get_ydata() == pytest.approx(steps["step_ms"])
+    assert right.lines[-1].get_ydata() == pytest.approx(steps["token_ms"])
+    (ax,) = axes_of(shown["roadmap_policies"])
+    curves = shown["roadmap_policies"].data["policy_curves"]
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines}
+    for name, rows in curves.groupby("policy"):
+        middle = rows.groupby("arrival_rate")["p90_ms"].median() / 1e3
+        assert drawn[name] == pytest.approx(middle.to_numpy()), name
+    table = shown["roadmap_distributed"].frame
+    for ax, (_, rows) in zip(
+        axes_of(shown["roadmap_distributed"]), table.groupby("trouble", sort=False), strict=True
+    ):
+        queue, shards = ax.lines[:2]
+        assert queue.get_ydata() == pytest.approx(100 * rows["queue_efficiency"])
+        assert shards.get_ydata() == pytest.approx(100 * rows["shards_efficiency"])
+
+
+def test_titles_state_the_errors_and_what_is_extrapolated(shown):
+    """Each policy's panel says its error; solid lines of the laws end where measuring ended."""
+    for ax in axes_of(shown["roadmap_validation"]):
+        assert title(ax).endswith("mean +4%, p90 +4%")
+    stages = axes_of(shown["roadmap_scaling"])
+    assert [title(ax) for ax in stages] == ["Prefill", "Decode"]
+    solid = [line for line in stages[0].lines if line.get_label() == "processes"]
+    assert [np.asarray(line.get_xdata()).tolist() for line in solid] == [[1, 2]]
+    assert np.asarray(solid[0].get_ydata())[1] == pytest.approx(1.8, rel=0.01)

@@ -134,7 +134,7 @@ def test_drift_check_refuses_bad_input(predicted, measured):
 
 
 def test_saved_model_comes_back_equal(tmp_path):
-    """JSON round trip keeps everything, the held-out exam included."""
+    """JSON round trip keeps everything, the held-out checks included."""
     model = calibrate_engine(
         InventedMachine(noise=0.01), max_batch_size=32, machine="m", model="x", threads=2
     )
@@ -260,7 +260,7 @@ def test_roofline_curve_has_its_knee():
     assert float(curve(50)) == pytest.approx(6.0)
 
 
-def test_stated_error_of_no_exam_is_the_least():
+def test_stated_error_of_nothing_held_out_is_the_least():
     """Nothing held out: the error is the least that is ever claimed."""
     assert calibration.stated_error([]) == calibration.LEAST_ERROR
     assert calibration.stated_error([HeldOut("decode", 1, 1.0, 1.2)]) > 0.2
@@ -348,10 +348,10 @@ def test_shape_reads_a_config():
     assert json.dumps(shape.flops_per_token)
 
 
-def test_the_exam_does_not_count_its_own_noise():
-    """What the exam's measurements scatter is taken off; the rest is the model's error."""
-    exam = [HeldOut("decode", float(size), 100.0, 105.0) for size in (5, 9, 13)]
-    seen = stated_error(exam)
+def test_the_held_out_check_does_not_count_its_own_noise():
+    """What the measurements scatter is taken off; the rest is the model's error."""
+    held_out = [HeldOut("decode", float(size), 100.0, 105.0) for size in (5, 9, 13)]
+    seen = stated_error(held_out)
     assert seen == pytest.approx(1.4826 * math.log(1.05))
-    assert stated_error(exam, noise=0.6 * seen) == pytest.approx(0.8 * seen)
-    assert stated_error(exam, noise=2 * seen) == LEAST_ERROR
+    assert stated_error(held_out, noise=0.6 * seen) == pytest.approx(0.8 * seen)
+    assert stated_error(held_out, noise=2 * seen) == LEAST_ERROR

@@ -12,13 +12,13 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.batch_sizing import runs, study
-from batchgauge.experiments.batch_sizing.bench import Bench
+from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
+from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
     Truth,
     ask,
-    folklore,
+    fixed_size_rules,
     same_step,
     score,
     summary,
@@ -70,17 +70,17 @@ def test_the_sweep_is_dense():
     assert {18, 22, 30, 36, 40, 64, 66} <= set(sizes)
 
 
-def test_a_steady_probe_takes_the_weather_out():
+def test_a_steady_probe_takes_the_changes_of_speed_out():
     """A machine that becomes 40 % slower meanwhile changes no time that is told."""
-    weather = [1.0]
+    slowness = [1.0]
 
     def swaying(rows, prompt, steps):
         first, step = probe(rows, prompt, steps)
-        return first * weather[0], step * weather[0]
+        return first * slowness[0], step * slowness[0]
 
     steady = SteadyProbe(swaying, settle_runs=3)
     calm = steady(8, 1, 3)
-    weather[0] = 1.4
+    slowness[0] = 1.4
     steady(8, 1, 3)  # its control before was a calm one
     slow = steady(8, 1, 3)
     assert slow == pytest.approx(calm, rel=0.02)
@@ -160,17 +160,17 @@ def test_a_size_that_was_not_swept_cannot_be_scored(sweep):
         score(scenario, "f", 33, truths(scenario, sweep.costs, sweep.sizes))
 
 
-def test_folklore_follows_its_rules(sweep):
+def test_fixed_size_rules_follow_their_names(sweep):
     """Each rule of thumb gives what its name says, on a budget that 20 rows keep."""
     scenario = Scenario("x", "engine", WORK, 64, latency_budget_ms=1700.0)
     truth = truths(scenario, sweep.costs, sweep.sizes)
     allowed = max(size for size, row in truth.items() if row.allowed)
     assert 16 <= allowed < 32
-    rules = folklore(truth)
+    rules = fixed_size_rules(truth)
     assert rules["fixed 8"] == 8
     assert rules["largest that fits"] == 64
     assert rules["halve on failure"] == 16
-    assert rules["double until it breaks"] in {1, 16}
+    assert rules["double until it breaks"] == 16
 
 
 def test_summary_and_steps():
@@ -318,7 +318,7 @@ def test_traffic_is_drawn_in_one_place():
     tokenizer: Any = SimpleNamespace(
         encode_many=lambda texts: SimpleNamespace(counts=[len(t) for t in texts])
     )
-    assert study.engine_workloads(tokenizer, seed=3)["ragged traffic"] == ours
+    assert engine_workloads(tokenizer, seed=3)["ragged traffic"] == ours
     assert max(ours.inputs) <= 128
 
 
@@ -339,7 +339,7 @@ def bench_of(engine: Any, tokenizer: Any, profile: str) -> Bench:
         texts=sample,
         works={"ragged traffic": automatic.traffic_lengths()},
         effort=replace(
-            runs.effort(profile, 1, most=engine.max_batch_size()), repeats=1, tokenizer_largest=90
+            effort(profile, 1, most=engine.max_batch_size()), repeats=1, tokenizer_largest=90
         ),
         config=SizingConfig(),
         hardware=simulated_profiles()[0],
@@ -356,7 +356,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
-    models = bench.calibrate()
+    models = calibrate(bench)
     plain = Scenario("", "engine", bench.works["ragged traffic"], bench.largest)
     texts = Scenario("", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest)
     with threadpool_limits(1, user_api="blas"):
@@ -369,7 +369,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
 def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
     """What a smoke run measures, up to batches of six, is no advice for later."""
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
-    bench_of(InventedEngine(), InventedTokenizer(), "smoke").calibrate()
+    calibrate(bench_of(InventedEngine(), InventedTokenizer(), "smoke"))
     assert list(tmp_path.iterdir()) == []
 
 

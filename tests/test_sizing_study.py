@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
-from batchgauge.experiments.batch_sizing import runs, study, tables, words
+mpl.use("agg")
+
+from batchgauge.experiments.batch_sizing import bench, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
+from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
@@ -20,6 +28,12 @@ WORKS = {
     "ragged traffic": Lengths((4, 30, 60), (2, 9, 16)),
 }
 TEXTS = ["a few words", "rather more words than that"] * 5
+
+
+@pytest.fixture(autouse=True)
+def theme():
+    """Titles stand where the reports have them."""
+    plots.use_theme()
 
 
 def engine(rows: int, prompt: int, steps: int) -> tuple[float, float]:
@@ -36,7 +50,7 @@ def texts(size: int) -> tuple[int, float]:
 @pytest.fixture(scope="module")
 def judged():
     """Calibrated, asked, swept and judged, without a clock that matters."""
-    plan = runs.effort("smoke", 1)
+    plan = bench.effort("smoke", 1)
     models = {
         ("engine", 1): calibrate_engine(engine, max_batch_size=8, max_positions=64),
         ("tokenizer", 1): calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest),
@@ -44,7 +58,7 @@ def judged():
     questions = study.scenarios(WORKS, models, MEMORY, TEXTS, plan)
     prior = CostModel.prior(SHAPE, simulated_profiles()[0])
     advice = study.advise(questions, models, MEMORY, {1: prior})
-    wanted = advice.wanted(questions)
+    wanted = advice.wanted()
     sweeps = {
         ("engine", 1): sweep_engine(engine, largest=8, passes=1, max_positions=64),
         ("tokenizer", 1): sweep_tokenizer(
@@ -53,13 +67,13 @@ def judged():
     }
     peaks = [Peak(size, 8, 4, 0.0) for size in (4, 8)]
     peaks = [Peak(p.rows, 8, 4, MEMORY.batch_bytes(p.plan())) for p in peaks]
-    scored = study.judge(questions, advice, sweeps, peaks, MEMORY.weight_bytes)
-    return models, questions, advice, sweeps, scored
+    scored = study.judge(advice, sweeps, peaks, MEMORY.weight_bytes)
+    return models, advice, sweeps, scored
 
 
 def test_an_advisor_with_the_right_model_is_nearly_perfect(judged):
     """On noiseless machines every score is high and no budget is broken."""
-    scored = judged[4]
+    scored = judged[3]
     rows = scored[scored["strategy"] == study.ADVISOR]
     assert rows["score"].median() >= 0.98
     assert not (rows["late"] | rows["over_memory"]).any()
@@ -69,18 +83,18 @@ def test_an_advisor_with_the_right_model_is_nearly_perfect(judged):
 
 def test_scenarios_cover_what_they_should(judged):
     """Both parts, budgets of both kinds and an impossible one are asked."""
-    questions = judged[1]
+    questions = judged[1].questions
     assert {q.part for q in questions} == {"engine", "tokenizer"}
     assert any(q.memory_budget_bytes for q in questions)
     assert {q.latency_metric for q in questions} == {"request", "ttft", "inter_token"}
     impossible = next(q for q in questions if "impossible" in q.name)
-    assert judged[2].sizes[study.ADVISOR, impossible.name] == 0
+    assert judged[1].sizes[study.ADVISOR, impossible.name] == 0
     assert len({q.name for q in questions}) == len(questions)
 
 
 def test_errors_and_drift_follow_the_sweep(judged):
     """A right model holds; the same model made 8 % too slow does not."""
-    errors = study.fresh_errors(judged[0], judged[3])
+    errors = study.fresh_errors(judged[0], judged[2])
     assert errors["relative_error"].abs().median() < 0.01
     noisy = errors.assign(
         fresh_ms=errors["fresh_ms"]
@@ -92,31 +106,199 @@ def test_errors_and_drift_follow_the_sweep(judged):
 
 def test_stability_of_an_unchanged_model_is_one(judged):
     """The same calibration again gives the same sizes."""
-    models, questions, advice, _, _ = judged
-    table = study.stability(questions, advice, [models["engine", 1]], MEMORY)
-    assert (table["same_share"] == 1.0).all()
-    assert "100 %" in words.stable(table, 1)
+    models, advice, _, _ = judged
+    section = sections._stability(advice, [models["engine", 1]], MEMORY)
+    assert (section.frame["same_share"] == 1.0).all()
+    assert "Calibrated 2 times" in section.sentence()
+    assert "runs for 100 % of" in section.sentence()
+
+
+def axes_of(section):
+    """The panels of a section's picture."""
+    return section.draw()[0].axes
+
+
+def table_of(section):
+    """The table that readers see."""
+    return section.shown
+
+
+def points_of(line):
+    """What a line's points are at: [n, 2]."""
+    return line.get_xydata()
+
+
+def invented_bench():
+    """What the sections ask a bench for, of the invented engine."""
+    return SimpleNamespace(
+        works=WORKS,
+        threads=1,
+        largest=8,
+        shape=SHAPE,
+        cost=lambda models: models["engine", 1],
+    )
+
+
+def test_cost_errors_name_what_was_never_calibrated(judged):
+    """Errors and timings are written; curve and dots are those of the frame."""
+    models, _, sweeps, _ = judged
+    section = sections.cost_errors(models, sweeps)
+    assert list(section.frames()) == ["cost_errors", "sweep"]
+    assert len(section.frames()["sweep"]) == sum(len(s.timings) for s in sweeps.values())
+    rows, which = study.unseen(section.frame, "prefill")
+    assert which == "never calibrated"
+    assert not rows["calibrated"].any()
+    off = 100 * rows["relative_error"].abs().median()
+    assert f"prefill {off:.1f} % (90 % of {len(rows)} sizes never" in section.sentence()
+    for ax, phase in zip(axes_of(section), ("decode", "prefill"), strict=True):
+        rows = section.frame[section.frame["phase"] == phase]
+        model, *dots = ax.lines
+        assert model.get_ydata() == pytest.approx(rows.sort_values("size")["predicted_ms"])
+        assert sum(len(line.get_xdata()) for line in dots) == len(rows)
+        assert phase.capitalize() in ax.get_title(loc="left")
+
+
+def test_memory_is_judged_on_fresh_peaks():
+    """Errors of 0 on what was fitted do not hide one of 10 % on what was not."""
+
+    def peak(rows, factor):
+        blank = Peak(rows, 8, 4, 0.0)
+        return Peak(rows, 8, 4, factor * MEMORY.batch_bytes(blank.plan()))
+
+    section = sections._memory(MEMORY, [peak(2, 1.0)], [peak(4, 1.0), peak(6, 1 / 1.1)])
+    (score,) = section.scores()
+    assert score.value == pytest.approx(10.0)
+    assert "On 2 fresh batches" in section.sentence()
+    assert "at most 10.0 %" in section.sentence()
+    assert section.frame["use"].tolist() == ["fitted", "fresh", "fresh"]
+    _, right = axes_of(section)
+    assert right.get_title(loc="left") == "Within 10.0 % on fresh batches"
+
+
+def test_scores_are_those_of_the_advisor(judged, tmp_path):
+    """The scorecard has median, tenth percentile and broken budgets of the advisor alone."""
+    strategies, scenarios = sections.judged(judged[3])
+    ours = judged[3][judged[3]["strategy"] == study.ADVISOR]
+    values = {score.key: score.value for score in strategies.scores()}
+    assert values == pytest.approx(
+        {
+            "sizing_accuracy": ours["score"].median(),
+            "sizing_accuracy_p10": ours["score"].quantile(0.1),
+            "sizing_violations": 0.0,
+        }
+    )
+    assert f"median score is {ours['score'].median():.3f}" in strategies.sentence()
+    assert table_of(scenarios)["scenario"].tolist() == ours["scenario"].tolist()
+    (ax,) = axes_of(strategies)
+    assert [t.get_text() for t in ax.get_yticklabels()] == table_of(strategies)["strategy"].tolist()
+    report = Report.begin(
+        "batch_sizing", title="t", question="q", profile="smoke", out_dir=tmp_path
+    )
+    report.show(strategies, scenarios)
+    again = pd.read_csv(tmp_path / "data" / "batch_sizing_scores.csv")
+    pd.testing.assert_frame_equal(again, judged[3].reset_index(drop=True), check_dtype=False)
+
+
+def test_broken_budgets_are_scored(judged):
+    """A size that was late or took too much memory is a violation, either way."""
+    scored = judged[3].copy()
+    ours = scored.index[scored["strategy"] == study.ADVISOR]
+    scored.loc[ours[0], "late"] = True
+    scored.loc[ours[:2], "over_memory"] = True
+    (strategies, _), count = sections.judged(scored), len(ours)
+    broken = next(s for s in strategies.scores() if s.key == "sizing_violations")
+    assert broken.value == pytest.approx(100 * 2 / count)
+    assert broken.better == "lower"
+
+
+def test_a_dense_sweep_marks_suggestion_and_best():
+    """The title's share is that of the suggested size; the star stands at the best."""
+    dense = pd.DataFrame(
+        {
+            "workload": ["short"] * 3,
+            "batch_size": [1, 2, 4],
+            "fresh_tokens_per_s": [50.0, 100.0, 80.0],
+            "predicted_tokens_per_s": [50.0, 90.0, 99.0],
+        }
+    )
+    section = sections._dense(dense, {"short": 4})
+    assert section.sentence().endswith("by workload: 'short' 80 % at 4.")
+    ax = axes_of(section)[0]
+    assert ax.get_title(loc="left") == "short: 4 gets 80 %"
+    points = {line.get_label(): (*line.get_xdata(), *line.get_ydata()) for line in ax.lines[-2:]}
+    assert points == {"best": (2, 100.0), "suggested": (4, 80.0)}
+
+
+def test_the_front_is_drawn_under_its_budget(judged):
+    """The suggestion keeps the budget that so many times one request makes."""
+    models, advice, sweeps, _ = judged
+    invented = invented_bench()
+    dense = sections.dense_sweep(invented, models, sweeps, advice)
+    assert set(dense.frame["workload"]) == set(WORKS)
+    section = sections.pareto(invented, models, MEMORY, dense, workload="short", times_alone=1.5)
+    (ax,) = axes_of(section)
+    lines = {line.get_label(): line for line in ax.lines}
+    at = lines["suggested size, fresh"]
+    budget = 1.5 * batch_times(models["engine", 1], WORKS["short"], 1).request_ms
+    (suggested,) = points_of(at)
+    assert suggested[0] <= 1.02 * budget
+    assert suggested.tolist() in points_of(lines["Pareto front (fresh)"]).tolist()
+    assert f"{budget:,.0f} ms" in ax.get_title(loc="left")
+
+
+def test_late_batches_are_counted_by_phase():
+    """Numbers of the sentence and crosses of the picture come from the run."""
+    run = pd.DataFrame(
+        {
+            "at_s": [0.1, 0.2, 0.3],
+            "phase": ["before", "disturbed", "after"],
+            "within_budget": [True, False, True],
+            "latency_ms": [90.0, 130.0, 80.0],
+            "batch_size": [4, 2, 3],
+        }
+    )
+    section = sections._adaptive(run, 100.0)
+    assert section.sentence() == (
+        "Budget 100 ms. before: 0 of 1 batches late, mean size 4; disturbed: 1 of 1 batches late, "
+        "mean size 2; after: 0 of 1 batches late, mean size 3."
+    )
+    top, bottom = axes_of(section)
+    assert "67 % of 3 batches within budget; back at size 3" in top.get_title(loc="left")
+    assert [
+        points_of(line)[:, 1].tolist() for line in bottom.lines if line.get_marker() == "X"
+    ] == [[130.0]]
 
 
 def test_sentences_carry_the_numbers_of_their_data(judged):
     """Results in sentences come from the frames that they describe."""
-    models, _, _, sweeps, scored = judged
-    table = study.summaries(scored)
-    row = table[table["strategy"] == study.ADVISOR].iloc[0]
-    assert f"{row['median_score']:.3f}" in words.scores(table)
-    run = pd.DataFrame(
-        {
-            "phase": ["before", "disturbed"],
-            "within_budget": [True, False],
-            "batch_size": [4, 2],
-        }
+    models, _, sweeps, scored = judged
+    whole = pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
+    assert "10.0 %" in sections.whole_sentence(whole)
+    invented = invented_bench()
+    total = sum(
+        batch_times(sweeps["engine", 1].costs, work, size).request_ms / 1e3
+        for work in WORKS.values()
+        for size in sweeps["engine", 1].sizes
     )
-    assert "disturbed: 1 of 1 batches late" in words.adaptive(run, 100.0)
-    assert "10.0 %" in words.whole(
-        pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
-    )
-    assert tables.exhaustive_seconds(WORKS, sweeps["engine", 1]) > 0.0
-    assert len(words.calibrations(models)) == 2
+    assert f"would take {total:,.0f} s" in sections.search_cost(invented, models, sweeps).sentence()
+    table = sections.calibrations(models)
+    assert table[["part", "threads"]].to_numpy().tolist() == [["engine", 1], ["tokenizer", 1]]
+    strategies, _ = sections.judged(scored)
+    own = tables.suggest(WORKS["short"], models["engine", 1], MEMORY, 8, None, 64)
+    said = sections.answer(own, strategies, sections.cost_errors(models, sweeps), "prompts")
+    assert said.startswith(f"For 'prompts' requests on this machine: batches of {own.size} (")
+    asked = scored.loc[scored["strategy"] == study.ADVISOR, "scenario"].nunique()
+    assert f"Over {asked} scenarios checked" in said
+    shown = table_of(sections.suggestion(own))
+    assert own.size not in set(shown["batch_size"])
+    assert shown["why_not"].all()
+
+
+def test_the_reference_speed_is_that_of_the_controls():
+    """Quantiles of the controls over the reference, fast first."""
+    probe: Any = SimpleNamespace(reference_ms=10.0, controls_ms=[10.0] * 8 + [8.0, 20.0, 20.0])
+    said = sections.reference_speed(probe).sentence()
+    assert "takes 10 ms. The 11 controls took 1.00 to 2.00 times that" in said
 
 
 def test_the_budget_table_says_which_budget_fails():
@@ -136,8 +318,13 @@ def test_simulated_machines_are_labelled():
 
 def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
     """No shape, no memory model: no scenario has a memory budget, no table a memory column."""
-    assert runs.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
-    plan = runs.effort("smoke", 1)
+    stranger: Any = SimpleNamespace(shape=None, engine=SimpleNamespace(name="stranger"))
+    memory, peaks, said = sections.memory(stranger)
+    assert (memory, peaks, dict(said.frames()), said.draw()) == (None, [], {}, None)
+    assert "'stranger' does not show its model's shape" in said.sentence()
+    assert not sections.simulated(stranger, None, workload="short").frames()
+    assert bench.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
+    plan = bench.effort("smoke", 1)
     cost = calibrate_engine(engine, max_batch_size=8, max_positions=64)
     words_cost = calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest)
     models = {("engine", 1): cost, ("tokenizer", 1): words_cost}
@@ -149,6 +336,5 @@ def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
 
 def test_threads_asked_for_are_swept():
     """A thread count of one's own is part of the effort, and is what is shown."""
-    plan = runs.effort("smoke", 3)
+    plan = bench.effort("smoke", 3)
     assert dict(plan.largest)[3] == 6
-    assert plan.main_threads == 3

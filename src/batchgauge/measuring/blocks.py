@@ -19,7 +19,7 @@ from batchgauge.measuring.record import Sample
 from batchgauge.measuring.timing import Labels, calibrate, steady_from
 
 CONTROL = "control"
-TWIN = "baseline again"
+AA_CONTROL = "baseline again"  # the baseline a second time: its ratio to itself is noise
 _CONTROL_DATA = bytes(range(256)) * 1024
 _WARM_UP_SAMPLES = 10
 
@@ -36,7 +36,7 @@ def warm_up(
     samples: list[Sample] = []
     loops: dict[str, int] = {}
     for name in runners:
-        if name == TWIN:
+        if name == AA_CONTROL:
             continue
         end = time.perf_counter() + budget_s / len(runners)
         loops[name] = calibrate(runners[name])
@@ -68,7 +68,7 @@ class Blocks:
     ) -> None:
         self._runners = dict(runners)
         self._labels = dict(labels)
-        self._loops = {TWIN: loops[baseline], **loops}
+        self._loops = {AA_CONTROL: loops[baseline], **loops}
         self._rng = np.random.default_rng(seed)
         self._one_way = one_way
         self._order: list[str] = []

@@ -1,7 +1,7 @@
 """Paired, interleaved comparison: which candidate is faster here, by how much, how surely.
 
 Candidates run in blocks, each block in seeded order and then in reverse (A B C C B A), so
-that a drift of the machine within a block cancels in the ratio. Two guests ride along: a
+that a drift of the machine within a block cancels in the ratio. Two controls run along: a
 second copy of the baseline (A/A: this run's noise floor and minimum detectable change)
 and an untouched control workload (the machine's own drift). Sampling stops on interval
 *width* or on the budget, never on the verdict, so looking early biases nothing.
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Run
-from batchgauge.measuring.blocks import CONTROL, TWIN, Blocks, warm_up
+from batchgauge.measuring.blocks import AA_CONTROL, CONTROL, Blocks, warm_up
 from batchgauge.measuring.record import Sample, as_json, to_frame
 from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.timing import GcPolicy, Labels, conditions, with_outliers
@@ -123,10 +123,10 @@ class Comparison:
         return next(s for s in self.samples if s.implementation == name)
 
     def _aa_half_width(self) -> float:
-        if TWIN not in self.logs:
+        if AA_CONTROL not in self.logs:
             return math.nan
-        twins = self.logs[self.baseline] - self.logs[TWIN]
-        return location(twins, seed=self.run.seed).half_width
+        aa_ratios = self.logs[self.baseline] - self.logs[AA_CONTROL]
+        return location(aa_ratios, seed=self.run.seed).half_width
 
 
 def compare_interleaved(
@@ -169,10 +169,10 @@ def compare_interleaved(
     """
     names = tuple(candidates)
     baseline = baseline or (names[0] if names else "")
-    if len(names) < 2 or baseline not in candidates or {TWIN, CONTROL} & set(names):
+    if len(names) < 2 or baseline not in candidates or {AA_CONTROL, CONTROL} & set(names):
         raise UserError(
             f"A comparison needs two or more candidates, one of them the baseline '{baseline}', "
-            f"none called '{TWIN}' or '{CONTROL}'; got {', '.join(names) or 'none'}."
+            f"none called '{AA_CONTROL}' or '{CONTROL}'; got {', '.join(names) or 'none'}."
         )
     if budget_s <= 0 or min_blocks < 2 or max_blocks < min_blocks:
         raise UserError(
@@ -181,17 +181,17 @@ def compare_interleaved(
         )
     runners = dict(candidates)
     if aa:
-        runners[TWIN] = candidates[baseline]
+        runners[AA_CONTROL] = candidates[baseline]
     labels = {
         name: Labels(
             benchmark=benchmark,
             implementation=name,
             part=part,
-            batch_size=_of(batch_size, baseline if name == TWIN else name),
+            batch_size=_of(batch_size, baseline if name == AA_CONTROL else name),
             parameters=as_json(parameters or {}),
-            items=_of(items, baseline if name == TWIN else name),
-            tokens=_of(tokens, baseline if name == TWIN else name),
-            counters=as_json((counters or {}).get(baseline if name == TWIN else name, {})),
+            items=_of(items, baseline if name == AA_CONTROL else name),
+            tokens=_of(tokens, baseline if name == AA_CONTROL else name),
+            counters=as_json((counters or {}).get(baseline if name == AA_CONTROL else name, {})),
             gc=gc,
             process=process,
         )

@@ -1,4 +1,4 @@
-"""A batch server simulated: what the next phase would buy, before any of it is built.
+"""A batch server simulated: what an improvement would bring, before it is built.
 
 `arrivals` makes or reads request streams, `steps` says how long a step takes,
 `server` runs the clock, `metrics` judges a run, `scaling` fits laws of parallelism,

@@ -35,8 +35,8 @@ def simulate(
 ) -> Run:
     """Serve all `arrivals`; the same arguments give the same run, to the last bit.
 
-    `pace` tells how many times as long as `step_s` says a step takes that begins at a
-    time in seconds, for a machine whose speed sways; None is always 1.
+    `pace` says how many times as long as `step_s` says a step takes that begins at a
+    time in seconds, for a machine whose speed changes; None is always 1.
 
     Raises UserError when one request alone does not fit the KV memory, or when workers
     fail so often that a batch is never done.

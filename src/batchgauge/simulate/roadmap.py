@@ -1,14 +1,14 @@
 """Which idea to build next: every idea simulated against today's server, and ranked.
 
 An idea changes a set-up (server, step times, streaming, price); it is run on the same
-arrivals as today's set-up, seed by seed, so that the ratio of the two is free of the
-traffic's own luck. Gains are geometric means of those ratios with a 95 % t interval
+arrivals as today's set-up, seed by seed, so that the ratio of the two is free of what
+differs between streams. Gains are geometric means of those ratios with a 95 % t interval
 over seeds. Everything here is simulated; how far to trust it is the validation's matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,9 +40,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Idea:
-    """One item of the list: how it changes a set-up, and what building it costs.
+    """One candidate improvement: how it changes a set-up, and what building it costs.
 
-    item        the plan's own heading; name says the variant
+    item        the heading it belongs to; name says the variant
     change      set-up before -> set-up after
     cost        what it takes, in words
     predicted   True when the step times are of hardware that was not measured
@@ -58,7 +58,7 @@ class Idea:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Gain:
     """A gain over today's server with its 95 % interval over seeds."""
 
     value: float
@@ -66,7 +66,7 @@ class Ratio:
     high: float
 
     @classmethod
-    def of(cls, after: npt.ArrayLike, before: npt.ArrayLike) -> Ratio:
+    def of(cls, after: npt.ArrayLike, before: npt.ArrayLike) -> Gain:
         """Geometric mean of after / before [seeds], t interval on the logarithms."""
         logs = np.log(np.asarray(after, np.float64) / np.asarray(before, np.float64))
         if logs.size < 2:
@@ -110,7 +110,7 @@ def sweep(
     rates: Sequence[float],
     seeds: Sequence[int],
     target_s: float,
-    progress: Callable[[Sequence[float]], Sequence[float]] = lambda rates: rates,
+    progress: Callable[[Sequence[float]], Iterable[float]] = iter,
 ) -> pd.DataFrame:
     """Run today's set-up and every idea at each rate and seed: one row a run.
 
@@ -130,11 +130,11 @@ def sweep(
     return pd.DataFrame(rows)
 
 
-def gain(runs: pd.DataFrame, idea: str, rate: float, metric: str, *, better: int = 1) -> Ratio:
+def gain(runs: pd.DataFrame, idea: str, rate: float, metric: str, *, better: int = 1) -> Gain:
     """An idea's ratio over today at one rate; `better` = -1 for times, where less is more."""
     at_rate = runs[runs["arrival_rate"] == rate].set_index(["idea", "seed"])[metric]
     after, before = at_rate[idea].to_numpy(), at_rate["today"].to_numpy()
-    return Ratio.of(after, before) if better > 0 else Ratio.of(before, after)
+    return Gain.of(after, before) if better > 0 else Gain.of(before, after)
 
 
 def sustained(runs: pd.DataFrame, idea: str) -> float:
@@ -163,7 +163,7 @@ def condition(runs: pd.DataFrame, idea: str) -> str:
     return "at " + ", ".join(f"{rate:.2g}" for rate in pays) + " requests/s"
 
 
-def recommend(goodput: Ratio, waiting: Ratio, idea: Idea, price: Ratio) -> str:
+def recommend(goodput: Gain, waiting: Gain, idea: Idea, price: Gain) -> str:
     """What follows from the intervals, by fixed rules; goodput counts first, then waiting."""
     if goodput.high < 1 / PAYS:
         return "leave: fewer requests come in time"

@@ -5,7 +5,7 @@ between two knots is least sure (the gap is wide and the slopes around it disagr
 next to the size that looks best so far, since that is the part of the curve that the
 advice will rest on. Then all sizes are run again in shuffled order, against drift; how much
 their medians scatter is the error where the model was measured. Its stated error elsewhere is
-its exam on sizes it has not seen: some that never join the curve, and prefills predicted
+that on held-out sizes: some that never join the curve, and prefills predicted
 before they were measured.
 """
 
@@ -29,7 +29,7 @@ CONTEXT_STEPS = 8
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
 PATIENCE_S = 25.0  # no further round after this: a machine this busy is not worth the wait
 LONG_PREFILL = 128  # positions from which one run is long enough to be steady
-EXAM = 6  # sizes that are measured only to see how far off the curve is
+HELD_OUT_SIZES = 6  # sizes that are measured only to see how far off the curve is
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
@@ -77,7 +77,7 @@ def calibrate_engine(
         return seen[rows][-1]
 
     decode = refine(
-        step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", exam=[]
+        step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", held_out=[]
     )
     decode, between = _with_ripple(step_ms, decode, max_batch_size)
     kept = list(seen)
@@ -90,7 +90,7 @@ def calibrate_engine(
         for i in rng.permutation(len(seen)):
             step_ms(list(seen)[i])
     decode = _settled(decode, between, {size: seen[size] for size in kept})
-    exam = [
+    held_out = [
         HeldOut("decode", size, float(decode(size)), float(np.median(times)))
         for size, times in seen.items()
         if size not in kept
@@ -116,12 +116,12 @@ def calibrate_engine(
         sizes=len(spread) + 3,
         tile=16,
         phase="prefill",
-        exam=exam,
+        held_out=held_out,
     )
     alone = min(max_positions, 256)
     excess = probe(1, alone, 0)[0] - float(prefill(alone))
     square_ms = max(0.0, excess) / (alone * alone - alone * 16) if alone > 16 else 0.0
-    exam.append(
+    held_out.append(
         HeldOut(
             "prefill",
             rows * long_prompt,
@@ -137,9 +137,9 @@ def calibrate_engine(
         context_ms=context_ms,
         padded=padded,
         compacts=compacts,
-        error=stated_error(exam, noise),
+        error=stated_error(held_out, noise),
         noise=noise,
-        held_out=tuple(exam),
+        held_out=tuple(held_out),
         machine=machine,
         model=model,
         threads=threads,
@@ -186,8 +186,8 @@ def calibrate_tokenizer(
     """Measure what tokenizing a batch costs, as a curve over its bytes.
 
     `probe` tokenizes so many texts and gives (bytes, milliseconds); `sizes` batch sizes
-    from 1 to `max_batch_size` are run in `repeats` shuffled rounds, every third one as an
-    exam. Raises UserError for sizes below 1.
+    from 1 to `max_batch_size` are run in `repeats` shuffled rounds, every third one as a
+    held-out check. Raises UserError for sizes below 1.
     """
     if min(max_batch_size, sizes, repeats) < 1:
         raise UserError("A calibration needs sizes and repeats of at least 1.")
@@ -203,11 +203,11 @@ def calibrate_tokenizer(
         size: (float(seen[0][0]), float(np.median([ms for _, ms in seen])))
         for size, seen in runs.items()
     }
-    exam = [int(size) for size in spread[1:-1:3]]
-    known = {x: ms for size, (x, ms) in points.items() if size not in exam}
+    checked = [int(size) for size in spread[1:-1:3]]
+    known = {x: ms for size, (x, ms) in points.items() if size not in checked}
     curve = _through(known)
     held_out = []
-    for size in exam:
+    for size in checked:
         x, ms = points[size]
         held_out.append(HeldOut("tokenize", x, float(curve(x)), ms))
         known[x] = ms
@@ -221,15 +221,15 @@ def calibrate_tokenizer(
     )
 
 
-def stated_error(exam: Sequence[HeldOut], noise: float = 0.0) -> float:
-    """Relative standard error from the exam, of which `noise` is the measurements' own.
+def stated_error(held_out: Sequence[HeldOut], noise: float = 0.0) -> float:
+    """Relative standard error from the held-out check, of which `noise` is the measurements' own.
 
     A robust root mean square: the scale is 1.48 times the median. Variances of independent
-    errors add up, so that of what was measured for the exam is taken off again.
+    errors add up, so that of what was measured for the check is taken off again.
     """
-    if not exam:
+    if not held_out:
         return LEAST_ERROR
-    seen = 1.4826 * float(np.median([abs(row.relative) for row in exam]))
+    seen = 1.4826 * float(np.median([abs(row.relative) for row in held_out]))
     return max(LEAST_ERROR, math.sqrt(max(0.0, seen**2 - noise**2)))
 
 
@@ -248,9 +248,9 @@ def repeatability(rounds: Iterable[Sequence[float]]) -> float:
 
 
 def _unseen(seen: Sequence[float], largest: int) -> list[float]:
-    """Sizes for the exam, evenly among those not measured; they never become knots."""
+    """Sizes for the held-out check, evenly among those not measured; they never become knots."""
     others = [float(size) for size in range(1, largest + 1) if size not in seen]
-    picks = np.linspace(0, len(others) - 1, min(EXAM, len(others)) + 2)[1:-1]
+    picks = np.linspace(0, len(others) - 1, min(HELD_OUT_SIZES, len(others)) + 2)[1:-1]
     return [others[i] for i in sorted({round(float(p)) for p in picks})] if others else []
 
 

@@ -102,7 +102,7 @@ def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One prediction made before its measurement: the model's own exam."""
+    """One prediction made before its measurement: a held-out check."""
 
     phase: str
     size: float

@@ -29,11 +29,11 @@ def refine(
     sizes: int,
     tile: int,
     phase: str,
-    exam: list[HeldOut],
+    held_out: list[HeldOut],
 ) -> Curve:
     """Measure `start`, then up to `sizes` knots in all, each new one where it tells most.
 
-    Predictions made before each new measurement of the second half are appended to `exam`;
+    Predictions made before each new measurement of the second half are appended to `held_out`;
     those of the first half tell of a rough curve that nobody will use.
     """
     curve = Curve(tuple(start), tuple(measure(size) for size in start))
@@ -46,7 +46,7 @@ def refine(
         predicted = float(curve(size))
         measured = measure(size)
         if 2 * turn >= sizes - len(start) - 1:
-            exam.append(HeldOut(phase, size, predicted, measured))
+            held_out.append(HeldOut(phase, size, predicted, measured))
         curve = curve.with_point(size, measured)
     return curve
 

@@ -1,4 +1,4 @@
-"""What the batch-sizing notebook works on, opened and checked once, and its smaller tables."""
+"""What the batch-sizing notebook works on, opened and checked once, and how much it may run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from threadpoolctl import threadpool_limits
 
-from batchgauge.experiments.batch_sizing import runs, study
-from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.sizing import (
@@ -21,18 +20,78 @@ from batchgauge.sizing import (
     MemoryModel,
     ModelShape,
     detect_hardware,
+    traffic_lengths,
 )
-from batchgauge.sizing.automatic import (
-    LARGEST,
-    LONGEST,
-    remember,
-    tokenizer_identity,
-    traffic_texts,
-)
+from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
 from batchgauge.sizing.config import SizingConfig
-from batchgauge.sizing.cost_model import batch_times
-from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, tokenizer_probe
+from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, engine_probe, tokenizer_probe
+from batchgauge.workload import load_prompts
+
+Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much a profile may run: (threads, largest batch) pairs, passes, repeats, batches."""
+
+    largest: tuple[tuple[int, int], ...]
+    passes: int
+    knots: int
+    repeats: int
+    max_positions: int
+    reruns: int
+    whole: int
+    adaptive_s: float
+    tokenizer_largest: int
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
+    "default": Effort(((1, LARGEST), (2, LARGEST)), 4, 11, 3, 256, 4, 6, 12.0, 1000),
+    "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
+}
+
+
+def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
+    """The effort of a profile, for batches of `most` at most.
+
+    Thread counts above the machine's are left out unless asked for.
+    """
+    chosen = EFFORTS[profile]
+    cores = performance_cores()
+    pairs = {t: min(size, most) for t, size in chosen.largest if t <= cores}
+    pairs.setdefault(threads, min(most, *(size for _, size in chosen.largest)))
+    return replace(chosen, largest=tuple(sorted(pairs.items())))
+
+
+def shape_of(engine: Engine) -> ModelShape | None:
+    """The shape of an engine's model; None for an engine that does not show it."""
+    model = getattr(engine, "model", None)
+    try:
+        return ModelShape.of(model.config, model.weights_bytes)  # type: ignore[union-attr]  # checked by the except
+    except AttributeError:
+        return None
+
+
+def engine_workloads(
+    tokenizer: Tokenizer, workload: str = "", *, longest: int = LONGEST, seed: int = 0
+) -> dict[str, Lengths]:
+    """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
+
+    Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
+    the shape (skew, raggedness) is kept.
+    """
+    prompts = load_prompts(workload)
+    counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
+    limits = [min(p.max_tokens, 16) for p in prompts]
+    return {
+        "short": Lengths.uniform(8, 8),
+        "medium": Lengths.uniform(32, 16),
+        "long prompt": Lengths.uniform(longest, 8),
+        "long answer": Lengths.uniform(8, 48),
+        "ragged traffic": traffic_lengths(longest=longest, seed=seed),
+        "prompts": Lengths(tuple(int(min(c, longest)) for c in counts), tuple(limits)),
+    }
 
 
 @dataclass(frozen=True)
@@ -43,12 +102,12 @@ class Bench:
     tokenizer: Tokenizer
     texts: Sequence[str]
     works: Mapping[str, Lengths]
-    effort: runs.Effort
+    effort: Effort
     config: SizingConfig
     hardware: HardwareProfile
     priors: Mapping[int, CostModel]
     shape: ModelShape | None
-    probes: Mapping[int, SteadyProbe]
+    probes: Mapping[int, SteadyProbe]  # shared by calibrations and sweep: times compare
     text_probe: SteadyTextProbe
     seed: int
 
@@ -70,144 +129,44 @@ class Bench:
         texts = traffic_texts(workload)
         path = Path(model) if model else None
         opened = open_engine(engine, path, threads)
-        shape = runs.shape_of(opened)
+        shape = shape_of(opened)
         words = open_tokenizer(tokenizer, path)
-        effort = runs.effort(profile, threads, most=opened.max_batch_size())
-        priors = {
-            count: CostModel.prior(shape, detect_hardware(threads=count))
-            for count, _ in effort.largest
-            if shape is not None
-        }
+        much = effort(profile, threads, most=opened.max_batch_size())
+        priors, probes = {}, {}
         longest = 24 if profile == "smoke" else LONGEST
-        works = study.engine_workloads(words, workload, longest=longest, seed=seed)
+        works = engine_workloads(words, workload, longest=longest, seed=seed)
         if shape is not None:
             for work in works.values():
                 work.check_context(shape.context_length)
-        hardware = detect_hardware(threads=threads)
-        probes = runs.steady_probes(opened, effort)
+        for count, _ in much.largest:
+            if shape is not None:
+                priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
+            with threadpool_limits(count, user_api="blas"):
+                probes[count] = SteadyProbe(engine_probe(opened))
         text_probe = SteadyTextProbe(tokenizer_probe(words, texts))
+        hardware = detect_hardware(threads=threads)
         return cls(
-            opened,
-            words,
-            texts,
-            works,
-            effort,
-            config,
-            hardware,
-            priors,
-            shape,
-            probes,
-            text_probe,
-            seed,
-        )
+            opened, words, texts, works, much, config, hardware, priors, shape, probes,
+            text_probe, seed,
+        )  # fmt: skip
 
     @property
-    def threads_swept(self) -> int:
+    def threads(self) -> int:
         """The thread count whose figures are shown: the one asked for."""
         return self.config.threads
 
     @property
     def largest(self) -> int:
         """The largest batch swept with that thread count."""
-        return dict(self.effort.largest)[self.threads_swept]
+        return dict(self.effort.largest)[self.threads]
 
-    @property
-    def whole_sizes(self) -> tuple[int, ...]:
-        """Sizes of the batches that are run whole."""
-        return tuple(sorted({max(1, self.largest // part) for part in (12, 3, 2)}))
-
-    def calibrate(self) -> dict[runs.Key, CostModel]:
-        """Calibrate engine and tokenizer; `optimal_batch_size()` remembers what reaches as far.
-
-        A smoke run does not, nor is an engine remembered that does not show its model.
-        """
-        largest = self.effort.tokenizer_largest
-        words = tokenizer_identity(self.tokenizer, self.texts, largest)
-        models = runs.calibrate(
-            self.probes, self.text_probe, self.engine, words, self.effort, seed=self.seed
-        )
-        if self.largest >= min(LARGEST, self.engine.max_batch_size()):
-            for (part, _), cost in models.items():
-                if part == "tokenizer" or self.shape is not None:
-                    remember(cost)
-        return models
-
-    def machine_table(self) -> pd.DataFrame:
-        """What is known of the machine."""
-        return pd.DataFrame(self.hardware.facts(), columns=["what", "value"])
+    def cost(self, models: Mapping[Key, CostModel]) -> CostModel:
+        """The engine's cost model with that thread count."""
+        return models["engine", self.threads]
 
     def own_question(
-        self, models: Mapping[runs.Key, CostModel], memory: MemoryModel | None
+        self, models: Mapping[Key, CostModel], memory: MemoryModel | None
     ) -> BatchSizeSuggestion:
         """The suggestion for the prompts of the workload under the notebook's own budgets."""
         config = replace(self.config, max_batch_size=self.largest)
-        cost = models["engine", self.threads_swept]
-        return config.suggest(self.works["prompts"], cost, memory, self.hardware)
-
-    def rejected_table(self, suggestion: BatchSizeSuggestion) -> pd.DataFrame:
-        """Rejected sizes with reasons, thinned to a page."""
-        rows = [
-            {
-                "batch_size": row.size,
-                "throughput_per_s": row.throughput_per_s.value,
-                "latency_ms": row.latency_ms.value,
-                "memory_mib": row.memory_bytes.value / 2**20,
-                "why_not": row.rejected,
-            }
-            for row in suggestion.rejected
-        ]
-        return pd.DataFrame(rows[:: max(1, len(rows) // 12)])
-
-    def peaks_table(
-        self, memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]
-    ) -> pd.DataFrame:
-        """One row a measured peak, with its prediction."""
-        return pd.DataFrame(
-            {
-                "batch_size": peak.rows,
-                "prompt_tokens": peak.prompt_tokens,
-                "new_tokens": peak.new_tokens,
-                "use": use,
-                "measured_bytes": peak.peak_bytes,
-                "predicted_bytes": memory.batch_bytes(peak.plan()),
-            }
-            for use, peaks in (("fitted", fitted), ("fresh", fresh))
-            for peak in peaks
-        )
-
-    def timings_table(self, sweeps: Mapping[runs.Key, Sweep]) -> pd.DataFrame:
-        """One row a timed run of the fresh sweeps."""
-        return pd.DataFrame(
-            {"part": part, **row} for (part, _), sweep in sweeps.items() for row in sweep.rows()
-        )
-
-    def unbudgeted(self, advice: study.Advice) -> dict[str, int]:
-        """The advice of each workload without a budget."""
-        return {
-            name: advice.sizes[study.ADVISOR, study.scenario_name(name, None, self.threads_swept)]
-            for name in self.works
-        }
-
-    def score_table(self, scored: pd.DataFrame) -> pd.DataFrame:
-        """The advisor's scores, one row a scenario."""
-        rows = scored[scored["strategy"] == study.ADVISOR]
-        return rows[["scenario", "part", "suggested", "best", "score", "good_share"]]
-
-    def example_budget(self, cost: CostModel) -> float:
-        """A latency budget that binds: two and a half times what one request alone takes."""
-        return 2.5 * batch_times(cost, self.works["medium"], 1).request_ms
-
-    def recalibrate(self) -> list[CostModel]:
-        """Further calibrations of the engine, one round each."""
-        return [
-            runs.calibrate_threads(
-                self.probes[self.threads_swept],
-                self.engine,
-                self.threads_swept,
-                self.largest,
-                self.effort,
-                seed=self.seed + 10 + i,
-                repeats=1,
-            )
-            for i in range(self.effort.reruns)
-        ]
+        return config.suggest(self.works["prompts"], self.cost(models), memory, self.hardware)

@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.batch_sizing.study import ADVISOR, unseen
 from batchgauge.reporting import plots
-from batchgauge.sizing.cost_model import CostModel
-from batchgauge.sizing.memory_model import MemoryModel, Peak
-from batchgauge.sizing.suggestion import BatchSizeSuggestion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Interval = tuple[float, float, float]  # value, low, high
 MEASURED, MODEL, CHOSEN, BEST = "#0072B2", "#D55E00", "#D55E00", "#009E73"
 
 
-def cost_curves(errors: pd.DataFrame, models: Mapping[tuple[str, int], CostModel]) -> Figure:
-    """Decode step and prefill: the model's curve with its band over fresh measurements."""
-    threads = sorted(errors.loc[errors["part"] == "engine", "threads"].unique())
+def cost_curves(
+    errors: pd.DataFrame, half_widths: Mapping[int, float], titles: Mapping[str, str]
+) -> Figure:
+    """Decode step and prefill: the model's curve with its band over fresh measurements.
+
+    `half_widths` are those of the bands by threads (0.1 = 10 %), `titles` are by phase.
+    """
     fig, axes = plt.subplots(1, 2, figsize=(10.4, 4.2))
-    looks = dict(zip(threads, ("#0072B2", "#E69F00", "#009E73"), strict=False))
+    looks = dict(zip(sorted(half_widths), ("#0072B2", "#E69F00", "#009E73"), strict=False))
     for ax, phase in zip(axes, ("decode", "prefill"), strict=True):
-        for t in threads:
-            rows = errors[(errors["phase"] == phase) & (errors["threads"] == t)]
-            model = models["engine", int(t)]
-            curve = model.decode if phase == "decode" else model.prefill
-            x = np.arange(1, rows["size"].max() + 1)
-            y, half = curve(x), 1.0 + model.half_width
-            ax.fill_between(x, y / half, y * half, color=looks[t], alpha=0.15, linewidth=0)
-            ax.plot(x, y, color=looks[t], linewidth=1.4, label=f"model, {t} thread{'s'[: t - 1]}")
-            known = rows["calibrated"]
-            ax.plot(*_xy(rows[~known]), "o", ms=4, mfc="white", color=looks[t])
-            ax.plot(*_xy(rows[known]), "o", ms=4.5, color=looks[t])
+        for t, shade in looks.items():
+            rows = errors[(errors["phase"] == phase) & (errors["threads"] == t)].sort_values("size")
+            x, y, half = rows["size"], rows["predicted_ms"], 1.0 + half_widths[t]
+            ax.fill_between(x, y / half, y * half, color=shade, alpha=0.15, linewidth=0)
+            ax.plot(x, y, color=shade, linewidth=1.4, label=f"model, {t} thread{'s'[: t - 1]}")
+            for known, fill in ((False, "white"), (True, shade)):
+                dots = rows[rows["calibrated"] == known]
+                ax.plot(dots["size"], dots["fresh_ms"], "o", ms=4, mfc=fill, color=shade)
+        ax.set_title(titles[phase])
         ax.set_ylim(bottom=0)
         ax.set_xlim(left=0)
-    axes[0].set(
-        xlabel="rows in the batch", ylabel="one decode step (ms)", title=_missed(errors, "decode")
-    )
-    axes[1].set(xlabel="prompt positions", ylabel="prefill (ms)", title=_missed(errors, "prefill"))
+    axes[0].set(xlabel="rows in the batch", ylabel="one decode step (ms)")
+    axes[1].set(xlabel="prompt positions", ylabel="prefill (ms)")
     axes[0].legend(
         loc="upper left", title="dots: fresh (filled: size was calibrated)", title_fontsize=9
     )
     return fig
-
-
-def _xy(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
-    return rows["size"], rows["fresh_ms"]
-
-
-def _missed(errors: pd.DataFrame, phase: str) -> str:
-    rows, which = unseen(errors, phase)
-    typical = float(rows["relative_error"].abs().median())
-    return f"{phase.capitalize()}: {100 * typical:.1f} % off where {which}"
 
 
 def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
@@ -90,32 +77,28 @@ def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
 
 
 def pareto(
-    dense: pd.DataFrame, name: str, suggestion: BatchSizeSuggestion, budget_ms: float
+    dense: pd.DataFrame, size: int, predicted: Mapping[str, Interval], budget_ms: float
 ) -> Figure:
-    """Throughput against latency of every size of one workload, front and chosen point marked."""
-    rows = dense[dense["workload"] == name].sort_values("fresh_latency_ms")
+    """Throughput against latency of every size, front and suggested size marked.
+
+    `dense` has the rows of one workload; `predicted` are latency_ms and tokens_per_s.
+    """
+    rows = dense.sort_values("fresh_latency_ms")
     x, y = rows["fresh_latency_ms"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
     sizes = rows["batch_size"].to_numpy()
     front = y >= np.maximum.accumulate(y)
     fig, ax = plt.subplots(figsize=(8.0, 4.6))
     ax.axvspan(budget_ms, 1.08 * x.max(), color="#D55E00", alpha=0.07, linewidth=0)
-    ax.plot(
-        x[~front],
-        y[~front],
-        "o",
-        ms=4,
-        color=plots.MUTED,
-        alpha=0.6,
-        label="beaten by another size",
-    )
+    shade, beaten = plots.MUTED, "beaten by another size"
+    ax.plot(x[~front], y[~front], "o", ms=4, color=shade, alpha=0.6, label=beaten)
     ax.plot(x[front], y[front], "o-", ms=5, color=MEASURED, label="Pareto front (fresh)")
-    at = list(sizes).index(suggestion.size)
-    wait, rate = suggestion.latency_ms, suggestion.throughput_per_s
+    at = list(sizes).index(size)
+    (wait, soon, late), (rate, least, most) = predicted["latency_ms"], predicted["tokens_per_s"]
     ax.errorbar(
-        wait.value,
-        rate.value,
-        xerr=[[wait.value - wait.low], [wait.high - wait.value]],
-        yerr=[[rate.value - rate.low], [rate.high - rate.value]],
+        wait,
+        rate,
+        xerr=[[wait - soon], [late - wait]],
+        yerr=[[rate - least], [most - rate]],
         color=CHOSEN,
         capsize=4,
         fmt="none",
@@ -137,26 +120,29 @@ def pareto(
     ax.set_xlim(0, 1.08 * x.max())
     ax.set_ylim(bottom=0)
     ax.set(xlabel="latency of a request (ms)", ylabel="throughput (tokens/s)")
-    finding = f"batches of {suggestion.size} get {100 * share:.0f} % of the best"
+    finding = f"batches of {size} get {100 * share:.0f} % of the best"
     ax.set_title(f"Under {budget_ms:,.0f} ms, {finding}", pad=24)
     ax.legend(loc="lower right")
     return fig
 
 
-def memory_check(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> Figure:
+def memory_check(peaks: pd.DataFrame) -> Figure:
     """Predicted against measured peaks above the weights, and the error of each."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2))
-    groups = (("fitted to", fitted, MEASURED, "o"), ("fresh lengths and sizes", fresh, MODEL, "D"))
-    top = max(p.peak_bytes for p in (*fitted, *fresh)) / 2**20
-    left.plot([0, 1.05 * top], [0, 1.05 * top], color=plots.MUTED, linewidth=1.2, zorder=1)
-    for label, peaks, shade, mark in groups:
-        real = np.array([p.peak_bytes for p in peaks]) / 2**20
-        said = np.array([memory.batch_bytes(p.plan()) for p in peaks]) / 2**20
+    top = 1.05 * peaks["measured_bytes"].max() / 2**20
+    left.plot([0, top], [0, top], color=plots.MUTED, linewidth=1.2, zorder=1)
+    for use, label, shade, mark in (
+        ("fitted", "fitted to", MEASURED, "o"),
+        ("fresh", "fresh lengths and sizes", MODEL, "D"),
+    ):
+        rows = peaks[peaks["use"] == use]
+        real, said = rows["measured_bytes"] / 2**20, rows["predicted_bytes"] / 2**20
         left.plot(real, said, mark, color=shade, label=label, alpha=0.85)
         right.plot(real, 100 * (said / real - 1.0), mark, color=shade, alpha=0.85)
     right.axhspan(-5, 5, color="#009E73", alpha=0.1, linewidth=0)
     plots.reference_line(right, 5.0, "goal: within 5 %")
-    worst = memory.worst_error(fresh)
+    fresh = peaks[peaks["use"] == "fresh"]
+    worst = (fresh["predicted_bytes"] / fresh["measured_bytes"] - 1.0).abs().max()
     left.set(
         xlabel="measured peak above the weights (MiB)",
         ylabel="predicted (MiB)",
@@ -172,14 +158,14 @@ def memory_check(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Pe
     return fig
 
 
-def strategies(scores: pd.DataFrame, table: pd.DataFrame) -> Figure:
+def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str) -> Figure:
     """Every score of every strategy as a dot, median and tenth percentile marked."""
     order = list(table["strategy"])
     fig, ax = plt.subplots(figsize=(8.8, 0.5 * len(order) + 1.6))
     rng = np.random.default_rng(0)
     for row, name in enumerate(order):
         values = scores.loc[scores["strategy"] == name, "score"].to_numpy()
-        shade = CHOSEN if name == ADVISOR else MEASURED
+        shade = CHOSEN if name == ours else MEASURED
         jitter = row + 0.22 * (rng.random(values.size) - 0.5)
         ax.plot(values, jitter, "o", ms=4, alpha=0.35, color=shade, mew=0)
         low, mid = np.quantile(values, (0.1, 0.5))
@@ -192,11 +178,11 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame) -> Figure:
     ax.grid(visible=False, axis="y")
     plots.reference_line(ax, 0.98, "goal 0.98", axis="x")
     ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
-    first = table[table["strategy"] == ADVISOR].iloc[0]
-    second = table[table["strategy"] != ADVISOR].iloc[0]
+    first = table[table["strategy"] == ours].iloc[0]
+    second = table[table["strategy"] != ours].iloc[0]
     ax.set_xlabel("score: throughput ÷ best under the same budgets (0: a budget was broken)")
     ax.set_title(
-        f"{ADVISOR}: median {first['median_score']:.3f}; "
+        f"{ours}: median {first['median_score']:.3f}; "
         f"best other ({second['strategy']}): {second['median_score']:.3f}",
         pad=24,
     )

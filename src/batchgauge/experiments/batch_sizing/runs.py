@@ -1,173 +1,101 @@
 """What the batch-sizing notebook runs: calibrations, fresh sweeps, real batches, real queues.
 
 Everything here times or traces the real engine and tokenizer; deciding, scoring and
-drawing are elsewhere (`sizing`, `sizing_study`, `sizing_figures`). Calibration and sweep
-never share a measurement.
+drawing are elsewhere (`batchgauge.sizing`, `study`, `figures`). Calibration and sweep never
+share a measurement.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.sweep import Sweep, sweep_engine, sweep_tokenizer
-from batchgauge.machine.limits import performance_cores, usable_cores
-from batchgauge.protocols import Engine
+from batchgauge.machine.limits import usable_cores
 from batchgauge.request import BatchItem, InferenceBatchRequest
-from batchgauge.sizing import CostModel, Lengths, ModelShape
+from batchgauge.sizing import CostModel, Lengths
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
-from batchgauge.sizing.automatic import LARGEST, Identity, engine_identity
+from batchgauge.sizing.automatic import LARGEST, engine_identity, remember, tokenizer_identity
 from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.cost_model import Costs, batch_times
 from batchgauge.sizing.lengths import Plan
-from batchgauge.sizing.probes import (
-    EngineProbe,
-    SteadyProbe,
-    TextProbe,
-    engine_probe,
-    probe_items,
-)
-
-Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
+from batchgauge.sizing.probes import probe_items
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much a profile may run: (threads, largest batch) pairs, passes, repeats, batches."""
+def calibrate(bench: Bench) -> dict[Key, CostModel]:
+    """A calibration of the engine per thread count, and one of the tokenizer.
 
-    largest: tuple[tuple[int, int], ...]
-    passes: int
-    knots: int
-    repeats: int
-    max_positions: int
-    reruns: int
-    whole: int
-    adaptive_s: float
-    tokenizer_largest: int
-    main_threads: int = 1
-
-
-EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
-    "default": Effort(((1, LARGEST), (2, LARGEST)), 4, 11, 3, 256, 4, 6, 12.0, 1000),
-    "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
-}
-
-
-def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
-    """The effort of a profile, for batches of `most` at most.
-
-    Thread counts above the machine's are left out unless asked for.
+    `optimal_batch_size()` remembers those that reach as far as its own: not a smoke run's, nor
+    an engine's that does not show its model.
     """
-    chosen = EFFORTS[profile]
-    cores = performance_cores()
-    pairs = {t: min(size, most) for t, size in chosen.largest if t <= cores}
-    pairs.setdefault(threads, min(most, *(size for _, size in chosen.largest)))
-    return replace(chosen, largest=tuple(sorted(pairs.items())), main_threads=threads)
-
-
-def shape_of(engine: Engine) -> ModelShape | None:
-    """The shape of an engine's model; None for an engine that does not show it."""
-    model = getattr(engine, "model", None)
-    try:
-        return ModelShape.of(model.config, model.weights_bytes)  # type: ignore[union-attr]  # checked by the except
-    except AttributeError:
-        return None
-
-
-def steady_probes(engine: Engine, plan: Effort) -> dict[int, SteadyProbe]:
-    """A probe per thread count; calibrations and sweep share it, so that their times compare."""
-    probes = {}
-    for threads, _ in plan.largest:
-        with threadpool_limits(threads, user_api="blas"):
-            probes[threads] = SteadyProbe(engine_probe(engine))
-    return probes
-
-
-def calibrate(
-    probes: Mapping[int, EngineProbe],
-    text_probe: TextProbe,
-    engine: Engine,
-    of_tokenizer: Identity,
-    plan: Effort,
-    *,
-    seed: int = 0,
-) -> dict[Key, CostModel]:
-    """One short calibration per thread count of the engine, and one of the tokenizer."""
-    models: dict[Key, CostModel] = {}
-    for threads, largest in plan.largest:
-        models["engine", threads] = calibrate_threads(
-            probes[threads], engine, threads, largest, plan, seed=seed
-        )
+    effort, engine = bench.effort, bench.engine
+    models: dict[Key, CostModel] = {
+        ("engine", threads): _calibrated(bench, threads, bench.seed, effort.repeats)
+        for threads, _ in effort.largest
+    }
+    identity = tokenizer_identity(bench.tokenizer, bench.texts, effort.tokenizer_largest)
     models["tokenizer", 1] = calibrate_tokenizer(
-        text_probe,
-        max_batch_size=plan.tokenizer_largest,
-        machine=of_tokenizer["machine"],
-        model=of_tokenizer["model"],
+        bench.text_probe,
+        max_batch_size=effort.tokenizer_largest,
+        machine=identity["machine"],
+        model=identity["model"],
     )
+    if bench.largest >= min(LARGEST, engine.max_batch_size()):
+        for (part, _), cost in models.items():
+            if part == "tokenizer" or bench.shape is not None:
+                remember(cost)
     return models
 
 
-def calibrate_threads(
-    probe: EngineProbe,
-    engine: Engine,
-    threads: int,
-    largest: int,
-    plan: Effort,
-    *,
-    seed: int = 0,
-    repeats: int = 0,
-) -> CostModel:
-    """Calibrate the engine with this many BLAS threads."""
+def recalibrate(bench: Bench) -> list[CostModel]:
+    """Further calibrations of the engine, one round each."""
+    seeds = range(bench.seed + 10, bench.seed + 10 + bench.effort.reruns)
+    return [_calibrated(bench, bench.threads, seed, 1) for seed in seeds]
+
+
+def _calibrated(bench: Bench, threads: int, seed: int, repeats: int) -> CostModel:
     with threadpool_limits(threads, user_api="blas"):
         return calibrate_engine(
-            probe,
-            max_batch_size=largest,
-            max_positions=plan.max_positions,
-            sizes=plan.knots,
-            repeats=repeats or plan.repeats,
+            bench.probes[threads],
+            max_batch_size=dict(bench.effort.largest)[threads],
+            max_positions=bench.effort.max_positions,
+            sizes=bench.effort.knots,
+            repeats=repeats,
             seed=seed,
-            **{**engine_identity(engine), "threads": threads},
+            **{**engine_identity(bench.engine), "threads": threads},
         )
 
 
-def fresh_sweeps(
-    probes: Mapping[int, EngineProbe],
-    text_probe: TextProbe,
-    plan: Effort,
-    suggested: Mapping[Key, set[int]],
-    *,
-    seed: int = 1,
-) -> dict[Key, Sweep]:
+def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, Sweep]:
     """Time everything anew, densely, the suggested sizes among it."""
+    effort, seed = bench.effort, bench.seed + 1
     sweeps: dict[Key, Sweep] = {}
-    for threads, largest in plan.largest:
+    for threads, largest in effort.largest:
         with threadpool_limits(threads, user_api="blas"):
             sweeps["engine", threads] = sweep_engine(
-                probes[threads],
+                bench.probes[threads],
                 largest=largest,
-                max_positions=plan.max_positions,
-                passes=plan.passes if threads == plan.main_threads else max(1, plan.passes - 2),
+                max_positions=effort.max_positions,
+                passes=effort.passes if threads == bench.threads else max(1, effort.passes - 2),
                 also=suggested.get(("engine", threads), set()),
                 threads=threads,
                 seed=seed,
-                progress=lambda runs: tqdm(list(runs), desc="fresh sweep", leave=False),
             )
     sweeps["tokenizer", 1] = sweep_tokenizer(
-        text_probe,
-        largest=plan.tokenizer_largest,
-        passes=4 * plan.passes,
+        bench.text_probe,
+        largest=effort.tokenizer_largest,
+        passes=4 * effort.passes,
         also=suggested.get(("tokenizer", 1), set()),
         seed=seed,
     )
@@ -190,74 +118,54 @@ def items_of(plan: Plan, *, seed: int = 0) -> list[BatchItem[InferenceBatchReque
     ]
 
 
-def run_whole(
-    engine: Engine,
-    lengths: Mapping[str, Lengths],
-    sizes: Sequence[int],
-    models: Mapping[str, Any],
-    *,
-    most: int,
-    probe: SteadyProbe,
-    threads: int = 1,
-    seed: int = 3,
-) -> pd.DataFrame:
+def run_whole(bench: Bench, prices: Mapping[str, Costs], seed: int = 3) -> pd.DataFrame:
     """Run whole ragged and even batches for real beside what phases added up say.
 
-    Times are told at the speed of `probe`. `models` are names and anything that prices
-    phases; one column each.
+    Times are told at the reference speed; each of `prices` gives a column.
     """
+    probe, sizes = bench.probes[bench.threads], {max(1, bench.largest // n) for n in (12, 3, 2)}
+    pairs = [(name, size) for size in sorted(sizes) for name in bench.works]
+    pairs = pairs[:: max(1, len(pairs) // bench.effort.whole)]
     rows = []
-    pairs = [(name, size) for size in sizes for name in lengths][
-        :: max(1, len(sizes) * len(lengths) // most)
-    ]
-    with threadpool_limits(threads, user_api="blas"):
+    with threadpool_limits(bench.threads, user_api="blas"):
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
-            work = lengths[name]
+            work = bench.works[name]
             plan = work.plans(size)[0]
             items = items_of(plan, seed=seed)
-            result, factor = probe.steadied(lambda items=items: engine.infer_batch(items))  # type: ignore[misc]  # bound now
+            run = partial(bench.engine.infer_batch, items)
+            result, factor = probe.steadied(run)
             real = factor * result.stats.total_duration_ms
             alike = Lengths(tuple(plan.inputs.tolist()), tuple(plan.new_tokens.tolist()), work.seed)
-            priced = {
-                f"{label}_ms": whole_batch_ms(costs, alike) for label, costs in models.items()
-            }
+            priced = {f"{label}_ms": whole_batch_ms(p, alike) for label, p in prices.items()}
             rows.append({"workload": name, "batch_size": size, "measured_ms": real, **priced})
     return pd.DataFrame(rows)
 
 
-def whole_batch_ms(costs: Any, batch: Lengths) -> float:
+def whole_batch_ms(costs: Costs, batch: Lengths) -> float:
     """What a price list says about exactly these requests as one batch."""
     plan = Plan(np.asarray(batch.inputs), np.asarray(batch.new_tokens))
     first = costs.prefill_ms(plan.size, plan.positions(padded=False), plan.squares(padded=False))
     return float(first + costs.decode_ms(*plan.steps(compacts=True)).sum())
 
 
-def adaptive_run(
-    engine: Engine,
-    model: CostModel,
-    largest: int,
-    seconds: float,
-    *,
-    threads: int = 1,
-    seed: int = 0,
-) -> tuple[pd.DataFrame, float]:
+def adaptive_run(bench: Bench, model: CostModel) -> tuple[pd.DataFrame, float]:
     """Serve a queue under a latency budget; in the middle third, other processes disturb.
 
     Requests have 4 tokens and generate 4. The budget is what the cost model says a batch of
     two fifths of the largest takes. Gives one row a batch, and the budget in ms.
     """
     work = Lengths.uniform(4, 4)
-    aim = max(1, round(0.4 * largest))
+    aim = max(1, round(0.4 * bench.largest))
     budget = batch_times(model, work, aim).request_ms
-    sizer = AdaptiveBatchSizer(budget, max_size=largest)
-    probe = probe_items(1, 4, 4, seed=seed)[0].data
+    sizer = AdaptiveBatchSizer(budget, max_size=bench.largest)
+    probe = probe_items(1, 4, 4)[0].data
     rows = []
-    with threadpool_limits(threads, user_api="blas"):
+    with threadpool_limits(bench.threads, user_api="blas"):
         start = perf_counter()
         for phase, share in (("before", 1 / 3), ("disturbed", 2 / 3), ("after", 1.0)):
             with _burners(phase == "disturbed"):
                 queue = (BatchItem(str(i), probe) for i in count())
-                for record, _ in serve(engine.infer_batch, queue, sizer):
+                for record, _ in serve(bench.engine.infer_batch, queue, sizer):
                     now = perf_counter() - start
                     rows.append(
                         {
@@ -268,7 +176,7 @@ def adaptive_run(
                             "within_budget": record.within_budget,
                         }
                     )
-                    if now >= share * seconds:
+                    if now >= share * bench.effort.adaptive_s:
                         break
     return pd.DataFrame(rows), budget
 

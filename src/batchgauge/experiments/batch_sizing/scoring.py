@@ -1,4 +1,4 @@
-"""How good was the advice: suggestions, and folklore, against the best size of a fresh sweep.
+"""How good was the advice: suggestions and fixed-size rules against the best of a fresh sweep.
 
     score  = T(suggested) / T(best), both measured, under the same constraints;
              0 when the suggestion breaks a constraint
@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ScenarioScore:
     """How one strategy did in one scenario; `suggested` is 0 for "no size fits"."""
 
     scenario: str
@@ -119,8 +118,8 @@ def score(
     suggested: int,
     truth: Mapping[int, Truth],
     halves: Sequence[Mapping[int, Truth]] = (),
-) -> Score:
-    """Score a suggested size (0: "none fits") against the best of the sweep.
+) -> ScenarioScore:
+    """ScenarioScore a suggested size (0: "none fits") against the best of the sweep.
 
     `halves` are the truths of both halves of the passes; without them the fair score is the
     score. Raises UserError when the suggested size is not part of the sweep.
@@ -132,28 +131,20 @@ def score(
     good = float(np.mean([rate >= GOOD * top for rate in rates]))
     base = (scenario.name, scenario.part, scenario.threads, strategy, suggested)
     if suggested == 0:
-        right = best is None
-        return Score(
-            *base,
-            best.size if best else 0,
-            float(right),
-            float(right),
-            False,
-            False,
-            0.0 if right else math.nan,
-            good,
-        )
+        right, size = float(best is None), best.size if best else 0
+        distance = math.nan if best else 0.0
+        return ScenarioScore(*base, size, right, right, False, False, distance, good)
     if suggested not in truth:
         raise UserError(f"The size {suggested} was not swept; it cannot be scored.")
     row = truth[suggested]
     if best is None:
-        return Score(*base, 0, 0.0, 0.0, row.late, row.over_memory, math.nan, good)
+        return ScenarioScore(*base, 0, 0.0, 0.0, row.late, row.over_memory, math.nan, good)
     fair = [_against_best(suggested, allowed, *pair) for pair in permutations(halves, 2)]
     value = row.times.throughput_per_s / top
     found = (value, math.exp(np.mean(np.log(fair))) if fair else value)
     values = found if row.allowed else (0.0, 0.0)
     distance = abs(math.log2(suggested / best.size))
-    return Score(*base, best.size, *values, row.late, row.over_memory, distance, good)
+    return ScenarioScore(*base, best.size, *values, row.late, row.over_memory, distance, good)
 
 
 def _against_best(
@@ -168,8 +159,8 @@ def _against_best(
     return ours / theirs
 
 
-def folklore(truth: Mapping[int, Truth]) -> dict[str, int]:
-    """What the usual rules of thumb would run, by name.
+def fixed_size_rules(truth: Mapping[int, Truth]) -> dict[str, int]:
+    """What the usual rules of thumb, blind to costs, would run, by name.
 
     "halve on failure" starts at the largest size and halves until the budgets hold;
     "largest that fits" minds memory only, as those who fill the memory do; "double until it
@@ -203,7 +194,7 @@ def same_step(a: int, b: int) -> bool:
     return abs(a - b) <= max(TILE, 0.2 * max(a, b)) if a and b else a == b
 
 
-def summary(scores: Sequence[Score]) -> dict[str, float]:
+def summary(scores: Sequence[ScenarioScore]) -> dict[str, float]:
     """The figures that the goals are about, over one strategy's scores.
 
     Median and 10th percentile of the score and of the fair score, shares of broken latency
@@ -228,11 +219,6 @@ def summary(scores: Sequence[Score]) -> dict[str, float]:
         "median_log2_distance": float(np.median(known)) if known.size else math.nan,
         "median_good_share": float(np.median([row.good_share for row in scores])),
     }
-
-
-def rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """One dict a score, for a data frame."""
-    return [asdict(row) for row in scores]
 
 
 def _over(value: float, budget: float | None) -> bool:

@@ -7,56 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.batch_sizing.runs import Effort, Key
+from batchgauge.experiments.batch_sizing.bench import Effort, Key
 from batchgauge.experiments.batch_sizing.scoring import (
     Scenario,
+    ScenarioScore,
     ask,
-    folklore,
+    fixed_size_rules,
     same_step,
     score,
     summary,
     truths,
 )
 from batchgauge.experiments.batch_sizing.sweep import Sweep
-from batchgauge.protocols import Tokenizer
-from batchgauge.sizing import (
-    CostModel,
-    Lengths,
-    MemoryModel,
-    traffic_lengths,
-)
-from batchgauge.sizing.automatic import LONGEST
+from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.workload import load_prompts
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
-
-
-def engine_workloads(
-    tokenizer: Tokenizer, workload: str = "", *, longest: int = LONGEST, seed: int = 0
-) -> dict[str, Lengths]:
-    """Request lengths to size for: even short and long ones, real traffic's shape, real prompts.
-
-    Traffic and prompts are scaled down or cut to what a small model on two cores can sweep;
-    the shape (skew, raggedness) is kept.
-    """
-    prompts = load_prompts(workload)
-    counts = tokenizer.encode_many([p.prompt for p in prompts]).counts
-    limits = [min(p.max_tokens, 16) for p in prompts]
-    return {
-        "short": Lengths.uniform(8, 8),
-        "medium": Lengths.uniform(32, 16),
-        "long prompt": Lengths.uniform(longest, 8),
-        "long answer": Lengths.uniform(8, 48),
-        "ragged traffic": traffic_lengths(longest=longest, seed=seed),
-        "prompts": Lengths(tuple(int(min(c, longest)) for c in counts), tuple(limits)),
-    }
 
 
 MEMORY_WORK = Lengths.uniform(8, 4)
@@ -69,6 +42,7 @@ def scenarios(
     sample: Sequence[str],
     plan: Effort,
     *,
+    threads: int = 1,
     seed: int = 0,
 ) -> list[Scenario]:
     """All questions: workloads × latency budgets × memory budgets × threads, both parts.
@@ -76,51 +50,43 @@ def scenarios(
     Latency budgets are multiples of what the calibration says a batch of one takes, so that
     they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
     The seed moves each multiple by up to a fifth, so that another seed asks other questions.
+    `threads` are those that all is asked about; about others, less.
     """
     rng = np.random.default_rng(seed)
     found: list[Scenario] = []
-    main = models["engine", plan.main_threads]
-    for threads, largest in plan.largest:
-        cost = models["engine", threads]
-        first = threads == plan.main_threads
+    for count, most in plan.largest:
+        first = count == threads
         for name, work in works.items():
             if not first and name in {"prompts", "long prompt"}:
                 continue
-            one = batch_times(cost, work, 1).request_ms
+            one = batch_times(models["engine", count], work, 1).request_ms
             for about in (None, 1.6, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
                 factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
-                label = scenario_name(name, factor, threads)
+                label = scenario_name(name, factor, count)
                 budget = None if factor is None else factor * one
-                found.append(Scenario(label, "engine", work, largest, budget, threads=threads))
-    threads, largest = plan.main_threads, dict(plan.largest)[plan.main_threads]
-    short = works["short"]
-    alone = batch_times(main, short, 1)
-    extra = {
-        "impossible latency": Scenario("", "engine", short, largest, 0.5 * alone.request_ms),
-        "first token ≤ 5× alone": Scenario("", "engine", short, largest, 5 * alone.ttft_ms, "ttft"),
-        "step ≤ 1.5× alone": Scenario(
-            "", "engine", short, largest, 1.5 * alone.inter_token_ms, "inter_token"
-        ),
-        "step ≤ 2.5× alone": Scenario(
-            "",
-            "engine",
-            works["ragged traffic"],
-            largest,
-            2.5 * alone.inter_token_ms,
-            "inter_token",
-        ),
-    }
+                found.append(Scenario(label, "engine", work, most, budget, threads=count))
+    largest, short = dict(plan.largest)[threads], works["short"]
+
+    def add(name: str, work: Lengths, budget: float | None, **more: Any) -> None:
+        label = f"{name}, {threads} thr."
+        found.append(Scenario(label, "engine", work, largest, budget, threads=threads, **more))
+
+    alone = batch_times(models["engine", threads], short, 1)
+    step: dict[str, Any] = {"latency_metric": "inter_token"}
+    add("impossible latency", short, 0.5 * alone.request_ms)
+    add("first token ≤ 5× alone", short, 5 * alone.ttft_ms, latency_metric="ttft")
+    add("step ≤ 1.5× alone", short, 1.5 * alone.inter_token_ms, **step)
+    add("step ≤ 2.5× alone", works["ragged traffic"], 2.5 * alone.inter_token_ms, **step)
     if memory:
-        for share in (0.3, 0.6, 0.9):
-            room = memory.peak_bytes(MEMORY_WORK, max(1, round(share * largest)))
-            extra[f"memory for {share:.0%} of the largest"] = Scenario(
-                "", "engine", MEMORY_WORK, largest, memory_budget_bytes=room
+        rooms = {
+            f"memory for {share:.0%} of the largest": memory.peak_bytes(
+                MEMORY_WORK, max(1, round(share * largest))
             )
-        below = 0.9 * memory.weight_bytes
-        extra["memory below the weights"] = Scenario(
-            "", "engine", MEMORY_WORK, largest, memory_budget_bytes=below
-        )
-    found += [_renamed(s, f"{name}, {threads} thr.", threads) for name, s in extra.items()]
+            for share in (0.3, 0.6, 0.9)
+        }
+        rooms["memory below the weights"] = 0.9 * memory.weight_bytes
+        for name, room in rooms.items():
+            add(name, MEMORY_WORK, None, memory_budget_bytes=room)
     found += _tokenizer_scenarios(models["tokenizer", 1], sample, plan.tokenizer_largest)
     return found
 
@@ -143,21 +109,17 @@ def _budget(factor: float | None) -> str:
     return "no budget" if factor is None else f"latency ≤ {factor:g}×"
 
 
-def _renamed(scenario: Scenario, name: str, threads: int) -> Scenario:
-    values = {**scenario.__dict__, "name": name, "threads": threads}
-    return Scenario(**values)
-
-
 @dataclass(frozen=True)
 class Advice:
     """What was asked before anything was swept: strategy and scenario to size (0: none fits)."""
 
-    sizes: dict[tuple[str, str], int]
+    questions: Sequence[Scenario]
+    sizes: Mapping[tuple[str, str], int]
 
-    def wanted(self, questions: Sequence[Scenario]) -> dict[Key, set[int]]:
+    def wanted(self) -> dict[Key, set[int]]:
         """Sizes that the sweep must include, by part and threads."""
         wanted: dict[Key, set[int]] = {}
-        for scenario in questions:
+        for scenario in self.questions:
             for strategy in (ADVISOR, PRIOR):
                 size = self.sizes.get((strategy, scenario.name), 0)
                 if size:
@@ -179,11 +141,10 @@ def advise(
         sizes[ADVISOR, scenario.name] = ask(scenario, models[key], model)
         if scenario.part == "engine" and scenario.threads in priors:
             sizes[PRIOR, scenario.name] = ask(scenario, priors[scenario.threads], model)
-    return Advice(sizes)
+    return Advice(questions, sizes)
 
 
 def judge(
-    questions: Sequence[Scenario],
     advice: Advice,
     sweeps: Mapping[Key, Sweep],
     peaks: Sequence[Peak],
@@ -202,12 +163,12 @@ def judge(
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
     found = []
-    for scenario in questions:
+    for scenario in advice.questions:
         sweep = sweeps[scenario.part, scenario.threads]
         truth = truths(scenario, sweep.costs, sweep.sizes, measured)
         halves = [truths(scenario, half, sweep.sizes, measured) for half in sweep.halves]
         tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
-        for strategy, size in {**tried, **folklore(truth)}.items():
+        for strategy, size in {**tried, **fixed_size_rules(truth)}.items():
             if size is not None:
                 found.append(score(scenario, strategy, size, truth, halves))
     return pd.DataFrame(found)
@@ -215,25 +176,20 @@ def judge(
 
 def summaries(scores: pd.DataFrame) -> pd.DataFrame:
     """The goals' figures by strategy, best median first."""
-    from batchgauge.experiments.batch_sizing.scoring import Score
-
     rows = []
     for strategy, group in scores.groupby("strategy", sort=False):
-        records = [Score(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
+        records = [ScenarioScore(**dict(row)) for row in group.to_dict("records")]  # type: ignore[arg-type]  # columns are fields
         rows.append({"strategy": strategy, **summary(records)})
     frame = pd.DataFrame(rows).astype({"scenarios": int})
     return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
 
 
 def stability(
-    questions: Sequence[Scenario],
-    advice: Advice,
-    reruns: Sequence[CostModel],
-    memory: MemoryModel | None,
+    advice: Advice, reruns: Sequence[CostModel], memory: MemoryModel | None
 ) -> pd.DataFrame:
     """The same questions after each recalibration: same size up to one step, or not."""
     rows = []
-    for scenario in questions:
+    for scenario in advice.questions:
         if scenario.part != "engine" or scenario.threads != reruns[0].threads:
             continue
         first = advice.sizes[ADVISOR, scenario.name]

@@ -8,13 +8,14 @@ measured once and composed for every scenario. Sweep and calibration share no ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
@@ -22,7 +23,6 @@ from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 PATIENCE_S = 90.0  # no run of a further pass is started after this
-Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,14 @@ def sweep_engine(
     steps: int = 3,
     passes: int = 3,
     also: Iterable[int] = (),
-    padded: bool = False,
-    compacts: bool = True,
     threads: int = 1,
     seed: int = 0,
-    progress: Progress = iter,
 ) -> Sweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
     runs after short and long prompts. `also` are further sizes to include, e.g. those
-    suggested. `progress` wraps the list of runs (e.g. tqdm). Raises
-    UserError for sizes below 1.
+    suggested. Raises UserError for sizes below 1.
     """
     if min(largest, max_positions, steps, passes) < 1:
         raise UserError("A sweep needs sizes, positions, steps and passes of at least 1.")
@@ -127,7 +123,7 @@ def sweep_engine(
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
     warm_up(probe, some)
-    for run, i in progress(order):
+    for run, i in tqdm(order, desc="fresh sweep", leave=False):
         if run > 0 and perf_counter() - start > PATIENCE_S:
             break  # whole passes are enough; a part of one more does no harm to a median
         phase, rows, units, count = runs[i]
@@ -138,19 +134,11 @@ def sweep_engine(
         else:
             ms = probe(rows, units // rows, 0)[0]
         timings.append(Timing(phase, rows, units, run, ms))
-    costs = _price_list(timings, steps, padded=padded, compacts=compacts)
+    costs = _price_list(timings, steps)
     halves = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
     complete = len(halves[1]) >= sum(t.run == 0 for t in timings)
-    return Sweep(
-        costs,
-        tuple(timings),
-        perf_counter() - start,
-        sizes,
-        threads,
-        tuple(_price_list(h, steps, padded=padded, compacts=compacts) for h in halves)
-        if complete
-        else (),
-    )
+    apart = tuple(_price_list(h, steps) for h in halves) if complete else ()
+    return Sweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
 
 
 def sweep_tokenizer(
@@ -160,7 +148,6 @@ def sweep_tokenizer(
     passes: int = 7,
     also: Iterable[int] = (),
     seed: int = 0,
-    progress: Progress = iter,
 ) -> Sweep:
     """Time tokenizing at dense sizes up to `largest`; prices are a line through all medians."""
     if min(largest, passes) < 1:
@@ -172,7 +159,7 @@ def sweep_tokenizer(
     rng = np.random.default_rng(seed)
     timings: list[Timing] = []
     probe(min(largest, 64))
-    for run, i in progress([(r, i) for r in range(passes) for i in rng.permutation(len(sizes))]):
+    for run, i in ((r, i) for r in range(passes) for i in rng.permutation(len(sizes))):
         units, ms = probe(sizes[i])
         timings.append(Timing("tokenize", sizes[i], units, run, ms))
     x, y = _medians([(t.units, t.ms) for t in timings])
@@ -181,9 +168,7 @@ def sweep_tokenizer(
     return Sweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
 
 
-def _price_list(
-    timings: Sequence[Timing], steps: int, *, padded: bool, compacts: bool
-) -> MeasuredCosts:
+def _price_list(timings: Sequence[Timing], steps: int) -> MeasuredCosts:
     rows, decode = _medians([(t.rows, t.ms) for t in timings if t.phase == "decode"])
     longer = [t for t in timings if t.phase == "context"]
     shorter = [t for t in timings if t.phase == "no context"]
@@ -197,7 +182,7 @@ def _price_list(
     length = alone[0].units
     excess = float(np.median([t.ms for t in alone])) - float(np.interp(length, positions, prefill))
     square_ms = max(0.0, excess) / (length * length)
-    return MeasuredCosts(positions, prefill, square_ms, rows, bare, context_ms, padded, compacts)
+    return MeasuredCosts(positions, prefill, square_ms, rows, bare, context_ms)
 
 
 def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:

@@ -1,8 +1,8 @@
-"""Tables of the batch-sizing notebook: dense throughput, sizes by budget, simulated machines."""
+"""Tables of the batch-sizing notebook: peaks, dense throughput, sizes by budget, simulation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -18,6 +18,23 @@ from batchgauge.sizing import (
     suggest_batch_size,
 )
 from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.memory_model import Peak
+
+
+def peaks_table(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> pd.DataFrame:
+    """One row a measured peak, with its prediction."""
+    return pd.DataFrame(
+        {
+            "batch_size": peak.rows,
+            "prompt_tokens": peak.prompt_tokens,
+            "new_tokens": peak.new_tokens,
+            "use": use,
+            "measured_bytes": peak.peak_bytes,
+            "predicted_bytes": memory.batch_bytes(peak.plan()),
+        }
+        for use, peaks in (("fitted", fitted), ("fresh", fresh))
+        for peak in peaks
+    )
 
 
 def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostModel) -> pd.DataFrame:

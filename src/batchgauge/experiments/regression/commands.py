@@ -48,7 +48,7 @@ def bench(
 
     Example: batchgauge bench -k 'tokenise/*' --seconds 1 --out data/mine.csv
     """
-    from batchgauge.experiments.regression.study import run_suite, summary
+    from batchgauge.experiments.regression.runs import run_suite, summary
     from batchgauge.suite import select
 
     if listing:

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from batchgauge.reporting import plots
-from batchgauge.simulate.scaling import ScalingFit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,15 +131,20 @@ def draw_gains(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def draw_scaling(laws: Mapping[str, ScalingFit], workers: Sequence[int]) -> Figure:
-    """The fitted laws, dashed where extrapolated, one panel a stage."""
-    stages = list(dict.fromkeys(name.split(", ")[0] for name in laws))
+def draw_scaling(curves: pd.DataFrame, workers: Sequence[int]) -> Figure:
+    """The Universal Scalability Law, dashed where extrapolated, one panel a stage.
+
+    `curves` as `simulate.scaling.predictions` gives them at every number of workers, `what` being
+    stage, way and law; `workers` are the marks of the axis.
+    """
+    usl = curves[curves["law"] == "USL"]
+    names = usl["what"].str.split(", ", expand=True)  # [points, (stage, way, law)]
+    stages = names[0].unique()
     fig, axes = plt.subplots(1, len(stages), figsize=(9.2, 4.0), sharey=True)
     for ax, stage in zip(axes, stages, strict=True):
-        for name, fit in laws.items():
-            owner, way, law = name.split(", ")
-            if owner == stage and law == "USL":
-                _draw_law(ax, fit, way, workers)
+        mine = names[0] == stage
+        for way, rows in usl[mine].groupby(names[1][mine], sort=False):
+            _draw_law(ax, rows, str(way))
         plots.ideal_scaling(ax, workers, "ideal")
         plots.batch_axis(ax, workers, "workers")
         ax.axvspan(2, max(workers), color="0.5", alpha=0.07, linewidth=0)
@@ -154,21 +158,13 @@ def draw_scaling(laws: Mapping[str, ScalingFit], workers: Sequence[int]) -> Figu
     return fig
 
 
-def _draw_law(ax: Axes, fit: ScalingFit, way: str, workers: Sequence[int]) -> None:
+def _draw_law(ax: Axes, rows: pd.DataFrame, way: str) -> None:
     colour, marker = LOOKS[way]
-    workers = range(1, max(workers) + 1)
-    points = [fit.predict(n) for n in workers]
-    low, high = [p.low for p in points], [p.high for p in points]
-    ax.fill_between(workers, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.plot(workers, [p.value for p in points], color=colour, linestyle="--", linewidth=1.2)
-    seen = [p for p in points if not p.extrapolated]
-    ax.plot(
-        [p.workers for p in seen],
-        [p.value for p in seen],
-        color=colour,
-        marker=marker,
-        label=way.removeprefix("two "),
-    )
+    n, seen = rows["workers"], rows[~rows["extrapolated"]]
+    ax.fill_between(n, rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
+    ax.plot(n, rows["value"], color=colour, linestyle="--", linewidth=1.2)
+    label = way.removeprefix("two ")
+    ax.plot(seen["workers"], seen["value"], color=colour, marker=marker, label=label)
 
 
 def draw_machines(table: pd.DataFrame) -> Figure:
@@ -219,7 +215,7 @@ def draw_distributed(table: pd.DataFrame) -> Figure:
 
 
 def draw_ranking(table: pd.DataFrame) -> Figure:
-    """Goodput and waiting of every idea over today's server, in ranked order."""
+    """Goodput and waiting of every candidate over today's server, in ranked order."""
     best = table.to_dict("records")[0]
     return _two_gains(table, f"{best['idea']} gains most")
 

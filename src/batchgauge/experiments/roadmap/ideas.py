@@ -1,4 +1,4 @@
-"""Phase 7's list as changes to today's server, ranked by what the simulation says.
+"""Candidate improvements as changes to today's server, ranked by what the simulation says.
 
 Each idea is simulated alone on top of today's server, then all software ideas on top of
 each other. What an idea costs is known from the code and said in words; what it gains
@@ -7,12 +7,15 @@ comes from the simulation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
+from batchgauge.errors import UserError
 from batchgauge.experiments.roadmap.machines import predicted_costs, process_sharing
 from batchgauge.experiments.roadmap.parallel import WAYS
 from batchgauge.experiments.roadmap.study import Case
@@ -20,7 +23,6 @@ from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, swe
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
 
-LOADS = (0.3, 0.6, 0.9, 1.2, 1.6, 2.4)  # of today's capacity, beside the rate asked for
 ACCELERATOR = "GPU, 80 GB"
 MACHINES = 4  # of the distributed idea
 
@@ -30,8 +32,8 @@ def with_server(setup: Setup, **changes: Any) -> Setup:
     return replace(setup, server=replace(setup.server, **changes))
 
 
-def make_ideas(case: Case, gains: pd.DataFrame, *, price_per_hour: float) -> tuple[Idea, ...]:
-    """Phase 7, item by item; `gains` are the measured factors of a second core."""
+def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
+    """The candidates, item by item; `gains` are the measured factors of a second core."""
     two = {
         row["stage"]: max(row["value"], 1e-3)
         for row in gains.to_dict("records")
@@ -39,7 +41,7 @@ def make_ideas(case: Case, gains: pd.DataFrame, *, price_per_hour: float) -> tup
     }
     sharing = process_sharing(case, gains)
     profile = next(p for p in simulated_profiles() if p.name == ACCELERATOR)
-    costs, shared_s, _ = predicted_costs(case.specs.model, profile)
+    costs, shared_s, _ = predicted_costs(case.context.model, profile)
     size = case.today.server.max_batch
     gpu = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
     step = case.today.step_s
@@ -87,7 +89,8 @@ def make_ideas(case: Case, gains: pd.DataFrame, *, price_per_hour: float) -> tup
         Idea(
             "GPU batching", f"{ACCELERATOR} (predicted)",
             lambda setup: replace(
-                with_server(setup, host_token_s=0.0), step_s=gpu, price_per_hour=price_per_hour
+                with_server(setup, host_token_s=0.0), step_s=gpu,
+                price_per_hour=case.scenario.price_per_hour,
             ),
             "large: another engine (an adapter is there), and the machine", predicted=True,
             hardware=True,
@@ -100,27 +103,23 @@ def make_ideas(case: Case, gains: pd.DataFrame, *, price_per_hour: float) -> tup
     )  # fmt: skip
 
 
-def sweep_rates(case: Case) -> list[float]:
-    """The rates to simulate: fixed shares of today's capacity, and the rate asked for."""
-    return sorted({*(load * case.limit for load in LOADS), case.rate})
-
-
 def run_sweep(
-    case: Case,
-    ideas: Sequence[Idea],
-    *,
-    seeds: int,
-    progress: Callable[[Sequence[float]], Sequence[float]] = list,
+    case: Case, ideas: Sequence[Idea], *, loads: Sequence[float], seeds: int
 ) -> pd.DataFrame:
-    """Every idea at every rate and seed."""
+    """Every idea at every seed, at the rate asked for and at `loads` (shares of today's capacity).
+
+    Raises UserError for a load that is not above 0.
+    """
+    if not all(load > 0.0 for load in loads):
+        raise UserError(f"The loads are {list(loads)}; expected shares of capacity above 0.")
     return sweep(
         case.today,
         ideas,
         case.traffic,
-        rates=sweep_rates(case),
+        rates=sorted({*(load * case.limit for load in loads), case.rate}),
         seeds=range(seeds),
         target_s=case.target_s,
-        progress=progress,
+        progress=partial(tqdm, desc="rates"),
     )
 
 
@@ -161,7 +160,7 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
     if build:
         said += f"build {build[0]['idea']} first: {_gain_words(build[0])}."
     else:
-        said += "no software item of the list pays."
+        said += "no software candidate pays."
     if len(build) > 1:
         others = _listed([row["idea"] for row in build[1:]])
         said += f" {others[0].upper()}{others[1:]} would pay too."

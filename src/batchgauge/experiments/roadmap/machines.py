@@ -1,14 +1,15 @@
 """The roadmap notebook's questions about machines: two cores, a GPU, many machines.
 
 Parallelism is measured (`parallel`) and fitted; hardware that is not here is predicted
-from the sizing room's simulated profiles, and says so; jobs on many machines are
+from the sizing advisor's simulated profiles, and says so; jobs on many machines are
 simulated with stragglers and failures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
-from batchgauge.experiments.roadmap.study import Case, check_price
+from batchgauge.experiments.roadmap.study import Case
 from batchgauge.measuring.statistics import location
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
@@ -36,7 +37,6 @@ from batchgauge.sizing import (
 )
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
-SHARDS = (1, 2, 4, 8)  # machines of the distributed plan
 
 
 def gains(measured: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +71,7 @@ def gains_sentence(table: pd.DataFrame) -> str:
     return f"With a second core {'; '.join(said)}."
 
 
-def fits(measured: pd.DataFrame, *, seed: int = 0) -> dict[str, ScalingFit]:
+def fits(measured: pd.DataFrame, seed: int) -> dict[str, ScalingFit]:
     """Both laws for prefill and decode, for threads and for processes."""
     return {
         f"{stage}, {way}, {law}": fit_scaling(throughputs(measured, stage, way), law, seed=seed)
@@ -127,27 +127,23 @@ def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, fl
     return costs, read_s + profile.step_overhead_ms / 1e3, shape
 
 
-def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> pd.DataFrame:
+def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     """Best batch, throughput and price of a million tokens, here and on simulated machines.
 
     Continuous batching at saturation everywhere. `break_even_price_per_hour` is what the
     machine may cost before a token is cheaper here. Everything but the first row is
-    predicted from a roofline and carries its wide interval. Raises UserError for a
-    price that is not above 0.
+    predicted from a roofline and carries its wide interval.
     """
-    check_price(price_per_hour)
     traffic = case.traffic(1.0, 0)
     tokens = float(traffic.generated.mean())
+    many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
     here = Server("continuous", case.today.server.max_batch)
     own = capacity(traffic, case.table, here) * tokens
-    own_price = case.today.price_per_hour
-    rows = [
-        _machine_row("this machine", "measured steps", here.max_batch, own, own, own,
-                     own, own_price, own_price)
-    ]  # fmt: skip
+    own_price, price = case.today.price_per_hour, case.scenario.price_per_hour
+    rows = [("this machine", "measured steps", here.max_batch, own, own, own, own_price)]
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
-        costs, shared_s, shape = predicted_costs(case.specs.model, profile)
+        costs, shared_s, shape = predicted_costs(case.context.model, profile)
         size = suggest_batch_size(
             workload=lengths,
             cost_model=costs,
@@ -156,36 +152,22 @@ def predict_machines(case: Case, *, price_per_hour: float, most: int = 256) -> p
             max_batch_size=most,
         ).size
         table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
-        many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
         rate = capacity(many, table, Server("continuous", size)) * tokens
-        low, high = costs.interval(rate)
-        rows.append(
-            _machine_row(profile.name, "predicted", size, rate, low, high, own, price_per_hour,
-                         own_price)
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        rows.append((profile.name, "predicted", size, rate, *costs.interval(rate), price))
+    throughputs = [f"{end}_tokens_per_s" for end in ("throughput", "low", "high")]
+    columns = ["machine", "basis", "best_batch", *throughputs, "price_per_hour"]
+    found = pd.DataFrame(rows, columns=columns)
+    rates, prices = found["throughput_tokens_per_s"], found.pop("price_per_hour")
+    return found.assign(
+        speedup=rates / own,
+        price_per_hour=prices,
+        price_per_million_tokens=prices / (rates * 3600) * 1e6,
+        break_even_price_per_hour=own_price * rates / own,
+    )
 
 
 def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
     return arrivals.times_s, arrivals.context, arrivals.generated, arrivals.rank
-
-
-def _machine_row(
-    name: str, basis: str, size: int, rate: float, low: float, high: float, own: float,
-    price: float, own_price: float,
-) -> dict[str, object]:  # fmt: skip
-    return {
-        "machine": name,
-        "basis": basis,
-        "best_batch": size,
-        "throughput_tokens_per_s": rate,
-        "low_tokens_per_s": low,
-        "high_tokens_per_s": high,
-        "speedup": rate / own,
-        "price_per_hour": price,
-        "price_per_million_tokens": price / (rate * 3600) * 1e6,
-        "break_even_price_per_hour": own_price * rate / own,
-    }
 
 
 def machines_sentence(table: pd.DataFrame) -> str:
@@ -204,21 +186,21 @@ def machines_sentence(table: pd.DataFrame) -> str:
     )
 
 
-def distribute(case: Case, *, requests: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """A batch job on 1, 2, 4 and 8 machines like this one, loading included.
+def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFrame:
+    """A batch job on `sizes` machines like this one, loading included.
 
     One row a number of machines and a trouble: sound; one machine three times as slow;
     each machine failing about once in the job. `queue_s` is the time with a shared
     queue, `shards_s` with the requests dealt out beforehand; efficiency is against one
     sound machine.
     """
-    traffic = case.traffic(1.0, seed)
+    traffic, seed = case.traffic(1.0, case.seed), case.seed
     copies = -(-requests // len(traffic))
     job = Arrivals(*(np.tile(a, copies)[:requests] for a in _columns(traffic.at_once())))
     server = Server("continuous", case.today.server.max_batch)
     rows = []
     alone = _makespan(job, case, server) + case.load_s
-    for workers in SHARDS:
+    for workers in sizes:
         wide = replace(server, workers=workers)
         troubles: Mapping[str, Server] = {
             "none": wide,
@@ -229,31 +211,19 @@ def distribute(case: Case, *, requests: int = 2000, seed: int = 0) -> pd.DataFra
         }
         for trouble, troubled in troubles.items():
             queue = _makespan(job, case, troubled) + case.load_s
-            shards = max(
-                _makespan(
-                    Arrivals(*(a[i::workers] for a in _columns(job))),
-                    case,
-                    replace(
-                        troubled,
-                        workers=1,
-                        speeds=troubled.speeds if i == 0 else (),
-                        seed=seed + i,
-                    ),
-                )
+            lone = [  # each machine with its share of the requests; the first is the slow one
+                replace(troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i)
                 for i in range(workers)
-            )
+            ]
+            parts = [Arrivals(*(a[i::workers] for a in _columns(job))) for i in range(workers)]
+            shards = max(map(_makespan, parts, repeat(case), lone)) + case.load_s
+            ideal = alone / workers
             rows.append(
-                {
-                    "machines": workers,
-                    "trouble": trouble,
-                    "queue_s": queue,
-                    "shards_s": shards + case.load_s,
-                    "queue_efficiency": alone / (workers * queue),
-                    "shards_efficiency": alone / (workers * (shards + case.load_s)),
-                    "load_share": case.load_s / queue,
-                }
-            )
-    return pd.DataFrame(rows)
+                (workers, trouble, queue, shards, ideal / queue, ideal / shards,
+                 case.load_s / queue)
+            )  # fmt: skip
+    columns = ["machines", "trouble", "queue_s", "shards_s", "queue_efficiency"]
+    return pd.DataFrame(rows, columns=[*columns, "shards_efficiency", "load_share"])
 
 
 def _makespan(job: Arrivals, case: Case, server: Server) -> float:
@@ -265,7 +235,9 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
     most = int(table["machines"].max())
     rows = {r["trouble"]: r for r in table.to_dict("records") if r["machines"] == most}
     sound, slow, fails = rows.values()
-    rate = capacity(case.traffic(1.0, 0), case.table, Server("continuous"))
+    rate = capacity(
+        case.traffic(1.0, 0), case.table, Server("continuous", case.today.server.max_batch)
+    )
     return (
         f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
         f"the efficiency from {sound['queue_efficiency']:.0%} to {slow['queue_efficiency']:.0%}, "
@@ -275,3 +247,18 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
         f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
         f"itself before that is below 5 % of its time."
     )
+
+
+def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
+    """What to measure before choosing: each with the number that this study expects."""
+    most = int(distributed["machines"].max())
+    _, slow, fails = distributed[distributed["machines"] == most]["queue_efficiency"]
+    batch_s = 1.0 / case.limit * case.today.server.max_batch
+    rows = [
+        ("time of an empty task through the scheduler",
+         f"below 1 % of a batch, {10 * batch_s:.1f} ms"),
+        ("time until a cold worker answers its first request", f"{case.load_s:.1f} s for loading"),
+        (f"efficiency on {most} machines, one slowed down on purpose", f"{slow:.0%}"),
+        (f"efficiency on {most} machines, each killed once", f"{fails:.0%}"),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["measure_first", "expected_here"])

@@ -17,88 +17,79 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
+from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Sample, to_frame
-from batchgauge.protocols import Engine, Tokenizer
-from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.protocols import Engine
 from batchgauge.sizing.probes import probe_items
 from batchgauge.workload import texts
 
-Work = Callable[[], object]
+Call = Callable[[], object]
+Pair = tuple[dict[str, Call], dict[str, Call]]  # the same stages for two threads
 WAYS = ("one thread", "two BLAS threads", "two Python threads", "two processes")
 STAGES = ("tokenise", "detokenise", "prefill", "decode", "memory stream")
 
 
-@dataclass(frozen=True)
-class Specs:
-    """What to run, in a form that another process can open: registry names and a model path.
-
-    `quick` stages do a fraction of the work, which shows only that they run.
-    """
-
-    tokenizer: str = "numpy"
-    engine: str = "numpy"
-    model: str = ""
-    quick: bool = False
-
-
-def batch_sizes(*, quick: bool = False) -> dict[str, int]:
+def batch_sizes(context: Context) -> dict[str, int]:
     """Texts or requests in one call of each stage."""
-    prefill, decode = (2, 4) if quick else (4, 8)
+    prefill, decode = (2, 4) if context.budget.name == "smoke" else (4, 8)
     sizes = (32, 32, prefill, decode, 1)
     return dict(zip(STAGES, sizes, strict=True))
 
 
-def make_stages(engine: Engine, tokenizer: Tokenizer, *, quick: bool = False) -> dict[str, Work]:
-    """One call a stage; each is a fraction of a second, a quick one less.
+def make_stages(context: Context, engine: Engine | None = None) -> dict[str, Call]:
+    """One call a stage; each is a fraction of a second, a smoke run's less.
 
     tokenise and detokenise: 32 texts of 2,000 characters. prefill: 4 prompts of 32
     tokens. decode: 8 rows, 6 tokens after a prompt of 2. memory stream: a copy of
-    64 MB, which does nothing but use bandwidth.
+    64 MB, which does nothing but use bandwidth. `engine` takes the place of the context's.
     """
-    sizes = batch_sizes(quick=quick)
+    quick, sizes = context.budget.name == "smoke", batch_sizes(context)
     prefill = probe_items(sizes["prefill"], 16 if quick else 32, 1)
     decode = probe_items(sizes["decode"], 2, 2 if quick else 6)
     passages = texts("prose", 2000, sizes["tokenise"])
-    ids = tokenizer.encode_many(passages).tolist()
+    ids = context.tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)
     target = np.empty_like(source)
+    engine = engine or context.engine
     return {
-        "tokenise": partial(tokenizer.encode_many, passages),
-        "detokenise": partial(tokenizer.decode_many, ids),
+        "tokenise": partial(context.tokenizer.encode_many, passages),
+        "detokenise": partial(context.tokenizer.decode_many, ids),
         "prefill": partial(engine.infer_batch, prefill),
         "decode": partial(engine.infer_batch, decode),
         "memory stream": partial(np.copyto, target, source),
     }
 
 
-def stage_pair(specs: Specs, engine: Engine) -> tuple[dict[str, Work], dict[str, Work]]:
+def stage_pair(context: Context) -> Pair:
     """The stages for two threads: two tokenizers, and two engines unless the engine is ours.
 
     Our engine keeps nothing between or during calls, so two threads may share its weights.
     """
-    other = engine if engine.name == "numpy" else open_engine(specs.engine, specs.model or None)
-    first, second = (
-        make_stages(one, open_tokenizer(specs.tokenizer, specs.model or None), quick=specs.quick)
-        for one in (engine, other)
-    )
-    return first, second
+    shared = context.engine if context.engine.name == "numpy" else None
+    return make_stages(context), make_stages(_alone(context), shared)
 
 
-def calls_per_s(work: Work, seconds: float) -> float:
+def _alone(context: Context) -> Context:
+    """The same names with nothing opened yet, for one thread each; another process can have it."""
+    return replace(context, threads=1)
+
+
+def calls_per_s(call: Call, seconds: float) -> float:
     """Calls a second over at least `seconds` and at least one call."""
     begin = time.perf_counter()
     count = 0
     while True:
-        work()
+        call()
         count += 1
         wall = time.perf_counter() - begin
         if wall >= seconds:
@@ -116,14 +107,13 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _open_remote(specs: Specs, barrier: Any) -> None:
+def _open_remote(context: Context, barrier: Any) -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    engine = open_engine(specs.engine, specs.model or None)
-    tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
+    stages = make_stages(context)
     threadpool_limits(1)
-    _remote.update(stages=make_stages(engine, tokenizer, quick=specs.quick), barrier=barrier)
-    for work in _remote["stages"].values():
-        work()
+    _remote.update(stages=stages, barrier=barrier)
+    for call in stages.values():
+        call()
 
 
 def _run_remote(stage: str, seconds: float) -> float:
@@ -133,12 +123,12 @@ def _run_remote(stage: str, seconds: float) -> float:
 
 @contextmanager
 def another_process(
-    specs: Specs, stages: Mapping[str, Work]
+    context: Context, stages: Mapping[str, Call]
 ) -> Iterator[Callable[[str, float], float]]:
     """A function (stage, seconds) -> calls a second of this process and another one together."""
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    with ProcessPoolExecutor(1, context, _open_remote, (specs, barrier)) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(2)
+    with ProcessPoolExecutor(1, spawn, _open_remote, (_alone(context), barrier)) as pool:
 
         def run(stage: str, seconds: float) -> float:
             other = pool.submit(_run_remote, stage, seconds)
@@ -150,13 +140,7 @@ def another_process(
 
 
 def measure_parallel(
-    specs: Specs,
-    pair: tuple[dict[str, Work], dict[str, Work]],
-    *,
-    blocks: int,
-    slot_s: float,
-    budget_s: float = math.inf,
-    progress: Callable[[range], Any] = lambda blocks: blocks,
+    context: Context, pair: Pair, *, blocks: int, slot_s: float, budget_s: float = math.inf
 ) -> pd.DataFrame:
     """Throughput of every stage in every way, one row a block: stage, way, block, calls_per_s.
 
@@ -164,7 +148,7 @@ def measure_parallel(
     """
     first, second = pair
     rows = []
-    with another_process(specs, first) as in_processes, ThreadPoolExecutor(2) as threads:
+    with another_process(context, first) as in_processes, ThreadPoolExecutor(2) as threads:
 
         def run(way: str, stage: str, seconds: float) -> float:
             with threadpool_limits(2 if way == "two BLAS threads" else 1):
@@ -179,29 +163,21 @@ def measure_parallel(
             second[stage]()
             run("two BLAS threads", stage, 0.0)
         begin = time.perf_counter()
-        for block in progress(range(blocks)):
+        for block in tqdm(range(blocks), desc="blocks"):
             if block >= 2 and time.perf_counter() - begin > budget_s:
                 break
             ways = WAYS if block % 2 == 0 else WAYS[::-1]
             for stage in STAGES:
-                rows += [
-                    {
-                        "stage": stage,
-                        "way": way,
-                        "block": block,
-                        "calls_per_s": run(way, stage, slot_s),
-                    }
-                    for way in ways
-                ]
-    return pd.DataFrame(rows)
+                rows += [(stage, way, block, run(way, stage, slot_s)) for way in ways]
+    return pd.DataFrame(rows, columns=["stage", "way", "block", "calls_per_s"])
 
 
-def as_records(measured: pd.DataFrame, *, quick: bool = False, seed: int = 0) -> pd.DataFrame:
+def as_records(measured: pd.DataFrame, context: Context) -> pd.DataFrame:
     """The measurements as records, one row a slot: wall time is seconds of work per call.
 
     CPU time is not taken: it would be that of two processes.
     """
-    sizes = batch_sizes(quick=quick)
+    sizes = batch_sizes(context)
     places = measured.groupby("block").cumcount()
     samples = [
         Sample(
@@ -223,7 +199,7 @@ def as_records(measured: pd.DataFrame, *, quick: bool = False, seed: int = 0) ->
         )
         for row, place in zip(measured.to_dict("records"), places, strict=True)
     ]
-    return to_frame(samples, Run.here(threads=0, seed=seed))
+    return to_frame(samples, Run.here(threads=0, seed=context.seed))
 
 
 def throughputs(measured: pd.DataFrame, stage: str, way: str) -> dict[int, list[float]]:
@@ -235,7 +211,7 @@ def throughputs(measured: pd.DataFrame, stage: str, way: str) -> dict[int, list[
     }
 
 
-def gil_makers(pair: tuple[dict[str, Work], dict[str, Work]]) -> dict[str, Callable[[], Work]]:
+def gil_makers(pair: Pair) -> dict[str, Callable[[], Call]]:
     """For each stage of our own code, a function that gives first one call, then the other."""
     return {
         name: partial(next, iter([stages[name] for stages in pair]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from batchgauge.simulate.metrics import by_class, capacity, first_text_s, summar
 from batchgauge.simulate.server import Server
 from batchgauge.workload import request_lengths
 
-CROWDED = 1.1  # of dynamic batching's capacity: a queue forms
+OVERLOAD = 1.1  # of dynamic batching's capacity: a queue forms
 CHUNK = 128  # prompt tokens a step; each chunk reads all weights again
 TODAY = "today"
 CURVES = ("static", "dynamic", "continuous")
@@ -52,9 +53,9 @@ def policies(case: Case) -> dict[str, Server]:
     }
 
 
-def compare_policies(case: Case, seed: int = 0) -> pd.DataFrame:
+def compare_policies(case: Case) -> pd.DataFrame:
     """Every metric of every policy at the case's rate: one row a policy."""
-    arrivals = case.traffic(case.rate, seed)
+    arrivals = case.traffic(case.rate, case.seed)
     rows = []
     chosen = policies(case)
     for name, server in chosen.items():
@@ -62,26 +63,20 @@ def compare_policies(case: Case, seed: int = 0) -> pd.DataFrame:
             continue  # it stands there under its own name
         run = simulate(arrivals, case.today.step_s, server)
         limit = capacity(arrivals, case.today.step_s, server)
-        rows.append(
-            {
-                "policy": name,
-                "capacity_requests_per_s": limit,
-                "load": case.rate / limit,
-                "stable": case.rate < limit,
-                **summarise(run, target_s=case.target_s),
-            }
-        )
+        row = {"policy": name, "capacity_requests_per_s": limit, "load": case.rate / limit}
+        rows.append({**row, "stable": case.rate < limit, **summarise(run, target_s=case.target_s)})
     return pd.DataFrame(rows)
 
 
-def compare_classes(case: Case, seed: int = 0) -> pd.DataFrame:
-    """Percentiles of each class, first come first served and by priority, under `CROWDED`.
+def compare_classes(case: Case) -> pd.DataFrame:
+    """Percentiles of each class, first come first served and by priority, under `OVERLOAD`.
 
     Dynamic batching for both, since a priority queue needs a queue to show what it does:
     one row an order and class.
     """
     plain = policies(case)["dynamic"]
-    arrivals = case.traffic(CROWDED * capacity(case.traffic(1.0, seed), case.table, plain), seed)
+    limit = capacity(case.traffic(1.0, case.seed), case.table, plain)
+    arrivals = case.traffic(OVERLOAD * limit, case.seed)
     orders = {
         "first come": plain,
         "priority": replace(plain, order="priority"),
@@ -98,24 +93,24 @@ def compare_classes(case: Case, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def time_simulator(case: Case, count: int, seed: int = 0) -> float:
+def time_simulator(case: Case, count: int) -> float:
     """Seconds of wall time to simulate `count` requests under continuous batching."""
-    context, generated = request_lengths(count, scale=1 / 16, longest=LONGEST, seed=seed)
-    arrivals = bursty(case.rate, context, generated, burstiness=1.0, seed=seed)
+    context, generated = request_lengths(count, scale=1 / 16, longest=LONGEST, seed=case.seed)
+    arrivals = bursty(case.rate, context, generated, burstiness=1.0, seed=case.seed)
     server = replace(case.today.server, batching="continuous")
     begin = time.perf_counter()
     simulate(arrivals, case.today.step_s, server)
     return time.perf_counter() - begin
 
 
-def policy_curves(case: Case, *, seeds: int, points: int = 10) -> pd.DataFrame:
+def policy_curves(case: Case, *, loads: Sequence[float], seeds: int) -> pd.DataFrame:
     """p90 until the first text against the arrival rate: one row a policy, rate and seed.
 
-    From a tenth of today's capacity to a little above it.
+    `loads` are arrival rates as shares of today's capacity.
     """
     chosen = policies(case)
     rows = []
-    for rate in (np.linspace(0.1, 1.3, points) * case.limit).tolist():
+    for rate in (np.array(loads) * case.limit).tolist():
         for seed in range(seeds):
             arrivals = case.traffic(rate, seed)
             for name in CURVES:
@@ -153,7 +148,7 @@ def classes_sentence(table: pd.DataFrame, case: Case) -> str:
         for name in classes
     )
     return (
-        f"Under a crowd of {table['arrival_rate'].iloc[0]:.2g} requests/s, answered within "
-        f"{1e3 * case.target_s:.0f} ms: {said}. A priority queue serves nobody faster; it "
+        f"Overloaded with {table['arrival_rate'].iloc[0]:.2g} requests/s, answered within "
+        f"{1e3 * case.target_s:.0f} ms: {said}. A priority queue adds no capacity; it "
         "decides who waits."
     )

@@ -1,10 +1,10 @@
-"""A real engine fed by arrivals in real time, and the simulator's word held against it.
+"""A real engine fed by arrivals in real time, and the simulation of the same compared with it.
 
 The driver sleeps until requests arrive, forms batches by the same rules as the
 simulated server (static or dynamic, any queue order, one worker) and calls
 `infer_batch`. Prompts are random ids of exact lengths and end tokens are ignored, so
 that the engine does exactly the work that was simulated. A small control batch may run
-before every batch and while nothing is due: it tells how fast the machine is then.
+before every batch and while nothing is due: its time says how fast the machine is then.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def to_requests(
 
 
 class Pace:
-    """How slow the machine is at each time, told by a control that runs between other work.
+    """How slow the machine is at each time, by a control that is run between other work.
 
     `control` gives its time over that at the reference speed and takes about `lasts_s`.
     Between the controls the pace is interpolated, each taken as the median of itself and
@@ -66,7 +66,7 @@ class Pace:
         self.times_s: list[float] = []
         self.paces: list[float] = []
 
-    def tell(self, begin: float) -> None:
+    def measure(self, begin: float) -> None:
         """Run the control once; `begin` is when the clock of `times_s` stood at 0."""
         start = time.perf_counter()
         self.paces.append(self._control())
@@ -94,10 +94,10 @@ def replay(
     """Serve `arrivals` with a real engine in real time; one row a request.
 
     Columns: request, batch, arrival_s, start_s (taken from the queue), called_s, first_s
-    (NaN where the engine does not tell), returned_s, tokens, all seconds since the
-    beginning. `progress` is told how many requests each batch finished; `pace` is told
-    before every batch, which delays it (the server has `batch_s` then), and while the next
-    one is far enough away. Raises UserError for a policy that `infer_batch` cannot follow,
+    (NaN where the engine does not say), returned_s, tokens, all seconds since the
+    beginning. `progress` gets the number of requests that each batch finished; `pace` is
+    measured before every batch, which delays it (the server has `batch_s` then), and while the
+    next one is far enough away. Raises UserError for a policy that `infer_batch` cannot follow,
     and when the engine answers with an error or the wrong length.
     """
     if server.batching == "continuous" or server.workers != 1:
@@ -106,46 +106,43 @@ def replay(
     place = np.argsort(queue_order(arrivals, server))
     times = arrivals.times_s.tolist()
     waiting: list[int] = []
-    rows: list[dict[str, float]] = []
+    rows: list[tuple[float, ...]] = []
     arrived = batches = 0
     begin = time.perf_counter()
     while len(rows) < len(times):
-        while arrived < len(times) and times[arrived] <= time.perf_counter() - begin:
+        now = (
+            time.perf_counter() - begin
+        )  # one time for both, or a pause between forms half a batch
+        while arrived < len(times) and times[arrived] <= now:
             waiting.append(arrived)
             arrived += 1
         act = _next_batch_s(times, arrived, waiting, server)
-        left = begin + act - time.perf_counter()
-        if left > 0.0:
-            if pace and left > 1.5 * pace.lasts_s:
-                pace.tell(begin)
+        if act > now:
+            if pace and act - now > 1.5 * pace.lasts_s:
+                pace.measure(begin)
             else:
-                time.sleep(left)
+                time.sleep(max(0.0, begin + act - time.perf_counter()))
             continue
         waiting.sort(key=place.__getitem__)
         chosen, waiting = waiting[: server.max_batch], waiting[server.max_batch :]
         start = time.perf_counter() - begin
         if pace:
-            pace.tell(begin)
+            pace.measure(begin)
         called = time.perf_counter() - begin
         answers = _answers(engine, [requests[i] for i in chosen])
         end = time.perf_counter() - begin
-        for i, answer in zip(chosen, answers, strict=True):
-            rows.append(
-                {
-                    "request": i,
-                    "batch": batches,
-                    "arrival_s": times[i],
-                    "start_s": start,
-                    "called_s": called,
-                    "first_s": called + answer.ttft_ms / 1e3,
-                    "returned_s": end,
-                    "tokens": answer.tokens_generated or 0,
-                }
-            )
+        rows += [
+            (i, batches, times[i], start, called, called + a.ttft_ms / 1e3, end,
+             a.tokens_generated or 0)
+            for i, a in zip(chosen, answers, strict=True)
+        ]  # fmt: skip
         batches += 1
         if progress:
             progress(len(chosen))
-    return pd.DataFrame(rows).sort_values("request", ignore_index=True)
+    columns = ["request", "batch", "arrival_s", "start_s", "called_s", "first_s", "returned_s"]
+    return pd.DataFrame(rows, columns=[*columns, "tokens"]).sort_values(
+        "request", ignore_index=True
+    )
 
 
 def _next_batch_s(
@@ -182,7 +179,7 @@ def compare(policy: str, real: pd.DataFrame, run: Run) -> pd.DataFrame:
     """Real against simulated: mean and p90 of the time to the answer and to the first token.
 
     One row a figure: real, simulated, their ratio, the bound, whether it was met. p90 is
-    left out below its percentile floor, the first token where the engine does not tell it.
+    left out below its percentile floor, the first token where the engine does not say it.
     """
     arrival = run.arrivals.times_s
     pairs = {
@@ -198,19 +195,11 @@ def compare(policy: str, real: pd.DataFrame, run: Run) -> pd.DataFrame:
             figures.append(("p90", P90_BOUND, *np.percentile([measured, simulated], 90, axis=1)))
         for figure, bound, real_s, simulated_s in figures:
             ratio = float(simulated_s / real_s)
-            rows.append(
-                {
-                    "policy": policy,
-                    "time_to": name,
-                    "figure": figure,
-                    "real_ms": 1e3 * float(real_s),
-                    "simulated_ms": 1e3 * float(simulated_s),
-                    "simulated_over_real": ratio,
-                    "bound": bound,
-                    "met": abs(ratio - 1.0) <= bound,
-                }
-            )
-    return pd.DataFrame(rows)
+            times_ms = 1e3 * float(real_s), 1e3 * float(simulated_s)
+            met = abs(ratio - 1.0) <= bound
+            rows.append((policy, name, figure, *times_ms, ratio, bound, met))
+    columns = ["policy", "time_to", "figure", "real_ms", "simulated_ms", "simulated_over_real"]
+    return pd.DataFrame(rows, columns=[*columns, "bound", "met"])
 
 
 def batch_times(
@@ -222,18 +211,14 @@ def batch_times(
     """The batches that really ran: their measured time, and the step times' for the same batch.
 
     One row a batch: size, prompt tokens, steps, pace (at its beginning), measured_ms,
-    predicted_ms (at the pace of the time). What is wrong
-    here is wrong in t(b, lengths), what is wrong only in `compare` is wrong in the queue.
+    predicted_ms (at the pace of the time). What is wrong here is wrong in t(b, lengths), what
+    is wrong only in `compare` is wrong in the queue.
     """
     rows = []
     for _, batch in real.groupby("batch"):
         members = batch["request"].to_numpy(np.int64)
-        together = Arrivals(
-            np.zeros(members.size),
-            arrivals.context[members],
-            arrivals.generated[members],
-            arrivals.rank[members],
-        )
+        lengths = arrivals.context[members], arrivals.generated[members]
+        together = Arrivals(np.zeros(members.size), *lengths, arrivals.rank[members])
         start = float(batch["called_s"].iloc[0])
         run = simulate(
             together, step_s, Server("static", members.size), pace=partial(_later, pace, start)

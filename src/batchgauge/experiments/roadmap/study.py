@@ -1,26 +1,26 @@
 """The roadmap notebook's questions about serving: what a step costs, what policies do.
 
-Everything shared by its cells is one `Case`: the engine, what its steps cost here, the
+Everything shared by its sections is one `Case`: the engine, what its steps cost here, the
 traffic, today's server and the latency target. Step times are measured, traffic has
 the shape of real requests (or is the user's trace), and servers are simulated.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.roadmap.parallel import Specs
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.roadmap.parallel import Pair, stage_pair
 from batchgauge.protocols import Engine, Tokenizer
-from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, stability
@@ -39,9 +39,80 @@ Traffic = Callable[[float, int], Arrivals]
 
 
 @dataclass(frozen=True)
+class Scenario:
+    """What the notebook asks about: today's server, its traffic, prices of an hour.
+
+    policy                `static`, `dynamic, priority`, `continuous, shortest` and the like
+    max_batch             most requests in a batch
+    arrival_rate          requests per second; 0: the trace's own, or `BUSY` of today's capacity
+    latency_target_ms     until the client sees text; 0: `PATIENCE` times an unloaded request
+    trace                 file of a request trace; empty: drawn in the shape of real traffic
+    length_scale          lengths against the real ones
+    burstiness            squared variation of the gaps between drawn arrivals
+    background            share of requests of the low class
+    price_per_hour        of a machine that is predicted; own_price_per_hour of this one
+
+    Raises UserError for a rate, target or price that makes no sense.
+    """
+
+    policy: str = "static"
+    max_batch: int = 8
+    arrival_rate: float = 0.0
+    latency_target_ms: float = 0.0
+    trace: str = ""
+    length_scale: float = 1 / 16
+    burstiness: float = 1.0
+    background: float = 0.5
+    price_per_hour: float = 2.0
+    own_price_per_hour: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("arrival_rate", "latency_target_ms", "own_price_per_hour"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; expected a number from 0.")
+        if not 0.0 < self.price_per_hour < math.inf:
+            raise UserError(f"price_per_hour is {self.price_per_hour}; expected a price above 0.")
+
+    def server(self) -> Server:
+        """Today's server. Raises UserError for a policy that is unknown or no possible batch."""
+        batching, _, order = (part.strip() for part in self.policy.partition(","))
+        return Server(batching, self.max_batch, order=order or "fifo")  # type: ignore[arg-type]  # checked there
+
+    def traffic(self, count: int) -> Traffic:
+        """Streams of `count` requests: in the shape of real traffic, or cut from the trace.
+
+        A seed draws other lengths, gaps and classes, or begins elsewhere in the trace.
+        """
+        if not self.trace:
+
+            def drawn(rate: float, seed: int) -> Arrivals:
+                context, generated = request_lengths(
+                    count, scale=self.length_scale, longest=LONGEST, seed=seed
+                )
+                shape = {"burstiness": self.burstiness, "background": self.background}
+                return bursty(rate, context, generated, seed=seed, **shape)
+
+            return drawn
+
+        @cache
+        def read(seed: int) -> Arrivals:
+            return read_trace(self.trace, background=self.background, seed=seed)
+
+        def cut(rate: float, seed: int) -> Arrivals:
+            whole = read(seed)
+            start = int(np.random.default_rng(seed).integers(0, max(1, len(whole) - count + 1)))
+            return whole.window(start, count).shortened(self.length_scale, LONGEST).at_rate(rate)
+
+        return cut
+
+
+@dataclass(frozen=True)
 class Case:
     """What the notebook's questions share.
 
+    context        the engine, the tokenizer and the budget
+    scenario       what is asked about
+    load_s         seconds that the engine took to open
     probe          asks the engine what a size costs, at one reference speed of the machine
     costs, table   t(b, lengths) as calibrated, and as the simulator looks it up
     traffic        (arrivals per second, seed) -> a stream of requests
@@ -49,9 +120,8 @@ class Case:
     limit          requests per second that today's server manages at most
     """
 
-    specs: Specs
-    engine: Engine
-    tokenizer: Tokenizer
+    context: Context
+    scenario: Scenario
     load_s: float
     probe: SteadyProbe
     costs: CostModel
@@ -61,89 +131,40 @@ class Case:
     limit: float
     rate: float
     target_s: float
-    threads: int = 1
+
+    @property
+    def engine(self) -> Engine:
+        """The context's engine."""
+        return self.context.engine
+
+    @property
+    def seed(self) -> int:
+        """Of lengths, gaps and classes."""
+        return self.context.seed
+
+    @cached_property
+    def stages(self) -> Pair:
+        """One call a stage, for each of two threads."""
+        return stage_pair(self.context)
 
 
-def parse_policy(policy: str, **changes: Any) -> Server:
-    """A server from words such as `static`, `dynamic, priority` or `continuous, shortest`.
-
-    `changes` are further fields of the server. Raises UserError for other words.
-    """
-    batching, _, order = (part.strip() for part in policy.partition(","))
-    return Server(batching, order=order or "fifo", **changes)  # type: ignore[arg-type]  # checked there
-
-
-def make_traffic(
-    trace: str, *, count: int, length_scale: float, burstiness: float, background: float
-) -> Traffic:
-    """Streams of `count` requests: drawn in the shape of real traffic, or cut from a trace.
-
-    A seed draws other lengths, gaps and classes, or begins elsewhere in the trace.
-    """
-    if not trace:
-
-        def drawn(rate: float, seed: int) -> Arrivals:
-            context, generated = request_lengths(
-                count, scale=length_scale, longest=LONGEST, seed=seed
-            )
-            shape = {"burstiness": burstiness, "background": background}
-            return bursty(rate, context, generated, seed=seed, **shape)
-
-        return drawn
-
-    @cache
-    def read(seed: int) -> Arrivals:
-        return read_trace(trace, background=background, seed=seed)
-
-    def cut(rate: float, seed: int) -> Arrivals:
-        whole = read(seed)
-        start = int(np.random.default_rng(seed).integers(0, max(1, len(whole) - count + 1)))
-        return whole.window(start, count).shortened(length_scale, LONGEST).at_rate(rate)
-
-    return cut
-
-
-def prepare(
-    specs: Specs,
-    *,
-    policy: str = "static",
-    max_batch: int = 8,
-    arrival_rate: float = 0.0,
-    latency_target_ms: float = 0.0,
-    trace: str = "",
-    length_scale: float = 1 / 16,
-    burstiness: float = 1.0,
-    background: float = 0.5,
-    own_price_per_hour: float = 0.1,
-    threads: int = 1,
-    count: int = 600,
-    quick: bool = False,
-    seed: int = 0,
-) -> Case:
+def prepare(context: Context, scenario: Scenario) -> Case:
     """Check every parameter, load the engine, calibrate it, and settle rate and target.
 
-    A rate of 0 becomes `BUSY` of today's capacity (or the trace's own rate), a target
-    of 0 becomes `PATIENCE` times an unloaded request. Raises UserError for anything
-    that makes no sense, before the model is loaded where that is possible.
+    Raises UserError for anything that makes no sense, before the model is loaded where that
+    is possible.
     """
-    server = parse_policy(policy, max_batch=max_batch)
-    if min(arrival_rate, latency_target_ms, own_price_per_hour) < 0.0:
-        raise UserError("A rate, a latency target or a price is negative; expected 0 or more.")
-    traffic = make_traffic(
-        trace,
-        count=count,
-        length_scale=length_scale,
-        burstiness=burstiness,
-        background=background,
-    )
-    sample = traffic(1.0, seed)
-    tokenizer = open_tokenizer(specs.tokenizer, specs.model or None)
+    quick = context.budget.name == "smoke"
+    server, max_batch = scenario.server(), scenario.max_batch
+    traffic = scenario.traffic(context.budget.choose(smoke=200, default=800, thorough=2000))
+    sample = traffic(1.0, context.seed)
+    tokenizer = context.tokenizer
     begin = time.perf_counter()
-    engine = open_engine(specs.engine, specs.model or None, threads)
+    engine = context.engine
     load_s = time.perf_counter() - begin
     if max_batch > engine.max_batch_size():
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
-    with threadpool_limits(threads, user_api="blas"):
+    with threadpool_limits(context.threads, user_api="blas"):
         probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
         costs = calibrate_engine(
             probe,
@@ -157,14 +178,15 @@ def prepare(
     whole = StepTable.from_costs(costs, max_batch=max_batch)
     table = without_host(whole, token_s)
     server = replace(server, host_request_s=request_s, host_token_s=token_s)
-    today = Setup(server, table, price_per_hour=own_price_per_hour)
     limit = capacity(sample, table, server)
-    own_rate = read_trace(trace).rate if trace else BUSY * limit
+    own_rate = read_trace(scenario.trace).rate if scenario.trace else BUSY * limit
     alone = simulate(_typical(sample), table, replace(server, batching="continuous"))
-    target = latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0])
     return Case(
-        specs, engine, tokenizer, load_s, probe, costs, whole, traffic, today, limit,
-        arrival_rate or own_rate, target, threads,
+        context, scenario, load_s, probe, costs, whole, traffic,
+        today=Setup(server, table, price_per_hour=scenario.own_price_per_hour),
+        limit=limit,
+        rate=scenario.arrival_rate or own_rate,
+        target_s=scenario.latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0]),
     )  # fmt: skip
 
 
@@ -182,7 +204,7 @@ def host_seconds(
     """Seconds of Python's own work for a request (tokenise, detokenise) and for a token (sample).
 
     The first by the tokenizer on texts of the traffic's mean length; the second from the
-    engine's stages, 0 where it does not tell them.
+    engine's stages, 0 where it does not say them.
     """
     length = max(1, int(sample.context.mean()) * 4)  # about four characters a token
     seconds = []
@@ -204,12 +226,6 @@ def without_host(table: StepTable, token_s: float) -> StepTable:
     """The table less what Python does for each token of a step, which the server adds itself."""
     decode = tuple(max(s - n * token_s, 1e-9) for n, s in enumerate(table.decode_s))
     return replace(table, decode_s=(0.0, *decode[1:]))
-
-
-def check_price(price_per_hour: float) -> None:
-    """Raise UserError for a price that is not above 0, before anything long runs."""
-    if not price_per_hour > 0.0:
-        raise UserError(f"price_per_hour is {price_per_hour}; expected a price above 0.")
 
 
 def traffic_sentence(case: Case) -> str:

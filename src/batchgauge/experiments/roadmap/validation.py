@@ -2,19 +2,19 @@
 
 Compared are times to the answer and to the first token under static and dynamic
 batching; continuous batching has no real counterpart here yet, so its simulation rests
-on the same step times without a check of its own. The machine's own speed, which
-neighbours sway, is told by a control batch before every batch and whenever the server is
+on the same step times without a check of its own. The machine's speed, which other load on
+it changes, is measured by a control batch before every batch and whenever the server is
 idle; the simulator's step times follow it. Nothing else of a replay reaches the simulator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
 from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, replay
 from batchgauge.experiments.roadmap.study import LONGEST, Case
@@ -23,7 +23,6 @@ from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Server
 from batchgauge.sizing import check_drift
 
-LOAD = 0.5  # of capacity; nearer to 1, a small error of t(b) grows without bound
 SHORTER = 0.5  # lengths against the case's own, so that enough requests fit in the time
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
 
@@ -68,41 +67,38 @@ class Validation:
         )
 
 
-def validate(
-    case: Case,
-    *,
-    requests: int,
-    seed: int = 0,
-    progress: Callable[[int], object] | None = None,
-) -> Validation:
+def validate(case: Case, *, requests: int, load: float) -> Validation:
     """Replay the same arrivals on the real engine and in the simulator, static and dynamic.
 
+    They come at `load` of the capacity; near 1, a small error of t(b) grows without bound.
     Raises UserError as `replay` does.
     """
     figures, rows, batches = [], [], []
-    with threadpool_limits(case.threads, user_api="blas"):
+    with (
+        tqdm(total=requests * len(POLICIES), desc="requests, in real time") as bar,
+        threadpool_limits(case.context.threads, user_api="blas"),
+    ):
         for policy in POLICIES:
             control_s = case.probe.reference_ms / 1e3
             server = Server(policy, case.today.server.max_batch, max_wait_s=0.25, batch_s=control_s)
-            arrivals = case.traffic(1.0, seed).first(requests).shortened(SHORTER, LONGEST)
-            load = LOAD * capacity(arrivals, case.table, server)
-            arrivals = arrivals.at_rate(load)
-            told = Pace(case.probe.pace, control_s)
-            real = replay(case.engine, arrivals, server, seed=seed, progress=progress, pace=told)
-            pace = told.curve()
+            arrivals = case.traffic(1.0, case.seed).first(requests).shortened(SHORTER, LONGEST)
+            arrivals = arrivals.at_rate(load * capacity(arrivals, case.table, server))
+            control = Pace(case.probe.pace, control_s)
+            real = replay(
+                case.engine, arrivals, server, seed=case.seed, progress=bar.update, pace=control
+            )
+            pace = control.curve()
             run = simulate(arrivals, case.table, server, pace=pace)
             figures.append(compare(policy, real, run))
-            rows.append(
-                pd.DataFrame(
-                    {
-                        "policy": policy,
-                        "arrival_s": arrivals.times_s,
-                        "real_answer_ms": 1e3 * (real["returned_s"] - arrivals.times_s),
-                        "simulated_answer_ms": 1e3 * (run.returned_s - arrivals.times_s),
-                        "pace": [pace(t) for t in arrivals.times_s],
-                    }
-                )
-            )
+            begin = arrivals.times_s
+            columns = {
+                "policy": policy,
+                "arrival_s": begin,
+                "real_answer_ms": 1e3 * (real["returned_s"] - begin),
+                "simulated_answer_ms": 1e3 * (run.returned_s - begin),
+                "pace": [pace(t) for t in begin],
+            }
+            rows.append(pd.DataFrame(columns))
             batches.append(batch_times(real, arrivals, case.table, pace).assign(policy=policy))
     joined = (pd.concat(frames, ignore_index=True) for frames in (figures, rows, batches))
     return Validation(*joined)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.blocks import CONTROL, TWIN
+from batchgauge.measuring.blocks import AA_CONTROL, CONTROL
 from batchgauge.measuring.statistics import (
     Estimate,
     clustered,
@@ -149,7 +149,7 @@ def _check_comparable(base: pd.DataFrame, new: pd.DataFrame, *, allow_other_mach
 
 
 def _steady(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    rows = frame[~frame["is_warmup"] & ~frame["implementation"].isin([CONTROL, TWIN])]
+    rows = frame[~frame["is_warmup"] & ~frame["implementation"].isin([CONTROL, AA_CONTROL])]
     found: dict[str, pd.DataFrame] = {}
     for (benchmark, implementation), part in rows.groupby(
         ["benchmark", "implementation"], sort=False

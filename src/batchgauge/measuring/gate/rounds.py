@@ -2,10 +2,10 @@
 
 Each process round starts three fresh workers (base, base again, new) with a fixed hash
 seed, and asks them for samples in turn, in seeded palindromic order, so that all three see
-the same weather. The evidence is one log ratio a process round, the median over its blocks;
+the same conditions. The evidence is one log ratio a process round, the median over its blocks;
 its interval runs over process rounds. The second base gives the noise floor. What looks
 slower is measured again with fresh processes, and fails only when seen again. A round
-ends early for a benchmark whose answer is clear; the gate's own test includes that.
+ends early for a benchmark whose answer is clear; the simulated gate ends early too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.blocks import TWIN
+from batchgauge.measuring.blocks import AA_CONTROL
 from batchgauge.measuring.gate.compare import (
     Change,
     changed_work,
@@ -43,7 +43,7 @@ class Evidence:
     """One round of one benchmark: log(time new ÷ time base) [process rounds], and base ÷ base."""
 
     ratios: Logs
-    twins: Logs
+    aa_ratios: Logs
     counters: tuple[Mapping[str, float], Mapping[str, float]]
     seconds: float = math.nan  # wall time of one process round of this benchmark
 
@@ -55,11 +55,11 @@ class Evidence:
     @cached_property
     def half_width(self) -> float:
         """Of the A/A interval, in logs."""
-        return location(self.twins).half_width
+        return location(self.aa_ratios).half_width
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class GateResult:
     """What the gate found: one change a benchmark, all samples, and what could not be measured."""
 
     changes: list[Change]
@@ -68,7 +68,7 @@ class Result:
     problems: dict[str, str]
 
 
-def gate(base: Side, new: Side, plan: Plan) -> Result:
+def gate(base: Side, new: Side, plan: Plan) -> GateResult:
     """Compare `new` with `base`; what looks slower is measured a second time.
 
     Raises UserError when no benchmark runs on both sides, or a worker does not start.
@@ -87,7 +87,7 @@ def gate(base: Side, new: Side, plan: Plan) -> Result:
         for name, second in more.items():
             rounds[name].append(second)
     changes = [decide(name, rows, plan.threshold_of(name)) for name, rows in rounds.items()]
-    return Result(changes, samples, rounds, problems)
+    return GateResult(changes, samples, rounds, problems)
 
 
 def looks_slower(evidence: Evidence, threshold: float) -> bool:
@@ -108,7 +108,7 @@ def is_clear(evidence: Evidence, threshold: float) -> bool:
 
 
 def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
-    """The gate's word on one benchmark after its one or two rounds; numbers are the last round's.
+    """The verdict on one benchmark after its one or two rounds; numbers are the last round's.
 
     The noise floor of a round must be passed in that round; the larger one is reported.
     """
@@ -138,7 +138,7 @@ def measure_round(
     base: Side, new: Side, plan: Plan, *, only: Sequence[str] = (), first_process: int = 0
 ) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
     """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
-    sides = {"base": base, TWIN: base, "new": new}
+    sides = {"base": base, AA_CONTROL: base, "new": new}
     seen = {name: _Seen() for name in only or plan.benchmarks}
     open_ = list(seen)
     samples: list[Sample] = []
@@ -179,7 +179,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.ratios: list[float] = []
-        self.twins: list[float] = []
+        self.aa_ratios: list[float] = []
         self.seconds: list[float] = []
         self.work: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
 
@@ -189,16 +189,16 @@ class _Seen:
         work: tuple[Mapping[str, float], Mapping[str, float]],
         seconds: float,
     ) -> None:
-        both = (table["base"] + table[TWIN]) / 2.0  # two looks: less noise
+        both = (table["base"] + table[AA_CONTROL]) / 2.0  # two looks: less noise
         self.ratios.append(float(np.median(table["new"] - both)))
-        self.twins.append(float(np.median(table[TWIN] - table["base"])))
+        self.aa_ratios.append(float(np.median(table[AA_CONTROL] - table["base"])))
         self.seconds.append(seconds)
         self.work = work
 
     @property
     def evidence(self) -> Evidence:
         seconds = float(np.mean(self.seconds))
-        return Evidence(np.array(self.ratios), np.array(self.twins), self.work, seconds)
+        return Evidence(np.array(self.ratios), np.array(self.aa_ratios), self.work, seconds)
 
 
 def _one(

@@ -1,4 +1,4 @@
-"""The gate's own test: how often it cries wolf, and how often it finds an injected slow-down.
+"""The gate's error rates: how often it fails unchanged code, and finds an injected slow-down.
 
 Simulated comparisons redraw the noise that real A/A process rounds showed here (their log
 ratios, centred), add a known slow-down, and go through the gate's own decision, early
@@ -77,9 +77,9 @@ def _run(rounds: Sequence[Sequence[Evidence]], threshold: float) -> tuple[bool, 
 def _draw(noise: Logs, shift: float, plan: Plan, rng: np.random.Generator) -> list[Evidence]:
     """One round of the most process rounds, as it stands at each look."""
     shape = (2, plan.processes)
-    ratios, twins = rng.choice(noise, shape) * rng.choice([-1.0, 1.0], shape)
+    ratios, aa_ratios = rng.choice(noise, shape) * rng.choice([-1.0, 1.0], shape)
     ends = [n for n in range(2, plan.processes) if plan.is_look(n)] + [plan.processes]
-    return [Evidence(ratios[:n] + shift, twins[:n], ({}, {})) for n in ends]
+    return [Evidence(ratios[:n] + shift, aa_ratios[:n], ({}, {})) for n in ends]
 
 
 def _row(threshold: float, slowdown: float, found: int, trials: int) -> dict[str, object]:

@@ -9,7 +9,7 @@ JSON, one a line, on standard input and output:
     {"prepare": NAME}                    -> {"loops": 7, "items": 32, "tokens": 50, …}
     {"sample": NAME, "loops": 7, "slow": 0.1} -> {"wall_ns": 1, "cpu_ns": 1} for all loops
 
-`slow` prolongs the timed stretch by that fraction in a busy wait: the gate's own test.
+`slow` prolongs the timed stretch by that fraction in a busy wait: an injected slow-down.
 """
 
 from __future__ import annotations

@@ -1,0 +1,420 @@
+"""The batch-sizing notebook's questions, one function each: run, drawn and put into words.
+
+Their order is that of the notebook: what is measured to judge the advice comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tables
+from batchgauge.experiments.batch_sizing.bench import Bench, Key
+from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
+from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.reporting import Score, Section
+from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
+from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.memory_model import Peak
+from batchgauge.sizing.probes import Steady
+
+Costs = Mapping[Key, CostModel]
+
+
+def machine(bench: Bench) -> Section:
+    """What is known of the machine."""
+    table = pd.DataFrame(bench.hardware.facts(), columns=["what", "value"])
+    return Section("machine", {}, "", table, "What the process may use, and how fast it is.")
+
+
+def calibrate(bench: Bench) -> tuple[dict[Key, CostModel], Section]:
+    """Cost models by part and threads; what they cost, and how wrong they say they may be."""
+    models = runs.calibrate(bench)
+    table = calibrations(models)
+    caption = "Calibrations: what they cost, and how wrong they say they may be."
+    return models, Section("calibrations", {"calibrations": table}, "", table, caption)
+
+
+def calibrations(models: Costs) -> pd.DataFrame:
+    """One row a calibration: what it cost, what it measured, how wrong it says it may be."""
+    return pd.DataFrame(
+        {
+            "part": part,
+            "threads": threads,
+            "calibration_s": model.seconds,
+            "sizes": len(model.decode.knots) if part == "engine" else len(model.prefill.knots),
+            "held_out_sizes": len(model.held_out),
+            "error_percent": 100 * model.error,
+            "repeatability_percent": 100 * model.noise if model.noise else float("nan"),
+        }
+        for (part, threads), model in models.items()
+    )
+
+
+def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
+    """The memory model, and fresh peaks that it never saw.
+
+    None and no peaks for an engine that does not show its model's shape: it is calibrated,
+    swept and scored like any other, but its memory is neither predicted nor checked.
+    """
+    if bench.shape is None:
+        finding = (
+            f"The engine '{bench.engine.name}' does not show its model's shape: its memory is "
+            "neither predicted nor checked here, and memory budgets are not asked about."
+        )
+        return None, [], Section("sizing_memory_check", {}, finding)
+    model, fitted = peaks.fit_memory(bench.engine, bench.shape)
+    fresh = peaks.fresh_peaks(bench.engine, bench.largest)
+    return model, fresh, _memory(model, fitted, fresh)
+
+
+def _memory(model: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> Section:
+    table = tables.peaks_table(model, fitted, fresh)
+    rows = table[table["use"] == "fresh"]
+    off = (rows["predicted_bytes"] - rows["measured_bytes"]).abs()
+    worst = 100 * float((off / rows["measured_bytes"]).max())
+    whole = 100 * (off / (model.weight_bytes + rows["measured_bytes"])).max()
+    finding = (
+        f"On {len(rows)} fresh batches the predicted peak above the weights is off by at most "
+        f"{worst:.1f} %; of the whole, weights included, by at most {whole:.2f} %."
+    )
+    score = Score(
+        "memory_prediction_error", "Memory prediction, worst error on fresh batches", 5.0, worst,
+        unit="%", better="lower",
+    )  # fmt: skip
+    return Section(
+        "sizing_memory_check", {"memory": table}, finding,
+        picture=partial(figures.memory_check, table),
+        picture_caption="Predicted against measured peak memory of a batch, above the weights.",
+        targets=[score],
+    )  # fmt: skip
+
+
+def advise(bench: Bench, models: Costs, memory: MemoryModel | None) -> Advice:
+    """The advisor's sizes for all scenarios; their seed moves the budgets a little."""
+    questions = study.scenarios(
+        bench.works, models, memory, bench.texts, bench.effort,
+        threads=bench.threads, seed=bench.seed,
+    )  # fmt: skip
+    return study.advise(questions, models, memory, bench.priors)
+
+
+def suggestion(own: BatchSizeSuggestion) -> Section:
+    """A suggestion in words, and the sizes that were not chosen, thinned to a page."""
+    rejected = [
+        {
+            "batch_size": row.size,
+            "throughput_per_s": row.throughput_per_s.value,
+            "latency_ms": row.latency_ms.value,
+            "memory_mib": row.memory_bytes.value / 2**20,
+            "why_not": row.rejected,
+        }
+        for row in own.rejected
+    ]
+    return Section(
+        "suggestion", {}, own.sentence(),
+        pd.DataFrame(rejected[:: max(1, len(rejected) // 12)]),
+        "Your own question (prompts of the workload): sizes that were not chosen, each with its "
+        "reason.",
+    )  # fmt: skip
+
+
+def sweep(bench: Bench, advice: Advice) -> dict[Key, Sweep]:
+    """Everything timed anew and densely, the suggested sizes among it."""
+    return runs.fresh_sweeps(bench, advice.wanted())
+
+
+def cost_errors(models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+    """How far the cost models were off on fresh times."""
+    errors = study.fresh_errors(models, sweeps)
+    timings = pd.DataFrame(
+        {"part": part, **row} for (part, _), sweep in sweeps.items() for row in sweep.rows()
+    )
+    halves = {t: model.half_width for (part, t), model in models.items() if part == "engine"}
+    off = {}
+    for phase in ("decode", "prefill", "tokenize"):
+        rows, which = unseen(errors, phase)
+        off[phase] = (100 * rows["relative_error"].abs(), which)
+    titles = {
+        phase: f"{phase.capitalize()}: {percent.median():.1f} % off where {which}"
+        for phase, (percent, which) in off.items()
+    }
+    parts = [
+        f"{phase} {percent.median():.1f} % (90 % of {len(percent)} sizes {which} below "
+        f"{percent.quantile(0.9):.1f} %)"
+        for phase, (percent, which) in off.items()
+        if len(percent)
+    ]
+    return Section(
+        "sizing_cost_curves", {"cost_errors": errors, "sweep": timings},
+        f"Median error of the model on fresh times: {'; '.join(parts)}.",
+        picture=partial(figures.cost_curves, errors, halves, titles),
+        picture_caption="The cost model with its 95 % band over fresh times; filled dots are "
+        "sizes that the calibration had measured.",
+    )  # fmt: skip
+
+
+def reference_speed(probe: Steady) -> Section:
+    """How much the machine's speed varied, by the control batch beside every run."""
+    slow, fast = (q / probe.reference_ms for q in np.quantile(probe.controls_ms, (0.9, 0.1)))
+    return Section(
+        "reference_speed", {},
+        "Times of this page are told at one reference speed, at which the control batch beside "
+        f"every run takes {probe.reference_ms:.3g} ms. The {len(probe.controls_ms)} controls took "
+        f"{fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
+        "raw time vary.",
+    )  # fmt: skip
+
+
+def dense_sweep(
+    bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep], advice: Advice
+) -> Section:
+    """Throughput of every size, without budgets, beside what was predicted and suggested."""
+    threads = bench.threads
+    dense = tables.dense_throughput(bench.works, sweeps["engine", threads], bench.cost(models))
+    suggested = {
+        name: advice.sizes[ADVISOR, study.scenario_name(name, None, threads)]
+        for name in bench.works
+    }
+    return _dense(dense, suggested)
+
+
+def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
+    parts = []
+    for name, rows in dense.groupby("workload", sort=False):
+        rates = rows.set_index("batch_size")["fresh_tokens_per_s"]
+        size = suggested[str(name)]
+        parts.append(f"'{name}' {100 * rates[size] / rates.max():.0f} % at {size}")
+    return Section(
+        "sizing_dense_sweep", {"dense_sweep": dense},
+        f"Of the best fresh throughput the suggested size gets, by workload: {', '.join(parts)}.",
+        picture=partial(figures.dense_sweep, dense, suggested),
+        picture_caption="No budgets: throughput of every size; titles say what share of the best "
+        "throughput the suggestion gets.",
+    )  # fmt: skip
+
+
+def judge(
+    advice: Advice,
+    sweeps: Mapping[Key, Sweep],
+    memory: MemoryModel | None,
+    fresh_peaks: Sequence[Peak],
+) -> tuple[Section, Section]:
+    """The strategies against the best of the fresh sweep; then the advisor's scenarios, each."""
+    weights = memory.weight_bytes if memory else 0
+    return judged(study.judge(advice, sweeps, fresh_peaks, weights))
+
+
+def judged(scored: pd.DataFrame) -> tuple[Section, Section]:
+    """See `judge`, from one row a scenario and strategy."""
+    table = study.summaries(scored)
+    ours = scored[scored["strategy"] == ADVISOR]
+    low, high = study.median_interval(ours["score"].tolist())
+    broken = 100 * float((ours["late"] | ours["over_memory"]).mean())
+    scores = [
+        Score(
+            "sizing_accuracy", "Sizing advice, median score on fresh sweeps", 0.98,
+            float(ours["score"].median()), low, high,
+        ),
+        Score(
+            "sizing_accuracy_p10", "Sizing advice, 10th percentile of the score", 0.93,
+            float(ours["score"].quantile(0.1)),
+        ),
+        Score(
+            "sizing_violations", "Sizing advice that breaks a budget", 2.0, broken, unit="%",
+            better="lower",
+        ),
+    ]  # fmt: skip
+    strategies = Section(
+        "sizing_scores", {"scores": scored}, scores_sentence(table), table,
+        "The same in numbers. Distance: octaves between suggested and best size. Good share: "
+        "sizes that would have scored 0.9 or more.",
+        partial(figures.strategies, scored, table, ADVISOR),
+        "One dot a scenario; the diamond is the median, the bar reaches down to the 10th "
+        "percentile.",
+        scores,
+    )  # fmt: skip
+    columns = ["scenario", "part", "suggested", "best", "score", "good_share"]
+    scenarios = Section(
+        "scenarios", {}, flatness_sentence(ours), ours[columns],
+        "Every scenario: what was suggested, what was best, and the score.",
+    )  # fmt: skip
+    return strategies, scenarios
+
+
+def scores_sentence(table: pd.DataFrame) -> str:
+    """The advisor's figures against the goals, and the best other strategy beside it."""
+    row = table[table["strategy"] == ADVISOR].iloc[0]
+    other = table[table["strategy"] != ADVISOR].iloc[0]
+    return (
+        f"Over {row['scenarios']} scenarios the advisor's median score is "
+        f"{row['median_score']:.3f} (goal 0.98), its 10th percentile {row['p10_score']:.3f} "
+        f"(goal 0.93); with the best size picked and judged on different passes, which takes away "
+        f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
+        f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
+        f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The best other strategy, "
+        f"'{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
+        f"of {other['p10_score']:.3f}, and broke budgets in "
+        f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
+    )
+
+
+def flatness_sentence(scored: pd.DataFrame) -> str:
+    """How easy the question was: shares of sizes that would have done."""
+    without = scored["scenario"].str.contains("no budget")
+    free, tight = (100 * scored.loc[rows, "good_share"].median() for rows in (without, ~without))
+    return (
+        f"How flat is it? Without a budget {free:.0f} % of all sizes would have scored 0.9 or "
+        f"more, so a guess does well there; under a budget only {tight:.0f} % would."
+    )
+
+
+def pareto(
+    bench: Bench,
+    models: Costs,
+    memory: MemoryModel | None,
+    dense: Section,
+    *,
+    workload: str,
+    times_alone: float,
+) -> Section:
+    """One workload under a latency budget of so many times what one request alone takes."""
+    work, cost = bench.works[workload], bench.cost(models)
+    budget_ms = times_alone * batch_times(cost, work, 1).request_ms
+    chosen = tables.suggest(work, cost, memory, bench.largest, budget_ms, None)
+    rows = dense.frame[dense.frame["workload"] == workload]
+    estimates = {"latency_ms": chosen.latency_ms, "tokens_per_s": chosen.throughput_per_s}
+    predicted = {name: (e.value, e.low, e.high) for name, e in estimates.items()}
+    return Section(
+        "sizing_pareto", {}, chosen.sentence(),
+        picture=partial(figures.pareto, rows, chosen.size, predicted, budget_ms),
+        picture_caption=f"Workload '{workload}': throughput against latency of every size, fresh.",
+    )  # fmt: skip
+
+
+def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+    """Whole batches for real beside the sum of their phases."""
+    measured = sweeps["engine", bench.threads].costs
+    table = runs.run_whole(bench, {"sweep": measured, "model": bench.cost(models)})
+    caption = (
+        "Whole batches, run for real, beside the sum of the sweep's phases and the cost model."
+    )
+    return Section("whole", {"whole_batches": table}, whole_sentence(table), table, caption)
+
+
+def whole_sentence(table: pd.DataFrame) -> str:
+    """Whether phases added up are a real batch."""
+    swept, model = (
+        100 * (table[column] / table["measured_ms"] - 1.0).abs()
+        for column in ("sweep_ms", "model_ms")
+    )
+    return (
+        f"{len(table)} whole batches, run for real: phases of the sweep added up are off by "
+        f"{swept.median():.1f} % (median; worst {swept.max():.1f} %), the cost model by "
+        f"{model.median():.1f} % (worst {model.max():.1f} %)."
+    )
+
+
+def drift(errors: Section, *, wrong: float = 1.0) -> Section:
+    """Whether the model holds on the fresh times, its predictions multiplied by `wrong`."""
+    said = study.drift(errors.frame, wrong).sentence
+    slow = f"The same check of a model made {100 * (wrong - 1.0):.0f} % too slow"
+    what = "Drift check" if wrong == 1.0 else slow
+    return Section("drift", {}, f"{what}: {said}")
+
+
+def stability(bench: Bench, advice: Advice, memory: MemoryModel | None) -> Section:
+    """Whether further calibrations give the same advice."""
+    return _stability(advice, runs.recalibrate(bench), memory)
+
+
+def _stability(advice: Advice, models: Sequence[CostModel], memory: MemoryModel | None) -> Section:
+    table = study.stability(advice, models, memory)
+    return Section("stability", {"stability": table}, stable_sentence(table, len(models)))
+
+
+def stable_sentence(table: pd.DataFrame, reruns: int) -> str:
+    """How often a new calibration changes the advice."""
+    enough = float((table["same_share"] >= 0.8).mean())
+    return (
+        f"Calibrated {reruns + 1} times, the advisor gave the same size up to one step (4, or a "
+        f"fifth of the size) in at least 4 of 5 runs for {100 * enough:.0f} % of {len(table)} "
+        f"scenarios; over all of them in {100 * table['same_share'].mean():.0f} % of runs. The "
+        "repeats ran one round per size, less than the calibration itself."
+    )
+
+
+def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+    """What the advice cost beside what it replaces."""
+    swept = sweeps["engine", bench.threads]
+    exhaustive_s = tables.exhaustive_seconds(bench.works, swept)
+    first = next(model.seconds for (part, _), model in models.items() if part == "engine")
+    return Section(
+        "search_cost", {},
+        f"Search cost: the calibration took {first:.1f} s. Running every workload once at every "
+        f"swept size would take {exhaustive_s:,.0f} s (computed from the measured times): "
+        f"{100 * first / exhaustive_s:.1f} % of that (goal at most 10 %), and "
+        f"{100 * first / swept.seconds:.0f} % of this notebook's own sweep, which times phases "
+        "once for all workloads.",
+    )  # fmt: skip
+
+
+def adaptive(bench: Bench, models: Costs) -> Section:
+    """The adaptive sizer on a real queue, disturbed in the middle third."""
+    return _adaptive(*runs.adaptive_run(bench, bench.cost(models)))
+
+
+def _adaptive(run: pd.DataFrame, budget_ms: float) -> Section:
+    parts = [
+        f"{phase}: {(~rows['within_budget']).sum()} of {len(rows)} batches late, "
+        f"mean size {rows['batch_size'].mean():.0f}"
+        for phase, rows in run.groupby("phase", sort=False)
+    ]
+    return Section(
+        "sizing_adaptive", {"adaptive": run}, f"Budget {budget_ms:,.0f} ms. {'; '.join(parts)}.",
+        picture=partial(figures.adaptive, run, budget_ms),
+        picture_caption="The adaptive sizer on a real queue: batch size, latency of each batch, "
+        "and the budget; crosses are late.",
+    )  # fmt: skip
+
+
+def budgets(bench: Bench, models: Costs, memory: MemoryModel | None, *, workload: str) -> Section:
+    """The sliders' answers for some budgets."""
+    table = tables.budget_table(bench.works[workload], bench.cost(models), memory, bench.largest)
+    caption = (
+        f"Suggested size for '{workload}' by latency budget (rows) and memory for the batch "
+        "(columns)."
+    )
+    return Section("budgets", {}, "", table, caption)
+
+
+def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Section:
+    """The advice on machines that do not exist; nothing for an engine without a shape."""
+    if bench.shape is None or memory is None:
+        return Section("simulated", {})
+    table = tables.simulated_table(bench.shape, memory, bench.works[workload])
+    caption = (
+        "Simulated machines, priced by their rooflines, nothing measured; objective: balanced."
+    )
+    return Section("simulated", {"simulated": table}, "", table, caption)
+
+
+def answer(own: BatchSizeSuggestion, strategies: Section, errors: Section, workload: str) -> str:
+    """What to run for the workload's requests, and how good such advice is here."""
+    assert strategies.shown is not None
+    row = strategies.shown[strategies.shown["strategy"] == ADVISOR].iloc[0]
+    decode, which = unseen(errors.frame, "decode")
+    off = 100 * decode["relative_error"].abs().median()
+    return (
+        f"For '{workload}' requests on this machine: batches of {own.size} "
+        f"({own.throughput_per_s.value:,.0f} {own.unit}/s predicted). "
+        f"{own.limit}. Over {row['scenarios']} scenarios checked on fresh measurements "
+        f"the advice reaches {100 * row['median_score']:.1f} % of the best throughput (median; "
+        f"10th percentile {100 * row['p10_score']:.1f} %), breaking budgets in "
+        f"{100 * (row['late_share'] + row['over_memory_share']):.0f} %; its decode times are "
+        f"{off:.1f} % off on sizes {which}."
+    )

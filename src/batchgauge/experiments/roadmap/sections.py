@@ -1,0 +1,207 @@
+"""The roadmap notebook's questions, one function each: measured or simulated, drawn, worded.
+
+Left out: what a batch costs and which size to choose (04), other engines (06).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from batchgauge.experiments.roadmap import (
+    async_points,
+    figures,
+    ideas,
+    machines,
+    parallel,
+    policies,
+    study,
+    validation,
+)
+from batchgauge.experiments.roadmap.study import Case
+from batchgauge.profiling.parallelism import probe_gil
+from batchgauge.reporting import Score, Section
+from batchgauge.simulate.roadmap import rank
+from batchgauge.simulate.scaling import predictions
+
+SIMULATED = 100_000  # requests that the simulator's speed is aimed at
+
+
+def traffic(case: Case) -> Section:
+    """What arrives, how often, and whether today's server keeps up."""
+    return Section(
+        "traffic", {}, f"{study.traffic_sentence(case)} {study.stability_sentence(case)}"
+    )
+
+
+def step_times(case: Case) -> Section:
+    """What a decode step costs by its size, as calibrated."""
+    table = study.calibration_table(case)
+    return Section(
+        "roadmap_step_time", {"step_times": table}, study.calibration_sentence(case),
+        picture=partial(figures.draw_step_time, table),
+        picture_caption="Measured time of a decode step, and of a token, by batch size; bands are "
+        "the calibration's own 95 % interval.",
+    )  # fmt: skip
+
+
+def check_simulation(case: Case, *, load: float) -> Section:
+    """The same arrivals on the real engine and simulated, at `load` of capacity."""
+    count = case.context.budget.choose(smoke=8, default=72, thorough=400)
+    checked = validation.validate(case, requests=count, load=load)
+    score = Score(
+        "simulation_error", "Roadmap: simulated mean time to the answer, off by at most", 0.10,
+        checked.worst, better="lower",
+    )  # fmt: skip
+    return Section(
+        "roadmap_validation",
+        {
+            "validation": checked.figures,
+            "validation_requests": checked.requests,
+            "validation_batches": checked.batches,
+        },
+        checked.sentence(),
+        checked.figures,
+        "Simulated against real, with the bounds that were set beforehand.",
+        partial(figures.draw_validation, checked.requests, checked.figures),
+        "Time from arrival to the whole answer: share of requests answered by then, real and "
+        "simulated.",
+        [score],
+    )
+
+
+def simulator_speed(case: Case) -> Section:
+    """How long it takes to simulate `SIMULATED` requests (scaled up in a smoke run)."""
+    amount = case.context.budget.choose(
+        smoke=SIMULATED // 10, default=SIMULATED, thorough=SIMULATED
+    )
+    seconds = policies.time_simulator(case, amount) * SIMULATED / amount
+    label = f"Roadmap: simulating {SIMULATED:,} requests"
+    score = Score("simulation_speed", label, 30.0, seconds, unit="s", better="lower")
+    return Section("simulator", {}, targets=[score])
+
+
+def compare_policies(case: Case, *, loads: tuple[float, float]) -> Section:
+    """Every policy at the rate asked for, and three of them from one load of today's to another."""
+    seeds = case.context.budget.choose(smoke=2, default=4, thorough=10)
+    curves = policies.policy_curves(case, loads=np.linspace(*loads, 10).tolist(), seeds=seeds)
+    table = policies.compare_policies(case)
+    return Section(
+        "roadmap_policies", {"policies": table, "policy_curves": curves},
+        policies.policies_sentence(table, case), table[policies.SHOWN],
+        "Simulated at the rate asked for; p99 needs 662 requests.",
+        partial(figures.draw_policy_curves, curves, case.target_s, case.rate),
+        "Simulated p90 from arrival to the first visible text (without streaming: the whole "
+        "answer) against the arrival rate.",
+    )  # fmt: skip
+
+
+def compare_classes(case: Case) -> Section:
+    """Two classes of requests in one queue that is overloaded, by the queue's order."""
+    table = policies.compare_classes(case)
+    caption = f"Two classes in one dynamic queue, {policies.OVERLOAD - 1:.0%} above its capacity."
+    said = policies.classes_sentence(table, case)
+    return Section("classes", {"classes": table}, said, table[policies.SHOWN_CLASSES], caption)
+
+
+def second_core(case: Case, *, workers: Sequence[int]) -> tuple[Section, Section]:
+    """What a second core gives each stage; and two laws of scaling, read at `workers`."""
+    budget = case.context.budget
+    blocks, slot_s = budget.choose(smoke=(2, 0.02), default=(10, 0.04), thorough=(20, 0.3))
+    measured = parallel.measure_parallel(
+        case.context, case.stages, blocks=blocks, slot_s=slot_s, budget_s=budget.share(0.2)
+    )
+    gains = machines.gains(measured)
+    laws = machines.fits(measured, case.seed)
+    scaling = predictions(laws, workers)
+    curves = predictions(laws, range(1, max(workers) + 1))
+    return Section(
+        "roadmap_parallel",
+        {"parallel_gains": gains, "parallel_samples": parallel.as_records(measured, case.context)},
+        machines.gains_sentence(gains),
+        picture=partial(figures.draw_gains, gains),
+        picture_caption="Throughput of a stage with a second core, three ways, over one thread; "
+        "95 % intervals over blocks. The memory stream is a plain copy: what the shared bandwidth "
+        "allows.",
+    ), Section(
+        "roadmap_scaling", {"scaling": scaling}, machines.extrapolation_sentence(scaling),
+        picture=partial(figures.draw_scaling, curves, workers),
+        picture_caption="Universal Scalability Law through the measurements at 1 and 2; the band "
+        "runs from pure contention to pure coherence, and beyond 2 it is extrapolated.",
+    )  # fmt: skip
+
+
+def asynchronous(case: Case) -> Section:
+    """The functions an async pipeline would begin at, and what it could give at most."""
+    budget = case.context.budget
+    gil = probe_gil(
+        parallel.gil_makers(case.stages),
+        seconds=budget.choose(smoke=0.03, default=0.08, thorough=0.5),
+        rounds=budget.choose(smoke=1, default=3, thorough=5),
+    )
+    points = async_points.conversion_points(gil)
+    caption = "The functions an async pipeline would begin at, with what was measured of each."
+    said = async_points.overlap_sentence(case)
+    return Section("async_points", {"async_points": points}, said, points, caption)
+
+
+def other_machines(case: Case, *, max_batch: int) -> Section:
+    """Machines that are not here, predicted, in batches of at most `max_batch`."""
+    table = machines.predict_machines(case, most=max_batch)
+    return Section(
+        "roadmap_machines", {"machines_predicted": table}, machines.machines_sentence(table), table,
+        "Predicted best batch, speed-up and price of a million generated tokens; the break-even "
+        "price is what an hour may cost before tokens are cheaper here.",
+        partial(figures.draw_machines, table),
+        "Generated tokens per second under continuous batching, kept busy. Only the first row "
+        "rests on measurements.",
+    )  # fmt: skip
+
+
+def many_machines(case: Case, *, sizes: Sequence[int]) -> Section:
+    """One batch job on several machines like this one, `sizes` of them."""
+    job = case.context.budget.choose(smoke=400, default=2000, thorough=10_000)
+    table = machines.distribute(case, requests=job, sizes=sizes)
+    return Section(
+        "roadmap_distributed", {"distributed": table},
+        machines.distribute_sentence(case, table, job), machines.first_measurements(case, table),
+        "What to measure before choosing what distributes the work, and what this study expects.",
+        partial(figures.draw_distributed, table),
+        "Simulated efficiency of a batch job against one sound machine.",
+    )  # fmt: skip
+
+
+def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Section, Section]:
+    """Every candidate alone over today's server; then the software ones on top of each other.
+
+    `gains` is what a second core gives, the first of `second_core`; `loads` are arrival rates as
+    shares of today's capacity, beside the rate asked for.
+    """
+    candidates = ideas.make_ideas(case, gains.frame)
+    seeds = case.context.budget.choose(smoke=3, default=8, thorough=20)
+    runs = ideas.run_sweep(case, candidates, loads=loads, seeds=seeds)
+    ranked = rank(runs, candidates, case.rate)
+    rungs = ideas.pick_rungs(ranked, candidates)
+    stacked = ideas.run_sweep(case, rungs, loads=loads, seeds=seeds)
+    ladder = ideas.ladder(rungs, stacked, case)
+    return Section(
+        "roadmap_ranking", {"ranking": ranked, "runs": runs}, ideas.ranking_sentence(ranked, case),
+        ideas.readable(ranked),
+        "Candidate improvements, ranked by the lower end of the gain in requests served in time, "
+        "then in p90 waiting.",
+        partial(figures.draw_ranking, ranked),
+        "Simulated gain of each candidate over today's server, 95 % intervals over seeds; squares "
+        "are predicted hardware. Right of the dotted line is better.",
+    ), Section(
+        "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
+        picture=partial(figures.draw_ladder, ladder),
+        picture_caption="The software candidates on top of each other, each row on top of the rows "
+        "above; 95 % intervals over seeds.",
+    )  # fmt: skip
+
+
+def answer(ranked: Section, checked: Section) -> str:
+    """What to build first, and how far the simulation can be trusted."""
+    return f"{ranked.sentence()} {checked.sentence()}"

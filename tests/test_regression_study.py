@@ -1,0 +1,164 @@
+"""Notebook 05's sections on invented changes and rates: what they say, draw, write and score."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from tests.test_gate import stored
+
+mpl.use("agg")
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.regression import runs, sections
+from batchgauge.files import write_csv
+from batchgauge.measuring import read
+from batchgauge.measuring.gate.compare import Change, frame_of
+from batchgauge.measuring.gate.rounds import Evidence
+from batchgauge.measuring.gate.trial import simulate
+from batchgauge.reporting import Report, plots, profile_named
+
+
+@pytest.fixture(autouse=True)
+def theme():
+    """Titles stand where the reports have them."""
+    plots.use_theme()
+
+
+def picture_of(section):
+    """The figure of a section that has one."""
+    return section.draw()[0]
+
+
+def table_of(section):
+    """The table that readers see."""
+    return section.shown
+
+
+def title_of(figure):
+    """The title of a picture with one panel."""
+    return figure.axes[0].get_title(loc="left")
+
+
+def changes():
+    """One benchmark that looks slower by 12 %, and one on its noise floor."""
+    return [
+        Change("slow", 0.12, 0.10, 0.14, 0.01, 0.03, 0.02, 8, "slower, not confirmed"),
+        Change("still", -0.004, -0.02, 0.01, 0.025, 0.03, 0.02, 8, "no significant difference"),
+    ]
+
+
+def rates(noise=0.01):
+    """Error rates of the gate under normal noise, as the notebook has them."""
+    drawn = np.random.default_rng(0).normal(0, noise, 40)
+    table = simulate(drawn, processes=12, trials=20)
+    return table.assign(benchmark="invented", seconds=3.0)
+
+
+def test_same_code_says_floors_and_alarms(tmp_path):
+    """Samples are written and read back; floors, alarms and the table are those of the changes."""
+    section = sections._same_code(changes(), stored(), 8)
+    assert section.sentence() == (
+        "The noise floor lies between ± 1.0% and ± 2.5% with 8 process rounds; 1 of 2 unchanged "
+        "benchmarks would have been measured a second time."
+    )
+    report = Report.begin("regression", title="t", question="q", profile="smoke", out_dir=tmp_path)
+    report.show(section)
+    assert len(read(tmp_path / "data" / "regression_same_code.csv")) == len(stored())
+    assert (tmp_path / "reports" / "figures" / "regression_same_code.png").is_file()
+    shown = table_of(section)
+    assert shown["change_percent"].tolist() == [12.0, -0.4]
+    assert sections.answer(section, sections._gate_rates(rates())).endswith(
+        "The noise floor of single benchmarks here is ± 1.0% to ± 2.5%."
+    )
+
+
+def test_ratios_are_drawn_in_percent():
+    """Points, noise bands, threshold: each from its column, times 100."""
+    figure = picture_of(sections._slowed(changes(), 0.1, 8))
+    (ax,) = figure.axes
+    assert title_of(figure) == "Slowed down by 10 %: 1 of 2 benchmarks look slower"
+    bands = [(bar.get_x(), bar.get_width()) for bar in ax.patches if bar.get_width() > 0][:2]
+    assert np.allclose(bands, [(-1.0, 2.0), (-2.5, 5.0)])
+    drawn = {round(float(x), 6) for line in ax.lines for x in np.atleast_1d(line.get_xdata())}
+    assert {0.0, 2.0, 12.0, -0.4} <= drawn  # no change, the threshold, both benchmarks
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["slow", "still"]
+
+
+def test_an_injected_slow_down_is_written_as_changes():
+    """The CSV has one row a benchmark, in percent."""
+    section = sections._slowed(changes(), 0.2, 3)
+    assert section.frame["status"].tolist() == [c.status for c in changes()]
+    assert section.sentence() == "3 process rounds saw 1 of 2 injected slow-downs of 20 %."
+
+
+def test_rates_are_scored_against_their_goals():
+    """False alarms are better low, detection is better high; figure and title follow the table."""
+    table = rates()
+    section = sections._gate_rates(table)
+    scores = {s.key: s for s in section.scores()}
+    usual = table[table["threshold"] == 0.02].set_index("slowdown")["rate"]
+    assert {key: s.better for key, s in scores.items()} == {
+        "gate_false_alarms": "lower",
+        "gate_finds_10_percent": "higher",
+        "gate_finds_5_percent": "higher",
+    }
+    assert scores["gate_finds_5_percent"].value == pytest.approx(100 * usual[0.05])
+    assert scores["gate_false_alarms"].low <= 100 * usual[0.0] <= scores["gate_false_alarms"].high
+    figure = picture_of(section)
+    assert title_of(figure) == f"A slow-down of 10 % is found in {usual[0.10]:.0%} of runs"
+    lines = [np.asarray(line.get_ydata(), float) for line in figure.axes[0].lines]
+    assert any(y.shape == usual.shape and np.allclose(y, 100 * usual) for y in lines)
+
+
+def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path):
+    """The newest file counts; another machine's has a sentence and no picture."""
+    empty = sections._stored(stored(), tmp_path)
+    assert empty.sentence() == "There is no stored baseline yet."
+    assert empty.draw() is None
+    write_csv(stored(0.5), tmp_path / "2026-01-01.csv")
+    write_csv(stored(), tmp_path / "2026-01-02.csv")
+    same = sections._stored(stored(1.2, seed=1), tmp_path)
+    assert "'2026-01-02.csv', 1 of 2 benchmarks fail" in same.sentence()
+    figure = picture_of(same)
+    assert title_of(figure) == "1 of 2 benchmarks fail against the stored baseline"
+    assert table_of(same)["benchmark"].tolist() == ["still", "changed"]
+    other = sections._stored(stored(workload="other"), tmp_path)
+    assert "does not compare" in other.sentence()
+    assert other.draw() is None
+
+
+def test_a_plan_runs_all_of_its_process_rounds():
+    """The checkout against itself: no early end, as the noise is what is looked for."""
+    plan = sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="y")
+    assert plan.least == plan.processes == 3
+    assert (plan.seed, plan.options["tokenizer"]) == (3, "x")
+    assert plan.benchmarks == ["statistics/items=1000"]
+
+
+def test_a_round_gives_the_verdicts_of_its_evidence(monkeypatch):
+    """The slow-down goes to the third process; where nothing ran, the reason is said."""
+    plan = runs.self_plan("statistics/*", processes=3, seconds=1.0, seed=0)
+    logs = np.array([0.10, 0.11, 0.09])
+    evidence = {"a": Evidence(logs, logs - 0.1, ({}, {}))}
+    seen = []
+
+    def one_round(*sides_and_plan):
+        seen.append([getattr(side, "slow", None) for side in sides_and_plan[:2]])
+        return evidence, [], {}
+
+    monkeypatch.setattr(runs, "measure_round", one_round)
+    result = runs.against_itself(plan, 0.1)
+    assert seen == [[0.0, 0.1]]
+    assert frame_of(result.changes)["change"].tolist() == pytest.approx([np.expm1(0.1)])
+    monkeypatch.setattr(runs, "measure_round", lambda *_: ({}, [], {"a": "it is broken"}))
+    with pytest.raises(UserError, match="it is broken"):
+        runs.against_itself(plan)
+
+
+def test_a_summary_leaves_warm_up_out():
+    """Median and throughput are those of the steady samples."""
+    frame = stored(noise=0.0)
+    frame.loc[frame["block"] == 0, ["is_warmup", "wall_ms"]] = [True, 1e6]
+    table = runs.summary(frame).set_index("benchmark")
+    assert table.loc["still", "median_ms"] == pytest.approx(3.0)
+    assert table.loc["changed", "items_per_s"] == pytest.approx(2 / 5e-3)
+    assert set(table["samples"]) == {29}
