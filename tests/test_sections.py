@@ -60,7 +60,7 @@ def drawn(section):
 
 def test_a_context_opens_nothing_before_it_is_asked(context):
     """Names are looked up late; numbers are checked at once."""
-    assert context.preflight().shown is not None
+    assert not {"engine", "tokenizer"} & set(vars(context))
     with pytest.raises(UserError, match="no such engine"):
         context.batch_sizes([1], "inference")
     with pytest.raises(UserError, match="threads is 0"):
@@ -70,6 +70,7 @@ def test_a_context_opens_nothing_before_it_is_asked(context):
 def test_sizes_and_tokens_are_checked(context):
     """Sorted, without doubles, within what the engine takes; a smoke run's are few."""
     context.__dict__["engine"] = SimpleNamespace(max_batch_size=lambda: 16)
+    assert context.preflight().shown is not None
     assert context.batch_sizes([16, 2, 2, 1], "inference") == (1, 2)
     assert context.batch_sizes([16, 8], "inference") == (8,)
     assert context.tokens(12) == 4

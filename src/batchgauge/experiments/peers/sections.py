@@ -108,11 +108,6 @@ def loading(peers: Peers) -> Section:
     return Section("load", {"load": table}, load_sentence(table), table, caption)
 
 
-def answer(*sections: Section) -> str:
-    """What the sections found, one after the other."""
-    return " ".join(section.sentence() for section in sections)
-
-
 def goals(compared: pd.DataFrame) -> list[Score]:
     """The goals beside peers as rows of the scorecard; `compared` has a row a shape and peer."""
     scores = []
