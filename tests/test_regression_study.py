@@ -12,8 +12,9 @@ from batchgauge.experiments.regression import runs, sections
 from batchgauge.files import write_csv
 from batchgauge.measuring import read
 from batchgauge.measuring.gate.compare import Change, frame_of
-from batchgauge.measuring.gate.rounds import Evidence
+from batchgauge.measuring.gate.rounds import Evidence, GateResult
 from batchgauge.measuring.gate.trial import simulate
+from batchgauge.measuring.record import Sample
 from batchgauge.reporting import Report, plots, profile_named
 
 
@@ -46,6 +47,24 @@ def changes():
     ]
 
 
+def plan():
+    """The notebook's plan in a smoke run."""
+    return sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="y")
+
+
+def slowed(slowdown, monkeypatch):
+    """The section of an injected slow-down in which `changes` were seen."""
+    seen = GateResult(changes(), [], {}, {})
+    monkeypatch.setattr(runs, "against_itself", lambda _, slow: seen if slow == slowdown else None)
+    return sections.slowed(plan(), slowdown)
+
+
+def rates_section(table, monkeypatch):
+    """The section of simulated rates."""
+    monkeypatch.setattr(runs, "trial", lambda *_, **__: table)
+    return sections.gate_rates(GateResult([], [], {}, {}), trials=20, seed=0)
+
+
 def rates(noise=0.01):
     """Error rates of the gate under normal noise, as the notebook has them."""
     drawn = np.random.default_rng(0).normal(0, noise, 40)
@@ -53,27 +72,34 @@ def rates(noise=0.01):
     return table.assign(benchmark="invented", seconds=3.0)
 
 
-def test_same_code_says_floors_and_alarms(tmp_path):
+def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
     """Samples are written and read back; floors, alarms and the table are those of the changes."""
-    section = sections._same_code(changes(), stored(), 8)
+    samples = [
+        Sample("still", "base", "tokenise", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
+        for block in range(4)
+    ]
+    seen = GateResult(changes(), samples, {}, {})
+    monkeypatch.setattr(runs, "against_itself", lambda _: seen)
+    found, section = sections.same_code(plan())
+    assert found is seen
     assert section.sentence() == (
-        "The noise floor lies between ± 1.0% and ± 2.5% with 8 process rounds; 1 of 2 unchanged "
+        "The noise floor lies between ± 1.0% and ± 2.5% with 3 process rounds; 1 of 2 unchanged "
         "benchmarks would have been measured a second time."
     )
     report = Report.begin("regression", title="t", question="q", profile="smoke", out_dir=tmp_path)
     report.show(section)
-    assert len(read(tmp_path / "data" / "regression_same_code.csv")) == len(stored())
+    assert len(read(tmp_path / "data" / "regression_same_code.csv")) == 4
     assert (tmp_path / "reports" / "figures" / "regression_same_code.png").is_file()
     shown = table_of(section)
     assert shown["change_percent"].tolist() == [12.0, -0.4]
-    assert sections.answer(section, sections._gate_rates(rates())).endswith(
+    assert sections.answer(section, rates_section(rates(), monkeypatch)).endswith(
         "The noise floor of single benchmarks here is ± 1.0% to ± 2.5%."
     )
 
 
-def test_ratios_are_drawn_in_percent():
+def test_ratios_are_drawn_in_percent(monkeypatch):
     """Points, noise bands, threshold: each from its column, times 100."""
-    figure = picture_of(sections._slowed(changes(), 0.1, 8))
+    figure = picture_of(slowed(0.1, monkeypatch))
     (ax,) = figure.axes
     assert title_of(figure) == "Slowed down by 10 %: 1 of 2 benchmarks look slower"
     bands = [(bar.get_x(), bar.get_width()) for bar in ax.patches if bar.get_width() > 0][:2]
@@ -83,17 +109,17 @@ def test_ratios_are_drawn_in_percent():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["slow", "still"]
 
 
-def test_an_injected_slow_down_is_written_as_changes():
+def test_an_injected_slow_down_is_written_as_changes(monkeypatch):
     """The CSV has one row a benchmark, in percent."""
-    section = sections._slowed(changes(), 0.2, 3)
+    section = slowed(0.2, monkeypatch)
     assert section.frame["status"].tolist() == [c.status for c in changes()]
     assert section.sentence() == "3 process rounds saw 1 of 2 injected slow-downs of 20 %."
 
 
-def test_rates_are_scored_against_their_goals():
+def test_rates_are_scored_against_their_goals(monkeypatch):
     """False alarms are better low, detection is better high; figure and title follow the table."""
     table = rates()
-    section = sections._gate_rates(table)
+    section = rates_section(table, monkeypatch)
     scores = {s.key: s for s in section.scores()}
     usual = table[table["threshold"] == 0.02].set_index("slowdown")["rate"]
     assert {key: s.better for key, s in scores.items()} == {
@@ -109,34 +135,37 @@ def test_rates_are_scored_against_their_goals():
     assert any(y.shape == usual.shape and np.allclose(y, 100 * usual) for y in lines)
 
 
-def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path):
+def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path, monkeypatch):
     """The newest file counts; another machine's has a sentence and no picture."""
-    empty = sections._stored(stored(), tmp_path)
+
+    def against(now):
+        monkeypatch.setattr(runs, "run_suite", lambda *_, **__: now)
+        return sections.stored("*", str(tmp_path), seconds=1.0)
+
+    empty = against(stored())
     assert empty.sentence() == "There is no stored baseline yet."
     assert empty.draw() is None
     write_csv(stored(0.5), tmp_path / "2026-01-01.csv")
     write_csv(stored(), tmp_path / "2026-01-02.csv")
-    same = sections._stored(stored(1.2, seed=1), tmp_path)
+    same = against(stored(1.2, seed=1))
     assert "'2026-01-02.csv', 1 of 2 benchmarks fail" in same.sentence()
     figure = picture_of(same)
     assert title_of(figure) == "1 of 2 benchmarks fail against the stored baseline"
     assert table_of(same)["benchmark"].tolist() == ["still", "changed"]
-    other = sections._stored(stored(workload="other"), tmp_path)
+    other = against(stored(workload="other"))
     assert "does not compare" in other.sentence()
     assert other.draw() is None
 
 
 def test_a_plan_runs_all_of_its_process_rounds():
     """The checkout against itself: no early end, as the noise is what is looked for."""
-    plan = sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="y")
-    assert plan.least == plan.processes == 3
-    assert (plan.seed, plan.options["tokenizer"]) == (3, "x")
-    assert plan.benchmarks == ["statistics/items=1000"]
+    assert plan().least == plan().processes == 3
+    assert (plan().seed, plan().options["tokenizer"]) == (3, "x")
+    assert plan().benchmarks == ["statistics/items=1000"]
 
 
 def test_a_round_gives_the_verdicts_of_its_evidence(monkeypatch):
     """The slow-down goes to the third process; where nothing ran, the reason is said."""
-    plan = runs.self_plan("statistics/*", processes=3, seconds=1.0, seed=0)
     logs = np.array([0.10, 0.11, 0.09])
     evidence = {"a": Evidence(logs, logs - 0.1, ({}, {}))}
     seen = []
@@ -146,12 +175,12 @@ def test_a_round_gives_the_verdicts_of_its_evidence(monkeypatch):
         return evidence, [], {}
 
     monkeypatch.setattr(runs, "measure_round", one_round)
-    result = runs.against_itself(plan, 0.1)
+    result = runs.against_itself(plan(), 0.1)
     assert seen == [[0.0, 0.1]]
     assert frame_of(result.changes)["change"].tolist() == pytest.approx([np.expm1(0.1)])
     monkeypatch.setattr(runs, "measure_round", lambda *_: ({}, [], {"a": "it is broken"}))
     with pytest.raises(UserError, match="it is broken"):
-        runs.against_itself(plan)
+        runs.against_itself(plan())
 
 
 def test_a_summary_leaves_warm_up_out():

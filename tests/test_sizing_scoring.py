@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -21,9 +22,9 @@ from batchgauge.experiments.batch_sizing.scoring import (
     fixed_size_rules,
     same_step,
     score,
-    summary,
     truths,
 )
+from batchgauge.experiments.batch_sizing.study import summaries
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.sizing import (
@@ -178,15 +179,14 @@ def test_summary_and_steps():
     scenario = Scenario("x", "engine", WORK, 4)
     truth = truths(scenario, sweep_engine(probe, largest=4, passes=1).costs, (1, 2, 3, 4))
     scores = [score(scenario, "f", size, truth) for size in (1, 4, 4)]
-    found = summary(scores)
+    found = summaries(pd.DataFrame(scores)).iloc[0]
     assert found["scenarios"] == 3
     assert found["median_score"] == pytest.approx(np.median([s.score for s in scores]))
+    assert found["p10_score"] == pytest.approx(np.quantile([s.score for s in scores], 0.1))
     assert found["late_share"] == 0.0
     assert same_step(40, 44)
     assert not same_step(8, 16)
     assert not same_step(0, 4)
-    with pytest.raises(UserError):
-        summary([])
 
 
 class InventedTokenizer:

@@ -12,7 +12,7 @@ import pytest
 
 mpl.use("agg")
 
-from batchgauge.experiments.batch_sizing import bench, sections, study, tables
+from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
@@ -104,10 +104,11 @@ def test_errors_and_drift_follow_the_sweep(judged):
     assert study.drift(noisy, wrong=1.08).noticed
 
 
-def test_stability_of_an_unchanged_model_is_one(judged):
+def test_stability_of_an_unchanged_model_is_one(judged, monkeypatch):
     """The same calibration again gives the same sizes."""
     models, advice, _, _ = judged
-    section = sections._stability(advice, [models["engine", 1]], MEMORY)
+    monkeypatch.setattr(runs, "recalibrate", lambda _: [models["engine", 1]])
+    section = sections.stability(invented_bench(), advice, MEMORY)
     assert (section.frame["same_share"] == 1.0).all()
     assert "Calibrated 2 times" in section.sentence()
     assert "runs for 100 % of" in section.sentence()
@@ -128,6 +129,12 @@ def points_of(line):
     return line.get_xydata()
 
 
+def scores_of(scored, monkeypatch):
+    """The sections of a judgement."""
+    monkeypatch.setattr(study, "judge", lambda *_: scored)
+    return sections.judge(study.Advice([], {}), {}, MEMORY, [])
+
+
 def invented_bench():
     """What the sections ask a bench for, of the invented engine."""
     return SimpleNamespace(
@@ -135,6 +142,7 @@ def invented_bench():
         threads=1,
         largest=8,
         shape=SHAPE,
+        engine=None,
         cost=lambda models: models["engine", 1],
     )
 
@@ -158,14 +166,18 @@ def test_cost_errors_name_what_was_never_calibrated(judged):
         assert phase.capitalize() in ax.get_title(loc="left")
 
 
-def test_memory_is_judged_on_fresh_peaks():
+def test_memory_is_judged_on_fresh_peaks(monkeypatch):
     """Errors of 0 on what was fitted do not hide one of 10 % on what was not."""
 
     def peak(rows, factor):
         blank = Peak(rows, 8, 4, 0.0)
         return Peak(rows, 8, 4, factor * MEMORY.batch_bytes(blank.plan()))
 
-    section = sections._memory(MEMORY, [peak(2, 1.0)], [peak(4, 1.0), peak(6, 1 / 1.1)])
+    fresh = [peak(4, 1.0), peak(6, 1 / 1.1)]
+    monkeypatch.setattr(peaks, "fit_memory", lambda *_: (MEMORY, [peak(2, 1.0)]))
+    monkeypatch.setattr(peaks, "fresh_peaks", lambda *_: fresh)
+    model, seen, section = sections.memory(invented_bench())
+    assert (model, seen) == (MEMORY, fresh)
     (score,) = section.scores()
     assert score.value == pytest.approx(10.0)
     assert "On 2 fresh batches" in section.sentence()
@@ -175,9 +187,9 @@ def test_memory_is_judged_on_fresh_peaks():
     assert right.get_title(loc="left") == "Within 10.0 % on fresh batches"
 
 
-def test_scores_are_those_of_the_advisor(judged, tmp_path):
+def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
     """The scorecard has median, tenth percentile and broken budgets of the advisor alone."""
-    strategies, scenarios = sections.judged(judged[3])
+    strategies, scenarios = scores_of(judged[3], monkeypatch)
     ours = judged[3][judged[3]["strategy"] == study.ADVISOR]
     values = {score.key: score.value for score in strategies.scores()}
     assert values == pytest.approx(
@@ -199,13 +211,13 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path):
     pd.testing.assert_frame_equal(again, judged[3].reset_index(drop=True), check_dtype=False)
 
 
-def test_broken_budgets_are_scored(judged):
+def test_broken_budgets_are_scored(judged, monkeypatch):
     """A size that was late or took too much memory is a violation, either way."""
     scored = judged[3].copy()
     ours = scored.index[scored["strategy"] == study.ADVISOR]
     scored.loc[ours[0], "late"] = True
     scored.loc[ours[:2], "over_memory"] = True
-    (strategies, _), count = sections.judged(scored), len(ours)
+    (strategies, _), count = scores_of(scored, monkeypatch), len(ours)
     broken = next(s for s in strategies.scores() if s.key == "sizing_violations")
     assert broken.value == pytest.approx(100 * 2 / count)
     assert broken.better == "lower"
@@ -246,7 +258,7 @@ def test_the_front_is_drawn_under_its_budget(judged):
     assert f"{budget:,.0f} ms" in ax.get_title(loc="left")
 
 
-def test_late_batches_are_counted_by_phase():
+def test_late_batches_are_counted_by_phase(judged, monkeypatch):
     """Numbers of the sentence and crosses of the picture come from the run."""
     run = pd.DataFrame(
         {
@@ -257,7 +269,8 @@ def test_late_batches_are_counted_by_phase():
             "batch_size": [4, 2, 3],
         }
     )
-    section = sections._adaptive(run, 100.0)
+    monkeypatch.setattr(runs, "adaptive_run", lambda *_: (run, 100.0))
+    section = sections.adaptive(invented_bench(), dict(judged[0]))
     assert section.sentence() == (
         "Budget 100 ms. before: 0 of 1 batches late, mean size 4; disturbed: 1 of 1 batches late, "
         "mean size 2; after: 0 of 1 batches late, mean size 3."
@@ -269,7 +282,7 @@ def test_late_batches_are_counted_by_phase():
     ] == [[130.0]]
 
 
-def test_sentences_carry_the_numbers_of_their_data(judged):
+def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     """Results in sentences come from the frames that they describe."""
     models, _, sweeps, scored = judged
     whole = pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
@@ -281,9 +294,10 @@ def test_sentences_carry_the_numbers_of_their_data(judged):
         for size in sweeps["engine", 1].sizes
     )
     assert f"would take {total:,.0f} s" in sections.search_cost(invented, models, sweeps).sentence()
-    table = sections.calibrations(models)
+    monkeypatch.setattr(runs, "calibrate", lambda _: models)
+    table = sections.calibrate(invented)[1].frame
     assert table[["part", "threads"]].to_numpy().tolist() == [["engine", 1], ["tokenizer", 1]]
-    strategies, _ = sections.judged(scored)
+    strategies, _ = scores_of(scored, monkeypatch)
     own = tables.suggest(WORKS["short"], models["engine", 1], MEMORY, 8, None, 64)
     said = sections.answer(own, strategies, sections.cost_errors(models, sweeps), "prompts")
     assert said.startswith(f"For 'prompts' requests on this machine: batches of {own.size} (")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from batchgauge.experiments.context import Context
 from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine, Tokenizer
-from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.sizing import (
     BatchSizeSuggestion,
     CostModel,
@@ -112,29 +111,20 @@ class Bench:
     seed: int
 
     @classmethod
-    def open(
-        cls,
-        *,
-        profile: str,
-        model: str,
-        tokenizer: str,
-        engine: str,
-        workload: str,
-        threads: int,
-        seed: int,
-        sizing: Mapping[str, Any],
-    ) -> Bench:
-        """Check all parameters, then load. Raises UserError before anything slow happens."""
+    def open(cls, context: Context, sizing: Mapping[str, Any]) -> Bench:
+        """Check the fields of a `SizingConfig` too, then load.
+
+        Raises UserError before anything slow happens.
+        """
+        profile, threads = context.budget.name, context.threads
         config = SizingConfig.from_parameters({**sizing, "threads": threads})
-        texts = traffic_texts(workload)
-        path = Path(model) if model else None
-        opened = open_engine(engine, path, threads)
+        texts = traffic_texts(context.workload)
+        opened, words = context.engine, context.tokenizer
         shape = shape_of(opened)
-        words = open_tokenizer(tokenizer, path)
         much = effort(profile, threads, most=opened.max_batch_size())
         priors, probes = {}, {}
         longest = 24 if profile == "smoke" else LONGEST
-        works = engine_workloads(words, workload, longest=longest, seed=seed)
+        works = engine_workloads(words, context.workload, longest=longest, seed=context.seed)
         if shape is not None:
             for work in works.values():
                 work.check_context(shape.context_length)
@@ -147,7 +137,7 @@ class Bench:
         hardware = detect_hardware(threads=threads)
         return cls(
             opened, words, texts, works, much, config, hardware, priors, shape, probes,
-            text_probe, seed,
+            text_probe, context.seed,
         )  # fmt: skip
 
     @property

@@ -194,32 +194,5 @@ def same_step(a: int, b: int) -> bool:
     return abs(a - b) <= max(TILE, 0.2 * max(a, b)) if a and b else a == b
 
 
-def summary(scores: Sequence[ScenarioScore]) -> dict[str, float]:
-    """The figures that the goals are about, over one strategy's scores.
-
-    Median and 10th percentile of the score and of the fair score, shares of broken latency
-    and memory budgets (over the scenarios that have one size or more that keeps them, and
-    those that do not), median distance in octaves, and the median share of sizes that would
-    have done.
-    """
-    if not scores:
-        raise UserError("There are no scores to sum up.")
-    values = np.asarray([row.score for row in scores])
-    fair = np.asarray([row.fair_score for row in scores])
-    distances = np.asarray([row.log2_distance for row in scores])
-    known = distances[~np.isnan(distances)]
-    return {
-        "scenarios": float(len(scores)),
-        "median_score": float(np.median(values)),
-        "p10_score": float(np.quantile(values, 0.1)),
-        "median_fair_score": float(np.median(fair)),
-        "p10_fair_score": float(np.quantile(fair, 0.1)),
-        "late_share": float(np.mean([row.late for row in scores])),
-        "over_memory_share": float(np.mean([row.over_memory for row in scores])),
-        "median_log2_distance": float(np.median(known)) if known.size else math.nan,
-        "median_good_share": float(np.median([row.good_share for row in scores])),
-    }
-
-
 def _over(value: float, budget: float | None) -> bool:
     return budget is not None and value > budget

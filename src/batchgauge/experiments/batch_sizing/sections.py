@@ -33,14 +33,7 @@ def machine(bench: Bench) -> Section:
 def calibrate(bench: Bench) -> tuple[dict[Key, CostModel], Section]:
     """Cost models by part and threads; what they cost, and how wrong they say they may be."""
     models = runs.calibrate(bench)
-    table = calibrations(models)
-    caption = "Calibrations: what they cost, and how wrong they say they may be."
-    return models, Section("calibrations", {"calibrations": table}, "", table, caption)
-
-
-def calibrations(models: Costs) -> pd.DataFrame:
-    """One row a calibration: what it cost, what it measured, how wrong it says it may be."""
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "part": part,
             "threads": threads,
@@ -52,6 +45,8 @@ def calibrations(models: Costs) -> pd.DataFrame:
         }
         for (part, threads), model in models.items()
     )
+    caption = "Calibrations: what they cost, and how wrong they say they may be."
+    return models, Section("calibrations", {"calibrations": table}, "", table, caption)
 
 
 def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
@@ -68,10 +63,6 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
         return None, [], Section("sizing_memory_check", {}, finding)
     model, fitted = peaks.fit_memory(bench.engine, bench.shape)
     fresh = peaks.fresh_peaks(bench.engine, bench.largest)
-    return model, fresh, _memory(model, fitted, fresh)
-
-
-def _memory(model: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> Section:
     table = tables.peaks_table(model, fitted, fresh)
     rows = table[table["use"] == "fresh"]
     off = (rows["predicted_bytes"] - rows["measured_bytes"]).abs()
@@ -85,12 +76,13 @@ def _memory(model: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -
         "memory_prediction_error", "Memory prediction, worst error on fresh batches", 5.0, worst,
         unit="%", better="lower",
     )  # fmt: skip
-    return Section(
+    section = Section(
         "sizing_memory_check", {"memory": table}, finding,
         picture=partial(figures.memory_check, table),
         picture_caption="Predicted against measured peak memory of a batch, above the weights.",
         targets=[score],
     )  # fmt: skip
+    return model, fresh, section
 
 
 def advise(bench: Bench, models: Costs, memory: MemoryModel | None) -> Advice:
@@ -205,11 +197,7 @@ def judge(
 ) -> tuple[Section, Section]:
     """The strategies against the best of the fresh sweep; then the advisor's scenarios, each."""
     weights = memory.weight_bytes if memory else 0
-    return judged(study.judge(advice, sweeps, fresh_peaks, weights))
-
-
-def judged(scored: pd.DataFrame) -> tuple[Section, Section]:
-    """See `judge`, from one row a scenario and strategy."""
+    scored = study.judge(advice, sweeps, fresh_peaks, weights)
     table = study.summaries(scored)
     ours = scored[scored["strategy"] == ADVISOR]
     low, high = study.median_interval(ours["score"].tolist())
@@ -329,10 +317,7 @@ def drift(errors: Section, *, wrong: float = 1.0) -> Section:
 
 def stability(bench: Bench, advice: Advice, memory: MemoryModel | None) -> Section:
     """Whether further calibrations give the same advice."""
-    return _stability(advice, runs.recalibrate(bench), memory)
-
-
-def _stability(advice: Advice, models: Sequence[CostModel], memory: MemoryModel | None) -> Section:
+    models = runs.recalibrate(bench)
     table = study.stability(advice, models, memory)
     return Section("stability", {"stability": table}, stable_sentence(table, len(models)))
 
@@ -365,10 +350,7 @@ def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Sec
 
 def adaptive(bench: Bench, models: Costs) -> Section:
     """The adaptive sizer on a real queue, disturbed in the middle third."""
-    return _adaptive(*runs.adaptive_run(bench, bench.cost(models)))
-
-
-def _adaptive(run: pd.DataFrame, budget_ms: float) -> Section:
+    run, budget_ms = runs.adaptive_run(bench, bench.cost(models))
     parts = [
         f"{phase}: {(~rows['within_budget']).sum()} of {len(rows)} batches late, "
         f"mean size {rows['batch_size'].mean():.0f}"

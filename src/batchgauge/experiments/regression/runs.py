@@ -22,8 +22,6 @@ from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, measu
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.redaction import redacted
 
-CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
-
 
 def run_suite(
     patterns: str = "*",
@@ -88,23 +86,6 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def self_plan(benchmarks: str, *, processes: int, seconds: float, **subject: Any) -> Plan:
-    """How this checkout is measured against itself: all `processes` rounds, none left out.
-
-    `benchmarks` are names or patterns, by commas; `seconds` are the most a benchmark takes;
-    `subject` are the arguments of `suite.Subject`.
-    """
-    return Plan(
-        [b.name for b in suite.select(benchmarks)],
-        Path(suite.__file__),
-        subject,
-        seconds=seconds,
-        processes=processes,
-        least=processes,
-        seed=int(subject.get("seed", 0)),
-    )
 
 
 def against_itself(plan: Plan, slowdown: float = 0.0) -> GateResult:

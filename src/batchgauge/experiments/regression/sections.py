@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.experiments.regression import figures, runs
 from batchgauge.measuring import Run, read, to_frame
@@ -24,56 +25,59 @@ from batchgauge.reporting import Score, Section
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 
+# What the gate is tried on: cheap calls, as a noisy one would need more rounds than a notebook has.
+CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
+
 
 def plan(budget: Profile, **subject: Any) -> Plan:
     """Process rounds and seconds that a profile has for this checkout against itself.
 
     `subject` are the arguments of `suite.Subject`.
     """
-    return runs.self_plan(
-        budget.choose(smoke="statistics/items=1000", default=runs.CHEAP, thorough=runs.CHEAP),
-        processes=budget.choose(smoke=3, default=8, thorough=32),
+    benchmarks = budget.choose(smoke="statistics/items=1000", default=CHEAP, thorough=CHEAP)
+    rounds = budget.choose(smoke=3, default=8, thorough=32)
+    return Plan(
+        [b.name for b in suite.select(benchmarks)],
+        Path(suite.__file__),
+        subject,
         seconds=budget.choose(smoke=0.4, default=30.0, thorough=90.0),
-        **subject,
+        processes=rounds,
+        least=rounds,  # no early end: the noise is what is looked for
+        seed=int(subject["seed"]),
     )
 
 
 def same_code(plan: Plan) -> tuple[GateResult, Section]:
     """Unchanged code against itself: what the gate saw, and its noise floors."""
     seen = runs.against_itself(plan)
-    run = Run.here(threads=int(plan.options["threads"]), seed=plan.seed)
-    return seen, _same_code(seen.changes, to_frame(seen.samples, run), plan.processes)
-
-
-def _same_code(changes: Sequence[Change], samples: pd.DataFrame, processes: int) -> Section:
+    samples = to_frame(seen.samples, Run.here(threads=int(plan.options["threads"]), seed=plan.seed))
+    changes = seen.changes
     alarms = _slower(changes)
     title = f"The same code twice: {alarms} of {len(changes)} benchmarks look slower"
     table = change_table(changes)
     low, high = _floors(table)
     finding = (
-        f"The noise floor lies between {low} and {high} with {processes} process rounds; "
+        f"The noise floor lies between {low} and {high} with {plan.processes} process rounds; "
         f"{alarms} of {len(changes)} unchanged benchmarks would have been measured a second time."
     )
-    return Section(
+    section = Section(
         "regression_same_code", {"same_code": samples}, finding, table,
         "Noise floor and minimum detectable change of this machine, today.",
         partial(figures.ratios, frame_of(changes), title),
         "Unchanged code against itself: ratio of times with 95 % interval over process rounds, "
         "on its noise floor.",
     )  # fmt: skip
+    return seen, section
 
 
 def slowed(plan: Plan, slowdown: float) -> Section:
     """The same with the third process slowed down on purpose by `slowdown` (0.1 = 10 %)."""
-    return _slowed(runs.against_itself(plan, slowdown).changes, slowdown, plan.processes)
-
-
-def _slowed(changes: Sequence[Change], slowdown: float, processes: int) -> Section:
+    changes = runs.against_itself(plan, slowdown).changes
     seen = f"{_slower(changes)} of {len(changes)}"
     title = f"Slowed down by {100 * slowdown:g} %: {seen} benchmarks look slower"
     return Section(
         "regression_injected", {"injected": change_table(changes)},
-        f"{processes} process rounds saw {seen} injected slow-downs of {100 * slowdown:g} %.",
+        f"{plan.processes} process rounds saw {seen} injected slow-downs of {100 * slowdown:g} %.",
         picture=partial(figures.ratios, frame_of(changes), title),
         picture_caption=f"An injected slow-down of {100 * slowdown:g} %: one round; the gate "
         "measures again before it fails.",
@@ -82,10 +86,7 @@ def _slowed(changes: Sequence[Change], slowdown: float, processes: int) -> Secti
 
 def gate_rates(seen: GateResult, *, trials: int, seed: int) -> Section:
     """False alarms and found slow-downs of simulated gate runs with the noise of `same_code`."""
-    return _gate_rates(runs.trial(seen, trials=trials, seed=seed))
-
-
-def _gate_rates(rates: pd.DataFrame) -> Section:
+    rates = runs.trial(seen, trials=trials, seed=seed)
     found = {slowdown: runs.overall(rates, slowdown) for slowdown in SLOWDOWNS}
     goals = (
         ("gate_false_alarms", "false alarms", 0.0, 1.0),
@@ -118,10 +119,7 @@ def stored(select: str, baseline_dir: str, *, seconds: float, **subject: Any) ->
     benchmark.
     """
     folder = Path(baseline_dir) if baseline_dir else project_root() / "data" / "baseline"
-    return _stored(runs.run_suite(select, seconds=seconds, progress=True, **subject), folder)
-
-
-def _stored(now: pd.DataFrame, folder: Path) -> Section:
+    now = runs.run_suite(select, seconds=seconds, progress=True, **subject)
     changes, finding = against_stored(now, folder)
     failing = sum(c.fails for c in changes)
     title = f"{failing} of {len(changes)} benchmarks fail against the stored baseline"
