@@ -458,6 +458,14 @@ def test_every_frame_comes_back_from_its_csv(shown, tmp_path):
             pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
 
 
+@pytest.mark.parametrize("counts", [[], [0], [1, 2.5]])
+def test_counts_in_the_cells_are_checked_before_anything_runs(case, counts):
+    """No workers or machines, none of one, and a half are said."""
+    for section, name in ((sections.second_core, "workers"), (sections.many_machines, "sizes")):
+        with pytest.raises(UserError, match=f"{name} is .*whole number"):
+            section(case, **{name: counts})
+
+
 def test_findings_say_what_the_invented_data_hold(shown):
     """The numbers that went in stand in the sentences and scores that come out."""
     (error,) = shown["roadmap_validation"].scores()

@@ -10,6 +10,8 @@ from functools import partial
 
 import numpy as np
 
+from batchgauge.errors import UserError
+from batchgauge.experiments.context import whole
 from batchgauge.experiments.roadmap import (
     async_points,
     figures,
@@ -107,7 +109,11 @@ def compare_classes(case: Case) -> Section:
 
 
 def second_core(case: Case, *, workers: Sequence[int]) -> tuple[Section, Section]:
-    """What a second core gives each stage; and two laws of scaling, read at `workers`."""
+    """What a second core gives each stage; and two laws of scaling, read at `workers`.
+
+    Raises UserError for no workers, and for a number that is no whole one from 1.
+    """
+    _check_counts("workers", workers)
     budget = case.context.budget
     blocks, slot_s = budget.choose(smoke=(2, 0.02), default=(10, 0.04), thorough=(20, 0.3))
     measured = parallel.measure_parallel(
@@ -161,7 +167,11 @@ def other_machines(case: Case, *, max_batch: int) -> Section:
 
 
 def many_machines(case: Case, *, sizes: Sequence[int]) -> Section:
-    """One batch job on several machines like this one, `sizes` of them."""
+    """One batch job on several machines like this one, `sizes` of them.
+
+    Raises UserError for no sizes, and for one that is no whole number from 1.
+    """
+    _check_counts("sizes", sizes)
     job = case.context.budget.choose(smoke=400, default=2000, thorough=10_000)
     table = machines.distribute(case, requests=job, sizes=sizes)
     return Section(
@@ -205,3 +215,10 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
 def answer(ranked: Section, checked: Section) -> str:
     """What to build first, and how far the simulation can be trusted."""
     return f"{ranked.sentence()} {checked.sentence()}"
+
+
+def _check_counts(name: str, counts: Sequence[int]) -> None:
+    if not counts:
+        raise UserError(f"{name} is empty; expected whole numbers of at least 1.")
+    for count in counts:
+        whole(**{name: count})
