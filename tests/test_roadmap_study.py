@@ -459,11 +459,11 @@ def test_every_frame_comes_back_from_its_csv(shown, tmp_path):
 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, 2.5]])
-def test_counts_in_the_cells_are_checked_before_anything_runs(counts):
-    """No workers or machines, none of one, and a half are said; the case is not touched."""
+def test_counts_in_the_cells_are_checked_before_anything_runs(case, counts):
+    """No workers or machines, none of one, and a half are said."""
     for section, name in ((sections.second_core, "workers"), (sections.many_machines, "sizes")):
         with pytest.raises(UserError, match=f"{name} is .*whole number"):
-            section(None, **{name: counts})
+            section(case, **{name: counts})
 
 
 def test_findings_say_what_the_invented_data_hold(shown):
