@@ -256,6 +256,7 @@ def test_the_front_is_drawn_under_its_budget(judged):
     assert suggested[0] <= 1.02 * budget
     assert suggested.tolist() in points_of(lines["Pareto front (fresh)"]).tolist()
     assert f"{budget:,.0f} ms" in ax.get_title(loc="left")
+    assert ax.get_xlim()[1] > budget  # also where every size keeps it
 
 
 def test_late_batches_are_counted_by_phase(judged, monkeypatch):
