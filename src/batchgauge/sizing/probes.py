@@ -78,12 +78,12 @@ def engine_probe(engine: Engine, *, vocab_size: int = 256) -> EngineProbe:
 
 
 class Steady:
-    """Tells times at one reference speed, whatever the neighbours do.
+    """Tells times at one reference speed, whatever else runs on the machine.
 
     Every run stands between two runs of the same small control; its times are divided by the
     geometric mean of both and multiplied by `reference_ms`, the median of the controls run at
     first. Calibration and sweep that share one object therefore compare, though the machine's
-    speed drifts between them. `controls_ms` keeps every control: how much it swayed.
+    speed drifts between them. `controls_ms` keeps every control: how much it varied.
     """
 
     def __init__(self, control: Callable[[], float], *, settle_runs: int = 15) -> None:

@@ -87,8 +87,9 @@ def pareto(
     x, y = rows["fresh_latency_ms"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
     sizes = rows["batch_size"].to_numpy()
     front = y >= np.maximum.accumulate(y)
+    right = 1.08 * max(x.max(), budget_ms, predicted["latency_ms"][2])
     fig, ax = plt.subplots(figsize=(8.0, 4.6))
-    ax.axvspan(budget_ms, 1.08 * x.max(), color="#D55E00", alpha=0.07, linewidth=0)
+    ax.axvspan(budget_ms, right, color="#D55E00", alpha=0.07, linewidth=0)
     shade, beaten = plots.MUTED, "beaten by another size"
     ax.plot(x[~front], y[~front], "o", ms=4, color=shade, alpha=0.6, label=beaten)
     ax.plot(x[front], y[front], "o-", ms=5, color=MEASURED, label="Pareto front (fresh)")
@@ -117,7 +118,7 @@ def pareto(
     plots.reference_line(ax, budget_ms, "latency budget", axis="x")
     allowed = y[x <= budget_ms]
     share = y[at] / allowed.max() if allowed.size else 0.0
-    ax.set_xlim(0, 1.08 * x.max())
+    ax.set_xlim(0, right)
     ax.set_ylim(bottom=0)
     ax.set(xlabel="latency of a request (ms)", ylabel="throughput (tokens/s)")
     finding = f"batches of {size} get {100 * share:.0f} % of the best"
