@@ -419,7 +419,7 @@ def test_a_redirect_is_said_and_not_followed():
         ({"retry-after-ms": "250"}, 0.25, 0.25),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0, 0.0),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00"}, 0.0, 0.0),
-        ({"retry-after": format_datetime(datetime.now(UTC) + timedelta(hours=1))}, 3500, 3601),
+        ({"retry-after": format_datetime(datetime.now(UTC) + timedelta(days=9))}, 6e5, 8e5),
         *(({"retry-after": s}, None, None) for s in ("nan", "-1", "inf", "soon", "", "1_0", "1e3")),
         ({}, None, None),
     ],
