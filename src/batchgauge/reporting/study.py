@@ -25,7 +25,7 @@ from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_text
-from batchgauge.machine.identity import git_commit, versions
+from batchgauge.machine.identity import versions
 from batchgauge.machine.limits import usable_cores, usable_memory
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
@@ -339,7 +339,6 @@ def _key(book: Book, parameters: Mapping[str, Any]) -> str:
     rest = {
         "parameters": {n: v for n, v in parameters.items() if n != "out_dir"},
         "inputs": inputs(parameters, book.known, kernel_folder(book.path)),
-        "commit": git_commit(),
         "versions": versions(),
     }
     digest.update(json.dumps(rest, sort_keys=True, default=str).encode())
