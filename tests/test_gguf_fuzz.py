@@ -105,7 +105,9 @@ def check(path, intact=None):
     assert file.tensors.keys() == theirs.keys()
     for name, values in theirs.items():
         np.testing.assert_array_equal(file.read(name), values)
-        assert np.isfinite(values).all()
+        if name in {"token_embd.weight", "output.weight"}:  # rows without a token are not read
+            theirs[name] = values[: len(metadata["tokenizer.ggml.tokens"])]
+        assert np.isfinite(theirs[name]).all()
     answers = engine.infer_batch(
         [BatchItem(str(i), request) for i, request in enumerate(REQUESTS)]
     ).responses
