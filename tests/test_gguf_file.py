@@ -201,6 +201,15 @@ def test_the_alignment_is_a_power_of_two_that_the_tensors_keep(tmp_path, value):
         GGUFFile.open(path)
 
 
+def test_the_alignment_is_of_the_formats_own_type(tmp_path):
+    """Other readers refuse a 32 of another width or with a sign, and so do we."""
+    whole = write_tiny_model(tmp_path / "m.gguf", keys={"general.alignment": 32}).read_bytes()
+    at = whole.index(b"general.alignment") + len(b"general.alignment")
+    assert whole[at] == 4
+    GGUFFile.open(tmp_path / "m.gguf")
+    refused(tmp_path / "m.gguf", changed(whole, at, 5, 4), "general.alignment.* type 5")
+
+
 def test_a_part_of_a_split_model_is_said_as_such(tmp_path):
     """The sentence tells how to make one file of them."""
     path = write_tiny_model(tmp_path / "m.gguf", keys={"split.count": 3, "split.no": 0})

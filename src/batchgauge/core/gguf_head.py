@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from batchgauge.core.gguf_layouts import Layout, layout_of
 
-UINT8, BOOL, STRING, ARRAY = 0, 7, 8, 9  # GGUF value types
+UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9  # GGUF value types
 NUMBERS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])) | {
     10: "<u8",
     11: "<i8",
@@ -131,8 +131,11 @@ class HeadReader:
             key = self.text(LONGEST_KEY, "the name of a key")
             if key in metadata:
                 raise ValueError(f"it has the key {shown(key)} twice")
+            kind = int(self.scalar("<u4"))
+            if key == "general.alignment" and kind != UINT32:  # as other readers have it
+                raise ValueError(f"its key {shown(key)} is of the type {kind}; expected a uint32")
             try:
-                metadata[key] = self.value(int(self.scalar("<u4")))
+                metadata[key] = self.value(kind)
             except ValueError as problem:
                 raise ValueError(f"its key {shown(key)}: {problem}") from None
         check_kinds(metadata)
