@@ -11,6 +11,7 @@ Left out: writing, big-endian files, splitting over several files.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import weakref
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchgauge.core.gguf_head import HeadReader, Tensor, TooShortError, shown
+from batchgauge.core.gguf_head import HeadReader, Pairs, Tensor, TooShortError, shown
 from batchgauge.core.gguf_layouts import Bytes, Floats
 from batchgauge.errors import UserError
 
@@ -105,15 +106,22 @@ class GGUFFile:
         scale = tensor.layout.block_bytes / tensor.layout.block
         for first in range(0, tensor.size, step):
             last = min(first + step, tensor.size)
-            start, stop = (tensor.start + int(i * scale) for i in (first, last))
+            begin, end = first, last
+            if tensor.pairs:  # whole heads
+                head = tensor.pairs.size * math.prod(tensor.shape[1:])
+                begin, end = first // head * head, -(-last // head) * head
+            start, stop = (tensor.start + int(i * scale) for i in (begin, end))
             try:
-                data = self._bytes(start, stop - start)
+                data = np.frombuffer(self._bytes(start, stop - start), np.uint8)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise UserError(
                     f"The model file '{self.path}' can no longer be read: {reason}."
                 ) from None
-            yield slice(first, last), np.frombuffer(data, np.uint8)
+            if tensor.pairs:
+                data = _in_turn(tensor.pairs, data, begin // head, (end - begin) // head)
+                data = data[int((first - begin) * scale) : int((last - begin) * scale)]
+            yield slice(first, last), data
 
     def _bytes(self, start: int, length: int) -> bytes:
         """So many bytes of the file. Raises ValueError when it ends before."""
@@ -125,3 +133,12 @@ class GGUFFile:
         if len(data) < length:
             raise ValueError("it has become shorter while it was read")
         return data
+
+
+def _in_turn(pairs: Pairs, data: Bytes, first: int, count: int) -> Bytes:
+    """The bytes of so many heads, from that one on, with their rows in order."""
+    heads = data.reshape(count, pairs.size, -1).copy()
+    some = heads[: max(0, pairs.heads - first), : pairs.turned]
+    halves = some.reshape(len(some), 2, pairs.turned // 2, -1)
+    some[:] = halves.swapaxes(1, 2).reshape(some.shape)
+    return heads.reshape(-1)

@@ -85,13 +85,26 @@ def one_apart(name: str, other: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """Rows in heads of `size`: of the first `heads`, the halves of `turned` rows go in turn."""
+
+    heads: int
+    size: int
+    turned: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
-    """One entry of the tensor table; `shape` is NumPy's order (the file's reversed)."""
+    """One entry of the tensor table; `shape` is NumPy's order (the file's reversed).
+
+    `pairs` says in which order rows are read; None: as they lie.
+    """
 
     name: str
     shape: tuple[int, ...]
     layout: Layout
     start: int  # bytes from the start of the file
+    pairs: Pairs | None = None
 
     @property
     def size(self) -> int:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call, requests
@@ -52,7 +51,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
 
     def mlp() -> None:
         for layer in layers:
-            layer.down(swiglu(layer.gate_up(x)))
+            layer.down(model.gated(layer.gate_up(x)))
 
     def attention() -> None:
         out = np.empty((B, H * E), np.float32)
