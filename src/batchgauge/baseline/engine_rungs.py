@@ -142,12 +142,12 @@ class FusedMatrices(BaselineModel):
             for name, parts in fused.items():
                 at = [f"blk.{layer}.{part}" for part in parts]
                 matrices = [self.weights.pop(part) for part in at]
-                biases = [
-                    self.weights.pop(part + ".bias", np.zeros(len(matrix), np.float32))
-                    for part, matrix in zip(at, matrices, strict=True)
-                ]
                 self.weights[f"blk.{layer}.{name}"] = np.concatenate(matrices)
-                self.weights[f"blk.{layer}.{name}.bias"] = np.concatenate(biases)
+                if config.biases & set(parts):
+                    self.weights[f"blk.{layer}.{name}.bias"] = np.concatenate([
+                        self.weights.pop(part + ".bias", np.zeros(len(matrix), np.float32))
+                        for part, matrix in zip(at, matrices, strict=True)
+                    ])
         self.config = replace(config, family=replace(config.family, fused=True))
 
 

@@ -1,0 +1,62 @@
+"""Every family by its own rules: against `transformers`, ragged as alone, each weights mode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.tiny_families import CASES, transformers_logits, transformers_model, write_family
+from tests.tiny_model import TOKENS
+
+from batchgauge.baseline.model import BaselineModel
+from batchgauge.core.kernels.attention import CompiledAttention
+from batchgauge.core.model import LlamaModel
+
+RNG = np.random.default_rng(11)
+PROMPTS = [RNG.integers(0, len(TOKENS), n).tolist() for n in (5, 1, 17, 40, 70)]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """A case and its file."""
+    folder = tmp_path_factory.mktemp("family")
+    return CASES[request.param], write_family(folder / "m.gguf", CASES[request.param])
+
+
+def greedy(model, prompts, count):
+    """Scores of prompts and steps [steps, B, V], and the greedy tokens [steps, B]."""
+    cache = model.new_cache([len(prompt) + count for prompt in prompts])
+    scores = [model.prefill(prompts, cache)]
+    for _ in range(count):
+        scores.append(model.decode(scores[-1].argmax(axis=1), cache))
+    return np.array(scores), np.array(scores).argmax(axis=2)
+
+
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone(case):
+    """To the last bit; and both as the baseline computes it."""
+    _, path = case
+    model, baseline = LlamaModel.load(path), BaselineModel.load(path)
+    together, _ = greedy(model, PROMPTS, 6)
+    for row, prompt in enumerate(PROMPTS):
+        alone, tokens = greedy(model, [prompt], 6)
+        if isinstance(model.attention, CompiledAttention):
+            np.testing.assert_array_equal(together[:, row], alone[:, 0])
+        np.testing.assert_allclose(together[:, row], alone[:, 0], rtol=0, atol=1e-4)
+        cache = baseline.new_cache()
+        expected = [baseline.forward(prompt, cache)[-1]]
+        expected += [baseline.forward([token], cache)[0] for token in tokens[:6, 0]]
+        np.testing.assert_allclose(alone[:, 0], expected, rtol=0, atol=3e-4)
+
+
+@pytest.mark.peers
+def test_logits_and_greedy_ids_are_those_of_transformers(case):
+    """Within 1e-4 of the library's float32, every prompt; longer than windows and contexts."""
+    what, path = case
+    model, theirs = LlamaModel.load(path), transformers_model(path, what)
+    for prompt in PROMPTS:
+        ours, tokens = greedy(model, [prompt], 4)
+        logits = transformers_logits(theirs, prompt)
+        np.testing.assert_allclose(ours[0, 0], logits, rtol=0, atol=1e-4 * max(1, np.abs(logits).max()))
+        if model.config.rotaries[0].scaling not in {"dynamic", "longrope"}:
+            for step in range(4):
+                logits = transformers_logits(theirs, [*prompt, *tokens[: step + 1, 0].tolist()])
+                assert logits.argmax() == tokens[step + 1, 0]
