@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.reference_llama import reference_logits
 from tests.tiny_families import CASES, transformers_logits, transformers_model, write_family
 from tests.tiny_model import TOKENS
 
 from batchgauge.baseline.model import BaselineModel
+from batchgauge.core.kernels import activations, attention, products
 from batchgauge.core.kernels.attention import CompiledAttention
 from batchgauge.core.model import LlamaModel
 
@@ -45,6 +47,32 @@ def test_a_ragged_batch_gives_what_each_prompt_gives_alone(case):
         expected = [baseline.forward(prompt, cache)[-1]]
         expected += [baseline.forward([token], cache)[0] for token in tokens[:6, 0]]
         np.testing.assert_allclose(alone[:, 0], expected, rtol=0, atol=3e-4)
+
+
+@pytest.mark.parametrize("weights", ["float32", "file", "bfloat16"])
+@pytest.mark.parametrize("way", ["compiled", "numpy"])
+def test_scores_are_those_of_the_formulas(case, weights, way, monkeypatch, tmp_path):
+    """In float64, for every way to keep weights and to compute; quantised ones as stored."""
+    what, path = case
+    if weights == "file":
+        path = write_family(tmp_path / "m.gguf", what, quantisation="Q8_0")
+    if way == "numpy":
+        for module in (attention, activations, products):
+            monkeypatch.setattr(module, "import_module", no_module)
+        monkeypatch.setattr(activations, "compiled", lambda: None)
+        monkeypatch.setattr(products, "compiled", lambda: None)
+    model = LlamaModel.load(path, weights)
+    for prompt in PROMPTS[1:4]:
+        found = model.prefill([prompt], model.new_cache([len(prompt)]))[0]
+        expected = reference_logits(path, prompt)
+        size = np.abs(expected).max()
+        close = 0.1 if weights == "bfloat16" else 5e-5
+        np.testing.assert_allclose(found, expected, rtol=0, atol=close * size)
+
+
+def no_module(_name):
+    """As on a machine without Numba."""
+    raise ImportError
 
 
 @pytest.mark.peers
