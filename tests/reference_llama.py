@@ -95,9 +95,11 @@ def reference_logits(
         frequencies, magnitude = rotary(keys, w, n, T)
     positions = np.arange(T)
     behind = positions[:, None] - positions
-    window = number("attention.sliding_window", 0)
+    second = family == "gemma2"
+    window = number("attention.sliding_window", 4096 if second else 0)
     scale = number("attention.scale", 0.0) or 1.0 / np.sqrt(E)
-    cap, last_cap = number("attn_logit_softcapping", 0.0), number("final_logit_softcapping", 0.0)
+    cap = number("attn_logit_softcapping", 50.0 if second else 0.0)
+    last_cap = number("final_logit_softcapping", 30.0 if second else 0.0)
     residual = number("residual_scale", 1.0)
 
     def norm(values: Array, name: str) -> Array:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.reference_llama import reference_logits
 from tests.tiny_families import CASES, transformers_logits, transformers_model, write_family
 from tests.tiny_model import TOKENS
 
+from batchgauge.baseline.engine_rungs import baseline, engine_rungs
 from batchgauge.baseline.model import BaselineModel
 from batchgauge.core.kernels import activations, attention, products
 from batchgauge.core.kernels.attention import CompiledAttention
 from batchgauge.core.model import LlamaModel
+from batchgauge.request import BatchItem, InferenceBatchRequest
 
 RNG = np.random.default_rng(11)
 PROMPTS = [RNG.integers(0, len(TOKENS), n).tolist() for n in (5, 1, 17, 40, 70)]
@@ -79,6 +83,8 @@ def no_module(_name):
 def test_logits_and_greedy_ids_are_those_of_transformers(case):
     """Within 1e-4 of the library's float32, every prompt; longer than windows and contexts."""
     what, path = case
+    if "none" in what.theirs:
+        pytest.skip("the library has no such model")
     model, theirs = LlamaModel.load(path), transformers_model(path, what)
     for prompt in PROMPTS:
         ours, tokens = greedy(model, [prompt], 4)
@@ -88,3 +94,35 @@ def test_logits_and_greedy_ids_are_those_of_transformers(case):
             for step in range(4):
                 logits = transformers_logits(theirs, [*prompt, *tokens[: step + 1, 0].tolist()])
                 assert logits.argmax() == tokens[step + 1, 0]
+
+
+# What llama.cpp leaves out or decides by itself: see `batchgauge.core.families`.
+OTHERWISE = {"llama dynamic", "mistral", "phi3", "gemma2", "llama uneven"}
+
+
+@pytest.mark.peers
+def test_llama_cpp_reads_the_same_from_the_file(case):
+    """Its scores are ours, as far as its products in half precision go."""
+    pytest.importorskip("llama_cpp")
+    from batchgauge.adapters.llama_cpp_adapter import LlamaCppStepper
+
+    what, path = case
+    if any(what is CASES[name] for name in OTHERWISE):
+        pytest.skip("llama.cpp has another rule there")
+    model = LlamaModel.load(path)
+    for prompt in PROMPTS[2:4]:
+        theirs = LlamaCppStepper(path).prefill([prompt], 1)[0]
+        ours = model.prefill([prompt], model.new_cache([len(prompt)]))[0]
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "qwen2", "olmo2", "granite", "llama uneven"])
+def test_every_rung_gives_the_same_tokens(tmp_path, name):
+    """The ladder from the baseline to the core's model, on other families too."""
+    path = write_family(tmp_path / "m.gguf", CASES[name])
+    request = InferenceBatchRequest("and the world in", max_tokens=12, ignore_eos=True)
+    items = [BatchItem("a", request), BatchItem("b", replace(request, prompt="hello"))]
+    expected = baseline(path)(items)
+    assert all(len(tokens) == 12 for tokens in expected)
+    for rung in engine_rungs(path):
+        assert rung.make_cumulative()(items) == expected, rung.name

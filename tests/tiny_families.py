@@ -27,7 +27,7 @@ class Case:
 
     file    options of `write_tiny_model`
     keys    of the GGUF, without the architecture in front
-    theirs  options of the library's config
+    theirs  options of the library's config; "none" where it has no such model
     kind    the library's name of the model, where that is not the architecture's
     """
 
@@ -98,6 +98,13 @@ CASES: dict[str, Case] = {
         _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64),
     ),
+    "llama uneven": Case(
+        "llama",
+        {},
+        {"attention.head_count_kv": [4, 2, 1, 2], "feed_forward_length": [96, 64, 96, 128]},
+        {"none": True},
+    ),
+    "llama partial": Case("llama", {}, {"rope.dimension_count": 24}, {"none": True}),
     "mistral": Case(
         "llama", {}, {"attention.sliding_window": 8}, {"sliding_window": 8}, "mistral"
     ),

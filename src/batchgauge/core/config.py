@@ -279,8 +279,11 @@ class Config:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one position in all layers, in bytes of float32."""
-        return 2 * sum(shape.kv_heads for shape in self.shapes) * self.head_dim * 4
+        """Keys and values of one position in all layers, in bytes of float32.
+
+        Every layer has room for as many heads as the one that has most.
+        """
+        return 2 * self.layers * self.kv_heads * self.head_dim * 4
 
     @property
     def matrix_weights(self) -> int:
@@ -291,6 +294,18 @@ class Config:
             for features, inputs in self.matrices(shape).values()
         )
         return sum(matrices) + self.vocab_size * self.d_model
+
+    @property
+    def plain(self) -> bool:
+        """Whether layers are those of a Llama without anything that an architecture may add."""
+        usual = LayerShape(self.kv_heads, self.d_ff, 0, 0)
+        return (
+            set(self.shapes) == {usual}
+            and self.family.norms == ("attn_norm", "ffn_norm")
+            and not (self.family.fused or self.family.gelu or self.biases or any(self.caps))
+            and self.rotaries[0].width == self.head_dim
+            and self.embedding_scale == self.residual_scale == self.logit_scale == 1.0
+        )
 
     @property
     def vector_weights(self) -> int:
