@@ -29,7 +29,17 @@ TOP_LEVEL = {
 }
 # What each room may import of the others; itself and `FLOOR` always.
 FLOOR = {
-    *("redaction", "text", "errors", "extras", "files", "request", "protocols", "batchgauge"),
+    *(
+        "redaction",
+        "text",
+        "errors",
+        "extras",
+        "files",
+        "lock",
+        "request",
+        "protocols",
+        "batchgauge",
+    ),
 }
 DOWNWARDS = {
     "redaction": set(),
@@ -37,6 +47,7 @@ DOWNWARDS = {
     "errors": set(),
     "extras": set(),
     "files": set(),
+    "lock": set(),
     "request": set(),
     "protocols": set(),
     "machine": set(),
@@ -51,7 +62,9 @@ DOWNWARDS = {
     "profiling": {"machine", "measuring"},
     "suite": {"registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
+    "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {
+        "jobs",
         "machine",
         "measuring",
         "registry",

@@ -21,12 +21,12 @@ from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
 from batchgauge.reporting.kernel import kernel_environment
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.previous import set_aside
 from batchgauge.reporting.side_by_side import results
@@ -466,7 +466,7 @@ def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
     """The second says who holds the folder and runs nothing; a killed one holds nothing."""
     write_notebook(tmp_path, only="raise SystemError('ran')")
     code = (
-        "import sys, time; from pathlib import Path; from batchgauge.reporting.lock import locked\n"
+        "import sys, time; from pathlib import Path; from batchgauge.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

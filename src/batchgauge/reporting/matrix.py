@@ -26,11 +26,11 @@ import yaml
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.project import notebooks_folder, results_folder
 from batchgauge.reporting.study import books, checked, out_folder, run_study
 
