@@ -37,7 +37,10 @@ def locked(out: Path, what: str = "study") -> Iterator[None]:
         holder = {"pid": os.getpid(), "host": platform.node(), "since": started}
         file.write(json.dumps(holder))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def _holder(file: IO[str]) -> str:

@@ -59,6 +59,14 @@ def _common(command: F) -> F:
 @click.option("--max-tokens", type=int, default=0, help="For prompts that name none; else 64.")
 @click.option("--temperature", type=float, default=0.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--part-lines",
+    "most_lines",
+    type=int,
+    default=512,
+    show_default=True,
+    help="Lines of input in each part; prompts of like lengths are batched within it.",
+)
 @click.option("--chat/--no-chat", default=True, help="Whether to use the model's chat template.")
 def run(source: Path, out: Path, batch_size: str, **options: Any) -> None:
     """Answer the prompts of SOURCE, a .jsonl, .txt or .parquet file or a folder of them.
@@ -73,7 +81,7 @@ def run(source: Path, out: Path, batch_size: str, **options: Any) -> None:
             f"The batch size is '{batch_size}'; expected auto or a whole number of at least 1."
         )
     size = 0 if batch_size == "auto" else int(batch_size)
-    names = ("engine", "model", "max_tokens", "temperature", "seed", "chat")
+    names = ("engine", "model", "max_tokens", "temperature", "seed", "chat", "most_lines")
     work = PromptWork(batch_size=size, **{name: options[name] for name in names})
     _run(work, source, out, options)
 

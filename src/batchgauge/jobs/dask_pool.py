@@ -9,6 +9,7 @@ on; otherwise their bytes travel, and this process writes.
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import threading
 import uuid
@@ -19,8 +20,11 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
+from tqdm.auto import tqdm
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.jobs.manifest import Part, write_part
 from batchgauge.jobs.run import Where
@@ -144,6 +148,8 @@ def dask_pool(
                 "what the engine needs."
             ) from None
         try:
+            if client.dashboard_link and sys.stderr.isatty():
+                tqdm.write(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr)
             yield DaskPool(client, name, folder, shared=shared)
         finally:
             with suppress(Exception):  # the scheduler may be gone
@@ -169,23 +175,18 @@ def _client(where: Where) -> Iterator[Client]:
         return
     threads = where.threads or max(1, performance_cores() // where.workers)
     with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # tried again by `run_job`
         tempfile.TemporaryDirectory(prefix="batchgauge-dask-") as scratch,
         LocalCluster(
             n_workers=where.workers,
             threads_per_worker=threads,
-            dashboard_address=None if not _has_dashboard() else "127.0.0.1:0",
+            dashboard_address=None if extras.missing("bokeh") else "127.0.0.1:0",
             local_directory=scratch,
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-def _has_dashboard() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("bokeh") is not None
 
 
 def _check_versions(client: Client) -> None:

@@ -12,7 +12,7 @@ one that keeps failing is named at the end, and the others are kept.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -230,24 +230,29 @@ class _Progress:
         self.retries = retries
         self.documents = manifest.total("documents")
         self.running: dict[Future[Part], Shard] = {}
+        self.again: deque[Shard] = deque()
         self.attempts: Counter[int] = Counter()
         self.failed: dict[int, tuple[Shard, BaseException]] = {}
 
     def run(self, shards: Iterable[Shard]) -> None:
-        """Work through the shards. Raises OutputError when nothing more can be written."""
+        """Work through the shards. Raises OutputError when nothing more can be written.
+
+        One that failed is tried again at the end and alone: where it takes a worker down, it
+        takes no other shard with it.
+        """
         try:
             for shard in shards:
                 while len(self.running) >= 2 * self.pool.width:
                     self._collect()
-                self._submit(shard)
-            while self.running:
+                self.running[self.pool.submit(shard)] = shard
+            while self.running or self.again:
+                if not self.running:
+                    shard = self.again.popleft()
+                    self.running[self.pool.submit(shard)] = shard
                 self._collect()
         finally:
             for future in self.running:
                 future.cancel()
-
-    def _submit(self, shard: Shard) -> None:
-        self.running[self.pool.submit(shard)] = shard
 
     def _collect(self) -> None:
         done, _ = wait(self.running, timeout=_PATIENCE_S, return_when=FIRST_COMPLETED)
@@ -272,6 +277,6 @@ class _Progress:
         self.pool.check()
         self.attempts[shard.number] += 1
         if self.attempts[shard.number] <= self.retries:
-            self._submit(shard)
+            self.again.append(shard)
         else:
             self.failed[shard.number] = (shard, problem)

@@ -83,6 +83,9 @@ class PromptWork:
     batch_size     prompts at once; 0: what the sizing advisor says on the worker's machine for
                    prompts of the first shard's lengths
     max_tokens     for prompts that name none; 0: 64
+
+    A prompt that the engine refuses is answered by its error. Where all prompts of a part fail
+    for one and the same reason, the engine is what failed, and the part is not done.
     """
 
     engine: str = "numpy"
@@ -181,6 +184,9 @@ class _PromptWorker:
                 (at, {"id": prompt.id, **_row(answer)})
                 for (at, prompt), answer in zip(group, result.responses, strict=True)
             ]
+        reasons = {row.get("error") for _, row in found}
+        if len(found) > 1 and len(reasons) == 1 and (reason := reasons.pop()) is not None:
+            raise UserError(f"Every prompt failed alike: {reason}")  # a server that is gone, say
         return found
 
     def _request(self, prompt: Prompt) -> InferenceBatchRequest:
