@@ -30,8 +30,11 @@ TOP_LEVEL = {
 # What each room may import of the others; itself and `FLOOR` always.
 FLOOR = {
     *("redaction", "text", "errors", "extras", "files", "request", "protocols", "batchgauge"),
+    *("clock", "statistics"),
 }
 DOWNWARDS = {
+    "clock": set(),
+    "statistics": set(),
     "redaction": set(),
     "text": set(),
     "errors": set(),

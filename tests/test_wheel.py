@@ -50,7 +50,6 @@ print(len(done.responses), len(load_prompts()), batchgauge.__file__)
 # Every function that needs an extra, with what it needs; prints what each says without it.
 PROFILERS = """
 from batchgauge.errors import UserError
-from batchgauge.measuring.memory import rss_peak
 from batchgauge.profiling import allocations, calls, flamegraph, lines, roofline
 def work():
     return sum(range(9))
@@ -58,7 +57,6 @@ for package, call in [
     ("line_profiler", lambda: lines.profile_lines(work, [work])),
     ("memory_profiler", lambda: allocations.memory_lines(work, work)),
     ("memory_profiler", lambda: allocations.memory_timeline(work)),
-    ("memory_profiler", lambda: rss_peak(work)),
     ("memray", lambda: allocations.track_allocations(work, tool="memray")),
     ("pyinstrument", lambda: calls.sample_calls(work, seconds=0.01, tool="pyinstrument")),
     ("matplotlib", lambda: flamegraph.draw_flamegraph(None, title="")),

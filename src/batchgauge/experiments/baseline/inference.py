@@ -29,7 +29,6 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.verdicts import Ratio, judged
 from batchgauge.request import (
     BatchItem,
@@ -38,6 +37,7 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
+from batchgauge.statistics import location, minimum_detectable_change
 from batchgauge.workload import Prompt
 
 # Of the sweep's prompts: the few very long ones would drown the rest.

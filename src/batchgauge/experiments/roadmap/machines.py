@@ -19,7 +19,6 @@ from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case
-from batchgauge.measuring.statistics import location
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -35,6 +34,7 @@ from batchgauge.sizing import (
     simulated_profiles,
     suggest_batch_size,
 )
+from batchgauge.statistics import location
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 

@@ -21,7 +21,7 @@ from batchgauge.experiments.speedup import goals_engine, goals_tokenizing
 from batchgauge.experiments.speedup.goals import Goal, as_frame, ratio, seconds
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE, Ladder, climb
 from batchgauge.experiments.steps import requests
-from batchgauge.measuring import measure
+from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
 from batchgauge.workload import texts
 
@@ -127,7 +127,8 @@ def statistics(context: Context) -> list[Goal]:
     goals = []
     for count, target in ((100, 50.0), (10_000, 1000.0)):
         call = partial(BatchStats.from_durations, rng.lognormal(1, 0.5, count), 1.0)
-        times = 1e3 * measure(call, name="statistics", budget_s=seconds(context) / 4).steady_ms
+        stopping = Stopping(seconds(context) / 4, least=10, most=1000)
+        times = 1e3 * measure(call, Labels("statistics"), stopping=stopping).steady_ms
         low, high = np.percentile(times, [2.5, 97.5])
         goals.append(
             Goal("statistics", f"{count:,} items", target, "lower", float(np.median(times)),

@@ -17,7 +17,7 @@ import pandas as pd
 from batchgauge.errors import UserError
 from batchgauge.measuring.gate.process import Plan
 from batchgauge.measuring.gate.rounds import Evidence, decide, is_clear, looks_slower
-from batchgauge.measuring.statistics import proportion
+from batchgauge.statistics import proportion
 
 SLOWDOWNS = (0.0, 0.03, 0.05, 0.10, 0.20)
 
