@@ -29,13 +29,13 @@ from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine,
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.sizing import (
     ModelShape,
+    SizingConfig,
     automatic,
     optimal_for_engine,
     optimal_for_tokenizer,
     simulated_profiles,
 )
 from batchgauge.sizing.calibration import calibrate_engine
-from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
@@ -61,7 +61,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def model():
     """Its calibration."""
-    return calibrate_engine(probe, max_batch_size=64)
+    return calibrate_engine(probe)
 
 
 def test_the_sweep_is_dense():
@@ -379,9 +379,12 @@ def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
     first = automatic.suggest_for_engine(engine, cache=tmp_path)
     assert len(first.candidates) == automatic.LARGEST
     calls = engine.calls
-    assert automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=8).size <= 8
+    assert (
+        automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=8), cache=tmp_path).size
+        <= 8
+    )
     assert engine.calls == calls
-    wide = automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=64)
+    wide = automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=64), cache=tmp_path)
     assert engine.calls > calls
     assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
 

@@ -16,7 +16,7 @@ from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, st
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 
@@ -52,7 +52,7 @@ def judged():
     """Calibrated, asked, swept and judged, without a clock that matters."""
     plan = bench.effort("smoke", 1)
     models = {
-        ("engine", 1): calibrate_engine(engine, max_batch_size=8, max_positions=64),
+        ("engine", 1): calibrate_engine(engine, Extent(8, 64)),
         ("tokenizer", 1): calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest),
     }
     questions = study.scenarios(WORKS, models, MEMORY, TEXTS, plan)
@@ -321,7 +321,7 @@ def test_the_reference_speed_is_that_of_the_controls():
 
 def test_the_budget_table_says_which_budget_fails():
     """Cells hold a size, or name the budget that already a batch of one breaks."""
-    model = calibrate_engine(engine, max_batch_size=8, max_positions=64)
+    model = calibrate_engine(engine, Extent(8, 64))
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 64).startswith("8 (")
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, 1.0, 64) == "none: latency"
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 0.001) == "none: memory"
@@ -343,7 +343,7 @@ def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
     assert not sections.simulated(stranger, None, workload="short").frames()
     assert bench.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
     plan = bench.effort("smoke", 1)
-    cost = calibrate_engine(engine, max_batch_size=8, max_positions=64)
+    cost = calibrate_engine(engine, Extent(8, 64))
     words_cost = calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest)
     models = {("engine", 1): cost, ("tokenizer", 1): words_cost}
     questions = study.scenarios(WORKS, models, None, TEXTS, plan)

@@ -195,7 +195,7 @@ def _collect(_: Subject, items: int) -> Prepared:
 
 
 def _sizing(_: Subject, budget_ms: float | None) -> Prepared:
-    from batchgauge.sizing import CostModel, Lengths, suggest_batch_size, traffic_lengths
+    from batchgauge.sizing import CostModel, SizingConfig, suggest_batch_size, traffic_lengths
     from batchgauge.sizing.curve import Curve
 
     sizes = tuple(float(2**k) for k in range(13))
@@ -204,14 +204,8 @@ def _sizing(_: Subject, budget_ms: float | None) -> Prepared:
         decode=Curve(sizes, tuple(20.0 + 2.0 * s for s in sizes)),
         context_ms=1e-4,
     )
-    lengths: Lengths = traffic_lengths(100)
-    call = partial(
-        suggest_batch_size,
-        workload=lengths,
-        cost_model=costs,
-        max_batch_size=64,
-        latency_budget_ms=budget_ms,
-    )
+    config = SizingConfig(latency_budget_ms=budget_ms, max_batch_size=64)
+    call = partial(suggest_batch_size, traffic_lengths(100), costs, config)
     return Prepared(call, 1, 0, {"suggested": call().size})
 
 

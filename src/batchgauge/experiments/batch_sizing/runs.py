@@ -27,7 +27,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.sizing import CostModel, Lengths
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
 from batchgauge.sizing.automatic import LARGEST, engine_identity, remember, tokenizer_identity
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import Costs, batch_times
 from batchgauge.sizing.lengths import Plan
 from batchgauge.sizing.probes import probe_items
@@ -48,8 +48,7 @@ def calibrate(bench: Bench) -> dict[Key, CostModel]:
     models["tokenizer", 1] = calibrate_tokenizer(
         bench.text_probe,
         max_batch_size=effort.tokenizer_largest,
-        machine=identity["machine"],
-        model=identity["model"],
+        identity=identity,
     )
     if bench.largest >= min(LARGEST, engine.max_batch_size()):
         for (part, _), cost in models.items():
@@ -66,15 +65,12 @@ def recalibrate(bench: Bench) -> list[CostModel]:
 
 def _calibrated(bench: Bench, threads: int, seed: int, repeats: int) -> CostModel:
     with threadpool_limits(threads, user_api="blas"):
-        return calibrate_engine(
-            bench.probes[threads],
-            max_batch_size=dict(bench.effort.largest)[threads],
-            max_positions=bench.effort.max_positions,
-            sizes=bench.effort.knots,
-            repeats=repeats,
-            seed=seed,
-            **{**engine_identity(bench.engine), "threads": threads},
+        effort = bench.effort
+        extent = Extent(
+            dict(effort.largest)[threads], effort.max_positions, effort.knots, repeats=repeats
         )
+        identity = engine_identity(bench.engine)._replace(threads=threads)
+        return calibrate_engine(bench.probes[threads], extent, identity=identity, seed=seed)
 
 
 def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, Sweep]:

@@ -14,6 +14,7 @@ from batchgauge.sizing import (
     Lengths,
     MemoryModel,
     ModelShape,
+    SizingConfig,
     simulated_profiles,
     suggest_batch_size,
 )
@@ -111,14 +112,10 @@ def suggest(
     room = None
     if room_mib is not None and memory is not None:
         room = memory.weight_bytes + room_mib * 2**20
-    return suggest_batch_size(
-        workload=work,
-        cost_model=cost,
-        memory_model=memory,
-        latency_budget_ms=latency_ms,
-        memory_budget_bytes=room,
-        max_batch_size=largest,
+    config = SizingConfig(
+        latency_budget_ms=latency_ms, memory_budget_bytes=room, max_batch_size=largest
     )
+    return suggest_batch_size(work, cost, config, memory_model=memory)
 
 
 def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd.DataFrame:
@@ -126,13 +123,9 @@ def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd
     rows = []
     for profile in simulated_profiles():
         found = suggest_batch_size(
-            workload=work,
-            cost_model=CostModel.prior(shape, profile),
-            memory_model=memory,
-            hardware=profile,
-            objective="balanced",
-            max_batch_size=256,
-        )
+            work, CostModel.prior(shape, profile), SizingConfig("balanced"),
+            memory_model=memory, hardware=profile,
+        )  # fmt: skip
         rows.append(
             {
                 "machine": profile.label(),

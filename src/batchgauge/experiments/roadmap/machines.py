@@ -31,6 +31,7 @@ from batchgauge.sizing import (
     Lengths,
     MemoryModel,
     ModelShape,
+    SizingConfig,
     simulated_profiles,
     suggest_batch_size,
 )
@@ -144,12 +145,9 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
         costs, shared_s, shape = predicted_costs(case.context.model, profile)
+        memory, config = MemoryModel.from_shape(shape), SizingConfig(max_batch_size=most)
         size = suggest_batch_size(
-            workload=lengths,
-            cost_model=costs,
-            hardware=profile,
-            memory_model=MemoryModel.from_shape(shape),
-            max_batch_size=most,
+            lengths, costs, config, memory_model=memory, hardware=profile
         ).size
         table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
         rate = capacity(many, table, Server("continuous", size)) * tokens

@@ -27,7 +27,7 @@ from batchgauge.simulate.metrics import capacity, stability
 from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
-from batchgauge.sizing import CostModel, calibrate_engine
+from batchgauge.sizing import CostModel, Extent, calibrate_engine
 from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items
 from batchgauge.workload import request_lengths, texts
 
@@ -166,14 +166,8 @@ def prepare(context: Context, scenario: Scenario) -> Case:
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
     with threadpool_limits(context.threads, user_api="blas"):
         probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
-        costs = calibrate_engine(
-            probe,
-            max_batch_size=max_batch,
-            max_positions=128 if quick else 512,
-            sizes=4 if quick else 6,
-            steps=3,
-            repeats=1 if quick else 4,
-        )
+        extent = (128, 4, 3, 1) if quick else (512, 6, 3, 4)
+        costs = calibrate_engine(probe, Extent(max_batch, *extent))
         request_s, token_s = host_seconds(engine, tokenizer, sample)
     whole = StepTable.from_costs(costs, max_batch=max_batch)
     table = without_host(whole, token_s)
