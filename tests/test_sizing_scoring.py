@@ -277,7 +277,8 @@ def test_a_broken_cache_is_replaced(tmp_path):
 def test_optimal_for_tokenizer_follows_its_costs(tmp_path, monkeypatch, per_call_us, low, high):
     """Dear calls want large batches, free ones do not; the second question is not measured."""
     tokenizer: Any = InventedTokenizer(per_call_us)
-    monkeypatch.setattr("batchgauge.sizing.probes.perf_counter_ns", lambda: tokenizer.clock_ns)
+    clock = SimpleNamespace(perf_counter_ns=lambda: tokenizer.clock_ns, process_time_ns=int)
+    monkeypatch.setattr("batchgauge.clock.time", clock)
     size = optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
     assert low <= size <= high
     calls = tokenizer.calls

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine
-from batchgauge.machine.rates import blas_identity, cache_folder
+from batchgauge.machine.preflight import blas_identity
+from batchgauge.machine.rates import cache_folder
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel, Identity

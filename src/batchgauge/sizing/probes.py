@@ -9,11 +9,12 @@ with one token and with several, and the difference is the decode time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 
+from batchgauge.clock import repeated
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
@@ -170,11 +171,7 @@ def tokenizer_probe(
     def probe(size: int) -> tuple[int, float]:
         chosen = [i % len(shuffled) for i in range(size)]
         batch = [shuffled[i] for i in chosen]
-        start, calls, elapsed = perf_counter_ns(), 0, 0.0
-        while elapsed < least_ms:
-            tokenizer.encode_many(batch)
-            calls += 1
-            elapsed = (perf_counter_ns() - start) / 1e6
-        return sum(sizes[i] for i in chosen), elapsed / calls
+        elapsed = repeated(lambda: tokenizer.encode_many(batch), least_ms / 1e3)
+        return sum(sizes[i] for i in chosen), elapsed.wall_ms
 
     return probe

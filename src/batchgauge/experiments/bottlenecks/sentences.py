@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
+from batchgauge.machine.rates import Rates
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.profiling.roofline import Peaks
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
 from batchgauge.text import Markdown, code
 
@@ -141,13 +141,13 @@ def roofline_title(frame: pd.DataFrame, size: int) -> str:
     return f"Batch {size}: {', '.join(words)}"
 
 
-def roofline_sentence(frame: pd.DataFrame, peaks: Peaks, size: int) -> str:
-    """The machine's peaks, and the kernel furthest from its floor."""
+def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
+    """The machine's rates, and the kernel furthest from its floor."""
     rows = frame[frame["batch_size"] == size]
     worst = rows.iloc[int(rows["ratio"].argmax())]
     text = (
-        f"This machine reads {peaks.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
-        f"{peaks.flops_per_s / 1e9:.0f} Gflop/s on {peaks.threads} thread(s). At batch {size}, "
+        f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
+        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {rates.threads} thread(s). At batch {size}, "
         f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
     below = frame[frame["ratio"] < 0.95]
