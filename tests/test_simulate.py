@@ -32,8 +32,8 @@ from batchgauge.simulate.server import (
     ROWS,
     STALL_S,
     STEP_S,
-    Run,
     Server,
+    SimulatedRun,
 )
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing.cost_model import CostModel
@@ -91,7 +91,7 @@ def stream(times, context=10, generated=5, rank=0) -> Arrivals:
 # --- conservation -----------------------------------------------------------------
 
 
-def check_conserved(run: Run) -> None:
+def check_conserved(run: SimulatedRun) -> None:
     """Causal order for every request; token counts add up when nothing was begun again."""
     times = run.arrivals.times_s
     assert (times <= run.start_s + 1e-9).all()

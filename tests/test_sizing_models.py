@@ -26,7 +26,7 @@ from batchgauge.sizing.calibration import (
 from batchgauge.sizing.cost_model import CostModel, HeldOut, Identity, batch_times
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
 from batchgauge.sizing.drift import check_drift
-from batchgauge.sizing.lengths import Lengths, Plan
+from batchgauge.sizing.lengths import BatchWork, Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape, Peak
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
@@ -319,7 +319,7 @@ def test_memory_fit_recovers_invented_terms():
 def test_neighbours_get_room_for_the_longest_of_their_group():
     """With groups of two, tokens held are those of the longer neighbour in order of length."""
     model = MemoryModel(0, 1.0, 0.0, (0.0,) * 3, (0.0,) * 2, group=2)
-    plan = Plan(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
+    plan = BatchWork(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
     assert model.batch_bytes(plan) == 2 * 3 + 2 * 10
 
 

@@ -40,6 +40,25 @@ def test_processes_are_the_unit():
     assert honest.half_width > 5 * pooled.half_width
 
 
+def test_a_mean_ratio_is_geometric():
+    """Twice and half as much are the same; the interval is Student's, of the logarithms."""
+    level = statistics.mean_ratio([2.0, 1.0], [1.0, 2.0])
+    assert level.value == pytest.approx(1.0)
+    assert level.low * level.high == pytest.approx(1.0)
+    logs = [0.1, 0.2, 0.3]
+    found = statistics.mean_ratio(np.exp(logs), np.ones(3))
+    reach = 4.302653 * 0.1 / math.sqrt(3)  # the 97.5 % quantile of t with two degrees of freedom
+    assert [found.low, found.high] == pytest.approx(np.exp([0.2 - reach, 0.2 + reach]))
+
+
+def test_runs_without_noise_differ_surely():
+    """Equal times on each side leave no doubt, whether the sides differ or not."""
+    apart = statistics.difference([2.0] * 12, [1.0] * 12)
+    assert (apart.value, apart.half_width, apart.p) == (1.0, 0.0, 0.0)
+    assert statistics.difference([1.0] * 3, [1.0] * 3).p == 1.0
+    assert statistics.difference([2.0] * 12 + [9.0], [1.0] * 12).half_width == 0.0  # one stray
+
+
 def test_one_observation_knows_nothing():
     """One block gives an infinite interval; none, or NaN, is the user's mistake."""
     assert statistics.location([0.3]).half_width == math.inf

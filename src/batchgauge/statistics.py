@@ -42,10 +42,6 @@ class Interval:
         """Half the interval's width."""
         return (self.high - self.low) / 2.0
 
-    def __str__(self) -> str:
-        """A ratio as it reads in a sentence: `1.20 × [1.10, 1.30]`."""
-        return f"{self.value:.2f} × [{self.low:.2f}, {self.high:.2f}]"
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate(Interval):
@@ -153,9 +149,11 @@ def difference(new: npt.ArrayLike, base: npt.ArrayLike) -> Estimate:
     n = min(x.size for x in sides)
     trim = TRIM if n >= BOOTSTRAP_FROM else 0.0
     new_mean, base_mean = (float(stats.trim_mean(x, trim)) for x in sides)
+    if all(np.ptp(x) == 0.0 for x in sides):
+        return _certain(new_mean - base_mean, n)
     test = stats.ttest_ind(*sides, equal_var=False, trim=trim)
     low, high = test.confidence_interval(0.95)
-    if not math.isfinite(low):  # nothing varies
+    if not math.isfinite(low):  # what varies is trimmed
         return _certain(new_mean - base_mean, n)
     return Estimate(new_mean - base_mean, float(low), float(high), float(test.pvalue), n)
 

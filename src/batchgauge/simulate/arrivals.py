@@ -225,7 +225,12 @@ def _table(path: str | Path, where: str) -> pd.DataFrame:
         raise UserError(f"{where} is empty; expected a line of column names.")
     if lines[0][1].lstrip().startswith("{"):
         rows = [json_line(line, f"{where}, line {number},") for number, line in lines]
-        return pd.DataFrame(rows)
+        try:
+            return pd.DataFrame(rows)
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{where} has a lone surrogate; expected text that UTF-8 can hold."
+            ) from None
     head = lines[0][1]
     separator = max(",;\t|", key=head.count)
     text = io.StringIO("\n".join(line for _, line in lines))

@@ -21,7 +21,7 @@ from batchgauge.simulate.arrivals import Arrivals
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Columns of Run.steps. `joined` rows decode for the first time since their prefill; the
+# Columns of SimulatedRun.steps. `joined` rows decode for the first time since their prefill; the
 # others had waited `stall_s` for prefills in between. `held` is the KV cache in tokens.
 END_S, STEP_S, ROWS, JOINED, STALL_S, POSITIONS, PADDED, HELD, IN_BATCH = range(9)
 STEP_COLUMNS = 9
@@ -94,7 +94,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Run:
+class SimulatedRun:
     """What happened to each request, arrays [N] in order of arrival, and in each step.
 
     start_s     taken from the queue for the first time

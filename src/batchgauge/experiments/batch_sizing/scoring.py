@@ -35,7 +35,7 @@ Peaks = Callable[[Lengths, int], float]
 
 
 @dataclass(frozen=True)
-class Scenario:
+class SizingScenario:
     """One question to the advisor: requests, budgets, largest size, threads."""
 
     name: str
@@ -82,7 +82,7 @@ class ScenarioScore:
     good_share: float
 
 
-def ask(scenario: Scenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
+def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
     """The advisor's size for a scenario; 0 when it says that none fits."""
     config = SizingConfig(
         "throughput", scenario.latency_budget_ms, scenario.latency_metric,
@@ -95,7 +95,7 @@ def ask(scenario: Scenario, cost: CostModel, memory: MemoryModel | None = None) 
 
 
 def truths(
-    scenario: Scenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
+    scenario: SizingScenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
 ) -> dict[int, Truth]:
     """Every swept size of a scenario as the fresh sweep has it."""
     found = {}
@@ -110,7 +110,7 @@ def truths(
 
 
 def score(
-    scenario: Scenario,
+    scenario: SizingScenario,
     strategy: str,
     suggested: int,
     truth: Mapping[int, Truth],

@@ -69,7 +69,7 @@ class MeasuredCosts:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class FreshSweep:
     """A price list, the timings it was made of, and what measuring them cost."""
 
     costs: MeasuredCosts
@@ -100,7 +100,7 @@ def sweep_engine(
     also: Iterable[int] = (),
     threads: int = 1,
     seed: int = 0,
-) -> Sweep:
+) -> FreshSweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
@@ -138,7 +138,7 @@ def sweep_engine(
     halves = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
     complete = len(halves[1]) >= sum(t.run == 0 for t in timings)
     apart = tuple(_price_list(h) for h in halves) if complete else ()
-    return Sweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
+    return FreshSweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
 
 
 def sweep_tokenizer(
@@ -148,7 +148,7 @@ def sweep_tokenizer(
     passes: int = 7,
     also: Iterable[int] = (),
     seed: int = 0,
-) -> Sweep:
+) -> FreshSweep:
     """Time tokenizing at dense sizes up to `largest`; prices are a line through all medians."""
     if min(largest, passes) < 1:
         raise UserError("A sweep needs sizes and passes of at least 1.")
@@ -165,7 +165,7 @@ def sweep_tokenizer(
     x, y = _medians([(t.units, t.ms) for t in timings])
     one = np.ones(1)
     costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one)
-    return Sweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
+    return FreshSweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
 
 
 def _price_list(timings: Sequence[Timing]) -> MeasuredCosts:

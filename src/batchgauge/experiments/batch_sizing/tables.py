@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.sizing import (
     BatchSizeSuggestion,
     CostModel,
@@ -38,7 +38,9 @@ def peaks_table(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Pea
     )
 
 
-def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostModel) -> pd.DataFrame:
+def dense_throughput(
+    works: Mapping[str, Lengths], sweep: FreshSweep, model: CostModel
+) -> pd.DataFrame:
     """Measured and predicted throughput and latency of every swept size, per workload."""
     rows = []
     for name, work in works.items():
@@ -57,7 +59,7 @@ def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostMode
     return pd.DataFrame(rows)
 
 
-def exhaustive_seconds(works: Mapping[str, Lengths], sweep: Sweep) -> float:
+def exhaustive_seconds(works: Mapping[str, Lengths], sweep: FreshSweep) -> float:
     """What running every workload once at every swept size would take, from measured times."""
     return sum(
         batch_times(sweep.costs, work, size).request_ms / 1e3

@@ -20,12 +20,12 @@ from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call, requests
+from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call
 from batchgauge.machine.rates import Rates, measure_rates
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, place
 from batchgauge.request import BatchItem
-from batchgauge.workload import request_lengths
+from batchgauge.workload import exact_requests, request_lengths
 
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
@@ -177,7 +177,7 @@ def padding(subject: Subject, mean_tokens: int) -> pd.DataFrame:
     rows = []
     for name, wanted in spreads.items():
         lengths = np.maximum(1, wanted.round()).astype(int)  # [B]
-        result = subject.engine.infer_batch(requests(lengths.tolist(), [1] * B))
+        result = subject.engine.infer_batch(exact_requests(lengths.tolist(), [1] * B))
         if "positions" not in result.counters:
             return pd.DataFrame()
         padded = result.counters.get("padded_positions", 0)

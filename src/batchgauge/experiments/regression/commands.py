@@ -154,7 +154,7 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
     if not options["allow_dirty"]:
         revisions.check_clean(root)
     subject = {key: options[key] for key in ("tokenizer", "engine", "model", "threads", "seed")}
-    plan = gate_process.Plan(
+    plan = gate_process.GatePlan(
         [b.name for b in suite.select(options["patterns"])],
         Path(suite.__file__),
         subject,

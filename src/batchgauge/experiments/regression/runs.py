@@ -18,7 +18,7 @@ from batchgauge.machine.identity import Run
 from batchgauge.machine.limits import performance_cores
 from batchgauge.measuring import Amount, Conditions, Labels, Stopping, allocations, measure
 from batchgauge.measuring.gate.instructions import count as count_instructions
-from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, Plan, Side
+from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, GatePlan, Side
 from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, measure_round
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.redaction import redacted
@@ -83,7 +83,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def against_itself(plan: Plan, slowdown: float = 0.0) -> GateResult:
+def against_itself(plan: GatePlan, slowdown: float = 0.0) -> GateResult:
     """One real round of this checkout against itself, slowed down by `slowdown` (0.1 = 10 %).
 
     Raises UserError when no benchmark ran.
@@ -117,7 +117,7 @@ def trial(result: GateResult, *, trials: int, seed: int = 0) -> pd.DataFrame:
 
 def _trial(case: tuple[str, Evidence], *, trials: int, seed: int) -> pd.DataFrame:
     name, evidence = case
-    usual = Plan([], Path(), {})
+    usual = GatePlan([], Path(), {})
     noise = np.concatenate([evidence.ratios, evidence.aa_ratios])
     fit = int(usual.seconds / evidence.seconds)
     processes = min(max(fit, FEWEST), usual.processes)

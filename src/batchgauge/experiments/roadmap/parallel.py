@@ -30,8 +30,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.protocols import Engine
-from batchgauge.sizing.probes import probe_items
-from batchgauge.workload import texts
+from batchgauge.workload import exact_requests, texts
 
 Call = Callable[[], object]
 Pair = tuple[dict[str, Call], dict[str, Call]]  # the same stages for two threads
@@ -54,8 +53,9 @@ def make_stages(context: Context, engine: Engine | None = None) -> dict[str, Cal
     64 MB, which does nothing but use bandwidth. `engine` takes the place of the context's.
     """
     quick, sizes = context.budget.name == "smoke", batch_sizes(context)
-    prefill = probe_items(sizes["prefill"], 16 if quick else 32, 1)
-    decode = probe_items(sizes["decode"], 2, 2 if quick else 6)
+    rows, count = sizes["prefill"], sizes["decode"]
+    prefill = exact_requests([16 if quick else 32] * rows, [1] * rows)
+    decode = exact_requests([2] * count, [2 if quick else 6] * count)
     passages = texts("prose", 2000, sizes["tokenise"])
     ids = context.tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)

@@ -28,8 +28,8 @@ from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import CostModel, Extent, calibrate_engine
-from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items
-from batchgauge.workload import request_lengths, texts
+from batchgauge.sizing.probes import SteadyProbe, engine_probe
+from batchgauge.workload import exact_requests, request_lengths, texts
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
 PATIENCE = 10.0  # latency target in unloaded requests when none is given
@@ -211,7 +211,7 @@ def host_seconds(
 
 
 def _sample_s(engine: Engine) -> float:
-    result = engine.infer_batch(probe_items(4, 4, 8))
+    result = engine.infer_batch(exact_requests([4] * 4, [8] * 4))
     tokens = result.counters.get("generated_tokens", 32)
     return result.stages_ms.get("sample", 0.0) / 1e3 / max(tokens, 1)
 

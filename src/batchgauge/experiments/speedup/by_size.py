@@ -14,7 +14,6 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import between
-from batchgauge.experiments.steps import requests
 from batchgauge.measuring import (
     Amount,
     Conditions,
@@ -23,7 +22,7 @@ from batchgauge.measuring import (
     Stopping,
     compare_interleaved,
 )
-from batchgauge.workload import texts
+from batchgauge.workload import exact_requests, texts
 
 BASELINE, STRICT, OVER_BASELINE = "baseline", "same implementation", "over the baseline"
 
@@ -64,10 +63,10 @@ def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
     calls: dict[str, Callable[[], object]] = {
-        BASELINE: partial(baseline.infer_batch, requests([prompt], [new]))
+        BASELINE: partial(baseline.infer_batch, exact_requests([prompt], [new]))
     }
     for size, name in names.items():
-        calls[name] = partial(ours.infer_batch, requests([prompt] * size, [new] * size))
+        calls[name] = partial(ours.infer_batch, exact_requests([prompt] * size, [new] * size))
     amounts = {BASELINE: Amount()} | {name: Amount(items=size) for size, name in names.items()}
     least = context.budget.choose(smoke=2, default=4, thorough=24)
     found = compare_interleaved(

@@ -20,10 +20,9 @@ from batchgauge.experiments.context import Context, checked_sizes
 from batchgauge.experiments.speedup import goals_engine, goals_tokenizing
 from batchgauge.experiments.speedup.goals import Goal, as_frame, ratio, seconds
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE, Ladder, climb
-from batchgauge.experiments.steps import requests
 from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
-from batchgauge.workload import texts
+from batchgauge.workload import exact_requests, texts
 
 
 def check(context: Context, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -68,7 +67,7 @@ def climb_inference(context: Context) -> pd.DataFrame:
     new = choose(smoke=1, default=2, thorough=16)
     every = engine_rungs.engine_rungs(path)
     rungs = choose(smoke=every[-2:], default=every, thorough=every)
-    work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
+    work = exact_requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
     ladder = Ladder(
         "inference", lambda: engine_rungs.baseline(path), rungs, work, rows,
         context.budget.share(0.3), forms=_forms(context), slow=True,

@@ -31,7 +31,7 @@ from batchgauge.measuring.gate.compare import (
     is_conclusive,
     suspicious,
 )
-from batchgauge.measuring.gate.process import Plan, Side, Worker, WorkerError
+from batchgauge.measuring.gate.process import GatePlan, Side, Worker, WorkerError
 from batchgauge.measuring.paired import AA_CONTROL
 from batchgauge.measuring.record import Amount, Labels, Sample
 from batchgauge.statistics import Estimate, location, minimum_detectable_change, relative
@@ -69,7 +69,7 @@ class GateResult:
     problems: dict[str, str]
 
 
-def gate(base: Side, new: Side, plan: Plan) -> GateResult:
+def gate(base: Side, new: Side, plan: GatePlan) -> GateResult:
     """Compare `new` with `base`; what looks slower is measured a second time.
 
     Raises UserError when no benchmark runs on both sides, or a worker does not start.
@@ -136,7 +136,7 @@ def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
 
 
 def measure_round(
-    base: Side, new: Side, plan: Plan, *, only: Sequence[str] = (), first_process: int = 0
+    base: Side, new: Side, plan: GatePlan, *, only: Sequence[str] = (), first_process: int = 0
 ) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
     """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
     sides = {"base": base, AA_CONTROL: base, "new": new}
@@ -207,7 +207,7 @@ def _one(
     workers: Mapping[str, Worker],
     process: int,
     rng: np.random.Generator,
-    plan: Plan,
+    plan: GatePlan,
     samples: list[Sample],
 ) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
     """Blocks of one benchmark in one process round: mean log(time per call) per side [blocks]."""
