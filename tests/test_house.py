@@ -70,6 +70,12 @@ DOWNWARDS = {
         *("reporting", "simulate", "sizing", "suite", "workload"),
     },
 }
+# Public classes that share a name, and why.
+NAMED_TWICE = {
+    "Generation": "the child's Jinja extension has the name of the tag that it reads",
+    "Run": "reporting.matrix: a notebook's run; machine.identity: a measuring session",
+    "Subject": "what the suite runs, and what notebook 02 profiles; each within its own package",
+}
 EXPERIMENTS = PACKAGE / "experiments"
 PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").is_file())
 # What draws a picture; a module that measures imports none of it.
@@ -204,6 +210,17 @@ def test_the_core_imports_without_the_rest():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_two_classes_have_one_name():
+    """A public class is named once in the package, so that its name says which is meant."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert twice.keys() <= NAMED_TWICE.keys(), twice
 
 
 def test_every_module_says_what_it_is():
