@@ -30,7 +30,7 @@ from batchgauge.adapters.openai_http import OpenAIEngine, Patience, _retry_after
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
-from batchgauge.experiments import tour
+from batchgauge.experiments.tour import sections as tour
 from batchgauge.protocols import Engine
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.request import BatchItem, InferenceBatchRequest, generated_tokens
@@ -470,11 +470,13 @@ def test_the_studies_sentences_take_unknown_tokens(server):
     server.scripts["quiet"] = ("text/event-stream", [body])
     engine = OpenAIEngine(server.url, patience=QUICK)
     alone, both = ask(engine, "quiet"), ask(engine, "quiet", "a b")
-    assert "unknown length" in tour.timeline_sentence(alone.responses[0])
-    said = tour.batch_sentence(alone, both)
+    assert "unknown length" in tour.timeline(alone).sentence()
+    compared = tour.batch(alone, both)
+    said = compared.sentence()
     assert "how many tokens came is not known" in said
     assert "the same, as text" in said
-    assert tour.answers_table(both)["tokens_generated"].isna().tolist() == [True, False]
+    assert compared.shown is not None
+    assert compared.shown["tokens_generated"].isna().tolist() == [True, False]
 
 
 @pytest.fixture(scope="module")
