@@ -25,11 +25,10 @@ from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
-from batchgauge.reporting.kernel import kernel_environment
+from batchgauge.reporting.kernel import kernel_environment, results
 from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.previous import set_aside
-from batchgauge.reporting.side_by_side import results
 from batchgauge.reporting.study import books, run_study, write_pages
 
 pytestmark = pytest.mark.slow
@@ -41,7 +40,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     write_notebook(folder)
     write_notebook(folder, "01_second.ipynb", "second")
-    run_study(profile="smoke", notebooks=folder / "notebooks", out_dir=folder, say=lambda _: None)
+    run_study(profile="smoke", notebooks=folder / "notebooks", out_dir=folder)
     return folder
 
 
@@ -123,10 +122,10 @@ def test_this_machine_is_not_in_the_executed_notebook(project):
 def test_finished_notebooks_are_kept(project):
     """A second study runs nothing; with `again`, or with other parameters, it does."""
     folder = project / "notebooks"
-    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project)
     assert (outcome.made, outcome.kept) == ([], ["first", "second"])
     (project / "reports" / "second.html").unlink()
-    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project)
     assert (outcome.made, outcome.kept) == (["second"], ["first"])
 
 
@@ -139,21 +138,12 @@ def test_pages_come_back_from_executed_notebooks(project):
     assert page.read_text() == before
 
 
-def test_history_grows(project):
-    """The scores of the study are in the history, once."""
-    rows = (project / "data" / "history.csv").read_text().splitlines()
-    assert rows[0].startswith("finished,git_commit,profile")
-    assert len(rows) == len(set(rows)) >= 2
-
-
 def test_a_failing_notebook_is_kept_and_named(tmp_path):
     """A failure keeps the partial notebook as *.failed.ipynb, no page, and the others run."""
     write_notebook(tmp_path, only="1 / 0")
     write_notebook(tmp_path, "01_second.ipynb", "second")
     with pytest.raises(UserError, match="ZeroDivisionError in cell") as caught:
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        run_study(profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     assert caught.value.exit_code == 1
     reports = tmp_path / "reports"
     assert (reports / "notebooks" / "first.failed.ipynb").is_file()
@@ -165,9 +155,7 @@ def test_a_kernel_that_dies_is_one_sentence(tmp_path):
     """A kernel killed in the middle is not started again, and what ran is kept."""
     write_notebook(tmp_path, only="import os; os._exit(9)")
     with pytest.raises(UserError, match="its kernel died"):
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        run_study(profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     assert (tmp_path / "reports" / "notebooks" / "first.failed.ipynb").is_file()
 
 
@@ -183,7 +171,6 @@ def test_bad_input_stops_the_study(tmp_path):
             profile="default",
             notebooks=tmp_path / "notebooks",
             out_dir=tmp_path,
-            say=lambda _: None,
         )
     assert caught.value.exit_code == 2
     assert not (tmp_path / "reports" / "notebooks" / "second.failed.ipynb").exists()
@@ -193,7 +180,7 @@ def test_an_unfinished_report_fails(tmp_path):
     """A notebook that never calls `finish` is a failure, not an old page with a new date."""
     path = write_notebook(tmp_path, only="pass")
     with pytest.raises(UserError, match="without finishing its report"):
-        run_study(profile="smoke", notebooks=path.parent, out_dir=tmp_path, say=lambda _: None)
+        run_study(profile="smoke", notebooks=path.parent, out_dir=tmp_path)
 
 
 def test_a_kernel_that_does_not_start_is_tried_twice(tmp_path, monkeypatch):
@@ -209,9 +196,7 @@ def test_a_kernel_that_does_not_start_is_tried_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(papermill, "execute_notebook", fail)
     with pytest.raises(UserError, match="did not start in two tries"):
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        run_study(profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     assert len(tries) == 2
 
 
@@ -253,9 +238,7 @@ def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):
     assert table.read_text().endswith("\n")
     assert not (tmp_path / "reports" / "second.html").exists()
     write_notebook(tmp_path, "01_second.ipynb", "second")
-    outcome = run_study(
-        profile="default", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-    )
+    outcome = run_study(profile="default", notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     assert (outcome.kept, outcome.made) == (["first"], ["second"])
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -265,9 +248,7 @@ def test_a_matrix_keeps_its_runs_apart(tmp_path):
     write_notebook(tmp_path)
     matrix = tmp_path / "runs.toml"
     matrix.write_text('profile = "smoke"\n[runs.one]\nseed = 1\n[runs.two]\nseed = 2\n')
-    page = run_matrix(
-        matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-    )
+    page = run_matrix(matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     for seed, name in enumerate(("one", "two"), start=1):
         facts = page.parent / name / "data" / "first_facts.json"
         assert json.loads(facts.read_text())["seed"] == seed
@@ -422,7 +403,7 @@ def test_the_key_follows_what_is_used_when_nothing_is_named(tmp_path, monkeypatc
 
 def test_outputs_changed_by_hand_are_made_again(project):
     """Emptied, cut or missing: a report with such a file is not finished."""
-    run_study(profile="smoke", notebooks=project / "notebooks", out_dir=project, say=lambda _: None)
+    run_study(profile="smoke", notebooks=project / "notebooks", out_dir=project)
     book = books(project / "notebooks")[0]
     key = study_module._key(book, {"profile": "smoke"})
     state = json.loads(study_module._state(book, project).read_text())
@@ -445,21 +426,16 @@ def test_outputs_changed_by_hand_are_made_again(project):
     study_module._state(book, project).write_text(json.dumps(state))
 
 
-def test_broken_facts_and_history_do_not_stop_the_index(project):
-    """A report whose facts were emptied is left out of the index; an empty history begins anew."""
-    facts, history = project / "data" / "first_facts.json", project / "data" / "history.csv"
-    kept = facts.read_text(), history.read_text()
-    history.write_text("")
-    for broken in ("", "[]", '{"report": "first"}', kept[0][:-9]):
+def test_broken_facts_do_not_stop_the_index(project):
+    """A report whose facts were emptied is left out of the index."""
+    facts = project / "data" / "first_facts.json"
+    kept = facts.read_text()
+    for broken in ("", "[]", '{"report": "first"}', kept[:-9]):
         facts.write_text(broken)
         index = write_index(project, ["first", "second"]).read_text()
         assert 'href="first.html"' not in index
         assert 'href="second.html"' in index
-    history.write_text('a,b\n"1')
-    with pytest.raises(UserError, match="move it away"):
-        write_index(project, ["second"])
-    facts.write_text(kept[0])
-    history.write_text(kept[1])
+    facts.write_text(kept)
 
 
 def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
@@ -472,7 +448,7 @@ def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    given = {"notebooks": tmp_path / "notebooks", "out_dir": tmp_path, "say": lambda _: None}
+    given = {"notebooks": tmp_path / "notebooks", "out_dir": tmp_path}
     for start in (
         partial(run_study, profile="smoke", **given),
         partial(write_pages, out_dir=tmp_path, notebooks=tmp_path / "notebooks"),
@@ -542,7 +518,7 @@ def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
         "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\ntempfile.mkstemp = full"
     )
     write_notebook(project, extra=full)
-    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
+    given = {"notebooks": project / "notebooks", "out_dir": project}
     with pytest.raises(UserError, match="No space left on device") as caught:
         run_study(profile="smoke", only=["00"], **given)
     assert caught.value.exit_code == 2
@@ -559,8 +535,8 @@ def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
 def test_a_failure_leaves_the_last_good_run(project):
     """Whatever a notebook wrote before it failed or was killed, the files agree afterwards."""
     files = [p for p in project.rglob("*") if p.is_file() and "notebooks" not in p.parts]
-    before = {p: p.read_bytes() for p in files if p.name not in {"study.lock", "history.csv"}}
-    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
+    before = {p: p.read_bytes() for p in files if p.name != "study.lock"}
+    given = {"notebooks": project / "notebooks", "out_dir": project}
     write_notebook(project, extra='report.csv(frame * 2, "times")\n1 / 0')
     with pytest.raises(UserError, match="ZeroDivisionError"):
         run_study(profile="smoke", only=["00"], **given)

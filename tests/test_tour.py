@@ -99,7 +99,7 @@ def test_the_timeline_has_every_token(context):
     """Each token at its time; an engine that says no times, or only the first, has that said."""
     alone = tour.ask(context, "p", batch_size=1, max_tokens=9)
     figure, _ = tour.timeline(alone).draw()
-    assert figure.axes[0].lines[0].get_xdata().tolist() == [4.0, 6.0, 9.0]
+    assert list(np.asarray(figure.axes[0].lines[0].get_xdata())) == [4.0, 6.0, 9.0]
     plt.close(figure)
     for times, said in (
         ({"ttft_ms": float("nan")}, "3 token(s) came; this engine does not say when."),
@@ -112,7 +112,9 @@ def test_the_timeline_has_every_token(context):
 
 def test_an_engine_that_cannot_answer_is_said(context):
     """The first error of a batch is the notebook's."""
-    failed = BatchResult.of([BatchResponse("tour", None, 1.0, "no such model")], 1.0)
+    failed: BatchResult[InferenceBatchResponse] = BatchResult.of(
+        [BatchResponse("tour", None, 1.0, "no such model")], 1.0
+    )
     context.engine.infer_batch = lambda _: failed
     with pytest.raises(UserError, match="could not answer 'tour': no such model"):
         tour.ask(context, "p", batch_size=1, max_tokens=9)

@@ -21,8 +21,14 @@ from nbformat import NotebookNode
 
 from batchgauge.files import write_text
 from batchgauge.redaction import redacted
-from batchgauge.reporting.page import anchored, is_shown, page_of, relinked
-from batchgauge.reporting.policy import SCRIPT, content_policy
+from batchgauge.reporting.page import (
+    SCRIPT,
+    anchored,
+    content_policy,
+    is_shown,
+    page_of,
+    relinked,
+)
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.text import Markdown, escaped, fenced, visible

@@ -160,7 +160,8 @@ def timings(*results: Result) -> pd.DataFrame:
 
 def batch_sentence(alone: Result, together: Result) -> str:
     """The throughputs of the two runs, and whether the prompt's answer stayed the same."""
-    one, many = timings(alone, together).itertuples(index=False)
+    times = timings(alone, together)
+    one, many = times.itertuples(index=False)
     first, second = _answers(alone)[0], _answers(together)[0]
     same = (first.token_ids, first.text) == (second.token_ids, second.text)
     exactly = "token for token" if first.token_ids else "as text"
@@ -168,7 +169,7 @@ def batch_sentence(alone: Result, together: Result) -> str:
         f"Alone: {one.throughput_tokens_per_s:.0f} tokens/s. {many.batch_size} together: "
         f"{many.throughput_tokens_per_s:.0f} tokens/s."
     )
-    if np.isnan([one.tokens_generated, many.tokens_generated]).any():
+    if times["tokens_generated"].isna().any():
         rates = (
             f"Alone: {one.wall_ms:.0f} ms. {many.batch_size} together: {many.wall_ms:.0f} ms; "
             "how many tokens came is not known."
