@@ -41,7 +41,6 @@ class BaselineEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = self.reader.edges.ends
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BaselineEngine:
@@ -90,7 +89,7 @@ class BaselineEngine:
     ) -> BatchResponse[InferenceBatchResponse]:
         with stages.stage("tokenise"):
             prompt = self.reader.read(item.data)
-        one = Generation(item, prompt, self.reader, self.ends)
+        one = Generation(item, prompt, self.reader)
         cache = self.model.new_cache(one.capacity)
         before_ms = stages.ms()["prefill"]
         with stages.stage("prefill"):
