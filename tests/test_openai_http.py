@@ -26,7 +26,8 @@ from tests.tiny_openai_server import TinyServer, tiny_server
 
 from batchgauge.adapters.float32_file import float32_copy
 from batchgauge.adapters.openai_address import Address
-from batchgauge.adapters.openai_http import OpenAIEngine, Patience, _retry_after
+from batchgauge.adapters.openai_http import OpenAIEngine
+from batchgauge.adapters.openai_transport import Patience, retry_after
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
@@ -426,7 +427,7 @@ def test_a_redirect_is_said_and_not_followed():
 )
 def test_what_a_server_asks_to_wait(headers, least, most):
     """Seconds or a date; what is neither is not believed."""
-    found = _retry_after(httpx.Headers(headers))
+    found = retry_after(httpx.Headers(headers))
     if least is None:
         assert found is None
     else:
