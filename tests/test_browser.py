@@ -259,7 +259,7 @@ def test_nothing_hostile_runs_whatever_a_report_says(opened, hostile_matrix):
     assert page.evaluate("document.querySelectorAll('g.f').length") > 9  # it is well-formed
 
 
-def test_twins_and_notebooks_of_a_hostile_report_hold_no_tags(hostile_matrix):
+def test_markdown_and_notebooks_of_a_hostile_report_hold_no_tags(hostile_matrix):
     """Markdown has no tag outside code and no control character anywhere; nor has the notebook."""
     reports = hostile_matrix.parent / "one" / "reports"
     for path in (reports / "first.md", reports / "index.md", hostile_matrix.with_suffix(".md")):

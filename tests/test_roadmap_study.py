@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from tests.conftest import axes_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -478,14 +479,6 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert "30.0 ms for one sequence and 45.0 ms for 8" in shown["roadmap_step_time"].sentence()
     ranked, checked = shown["roadmap_ranking"], shown["roadmap_validation"]
     assert sections.answer(ranked, checked) == f"{ranked.sentence()} {checked.sentence()}"
-
-
-def axes_of(section: Section) -> list[Axes]:
-    """The axes of a section's picture."""
-    drawn = section.draw()
-    assert drawn
-    plt.close(drawn[0])
-    return list(drawn[0].axes)
 
 
 def title(ax: Axes) -> str:

@@ -3,12 +3,13 @@
 from types import SimpleNamespace
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 mpl.use("agg")
+
+from tests.conftest import axes_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
@@ -64,10 +65,9 @@ def test_next_tokens_are_the_most_probable(context):
     """Probabilities are those of all tokens, of which the first few are drawn."""
     section = tour.next_tokens(context, "p", count=2)
     assert section.sentence().startswith("The favourite is “word␣2” with 50%; the 2 shown hold 75%")
-    figure, caption = section.draw()
-    assert caption
-    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([50.0, 25.0])
-    plt.close(figure)
+    (ax,) = axes_of(section)
+    ends = [bar.get_window_extent().width for bar in ax.patches]
+    assert ends[0] == pytest.approx(2 * ends[1])
     context.__dict__["engine"] = object()
     assert "does not show its logits" in tour.next_tokens(context, "p", count=2).sentence()
 
@@ -98,9 +98,8 @@ def test_a_batch_is_the_prompt_and_its_neighbours(context, tmp_path):
 def test_the_timeline_has_every_token(context):
     """Each token at its time; an engine that says no times, or only the first, has that said."""
     alone = tour.ask(context, "p", batch_size=1, max_tokens=9)
-    figure, _ = tour.timeline(alone).draw()
-    assert list(np.asarray(figure.axes[0].lines[0].get_xdata())) == [4.0, 6.0, 9.0]
-    plt.close(figure)
+    (ax,) = axes_of(tour.timeline(alone))
+    assert list(np.asarray(ax.lines[0].get_xdata())) == [4.0, 6.0, 9.0]
     for times, said in (
         ({"ttft_ms": float("nan")}, "3 token(s) came; this engine does not say when."),
         ({"ttft_ms": 4.0}, "when the others came is not known one by one (3 token(s) in all)"),

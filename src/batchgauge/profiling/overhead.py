@@ -1,4 +1,4 @@
-"""What looking costs: how much each profiler slows a call, measured in this run.
+"""Profiler overhead: how much each profiler slows a call, measured in this run.
 
 Each tool's runs alternate with plain runs, and the slow-down is the ratio of
 medians. The published medians beside it are other people's, on other code.

@@ -1,4 +1,4 @@
-"""From an executed notebook to its files: HTML, a Markdown twin, the notebook itself.
+"""From an executed notebook to its files: HTML, Markdown, the notebook itself.
 
 nbconvert's own template mechanism does the work (`template/report`, derived from its
 `base`), without the defaults that load scripts from outside. Each file is written

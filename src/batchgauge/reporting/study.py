@@ -148,14 +148,14 @@ def out_folder(out: Path) -> Path:
 
 
 def _run(
-    shelf: Sequence[Book],
+    every: Sequence[Book],
     chosen: Sequence[Book],
     given: Mapping[str, Any],
     out: Path,
     *,
     again: bool,
 ) -> Outcome:
-    names = {book.path.name: book.report for book in shelf}
+    names = {book.path.name: book.report for book in every}
     outcome = Outcome()
     to_run: list[tuple[Book, Callable[[], _Problem | None]]] = []
     for book in chosen:
@@ -180,7 +180,7 @@ def _run(
                     raise UserError(f"{book.path.name}: {problem.text}")
         finally:
             _sweep(out)  # what still runs beside is abandoned; its parameters may hold a key
-    index = write_index(out, [book.report for book in shelf])
+    index = write_index(out, [book.report for book in every])
     if outcome.failed:
         reasons = " ".join(f"{name}: {text}" for name, text in outcome.failed.items())
         raise UserError(
@@ -204,8 +204,8 @@ def write_pages(
 
 
 def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
-    shelf = books(folder)
-    names = {name: b.report for b in shelf for name in (b.path.name, f"{b.report}.ipynb")}
+    every = books(folder)
+    names = {name: b.report for b in every for name in (b.path.name, f"{b.report}.ipynb")}
     written = []
     for book in books(folder, only):
         path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
@@ -217,7 +217,7 @@ def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
             written += export(executed, facts, out / "reports", names)
     if not written:
         raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
-    return [*written, write_index(out, [book.report for book in shelf])]
+    return [*written, write_index(out, [book.report for book in every])]
 
 
 def _one_folder_up(href: str) -> str:
