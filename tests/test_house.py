@@ -369,16 +369,20 @@ def test_notebooks_are_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_hold_no_logic(path):
-    """Functions, classes and imports of private names live in the package, not in cells."""
+def test_cells_are_short_and_hold_no_logic(path):
+    """A few lines that a reader can change: functions and classes live in the package.
+
+    A cell of one line shows what a cell before it made.
+    """
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             tree = ast.parse(cell.source)
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            if "Report.begin" not in cell.source and "parameters" not in cell.metadata.get(
+            is_start = "Report.begin" in cell.source or "parameters" in cell.metadata.get(
                 "tags", []
-            ):
-                assert len(tree.body) <= 12, cell.source
+            )
+            assert is_start or len(cell.source.splitlines()) <= 10, cell.source
+            assert len(tree.body) > 1 or re.match(r"for |report\.show\(", cell.source), cell.source
 
 
 def test_notebooks_are_numbered_without_gaps():
