@@ -351,6 +351,15 @@ def test_no_file_names_a_machine():
         assert not found, f"{path.relative_to(PROJECT)}: {found and found[0]}"
 
 
+def test_one_word_for_one_thing():
+    """One spelling of tokenize, and the field's terms in place of private ones."""
+    other = r"tokenis|Tokenis|folklore|cry wolf|\bweather|\bguests\b|TWIN"
+    for path in tracked():
+        if path.relative_to(PROJECT).parts[0] in {"src", "tests", "notebooks", ".github"}:
+            found = re.search(other, path.read_text(encoding="utf-8", errors="ignore"))
+            assert not found or path == Path(__file__), f"{path.relative_to(PROJECT)}: {found}"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_clean(path):
     """No outputs, no counts; kernel python3; ids that stay; a help for each typed parameter."""

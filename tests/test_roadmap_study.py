@@ -323,7 +323,7 @@ def test_the_conversion_points_exist_and_are_advised_by_what_was_measured():
     """Every named function is there; the advice follows the length of a call and the GIL."""
     gil = pd.DataFrame(
         {
-            "call": ["tokenise", "detokenise", "prefill", "decode"],
+            "call": ["tokenize", "detokenize", "prefill", "decode"],
             "alone_ms": [0.5, 50.0, 300.0, 200.0],
             "gil": ["takes turns", "holds the GIL", "releases the GIL", "takes turns"],
             "lock_free_share": [0.0, 0.0, 0.9, 0.3],

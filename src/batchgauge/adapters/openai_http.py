@@ -105,7 +105,7 @@ class OpenAIEngine:
         """What a report says beside the figures; complete once requests have been answered."""
         words: Mapping[Source, str] = {
             "usage": "the server's own usage",
-            "retokenised": "the model's tokenizer, on the text that came",
+            "retokenized": "the model's tokenizer, on the text that came",
             "unknown": "nobody: the server does not say, and its tokenizer is not known",
         }
         return {

@@ -87,7 +87,7 @@ class BaselineEngine:
         stages: Stages,
         counters: dict[str, int],
     ) -> BatchResponse[InferenceBatchResponse]:
-        with stages.stage("tokenise"):
+        with stages.stage("tokenize"):
             prompt = self.reader.read(item.data)
         one = Generation(item, prompt, self.reader)
         cache = self.model.new_cache(one.capacity)
@@ -108,6 +108,6 @@ class BaselineEngine:
             counters["decode_steps"] += 1
             counters["positions"] += 1
         counters["generated_tokens"] += len(one.tokens)
-        with stages.stage("detokenise"):
+        with stages.stage("detokenize"):
             text = one.text()
         return one.response(text, stages.started_ns, prefill_ms)

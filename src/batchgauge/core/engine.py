@@ -79,7 +79,7 @@ class BatchInferenceEngine:
     ) -> BatchResult[InferenceBatchResponse]:
         """Answer every item; one that cannot be answered becomes an error response.
 
-        `stages_ms` has tokenise, pad, prefill, decode, sample, detokenise, bookkeeping;
+        `stages_ms` has tokenize, pad, prefill, decode, sample, detokenize, bookkeeping;
         `counters` prompt_tokens, generated_tokens, decode_steps, positions (computed by the
         model) and padded_positions (those of them that nobody asked for: none).
         Raises UserError for an empty batch, one above `max_batch_size()`, or equal ids.

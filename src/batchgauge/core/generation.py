@@ -223,7 +223,7 @@ class Generation:
 class Stages:
     """Where the time of a batch went: stage name to milliseconds, added up."""
 
-    NAMES = ("tokenise", "pad", "prefill", "decode", "sample", "detokenise", "bookkeeping")
+    NAMES = ("tokenize", "pad", "prefill", "decode", "sample", "detokenize", "bookkeeping")
 
     def __init__(self) -> None:
         self.started_ns = perf_counter_ns()
@@ -258,7 +258,7 @@ def answer_batch(
     """
     stages = Stages()
     check_batch(items, most)
-    with stages.stage("tokenise"):
+    with stages.stage("tokenize"):
         prompts = reader.read_all([item.data for item in items])
     failed: dict[str, BatchResponse[InferenceBatchResponse]] = {}
     everyone: dict[str, Generation] = {}
@@ -271,7 +271,7 @@ def answer_batch(
     counters = dict.fromkeys(("decode_steps", "positions", "padded_positions"), 0)
     if everyone:
         counters |= run(list(everyone.values()), stages)
-    with stages.stage("detokenise"):
+    with stages.stage("detokenize"):
         texts = {name: one.text() for name, one in everyone.items()}
     with stages.stage("bookkeeping"):
         prefill_ms = stages.ms()["prefill"]

@@ -68,12 +68,12 @@ _LABELS: Mapping[str, str] = {
 }
 # The stages of a request, in order, from cold to warm; fixed so that they compare across figures.
 STAGES: Mapping[str, str] = {
-    "tokenise": "#56B4E9",
+    "tokenize": "#56B4E9",
     "pad": "#999999",
     "prefill": "#0072B2",
     "decode": "#009E73",
     "sample": "#E69F00",
-    "detokenise": "#CC79A7",
+    "detokenize": "#CC79A7",
     "bookkeeping": "#D55E00",
 }
 

@@ -47,7 +47,7 @@ def probe_items(
 def engine_probe(engine: Engine, *, vocab_size: int = 256) -> EngineProbe:
     """A probe that runs real batches through `infer_batch`.
 
-    Prefill is everything up to the first token (tokenising, first sample, bookkeeping),
+    Prefill is everything up to the first token (tokenizing, first sample, bookkeeping),
     a decode step everything that one more token costs. The probe raises UserError when
     the engine answers with an error.
     """

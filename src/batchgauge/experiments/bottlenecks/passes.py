@@ -106,14 +106,14 @@ def resident_memory(subject: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def profiler_overhead(subject: Subject, rounds: int) -> pd.DataFrame:
-    """Slow-down of each profiler on baseline tokenising of one text: a tight Python loop.
+    """Slow-down of each profiler on baseline tokenizing of one text: a tight Python loop.
 
     Of a target, whose functions are not in this process, nothing is measured here.
     """
     if subject.target:
         return pd.DataFrame()
     part = next(
-        p for p in subject.parts if (p.work, p.implementation) == ("tokenising", "baseline")
+        p for p in subject.parts if (p.work, p.implementation) == ("tokenizing", "baseline")
     )
     one_text: Any = part.call
     call = functools.partial(one_text.func, texts("prose", CHARACTERS, 1, seed=1))

@@ -42,9 +42,9 @@ def measure_tokenizing(
         calls = {n: quickest(ways(t, texts, threads))[1] for n, t in peers.tokenizers.items()}
         found, timings = measured(
             calls, dict.fromkeys(calls, megabytes), {**place, "state": "warm"},
-            benchmark=f"tokenise/batch={batch}/chars={length}",
+            benchmark=f"tokenize/batch={batch}/chars={length}",
             budget_s=peers.context.budget.share(0.15) / len(shapes), min_blocks=5, max_blocks=60,
-            seed=peers.context.seed, threads=threads, part="tokenise", batch_size=batch,
+            seed=peers.context.seed, threads=threads, part="tokenize", batch_size=batch,
             parameters={"characters": length},
         )  # fmt: skip
         rows += found

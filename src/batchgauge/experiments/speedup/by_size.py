@@ -36,10 +36,10 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
                 "one at a time": partial(_each, ours.encode, chosen),
                 "batch": partial(ours.encode_many, chosen),
             },
-            benchmark=f"speedup/tokenise/batch={size}", items=size,
+            benchmark=f"speedup/tokenize/batch={size}", items=size,
             budget_s=context.budget.share(0.008),
             min_blocks=context.budget.min_blocks, seed=context.seed, threads=context.threads,
-            part="tokenise", control=False, aa=False, progress=False,
+            part="tokenize", control=False, aa=False, progress=False,
         )  # fmt: skip
         strict, over = between(found, "one at a time", "batch"), found.ratio("batch")
         rows += [
