@@ -18,10 +18,12 @@ from packaging.requirements import Requirement
 
 from batchgauge.core.default_model import REMEDY
 from batchgauge.reporting.parameters import declared
+from batchgauge.suite import select
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "batchgauge"
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 TOP_LEVEL = {
     *("notebooks", "src", "data", "reports", "tests", "README.md", "LICENSE", "CHANGELOG.md"),
     *("CONTRIBUTING.md", "SECURITY.md", "environment.yml", "pyproject.toml", "requirements.lock"),
@@ -430,12 +432,21 @@ def test_make_targets_exist(name):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_actions_are_pinned():
-    """Every action of the workflows is named by its commit, which a tag's owner cannot move."""
-    for path in (PROJECT / ".github" / "workflows").glob("*.yml"):
-        used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
-        assert used
-        assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used), path
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflows_are_bounded_and_pinned(path):
+    """Every job has a machine and an end; every action is named by its commit, which stays."""
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    assert all(job["runs-on"] and job["timeout-minutes"] <= 60 for job in jobs)
+    used = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert used
+    assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used)
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *NOTEBOOKS], ids=lambda p: p.stem)
+def test_benchmarks_that_are_named_exist(path):
+    """Every pattern behind `-k` picks a benchmark of the suite."""
+    for patterns in re.findall(r"batchgauge.* -k '([^']+)'", path.read_text(encoding="utf-8")):
+        assert all(select(pattern) for pattern in patterns.split(","))
 
 
 def test_the_committed_reports_are_whole(committed):
