@@ -32,7 +32,7 @@ def stored(factor=1.0, *, seed=0, noise=0.01, blocks=30, workload="w", counters=
     """An invented run: two benchmarks, the second slowed down by `factor`."""
     rng = np.random.default_rng(seed)
     samples = [
-        Sample(name, "numpy", "tokenise", 1, "{}", 0, block, 0, False, 1,
+        Sample(name, "numpy", "tokenize", 1, "{}", 0, block, 0, False, 1,
                float(ms * np.exp(rng.normal(0, noise))), 1.0, 2, 50, counters)
         for name, ms in (("still", 3.0), ("changed", 5.0 * factor))
         for block in range(blocks)
@@ -300,7 +300,7 @@ def test_a_worker_that_dies_is_said(tmp_path):
 )
 def test_an_injected_ten_percent_is_found():
     """This checkout against itself, one side slowed down by 10 %: found for the tokenizer."""
-    plan = GatePlan(["tokenise/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
+    plan = GatePlan(["tokenize/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
     result = gate(Side("this", SOURCE), Side("slowed", SOURCE, 0.10), plan)
     assert result.changes[0].status == "regression"
 

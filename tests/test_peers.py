@@ -147,7 +147,7 @@ def test_the_tokenizing_study(field):
     assert set(table["state"]) == {"warm", "cold"}
     assert set(table["implementation"]) == {"numpy", "baseline"}
     assert (table["value"] > 0).all()
-    assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenise"}
+    assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenize"}
     assert "× baseline" in warm.sentence()
     rows = table[table["state"] == "cold"]
     assert cold.picture is not None

@@ -75,7 +75,7 @@ def rates(noise=0.01):
 def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
     """Samples are written and read back; floors, alarms and the table are those of the changes."""
     samples = [
-        Sample("still", "base", "tokenise", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
+        Sample("still", "base", "tokenize", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
         for block in range(4)
     ]
     seen = GateResult(changes(), samples, {}, {})

@@ -414,7 +414,7 @@ COSTS = CostModel(
 
 
 def test_the_table_answers_like_the_cost_model():
-    """Prefill, decode, pairs and context cost the same as in the sizing room's cost model."""
+    """Prefill, decode, pairs and context cost the same as in the sizing package's cost model."""
     table = StepTable.from_costs(COSTS, max_batch=16)
     for rows, context in [(1, 50), (7, 900), (16, 4000)]:
         expected = float(COSTS.decode_ms(rows, context)) / 1e3

@@ -25,14 +25,14 @@ import batchgauge
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "batchgauge"
-BASE_ROOMS = ("core", "baseline", "machine", "measuring", "sizing", "simulate", "profiling")
+BASE_LAYERS = ("core", "baseline", "machine", "measuring", "sizing", "simulate", "profiling")
 # What a user does with nothing but `pip install batchgauge`; {model} is a tiny GGUF.
 CORE_AT_WORK = """
 import importlib, pkgutil, sys
 import batchgauge.core.engine, batchgauge.core.tokenizer.bpe_tokenizer
 assert "pandas" not in sys.modules, "the core alone imports pandas"
-for room in {rooms}:
-    package = importlib.import_module("batchgauge." + room)
+for layer in {layers}:
+    package = importlib.import_module("batchgauge." + layer)
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(found.name)
 import batchgauge.suite
@@ -155,9 +155,9 @@ def test_the_wheel_is_complete(wheel):
 
 @pytest.mark.slow
 def test_the_core_needs_only_what_the_wheel_names(core_only, tmp_path):
-    """Without any extra: every room but notebooks and reports imports, an engine answers."""
+    """Without any extra: every package but notebooks and reports imports, an engine answers."""
     code = CORE_AT_WORK.format(
-        rooms=BASE_ROOMS, model=str(write_tiny_model(tmp_path / "tiny.gguf"))
+        layers=BASE_LAYERS, model=str(write_tiny_model(tmp_path / "tiny.gguf"))
     )
     done = run(core_only, tmp_path, "python", "-c", code)
     assert done.returncode == 0, done.stderr

@@ -3,9 +3,9 @@
 | column | meaning |
 | --- | --- |
 | run_id, timestamp | one measuring session, and when it began (UTC) |
-| benchmark | name, e.g. `tokenise/batch=32/chars=200` |
+| benchmark | name, e.g. `tokenize/batch=32/chars=200` |
 | implementation | what was run, e.g. `numpy`; in a comparison, the candidate's name |
-| part | tokenise, detokenise, prefill, decode, statistics, lookup, sizing, end_to_end … |
+| part | tokenize, detokenize, prefill, decode, statistics, lookup, sizing, end_to_end … |
 | batch_size, parameters | items in one batch; further parameters as JSON |
 | process, block, position | which process, which round, which place in the round |
 | is_warmup | True for samples before the times were steady; kept, never analysed |

@@ -227,10 +227,8 @@ def _table(path: str | Path, where: str) -> pd.DataFrame:
         rows = [json_line(line, f"{where}, line {number},") for number, line in lines]
         try:
             return pd.DataFrame(rows)
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{where} has a lone surrogate; expected text that UTF-8 can hold."
-            ) from None
+        except UnicodeEncodeError:  # of pyarrow, where that is what pandas keeps texts in
+            raise UserError(f"{where} has half of a surrogate pair; expected text.") from None
     head = lines[0][1]
     separator = max(",;\t|", key=head.count)
     text = io.StringIO("\n".join(line for _, line in lines))

@@ -42,8 +42,8 @@ class Server:
                     their prompt alone, and when memory runs out the youngest is thrown
                     out and prefilled again later; without, room is reserved to the end
     padded      a batch's prompts are prefilled at the longest one's length
-    host_request_s, host_token_s   Python's work a request and a token (tokenise, sample,
-                    detokenise), after the step, or beside it with `overlap`
+    host_request_s, host_token_s   Python's work a request and a token (tokenize, sample,
+                    detokenize), after the step, or beside it with `overlap`
     batch_s     fixed work as a static or dynamic batch begins
     sharing     how many times longer a step takes with 1, 2, … workers busy
     speeds      time factor of each worker (a straggler has 2.0); shorter: 1.0 for the rest

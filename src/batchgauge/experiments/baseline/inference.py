@@ -61,7 +61,7 @@ def short_prompts(context: Context, count: int) -> list[Prompt]:
     return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
-def long_sweep(
+def long_sweep(  # noqa: PLR0913 - what it runs, how often and for how long
     context: Context,
     what: str,
     part: str,

@@ -78,7 +78,7 @@ def tokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep
             tokens,
         )
 
-    return _short_sweep(context, "Tokenizing", "tokenise", 0.14, sizes, characters, calls)
+    return _short_sweep(context, "Tokenizing", "tokenize", 0.14, sizes, characters, calls)
 
 
 def detokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep:
@@ -93,7 +93,7 @@ def detokenizing(context: Context, sizes: Sequence[int], characters: int) -> Swe
             sum(map(len, rows)),
         )
 
-    return _short_sweep(context, "Detokenizing", "detokenise", 0.08, sizes, characters, calls)
+    return _short_sweep(context, "Detokenizing", "detokenize", 0.08, sizes, characters, calls)
 
 
 def inference(context: Context, sizes: Sequence[int], max_tokens: int) -> InferenceSweep:

@@ -14,7 +14,7 @@ from batchgauge.text import Markdown, code
 
 
 def file_stem(name: str) -> str:
-    """A name of a part as part of a file name: `tokenising (numpy)` is `tokenising_numpy`."""
+    """A name of a part as part of a file name: `tokenizing (numpy)` is `tokenizing_numpy`."""
     letters = (c.lower() if c.isascii() and c.isalnum() else "_" for c in name)
     return "_".join(filter(None, "".join(letters).split("_")))
 
@@ -225,7 +225,7 @@ def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan)
     """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
     if findings.empty:
         return Markdown("Nothing takes a share of the time that is worth a finding.")
-    ours = findings[findings["part"].str.match(r"(inference|decode|tokenising) \((?!baseline)")]
+    ours = findings[findings["part"].str.match(r"(inference|decode|tokenizing) \((?!baseline)")]
     ours = findings if ours.empty else ours
     parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
     words = [

@@ -42,7 +42,7 @@ def measure_tokenizing(
         calls = {n: quickest(ways(t, texts, threads))[1] for n, t in peers.tokenizers.items()}
         how = How(
             Labels(
-                f"tokenise/batch={batch}/chars={length}", part="tokenise",
+                f"tokenize/batch={batch}/chars={length}", part="tokenize",
                 parameters={"characters": length},
             ),
             Amount(batch_size=batch),

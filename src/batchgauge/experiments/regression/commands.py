@@ -46,7 +46,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Run the benchmarks of the suite and print their times.
 
-    Example: batchgauge bench -k 'tokenise/*' --seconds 1 --out data/mine.csv
+    Example: batchgauge bench -k 'tokenize/*' --seconds 1 --out data/mine.csv
     """
     from batchgauge.experiments.regression.runs import run_suite, summary
     from batchgauge.suite import select

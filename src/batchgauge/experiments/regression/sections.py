@@ -26,7 +26,7 @@ from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 
 # What the gate is tried on: cheap calls, as a noisy one would need more rounds than a notebook has.
-CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
+CHEAP = "tokenize/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
 
 
 def plan(budget: Profile, **subject: Any) -> GatePlan:

@@ -195,7 +195,7 @@ def _typical(sample: Arrivals) -> Arrivals:
 def host_seconds(
     engine: Engine, tokenizer: Tokenizer, sample: Arrivals, *, repeats: int = 5
 ) -> tuple[float, float]:
-    """Seconds of Python's own work for a request (tokenise, detokenise) and for a token (sample).
+    """Seconds of Python's own work for a request (tokenize, detokenize) and for a token (sample).
 
     The first by the tokenizer on texts of the traffic's mean length; the second from the
     engine's stages, 0 where it does not say them.

@@ -42,7 +42,7 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
                 "one at a time": partial(_each, ours.encode, chosen),
                 "batch": partial(ours.encode_many, chosen),
             },
-            Labels(f"speedup/tokenise/batch={size}", part="tokenise"),
+            Labels(f"speedup/tokenize/batch={size}", part="tokenize"),
             Amount(items=size),
             design=Design(aa=False, control=False),
             stopping=Stopping(context.budget.share(0.008), context.budget.min_blocks),

@@ -106,7 +106,7 @@ def seconds(context: Context) -> float:
     return context.budget.share(0.007)
 
 
-def ratio(
+def ratio(  # noqa: PLR0913 - a goal and how its two calls are compared
     context: Context, part: str, goal: str, target: float,
     calls: Mapping[str, Callable[[], object]], *,
     note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
