@@ -14,6 +14,7 @@ mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
+from batchgauge.files import write_csv
 from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
@@ -356,3 +357,44 @@ def test_threads_asked_for_are_swept():
     """A thread count of one's own is part of the effort, and is what is shown."""
     plan = bench.effort("smoke", 3)
     assert dict(plan.largest)[3] == 6
+
+
+def test_every_frame_comes_back_from_its_csv(judged, monkeypatch, tmp_path):
+    """What the sections write is read back equal: numbers to the last digits, texts whole."""
+    models, advice, sweeps, scored = judged
+    peaks_seen = [
+        Peak(size, 8, 4, MEMORY.batch_bytes(Peak(size, 8, 4, 0.0).plan())) for size in (4, 8)
+    ]
+    monkeypatch.setattr(runs, "recalibrate", lambda _: [models["engine", 1]] * 2)
+    monkeypatch.setattr(runs, "calibrate", lambda _: models)
+    monkeypatch.setattr(peaks, "fit_memory", lambda *_: (MEMORY, peaks_seen))
+    monkeypatch.setattr(peaks, "fresh_peaks", lambda *_: peaks_seen)
+    opened = invented_bench()
+    shown = [
+        sections.calibrate(opened)[1],
+        sections.memory(opened)[2],
+        sections.cost_errors(models, sweeps),
+        sections.dense_sweep(opened, models, sweeps, advice),
+        *scores_of(scored, monkeypatch),
+        sections.stability(opened, advice, MEMORY),
+        sections.simulated(opened, MEMORY, workload="ragged traffic"),
+    ]
+    names = set()
+    for section in shown:
+        for name, frame in section.frames().items():
+            path = write_csv(frame, tmp_path / f"{name}.csv")
+            found = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            pd.testing.assert_frame_equal(
+                found, frame.reset_index(drop=True), check_dtype=False, rtol=1e-12
+            )
+            names.add(name)
+    assert names >= {
+        "calibrations",
+        "memory",
+        "cost_errors",
+        "sweep",
+        "dense_sweep",
+        "scores",
+        "stability",
+        "simulated",
+    }
