@@ -21,6 +21,7 @@ class EchoEngine:
     name = "echo"
 
     def infer_batch(self, items):
+        """Answers in request order."""
         answers = []
         for item in items:
             prompt = item.data.prompt
@@ -40,8 +41,10 @@ class EchoEngine:
         return BatchResult.of(answers, 1.0)
 
     def max_batch_size(self):
+        """Small, so that jobs make several batches."""
         return 7
 
 
 def make():
+    """What a spec names."""
     return EchoEngine()

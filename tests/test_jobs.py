@@ -30,17 +30,20 @@ ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
 
 
 def write_prompts(path: Path, prompts: list[str]) -> Path:
+    """A file of prompts with ids of their own."""
     lines = [json.dumps({"id": f"p{i}", "prompt": p}) for i, p in enumerate(prompts)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def rows_of(out: Path) -> list[dict[str, object]]:
+    """Every row of the output, in the order of its parts."""
     parts = sorted(out.glob("part-*.jsonl"))
     return [json.loads(line) for p in parts for line in p.read_text("utf-8").splitlines()]
 
 
 def content(out: Path) -> dict[str, bytes]:
+    """Name to bytes of a job's files, hidden ones apart."""
     return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
 
 
@@ -53,6 +56,7 @@ def content(out: Path) -> dict[str, bytes]:
 )
 @settings(max_examples=200, deadline=None)
 def test_spans_are_whole_lines_in_order_within_both_limits(lines, ends, mark, most_bytes, most):
+    """Whatever the bytes: nothing is lost, no line is cut, numbers follow."""
     start = b"\xef\xbb\xbf" if mark else b""
     if not mark and lines and lines[0].startswith(b"\xef\xbb\xbf"):
         return
@@ -71,6 +75,7 @@ def test_spans_are_whole_lines_in_order_within_both_limits(lines, ends, mark, mo
 
 
 def test_spans_cross_blocks_of_the_file(monkeypatch):
+    """A line may lie in several blocks that are read."""
     monkeypatch.setattr(source, "_BLOCK", 5)
     data = b"".join(b"%d\n" % i for i in range(200))
     spans = list(line_spans(io.BytesIO(data), 40, 7))
@@ -79,12 +84,14 @@ def test_spans_cross_blocks_of_the_file(monkeypatch):
 
 
 def test_a_line_that_is_not_utf8_is_an_error_of_that_line_alone():
+    """Its neighbours are read."""
     found = decoded(b"a\r\nb\n" + b"\xff\xfe\n" + "ü".encode())
     assert found.texts == ["a", "b", "", "ü"]
     assert list(found.errors) == [2]
 
 
 def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
+    """It would have to be held whole."""
     monkeypatch.setattr(source, "LONGEST_BYTES", 100)
     path = tmp_path / "a.txt"
     path.write_text("short\n" + "x" * 5000 + "\nlast\n")
@@ -105,6 +112,7 @@ def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
     ],
 )
 def test_input_that_is_none_is_one_sentence(tmp_path, make, sentence):
+    """And no output folder is made."""
     make(tmp_path / "in.txt")
     with pytest.raises(UserError, match=sentence):
         run_job(ECHO, tmp_path / "in.txt", tmp_path / "out", progress=False)
@@ -112,6 +120,7 @@ def test_input_that_is_none_is_one_sentence(tmp_path, make, sentence):
 
 
 def test_another_ending_and_an_output_within_the_input(tmp_path):
+    """Neither can be worked on."""
     (tmp_path / "a.csv").write_text("x\n")
     with pytest.raises(UserError, match=r"neither a folder nor a \.txt"):
         run_job(ECHO, tmp_path / "a.csv", tmp_path / "out", progress=False)
@@ -120,6 +129,7 @@ def test_another_ending_and_an_output_within_the_input(tmp_path):
 
 
 def test_every_line_is_answered_in_order_and_bad_ones_by_number(tmp_path):
+    """With a byte order mark, Windows line ends and blank lines."""
     path = tmp_path / "p.jsonl"
     good = [json.dumps({"id": f"q{i}", "prompt": "x" * (i % 5)}) for i in range(10)]
     lines = [*good[:3], "{bad", "", "[1]", '{"prompt": "\\ud800"}', '{"no": 1}', *good[3:]]
@@ -133,6 +143,7 @@ def test_every_line_is_answered_in_order_and_bad_ones_by_number(tmp_path):
 
 
 def test_answers_do_not_depend_on_batch_size_or_neighbours(tmp_path):
+    """The bytes are the same."""
     path = write_prompts(tmp_path / "p.jsonl", [f"prompt {i}" * (i % 7) for i in range(30)])
     run_job(ECHO, path, tmp_path / "a", progress=False)
     run_job(replace(ECHO, batch_size=1), path, tmp_path / "b", progress=False)
@@ -140,6 +151,7 @@ def test_answers_do_not_depend_on_batch_size_or_neighbours(tmp_path):
 
 
 def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):
+    """Other settings or other input do not mix with what is there."""
     path = write_prompts(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(9)])
     out = tmp_path / "out"
     first = run_job(ECHO, path, out, progress=False)
@@ -159,6 +171,7 @@ def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):
+    """It is no output folder."""
     path = write_prompts(tmp_path / "p.jsonl", ["a"])
     out = tmp_path / "out"
     out.mkdir()
@@ -169,6 +182,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
 
 
 def test_parts_that_are_damaged_or_gone_are_done_again(tmp_path):
+    """Their checksums tell."""
     path = write_prompts(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(20)])
     out = tmp_path / "out"
     run_job(ECHO, path, out, progress=False)
@@ -180,6 +194,7 @@ def test_parts_that_are_damaged_or_gone_are_done_again(tmp_path):
 
 
 def test_a_part_that_keeps_failing_is_named_and_the_others_are_kept(tmp_path):
+    """One prompt that fails among others is an answer, not a failure."""
     prompts = ["fine"] * 10
     prompts[4:8] = ["please raise"] * 4
     prompts[9] = "please raise"
@@ -194,6 +209,7 @@ def test_a_part_that_keeps_failing_is_named_and_the_others_are_kept(tmp_path):
 
 
 def test_a_full_disk_stops_the_job_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    """It goes on when there is room again."""
     path = write_prompts(tmp_path / "p.jsonl", [f"prompt {i}" for i in range(20)])
     run_job(ECHO, path, tmp_path / "a", progress=False)
     written = Path.write_bytes
@@ -213,6 +229,7 @@ def test_a_full_disk_stops_the_job_and_leaves_nothing_half_written(tmp_path, mon
 
 
 def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):
+    """With their bytes."""
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=100, most_lines=9)
@@ -225,6 +242,7 @@ def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):
 
 @pytest.mark.parametrize("form", ["npy", "parquet"])
 def test_tokens_are_those_of_the_tokenizer_wherever_a_document_stands(tmp_path, form, monkeypatch):
+    """For lines, rows of JSON and columns, each document under its number."""
     monkeypatch.setattr("batchgauge.jobs.run.SHARD_BYTES", 300)
     corpus = tmp_path / "corpus"
     (corpus / "sub").mkdir(parents=True)
@@ -256,6 +274,7 @@ def test_tokens_are_those_of_the_tokenizer_wherever_a_document_stands(tmp_path, 
 
 
 def test_whole_files_are_documents_where_asked_for(tmp_path):
+    """Line feeds and all."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     texts = ["one\ntwo\n", "three", "four\n\n"]
@@ -269,6 +288,7 @@ def test_whole_files_are_documents_where_asked_for(tmp_path):
 
 
 def test_a_parquet_without_text_or_that_is_none_is_one_sentence(tmp_path):
+    """A file of the ending need not be one."""
     pq.write_table(pa.table({"number": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="has no column 'text'"):
         run_job(TokenizeWork(), tmp_path / "a.parquet", tmp_path / "o", progress=False)
@@ -287,11 +307,13 @@ def test_a_parquet_without_text_or_that_is_none_is_one_sentence(tmp_path):
     ],
 )
 def test_numbers_without_sense_are_one_sentence(arguments, sentence):
+    """Before anything is opened."""
     with pytest.raises(UserError, match=sentence):
         Where(**arguments)
 
 
 def started(*arguments: str) -> subprocess.Popen[bytes]:
+    """The command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{PROJECT}"}
     return subprocess.Popen(
         [sys.executable, "-m", "batchgauge", *arguments],
@@ -323,6 +345,7 @@ def run_until_done(arguments: list[str], out: Path, seed: int, end: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_stopped_again_and_again_leaves_the_bytes_of_an_undisturbed_one(tmp_path, end):
+    """By kill -9 and by Ctrl-C."""
     path = write_prompts(tmp_path / "p.jsonl", [f"wait {i}" for i in range(60)])
     run_job(replace(ECHO, most_lines=512), path, tmp_path / "a", progress=False)
     out = tmp_path / "b"
@@ -336,6 +359,7 @@ def test_a_driver_stopped_again_and_again_leaves_the_bytes_of_an_undisturbed_one
 
 @pytest.mark.slow
 def test_two_processes_and_a_worker_that_dies_leave_the_same_bytes(tmp_path):
+    """Its shard is worked on again."""
     prompts = [f"prompt {i}" for i in range(40)]
     prompts[13] = f"die once {tmp_path / 'died'}"
     path = write_prompts(tmp_path / "p.jsonl", prompts)
@@ -347,6 +371,7 @@ def test_two_processes_and_a_worker_that_dies_leave_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_a_part_that_takes_every_worker_down_is_named(tmp_path):
+    """The others beside it are not."""
     prompts = [f"prompt {i}" for i in range(20)]
     prompts[9] = "die"
     path = write_prompts(tmp_path / "p.jsonl", prompts)
@@ -356,6 +381,7 @@ def test_a_part_that_takes_every_worker_down_is_named(tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch):
+    """Nor is an address that is none."""
     monkeypatch.setattr("batchgauge.jobs.dask_pool._CONNECT_S", 0.2)
     path = write_prompts(tmp_path / "p.jsonl", ["a"])
     for address in ("tcp://127.0.0.1:1", "nonsense", "ftp://x"):
@@ -364,6 +390,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch)
 
 
 def test_other_versions_on_a_worker_are_named():
+    """What was expected stands beside."""
     from batchgauge.jobs.dask_pool import _check_versions
 
     def said(**changed):

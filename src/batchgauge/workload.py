@@ -12,7 +12,7 @@ import functools
 import json
 import sysconfig
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 TextKind = Literal["prose", "code", "unicode"]
 _LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 _MOST_TOKENS = 2**31 - 1
+_SMALL_VOCABULARY = 200  # ids that every model has
 
 # Azure LLM inference trace 2023, conversation (CC-BY; Patel et al., Splitwise, ISCA 2024):
 # quantiles of 19,366 requests. Means there: 1155 context and 211 generated tokens.
@@ -162,6 +163,24 @@ def to_items(
             ),
         )
         for position, p in enumerate(prompts)
+    ]
+
+
+def exact_requests(
+    prompt_tokens: Iterable[int], new_tokens: Iterable[int], *, seed: int = 0
+) -> list[BatchItem[InferenceBatchRequest]]:
+    """Greedy requests of exactly these lengths: prompts are random ids, end tokens ignored."""
+    rng = np.random.default_rng(seed)
+    return [
+        BatchItem(
+            str(i),
+            InferenceBatchRequest(
+                tuple(rng.integers(1, _SMALL_VOCABULARY, size=prompt).tolist()),
+                max_tokens=int(new),
+                ignore_eos=True,
+            ),
+        )
+        for i, (prompt, new) in enumerate(zip(prompt_tokens, new_tokens, strict=True))
     ]
 
 

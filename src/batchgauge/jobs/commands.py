@@ -112,7 +112,8 @@ def tokenize(source: Path, out: Path, **options: Any) -> None:
 
 
 def _run(work: Any, source: Path, out: Path, options: dict[str, Any]) -> None:
-    from batchgauge.jobs.run import Where, run_job
+    from batchgauge.jobs.run import run_job
+    from batchgauge.jobs.where import Where
 
     names = ("workers", "dask", "threads", "retries")
     where = Where(**{name: options[name] for name in names})

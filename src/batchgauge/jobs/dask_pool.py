@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 
 from batchgauge import extras
 from batchgauge.errors import UserError
-from batchgauge.jobs.manifest import Part, write_part
-from batchgauge.jobs.run import Where
+from batchgauge.jobs.manifest import ShardRecord, write_part
 from batchgauge.jobs.source import Input, Shard, loaded
-from batchgauge.jobs.work import Outcome, Work
+from batchgauge.jobs.where import Where
+from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.machine.limits import performance_cores
 
 _CONNECT_S = 15
@@ -55,7 +55,7 @@ class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
         return {n: v for n, v in self.__dict__.items() if n not in {"lock", "run"}}
 
 
-def _work_on(name: str, shard: Shard) -> Part | Outcome:
+def _work_on(name: str, shard: Shard) -> ShardRecord | ShardOutput:
     """What a task does: the shard's part where the folder is seen, else its bytes."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, Loaded)
@@ -83,13 +83,13 @@ class DaskPool:
         self._seen = monotonic()
         self.width = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
-    def submit(self, shard: Shard) -> Future[Part]:
+    def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have a worker work on it."""
         given = shard if self._shared else loaded(shard)
         future: Future[Any] = self._executor.submit(_work_on, self._name, given)
         return future if self._shared else _then(future, self._written, shard)
 
-    def _written(self, shard: Shard, outcome: Outcome) -> Part:
+    def _written(self, shard: Shard, outcome: ShardOutput) -> ShardRecord:
         return write_part(shard, outcome, self._folder)
 
     def check(self) -> None:
@@ -106,10 +106,10 @@ class DaskPool:
 
 
 def _then(
-    future: Future[Any], last: Callable[[Shard, Outcome], Part], shard: Shard
-) -> Future[Part]:
+    future: Future[Any], last: Callable[[Shard, ShardOutput], ShardRecord], shard: Shard
+) -> Future[ShardRecord]:
     """A future of what `last` makes of the shard and of the other future's result."""
-    following: Future[Part] = Future()
+    following: Future[ShardRecord] = Future()
 
     def done(finished: Future[Any]) -> None:
         if finished.cancelled():

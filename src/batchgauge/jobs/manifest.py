@@ -20,7 +20,7 @@ from typing import Any
 from batchgauge.errors import UserError
 from batchgauge.files import atomic_path, check_folders, write_text
 from batchgauge.jobs.source import Input, Shard, described
-from batchgauge.jobs.work import Outcome, Work
+from batchgauge.jobs.work import ShardOutput, Work
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.jsonl"
@@ -32,7 +32,7 @@ class OutputError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ShardRecord:
     """One finished shard: where it came from, what is in it, and its files' checksums."""
 
     number: int
@@ -52,7 +52,7 @@ class Part:
         }
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Part:
+    def from_json(cls, row: Mapping[str, Any]) -> ShardRecord:
         """The part of such a line. Raises KeyError, TypeError or ValueError for another."""
         names = {"part", "source", "first", "files"}
         counts = {name: int(value) for name, value in row.items() if name not in names}
@@ -60,7 +60,7 @@ class Part:
         return cls(int(row["part"]), str(row["source"]), int(row["first"]), counts, files)
 
 
-def write_part(shard: Shard, outcome: Outcome, folder: Path) -> Part:
+def write_part(shard: Shard, outcome: ShardOutput, folder: Path) -> ShardRecord:
     """Write a shard's files, each whole or not at all. Raises OutputError."""
     files = {}
     try:
@@ -71,7 +71,7 @@ def write_part(shard: Shard, outcome: Outcome, folder: Path) -> Part:
             files[name] = sha256(data).hexdigest()
     except UserError as error:
         raise OutputError(str(error)) from None
-    return Part(shard.number, shard.source, shard.first, outcome.counts, files)
+    return ShardRecord(shard.number, shard.source, shard.first, outcome.counts, files)
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class Manifest:
 
     folder: Path
     header: Mapping[str, Any]
-    parts: dict[int, Part] = field(default_factory=dict)
+    parts: dict[int, ShardRecord] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, work: Work, inputs: Sequence[Input]) -> Manifest:
@@ -121,7 +121,7 @@ class Manifest:
                 )
         for row in [*found.get("parts", ()), *self._progress()]:
             try:
-                part = Part.from_json(row)
+                part = ShardRecord.from_json(row)
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue  # it is done again
             if _whole(part, self.folder):
@@ -141,7 +141,7 @@ class Manifest:
                 continue
         return rows
 
-    def add(self, part: Part) -> None:
+    def add(self, part: ShardRecord) -> None:
         """Note that a part is done. Raises OutputError where that cannot be written."""
         self.parts[part.number] = part
         try:
@@ -168,7 +168,7 @@ class Manifest:
         return sum(part.counts.get(name, 0) for part in self.parts.values())
 
 
-def _whole(part: Part, folder: Path) -> bool:
+def _whole(part: ShardRecord, folder: Path) -> bool:
     try:
         return all(
             sha256((folder / name).read_bytes()).hexdigest() == digest

@@ -27,38 +27,15 @@ from tqdm.auto import tqdm
 
 from batchgauge import extras
 from batchgauge.errors import UserError
-from batchgauge.jobs.manifest import MANIFEST, Manifest, OutputError, Part, write_part
+from batchgauge.jobs.manifest import MANIFEST, Manifest, OutputError, ShardRecord, write_part
 from batchgauge.jobs.source import Input, Shard, cut, find_inputs
-from batchgauge.jobs.work import Outcome, Work
+from batchgauge.jobs.where import Where
+from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.lock import locked
-from batchgauge.machine.limits import performance_cores, usable_cores
+from batchgauge.machine.limits import performance_cores
 
 SHARD_BYTES = 4 << 20
 _PATIENCE_S = 1.0  # between two looks at whether anybody is still at work
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Who does the work.
-
-    workers  processes on this machine, by Dask; 0: this process
-    dask     address of a Dask scheduler; empty: none
-    threads  of this process, or of each worker; 0: what the machine gives
-    retries  how often a shard that failed is tried again
-    """
-
-    workers: int = 0
-    dask: str = ""
-    threads: int = 0
-    retries: int = 2
-
-    def __post_init__(self) -> None:
-        for name, most in (("workers", 1024), ("threads", usable_cores()), ("retries", 100)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-                raise UserError(f"{name} is {value!r}; expected a whole number from 0 to {most}.")
-        if self.workers and self.dask:
-            raise UserError("Both workers and a Dask address were given; expected one of them.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +67,7 @@ class Pool(Protocol):
 
     width: int  # shards that are worked on at once
 
-    def submit(self, shard: Shard) -> Future[Part]:
+    def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have a shard worked on and its files written."""
         ...
 
@@ -105,17 +82,19 @@ class _Threads:
     def __init__(self, work: Work, folder: Path, threads: int) -> None:
         self.width, each = work.places(threads)
         self._own = threading.local()
-        self._first: Callable[[Shard], Outcome] | None = work.open(each)  # what fails, fails now
+        self._first: Callable[[Shard], ShardOutput] | None = work.open(
+            each
+        )  # fails now
         self._open = partial(work.open, each)
         self._folder = folder
         self._lock = threading.Lock()
         self.executor = ThreadPoolExecutor(self.width)
 
-    def submit(self, shard: Shard) -> Future[Part]:
+    def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have one of the threads work on it."""
         return self.executor.submit(self._run, shard)
 
-    def _run(self, shard: Shard) -> Part:
+    def _run(self, shard: Shard) -> ShardRecord:
         if not hasattr(self._own, "worker"):
             with self._lock:
                 given, self._first = self._first, None
@@ -229,7 +208,7 @@ class _Progress:
         self.bar = bar
         self.retries = retries
         self.documents = manifest.total("documents")
-        self.running: dict[Future[Part], Shard] = {}
+        self.running: dict[Future[ShardRecord], Shard] = {}
         self.again: deque[Shard] = deque()
         self.attempts: Counter[int] = Counter()
         self.failed: dict[int, tuple[Shard, BaseException]] = {}

@@ -27,13 +27,14 @@ from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
 from batchgauge.sizing.automatic import LARGEST, suggest_for_engine
 from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.suggestion import SizingConfig
 from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ShardOutput:
     """What became of a shard.
 
     files   the bytes of each output file, by the ending of its name
@@ -70,7 +71,7 @@ class Work(Protocol):
         """(workers in one process, threads of each) that use `threads` threads best."""
         ...
 
-    def open(self, threads: int) -> Callable[[Shard], Outcome]:
+    def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
         """Load what is needed, once. Raises UserError where that cannot be."""
         ...
 
@@ -120,7 +121,7 @@ class PromptWork:
         """One engine with all threads."""
         return 1, threads
 
-    def open(self, threads: int) -> Callable[[Shard], Outcome]:
+    def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
         """The engine, loaded."""
         return _PromptWorker(self, registry.open_engine(self.engine, self.model or None, threads))
 
@@ -133,7 +134,7 @@ class _PromptWorker:
         self.engine = engine
         self.size = min(work.batch_size, engine.max_batch_size())
 
-    def __call__(self, shard: Shard) -> Outcome:
+    def __call__(self, shard: Shard) -> ShardOutput:
         documents = read(shard)
         rows: dict[int, dict[str, Any]] = {}  # by line, in order; a blank line has none
         prompts: list[tuple[int, Prompt]] = []
@@ -153,7 +154,7 @@ class _PromptWorker:
             rows[line] |= answer
         done = list(rows.values())
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done)
-        return Outcome(
+        return ShardOutput(
             {".jsonl": text.encode("utf-8", "backslashreplace")},
             {
                 "documents": len(done),
@@ -218,9 +219,8 @@ def _advised(engine: Engine, prompts: Sequence[Prompt]) -> int:
         tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
         tuple(p.max_tokens for p in prompts),
     )
-    return suggest_for_engine(
-        engine, workload=lengths, max_batch_size=min(LARGEST, engine.max_batch_size())
-    ).size
+    largest = min(LARGEST, engine.max_batch_size())
+    return suggest_for_engine(engine, SizingConfig(max_batch_size=largest), workload=lengths).size
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ class TokenizeWork:
         """A tokenizer of one thread for every thread: reading and writing are shared out too."""
         return threads, 1
 
-    def open(self, threads: int) -> Callable[[Shard], Outcome]:
+    def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
         """The tokenizer, loaded."""
         return _TokenizeWorker(self, registry.open_tokenizer(self.tokenizer, self.model or None))
 
@@ -280,7 +280,7 @@ class _TokenizeWorker:
         small = tokenizer.vocab_size <= 1 << 16
         self.type: type[np.uint16 | np.int32] = np.uint16 if small else np.int32
 
-    def __call__(self, shard: Shard) -> Outcome:
+    def __call__(self, shard: Shard) -> ShardOutput:
         documents = read(shard)
         if shard.path is not None and shard.source.lower().endswith(".jsonl"):
             documents = self._from_json(documents, shard.first)
@@ -296,7 +296,7 @@ class _TokenizeWorker:
             files = {".parquet": _parquet(shard, ids, batch.offsets, documents.errors)}
         if errors:
             files[".errors.jsonl"] = "".join(json.dumps(row) + "\n" for row in errors).encode()
-        return Outcome(
+        return ShardOutput(
             files,
             {"documents": len(documents.texts), "errors": len(errors), "tokens": int(ids.size)},
         )
