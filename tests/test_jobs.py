@@ -382,7 +382,7 @@ def test_a_part_that_takes_every_worker_down_is_named(tmp_path):
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch):
     """Nor is an address that is none."""
-    monkeypatch.setattr("batchgauge.jobs.dask_pool._CONNECT_S", 0.2)
+    monkeypatch.setattr("batchgauge.dask_client._CONNECT_S", 0.2)
     path = write_prompts(tmp_path / "p.jsonl", ["a"])
     for address in ("tcp://127.0.0.1:1", "nonsense", "ftp://x"):
         with pytest.raises(UserError, match="does not answer"):
@@ -391,7 +391,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch)
 
 def test_other_versions_on_a_worker_are_named():
     """What was expected stands beside."""
-    from batchgauge.jobs.dask_pool import _check_versions
+    from batchgauge.dask_client import check_versions
 
     def said(**changed):
         packages = {"python": "3.11.7", "dask": "1", "distributed": "1", "batchgauge": "1"}
@@ -406,7 +406,7 @@ def test_other_versions_on_a_worker_are_named():
             scheduler, workers = said(batchgauge=None), {"tcp://w": said(**self.changed)}
             return {"client": said(), "scheduler": scheduler, "workers": workers}
 
-    _check_versions(Client(python="3.11.9"))
+    check_versions(Client(python="3.11.9"))
     wrong: list[tuple[dict[str, str | None], str]] = [
         ({"distributed": "2"}, "worker 'tcp://w' has distributed 2, this process 1"),
         ({"batchgauge": None}, "has batchgauge not at all"),
@@ -414,4 +414,4 @@ def test_other_versions_on_a_worker_are_named():
     ]
     for changed, sentence in wrong:
         with pytest.raises(UserError, match=sentence):
-            _check_versions(Client(**changed))
+            check_versions(Client(**changed))

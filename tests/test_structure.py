@@ -32,10 +32,11 @@ TOP_LEVEL = {
 # What each layer (a package or a top module) may import of the others; itself and `FLOOR` always.
 FLOOR = {
     *("redaction", "text", "errors", "extras", "files", "request", "protocols", "batchgauge"),
-    *("clock", "lock", "statistics"),
+    *("clock", "dask_client", "lock", "statistics"),
 }
 DOWNWARDS = {
     "clock": set(),
+    "dask_client": set(),
     "statistics": set(),
     "redaction": set(),
     "text": set(),

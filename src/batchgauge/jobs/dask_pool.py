@@ -25,6 +25,7 @@ from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
 from tqdm.auto import tqdm
 
 from batchgauge import extras
+from batchgauge.dask_client import check_versions, connected
 from batchgauge.errors import UserError
 from batchgauge.jobs.manifest import ShardRecord, write_part
 from batchgauge.jobs.source import Input, Shard, loaded
@@ -32,9 +33,7 @@ from batchgauge.jobs.where import Where
 from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.machine.limits import performance_cores
 
-_CONNECT_S = 15
 _ABSENT_S = 60.0  # so long without a worker, and the job stops
-_TOGETHER = ("python", "dask", "distributed", "msgpack", "cloudpickle", "batchgauge")
 
 
 class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
@@ -134,7 +133,7 @@ def dask_pool(
     versions, and for workers that lack the package or the model.
     """
     with _client(where) as client:
-        _check_versions(client)
+        check_versions(client)
         name = f"batchgauge-{uuid.uuid4().hex}"
         shared = _shared(client, inputs, folder)
         plugin = Loaded(name, work, folder.resolve() if shared else None, where.threads)
@@ -160,17 +159,7 @@ def dask_pool(
 def _client(where: Where) -> Iterator[Client]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if where.dask:
-        try:
-            client = Client(where.dask, timeout=_CONNECT_S, set_as_default=False)
-        except (OSError, ValueError, TypeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"The Dask scheduler '{where.dask}' does not answer ({reason}); expected an "
-                "address such as tcp://10.0.0.1:8786."
-            ) from None
-        with client:
-            if not client.scheduler_info(n_workers=-1)["workers"]:
-                raise UserError(f"The Dask scheduler '{where.dask}' has no workers; start some.")
+        with connected(where.dask) as client:
             yield client
         return
     threads = where.threads or max(1, performance_cores() // where.workers)
@@ -187,32 +176,6 @@ def _client(where: Where) -> Iterator[Client]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-def _check_versions(client: Client) -> None:
-    """Raise UserError when scheduler, workers and this process differ in what must agree."""
-    found: Any = client.get_versions(packages=["batchgauge"])
-    own = _versions(found["client"])
-    for who, said in [("scheduler", found["scheduler"]), *found["workers"].items()]:
-        theirs = _versions(said)
-        place = "The Dask scheduler" if who == "scheduler" else f"The Dask worker '{who}'"
-        for name in _TOGETHER:
-            if who == "scheduler" and name == "batchgauge":
-                continue  # it never runs any of it
-            if own.get(name) != theirs.get(name):
-                raise UserError(
-                    f"{place} has {name} {theirs.get(name) or 'not at all'}, this process "
-                    f"{own.get(name)}; expected the same on both."
-                )
-
-
-def _versions(said: Mapping[str, Any] | None) -> dict[str, str]:
-    """Package to version; Python by its minor version."""
-    if not said:
-        return {}
-    host, packages = dict(said["host"]), dict(said["packages"])
-    python = str(packages.get("python") or host.get("python", ""))
-    return {**packages, "python": ".".join(python.split(".")[:2])}
 
 
 def _shared(client: Client, inputs: Sequence[Input], folder: Path) -> bool:
