@@ -13,6 +13,7 @@ the registers' own size; chunks and steps are the same everywhere.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -88,26 +89,27 @@ def product(x: Floats, blocks: Floats) -> Floats:
 def shared(multiply: int, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
     """Fill y by the compiled product at an address, whose blocks the threads share."""
     worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1]
-    share(_team().multiply, x, blocks, y, work=multiply, multiplications=worth)
+    with together(worth) as team:
+        _team().multiply(multiply, x, blocks, y, team)
 
 
-def share(entry: Callable[..., None], *arguments: Any, work: int, multiplications: int) -> None:
-    """Run an entry of compiled work by the threads of `own_threads`, if there is enough of it.
+@contextmanager
+def together(multiplications: float = math.inf) -> Iterator[Any]:
+    """The threads of `own_threads` for compiled work, if there is enough of it: a team's numbers.
 
-    Its last two arguments are the numbers of a `team_kernel.Team` and the work's address. A
-    team that another thread of ours keeps busy is not waited for.
+    A team that another thread of ours keeps busy is not waited for: the caller works alone.
     """
-    together = getattr(_here, "team", None)
-    if together is None:
-        together = team_of(allowed_threads())
-    if not together or multiplications < WORTH_SHARING or not together.free.acquire(False):
-        entry(*arguments, _team().NOBODY, work)
+    found = getattr(_here, "team", None)
+    if found is None:
+        found = team_of(allowed_threads())
+    if not found or multiplications < WORTH_SHARING or not found.free.acquire(False):
+        yield _team().NOBODY
         return
     try:
-        together.wake()
-        entry(*arguments, together.numbers, work)
+        found.wake()
+        yield found.numbers
     finally:
-        together.free.release()
+        found.free.release()
 
 
 def team_of(threads: int) -> Any:
@@ -116,9 +118,9 @@ def team_of(threads: int) -> Any:
     threads = min(threads, len(processors))
     if threads < 2 or compiled() is None:
         return False
-    together = _team().of(threads)
-    together.processors = processors
-    return together
+    team = _team().of(threads)
+    team.processors = processors
+    return team
 
 
 @cache
