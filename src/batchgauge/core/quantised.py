@@ -320,7 +320,7 @@ class Stacked:
         for part in self._parts:
             if not (pieces := part.pieces()):
                 return []
-            found += [(*piece, first + at) for *piece, at in pieces]
+            found += [(*piece[:4], first + piece[4]) for piece in pieces]
             first += part.features
         return found
 

@@ -103,9 +103,7 @@ def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:
 
 def pieces_of(counts: Sequence[int], size: int) -> Numbers:
     """Spans of so many positions cut up: (span, first position) of each piece, [n, 2]."""
-    pieces = [
-        (span, first) for span, count in enumerate(counts) for first in range(0, count, size)
-    ]
+    pieces = [(span, first) for span, count in enumerate(counts) for first in range(0, count, size)]
     return np.array(pieces, np.int64)
 
 

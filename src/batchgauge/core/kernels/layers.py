@@ -13,7 +13,7 @@ from batchgauge.core.kernels.attention import NO_PIECES, pieces_of, spans_of
 from batchgauge.core.kernels.products import together
 from batchgauge.core.kv_cache import Numbers
 from batchgauge.core.ops import Floats, Rotations
-from batchgauge.core.weights import Matrix, Weights
+from batchgauge.core.weights import Weights
 
 
 class CompiledLayers:
@@ -46,7 +46,7 @@ class CompiledLayers:
         matrices = [weights.head] + [
             m for each in weights.layers for m in (each.qkv, each.output, each.gate_up, each.down)
         ]
-        if config.head_dim % kernel.FEATURES or config.d_ff % kernel.LANES:
+        if config.head_dim % kernel.HEAD_WIDTH or config.d_ff % kernel.INNER_WIDTH:
             return None
         return cls(kernel, config, weights) if all(m.pieces() for m in matrices) else None
 

@@ -69,6 +69,7 @@ QKV, OUTPUT, GATE_UP, DOWN = range(4)
 SPAN = attention_kernel.PIECE
 PART = 8192  # numbers of a part of a norm or an activation, about: some microseconds
 TILE = 256  # positions that the feed-forward layer computes at a time: its inside is wide
+HEAD_WIDTH, INNER_WIDTH = FEATURES, LANES  # heads and inner layers are multiples of these
 WORKS = np.array(
     [*attention_kernel.WORKS, activation_kernel.NORM, activation_kernel.GATE], np.int64
 )
@@ -173,7 +174,9 @@ def _compile(source: int) -> tuple[Any, Any]:
             _norm(x, y, gains[layer, 1], normed, scales, works, team)
             for first in range(0, T, some):
                 rows = min(some, T - first)
-                _product(normed[first:].ctypes.data, D, rows, matrices[layer, GATE_UP], gate_up, team)
+                _product(
+                    normed[first:].ctypes.data, D, rows, matrices[layer, GATE_UP], gate_up, team
+                )
                 _gate(gate_up, rows, hidden, works, team)
                 _product(hidden.ctypes.data, F, rows, matrices[layer, DOWN], y[first:], team)
         for row in range(T):
@@ -199,4 +202,6 @@ def _compile(source: int) -> tuple[Any, Any]:
     return run, head
 
 
-run, head = _compile(digest(attention_kernel, activation_kernel, team_kernel, tile, score_kernel, vectors))
+run, head = _compile(
+    digest(attention_kernel, activation_kernel, team_kernel, tile, score_kernel, vectors)
+)

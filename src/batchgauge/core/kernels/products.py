@@ -28,7 +28,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from batchgauge.core.ops import Floats
-from batchgauge.machine.limits import performance_cores, usable_cpus
+from batchgauge.machine.limits import VARIABLES, default_threads, usable_cpus
 
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
 
@@ -37,14 +37,6 @@ WORTH_SHARING = 500_000  # multiplications from which they are shared: some 20 m
 MEMORY_ROWS = 5  # rows whose multiplications take no longer than reading the weights
 
 MOST = 64  # threads that the OpenBLAS of NumPy's wheels is built for
-VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "GOTO_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-)
-
 _here = threading.local()  # `team`, inside `own_threads`: False for one thread
 
 
@@ -176,9 +168,9 @@ def choose_threads() -> None:
     efficiency cores too, whatever the control group's quota.
     """
     library = _blas()
-    if library is None or any(os.environ.get(name) for name in VARIABLES):
+    if library is None or any(os.environ.get(name) for name in VARIABLES[:-1]):
         return
-    wanted = performance_cores()
+    wanted = default_threads()
     if wanted < library.num_threads and library.num_threads >= min(len(usable_cpus()), MOST):
         library.set_num_threads(wanted)
 
