@@ -77,7 +77,7 @@ def test_it_gives_what_the_layers_give_step_by_step(path, weights):
 
 
 @pytest.mark.parametrize(
-    "shape", [{"heads": 4}, {"heads": 1, "kv_heads": 1, "d_ff": 100}, {"quantisation": "TQ2_0"}]
+    "shape", [{"heads": 8}, {"heads": 1, "kv_heads": 1, "d_ff": 100}, {"quantisation": "TQ2_0"}]
 )
 def test_what_compiled_layers_do_not_fit_goes_step_by_step(tmp_path, shape):
     """Narrow heads, odd widths and forms of weights without a compiled product."""
