@@ -51,7 +51,7 @@ DOWNWARDS = {
     "core": {"machine", "sizing"},
     "baseline": {"core"},
     "workload": set(),
-    "registry": {"core", "baseline", "adapters"},
+    "registry": {"core", "baseline", "adapters", "machine"},
     "adapters": {"core", "baseline", "workload"},
     "simulate": {"sizing"},
     "measuring": {"machine"},

@@ -184,8 +184,14 @@ def _block(matrix: Floats, by: Product) -> Blocked:
     return blocked
 
 
-class PlainActivations(LlamaModel):
-    """The core's model with norms and activations operation by operation."""
+class StepByStep(LlamaModel):
+    """The core's model with a call of Python for every step of a layer."""
+
+    layers = None
+
+
+class PlainActivations(StepByStep):
+    """And with norms and activations operation by operation."""
 
     rms_norm = staticmethod(ops.rms_norm)
     swiglu = staticmethod(ops.swiglu)
@@ -257,6 +263,12 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
         Rung(
             "compiled activations",
             "Norms and SwiGLU in one pass over the numbers.",
+            None,
+            partial(_batched, path, StepByStep),
+        ),
+        Rung(
+            "compiled layers",
+            "All layers in one compiled call, with no Python between their steps.",
             None,
             partial(_batched, path, LlamaModel),
         ),

@@ -32,7 +32,7 @@ from batchgauge.jobs.source import Input, Shard, cut, find_inputs
 from batchgauge.jobs.where import Where
 from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.lock import locked
-from batchgauge.machine.limits import performance_cores
+from batchgauge.machine.limits import default_threads
 
 SHARD_BYTES = 4 << 20
 _PATIENCE_S = 1.0  # between two looks at whether anybody is still at work
@@ -168,7 +168,7 @@ def _pool(work: Work, inputs: Sequence[Input], folder: Path, where: Where) -> It
         with dask_pool(work, inputs, folder, where) as pool:
             yield pool
         return
-    threads = _Threads(work, folder, where.threads or performance_cores())
+    threads = _Threads(work, folder, where.threads or default_threads())
     try:
         yield threads
     finally:
