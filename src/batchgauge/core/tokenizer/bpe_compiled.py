@@ -28,6 +28,7 @@ from batchgauge.core.tokenizer.bpe_merge import fill_pairs, fill_wholes
 from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import usable_cpus
 from batchgauge.protocols import TokenBatch
 
 # (style, most digits in a word; 0: any number)
@@ -42,7 +43,8 @@ _PAD_BYTES = b"\xff" * layout.PADDING
 _SCRATCH = 1 << 20  # ids, 4 MiB; longer batches get memory of their own for the call
 _PARTS = 4  # of a batch for each thread: who is free takes the next one
 _MOST_PARTS = 4 * 1024
-_WORTH_A_PART = 192  # bytes of text: some microseconds
+_WORTH_SHARING = 3072  # bytes of text from which another thread saves more than it costs
+_WORTH_A_PART = 192  # bytes of text: about a microsecond
 _WORTH_WAKING = 16_384  # bytes of text for which threads are woken
 _SOON_S = 0.001  # after another shared batch they are woken for any
 _CODE_POINTS = 0x40000  # beyond these, Unicode has no letter, number or white space
@@ -77,6 +79,7 @@ class KernelEncoder:
         self._blocks = _aligned(threads * layout.OWN)  # untouched memory is not there yet
         self._ids = np.empty(_SCRATCH + _MOST_PARTS * 4 + 4, dtype=np.int32)
         self._room = np.empty(_SCRATCH if threads > 1 else 0, dtype=np.int64)
+        self._room_at = self._room.ctypes.data
         self._ends = np.empty(1, dtype=np.int64)
         self._at = tuple(a.ctypes.data for a in (self._state, self._blocks, self._ids))
         self._shared_at = 0.0
@@ -90,9 +93,10 @@ class KernelEncoder:
         """Ids of one text. Raises UnicodeEncodeError for a lone surrogate."""
         data = (text + _PAD).encode()
         if len(data) >= _SCRATCH:
-            return self.encode_many([text]).ids.tolist()
+            whole: list[int] = self.encode_many([text]).ids.tolist()
+            return whole
         with self._lock:
-            total = self._kernel(data, 1, 0, *self._at, self._ends)
+            total: int = self._kernel(data, 1, 0, *self._at, self._ends)
             if total < 0:
                 total = self._kernel(text.encode() + _PAD_BYTES, 1, 0xFF, *self._at, self._ends)
             ids: list[int] = self._ids[:total].tolist()
@@ -116,18 +120,20 @@ class KernelEncoder:
     ) -> npt.NDArray[np.int32] | None:
         """Ids of texts with a separator after each; None if it is in a text. Fills `ends`."""
         state, blocks, out = self._at
-        ids, room = self._ids, self._room
+        ids, room = self._ids, self._room_at
         parts = min(_PARTS * self.threads, len(data) // _WORTH_A_PART, texts)
         if len(data) >= _SCRATCH:  # memory of its own for the call
             ids = np.empty(len(data) + _MOST_PARTS * 4 + 4, dtype=np.int32)
             out = ids.ctypes.data
-        if parts < 2 or self.threads < 2 or not (team := self._team(len(data))):
+        too_few = self.threads < 2 or parts < 2 or len(data) < _WORTH_SHARING
+        if too_few or not (team := self._team(len(data))):
             total = self._kernel(data, texts, separator, state, blocks, out, ends)
         else:
             if len(data) >= _SCRATCH:
-                room = np.empty(len(data), dtype=np.int64)
+                longer = np.empty(len(data), dtype=np.int64)
+                room = longer.ctypes.data
             try:
-                shares = (self.threads, parts, room.ctypes.data, team.numbers, KERNEL.part)
+                shares = (self.threads, parts, room, team.numbers, KERNEL.part)
                 total = KERNEL.encode_shared(
                     data, texts, separator, state, blocks, out, ends, shares
                 )
@@ -142,6 +148,8 @@ class KernelEncoder:
         team = team_kernel.of(self.threads)
         if not team.free.acquire(blocking=False):
             return None
+        if not team.processors:  # where its threads may go, should one be put on the caller's
+            team.processors = set(usable_cpus())
         if soon or size >= _WORTH_WAKING:
             team.wake()
         return team

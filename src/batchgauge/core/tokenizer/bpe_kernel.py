@@ -102,7 +102,7 @@ def _swap(typing_context: Any, address: Any, value: Any) -> Any:
 
 @njit(nogil=True)
 def _keep(bucket, one, two, count, out):
-    """Enter a word into the first free slot of its bucket; if all are taken, the last one's goes."""
+    """Enter a word into the first free slot of its bucket; if none is, the last one's goes."""
     for unused in range(count, 4):
         put_id(out, unused, -1)
     at = bucket
