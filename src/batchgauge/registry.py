@@ -43,7 +43,9 @@ class Known:
 
 
 _TOKENIZERS: Mapping[str, Known] = {
-    "numpy": Known("batchgauge.adapters.own:numpy_tokenizer"),
+    "numpy": Known(
+        "batchgauge.adapters.own:numpy_tokenizer", argument="threads that share a batch; 1 without"
+    ),
     "baseline": Known("batchgauge.adapters.own:baseline_tokenizer"),
     "hf": Known("batchgauge.adapters.hf:open_tokenizer", ("tokenizers",), "hf", "tokenizer.json"),
     "tiktoken": Known(

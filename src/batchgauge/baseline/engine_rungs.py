@@ -281,7 +281,7 @@ def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
     mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
     metadata = GGUFFile.open(path or default_model_path()).metadata
     engine = BaselineEngine(
-        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata), metadata
+        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata, threads=1), metadata
     )
     return partial(_answers, engine)
 
@@ -294,7 +294,7 @@ def _plain(path: Path) -> BaselineModel:
 
 def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
     file = GGUFFile.open(path or default_model_path())
-    tokenizer = BPETokenizer.from_metadata(file.metadata)
+    tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
     return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
 
 

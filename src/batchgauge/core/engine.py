@@ -71,7 +71,9 @@ class BatchInferenceEngine:
         """
         file = GGUFFile.open(path or default_model_path())
         return cls(
-            LlamaModel(file, weights), BPETokenizer.from_metadata(file.metadata), file.metadata
+            LlamaModel(file, weights),
+            BPETokenizer.from_metadata(file.metadata, threads=1),
+            file.metadata,
         )
 
     def infer_batch(
