@@ -297,12 +297,13 @@ class Config:
 
     @property
     def plain(self) -> bool:
-        """Whether layers are those of a Llama without anything that an architecture may add."""
+        """Whether layers are a Llama's, but for biases of queries, keys and values."""
         usual = LayerShape(self.kv_heads, self.d_ff, 0, 0)
         return (
             set(self.shapes) == {usual}
             and self.family.norms == ("attn_norm", "ffn_norm")
-            and not (self.family.fused or self.family.gelu or self.biases or any(self.caps))
+            and not (self.family.fused or self.family.gelu or any(self.caps))
+            and self.biases <= {"attn_q", "attn_k", "attn_v"}
             and self.rotaries[0].width == self.head_dim
             and self.embedding_scale == self.residual_scale == self.logit_scale == 1.0
         )

@@ -26,6 +26,7 @@ from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations
 from batchgauge.core.kernels.attention import Attention, best_attention
+from batchgauge.core.kernels.layers import CompiledLayers
 from batchgauge.core.kernels.products import own_threads
 from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.ops import Floats, Ints, Rotations, rotate, soft_cap
@@ -61,6 +62,11 @@ class LlamaModel:
     def attention(self) -> Attention:
         """How queries attend to the cache; found out with the first, as it may compile."""
         return best_attention(self.config.head_dim, self.config.windows, self.config.caps[0])
+
+    @cached_property
+    def layers(self) -> CompiledLayers | None:
+        """All layers in one compiled call; None where they go step by step."""
+        return CompiledLayers.of(self.config, self.weights)
 
     @property
     def weights_bytes(self) -> int:
@@ -102,6 +108,10 @@ class LlamaModel:
         x = self._embed(tokens)
         lengths = cache.lengths
         rotations = [turns(lengths, lengths + 1) for turns in self.weights.turns]
+        if self.layers is not None:
+            self.layers.run(x, rotations[0], cache.places(), None)
+            cache.advance()
+            return self.logits(x)
         spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -113,12 +123,13 @@ class LlamaModel:
                     )
                 x += self._added(layer, "post_attention_norm", layer.output(attended))
                 x += self._feed_forward(layer, x)
-        for group in cache.groups:
-            group.lengths += 1
+        cache.advance()
         return self.logits(x)
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
+        if self.layers is not None:
+            return self.layers.logits(x)
         with np.errstate(over="ignore", invalid="ignore"):
             logits = self.weights.head(self._norm(x, self.weights.final_gain))
             if self.config.logit_scale != 1.0:
@@ -141,6 +152,12 @@ class LlamaModel:
         )
         seen = np.repeat(held, counts)
         rotations = [turns(positions, seen) for turns in self.weights.turns]
+        if self.layers is not None:
+            places = np.array([group.places()[row] for group, row in rows])
+            self.layers.run(x, rotations[0], places, counts)
+            for (group, row), n in zip(rows, counts, strict=True):
+                group.lengths[row] += n
+            return x
         ends = np.cumsum([0, *counts])
         attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -29,9 +29,9 @@ from batchgauge.core.config import (
 )
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_head import shown
-from batchgauge.core.kernels.products import Product, product
+from batchgauge.core.kernels.products import Product, compiled, product
 from batchgauge.core.ops import Floats, aligned
-from batchgauge.core.quantised import Matrix, Room, read_matrix
+from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
 from batchgauge.core.rotary import Turns
 from batchgauge.errors import UserError
 
@@ -43,19 +43,23 @@ class Biased:
     """A matrix whose products have a bias [N] added."""
 
     def __init__(self, matrix: Matrix, bias: Floats) -> None:
-        self._matrix, self._bias = matrix, bias
+        self.matrix, self.bias = matrix, bias
         self.features = matrix.features
         self.nbytes = matrix.nbytes + bias.nbytes
 
     def __call__(self, x: Floats) -> Floats:
         """Product of x [T, K] and the transposed matrix, and the bias: [T, N]."""
-        y = self._matrix(x)
-        y += self._bias
+        y = self.matrix(x)
+        y += self.bias
         return y
 
     def rows(self, indices: npt.NDArray[np.integer[Any]]) -> Floats:
         """Rows of the matrix: [len(indices), K]."""
-        return self._matrix.rows(indices)
+        return self.matrix.rows(indices)
+
+    def pieces(self) -> list[Piece]:
+        """Those of the matrix."""
+        return self.matrix.pieces()
 
 
 class Blocked:
@@ -70,6 +74,13 @@ class Blocked:
     def __call__(self, x: Floats) -> Floats:
         """Product of x [T, K] and the transposed matrix: [T, N]."""
         return self._product(x, self.blocks)[:, : self.features]
+
+    def pieces(self) -> list[Piece]:
+        """What compiled code must know of it."""
+        kernel, blocks = compiled(), self.blocks
+        if kernel is None or blocks.shape[1] % 2:
+            return []
+        return [(kernel.multiply, blocks.ctypes.data, blocks.strides[0], len(blocks), 0)]
 
     def rows(self, indices: npt.NDArray[np.integer[Any]]) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""

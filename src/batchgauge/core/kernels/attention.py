@@ -14,9 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from batchgauge.core.kernels.products import share
-from batchgauge.core.kv_cache import Group
+from batchgauge.core.kernels.products import together
+from batchgauge.core.kv_cache import Group, Numbers
 from batchgauge.core.ops import Floats, attend_causal, attend_step, unseen
+
+NO_PIECES: Numbers = np.empty((0, 2), np.int64)
 
 
 class Attention(Protocol):
@@ -72,9 +74,8 @@ class CompiledAttention:
 
     def __init__(self, kernel: ModuleType, windows: Sequence[int], cap: float = 0.0) -> None:
         self._kernel = kernel
-        whole = np.iinfo(np.int64).max >> 1
         self._sights = [
-            np.array([window or whole, np.float32(cap).view(np.int32)], np.int64)
+            np.array([window or kernel.ENDLESS, np.float32(cap).view(np.int32)], np.int64)
             for window in windows
         ]
 
@@ -83,25 +84,39 @@ class CompiledAttention:
         out: Floats,
     ) -> None:  # fmt: skip
         """Attend from the positions of a prompt, six queries of a head at a time."""
-        group.store(layer, row, keys, values)
-        start = int(group.lengths[row])
-        J = keys.shape[1]
-        held_keys, held_values = group.keys[layer, row, :J], group.values[layer, row, :J]
-        share(
-            self._kernel.causal, queries, held_keys, held_values, start, self._sights[layer], out,
-            work=self._kernel.CAUSAL, multiplications=out.size * (start + len(out)),
-        )  # fmt: skip
+        spans = spans_of(group.places()[row : row + 1], [len(keys)])
+        flat = out.reshape(len(keys), -1)
+        with together(out.size * (int(group.lengths[row]) + len(out))) as team:
+            self._kernel.attend_once(
+                queries, keys, values, flat, spans, pieces_of([len(keys)], self._kernel.PIECE),
+                layer, self._sights[layer], self._kernel.WORKS, team,
+            )  # fmt: skip
 
     def step(
         self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
     ) -> None:
         """Attend from one position of every row, the heads that share keys together."""
-        held_keys, held_values = group.keys[layer], group.values[layer]
-        share(
-            self._kernel.step, queries, keys, values, held_keys, held_values, group.lengths,
-            self._sights[layer], out,
-            work=self._kernel.STEP, multiplications=2 * out.size * held_keys.shape[2],
-        )  # fmt: skip
+        spans = spans_of(group.places(), [1] * len(group))
+        with together(2 * out.size * group.keys.shape[3]) as team:
+            self._kernel.attend_once(
+                queries, keys, values, out, spans, NO_PIECES, layer, self._sights[layer],
+                self._kernel.WORKS, team,
+            )  # fmt: skip
+
+
+def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:
+    """Spans of so many positions, end to end, for `attention_kernel.attend`: [S, 8]."""
+    spans = np.zeros((len(places), places.shape[1] + 3), np.int64)
+    spans[:, :-3] = places
+    spans[:, -2] = counts
+    spans[1:, -3] = np.cumsum(counts)[:-1]
+    return spans
+
+
+def pieces_of(counts: Sequence[int], size: int) -> Numbers:
+    """Spans of so many positions cut up: (span, first position) of each piece, [n, 2]."""
+    pieces = [(span, first) for span, count in enumerate(counts) for first in range(0, count, size)]
+    return np.array(pieces, np.int64)
 
 
 def best_attention(head_dim: int, windows: Sequence[int], cap: float = 0.0) -> Attention:
