@@ -225,7 +225,7 @@ class PromptByPrompt(ByNumPy):
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Logits [B, V] of what follows each prompt."""
         rows = []
-        held = cache.lengths + [len(prompt) for prompt in prompts]
+        held = cache.lengths + np.array([len(prompt) for prompt in prompts], np.intp)
         for row, prompt in enumerate(prompts):
             found, ids = [cache.find(row)], np.asarray(prompt, np.int32)
             x = self.read(ids, found, [len(prompt)], held[[row]])

@@ -194,13 +194,16 @@ class BaselineModel:
 
 def capped(scores: Floats, cap: float) -> Floats:
     """Scores kept between -cap and cap; 0 is no limit."""
-    return scores if not cap else np.float32(cap) * np.tanh(scores / np.float32(cap))
+    if not cap:
+        return scores
+    limited: Floats = np.float32(cap) * np.tanh(scores / np.float32(cap))
+    return limited
 
 
 def gelu(x: Floats) -> Floats:
     """A gate's activation: tanh's approximation of x times the normal distribution's integral."""
-    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    activated: Floats = np.float32(0.5) * x * (1.0 + np.tanh(inner))
+    inner: Floats = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2.0 / math.pi))
+    activated: Floats = x * (np.tanh(inner) + np.float32(1.0)) * np.float32(0.5)
     return activated
 
 

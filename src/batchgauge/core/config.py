@@ -7,7 +7,7 @@ every such key or tensor is refused by name, never ignored. `families` has the r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -47,8 +47,8 @@ class Keys:
                 f"The model '{file.path}' has the architecture {_shown(name)}; "
                 f"expected {supported}."
             )
-        self.architecture: str = name
-        self.family = FAMILIES[name]
+        self.architecture = str(name)
+        self.family = FAMILIES[self.architecture]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is. Raises UserError where there is none, nor a default."""

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.ops import Floats, Ints, Rotations
-from batchgauge.errors import UserError
 
 Doubles = npt.NDArray[np.float64]
 SCALINGS = ("none", "linear", "yarn", "dynamic", "longrope")
@@ -47,13 +46,15 @@ class Rotary:
     @property
     def exponents(self) -> Doubles:
         """Of the base, negative ones of which are frequencies: [n / 2]."""
-        return np.arange(0, self.width, 2) / self.width
+        exponents: Doubles = np.arange(0, self.width, 2) / self.width
+        return exponents
 
     def dynamic_base(self, seen: Ints) -> Doubles:
         """The base [T] for rows that have become so long [T]: NTK scaling beyond the original."""
         beyond = np.maximum(seen / self.original, 1.0)
         grown = self.factor * beyond - (self.factor - 1.0)
-        return self.base * np.power(grown, self.width / (self.width - 2))
+        bases: Doubles = self.base * np.power(grown, self.width / (self.width - 2))
+        return bases
 
     def _interpolated(self) -> Doubles:
         """YaRN: how much each pair is slowed down by the factor, from 0 to 1."""
@@ -65,7 +66,8 @@ class Rotary:
         first = max(np.floor(pair(self.betas[0])), 0.0)
         last = min(np.ceil(pair(self.betas[1])), self.width - 1.0)
         numbers = np.arange(self.width // 2)
-        return np.clip((numbers - first) / max(0.001, last - first), 0.0, 1.0)
+        share: Doubles = np.clip((numbers - first) / max(0.001, last - first), 0.0, 1.0)
+        return share
 
 
 def yarn_magnitude(factor: float) -> float:
