@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from batchgauge.core.gguf_file import PART, GGUFFile
+from batchgauge.core.hf_folder import CONFIG, EXPECTED, HFFolder
 from batchgauge.core.model_file import ModelFile
 from batchgauge.errors import UserError
 
@@ -56,8 +57,23 @@ def _expanded(path: str | Path) -> Path:
 
 def _in_folder(folder: Path) -> ModelFile:
     """The model in a folder. Raises UserError for none, and for several."""
+    try:
+        return _only_model(folder)
+    except OSError as error:
+        raise UserError(f"The folder '{folder}' cannot be read: {error.strerror}.") from None
+
+
+def _only_model(folder: Path) -> ModelFile:
     names = sorted(path.name for path in folder.iterdir())
     files = [name for name in names if name.endswith(".gguf")]
+    if CONFIG in names and (not files or any(name.endswith(".safetensors") for name in names)):
+        return HFFolder.open(folder)
+    if snapshots := sorted((folder / "snapshots").glob("*/")):  # of the library's cache
+        if len(snapshots) > 1 and (main := folder / "refs" / "main").is_file():
+            snapshots = [folder / "snapshots" / main.read_text(encoding="utf-8").strip()]
+        if len(snapshots) > 1:
+            raise UserError(f"The folder '{folder}' has several snapshots; expected one of them.")
+        return _in_folder(snapshots[0])
     firsts = [name for name in files if not (part := PART.fullmatch(name)) or int(part[2]) < 2]
     if len(firsts) > 1:
         raise UserError(
@@ -66,7 +82,6 @@ def _in_folder(folder: Path) -> ModelFile:
         )
     if files:
         return GGUFFile.open(folder / (firsts or files)[0])
-    raise UserError(
-        f"The folder '{folder}' holds no model; expected a GGUF file, or config.json with "
-        "tokenizer.json and *.safetensors."
-    )
+    if "adapter_config.json" in names:
+        return HFFolder.open(folder)  # which says what is wrong with it
+    raise UserError(f"The folder '{folder}' holds no model; expected a GGUF file, or {EXPECTED}.")

@@ -31,11 +31,20 @@ def shown(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """Rows in heads of `size`: of the first `heads`, the halves of `turned` rows go in turn."""
+
+    heads: int
+    size: int
+    turned: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a model; `shape` is NumPy's order (a GGUF's reversed).
 
     part   which of the model's sources holds it
-    head   rows of a head whose two halves are to be taken in turn, 0 for the rows as they lie
+    pairs  in which order rows are read; None: as they lie
     """
 
     name: str
@@ -43,7 +52,7 @@ class Tensor:
     layout: Layout
     start: int  # bytes from the start of its source
     part: int = 0
-    head: int = 0
+    pairs: Pairs | None = None
 
     @property
     def size(self) -> int:
@@ -154,34 +163,31 @@ class ModelFile:
         Raises UserError when the file can no longer be read that far.
         """
         source = self._sources[tensor.part]
+        scale = tensor.layout.block_bytes / tensor.layout.block
         for first in range(0, tensor.size, step):
             last = min(first + step, tensor.size)
+            begin, end = first, last
+            if tensor.pairs:  # whole heads
+                head = tensor.pairs.size * math.prod(tensor.shape[1:])
+                begin, end = first // head * head, -(-last // head) * head
+            start, stop = (tensor.start + int(i * scale) for i in (begin, end))
             try:
-                data = _in_turn(source, tensor, first, last) if tensor.head else (
-                    _between(source, tensor, first, last)
-                )  # fmt: skip
+                data = np.frombuffer(source.bytes(start, stop - start), np.uint8)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise UserError(
                     f"The model file '{source.path}' can no longer be read: {reason}."
                 ) from None
+            if tensor.pairs:
+                data = _in_turn(tensor.pairs, data, begin // head, (end - begin) // head)
+                data = data[int((first - begin) * scale) : int((last - begin) * scale)]
             yield slice(first, last), data
 
 
-def _between(source: Source, tensor: Tensor, first: int, last: int) -> Bytes:
-    """The bytes of elements `first` to `last`."""
-    scale = tensor.layout.block_bytes / tensor.layout.block
-    start, stop = (tensor.start + int(i * scale) for i in (first, last))
-    return np.frombuffer(source.bytes(start, stop - start), np.uint8)
-
-
-def _in_turn(source: Source, tensor: Tensor, first: int, last: int) -> Bytes:
-    """The same of a tensor whose heads' halves are taken in turn; of whole elements only."""
-    head = tensor.head * math.prod(tensor.shape[1:])  # elements
-    begin, end = first // head * head, -(-last // head) * head
-    width = tensor.layout.block_bytes
-    rows = _between(source, tensor, begin, end).reshape(
-        -1, 2, tensor.head // 2, head // tensor.head * width
-    )
-    flat = rows.swapaxes(1, 2).reshape(-1)
-    return flat[(first - begin) * width : (last - begin) * width]
+def _in_turn(pairs: Pairs, data: Bytes, first: int, count: int) -> Bytes:
+    """The bytes of so many heads, from that one on, with their rows in order."""
+    heads = data.reshape(count, pairs.size, -1).copy()
+    some = heads[: max(0, pairs.heads - first), : pairs.turned]
+    halves = some.reshape(len(some), 2, pairs.turned // 2, -1)
+    some[:] = halves.swapaxes(1, 2).reshape(some.shape)
+    return heads.reshape(-1)
