@@ -185,7 +185,7 @@ from batchgauge.profiling.flamegraph import render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import Frame, StackProfile
-from batchgauge.reporting import Report, plots
+from batchgauge.reporting import Report, Score, plots
 from batchgauge.text import Markdown, code, visible
 every, names = hostile.EVERYTHING, [*hostile.ALL.values(), hostile.FILE_NAME]
 report = Report.begin("first", title=every, question=every, profile=profile, out_dir=out_dir)
@@ -205,7 +205,7 @@ lines = pd.DataFrame({{"function": every, "line": 1, "source": names, "hits": 1,
 display(Listing(type("Profile", (), {{"frame": lines}}), [every]))
 print(every)
 for text in names:
-    report.score(text, label=text, goal=1, value=2, unit=hostile.TAG)
+    report.score(Score(text, text, 1, 2, unit=hostile.TAG))
 report.answer(every)
 report.finish()
 """

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from batchgauge.core.config import Config, check_tensors
 from batchgauge.core.default_model import open_model
+from batchgauge.core.memory_need import check_memory
+from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import Floats
 from batchgauge.core.weights import checked
@@ -60,6 +62,7 @@ class BaselineModel:
     @classmethod
     def from_file(cls, file: ModelFile) -> Self:
         """Read all tensors of an open file. Raises UserError."""
+        check_memory(ModelFacts.of(file), "float32")
         config = Config.from_file(file)
         check_tensors(file, config)
         return cls(

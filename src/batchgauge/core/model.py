@@ -24,6 +24,8 @@ from batchgauge.core.kernels import activations
 from batchgauge.core.kernels.attention import Attention, best_attention
 from batchgauge.core.kernels.products import own_threads
 from batchgauge.core.kv_cache import Group, KVCache
+from batchgauge.core.memory_need import check_memory
+from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import (
     Floats,
@@ -44,6 +46,7 @@ class LlamaModel:
     swiglu = staticmethod(activations.swiglu)
 
     def __init__(self, file: ModelFile, weights: str = "float32") -> None:
+        check_memory(ModelFacts.of(file), weights)
         self.config = Config.from_file(file)
         self.weights = Weights(file, self.config, weights)
         self._query_scale = np.float32(1.0 / np.sqrt(self.config.head_dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Layout
 from batchgauge.core.model_file import ModelFile, Tensor
 from batchgauge.core.quantised import BF16, BLOCK, GROUP, KINDS, compiled
 from batchgauge.core.weights import MODES, blocked_size
+from batchgauge.text import one_line
 
 _FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "ffn_gate": "up", "ffn_up": "up"}
 _ORDER = "attn_q attn_k attn_v ffn_gate ffn_up"  # of those that are one matrix in memory
 F32 = OWN_LAYOUTS[0]
+REFERENCE = "a6e51f5c2c92"  # of the model that the project's goals and stored runs are about
+NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,36 @@ class ModelFacts:
         shares = {name: 100.0 * n / self.parameters for name, n in self.types.items()}
         named = [f"{name} {share:.0f} %" for name, share in shares.items() if share >= 0.5]
         return named[0].partition(" ")[0] if len(named) == 1 else ", ".join(named)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits of name, shape and types: equal for equal models, wherever they lie."""
+        told = (
+            self.name, self.architecture, self.parameters, self.layers, self.d_model,
+            self.vocab_size, self.context_length, self.kv_bytes_per_token, sorted(self.types.items()),
+        )  # fmt: skip
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """The model's own name, else that of its file or folder."""
+        return one_line(self.name) or self.path.stem
+
+    def __str__(self) -> str:
+        """One line for readers: names, numbers, no folders."""
+        return (
+            f"{self.title}: {self.architecture}, {counted(self.parameters)} parameters, "
+            f"{self.quantisation}, context {self.context_length:,} tokens, licence "
+            f"{one_line(self.licence) or NOT_STATED}, {self.form} {self.path.name}"
+        )
+
+
+def counted(number: int) -> str:
+    """`135 million`, `1.24 billion`, or the number itself below a million."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,}"
 
 
 def _bytes(file: ModelFile, config: Config, mode: str) -> int:

@@ -20,6 +20,7 @@ from batchgauge.errors import UserError
 from batchgauge.files import write_csv, write_text
 from batchgauge.reporting import tables
 from batchgauge.reporting.export import TEMPLATES, one_blank_line
+from batchgauge.reporting.model import short
 from batchgauge.reporting.policy import SCRIPT, content_policy
 from batchgauge.reporting.report import Score
 from batchgauge.text import Markdown, escaped, visible
@@ -139,6 +140,7 @@ def _remember(
             {
                 **{key: by_name[row.report][key] for key in ("finished", "git_commit", "profile")},
                 "machine": by_name[row.report]["machine"],
+                "model": short(by_name[row.report]),
                 "report": row.report,
                 "key": row.score.key,
                 "label": row.score.label,
@@ -171,7 +173,8 @@ def _wide(history: pd.DataFrame, runs: int = 12) -> pd.DataFrame:
         return history
     rows = history.assign(day=history["finished"].str[:10], commit=history["git_commit"])
     rows["score"] = rows["label"] + rows["unit"].fillna("").map(lambda u: f" ({u})" if u else "")
-    keys = ["day", "commit", "profile", "machine"]
+    rows["model"] = rows["model"].fillna("") if "model" in rows else ""
+    keys = ["day", "commit", "profile", "model", "machine"]
     latest = rows.groupby(keys)["finished"].max().rename("last")
     wide = rows.pivot_table(index=keys, columns="score", values="value", aggfunc="last")
     wide = wide[list(dict.fromkeys(rows["score"]))].join(latest)
@@ -183,6 +186,7 @@ def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The machine card: each fact once, or each of its values where reports differ."""
     names = {
         "machine": "Machine",
+        "model": "Model",
         "versions": "Versions",
         "git_commit": "Commit",
         "profile": "Profile",
@@ -191,8 +195,9 @@ def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     }
     card = []
     for key, name in names.items():
-        values = dict.fromkeys(str(facts[key]) for facts in reports)
+        values = dict.fromkeys(str(facts[key]) for facts in reports if key in facts)
         shown = [max(values)] if key == "finished" and values else list(values)
-        card.append((name, " / ".join(shown)))
+        if shown or not reports:
+            card.append((name, " / ".join(shown)))
     minutes = sum(facts["seconds"] for facts in reports) / 60
     return [*card, ("Measured for", f"{minutes:.1f} minutes")]

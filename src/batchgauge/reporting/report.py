@@ -20,7 +20,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
+from batchgauge.reporting.model import is_reference, named, served
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import results_folder
@@ -60,12 +61,16 @@ class Score:
     high: float | None = None
     unit: str = ""
     better: Better = "higher"
+    of_model: bool = False  # the goal was set for the reference model
+    comparable: bool = True  # and this is it
 
     @property
-    def verdict(self) -> Literal["met", "missed", "open", "measured"]:
+    def verdict(self) -> Literal["met", "missed", "open", "measured", "not comparable"]:
         """`open` when the interval holds the goal; `measured` when there is no goal."""
         if self.goal is None:
             return "measured"
+        if not self.comparable:
+            return "not comparable"
         sign = 1 if self.better == "higher" else -1
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
@@ -80,6 +85,7 @@ class Score:
             "met": "met",
             "missed": "not met",
             "open": "undecided, the interval holds the goal",
+            "not comparable": "not comparable, the goal is another model's",
         }
         text = f"{self.label}: {self.measured()}"
         return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
@@ -110,6 +116,7 @@ class Report:
     out_dir: Path
     seed: int
     parameters: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _answer: str = ""
     _findings: list[str] = field(default_factory=list)
@@ -147,7 +154,11 @@ class Report:
         plots.use_theme()
         budget = profile_named(profile)
         check_folders(folder / "data", folder / "reports")
-        report = cls(name, title, question, budget, folder, seed, redacted(dict(parameters or {})))
+        given = dict(parameters or {})
+        model = named(given) if "model" in given else {}
+        if given.get("model"):
+            given["model"] = Path(given["model"]).name  # folders are nobody's business
+        report = cls(name, title, question, budget, folder, seed, redacted(given), model)
         _show(
             {"text/plain": f"{title} · profile {budget.name}"},
             kind="header",
@@ -219,30 +230,24 @@ class Report:
         data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
         _show(data, kind="answer", text=said)
 
-    def score(
-        self,
-        key: str,
-        *,
-        label: str,
-        goal: float | None,
-        value: float,
-        low: float | None = None,
-        high: float | None = None,
-        unit: str = "",
-        better: Better = "higher",
-    ) -> Score:
-        """Put one measured target on the scorecard; `low` and `high` are its 95 % interval."""
-        numbers = (None if x is None else float(x) for x in (goal, value, low, high))
-        aim, middle, below, above = numbers
-        assert middle is not None
-        score = Score(key, label, aim, middle, below, above, unit, better)
-        self._scores[key] = score
+    def score(self, score: Score) -> Score:
+        """Put one measured target on the scorecard; a goal of another model is not compared with.
+
+        Gives the score as it stands there.
+        """
+        numbers = {
+            name: None if (x := getattr(score, name)) is None else float(x)
+            for name in ("goal", "value", "low", "high")
+        }
+        comparable = not score.of_model or is_reference(self.model)
+        score = replace(score, **numbers, comparable=comparable)
+        self._scores[score.key] = score
         text = score.sentence()
         _show(
             {"text/plain": text, "text/markdown": escaped(text)},
             kind="score",
             verdict=score.verdict,
-            label=one_line(label),
+            label=one_line(score.label),
             measured=score.measured(),
             aim=score.aim(),
         )
@@ -267,7 +272,7 @@ class Report:
             if sentence:
                 self.finding(sentence)
             for score in result.scores():
-                self.score(**asdict(score))
+                self.score(score)
 
     def finish(self, engine: object = None) -> Path:
         """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given.
@@ -290,6 +295,7 @@ class Report:
             "profile": self.budget.name,
             "seed": self.seed,
             "parameters": self.parameters,
+            **self.model,
             "seconds": round(time.monotonic() - self._started, 1),
             "git_commit": git_commit(),
             "machine": Machine.here().describe(),
@@ -299,6 +305,8 @@ class Report:
         told = getattr(engine, "conditions", None)
         if told is not None:
             facts["conditions"] = told()
+            if name := facts["conditions"].get("model served"):
+                facts |= served(name)
         facts = redacted(facts)
         write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)
         _show({"text/plain": f"Wrote {path.name}."}, kind="footer")

@@ -102,8 +102,9 @@ def memory(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Sectio
     table = costs.memory(context, sizes, max_tokens)
     worst = table["overhead_percent"].max()
     score = Score(
-        "memory_overhead", "Memory overhead, worst batch size", 5.0, worst, unit="%", better="lower"
-    )
+        "memory_overhead", "Memory overhead, worst batch size", 5.0, worst, unit="%",
+        better="lower", of_model=True,
+    )  # fmt: skip
     return Section(
         "memory", {"memory": table}, memory_sentence(table), table, "Bytes by batch size.",
         targets=[] if math.isnan(worst) else [score],
@@ -140,7 +141,7 @@ def _speedup(
     )
     score = Score(
         key, label.format(row["batch_size"]), target[1], row["speedup_x"], row["low_x"],
-        row["high_x"], "×",
+        row["high_x"], "×", of_model=True,
     )  # fmt: skip
     return Section(
         picture, frames, speedup_sentence(sweep.what, table), table if table_caption else None,

@@ -118,7 +118,7 @@ def measure_goals(context: Context) -> pd.DataFrame:
     for group in tqdm(groups, desc="Goals", leave=False):
         goals += group()
         gc.collect()
-    return as_frame(goals)
+    return as_frame(goals, comparable=context.is_reference)
 
 
 def statistics(context: Context) -> list[Goal]:
