@@ -85,9 +85,9 @@ def check_memory(
     if wanted.total <= free:
         return
     raise UserError(
-        f"The model '{facts.path}' needs {_gb(wanted.total)} of memory with weights={mode} (weights "
-        f"{_gb(wanted.weights)}, cache of {batch[0]} × {batch[1]} tokens {_gb(wanted.cache)}, work "
-        f"space and tokenizer {_gb(wanted.work + wanted.tokenizer)}), and {_gb(free)} are free; "
+        f"The model '{facts.path}' needs {_gb(wanted.total)} of memory with weights={mode} "
+        f"(weights {_gb(wanted.weights)}, cache of {batch[0]} × {batch[1]} tokens {_gb(wanted.cache)}, "
+        f"work space and tokenizer {_gb(wanted.work + wanted.tokenizer)}), and {_gb(free)} are free; "
         f"{_what_fits(facts, mode, batch, factor, free)}."
     )
 

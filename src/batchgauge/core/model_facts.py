@@ -103,7 +103,8 @@ class ModelFacts:
         """Twelve hex digits of name, shape and types: equal for equal models, wherever they lie."""
         told = (
             self.name, self.architecture, self.parameters, self.layers, self.d_model,
-            self.vocab_size, self.context_length, self.kv_bytes_per_token, sorted(self.types.items()),
+            self.vocab_size, self.context_length, self.kv_bytes_per_token,
+            sorted(self.types.items()),
         )  # fmt: skip
         return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 

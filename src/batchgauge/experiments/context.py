@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +18,10 @@ from batchgauge.core.model_facts import REFERENCE, ModelFacts
 from batchgauge.errors import UserError
 from batchgauge.experiments.scaling import (
     PROMPT,
+    SLACK,
     Cost,
     Work,
-    batched_and_alone,
+    blocks_s,
     fitted,
     pilot,
     said,
@@ -34,7 +34,6 @@ from batchgauge.registry import check_fits, open_engine, open_tokenizer
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
-
 
 TYPICAL = 40  # tokens of a prompt, as the project's own have them
 FORMALITIES = 64  # tokens that a chat template may put around a prompt
@@ -119,18 +118,33 @@ class Context:
         longest = int(self.budget.share(1 / 60) / max(self.cost.position_s, 1e-9))
         return max(PROMPT, min(longest, (self.room or longest) // 2 - FORMALITIES))
 
+    def positions(self, wanted: int) -> int:
+        """Tokens of one prefill: `wanted`, halved until it takes a fortieth of the time.
+
+        And until the model has room for it.
+        """
+        most = self.budget.share(1 / 40) / self.cost.position_s
+        found = wanted
+        while found > 2 * PROMPT and found > min(SLACK * most, (self.room or wanted) - 1):
+            found //= 2
+        if found < wanted:
+            self.note(f"Prefill: {found} tokens at once instead of {wanted}.")
+        return found
+
     def fitted(
-        self, what: str, sizes: Sequence[int], tokens: int, share: float, *, blocks: int = 2
-    ) -> tuple[tuple[int, ...], int]:
+        self, what: str, sizes: Sequence[int], tokens: int, share: float, *,
+        blocks: int = 2, alone: bool = True,
+    ) -> tuple[tuple[int, ...], int]:  # fmt: skip
         """Batch sizes, and tokens of an answer, for a share of the time; see `scaling`.
 
-        So many blocks of every item alone and every batch must find room in it.
+        So many blocks of every batch, and of every item `alone`, must find room in it.
         """
         wanted = Work(tuple(sizes), min(TYPICAL, self.longest_prompt), tokens)
-        block_s = batched_and_alone(self.cost, blocks)
+        block_s = partial(blocks_s, self.cost, blocks, alone=alone)
         done = fitted(
-            wanted, self.cost, self.budget.share(share), block_s=block_s, room=self.room
-        )
+            wanted, self.cost, self.budget.share(share), block_s=block_s, room=self.room,
+            lengthen=alone,
+        )  # fmt: skip
         self.note(said(what, wanted, done))
         return done.sizes, done.tokens
 
@@ -173,7 +187,8 @@ class Context:
         tokens = self.tokenizer.encode_many([p.prompt for p in prompts]).counts.tolist()
         if self.room and min(tokens) >= self.room:
             raise UserError(
-                f"Every prompt has {min(tokens)} tokens or more; the model's context is {self.room}."
+                f"Every prompt has {min(tokens)} tokens or more; the model's context is "
+                f"{self.room}."
             )
         longest = self.longest_prompt
         if left_out := sum(n > longest for n in tokens):

@@ -80,11 +80,13 @@ def fitted(
     *,
     block_s: Callable[[Work], float],
     room: int | None = None,
+    lengthen: bool = True,
 ) -> Work:
     """The work to do in `seconds`: what was wanted, cut or lengthened by the module's rule.
 
     `block_s` gives the seconds that a work takes at the least, `room` the positions that the
-    model has for prompt and answer (None: nobody knows).
+    model has for prompt and answer (None: nobody knows); `lengthen`
+    where single calls are timed, which may be too short to time.
     """
     work = wanted
     if room is not None:
@@ -93,7 +95,8 @@ def fitted(
         work = less
     most = MOST_TOKENS if room is None else min(MOST_TOKENS, room - work.prompt)
     while (
-        cost.batch_s(1, work.prompt, work.tokens) < LEAST_S
+        lengthen
+        and cost.batch_s(1, work.prompt, work.tokens) < LEAST_S
         and 2 * work.tokens <= most
         and block_s(replace(work, tokens=2 * work.tokens)) <= seconds
     ):
@@ -101,15 +104,11 @@ def fitted(
     return work
 
 
-def batched_and_alone(cost: Cost, blocks: int) -> Callable[[Work], float]:
-    """Seconds of so many blocks: every item of the largest batch alone, and every batch once."""
-
-    def seconds(work: Work) -> float:
-        one = cost.batch_s(1, work.prompt, work.tokens)
-        batches = sum(cost.batch_s(size, work.prompt, work.tokens) for size in work.sizes)
-        return blocks * (work.sizes[-1] * one + batches)
-
-    return seconds
+def blocks_s(cost: Cost, blocks: int, work: Work, *, alone: bool = True) -> float:
+    """Seconds of so many blocks: every batch once, and every item of the largest `alone`."""
+    one = cost.batch_s(1, work.prompt, work.tokens) if alone else 0.0
+    batches = sum(cost.batch_s(size, work.prompt, work.tokens) for size in work.sizes)
+    return blocks * (work.sizes[-1] * one + batches)
 
 
 def said(what: str, wanted: Work, done: Work) -> str:

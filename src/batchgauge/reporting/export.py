@@ -52,7 +52,9 @@ def export(
 
 def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
     """Write the executed notebook without what is this machine's alone: paths, widgets, keys."""
-    kept = relinked(without_folders(redacted(executed)), lambda href: _href(href, names, ".ipynb", up="../"))
+    kept = relinked(
+        without_folders(redacted(executed)), lambda href: _href(href, names, ".ipynb", up="../")
+    )
     kept.metadata.pop("widgets", None)
     kept.metadata.pop("papermill", None)
     for cell in kept.cells:
@@ -141,7 +143,9 @@ def _without_paths(text: str) -> str:
 
 def without_folders(executed: NotebookNode) -> NotebookNode:
     """A copy of a notebook in which the paths among the parameters it was given are names only."""
-    given = [c.source for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    given = [
+        c.source for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])
+    ]
     paths = {
         node.value
         for source in given

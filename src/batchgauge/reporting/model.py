@@ -54,7 +54,7 @@ def served(name: str) -> dict[str, Any]:
 
 def is_reference(facts: Mapping[str, Any]) -> bool:
     """Whether the project's goals and stored runs are about this model; so where nobody knows."""
-    return facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE
+    return bool(facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE)
 
 
 def short(facts: Mapping[str, Any]) -> str:

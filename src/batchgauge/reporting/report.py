@@ -235,12 +235,13 @@ class Report:
 
         Gives the score as it stands there.
         """
-        numbers = {
-            name: None if (x := getattr(score, name)) is None else float(x)
-            for name in ("goal", "value", "low", "high")
-        }
+        goal, low, high = (
+            None if x is None else float(x) for x in (score.goal, score.low, score.high)
+        )
         comparable = not score.of_model or is_reference(self.model)
-        score = replace(score, **numbers, comparable=comparable)
+        score = replace(
+            score, goal=goal, value=float(score.value), low=low, high=high, comparable=comparable
+        )
         self._scores[score.key] = score
         text = score.sentence()
         _show(

@@ -156,7 +156,7 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
     size = min(4, max(sizes))
     prompts = short_prompts(context, size)
     tokens = max_tokens
-    lengths = context.budget.choose(
+    lengths: tuple[int, ...] = context.budget.choose(
         smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
     )
     lengths = spread(lengths, min(1.0, 4 * context.longest_prompt / lengths[-1]), 4)

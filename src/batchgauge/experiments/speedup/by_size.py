@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import between
@@ -51,10 +50,12 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
 
 def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Whole requests of one shape at every batch size, strict and over the baseline engine."""
-    ours = BatchInferenceEngine.from_gguf(context.model or None)
+    ours = context.engine
     baseline = BaselineEngine.from_gguf(context.model or None)
-    names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
+    blocks = context.budget.choose(smoke=2, default=4, thorough=24)
+    sizes, new = context.fitted("S(b)", sorted(sizes), new, 0.3, blocks=blocks, alone=False)
+    names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     calls: dict[str, Callable[[], object]] = {
         BASELINE: partial(baseline.infer_batch, requests([prompt], [new]))
     }
@@ -64,7 +65,7 @@ def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     found = compare_interleaved(
         calls, benchmark="speedup/inference", items=items,
         budget_s=context.budget.share(0.14),
-        min_blocks=context.budget.choose(smoke=2, default=4, thorough=24),
+        min_blocks=blocks,
         seed=context.seed, threads=context.threads, part="inference", control=False, aa=False,
         one_way=True,
     )  # fmt: skip

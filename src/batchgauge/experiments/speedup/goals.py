@@ -87,7 +87,9 @@ def summary(table: pd.DataFrame) -> str:
     counts = table["verdict"].value_counts()
     missed = table[table["verdict"] == "missed"]["goal"]
     text = ", ".join(
-        f"{counts[v]} {v}" for v in ("met", "open", "missed", "not comparable", "not measured") if v in counts
+        f"{counts[v]} {v}"
+        for v in ("met", "open", "missed", "not comparable", "not measured")
+        if v in counts
     )
     return f"Of {len(table)} goals: {text}." + (
         f" Missed: {'; '.join(missed)}." if len(missed) else ""
