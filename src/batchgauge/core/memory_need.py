@@ -84,11 +84,13 @@ def check_memory(
     wanted = need(facts, mode, batch, factor)
     if wanted.total <= free:
         return
+    parts = (
+        f"weights {_gb(wanted.weights)}, cache of {batch[0]} × {batch[1]} tokens "
+        f"{_gb(wanted.cache)}, work space and tokenizer {_gb(wanted.work + wanted.tokenizer)}"
+    )
     raise UserError(
         f"The model '{facts.path}' needs {_gb(wanted.total)} of memory with weights={mode} "
-        f"(weights {_gb(wanted.weights)}, cache of {batch[0]} × {batch[1]} tokens {_gb(wanted.cache)}, "
-        f"work space and tokenizer {_gb(wanted.work + wanted.tokenizer)}), and {_gb(free)} are free; "
-        f"{_what_fits(facts, mode, batch, factor, free)}."
+        f"({parts}), and {_gb(free)} are free; {_what_fits(facts, mode, batch, factor, free)}."
     )
 
 

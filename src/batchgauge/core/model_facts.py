@@ -115,10 +115,10 @@ class ModelFacts:
 
     def __str__(self) -> str:
         """One line for readers: names, numbers, no folders."""
-        return (
+        return one_line(
             f"{self.title}: {self.architecture}, {counted(self.parameters)} parameters, "
             f"{self.quantisation}, context {self.context_length:,} tokens, licence "
-            f"{one_line(self.licence) or NOT_STATED}, {self.form} {self.path.name}"
+            f"{self.licence.strip() or NOT_STATED}, {self.form} {self.path.name}"
         )
 
 

@@ -125,7 +125,9 @@ class Context:
         """
         most = self.budget.share(1 / 40) / self.cost.position_s
         found = wanted
-        while found > 2 * PROMPT and found > min(SLACK * most, (self.room or wanted) - 1):
+        while found > 2 * PROMPT and found > min(
+            SLACK * most, self.room - 1 if self.room else wanted
+        ):
             found //= 2
         if found < wanted:
             self.note(f"Prefill: {found} tokens at once instead of {wanted}.")
