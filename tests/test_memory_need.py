@@ -49,8 +49,8 @@ def test_what_is_free_decides(model):
     batch = (64, 128)
     with pytest.raises(UserError, match=r"batches of \d+ would fit") as found:
         check_memory(facts, "file", batch, free=need(facts, "file", batch).total - 1)
-    rows = int(re.search(r"batches of (\d+)", str(found.value))[1])
-    check_memory(facts, "file", (rows, 128), free=need(facts, "file", batch).total - 1)
+    (said,) = re.findall(r"batches of (\d+)", str(found.value))
+    check_memory(facts, "file", (int(said), 128), free=need(facts, "file", batch).total - 1)
 
 
 @pytest.mark.parametrize("spec", ["numpy", "numpy:file", "baseline", "transformers", "llama-cpp"])
@@ -70,4 +70,4 @@ def test_of_others_nothing_is_known():
     assert mode_of("openai:http://localhost:1/v1") is None
     assert mode_of("mine:make") is None
     assert mode_of("numpy:bfloat16") == ("bfloat16", 1.0)
-    assert mode_of("transformers:bfloat16,cuda")[0] == "bfloat16"
+    assert mode_of("transformers:bfloat16,cuda") == mode_of("transformers:bfloat16")

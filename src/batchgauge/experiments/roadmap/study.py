@@ -24,7 +24,7 @@ from batchgauge.experiments.scaling import SLACK
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.metrics import capacity, stability
+from batchgauge.simulate.metrics import capacity, rate_text, stability
 from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
@@ -177,7 +177,7 @@ def prepare(context: Context, scenario: Scenario) -> Case:
         costs = calibrate_engine(
             probe,
             max_batch_size=max_batch,
-            max_positions=min(128 if quick else 512, context.positions(512), longest // 2),
+            max_positions=min(context.positions(128 if quick else 512), longest // 2),
             sizes=4 if quick else 6,
             steps=3,
             repeats=1 if quick else 4,
@@ -259,8 +259,8 @@ def traffic_sentence(case: Case) -> str:
     context, generated = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))
     return (
         f"Requests bring {context[0]:.0f} tokens and take {generated[0]:.0f} (medians; p90 "
-        f"{context[1]:.0f} and {generated[1]:.0f}), come {case.rate:.2g} times a second, and are "
-        f"in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
+        f"{context[1]:.0f} and {generated[1]:.0f}), come {rate_text(case.rate)} times a second, and "
+        f"are in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
         f"server: {policy_name(case.today.server)}, no streaming."
         + (f" The trace: {'; '.join(sample.notes)}." if sample.notes else "")
     )
