@@ -29,7 +29,7 @@ def named(parameters: Mapping[str, Any]) -> dict[str, Any]:
         if path:
             raise
         return {}  # not installed: who needs it says so
-    weights = str(parameters.get("weights") or how[0])
+    weights = str(parameters.get("weights") or how[0]) if engine == "numpy" else how[0]
     return {
         "model": f"{facts}, weights {weights}",
         "model_facts": {

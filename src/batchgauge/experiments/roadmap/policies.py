@@ -128,8 +128,8 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
     endless = [row["policy"] for row in rows if not row["stable"]]
     return (
         f"At {rate_text(case.rate)} requests/s today's server answers {today['in_time_share']:.0%} "
-        f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. Capacity "
-        f"goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
+        f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. "
+        f"Capacity goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
         f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
         + (
             f"Unstable at this rate, with queues that grow without end: {'; '.join(endless)}."

@@ -259,8 +259,8 @@ def traffic_sentence(case: Case) -> str:
     context, generated = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))
     return (
         f"Requests bring {context[0]:.0f} tokens and take {generated[0]:.0f} (medians; p90 "
-        f"{context[1]:.0f} and {generated[1]:.0f}), come {rate_text(case.rate)} times a second, and "
-        f"are in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
+        f"{context[1]:.0f} and {generated[1]:.0f}), come {rate_text(case.rate)} times a second, "
+        f"and are in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
         f"server: {policy_name(case.today.server)}, no streaming."
         + (f" The trace: {'; '.join(sample.notes)}." if sample.notes else "")
     )
