@@ -25,7 +25,13 @@ from batchgauge.sizing import (
 )
 from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
 from batchgauge.sizing.config import SizingConfig
-from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, engine_probe, tokenizer_probe
+from batchgauge.sizing.probes import (
+    CONTROL,
+    SteadyProbe,
+    SteadyTextProbe,
+    engine_probe,
+    tokenizer_probe,
+)
 from batchgauge.workload import load_prompts
 
 FURTHER = 12  # sizes of a calibration beside its knots
@@ -70,11 +76,12 @@ def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
 def effort_s(effort: Effort, cost: Cost) -> float:
     """About how long calibrations, sweeps and whole batches take, with all thread counts."""
     total = effort.whole * cost.batch_s(effort.largest[-1][1] // 3 + 1, 32, 16)
+    control = cost.batch_s(*CONTROL[:2], 1 + CONTROL[2])  # beside every run
     for _, most in effort.largest:
         rounds = (effort.knots + FURTHER) * (effort.repeats + effort.reruns / len(effort.largest))
         prefills = 2.5 * effort.max_positions * cost.position_s
-        total += rounds * cost.batch_s(most // 2 + 1, 1, 3)
-        dense = len(dense_sizes(most)) * cost.batch_s(most // 2 + 1, 1, 4)
+        total += rounds * (control + cost.batch_s(most // 2 + 1, 1, 3))
+        dense = len(dense_sizes(most)) * (control + cost.batch_s(most // 2 + 1, 1, 4))
         total += effort.passes * (dense + prefills)
     return total
 
@@ -185,7 +192,7 @@ class Bench:
         if context.room:
             fits = max(8, context.room // 4)
             wanted = replace(wanted, max_positions=min(wanted.max_positions, fits))
-        much = affordable(wanted, context.cost, context.budget.seconds)
+        much = affordable(wanted, context.cost, context.budget.share(1.5))
         context.note(effort_note(wanted, much))
         priors, probes = {}, {}
         longest = min(24 if profile == "smoke" else LONGEST, context.longest_prompt)

@@ -260,8 +260,8 @@ def traffic_sentence(case: Case) -> str:
     return (
         f"Requests bring {context[0]:.0f} tokens and take {generated[0]:.0f} (medians; p90 "
         f"{context[1]:.0f} and {generated[1]:.0f}), come {rate_text(case.rate)} times a second, "
-        f"and are in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
-        f"server: {policy_name(case.today.server)}, no streaming."
+        f"and are in time when the first text is there within {1e3 * case.target_s:.0f} ms. "
+        f"Today's server: {policy_name(case.today.server)}, no streaming."
         + (f" The trace: {'; '.join(sample.notes)}." if sample.notes else "")
     )
 
