@@ -17,6 +17,7 @@ from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Score, Section, plots
 
+FEWEST_BLOCKS = 3  # of an interval that is shown: from two, it is as wide as one likes
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
 
@@ -156,7 +157,9 @@ def at(table: pd.DataFrame, batch_size: int) -> dict[str, Any]:
 
 
 def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
+    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x, and perhaps blocks."""
+    if row.get("blocks", FEWEST_BLOCKS) < FEWEST_BLOCKS:
+        return f"{row['speedup_x']:.2f} × (not enough blocks for an interval)"
     return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
 
 
