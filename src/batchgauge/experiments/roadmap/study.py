@@ -211,7 +211,7 @@ def shortened(context: Context, scenario: Scenario) -> Scenario:
     factor = min(1.0, SLACK * context.budget.share(0.5) / (requests * each))
     if factor >= 1.0:
         return scenario
-    context.note(f"Lengths of traffic: {factor:.2g} times what `length_scale` says.")
+    context.note(f"Lengths of traffic: {factor:.2g} times those of the parameter length_scale.")
     return replace(scenario, length_scale=factor * scenario.length_scale)
 
 

@@ -51,8 +51,8 @@ def _inference_work(context: Context, rungs: int) -> tuple[int, tuple[str, ...]]
     one = context.cost.batch_s(1, TYPICAL // 2, 3)  # the baseline takes twice ours, about
     while rows > 1 and len(forms) * blocks * rows * one > limit:
         rows //= 2
-        context.note(f"Ladder of inference: {rows} requests.")
-    if len(forms) * blocks * rows * one > limit:
+        context.note(f"Ladder of inference: batches of {rows}.")
+    if len(forms) > 1 and len(forms) * blocks * rows * one > limit:
         forms = (CUMULATIVE,)
         context.note("Ladder of inference: ideas on top of each other only, none alone.")
     return rows, forms
