@@ -54,7 +54,7 @@ DOWNWARDS = {
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},
-    "suite": {"registry", "sizing", "workload"},
+    "suite": {"core", "registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
     "cli": {
         "machine",
