@@ -1,5 +1,7 @@
 """The compiled kernel's own promises: character classes, growth, bounded tables, counters."""
 
+import os
+
 import numpy as np
 import pytest
 import regex
@@ -89,10 +91,10 @@ def test_words_seen_before_are_not_merged_again():
 
 def test_batch_longer_than_the_scratch_space():
     """A batch with more bytes than the scratch space holds gets its own, and the same ids."""
-    rows = [TEXTS["prose"] * 400] * 20
+    rows = [TEXTS["prose"] * 400] * 40
     assert sum(map(len, rows)) > ENCODER._ids.size
     one = ENCODER.encode(rows[0])
-    assert ENCODER.encode_many(rows).tolist() == [one] * 20
+    assert ENCODER.encode_many(rows).tolist() == [one] * 40
     assert ENCODER.encode("".join(rows)) == PlainEncoder(VOCABULARY).encode("".join(rows))
 
 
@@ -100,3 +102,36 @@ def test_kernel_without_word_tables_gives_the_same_ids():
     """The rung that merges every word anew agrees with the shipped kernel."""
     rows = list(TEXTS.values())
     assert WithoutWordTable(VOCABULARY).encode_many(rows) == ENCODER.encode_many(rows)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_any_number_of_threads_gives_the_same_ids(threads):
+    """Small, uneven, empty and long texts, twice; NUL in a text; more threads than texts."""
+    encoder = KernelEncoder(VOCABULARY, threads)
+    mixed = [*TEXTS.values(), "", "", TEXTS["unsplittable"] * 30, *(w * 9 for w in TEXTS)]
+    for rows in (mixed, ["", *mixed * 5, "a\0b", ""], [TEXTS["CJK"] * 50], ["x"] * 3000, []):
+        for _ in range(2):
+            assert encoder.encode_many(rows) == ENCODER.encode_many(rows)
+    assert encoder._blocks.reshape(-1, layout.OWN)[:, layout.TAKEN].sum() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_threads_of_a_forked_child_are_its_own():
+    """A child tokenizes by threads too, after its parent has."""
+    encoder = KernelEncoder(VOCABULARY, 2)
+    rows = [TEXTS["code"] * 30] * 30
+    want = encoder.encode_many(rows)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if encoder.encode_many(rows) == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_words_of_many_ids_are_kept():
+    """A short word that gives more than four ids is not merged again."""
+    encoder = KernelEncoder(VOCABULARY)
+    encoder.encode("人类社会中")
+    before = encoder.counters["merged"]
+    assert len(encoder.encode("人类社会中")) > 4
+    assert encoder.counters["merged"] == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import sys
@@ -277,14 +278,33 @@ def test_blas_takes_performance_cores_where_nobody_says(monkeypatch, found, said
     library = SimpleNamespace(num_threads=found)
     library.set_num_threads = lambda n: setattr(library, "num_threads", n)
     monkeypatch.setattr(products, "_blas", lambda: library)
-    monkeypatch.setattr(products, "performance_cores", lambda: 4)
+    monkeypatch.setattr(limits, "performance_cores", lambda _: 4)
     monkeypatch.setattr(products, "usable_cpus", lambda: frozenset(range(16)))
-    for name in products.VARIABLES:
+    for name in limits.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     if said:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     products.choose_threads()
     assert library.num_threads == left
+
+
+@pytest.mark.parametrize(
+    ("said", "pool", "expected"),
+    [({}, False, 4), ({}, True, 1), ({"OMP_NUM_THREADS": "3"}, True, 3),
+     ({"NUMBA_NUM_THREADS": "2"}, False, 2), ({"OMP_NUM_THREADS": "400"}, False, 8),
+     ({"OMP_NUM_THREADS": "0"}, False, 4), ({"MKL_NUM_THREADS": "all"}, False, 4),
+     ({"OMP_NUM_THREADS": "x", "NUMBA_NUM_THREADS": "5"}, False, 5)],
+)  # fmt: skip
+def test_threads_where_the_caller_does_not_say(monkeypatch, said, pool, expected):
+    """A variable's number, within the CPUs; one in a process of a pool; else full-speed cores."""
+    monkeypatch.setattr(limits, "performance_cores", lambda _: 4)
+    monkeypatch.setattr(limits, "usable_cpus", lambda _: frozenset(range(8)))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if pool else None)
+    for name in limits.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert limits.default_threads() == expected
 
 
 # --- identity -----------------------------------------------------------------------------

@@ -18,8 +18,10 @@ HASWELL = "+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+popcnt,+sse4.1,+sse4.2"
     not binding.get_host_cpu_features().get("avx512f"), reason="AVX-512 is not what runs here"
 )
 def test_kernels_of_avx2_give_the_same_numbers(tmp_path):
-    """Products, attention and activations, compiled for AVX2, pass their own tests."""
-    files = [str(HERE / f"test_{name}.py") for name in ("products", "attention", "activations")]
+    """Products, attention, activations and layers, compiled for AVX2, pass their own tests."""
+    files = [
+        str(HERE / f"test_{name}.py") for name in ("products", "attention", "activations", "layers")
+    ]
     kinds = ("Q4_0", "Q5_1", "F16")  # every way of leaving codes
     test = f"{HERE / 'test_quantised.py'}::test_every_kind_gives_the_bits_of_float32"
     files += [f"{test}[{kind}]" for kind in kinds]

@@ -97,8 +97,9 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch):
 
 def test_arguments_that_make_no_sense(model):
     """No threads, an argument to a name that takes none, and an unknown variant are said."""
-    with pytest.raises(UserError, match="threads is 0"):
-        open_engine("numpy", model, threads=0)
+    for threads in (0, -1, 1_000_000, True, "2", 1.5):
+        with pytest.raises(UserError, match=f"threads is {threads!r}; expected"):
+            open_engine("numpy", model, threads=threads)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="weights is 'fast'; expected one of float32, file"):
         open_engine("numpy:fast", model)
     with pytest.raises(UserError, match="takes no argument; got 'fast'"):

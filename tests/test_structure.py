@@ -32,16 +32,18 @@ TOP_LEVEL = {
 # What each layer (a package or a top module) may import of the others; itself and `FLOOR` always.
 FLOOR = {
     *("redaction", "text", "errors", "extras", "files", "request", "protocols", "batchgauge"),
-    *("clock", "statistics"),
+    *("clock", "dask_client", "lock", "statistics"),
 }
 DOWNWARDS = {
     "clock": set(),
+    "dask_client": set(),
     "statistics": set(),
     "redaction": set(),
     "text": set(),
     "errors": set(),
     "extras": set(),
     "files": set(),
+    "lock": set(),
     "request": set(),
     "protocols": set(),
     "machine": set(),
@@ -49,14 +51,16 @@ DOWNWARDS = {
     "core": {"machine", "sizing"},
     "baseline": {"core"},
     "workload": set(),
-    "registry": {"core", "baseline", "adapters"},
+    "registry": {"core", "baseline", "adapters", "machine"},
     "adapters": {"core", "baseline", "workload"},
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},
     "suite": {"core", "registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
+    "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {
+        "jobs",
         "machine",
         "measuring",
         "registry",
@@ -211,8 +215,8 @@ def test_the_import_table_has_every_layer():
 
 
 def test_the_package_is_few_packages():
-    """At most ten below the top, so that one page shows them all."""
-    assert len(list(PACKAGE.glob("*/__init__.py"))) <= 10
+    """At most eleven below the top, so that one page shows them all."""
+    assert len(list(PACKAGE.glob("*/__init__.py"))) <= 11
 
 
 def test_no_module_imports_in_a_circle():

@@ -21,12 +21,13 @@ from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
+from batchgauge.reporting import matrix as matrix_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
 from batchgauge.reporting.kernel import kernel_environment, results
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.previous import set_aside
 from batchgauge.reporting.study import books, run_study, write_pages
@@ -442,7 +443,7 @@ def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
     """The second says who holds the folder and runs nothing; a killed one holds nothing."""
     write_notebook(tmp_path, only="raise SystemError('ran')")
     code = (
-        "import sys, time; from pathlib import Path; from batchgauge.reporting.lock import locked\n"
+        "import sys, time; from pathlib import Path; from batchgauge.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -558,3 +559,48 @@ def test_a_matrix_is_checked_before_its_first_run(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=r"Run two: The parameter 'seed' is True"):
         run_matrix(matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path)
+
+
+def test_a_matrix_on_other_machines_gives_each_run_one_to_itself(tmp_path):
+    """Files come back apart, and the page has both."""
+    from distributed import LocalCluster
+
+    matrix = tmp_path / "runs.toml"
+    runs = ["profile = 'smoke'", "[runs.one]", "threads = 1", "[runs.two]", "threads = 2"]
+    matrix.write_text("\n".join(runs))
+    out = tmp_path / "out"
+    alone = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        LocalCluster(**alone, processes=False) as cluster,
+        pytest.raises(UserError, match=r"No Dask worker of .* has a machine to itself"),
+    ):
+        run_matrix(matrix, out_dir=out, only=["00"], dask=cluster.scheduler_address)
+    with LocalCluster(**alone, resources={"machine": 1}) as cluster:
+        page = run_matrix(matrix, out_dir=out, only=["00"], dask=cluster.scheduler_address)
+    for name, threads in (("one", 1), ("two", 2)):
+        folder = out / "reports" / "matrix" / name
+        assert (folder / "reports" / "tour.html").is_file()
+        facts = json.loads((folder / "data" / "tour_facts.json").read_text("utf-8"))
+        assert facts["parameters"]["threads"] == threads
+    assert "Each run" in page.read_text(encoding="utf-8")
+
+
+def test_a_price_that_is_none_is_one_sentence(tmp_path):
+    """Before anything runs."""
+    path = tmp_path / "bad.toml"
+    path.write_text('[runs.a]\nprice_per_hour = "free"\n')
+    with pytest.raises(UserError, match="price_per_hour is 'free'"):
+        read_matrix(path)
+
+
+def test_tokens_cost_what_the_machine_costs_in_the_time(tmp_path):
+    """0.36 an hour at 100 tokens a second: a million tokens take 2.78 hours, so 1.0."""
+    folder = tmp_path / "a" / "data"
+    folder.mkdir(parents=True)
+    (folder / "batch_sizing_dense_sweep.csv").write_text(
+        "workload,batch_size,fresh_tokens_per_s\nother,9,900\nprompts,1,40\nprompts,8,100\n"
+    )
+    said = {"a": [{"machine": "M", "parameters": {"threads": 1}}]}
+    row = matrix_module._machines([matrix_module.Run("a", {}, 0.36)], said, tmp_path).iloc[0]
+    assert (row["best_batch_size"], row["tokens_per_s"]) == (8, 100.0)
+    assert row["price_per_million_tokens"] == pytest.approx(1.0)

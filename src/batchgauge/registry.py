@@ -23,6 +23,7 @@ from typing import Any
 
 from batchgauge import extras
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import default_threads
 from batchgauge.protocols import Engine, Tokenizer
 
 
@@ -42,7 +43,9 @@ class Known:
 
 
 _TOKENIZERS: Mapping[str, Known] = {
-    "numpy": Known("batchgauge.adapters.own:numpy_tokenizer"),
+    "numpy": Known(
+        "batchgauge.adapters.own:numpy_tokenizer", argument="threads that share a batch; 1 without"
+    ),
     "baseline": Known("batchgauge.adapters.own:baseline_tokenizer"),
     "hf": Known("batchgauge.adapters.hf:open_tokenizer", ("tokenizers",), "hf", "tokenizer.json"),
     "tiktoken": Known(
@@ -130,15 +133,20 @@ def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Toke
     return tokenizer
 
 
-def open_engine(spec: str = "numpy", model: str | Path | None = None, threads: int = 1) -> Engine:
+def open_engine(
+    spec: str = "numpy", model: str | Path | None = None, threads: int | None = None
+) -> Engine:
     """The engine that `spec` names, on `model` (a GGUF; None: the default) with `threads` threads.
 
+    Where no number is given, as many as `limits.default_threads` says.
     An `openai:` server keeps its own model and threads. A user's engine is wrapped
     so that a wrong number of responses or a foreign id is said where it happens.
     Raises UserError as `open_tokenizer` does, and for a number of `threads`
     that this machine does not have.
     """
     most = os.cpu_count() or 1
+    if threads is None:
+        threads = default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
         raise UserError(
             f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "

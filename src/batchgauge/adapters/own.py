@@ -13,17 +13,20 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
 
 if TYPE_CHECKING:
     from batchgauge.core.model import LlamaModel
 
 
-def numpy_tokenizer(_argument: str, model: Path | None) -> Tokenizer:
-    """The core's tokenizer."""
+def numpy_tokenizer(argument: str, model: Path | None) -> Tokenizer:
+    """The core's tokenizer; the argument is its number of threads, one without it."""
     from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 
-    return BPETokenizer.from_gguf(model)
+    if argument and not argument.isdecimal():
+        raise UserError(f"The tokenizer 'numpy:{argument}' names no number of threads.")
+    return BPETokenizer.from_gguf(model, threads=int(argument or 1))
 
 
 def baseline_tokenizer(_argument: str, model: Path | None) -> Tokenizer:

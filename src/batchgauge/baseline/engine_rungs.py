@@ -183,8 +183,14 @@ def _block(matrix: Floats, by: Product) -> Blocked:
     return blocked
 
 
-class PlainActivations(LlamaModel):
-    """The core's model with norms and activations operation by operation."""
+class StepByStep(LlamaModel):
+    """The core's model with a call of Python for every step of a layer."""
+
+    layers = None
+
+
+class PlainActivations(StepByStep):
+    """And with norms and activations operation by operation."""
 
     rms_norm = staticmethod(ops.rms_norm)
     swiglu = staticmethod(ops.swiglu)
@@ -257,6 +263,12 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
             "compiled activations",
             "Norms and SwiGLU in one pass over the numbers.",
             None,
+            partial(_batched, path, StepByStep),
+        ),
+        Rung(
+            "compiled layers",
+            "All layers in one compiled call, with no Python between their steps.",
+            None,
             partial(_batched, path, LlamaModel),
         ),
     )
@@ -268,7 +280,7 @@ def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
     mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
     metadata = open_model(path).metadata
     engine = BaselineEngine(
-        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata), metadata
+        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata, threads=1), metadata
     )
     return partial(_answers, engine)
 
@@ -281,7 +293,7 @@ def _plain(path: Path) -> BaselineModel:
 
 def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
     file = open_model(path)
-    tokenizer = BPETokenizer.from_metadata(file.metadata)
+    tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
     return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
 
 

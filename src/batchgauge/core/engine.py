@@ -70,7 +70,9 @@ class BatchInferenceEngine:
         """
         file = open_model(path)
         return cls(
-            LlamaModel(file, weights), BPETokenizer.from_metadata(file.metadata), file.metadata
+            LlamaModel(file, weights),
+            BPETokenizer.from_metadata(file.metadata, threads=1),
+            file.metadata,
         )
 
     def infer_batch(

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from batchgauge.core.ops import Floats, aligned
 
+Numbers = npt.NDArray[np.int64]
+
 SLACK = 3  # positions behind a buffer that may be read
 GROUP = 8  # rows whose attention is computed together in a decode step
 
@@ -39,6 +41,19 @@ class Group:
 
     def __len__(self) -> int:
         return self.lengths.size
+
+    def places(self) -> Numbers:
+        """Where each row's positions lie: int64 [R, 5].
+
+        The addresses of its keys and its values in the first layer, the bytes from one layer
+        to the next and from one head to the next, and how many positions it holds.
+        """
+        found = np.empty((len(self), 5), np.int64)
+        for place, held in enumerate((self.keys, self.values)):
+            found[:, place] = held.ctypes.data + held.strides[1] * self._rows
+        found[:, 2], found[:, 3] = self.keys.strides[0], self.keys.strides[2]
+        found[:, 4] = self.lengths
+        return found
 
     def store(self, layer: int, row: int, keys: Floats, values: Floats) -> None:
         """Put T positions behind those that row holds; keys and values [T, J, E]."""
@@ -94,6 +109,15 @@ class KVCache:
     def lengths(self) -> npt.NDArray[np.intp]:
         """Positions held by each row: [B]."""
         return np.concatenate([group.lengths for group in self.groups])
+
+    def places(self) -> Numbers:
+        """Where each row's positions lie: [B, 5], see `Group.places`."""
+        return np.concatenate([group.places() for group in self.groups])
+
+    def advance(self) -> None:
+        """Count one more position in every row."""
+        for group in self.groups:
+            group.lengths += 1
 
     @property
     def nbytes(self) -> int:

@@ -22,6 +22,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.core.kernels import activations
 from batchgauge.core.kernels.attention import Attention, best_attention
+from batchgauge.core.kernels.layers import CompiledLayers
 from batchgauge.core.kernels.products import own_threads
 from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.memory_need import check_memory
@@ -65,6 +66,11 @@ class LlamaModel:
         """How queries attend to the cache; found out with the first, as it may compile."""
         return best_attention(self.config.head_dim)
 
+    @cached_property
+    def layers(self) -> CompiledLayers | None:
+        """All layers in one compiled call; None where they go step by step."""
+        return CompiledLayers.of(self.config, self.weights)
+
     @property
     def weights_bytes(self) -> int:
         """Bytes of weights as held in memory."""
@@ -101,6 +107,10 @@ class LlamaModel:
         """Read one token per row of the cache; logits [B, V] of what comes next."""
         x = self.weights.embed(tokens)
         rotations = rope_rotations(cache.lengths, self.weights.frequencies)
+        if self.layers is not None:
+            self.layers.run(x, rotations, cache.places(), None)
+            cache.advance()
+            return self.logits(x)
         spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -112,12 +122,13 @@ class LlamaModel:
                     )
                 x += layer.output(attended)
                 x += self._feed_forward(layer, x)
-        for group in cache.groups:
-            group.lengths += 1
+        cache.advance()
         return self.logits(x)
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
+        if self.layers is not None:
+            return self.layers.logits(x)
         with np.errstate(over="ignore", invalid="ignore"):
             return self.weights.head(self._norm(x, self.weights.final_gain))
 
@@ -129,6 +140,12 @@ class LlamaModel:
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         )
         rotations = rope_rotations(positions, self.weights.frequencies)
+        if self.layers is not None:
+            places = np.array([group.places()[row] for group, row in rows])
+            self.layers.run(x, rotations, places, counts)
+            for (group, row), n in zip(rows, counts, strict=True):
+                group.lengths[row] += n
+            return x
         ends = np.cumsum([0, *counts])
         attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -38,6 +38,11 @@ Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None
 Ids = npt.NDArray[np.integer[Any]]
 
 
+# Addresses of a compiled product and of blocks, bytes from one to the next, how many blocks,
+# and the first output feature of the first.
+Piece = tuple[int, int, int, int, int]
+
+
 class Matrix(Protocol):
     """A matrix [N, K] in whatever form."""
 
@@ -50,6 +55,10 @@ class Matrix(Protocol):
 
     def rows(self, indices: Ids) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
+        ...
+
+    def pieces(self) -> list[Piece]:
+        """What compiled code must know of it, block upon block; nothing where it cannot."""
         ...
 
 
@@ -234,6 +243,11 @@ class Packed:
         products.shared(self._multiply, np.ascontiguousarray(x), self.blocks, y)
         return y[:, : self.features]
 
+    def pieces(self) -> list[Piece]:
+        """All blocks."""
+        blocks = self.blocks
+        return [(self._multiply, blocks.ctypes.data, blocks.strides[0], len(blocks), 0)]
+
     def rows(self, indices: Ids) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
         kind, at = self.kind, np.arange(len(indices))
@@ -276,6 +290,10 @@ class Stored:
             y[:, first : first + BLOCK] = products.product(x, block)[:, : len(some)]
         return y
 
+    def pieces(self) -> list[Piece]:
+        """Nothing."""
+        return []
+
     def rows(self, indices: Ids | slice) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""
         data = np.ascontiguousarray(self.data[indices])
@@ -295,6 +313,17 @@ class Stacked:
     def __call__(self, x: Floats) -> Floats:
         """Product of x [T, K] and the transposed matrix: [T, N]."""
         return np.concatenate([part(x) for part in self._parts], axis=1)
+
+    def pieces(self) -> list[Piece]:
+        """Those of all parts, if each has some."""
+        found: list[Piece] = []
+        first = 0
+        for part in self._parts:
+            if not (pieces := part.pieces()):
+                return []
+            found += [(*piece[:4], first + piece[4]) for piece in pieces]
+            first += part.features
+        return found
 
     def rows(self, indices: Ids) -> Floats:
         """Rows of the matrix: [len(indices), K]."""

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.config import ROPE_FACTORS, Config, check_tensors
-from batchgauge.core.kernels.products import Product, product
+from batchgauge.core.kernels.products import Product, compiled, product
 from batchgauge.core.model_file import ModelFile, shown
 from batchgauge.core.ops import Floats, aligned, rope_frequencies
-from batchgauge.core.quantised import Matrix, Room, read_matrix
+from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
 from batchgauge.errors import UserError
 
 MODES = ("float32", "file", "bfloat16")
@@ -42,6 +42,13 @@ class Blocked:
     def __call__(self, x: Floats) -> Floats:
         """Product of x [T, K] and the transposed matrix: [T, N]."""
         return self._product(x, self.blocks)[:, : self.features]
+
+    def pieces(self) -> list[Piece]:
+        """What compiled code must know of it."""
+        kernel, blocks = compiled(), self.blocks
+        if kernel is None or blocks.shape[1] % 2:
+            return []
+        return [(kernel.multiply, blocks.ctypes.data, blocks.strides[0], len(blocks), 0)]
 
     def rows(self, indices: npt.NDArray[np.integer[Any]]) -> Floats:
         """Rows of the matrix, as an embedding looks them up: [len(indices), K]."""

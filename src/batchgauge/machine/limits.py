@@ -11,6 +11,7 @@ What the hardware itself is (caches, SIMD, rates) is `hardware`'s business.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import subprocess
@@ -23,6 +24,15 @@ import psutil
 
 # Version 1 writes "no limit" as the largest page-aligned signed 64-bit number.
 _NO_LIMIT = 1 << 60
+# Who sets one of these says how many threads computing takes; Numba's comes last, BLAS ignores it.
+VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "GOTO_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
 _PERIOD_US = 100_000  # the kernel's own, where a quota comes without one
 # A core of less than this share of the best one's capacity is an efficiency core; of Arm's three
 # tiers the two upper ones stay.
@@ -140,6 +150,20 @@ def performance_cpus(root: Path | str = "/") -> tuple[int, ...]:
 def performance_cores(root: Path | str = "/") -> int:
     """How many threads to take where nobody has said: `performance_cpus` within the quota."""
     return _within_quota(len(performance_cpus(root)), root)
+
+
+def default_threads(root: Path | str = "/") -> int:
+    """Threads of an engine where the caller does not say: `performance_cores`, unless less is due.
+
+    The first of `VARIABLES` that holds a number from 1 on says how many, up to the CPUs that
+    may be used; the start-up of a Dask worker sets some of them. A process that
+    `multiprocessing` started, as those of a pool are, takes one: its siblings have the others.
+    """
+    for name in VARIABLES:
+        value = os.environ.get(name, "").strip()
+        if value.isascii() and value.isdigit() and int(value):
+            return min(int(value), len(usable_cpus(root)))
+    return 1 if multiprocessing.parent_process() is not None else performance_cores(root)
 
 
 def usable_memory(root: Path | str = "/") -> tuple[int, int]:

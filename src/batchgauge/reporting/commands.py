@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from batchgauge.errors import UserError
 from batchgauge.reporting.profiles import PROFILES
 
 _PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name files from here
@@ -42,6 +43,9 @@ _PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name 
     type=click.Path(path_type=Path),
     help="A TOML or YAML file of several runs, kept apart under reports/matrix/, and compared.",
 )
+@click.option(
+    "--dask", default="", metavar="ADDRESS", help="A Dask scheduler whose machines run the matrix."
+)
 def study(
     notebook: tuple[str, ...],
     profile: str,
@@ -49,6 +53,7 @@ def study(
     out: Path | None,
     again: bool,
     matrix: Path | None,
+    dask: str,
     **common: str | None,
 ) -> None:
     """Run the notebooks in order and write their reports.
@@ -66,10 +71,18 @@ def study(
         if given[name] and (path := Path(given[name])).exists():
             given[name] = str(path.resolve())
     if matrix is None:
+        if dask:
+            raise UserError("--dask needs --matrix: it gives each of several runs a machine.")
         run_study(profile=profile, out_dir=out, parameters=given, only=notebook, again=again)
     else:
         run_matrix(
-            matrix, profile=profile, out_dir=out, parameters=given, only=notebook, again=again
+            matrix,
+            profile=profile,
+            out_dir=out,
+            parameters=given,
+            only=notebook,
+            again=again,
+            dask=dask,
         )
 
 

@@ -8,7 +8,9 @@
     [runs.two_threads]
     threads = 2
 
-(or the same in YAML). Each run writes its own `reports/matrix/<run>/{data,reports}`.
+(or the same in YAML). Each run writes its own `reports/matrix/<run>/{data,reports}`. With the
+address of a Dask scheduler, each is run on a worker machine that it has to itself.
+`price_per_hour`, of a run or of all, is what its machine costs, for the page alone.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.project import notebooks_folder, results_folder
 from batchgauge.reporting.study import books, checked, out_folder, run_study, say
 
@@ -43,6 +46,7 @@ class Run:
 
     name: str
     parameters: Mapping[str, Any]
+    price_per_hour: float | None = None
 
 
 def read_matrix(path: Path) -> list[Run]:
@@ -67,10 +71,18 @@ def read_matrix(path: Path) -> list[Run]:
                 f"The run '{name}' of '{path}' is amiss; expected a name of letters, digits, "
                 "'-', '_' and '.', with parameters below it."
             )
-    return [Run(str(name), {**common, **(own or {})}) for name, own in runs.items()]
+    return [_run(str(name), {**common, **(own or {})}) for name, own in runs.items()]
 
 
-def run_matrix(
+def _run(name: str, parameters: dict[str, Any]) -> Run:
+    price = parameters.pop("price_per_hour", None)
+    number = isinstance(price, int | float) and not isinstance(price, bool)
+    if price is not None and not (number and 0 <= price < float("inf")):
+        raise UserError(f"Run {name}: price_per_hour is {price!r}; expected a number from 0.")
+    return Run(name, parameters, price)
+
+
+def run_matrix(  # noqa: PLR0913 - each is an option of the command
     path: Path,
     *,
     profile: str = "default",
@@ -79,11 +91,14 @@ def run_matrix(
     only: Sequence[str] = (),
     again: bool = False,
     notebooks: Path | None = None,
+    dask: str = "",
 ) -> Path:
     """Run every study of the matrix, one after the other; the path of the comparison page.
 
-    What the file says about a run goes before `profile` and `parameters`. Raises
-    UserError for bad input, and with exit code 1 at the end when a run had failures.
+    With `dask`, a scheduler's address, they run on its workers instead, one a machine at a
+    time; their files come back, and those of an earlier run are replaced. What the file says
+    about a run goes before `profile` and `parameters`. Raises UserError for bad input, and
+    with exit code 1 at the end when a run had failures.
     """
     folder = notebooks or notebooks_folder()
     runs = read_matrix(path)
@@ -96,9 +111,11 @@ def run_matrix(
             raise UserError(f"Run {run.name}: {error}") from None
     out = out_folder(out_dir or results_folder())
     base = out / "reports" / "matrix"
-    failures = []
+    failures: list[tuple[str, int]] = []
     with locked(out):
-        for run in runs:
+        if dask:
+            failures += _elsewhere(runs, dask, base, profile, parameters or {}, only)
+        for run in () if dask else runs:
             say(f"Run {run.name}:")
             own = {**(parameters or {}), **run.parameters}
             try:
@@ -123,9 +140,37 @@ def run_matrix(
     return page
 
 
+def _elsewhere(
+    runs: Sequence[Run],
+    address: str,
+    base: Path,
+    profile: str,
+    parameters: Mapping[str, Any],
+    only: Sequence[str],
+) -> list[tuple[str, int]]:
+    """Run the studies on the workers of a Dask scheduler; what failed, with its exit code."""
+    extras.require("A study on other machines", "distributed", "distributed")
+    from batchgauge.reporting.matrix_dask import studies_elsewhere
+
+    wanted = {}
+    for run in runs:
+        own = {**parameters, **run.parameters}
+        given = ["--profile", str(own.pop("profile", profile))]
+        wanted[run.name] = [*only, *given, *(w for n, v in own.items() for w in ("-p", n, str(v)))]
+    failures = []
+    for done in studies_elsewhere(address, wanted):
+        say(f"Run {done.name}: {done.last_line or 'done'}")
+        if done.archive:
+            done.unpack(base / done.name)
+        if done.exit_code:
+            failures.append((f"{done.name}: {done.last_line}", done.exit_code))
+    return failures
+
+
 def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> Path:
     """Write `index.html`, `index.md` and a picture under `base`: every score of every run."""
-    cards = {run.name: scorecard(read_facts(base / run.name, order)) for run in runs}
+    facts = {run.name: read_facts(base / run.name, order) for run in runs}
+    cards = {name: scorecard(found) for name, found in facts.items()}
     scores = _frame(cards)
     names = list(dict.fromkeys(name for run in runs for name in run.parameters))
     given = pd.DataFrame(
@@ -134,6 +179,7 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
             for r in runs
         ]
     )
+    machines = _machines(runs, facts, base)
     picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
     about = {
         "runs": [run.name for run in runs if cards[run.name]],
@@ -141,6 +187,7 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
         "picture": picture and base64.b64encode(picture.read_bytes()).decode("ascii"),
         "alt": "Every score of every run with its 95 % interval",
         "tables": [
+            (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
             (scores, "Every score of every run, with its 95 % interval."),
             (given, "What each run was given."),
         ],
@@ -149,6 +196,40 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
     }
     write_text(one_blank_line(render("comparison.md.j2", about)), base / "index.md")
     return write_text(render("comparison.html.j2", about), base / "index.html")
+
+
+def _machines(
+    runs: Sequence[Run], facts: Mapping[str, Sequence[Mapping[str, Any]]], base: Path
+) -> pd.DataFrame:
+    """One row a run: its machine and threads, its best batch size where 04 ran, and the costs.
+
+    Cost per million tokens = price per hour / (tokens per second x 3600) x 1,000,000.
+    """
+    rows = []
+    for run in runs:
+        said = next(iter(facts[run.name]), {})
+        row: dict[str, Any] = {
+            "run": run.name,
+            "machine": said.get("machine", "–"),
+            "threads": said.get("parameters", {}).get("threads", "–"),
+        }
+        sweep = base / run.name / "data" / "batch_sizing_dense_sweep.csv"
+        if sweep.is_file():
+            swept = pd.read_csv(sweep)
+            first = "prompts" if "prompts" in set(swept["workload"]) else swept["workload"].iloc[0]
+            swept = swept[swept["workload"] == first]
+            at = int(swept["fresh_tokens_per_s"].to_numpy().argmax())
+            rate = float(swept["fresh_tokens_per_s"].iloc[at])
+            row |= {
+                "workload": first,
+                "best_batch_size": int(swept["batch_size"].iloc[at]),
+                "tokens_per_s": round(rate, 1),
+            }
+            if run.price_per_hour is not None:
+                cost = run.price_per_hour / (rate * 3600) * 1e6
+                row["price_per_million_tokens"] = round(cost, 4)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _frame(cards: Mapping[str, Sequence[Row]]) -> pd.DataFrame:

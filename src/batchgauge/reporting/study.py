@@ -26,13 +26,13 @@ from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_text
+from batchgauge.lock import locked
 from batchgauge.machine.identity import versions
 from batchgauge.machine.limits import usable_cores, usable_memory
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
 from batchgauge.reporting.inputs import digest_of, inputs
 from batchgauge.reporting.kernel import execute, kernel_environment, results
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.previous import forget, put_back, set_aside

@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from batchgauge.core.kernels import vectors
+from batchgauge.core.kernels import team_kernel, vectors
+from batchgauge.core.kernels.team_kernel import floats_at, number
 from batchgauge.core.kernels.vectors import INT, LANES, VECTOR, Writer, digest, exponential
 
+# The numbers of a job of `NORM`: x [COUNT, WIDTH], what is added to it first (address 0: nothing)
+# with the bytes from row to row, the gain, out [COUNT, WIDTH], epsilon's address, rows of a part.
+N_X, N_DELTA, N_DELTA_STEP, N_GAIN, N_OUT, N_WIDTH, N_COUNT, N_ROWS, N_EPSILON = range(9)
+# And of `GATE`: gates [COUNT, WIDTH] with ups behind, bytes from row to row; out [COUNT, WIDTH].
+G_IN, G_STEP, G_OUT, G_WIDTH, G_COUNT, G_ROWS = range(6)
 _SUMS = {"reassoc", "contract", "nsz"}  # a sum of squares may be added up in vectors
 
 
@@ -49,8 +55,17 @@ def _write_gate(to: Writer, gate: Any, up: Any, out: Any, count: Any) -> None:
     to.repeat(phis, [further], builder.icmp_signed("<", further, end))
 
 
-def _compile(source: int) -> tuple[Any, Any]:
-    """`swiglu` and `rms_norm`, compiled for these sources: see `bpe_kernel._compile`."""
+@njit(nogil=True, fastmath=_SUMS)
+def _scale(x, epsilon):
+    """1 / sqrt(mean(x^2) + epsilon)."""
+    squares = np.float32(0.0)
+    for d in range(x.size):
+        squares += x[d] * x[d]
+    return np.float32(1.0) / np.sqrt(squares / np.float32(x.size) + epsilon)
+
+
+def _compile(source: int) -> tuple[Any, Any, int, int]:
+    """`swiglu`, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
 
     @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
     def swiglu(gate_up, out):
@@ -62,20 +77,45 @@ def _compile(source: int) -> tuple[Any, Any]:
             gate = gate_up.ctypes.data + row * gate_up.strides[0]
             _gate(gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
 
-    @njit("void(float32[:, ::1], float32, float32[:, ::1])", cache=True, nogil=True, fastmath=_SUMS)
+    @njit("void(float32[:, ::1], float32, float32[:, ::1])", cache=True, nogil=True)
     def rms_norm(x, epsilon, out):
         """X / sqrt(mean(x^2) + epsilon): float32 x [T, D] into out [T, D]."""
         if source < 0:
             return
         for row in range(x.shape[0]):
-            squares = np.float32(0.0)
-            for d in range(x.shape[1]):
-                squares += x[row, d] * x[row, d]
-            scale = np.float32(1.0) / np.sqrt(squares / np.float32(x.shape[1]) + epsilon)
+            scale = _scale(x[row], epsilon)
             for d in range(x.shape[1]):
                 out[row, d] = x[row, d] * scale
 
-    return swiglu, rms_norm
+    @cfunc("void(int64, int64)", cache=True)
+    def norm_rows(job, part):
+        """Add what a layer gave to some rows of x, and norm them."""
+        if source < 0:
+            return
+        D, some = number(job, N_WIDTH), number(job, N_ROWS)
+        gain, epsilon = floats_at(number(job, N_GAIN), D), floats_at(number(job, N_EPSILON), 1)[0]
+        for row in range(part * some, min((part + 1) * some, number(job, N_COUNT))):
+            x = floats_at(number(job, N_X) + 4 * D * row, D)
+            if number(job, N_DELTA):
+                delta = floats_at(number(job, N_DELTA) + number(job, N_DELTA_STEP) * row, D)
+                for d in range(D):
+                    x[d] += delta[d]
+            out = floats_at(number(job, N_OUT) + 4 * D * row, D)
+            scale = _scale(x, epsilon)
+            for d in range(D):
+                out[d] = x[d] * scale * gain[d]
+
+    @cfunc("void(int64, int64)", cache=True)
+    def gate_rows(job, part):
+        """SwiGLU of some rows."""
+        if source < 0:
+            return
+        F, some = number(job, G_WIDTH), number(job, G_ROWS)
+        for row in range(part * some, min((part + 1) * some, number(job, G_COUNT))):
+            gate = number(job, G_IN) + number(job, G_STEP) * row
+            _gate(gate, gate + 4 * F, number(job, G_OUT) + 4 * F * row, F)
+
+    return swiglu, rms_norm, norm_rows.address, gate_rows.address
 
 
-swiglu, rms_norm = _compile(digest(vectors))
+swiglu, rms_norm, NORM, GATE = _compile(digest(vectors, team_kernel))

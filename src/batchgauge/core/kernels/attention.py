@@ -6,13 +6,18 @@ new position of every row of a group. Both ways give the same numbers up to roun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Protocol
 
-from batchgauge.core.kernels.products import share
-from batchgauge.core.kv_cache import Group
+import numpy as np
+
+from batchgauge.core.kernels.products import together
+from batchgauge.core.kv_cache import Group, Numbers
 from batchgauge.core.ops import Floats, attend_causal, attend_step, unseen
+
+NO_PIECES: Numbers = np.empty((0, 2), np.int64)
 
 
 class Attention(Protocol):
@@ -68,23 +73,38 @@ class CompiledAttention:
         out: Floats,
     ) -> None:  # fmt: skip
         """Attend from the positions of a prompt, six queries of a head at a time."""
-        group.store(layer, row, keys, values)
-        start = int(group.lengths[row])
-        held_keys, held_values = group.keys[layer, row], group.values[layer, row]
-        share(
-            self._kernel.causal, queries, held_keys, held_values, start, out,
-            work=self._kernel.CAUSAL, multiplications=out.size * (start + len(out)),
-        )  # fmt: skip
+        spans = spans_of(group.places()[row : row + 1], [len(keys)])
+        flat = out.reshape(len(keys), -1)
+        with together(out.size * (int(group.lengths[row]) + len(out))) as team:
+            self._kernel.attend_once(
+                queries, keys, values, flat, spans, pieces_of([len(keys)], self._kernel.PIECE),
+                layer, self._kernel.WORKS, team,
+            )  # fmt: skip
 
     def step(
         self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
     ) -> None:
         """Attend from one position of every row, the heads that share keys together."""
-        held_keys, held_values = group.keys[layer], group.values[layer]
-        share(
-            self._kernel.step, queries, keys, values, held_keys, held_values, group.lengths, out,
-            work=self._kernel.STEP, multiplications=2 * out.size * held_keys.shape[2],
-        )  # fmt: skip
+        spans = spans_of(group.places(), [1] * len(group))
+        with together(2 * out.size * group.keys.shape[3]) as team:
+            self._kernel.attend_once(
+                queries, keys, values, out, spans, NO_PIECES, layer, self._kernel.WORKS, team
+            )
+
+
+def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:
+    """Spans of so many positions, end to end, for `attention_kernel.attend`: [S, 8]."""
+    spans = np.zeros((len(places), places.shape[1] + 3), np.int64)
+    spans[:, :-3] = places
+    spans[:, -2] = counts
+    spans[1:, -3] = np.cumsum(counts)[:-1]
+    return spans
+
+
+def pieces_of(counts: Sequence[int], size: int) -> Numbers:
+    """Spans of so many positions cut up: (span, first position) of each piece, [n, 2]."""
+    pieces = [(span, first) for span, count in enumerate(counts) for first in range(0, count, size)]
+    return np.array(pieces, np.int64)
 
 
 def best_attention(head_dim: int) -> Attention:

@@ -19,11 +19,24 @@ from numba import carray, cfunc, njit
 
 from batchgauge.core.kernels import score_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.score_kernel import score, weigh
-from batchgauge.core.kernels.team_kernel import floats, lead, number
+from batchgauge.core.kernels.team_kernel import floats, floats_at, lead, number
 from batchgauge.core.kernels.tile import ROWS, tile_alone
 from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
 
+PIECE = 24  # positions of a piece of a prompt
 APART = 16  # numbers between rows of transposed keys, lest all begin in the same cache set
+
+
+# The numbers of a job: addresses of queries, keys, values and output with the bytes from row to
+# row, spans and pieces; the layer, heads; the angles' cosines and sines [T, E / 2, 2] (0: all is
+# rotated and scaled already), the address of what queries are multiplied by.
+(
+    J_Q, J_Q_STEP, J_K, J_K_STEP, J_V, J_V_STEP, J_OUT, J_OUT_STEP, J_SPANS, J_PIECES, J_LAYER,
+    J_HEADS, J_WIDTH, J_KV_HEADS, J_ROTATIONS, J_SCALE, J_TURNED, JOB,
+) = range(18)  # fmt: skip
+# And of a span, neighbouring positions of one row of a cache: see `kv_cache.KVCache.places`;
+# then the first of its rows in the queries, how many there are, where keys lie transposed.
+S_KEYS, S_VALUES, S_LAYER, S_STEP, S_HELD, S_FIRST, S_COUNT, S_TURNED, SPAN = range(9)
 
 
 @njit(nogil=True)
@@ -37,9 +50,18 @@ def _mix(rows, scores, s_step, seen, values, E, out, out_step, following):
 @njit(nogil=True)
 def _copy(source, target, count):
     """So many float32 from one address to another."""
-    here, there = carray(floats(source), count), carray(floats(target), count)
+    here, there = floats_at(source, count), floats_at(target, count)
     for i in range(count):
         there[i] = here[i]
+
+
+@njit(nogil=True)
+def _rotate(at, rotations, width, scale):
+    """Turn the pairs of a head by a position's angles (`ops.rotate`), and scale them."""
+    x, turns = floats_at(at, width), floats_at(rotations, width)
+    for i in range(0, width, 2):
+        a, b, cosine, sine = x[i] * scale, x[i + 1] * scale, turns[i], turns[i + 1]
+        x[i], x[i + 1] = a * cosine - b * sine, a * sine + b * cosine
 
 
 @njit(nogil=True)
@@ -57,27 +79,81 @@ def _turn(keys, seen, turned):
                 turned[e, position] = keys[position, e]
 
 
-def _compile(source: int) -> tuple[Any, Any, int, int]:
-    """`step`, `causal` and their work, compiled for these sources: see `bpe_kernel._compile`."""
+@njit(nogil=True)
+def _lay_out(spans, kv_heads, width):
+    """Say where the turned keys of each span lie; how many float32 all of them take."""
+    size = 0
+    for span in range(spans.shape[0]):
+        spans[span, S_TURNED] = 4 * size
+        size += kv_heads * width * (spans[span, S_HELD] + spans[span, S_COUNT] + FEATURES + APART)
+    return size
+
+
+@njit(nogil=True)
+def attend(job, spans, pieces, works, turned, team):
+    """Store the positions of all spans, and attend from there to all up to themselves.
+
+    job     int64 [JOB]            see above; the last ones are filled in here
+    spans   int64 [S, SPAN]
+    pieces  int64 [n, 2]           spans cut up: span, first of `PIECE` positions; none where
+                                   every span is one position
+    works   int64 [:]              addresses: `WORKS`
+    turned  float32 [`_lay_out`]   room
+    """
+    job[J_SPANS], job[J_PIECES], job[J_TURNED] = (
+        spans.ctypes.data, pieces.ctypes.data, turned.ctypes.data,
+    )  # fmt: skip
+    J = job[J_KV_HEADS]
+    if pieces.shape[0] == 0:
+        lead(team, works[0], job, spans.shape[0] * J)
+    else:
+        lead(team, works[1], job, pieces.shape[0])
+        lead(team, works[2], job, spans.shape[0] * J)
+        lead(team, works[3], job, pieces.shape[0] * J)
+
+
+def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
+    """`attend_once` and the works, compiled for these sources: see `bpe_kernel._compile`."""
+
+    @njit(nogil=True)
+    def ready(job, row, span, position, head, heads):
+        """Rotate and store one position of some key/value heads, and rotate their queries."""
+        H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
+        q_at = number(job, J_Q) + row * number(job, J_Q_STEP)
+        k_at = number(job, J_K) + row * number(job, J_K_STEP)
+        v_at = number(job, J_V) + row * number(job, J_V_STEP)
+        turns, G = number(job, J_ROTATIONS), H // J
+        if turns:
+            scale = floats_at(number(job, J_SCALE), 1)[0]
+            for query in range(head * G, (head + heads) * G):
+                _rotate(q_at + 4 * E * query, turns + 4 * E * row, E, scale)
+        layer, step = number(job, J_LAYER), number(span, S_STEP)
+        for j in range(head, head + heads):
+            if turns:
+                _rotate(k_at + 4 * E * j, turns + 4 * E * row, E, np.float32(1.0))
+            here = layer * number(span, S_LAYER) + j * step + 4 * E * position
+            _copy(k_at + 4 * E * j, number(span, S_KEYS) + here, E)
+            _copy(v_at + 4 * E * j, number(span, S_VALUES) + here, E)
 
     @cfunc("void(int64, int64)", cache=True)
     def one_row(job, part):
         """Store one position and attend from there: the heads of a row that share keys."""
         if source < 0:
             return
-        H, E, J, C = number(job, 11), number(job, 12), number(job, 13), number(job, 14)
+        H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
         row, j = part // J, part % J
-        G, seen = H // J, number(number(job, 8), row) + 1
+        span = number(job, J_SPANS) + 8 * SPAN * row
+        G, seen = H // J, number(span, S_HELD) + 1
+        ready(job, row, span, seen - 1, j, 1)
         width = (seen + LANES - 1) // LANES * LANES
-        held = np.empty((ROWS, C + FEATURES), np.float32)
-        scores, s_step, block = held.ctypes.data, 4 * (C + FEATURES), 4 * C * E
-        k_at, v_at = number(job, 6) + part * block, number(job, 7) + part * block
-        last = 4 * E * (seen - 1)
-        _copy(number(job, 2) + row * number(job, 3) + 4 * E * j, k_at + last, E)
-        _copy(number(job, 4) + row * number(job, 5) + 4 * E * j, v_at + last, E)
+        held = np.empty((ROWS, seen + FEATURES), np.float32)
+        scores, s_step = held.ctypes.data, 4 * (seen + FEATURES)
+        step = number(span, S_STEP)
+        here = number(job, J_LAYER) * number(span, S_LAYER) + j * step
+        k_at, v_at = number(span, S_KEYS) + here, number(span, S_VALUES) + here
         for g in range(0, G, ROWS):
             rows, head = min(ROWS, G - g), j * G + g
-            q_at = number(job, 0) + row * number(job, 1) + 4 * E * head
+            q_at = number(job, J_Q) + row * number(job, J_Q_STEP) + 4 * E * head
             for first in range(0, E, FEATURES):
                 score(
                     rows, q_at + 4 * first, 4 * E, k_at + 4 * first, 4 * E, seen,
@@ -85,97 +161,116 @@ def _compile(source: int) -> tuple[Any, Any, int, int]:
                 )  # fmt: skip
             for query in range(rows):
                 weigh(scores + query * s_step, seen, width)
-            out_at = number(job, 10) + 4 * E * (row * H + head)
-            _mix(rows, scores, s_step, seen, v_at, E, out_at, 4 * E, k_at + block)
+            out_at = number(job, J_OUT) + row * number(job, J_OUT_STEP) + 4 * E * head
+            _mix(rows, scores, s_step, seen, v_at, E, out_at, 4 * E, k_at + step)
         held[0, 0] = 0.0  # Numba frees an array after its last mention: not before this
 
     @cfunc("void(int64, int64)", cache=True)
-    def one_head(job, part):
-        """Attend from every other six positions of a prompt: the heads that share keys."""
+    def store_piece(job, part):
+        """Store the positions of a piece of a prompt."""
         if source < 0:
             return
-        q_at, q_step, out = number(job, 0), number(job, 1), number(job, 2)
-        j, half = part // 2, part % 2
-        C, start, T = number(job, 5), number(job, 6), number(job, 7)
-        H, E, J = number(job, 8), number(job, 9), number(job, 10)
-        if half * ROWS >= T:
+        piece = number(job, J_PIECES) + 16 * part
+        span, first = number(job, J_SPANS) + 8 * SPAN * number(piece, 0), number(piece, 1)
+        for i in range(first, min(first + PIECE, number(span, S_COUNT))):
+            row, position = number(span, S_FIRST) + i, number(span, S_HELD) + i
+            ready(job, row, span, position, 0, number(job, J_KV_HEADS))
+
+    @njit(nogil=True)
+    def turned_keys(job, span, j):
+        """Where a head's keys lie transposed, and the bytes from row to row."""
+        length = number(span, S_HELD) + number(span, S_COUNT) + FEATURES + APART
+        begin = number(job, J_TURNED) + number(span, S_TURNED)
+        return begin + 4 * length * number(job, J_WIDTH) * j, 4 * length
+
+    @cfunc("void(int64, int64)", cache=True)
+    def turn_head(job, part):
+        """Transpose the keys of one head, those of before too."""
+        if source < 0:
             return
-        total, G = start + T, H // J
-        keys = carray(floats(number(job, 3) + 4 * E * C * j), (C, E))
-        v_at = number(job, 4) + 4 * E * C * j
-        turned = np.empty((E, total + FEATURES + APART), np.float32)
-        held = np.empty((ROWS, total + FEATURES), np.float32)
-        scores, s_step, out_step = held.ctypes.data, 4 * (total + FEATURES), 4 * H * E
-        k_at, k_step = turned.ctypes.data, 4 * (total + FEATURES + APART)
-        _turn(keys, total, turned)
+        E, J = number(job, J_WIDTH), number(job, J_KV_HEADS)
+        span, j = number(job, J_SPANS) + 8 * SPAN * (part // J), part % J
+        seen = number(span, S_HELD) + number(span, S_COUNT)
+        keys = number(job, J_LAYER) * number(span, S_LAYER) + j * number(span, S_STEP)
+        at, step = turned_keys(job, span, j)
+        _turn(
+            carray(floats(number(span, S_KEYS) + keys), (seen, E)), seen,
+            carray(floats(at), (E, step // 4)),
+        )  # fmt: skip
+
+    @cfunc("void(int64, int64)", cache=True)
+    def one_piece(job, part):
+        """Attend from a piece of a prompt, six queries of a head at a time: heads of one key."""
+        if source < 0:
+            return
+        H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
+        piece, j = number(job, J_PIECES) + 16 * (part // J), part % J
+        span, begin = number(job, J_SPANS) + 8 * SPAN * number(piece, 0), number(piece, 1)
+        end = min(begin + PIECE, number(span, S_COUNT))
+        start, G = number(span, S_HELD), H // J
+        q_step, out_step = number(job, J_Q_STEP), number(job, J_OUT_STEP)
+        q_at = number(job, J_Q) + number(span, S_FIRST) * q_step
+        out = number(job, J_OUT) + number(span, S_FIRST) * out_step
+        here = number(job, J_LAYER) * number(span, S_LAYER) + j * number(span, S_STEP)
+        v_at = number(span, S_VALUES) + here
+        k_at, k_step = turned_keys(job, span, j)
+        held = np.empty((ROWS, start + end + FEATURES), np.float32)
+        scores, s_step = held.ctypes.data, 4 * (start + end + FEATURES)
         for head in range(j * G, (j + 1) * G):
-            for query in range(half * ROWS, T, 2 * ROWS):
-                rows, seen = min(ROWS, T - query), start + query + 1
+            for query in range(begin, end, ROWS):
+                rows, seen = min(ROWS, end - query), start + query + 1
                 longest = seen + rows - 1
                 width = (longest + FEATURES - 1) // FEATURES * FEATURES
-                here = q_at + query * q_step + 4 * E * head
                 for first in range(0, width, FEATURES):
                     tile_alone(
-                        rows, here, q_step, k_at + 4 * first, k_step, E,
+                        rows, q_at + query * q_step + 4 * E * head, q_step,
+                        k_at + 4 * first, k_step, E,
                         scores + 4 * first, s_step, v_at + 4 * E * first, 4 * FEATURES, 1,
                     )  # fmt: skip
                 for row in range(rows):
                     weigh(scores + row * s_step, seen + row, width)
                 out_at = out + query * out_step + 4 * E * head
                 _mix(rows, scores, s_step, longest, v_at, E, out_at, out_step, v_at)
-        held[0, 0] = turned[0, 0] = 0.0  # not freed before this
+        held[0, 0] = 0.0  # not freed before this
 
     @njit(
-        "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :, :, ::1],"
-        " float32[:, :, :, ::1], int64[::1], float32[:, ::1], int64[::1], int64)",
+        "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :], int64[:, ::1],"
+        " int64[:, ::1], int64, int64[::1], int64[::1])",
         cache=True,
         nogil=True,
     )
-    def step(queries, new_keys, new_values, keys, values, lengths, out, team, work):
-        """Store one position behind those of R rows, and attend from there.
+    def attend_once(queries, keys, values, out, spans, pieces, layer, works, team):
+        """Store the positions of all spans in one layer, and attend from there: see `attend`.
 
-        queries              float32 [R, H, E]     scaled by 1 / sqrt(E), last axes contiguous
-        new_keys, new_values float32 [R, J, E]     last axes contiguous
-        keys, values         float32 [R, J, C, E]
-        lengths              int64   [R]           positions held so far
-        out                  float32 [R, H * E]
-        team, work           see `team_kernel.lead`; `STEP` is the work
+        queries      float32 [T, H, E]   scaled by 1 / sqrt(E), rotated, last axes contiguous
+        keys, values float32 [T, J, E]   rotated, last axes contiguous
+        out          float32 [T, H * E]  last axis contiguous
         """
         if source < 0:
             return
-        job = np.empty(15, np.int64)
-        job[0], job[1] = queries.ctypes.data, queries.strides[0]
-        job[2], job[3] = new_keys.ctypes.data, new_keys.strides[0]
-        job[4], job[5] = new_values.ctypes.data, new_values.strides[0]
-        job[6], job[7], job[8] = keys.ctypes.data, values.ctypes.data, lengths.ctypes.data
-        job[10], job[11], job[12] = out.ctypes.data, queries.shape[1], queries.shape[2]
-        job[13], job[14] = keys.shape[1], keys.shape[2]
-        lead(team, work, job, keys.shape[0] * keys.shape[1])
+        job = np.zeros(JOB, np.int64)
+        job[J_Q], job[J_Q_STEP] = queries.ctypes.data, queries.strides[0]
+        job[J_K], job[J_K_STEP] = keys.ctypes.data, keys.strides[0]
+        job[J_V], job[J_V_STEP] = values.ctypes.data, values.strides[0]
+        job[J_OUT], job[J_OUT_STEP], job[J_LAYER] = out.ctypes.data, out.strides[0], layer
+        job[J_HEADS], job[J_WIDTH], job[J_KV_HEADS] = (
+            queries.shape[1], queries.shape[2], keys.shape[1],
+        )  # fmt: skip
+        turned = np.empty(room_for_keys(spans, pieces, job), np.float32)
+        attend(job, spans, pieces, works, turned, team)
+        turned[0] = 0.0  # not freed before this
 
-    @njit(
-        "void(float32[:, :, :], float32[:, :, ::1], float32[:, :, ::1], int64, float32[:, :, ::1],"
-        " int64[::1], int64)",
-        cache=True,
-        nogil=True,
-    )
-    def causal(queries, keys, values, start, out, team, work):
-        """Attend from T positions behind `start` others to all up to themselves.
-
-        queries      float32 [T, H, E]  scaled by 1 / sqrt(E), last axes contiguous
-        keys, values float32 [J, C, E]  the T positions stored
-        out          float32 [T, H, E]
-        team, work   see `team_kernel.lead`; `CAUSAL` is the work
-        """
-        if source < 0:
-            return
-        job = np.empty(11, np.int64)
-        job[0], job[1], job[2] = queries.ctypes.data, queries.strides[0], out.ctypes.data
-        job[3], job[4], job[5] = keys.ctypes.data, values.ctypes.data, keys.shape[1]
-        job[6], job[7], job[8] = start, queries.shape[0], queries.shape[1]
-        job[9], job[10] = queries.shape[2], keys.shape[0]
-        lead(team, work, job, 2 * keys.shape[0])
-
-    return step, causal, one_row.address, one_head.address
+    works = (one_row, store_piece, turn_head, one_piece)
+    return attend_once, tuple(work.address for work in works)
 
 
-step, causal, STEP, CAUSAL = _compile(digest(tile, vectors, score_kernel, team_kernel))
+@njit(nogil=True)
+def room_for_keys(spans, pieces, job):
+    """Float32 of the room that `attend` needs, one at least; spans are told their places."""
+    if pieces.shape[0] == 0:
+        return 1
+    return _lay_out(spans, job[J_KV_HEADS], job[J_WIDTH])
+
+
+attend_once, _works = _compile(digest(tile, vectors, score_kernel, team_kernel))
+WORKS = np.array(_works, np.int64)

@@ -13,6 +13,7 @@ the registers' own size; chunks and steps are the same everywhere.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from batchgauge.core.ops import Floats
-from batchgauge.machine.limits import performance_cores, usable_cpus
+from batchgauge.machine.limits import VARIABLES, default_threads, usable_cpus
 
 Product = Callable[[Floats, Floats], Floats]  # x [T, K], blocks [n, K, W] -> [T, n * W]
 
@@ -36,14 +37,6 @@ WORTH_SHARING = 500_000  # multiplications from which they are shared: some 20 m
 MEMORY_ROWS = 5  # rows whose multiplications take no longer than reading the weights
 
 MOST = 64  # threads that the OpenBLAS of NumPy's wheels is built for
-VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "GOTO_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-)
-
 _here = threading.local()  # `team`, inside `own_threads`: False for one thread
 
 
@@ -88,26 +81,27 @@ def product(x: Floats, blocks: Floats) -> Floats:
 def shared(multiply: int, x: Floats, blocks: npt.NDArray[Any], y: Floats) -> None:
     """Fill y by the compiled product at an address, whose blocks the threads share."""
     worth = max(len(x), MEMORY_ROWS) * x.shape[1] * y.shape[1]
-    share(_team().multiply, x, blocks, y, work=multiply, multiplications=worth)
+    with together(worth) as team:
+        _team().multiply(multiply, x, blocks, y, team)
 
 
-def share(entry: Callable[..., None], *arguments: Any, work: int, multiplications: int) -> None:
-    """Run an entry of compiled work by the threads of `own_threads`, if there is enough of it.
+@contextmanager
+def together(multiplications: float = math.inf) -> Iterator[Any]:
+    """The threads of `own_threads` for compiled work, if there is enough of it: a team's numbers.
 
-    Its last two arguments are the numbers of a `team_kernel.Team` and the work's address. A
-    team that another thread of ours keeps busy is not waited for.
+    A team that another thread of ours keeps busy is not waited for: the caller works alone.
     """
-    together = getattr(_here, "team", None)
-    if together is None:
-        together = team_of(allowed_threads())
-    if not together or multiplications < WORTH_SHARING or not together.free.acquire(False):
-        entry(*arguments, _team().NOBODY, work)
+    found = getattr(_here, "team", None)
+    if found is None:
+        found = team_of(allowed_threads())
+    if not found or multiplications < WORTH_SHARING or not found.free.acquire(False):
+        yield _team().NOBODY
         return
     try:
-        together.wake()
-        entry(*arguments, together.numbers, work)
+        found.wake()
+        yield found.numbers
     finally:
-        together.free.release()
+        found.free.release()
 
 
 def team_of(threads: int) -> Any:
@@ -116,9 +110,9 @@ def team_of(threads: int) -> Any:
     threads = min(threads, len(processors))
     if threads < 2 or compiled() is None:
         return False
-    together = _team().of(threads)
-    together.processors = processors
-    return together
+    team = _team().of(threads)
+    team.processors = processors
+    return team
 
 
 @cache
@@ -174,9 +168,9 @@ def choose_threads() -> None:
     efficiency cores too, whatever the control group's quota.
     """
     library = _blas()
-    if library is None or any(os.environ.get(name) for name in VARIABLES):
+    if library is None or any(os.environ.get(name) for name in VARIABLES[:-1]):
         return
-    wanted = performance_cores()
+    wanted = default_threads()
     if wanted < library.num_threads and library.num_threads >= min(len(usable_cpus()), MOST):
         library.set_num_threads(wanted)
 

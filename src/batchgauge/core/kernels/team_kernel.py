@@ -1,11 +1,12 @@
-"""Threads that share compiled work: a part at a time, whoever is free takes the next one.
+"""Threads that share compiled work: each has a range of its parts, then helps the others.
 
 Work is a compiled function of (job, part): `job` is the address of int64 numbers that say
-where things are. Parts never share a result, so which thread takes one changes no bit. Idle
-threads watch for work for some 0.2 ms, in compiled code without Python's lock, then block
-until they are woken: a dispatch costs microseconds while a model runs, and nothing is busy
-where nothing runs. One that comes late, because another process has its processor, finds the
-work done by others: only a part under way is waited for.
+where things are. Parts never share a result, so which thread takes one changes no bit; parts
+in a row read weights in a row, so each thread begins with neighbours. Idle threads watch for
+work for some 0.2 ms, in compiled code without Python's lock, then block until they are woken:
+a dispatch costs a microsecond while a model runs, and nothing is busy where nothing runs. One
+that comes late, because another process has its processor, finds the work done by others:
+only a part under way is waited for.
 
 Importing this module needs Numba. Left out: more than one job at a time for a team; a
 second thread that asks for it works alone.
@@ -22,13 +23,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 INT, INT32 = ir.IntType(64), ir.IntType(32)
-# Where the numbers of a team lie, in int64: each in a cache line of its own.
-OPEN, ACTIVE, NEXT, WORK, JOB, PARTS, CALLER = range(0, 56, 8)
+# Where the numbers of a team lie, in bytes. What the caller alone writes shares a cache line;
+# then come how many others are at work, and of each thread's range the next part and the end.
+OPEN, WORK, JOB, CALLER, THREADS, JOBS = range(0, 48, 8)
+ACTIVE, RANGES, LINE, END = 64, 128, 64, 8
 WATCH = 4000  # looks for work before a thread blocks, some 0.2 ms
 PATIENCE = 2000  # looks for the end of others' parts before each time the processor is yielded
 NOBODY = np.empty(0, np.int64)  # the numbers of a team of one
@@ -59,6 +62,12 @@ def floats(typing_context: Any, address: Any) -> Any:
     return types.CPointer(types.float32)(types.int64), generate
 
 
+@njit(nogil=True)
+def floats_at(address, count):
+    """So many float32 from an address on, as an array."""
+    return carray(floats(address), count)
+
+
 @intrinsic
 def _get(typing_context: Any, address: Any) -> Any:
     """The number there, whoever wrote it last."""
@@ -71,13 +80,24 @@ def _get(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def _put(typing_context: Any, address: Any, value: Any) -> Any:
-    """Write a number there for all to see."""
+    """Write a number there, after all that was written before."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _pointer(builder, args[0]), "seq_cst", 8)
+        builder.store_atomic(args[1], _pointer(builder, args[0]), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _close(typing_context: Any, address: Any) -> Any:
+    """Write zero there, before anything is read after it."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.atomic_rmw("xchg", _pointer(builder, args[0]), INT(0), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
@@ -137,35 +157,40 @@ _processor = _call("sched_getcpu" if sys.platform == "linux" else "")
 
 
 @njit(nogil=True)
-def _take_part(at):
-    """Do parts until none is left."""
-    work, job, parts = _get(at + 8 * WORK), _get(at + 8 * JOB), _get(at + 8 * PARTS)
-    part = _add(at + 8 * NEXT, 1)
-    while part < parts:
-        _do(work, job, part)
-        part = _add(at + 8 * NEXT, 1)
+def _take_part(at, me):
+    """Do parts of one's own range, then of the others', until none is left."""
+    work, job, threads = _get(at + WORK), _get(at + JOB), _get(at + THREADS)
+    for turn in range(threads):
+        place = at + RANGES + LINE * ((me + turn) % threads)
+        end = _get(place + END)
+        while _get(place) < end:
+            part = _add(place, 1)
+            if part < end:
+                _do(work, job, part)
 
 
-@njit("int64(int64[::1], int64)", cache=True, nogil=True)
-def _watch(team, looks):
-    """Take part in what a team does until nothing came up so many times.
+@njit("int64(int64[::1], int64, int64)", cache=True, nogil=True)
+def _watch(team, me, looks):
+    """Take part in what a team does, as number `me`, until nothing came up so many times.
 
     Returns the processor of the caller at once if this thread runs there too; else -1.
     """
-    at, idle = team.ctypes.data, 0
+    at, idle, done = team.ctypes.data, 0, 0
     while idle < looks:
-        if _get(at + 8 * OPEN) and _get(at + 8 * NEXT) < _get(at + 8 * PARTS):
-            caller = _get(at + 8 * CALLER)
+        job = _get(at + OPEN)
+        if job and job != done:
+            caller = _get(at + CALLER)
             if caller >= 0 and caller == _processor():
                 return caller
-            _add(at + 8 * ACTIVE, 1)
-            if _get(at + 8 * OPEN):  # and stays so, for all who look after this
-                _take_part(at)
-            _add(at + 8 * ACTIVE, -1)
-            idle = 0
-        else:
+            _add(at + ACTIVE, 1)
+            job = _get(at + OPEN)
+            if job:  # and stays so, for all who look after this
+                _take_part(at, me)
+            _add(at + ACTIVE, -1)
+            idle, done = 0, job
+        else:  # a part under way may take long, and more comes behind it
             _pause()
-            idle += 1
+            idle = 0 if job else idle + 1
     return -1
 
 
@@ -178,20 +203,25 @@ def lead(team, work, job, parts):
     job    int64 [:]        what it needs to know
     """
     at, details = team.ctypes.data, job.ctypes.data
-    if team.size == 0:
+    if team.size == 0 or parts == 1:
         for part in range(parts):
             _do(work, details, part)
         return
-    _put(at + 8 * WORK, work)
-    _put(at + 8 * JOB, details)
-    _put(at + 8 * PARTS, parts)
-    _put(at + 8 * CALLER, _processor())
-    _put(at + 8 * NEXT, 0)
-    _put(at + 8 * OPEN, 1)
-    _take_part(at)
-    _put(at + 8 * OPEN, 0)
+    threads = number(at, THREADS // 8)
+    for i in range(threads):
+        place = at + RANGES + LINE * i
+        _put(place, parts * i // threads)
+        _put(place + END, parts * (i + 1) // threads)
+    _put(at + WORK, work)
+    _put(at + JOB, details)
+    _put(at + CALLER, _processor())
+    jobs = number(at, JOBS // 8) + 1
+    _put(at + JOBS, jobs)
+    _put(at + OPEN, jobs)
+    _take_part(at, 0)
+    _close(at + OPEN)
     looks = 0
-    while _get(at + 8 * ACTIVE) > 0:
+    while _get(at + ACTIVE) > 0:
         _pause()
         looks += 1
         if looks % PATIENCE == 0:
@@ -199,11 +229,11 @@ def lead(team, work, job, parts):
 
 
 @njit(
-    ["void(float32[:, ::1], float32[:, :, ::1], float32[:, ::1], int64[::1], int64)",
-     "void(float32[:, ::1], uint8[:, :, ::1], float32[:, ::1], int64[::1], int64)"],
+    ["void(int64, float32[:, ::1], float32[:, :, ::1], float32[:, ::1], int64[::1])",
+     "void(int64, float32[:, ::1], uint8[:, :, ::1], float32[:, ::1], int64[::1])"],
     cache=True, nogil=True,
 )  # fmt: skip
-def multiply(x, blocks, y, team, work):
+def multiply(work, x, blocks, y, team):
     """Fill y with the product of x and blocks, of whatever kind `work` takes.
 
     x       float32 [T, K]
@@ -221,14 +251,16 @@ class Team:
     """So many threads, the caller's among them; `numbers` is how they agree."""
 
     def __init__(self, threads: int) -> None:
-        room = np.zeros(64, np.int64)
-        first = -room.ctypes.data % 64 // 8
-        self.numbers = room[first : first + 56]
+        size = (RANGES + LINE * threads) // 8
+        room = np.zeros(size + LINE // 8, np.int64)
+        first = -room.ctypes.data % LINE // 8
+        self.numbers = room[first : first + size]
+        self.numbers[THREADS // 8] = threads
         self.processors: set[int] = set()  # that the caller may use
         self.free = threading.Lock()  # held while the team works
         self._calls = [threading.Event() for _ in range(threads - 1)]
-        for call in self._calls:
-            threading.Thread(target=self._attend, args=(call,), daemon=True, name="team").start()
+        for me, call in enumerate(self._calls, 1):
+            threading.Thread(target=self._attend, args=(me, call), daemon=True, name="team").start()
 
     def wake(self) -> None:
         """Call those who sleep."""
@@ -236,9 +268,9 @@ class Team:
             if not call.is_set():
                 call.set()
 
-    def _attend(self, call: threading.Event) -> None:
+    def _attend(self, me: int, call: threading.Event) -> None:
         while True:
-            caller = _watch(self.numbers, WATCH)
+            caller = _watch(self.numbers, me, WATCH)
             if caller >= 0:  # the system has been seen to leave both there beside an idle one
                 if others := self.processors - {caller}:
                     os.sched_setaffinity(0, others)

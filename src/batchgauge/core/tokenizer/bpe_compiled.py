@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from batchgauge.core.kernels import team_kernel
 from batchgauge.core.tokenizer import bpe_layout as layout
-from batchgauge.core.tokenizer.bpe_kernel import encode, encode_without_tables
+from batchgauge.core.tokenizer.bpe_kernel import KERNEL
 from batchgauge.core.tokenizer.bpe_merge import fill_pairs, fill_wholes
 from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import usable_cpus
 from batchgauge.protocols import TokenBatch
 
 # (style, most digits in a word; 0: any number)
@@ -38,7 +40,13 @@ _STYLES = {
 }
 _PAD = "\0" * layout.PADDING
 _PAD_BYTES = b"\xff" * layout.PADDING
-_SCRATCH = 1 << 18  # ids, 1 MiB; longer batches get memory of their own for the call
+_SCRATCH = 1 << 20  # ids, 4 MiB; longer batches get memory of their own for the call
+_PARTS = 4  # of a batch for each thread: who is free takes the next one
+_MOST_PARTS = 4 * 1024
+_WORTH_SHARING = 3072  # bytes of text from which another thread saves more than it costs
+_WORTH_A_PART = 192  # bytes of text: about a microsecond
+_WORTH_WAKING = 16_384  # bytes of text for which threads are woken
+_SOON_S = 0.001  # after another shared batch they are woken for any
 _CODE_POINTS = 0x40000  # beyond these, Unicode has no letter, number or white space
 _KINDS = {
     layout.LETTERS: ascii_letters,
@@ -58,17 +66,24 @@ Int64s = npt.NDArray[np.int64]
 class KernelEncoder:
     """Text to ids by the compiled kernel; one call for a whole batch.
 
-    `startup_ms` is what the first call took: loading the compiled kernel from Numba's
-    cache, or compiling it (some seconds, once per machine and version).
+    `threads` share a batch; ids are the same with any number of them. `startup_ms` is what the
+    first call took: loading the compiled kernel from Numba's cache, or compiling it (some
+    seconds, once per machine and version).
     """
 
-    _kernel = staticmethod(encode)
+    _kernel = staticmethod(KERNEL.encode)
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, threads: int = 1) -> None:
+        self.threads = threads
         self._state = _lay_out(vocabulary)
-        self._ids = np.empty(_SCRATCH, dtype=np.int32)
+        self._blocks = _aligned(threads * layout.OWN)  # untouched memory is not there yet
+        self._ids = np.empty(_SCRATCH + _MOST_PARTS * 4 + 4, dtype=np.int32)
+        self._room = np.empty(_SCRATCH if threads > 1 else 0, dtype=np.int64)
+        self._room_at = self._room.ctypes.data
         self._ends = np.empty(1, dtype=np.int64)
-        self._lock = Lock()  # the state and the scratch space are shared by all callers
+        self._at = tuple(a.ctypes.data for a in (self._state, self._blocks, self._ids))
+        self._shared_at = 0.0
+        self._lock = Lock()  # blocks and scratch space are shared by all callers
         _encoders.add(self)
         started = perf_counter()
         self.encode("")
@@ -76,58 +91,93 @@ class KernelEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text. Raises UnicodeEncodeError for a lone surrogate."""
-        if "\0" in text:
-            data, separator = text.encode() + _PAD_BYTES, 0xFF
-        else:
-            data, separator = (text + _PAD).encode(), 0
+        data = (text + _PAD).encode()
+        if len(data) >= _SCRATCH:
+            whole: list[int] = self.encode_many([text]).ids.tolist()
+            return whole
         with self._lock:
-            out = self._ids if len(data) < _SCRATCH else np.empty(len(data), dtype=np.int32)
-            total = self._kernel(data, 1, separator, self._state, out, self._ends)
-            ids: list[int] = out[:total].tolist()
+            total: int = self._kernel(data, 1, 0, *self._at, self._ends)
+            if total < 0:
+                total = self._kernel(text.encode() + _PAD_BYTES, 1, 0xFF, *self._at, self._ends)
+            ids: list[int] = self._ids[:total].tolist()
         return ids
 
     def encode_many(self, texts: Sequence[str]) -> TokenBatch:
         """Ids of many texts in one call. Raises UnicodeEncodeError for a lone surrogate."""
-        joined = "\0".join([*texts, _PAD])
-        if joined.count("\0") == len(texts) + layout.PADDING:
-            data, separator = joined.encode(), 0
-        else:
-            data = b"\xff".join([*(text.encode() for text in texts), _PAD_BYTES])
-            separator = 0xFF
-        offsets = np.empty(len(texts) + 1, dtype=np.int64)
-        offsets[0] = 0
+        ends = np.empty(len(texts) + 1, dtype=np.int64)
+        ends[0] = 0
+        joined = "\0".join([*texts, _PAD[1:]] if texts else [_PAD[1:]]).encode()
         with self._lock:
-            out = self._ids if len(data) < _SCRATCH else np.empty(len(data), dtype=np.int32)
-            total = self._kernel(data, len(texts), separator, self._state, out, offsets[1:])
-            ids = out[:total].copy()
-        return TokenBatch(ids, offsets)
+            ids = self._encode(joined, len(texts), 0, ends[1:])
+            if ids is None:
+                joined = b"\xff".join([*(text.encode() for text in texts), _PAD_BYTES[1:]])
+                ids = self._encode(joined, len(texts), 0xFF, ends[1:])
+        assert ids is not None, "UTF-8 has no 0xFF"
+        return TokenBatch(ids, ends)
+
+    def _encode(
+        self, data: bytes, texts: int, separator: int, ends: Int64s
+    ) -> npt.NDArray[np.int32] | None:
+        """Ids of texts with a separator after each; None if it is in a text. Fills `ends`."""
+        state, blocks, out = self._at
+        ids, room = self._ids, self._room_at
+        parts = min(_PARTS * self.threads, len(data) // _WORTH_A_PART, texts)
+        if len(data) >= _SCRATCH:  # memory of its own for the call
+            ids = np.empty(len(data) + _MOST_PARTS * 4 + 4, dtype=np.int32)
+            out = ids.ctypes.data
+        too_few = self.threads < 2 or parts < 2 or len(data) < _WORTH_SHARING
+        if too_few or not (team := self._team(len(data))):
+            total = self._kernel(data, texts, separator, state, blocks, out, ends)
+        else:
+            if len(data) >= _SCRATCH:
+                longer = np.empty(len(data), dtype=np.int64)
+                room = longer.ctypes.data
+            try:
+                shares = (self.threads, parts, room, team.numbers, KERNEL.part)
+                total = KERNEL.encode_shared(
+                    data, texts, separator, state, blocks, out, ends, shares
+                )
+            finally:
+                team.free.release()
+        return None if total < 0 else ids[:total].copy()
+
+    def _team(self, size: int) -> team_kernel.Team | None:
+        """Threads to share a batch of so many bytes with, taken; None where it is not worth it."""
+        now = perf_counter()
+        soon, self._shared_at = now - self._shared_at < _SOON_S, now
+        team = team_kernel.of(self.threads)
+        if not team.free.acquire(blocking=False):
+            return None
+        if not team.processors:  # where its threads may go, should one be put on the caller's
+            team.processors = set(usable_cpus())
+        if soon or size >= _WORTH_WAKING:
+            team.wake()
+        return team
 
     def unlock(self) -> None:
         """For a forked child, where no thread is left that could hold the lock.
 
-        The kernel keeps the interpreter's lock while it runs, so its state is whole.
+        What such a thread was about to write may be half there: that is forgotten.
         """
+        if self._lock.locked():
+            self._blocks[:] = 0
         self._lock = Lock()
 
     def forget(self) -> None:
         """Empty the word tables, as if no text had been seen."""
-        for where, size in (
-            (layout.WORDS, 4 * layout.WORD_SLOTS),
-            (layout.LONG_WORDS, 32 * layout.LONG_SLOTS),
-        ):
-            begin = self._state[where]
-            self._state[begin : begin + size] = 0
+        self._blocks.reshape(-1, layout.OWN)[:, layout.LONG_WORDS :] = 0
 
     @property
     def counters(self) -> dict[str, int]:
         """Work since the start: words met, words that had to be merged, pairs looked up."""
         names = {"words": layout.N_WORDS, "merged": layout.N_MERGED, "lookups": layout.N_LOOKUPS}
-        return {name: int(self._state[at]) for name, at in names.items()}
+        sums = self._blocks.reshape(-1, layout.OWN)[:, : layout.RANKS].sum(axis=0)
+        return {name: int(sums[at]) for name, at in names.items()}
 
     @property
     def table_bytes(self) -> int:
         """Memory of all tables and of the scratch space."""
-        return self._state.nbytes + self._ids.nbytes
+        return sum(a.nbytes for a in (self._state, self._blocks, self._ids, self._room))
 
 
 _encoders: WeakSet[KernelEncoder] = WeakSet()
@@ -145,7 +195,7 @@ if hasattr(os, "register_at_fork"):
 class WithoutWordTable(KernelEncoder):
     """The kernel that merges every word anew: what the word tables buy shows against it."""
 
-    _kernel = staticmethod(encode_without_tables)
+    _kernel = staticmethod(KERNEL.encode_without_tables)
 
 
 @cache
@@ -214,12 +264,8 @@ def _lay_out(vocabulary: Vocabulary) -> Int64s:
     )
     sections: list[tuple[int, Int64s]] = [
         (layout.CLASSES, _as_int64(character_classes(vocabulary.pre_tokenizer))),
-        (layout.CLASSES_END, np.empty(0, np.int64)),
         (layout.BYTE_IDS, np.array(vocabulary.byte_ids, dtype=np.int64)),
-        (layout.RANKS, np.empty(layout.SHORT, dtype=np.int64)),
         (layout.PAIRS, pairs),
-        (layout.LONG_WORDS, np.zeros(32 * layout.LONG_SLOTS, dtype=np.int64)),
-        (layout.WORDS, np.zeros(4 * layout.WORD_SLOTS, dtype=np.int64)),
     ]
     if vocabulary.pre_tokenizer in IGNORE_MERGES:
         ids = np.array(list(vocabulary.whole_words.values()), dtype=np.int64)
@@ -232,13 +278,19 @@ def _lay_out(vocabulary: Vocabulary) -> Int64s:
             (layout.WHOLES, wholes),
             (layout.SPELLING, offsets),
             (layout.SPELLING_BYTES, _as_int64(spelling)),
-            (layout.SPELLING_END, np.empty(0, np.int64)),
         ]
     begin = layout.HEADER
     for where, section in sections:
         header[where] = begin
         begin += section.size
     return np.concatenate([header, *(section for _, section in sections)])
+
+
+def _aligned(count: int) -> Int64s:
+    """So many zeros, at the begin of a page of memory."""
+    room = np.zeros(count + 512, dtype=np.int64)
+    first = -room.ctypes.data % 4096 // 8
+    return room[first : first + count]
 
 
 def _empty_table(entries: int, *, columns: int) -> tuple[int, Int64s]:

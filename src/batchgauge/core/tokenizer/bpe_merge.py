@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 import numpy as np
 from numba import njit
 
+from batchgauge.core.kernels.team_kernel import number
 from batchgauge.core.tokenizer.bpe_layout import (
     BYTE_IDS,
     N_LOOKUPS,
@@ -22,10 +23,10 @@ from batchgauge.core.tokenizer.bpe_layout import (
     SHORT,
     SPELLING,
     SPELLING_BYTES,
-    SPELLING_END,
     WHOLE_SHIFT,
     WHOLES,
 )
+from batchgauge.core.tokenizer.bpe_words import byte_at, id_at, put, put_id
 
 NO_PAIR = np.int64(2**63 - 1)
 
@@ -39,19 +40,22 @@ def slot_of(key, shift):
     return np.int64(np.uint64(key) * _MIX >> np.uint64(shift))
 
 
-@njit
-def _pair(left, right, state):
+@njit(forceinline=True)
+def section(state, where):
+    """Address of a section of `state`."""
+    return state + 8 * number(state, where)
+
+
+@njit(nogil=True)
+def _pair(left, right, pairs, shift):
     """Gives rank << 32 | merged id of two neighbours; NO_PAIR where they do not merge."""
-    state[N_LOOKUPS] += 1
-    key = np.int64(left) << 32 | np.int64(right)
-    shift = state[PAIR_SHIFT]
+    key = left << 32 | right
     mask = (np.int64(1) << 64 - shift) - 1
     slot = slot_of(key, shift)
-    base = state[PAIRS]
     while True:
-        there = state[base + 2 * slot]
+        there = number(pairs, 2 * slot)
         if there == key:
-            return state[base + 2 * slot + 1]
+            return number(pairs, 2 * slot + 1)
         if there < 0:
             return NO_PAIR
         slot = slot + 1 & mask
@@ -71,39 +75,47 @@ def fill_pairs(lefts, rights, merged, table, shift):
         table[2 * slot + 1] = np.int64(rank) << 32 | np.int64(merged[rank])
 
 
-@njit
-def _merge_short(n, state, out, o):
-    """Merge the n <= SHORT symbols out[o:o + n] in place; how many are left."""
-    ranks = state[state[RANKS] : state[RANKS] + SHORT]
+@njit(nogil=True)
+def _merge_short(n, state, own, out):
+    """Merge the n <= SHORT symbols at `out` in place; how many are left."""
+    pairs, shift, ranks = section(state, PAIRS), number(state, PAIR_SHIFT), own + 8 * RANKS
+    lookups = n - 1
     for p in range(n - 1):
-        ranks[p] = _pair(out[o + p], out[o + p + 1], state)
+        put(ranks, p, _pair(id_at(out, p), id_at(out, p + 1), pairs, shift))
     while n > 1:
         lowest, at = NO_PAIR, 0
         for p in range(n - 1):
-            if ranks[p] < lowest:
-                lowest, at = ranks[p], p
+            rank = number(ranks, p)
+            if rank < lowest:
+                lowest, at = rank, p
         if lowest == NO_PAIR:
             break
-        out[o + at] = lowest & 0xFFFFFFFF
+        merged = lowest & 0xFFFFFFFF
+        put_id(out, at, merged)
         n -= 1
         for p in range(at + 1, n):
-            out[o + p] = out[o + p + 1]
-            ranks[p] = ranks[p + 1]
+            put_id(out, p, id_at(out, p + 1))
+            put(ranks, p, number(ranks, p + 1))
         if at > 0:
-            ranks[at - 1] = _pair(out[o + at - 1], out[o + at], state)
+            put(ranks, at - 1, _pair(id_at(out, at - 1), merged, pairs, shift))
+            lookups += 1
         if at < n - 1:
-            ranks[at] = _pair(out[o + at], out[o + at + 1], state)
+            put(ranks, at, _pair(merged, id_at(out, at + 1), pairs, shift))
+            lookups += 1
+    put(own, N_LOOKUPS, number(own, N_LOOKUPS) + lookups)
     return n
 
 
-@njit
-def _merge_long(n, state, out, o):
-    """The same for any n, with a heap over a linked list, as in `bpe.merge`."""
+@njit(nogil=True)
+def _merge_long(n, state, own, out):
+    """The same for any n, with a heap over a linked list, as in `bpe_plain.merge`."""
+    pairs, shift = section(state, PAIRS), number(state, PAIR_SHIFT)
     after, before = np.arange(1, n + 1), np.arange(-1, n - 1)
     ranks = np.full(n, NO_PAIR)
     heap = [NO_PAIR]
+    lookups = n - 1
     for p in range(n - 1):
-        ranks[p] = _pair(out[o + p], out[o + p + 1], state)
+        ranks[p] = _pair(id_at(out, p), id_at(out, p + 1), pairs, shift)
         if ranks[p] != NO_PAIR:
             heappush(heap, (ranks[p] >> 32) << 40 | p)
     while True:
@@ -114,7 +126,8 @@ def _merge_long(n, state, out, o):
         if ranks[at] == NO_PAIR or ranks[at] >> 32 != lowest >> 40:
             continue  # one of the two has been merged elsewhere since
         gone = after[at]
-        out[o + at], out[o + gone] = ranks[at] & 0xFFFFFFFF, -1
+        put_id(out, at, ranks[at] & 0xFFFFFFFF)
+        put_id(out, gone, -1)
         after[at] = after[gone]
         if after[at] < n:
             before[after[at]] = at
@@ -122,70 +135,75 @@ def _merge_long(n, state, out, o):
         for left in (before[at], at):
             if left < 0 or after[left] == n:
                 continue
-            ranks[left] = _pair(out[o + left], out[o + after[left]], state)
+            ranks[left] = _pair(id_at(out, left), id_at(out, after[left]), pairs, shift)
+            lookups += 1
             if ranks[left] != NO_PAIR:
                 heappush(heap, (ranks[left] >> 32) << 40 | left)
     left = 0
     for p in range(n):
-        if out[o + p] >= 0:
-            out[o + left] = out[o + p]
+        if id_at(out, p) >= 0:
+            put_id(out, left, id_at(out, p))
             left += 1
+    put(own, N_LOOKUPS, number(own, N_LOOKUPS) + lookups)
     return left
 
 
-@njit
-def _whole_hash(data, start, end):
+@njit(nogil=True)
+def _whole_hash(start, end):
     """FNV-1a over the bytes."""
     h = np.uint64(0xCBF29CE484222325)
     for p in range(start, end):
-        h = (h ^ np.uint64(data[p])) * np.uint64(0x100000001B3)
+        h = (h ^ np.uint64(byte_at(p))) * np.uint64(0x100000001B3)
     return h
 
 
 @njit(cache=True)
 def fill_wholes(ids, offsets, spelling, table, shift):
     """Enter tokens that are taken whole into an empty table (-1), by their spelling."""
+    first = spelling.ctypes.data
     for i in ids:
-        slot = slot_of(_whole_hash(spelling, offsets[i], offsets[i + 1]), shift)
+        slot = slot_of(_whole_hash(first + offsets[i], first + offsets[i + 1]), shift)
         while table[slot] >= 0:
             slot = slot + 1 & table.size - 1
         table[slot] = i
 
 
-@njit
-def _whole(data, start, end, state):
+@njit(nogil=True)
+def _whole(start, end, state):
     """Id of the token that is spelled like this word; -1 where there is none."""
-    shift = state[WHOLE_SHIFT]
+    shift, wholes = number(state, WHOLE_SHIFT), section(state, WHOLES)
+    offsets, spelling = section(state, SPELLING), section(state, SPELLING_BYTES)
     mask = (np.int64(1) << 64 - shift) - 1
-    spelling = state[state[SPELLING_BYTES] : state[SPELLING_END]].view(np.uint8)
-    slot = slot_of(_whole_hash(data, start, end), shift)
+    slot = slot_of(_whole_hash(start, end), shift)
     while True:
-        i = state[state[WHOLES] + slot]
+        i = number(wholes, slot)
         if i < 0:
             return i
-        first = state[state[SPELLING] + i]
-        if state[state[SPELLING] + i + 1] - first == end - start:
+        first = number(offsets, i)
+        if number(offsets, i + 1) - first == end - start:
             same = True
             for p in range(end - start):
-                same &= spelling[first + p] == data[start + p]
+                same &= byte_at(spelling + first + p) == byte_at(start + p)
             if same:
                 return i
         slot = slot + 1 & mask
 
 
-@njit
-def merge_word(data, start, end, state, out, o):
-    """Write the ids of the word data[start:end] to `out` from o on; how many they are."""
-    state[N_MERGED] += 1
-    if state[WHOLE_SHIFT] > 0:
-        whole = _whole(data, start, end, state)
+@njit(nogil=True)
+def merge_word(start, end, state, own, out):
+    """Write the ids of the word from `start` to `end` to `out`; how many they are."""
+    put(own, N_MERGED, number(own, N_MERGED) + 1)
+    if number(state, WHOLE_SHIFT) > 0:
+        whole = _whole(start, end, state)
         if whole >= 0:
-            out[o] = whole
+            put_id(out, 0, whole)
             return 1
+    byte_ids = section(state, BYTE_IDS)
     n = 0
     for p in range(start, end):
-        out[o + n] = state[state[BYTE_IDS] + data[p]]
-        n += out[o + n] >= 0
+        symbol = number(byte_ids, byte_at(p))
+        put_id(out, n, symbol)
+        n += symbol >= 0
     if n <= SHORT:
-        return _merge_short(n, state, out, o)
-    return _merge_long(n, state, out, o)
+        return _merge_short(n, state, own, out)
+    return _merge_long(n, state, own, out)

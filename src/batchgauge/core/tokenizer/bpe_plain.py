@@ -83,7 +83,7 @@ class WordCache(dict[str, list[int]]):
 class PlainEncoder:
     """Text to ids without compiled code of our own: regular expression, word cache, heap merges."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, threads: int = 1) -> None:
         self._ascii_words = ascii_splitter(vocabulary.pre_tokenizer)
         self._words = unicode_splitter(vocabulary.pre_tokenizer)
         self._byte_ids = vocabulary.byte_ids

@@ -14,17 +14,22 @@ Left out: normalisation, truncation, padding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import regex
 
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.pieces import joined_pieces
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import TokenBatch, Tokenizer
 from batchgauge.request import (
     BatchItem,
@@ -44,6 +49,7 @@ except ImportError:  # no Numba, or one that does not fit this NumPy: same ids, 
     FastEncoder = PlainEncoder  # type: ignore[assignment,misc]  # the same methods
 
 MAX_BATCH_SIZE = 1000
+STREAM = 1 << 19  # characters that a stream of texts is taken in
 
 
 class Encoder(Protocol):
@@ -62,14 +68,23 @@ class BPETokenizer:
     """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`.
 
     `encoder` turns plain text into ids: the compiled kernel by default, plain Python
-    where Numba is missing; `PlainEncoder(vocabulary)` asks for the latter.
+    where Numba is missing; `PlainEncoder(vocabulary)` asks for the latter. `threads` share a
+    batch in compiled code, one for each full-speed core where nobody says how many; ids are the
+    same with any number. Raises UserError for a number that this machine does not have.
     """
 
     name = "numpy"
 
-    def __init__(self, vocabulary: Vocabulary, encoder: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        encoder: Encoder | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
-        self.encoder: Encoder = encoder or FastEncoder(vocabulary)
+        self.threads = performance_cores() if threads is None else _checked_threads(threads)
+        self.encoder: Encoder = encoder or FastEncoder(vocabulary, self.threads)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
@@ -78,14 +93,18 @@ class BPETokenizer:
         self._cut_special = _cutter(vocabulary.special, vocabulary.special)
 
     @classmethod
-    def from_gguf(cls, path: str | Path | None = None) -> BPETokenizer:
+    def from_gguf(
+        cls, path: str | Path | None = None, *, threads: int | None = None
+    ) -> BPETokenizer:
         """Read the vocabulary of a GGUF file; None is the default model. Raises UserError."""
-        return cls.from_metadata(read_metadata(path))
+        return cls.from_metadata(read_metadata(path), threads=threads)
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> BPETokenizer:
+    def from_metadata(
+        cls, metadata: Mapping[str, Any], *, threads: int | None = None
+    ) -> BPETokenizer:
         """Read the vocabulary from a GGUF's metadata. Raises UserError."""
-        return cls(Vocabulary.from_metadata(metadata))
+        return cls(Vocabulary.from_metadata(metadata), threads=threads)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of one text. Raises UserError for a lone surrogate."""
@@ -110,6 +129,57 @@ class BPETokenizer:
             return TokenBatch.from_lists(self._encode_parts(parts))
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
             raise _text_error(texts, error) from error
+
+    def encode_stream(
+        self, texts: Iterable[str], *, allow_special: bool = False, characters: int = STREAM
+    ) -> Iterator[npt.NDArray[np.int32]]:
+        """Ids of one text after the other, for as many texts as there are, in bounded memory.
+
+        Some are taken from `texts` at a time, until they have so many characters together, and
+        go through `encode_many`. A single longer text is taken in pieces (`pieces`) but still
+        gives one array. Raises UserError when a text cannot be tokenized, after the ids of the
+        batches before it.
+        """
+        for is_long, some in groupby(texts, lambda t: isinstance(t, str) and len(t) > characters):
+            if is_long:
+                for text in some:
+                    size = characters // 8
+                    blocks = (text[start : start + size] for start in range(0, len(text), size))
+                    pieces = joined_pieces(blocks, self.special_ids, size)
+                    yield np.concatenate(list(self._batched(pieces, allow_special, characters)))
+            else:
+                yield from self._batched(some, allow_special, characters)
+
+    def encode_file(
+        self, path: str | Path, *, allow_special: bool = False, characters: int = STREAM
+    ) -> Iterator[npt.NDArray[np.int32]]:
+        """Ids of a UTF-8 text file of any size, in pieces that joined are `encode` of its text.
+
+        Memory is bounded by `characters` wherever a text can be cut that often: see `pieces`.
+        Raises UserError for a file that cannot be read or is not UTF-8.
+        """
+        try:
+            with Path(path).open(encoding="utf-8", newline="") as file:
+                blocks = iter(lambda: file.read(characters // 8), "")
+                pieces = joined_pieces(blocks, self.special_ids, characters // 8)
+                yield from self._batched(pieces, allow_special, characters)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' cannot be read as UTF-8 text: {error}.") from error
+
+    def _batched(
+        self, texts: Iterable[str], allow_special: bool, characters: int
+    ) -> Iterator[npt.NDArray[np.int32]]:
+        """Ids of each text, by batches of at most so many characters or a single longer text."""
+        taken: list[str] = []
+        size = 0
+        for text in texts:
+            length = len(text) if isinstance(text, str) else 0
+            if taken and (size + length > characters or len(taken) >= characters):
+                yield from self.encode_many(taken, allow_special=allow_special)
+                taken, size = [], 0
+            taken.append(text)
+            size += length
+        yield from self.encode_many(taken, allow_special=allow_special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; invalid UTF-8 shows as U+FFFD. Raises UserError for an unknown id."""
@@ -248,6 +318,16 @@ def _run_alone(
     except Exception as problem:  # noqa: BLE001  (as above)
         error = f"The tokenizer failed: {problem or type(problem).__name__}."
     return BatchResponse(item.id, answer, (perf_counter_ns() - started) / 1e6, error)
+
+
+def _checked_threads(threads: object) -> int:
+    most = os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        raise UserError(
+            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
+            "of this machine."
+        )
+    return threads
 
 
 def _check_text(request: TokenizeBatchRequest) -> None:

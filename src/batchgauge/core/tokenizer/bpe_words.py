@@ -35,40 +35,59 @@ _TO_A, _BEYOND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
 
 
 @intrinsic
-def peek(typing_context: Any, array: Any, at: Any) -> Any:
-    """The element array[at] as int64, without the check for a negative index."""
+def byte_at(typing_context: Any, address: Any) -> Any:
+    """The byte at an address, as int64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = context.make_array(signature.args[0])(context, builder, args[0]).data
-        element = builder.load(builder.gep(start, [args[1]]))
-        return element if element.type.width == 64 else builder.zext(element, ir.IntType(64))
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        return builder.zext(builder.load(pointer), ir.IntType(64))
 
-    return types.int64(array, types.int64), generate
+    return types.int64(types.int64), generate
 
 
 @intrinsic
-def load_eight(typing_context: Any, data: Any, at: Any) -> Any:
-    """Eight bytes of `data` from position `at` on, which need not be aligned, as one uint64."""
+def load_eight(typing_context: Any, address: Any) -> Any:
+    """Eight bytes from an address on, which need not be aligned, as one uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(64).as_pointer())
-        return builder.load(pointer, align=1)
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), align=1)
 
-    return types.uint64(data, types.int64), generate
+    return types.uint64(types.int64), generate
 
 
 @intrinsic
-def store_two(typing_context: Any, ids: Any, at: Any, two: Any) -> Any:
-    """Write the lower and the upper half of `two` to ids[at] and ids[at + 1]."""
+def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+    """Write the int64 number at an index from an address on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(64).as_pointer())
-        builder.store(args[2], pointer, align=4)
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.store(args[2], builder.gep(pointer, [args[1]]), align=4)
         return context.get_dummy_value()
 
-    return types.void(ids, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def id_at(typing_context: Any, address: Any, index: Any) -> Any:
+    """The int32 number at an index from an address on, as int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        return builder.sext(builder.load(builder.gep(pointer, [args[1]])), ir.IntType(64))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def put_id(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+    """Write the int32 number at an index from an address on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        builder.store(builder.trunc(args[2], ir.IntType(32)), builder.gep(pointer, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -92,7 +111,7 @@ def _not_letters(eight):
 
 
 @njit(forceinline=True)
-def plain_word_length(data, at, low, high):
+def plain_word_length(at, low, high):
     """Length of a word of ASCII letters, or a space and letters; 0 if it is no such word.
 
     `low` and `high` are the 16 bytes from `at` on; a word that does not end within them,
@@ -103,116 +122,116 @@ def plain_word_length(data, at, low, high):
     length = _first_byte(_not_letters(low) & ~(np.uint64(0x80) * space))
     beyond = 8 + _first_byte(_not_letters(high))
     length = beyond if length == 8 else length
-    return length if space < length < 16 and peek(data, at + length) < 0x80 else 0
+    return length if space < length < 16 and byte_at(at + length) < 0x80 else 0
 
 
 @njit(forceinline=True)
-def _class_at(data, at, classes, first):
+def _class_at(at, classes, first):
     """Class of the character at `at`, and where the next one begins."""
-    lead = peek(data, at)
-    kind = peek(classes, first + lead)
+    lead = byte_at(at)
+    kind = byte_at(classes + first + lead)
     if kind != LEAD:
         return kind, at + 1
     if lead < 0xE0:
-        point, after = (lead & 0x1F) << 6 | peek(data, at + 1) & 0x3F, at + 2
+        point, after = (lead & 0x1F) << 6 | byte_at(at + 1) & 0x3F, at + 2
     elif lead < 0xF0:
-        point = (lead & 0x0F) << 12 | (peek(data, at + 1) & 0x3F) << 6 | peek(data, at + 2) & 0x3F
+        point = (lead & 0x0F) << 12 | (byte_at(at + 1) & 0x3F) << 6 | byte_at(at + 2) & 0x3F
         after = at + 3
     else:
-        point = (lead & 0x07) << 18 | (peek(data, at + 1) & 0x3F) << 12
-        point, after = point | (peek(data, at + 2) & 0x3F) << 6 | peek(data, at + 3) & 0x3F, at + 4
-    block = peek(classes, BLOCKS + (point >> 8))
-    return peek(classes, BLOCKS + PLANES + (block << 8) + (point & 255)), after
+        point = (lead & 0x07) << 18 | (byte_at(at + 1) & 0x3F) << 12
+        point, after = point | (byte_at(at + 2) & 0x3F) << 6 | byte_at(at + 3) & 0x3F, at + 4
+    block = byte_at(classes + BLOCKS + (point >> 8))
+    return byte_at(classes + BLOCKS + PLANES + (block << 8) + (point & 255)), after
 
 
 @njit(forceinline=True)
-def _letters_end(data, at, classes, first):
+def _letters_end(at, classes, first):
     """End of the run of letters from `at` on; eight ASCII letters at a time."""
     while True:
-        others = _not_letters(load_eight(data, at))
+        others = _not_letters(load_eight(at))
         at += _first_byte(others)
         if others == 0:
             continue
-        if peek(data, at) < 0x80:
+        if byte_at(at) < 0x80:
             return at
-        kind, after = _class_at(data, at, classes, first)
+        kind, after = _class_at(at, classes, first)
         if kind != LETTER:
             return at
         at = after
 
 
 @njit(forceinline=True)
-def _run_end(data, at, kind, classes, first):
+def _run_end(at, kind, classes, first):
     """End of the run of characters of one class from `at` on."""
     while True:
-        here, after = _class_at(data, at, classes, first)
+        here, after = _class_at(at, classes, first)
         if here != kind:
             return at
         at = after
 
 
 @njit(forceinline=True)
-def _contraction_end(data, at, style):
+def _contraction_end(at, style):
     """End of 's 't 're 've 'm 'll 'd at the apostrophe `at`; `at` itself where there is none."""
     fold = 0x20 if style == LLAMA else 0
-    one, two = peek(data, at + 1) | fold, peek(data, at + 2) | fold
+    one, two = byte_at(at + 1) | fold, byte_at(at + 2) | fold
     if one == 0x73 or one == 0x74 or one == 0x6D or one == 0x64:
         return at + 2
     if (two == 0x65 and (one == 0x72 or one == 0x76)) or (one == 0x6C and two == 0x6C):
         return at + 3
-    if style == LLAMA and peek(data, at + 1) == 0xC5 and peek(data, at + 2) == 0xBF:
+    if style == LLAMA and byte_at(at + 1) == 0xC5 and byte_at(at + 2) == 0xBF:
         return at + 3  # the long s, U+017F, is an s where case does not count
     return at
 
 
 @njit(forceinline=True)
-def word_end(data, at, style, digits, classes, first):
+def word_end(at, style, digits, classes, first):
     """End of the word that begins at `at`; `at` itself at the end of the text.
 
     `digits` is the most that a word may have: 0 for no limit, as in GPT-2's pattern.
     """
-    kind, after = _class_at(data, at, classes, first)
+    kind, after = _class_at(at, classes, first)
     if kind == END:
         return at
-    if peek(data, at) == 0x27:
-        end = _contraction_end(data, at, style)
+    if byte_at(at) == 0x27:
+        end = _contraction_end(at, style)
         if end > at:
             return end
-    line_end = peek(data, at) == 0x0A or peek(data, at) == 0x0D
-    spaced = peek(data, at) == 0x20 or (style == LLAMA and kind != NUMBER and not line_end)
+    line_end = byte_at(at) == 0x0A or byte_at(at) == 0x0D
+    spaced = byte_at(at) == 0x20 or (style == LLAMA and kind != NUMBER and not line_end)
     next_kind, beyond = kind, after
     if spaced and kind != LETTER:
-        next_kind, beyond = _class_at(data, after, classes, first)
+        next_kind, beyond = _class_at(after, classes, first)
         if next_kind == LETTER:
-            return _letters_end(data, beyond, classes, first)
+            return _letters_end(beyond, classes, first)
     if kind == LETTER:
-        return _letters_end(data, after, classes, first)
-    if peek(data, at) == 0x20 and (next_kind == OTHER or (next_kind == NUMBER and digits == 0)):
+        return _letters_end(after, classes, first)
+    if byte_at(at) == 0x20 and (next_kind == OTHER or (next_kind == NUMBER and digits == 0)):
         kind, after = next_kind, beyond
     if kind == NUMBER:
         if digits == 0:
-            return _run_end(data, after, NUMBER, classes, first)
+            return _run_end(after, NUMBER, classes, first)
         for _ in range(digits - 1):
-            next_kind, beyond = _class_at(data, after, classes, first)
+            next_kind, beyond = _class_at(after, classes, first)
             if next_kind != NUMBER:
                 break
             after = beyond
         return after
     if kind == OTHER:
-        after = _run_end(data, after, OTHER, classes, first)
+        after = _run_end(after, OTHER, classes, first)
         if style == LLAMA:
-            while peek(data, after) == 0x0A or peek(data, after) == 0x0D:
+            while byte_at(after) == 0x0A or byte_at(after) == 0x0D:
                 after += 1
         return after
     last, newline = at, at  # white space: where its last character begins, behind its last newline
     if line_end:
         newline = after
     while True:
-        kind, beyond = _class_at(data, after, classes, first)
+        kind, beyond = _class_at(after, classes, first)
         if kind != SPACE:
             break
         last = after
-        if peek(data, after) == 0x0A or peek(data, after) == 0x0D:
+        if byte_at(after) == 0x0A or byte_at(after) == 0x0D:
             newline = beyond
         after = beyond
     if style == LLAMA and newline > at:

@@ -91,7 +91,7 @@ def _cold(
 def _emptied(tokenizer: Tokenizer, texts: list[str]) -> Call:
     """A call on a tokenizer whose caches are empty; compiled code and tables are ready."""
     if isinstance(tokenizer, BPETokenizer):
-        fresh = BPETokenizer(tokenizer.vocabulary)
+        fresh = BPETokenizer(tokenizer.vocabulary, threads=tokenizer.threads)
         fresh.encode_many(["a"])
         return lambda: fresh.encode_many(texts)
     if tokenizer.name == "hf":

@@ -29,7 +29,7 @@ BASELINE, STRICT, OVER_BASELINE = "baseline", "same implementation", "over the b
 def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Tokenizing at every batch size, strict (over ours, one at a time) and over the baseline."""
     ours, baseline = (
-        BPETokenizer.from_gguf(context.model or None),
+        BPETokenizer.from_gguf(context.model or None, threads=1),
         BaselineTokenizer.from_gguf(context.model or None),
     )
     rows = []

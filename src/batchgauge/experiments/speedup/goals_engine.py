@@ -191,7 +191,7 @@ of_model = peak_bytes()
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer, read_metadata
 metadata = read_metadata(sys.argv[1] or None)
-BatchInferenceEngine(model, BPETokenizer.from_metadata(metadata), metadata)
+BatchInferenceEngine(model, BPETokenizer.from_metadata(metadata, threads=1), metadata)
 print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_bytes)
 """
 

@@ -130,7 +130,7 @@ def against_baseline(context: Context, ours: BPETokenizer, model: str) -> list[G
     fresh: list[BPETokenizer] = []
     cold_ms = []
     for _ in range(5):
-        fresh.append(BPETokenizer(vocabulary))
+        fresh.append(BPETokenizer(vocabulary, threads=1))
         cold_ms.append(timed(cold).wall_ms)
     ratios = np.median(slow_ms) / np.sort(cold_ms)
     return [

@@ -114,7 +114,7 @@ def climb_statistics(context: Context) -> pd.DataFrame:
 def measure_goals(context: Context) -> pd.DataFrame:
     """Every goal of the core, one after the other."""
     model = context.model
-    tokenizer = BPETokenizer.from_gguf(model or None)
+    tokenizer = BPETokenizer.from_gguf(model or None, threads=1)
     engine = context.engine
     assert isinstance(engine, BatchInferenceEngine)  # `check` has seen to it
     groups: list[Callable[[], list[Goal]]] = [

@@ -1,0 +1,36 @@
+"""Where a long text may be cut so that its pieces' ids, joined, are those of the whole.
+
+Between a letter and the white space behind it every pre-tokenizer here ends a word, whatever
+stands before or after: runs of letters end there, and the white space begins the next word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import regex
+
+_LAST_CUT = regex.compile(r"(?r)(?<=\p{L})(?=\s)")
+
+
+def joined_pieces(blocks: Iterable[str], special: Mapping[str, int], least: int) -> Iterator[str]:
+    """Pieces of the text that `blocks` are together, of at least so many characters but the last.
+
+    No special token is cut. Where a text has no place to cut, pieces are longer.
+    """
+    longest = max(map(len, special), default=0)
+    rest = ""
+    for block in blocks:
+        rest += block
+        if len(rest) < least:
+            continue
+        last = len(rest) - longest  # up to here a special token would be seen as a whole
+        for match in _LAST_CUT.finditer(rest, max(0, last - max(4096, len(block))), max(0, last)):
+            at = match.start()
+            around = rest[max(0, at - longest) : at + longest]
+            if at > 0 and not any(token in around for token in special):
+                yield rest[:at]
+                rest = rest[at:]
+                break
+    if rest:
+        yield rest
