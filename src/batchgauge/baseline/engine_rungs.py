@@ -1,9 +1,10 @@
 """The ladder from the baseline engine to the batched one, one named idea a rung.
 
 A rung is a small class that overrides little of `BaselineModel`, so that the difference
-between two of them is the idea and nothing else; the last four are the core's own model.
-Work is a list of batch items, output the token ids of every answer; all rungs give the
-same. All share the file's weights and copy only what their idea lays out anew.
+between two of them is the idea and nothing else; from batched decode on they are the core's
+own model. Work is a list of batch items, output the token ids of every answer; all rungs
+give the same, except where bfloat16 weights score another token higher. All share the file's
+weights and copy only what their idea lays out anew.
 
 The order is the one in which ideas were tried, including those that do not pay.
 """
@@ -28,12 +29,13 @@ from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels.attention import Attention, PlainAttention
-from batchgauge.core.kernels.products import Product, blas_product, product, usable_processors
+from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
+from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
@@ -287,7 +289,7 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
         ),
         Rung(
             "all cores",
-            "Share products and attention of a step among all processors.",
+            "Share products and attention of a step among all full-speed cores.",
             None,
             partial(_on_all_cores, path),
         ),
@@ -312,10 +314,10 @@ def _plain(path: Path) -> BaselineModel:
 
 
 def _on_all_cores(path: Path | None) -> Infer:
-    infer = _batched(path, LlamaModel, "file")
+    infer, threads = _batched(path, LlamaModel, "file"), performance_cores()
 
     def run(items: Items) -> Answers:
-        with threadpool_limits(len(usable_processors()), user_api="blas"):
+        with threadpool_limits(threads, user_api="blas"):
             return infer(items)
 
     return run
