@@ -96,7 +96,7 @@ def compared(mine: Floats, reference: Floats, window: Sequence[int]) -> tuple[fl
 
 def measure_quality(context: Context, every: Sequence[Form]) -> pd.DataFrame:
     """One row a form and window: surprise, divergence, agreement; and the bytes of each form."""
-    count, tokens = context.budget.choose(smoke=(3, 24), default=(8, 128), thorough=(48, 512))
+    count, tokens = context.budget.choose(smoke=(3, 24), default=(8, 64), thorough=(48, 512))
     texts, rows = windows(context, count, tokens), []
     reference: list[Floats] = []
     with limit_threads(performance_cores()):
