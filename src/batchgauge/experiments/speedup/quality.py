@@ -204,11 +204,12 @@ def sentence(table: pd.DataFrame, absent: dict[str, str]) -> str:
         f"{file['tokens_per_s_1'] / full['tokens_per_s_1']:.2f} × float32's rate; their KL "
         f"divergence from float32 is {file['divergence_nats']:.2g} nats. "
     )
+    hows = ("loses least of the others", "most") if len(others) > 1 else ("loses some",)
     ends = others.iloc[[0, -1] if len(others) > 1 else slice(None)].to_dict("records")
     text += "; ".join(
         f"{row['form']} {how} ({row['divergence_nats']:.2g} nats, "
         f"{row['same_first_percent']:.1f} % the same first choice)"
-        for row, how in zip(ends, ("loses least of the others", "most"), strict=False)
+        for row, how in zip(ends, hows, strict=False)
     ) + ("." if ends else "")
     why: dict[str, list[str]] = {}
     for kind, reason in absent.items():
