@@ -22,7 +22,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.adapters.float32_file import float32_copy
+from batchgauge.adapters.gguf_copy import float32_copy
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
@@ -27,7 +28,7 @@ from batchgauge.core.default_model import default_model_path
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels.attention import Attention, PlainAttention
-from batchgauge.core.kernels.products import Product, blas_product, product
+from batchgauge.core.kernels.products import Product, blas_product, product, usable_processors
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
@@ -272,6 +273,24 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
             None,
             partial(_batched, path, LlamaModel),
         ),
+        Rung(
+            "bfloat16 weights",
+            "Round weights to 16 bits: half the bytes, and other scores.",
+            None,
+            partial(_batched, path, LlamaModel, "bfloat16"),
+        ),
+        Rung(
+            "weights as in the file",
+            "Keep the file's bits, dequantise in registers: the same scores.",
+            None,
+            partial(_batched, path, LlamaModel, "file"),
+        ),
+        Rung(
+            "all cores",
+            "Share products and attention of a step among all processors.",
+            None,
+            partial(_on_all_cores, path),
+        ),
     )
 
 
@@ -292,10 +311,20 @@ def _plain(path: Path) -> BaselineModel:
     return BaselineModel.load(path)
 
 
-def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
+def _on_all_cores(path: Path | None) -> Infer:
+    infer = _batched(path, LlamaModel, "file")
+
+    def run(items: Items) -> Answers:
+        with threadpool_limits(len(usable_processors()), user_api="blas"):
+            return infer(items)
+
+    return run
+
+
+def _batched(path: Path | None, model: type[LlamaModel], weights: str = "float32") -> Infer:
     file = GGUFFile.open(path or default_model_path())
     tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
-    return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
+    return partial(_answers, BatchInferenceEngine(model(file, weights), tokenizer, file.metadata))
 
 
 def _answers(engine: Engine, items: Items) -> Answers:

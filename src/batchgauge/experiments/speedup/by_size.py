@@ -58,7 +58,7 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
 
 def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Whole requests of one shape at every batch size, strict and over the baseline engine."""
-    ours = BatchInferenceEngine.from_gguf(context.model or None)
+    ours = BatchInferenceEngine.from_gguf(context.model or None, context.weights_kept)
     baseline = BaselineEngine.from_gguf(context.model or None)
     names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens

@@ -28,7 +28,7 @@ from batchgauge.workload import exact_requests, texts
 def check(context: Context, sizes: Sequence[int]) -> tuple[int, ...]:
     """The sizes in rising order. Raises UserError for a foreign implementation or bad sizes."""
     for what, name in (("tokenizer", context.tokenizer_name), ("engine", context.engine_name)):
-        if name != "numpy":
+        if name.partition(":")[0] != "numpy":
             raise UserError(
                 f"The ladders take the core's own implementations apart; {what} is '{name}', "
                 "expected 'numpy' (the peers notebook compares foreign ones)."
@@ -99,7 +99,7 @@ def measure_goals(context: Context) -> pd.DataFrame:
     """Every goal of the core, one after the other."""
     model = context.model
     tokenizer = BPETokenizer.from_gguf(model or None, threads=1)
-    engine = BatchInferenceEngine.from_gguf(model or None)
+    engine = BatchInferenceEngine.from_gguf(model or None, context.weights_kept)
     groups: list[Callable[[], list[Goal]]] = [
         partial(goals_tokenizing.against_peers, context, tokenizer, model),
         partial(goals_tokenizing.strict, context, tokenizer),
@@ -108,7 +108,7 @@ def measure_goals(context: Context) -> pd.DataFrame:
         partial(goals_engine.prefill, context, engine),
         partial(goals_engine.ragged, context, engine),
         partial(goals_engine.memory, context, engine),
-        partial(goals_engine.load, context, model),
+        partial(goals_engine.load, context),
         partial(statistics, context),
     ]
     if context.budget.name == "smoke":  # shows that everything works; the rest takes minutes
