@@ -23,14 +23,15 @@ import pandas as pd
 from batchgauge import workload
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine, Stepper
+from batchgauge.clock import timed
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Run
 from batchgauge.machine.limits import performance_cores
 from batchgauge.measuring import Estimate, location
-from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.timing import conditions, timed
+from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
+from batchgauge.measuring.timing import Conditions
 from batchgauge.registry import open_engine, weights_of
 
 CONTEXT = 32  # positions that a decode step looks back on at first
@@ -95,7 +96,7 @@ def _in_process(plan: Plan, process: int) -> pd.DataFrame:
             for stepper in steppers.values():
                 if hasattr(stepper, "set_threads"):
                     stepper.set_threads(threads)
-            with conditions(threads=threads):
+            with Conditions(threads).held():
                 samples = _take_turns(plan, part, shape, calls(threads), process, threads)
             frame = to_frame(samples, run).assign(threads=threads, **shape)
             frames.append(frame.assign(weights=frame["implementation"].map(kept).fillna("")))
@@ -131,7 +132,7 @@ def _works(
         steps: Calls = {}
         for name, stepper in steppers.items():
             rows = rng.integers(0, stepper.vocab_size, (batch, CONTEXT)).tolist()
-            with conditions(threads=max(plan.threads)):
+            with Conditions(max(plan.threads)).held():
                 stepper.prefill(rows, room)
             steps[name] = partial(stepper.decode, np.arange(batch, dtype=np.int32))
         shape = {"batch_size": batch, "tokens": batch, "characters": 0}
@@ -164,22 +165,20 @@ def _take_turns(
 ) -> list[Sample]:
     """Each call once a block, in turning order; the first block is a warm-up."""
     loops = 20 if part == "tokenise" else 1
+    benchmark = f"{part}/batch={shape['batch_size']}/threads={threads}"
+    amount = Amount(shape["batch_size"], shape["tokens"], shape["batch_size"])
     samples = []
     for block in range(plan.blocks + 1):
         names = list(calls) if block % 2 else list(calls)[::-1]
         for position, name in enumerate(names):
             if threads > 1:
                 time.sleep(PAUSE_S)
-            wall, cpu = timed(calls[name], loops)
+            place = {"block": block, "position": position, "is_warmup": block == 0}
             samples.append(
-                Sample(
-                    benchmark=f"{part}/batch={shape['batch_size']}/threads={threads}",
-                    implementation=name, part=part, batch_size=shape["batch_size"],
-                    parameters=as_json(shape), process=process, block=block, position=position,
-                    is_warmup=block == 0, inner_loops=loops, wall_ms=wall / loops / 1e6,
-                    cpu_ms=cpu / loops / 1e6, items=shape["batch_size"], tokens=shape["tokens"],
+                Labels(benchmark, name, part, shape, process).sample(
+                    amount, timed(calls[name], loops), **place
                 )
-            )  # fmt: skip
+            )
     return samples
 
 
