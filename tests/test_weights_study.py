@@ -87,10 +87,10 @@ def sample(part, ms, **more):
 
 def test_records_carry_weights_and_older_ones_are_read(tmp_path):
     """Parts without an engine have none; a table of before is read, and is float32."""
-    samples = [sample(p, 2.0 + 0.1 * b, block=b) for p in ("decode", "tokenise") for b in range(6)]
+    samples = [sample(p, 2.0 + 0.1 * b, block=b) for p in ("decode", "tokenize") for b in range(6)]
     frame = to_frame(samples, Run.here(weights="file"))
     assert frame.groupby("part")["weights"].unique().map(list).to_dict() == {
-        "decode": ["file"], "tokenise": [""],
+        "decode": ["file"], "tokenize": [""],
     }  # fmt: skip
     old = tmp_path / "old.csv"
     frame.drop(columns="weights").to_csv(old, index=False)

@@ -149,14 +149,14 @@ def _works(
         texts = workload.texts("prose", characters, count, plan.seed)
         tokens = len(tokenizers[plan.threads[0]].encode_many(texts).ids)
         shape = {"batch_size": count, "tokens": tokens, "characters": characters}
-        yield "tokenise", shape, partial(_tokenising, tokenizers, texts)
+        yield "tokenize", shape, partial(_tokenizing, tokenizers, texts)
 
 
 def _same(calls: Calls, _threads: int) -> Calls:
     return calls
 
 
-def _tokenising(tokenizers: Mapping[int, BPETokenizer], texts: list[str], threads: int) -> Calls:
+def _tokenizing(tokenizers: Mapping[int, BPETokenizer], texts: list[str], threads: int) -> Calls:
     return {"numpy": partial(tokenizers[threads].encode_many, texts)}
 
 
@@ -164,7 +164,7 @@ def _take_turns(
     plan: Plan, part: str, shape: dict[str, int], calls: Calls, process: int, threads: int
 ) -> list[Sample]:
     """Each call once a block, in turning order; the first block is a warm-up."""
-    loops = 20 if part == "tokenise" else 1
+    loops = 20 if part == "tokenize" else 1
     benchmark = f"{part}/batch={shape['batch_size']}/threads={threads}"
     amount = Amount(shape["batch_size"], shape["tokens"], shape["batch_size"])
     samples = []

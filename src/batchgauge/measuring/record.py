@@ -119,7 +119,7 @@ _RUN_COLUMNS = (
     "timestamp",
 )
 COLUMNS: tuple[str, ...] = ("run_id", *(f.name for f in fields(Sample)), *_RUN_COLUMNS)
-_WITHOUT_ENGINE = ("tokenise", "detokenise", "statistics", "lookup", "sizing")  # parts
+_WITHOUT_ENGINE = ("tokenize", "detokenize", "statistics", "lookup", "sizing")  # parts
 _TIMES = ("wall_ms", "cpu_ms")
 _WHOLE = (
     *("batch_size", "process", "block", "position", "inner_loops", "items", "tokens"),

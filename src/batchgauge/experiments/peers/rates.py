@@ -57,7 +57,7 @@ def measured(
             conditions=how.conditions, progress=False,
         )  # fmt: skip
         frame = found.frame()
-        kept = frame["implementation"].map(weights_of).mask(frame["part"] == "tokenise", "")
+        kept = frame["implementation"].map(weights_of).mask(frame["part"] == "tokenize", "")
         return rates(found, amounts, place), frame.assign(weights=kept)
     ((name, call),) = calls.items()
     alone = measure(

@@ -117,7 +117,7 @@ def _prefill_and_texts(two: int) -> Iterator[tuple[str, str, float, Rows, Rows]]
     goal = "float32 over torch bfloat16, two threads"
     yield "prefill", goal, 1.0, prefill(FLOAT, 2), prefill(TORCH, 2)
     for (count, characters), target in zip(TEXTS, (1.7, 1.85, 1.8), strict=True):
-        texts = {"part": "tokenise", "batch_size": count, "characters": characters}
+        texts = {"part": "tokenize", "batch_size": count, "characters": characters}
         goal = f"two threads over one, {count} texts of {characters:,} characters"
         yield "tokenizing", goal, target, {**texts, "threads": 2}, {**texts, "threads": 1}
 

@@ -119,7 +119,7 @@ def scaling(table: pd.DataFrame, title: str) -> Figure:
             label = {
                 "decode": f"{weights}, batch {size}",
                 "prefill": f"{weights}, {tokens} tokens",
-                "tokenise": f"{size} × {characters:,} characters",
+                "tokenize": f"{size} × {characters:,} characters",
             }[str(part)]
             error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             ax.errorbar(
