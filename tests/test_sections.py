@@ -78,6 +78,13 @@ def test_sizes_and_tokens_are_checked(context):
             context.tokens(tokens)
 
 
+def test_two_blocks_are_not_enough_for_an_interval():
+    """It is said instead of an interval that holds everything."""
+    row = {"speedup_x": 2.0, "low_x": 0.1, "high_x": 40.0, "blocks": 2}
+    assert baseline.interval(row) == "2.00 × (not enough blocks for an interval)"
+    assert baseline.interval({**row, "blocks": 3}) == "2.00 × [0.10, 40.00]"
+
+
 def test_show_does_all_of_a_result(report, tmp_path):
     """CSV files that read back equal, the picture, the finding, the score; then nothing twice."""
     table = pd.DataFrame({"batch_size": [1, 8], "speedup_x": [1.0, 3.25], "what": ["a", "=b, c"]})

@@ -56,7 +56,7 @@ DOWNWARDS = {
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},
-    "suite": {"registry", "sizing", "workload"},
+    "suite": {"core", "registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
     "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {

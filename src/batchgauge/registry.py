@@ -200,12 +200,26 @@ def open_engine(
         )
     factory, argument = _resolve("engine", spec, _ENGINES)
     path = Path(model) if model else None
+    if spec.partition(":")[0] not in {"numpy", "baseline"}:  # ours look themselves
+        check_fits(spec, path)
     if factory is None:
         from batchgauge.adapters.checks import CheckedEngine
 
         return CheckedEngine(_own("engine", spec, Engine, model=path, threads=threads))
     engine: Engine = factory(argument, path, threads)
     return engine
+
+
+def check_fits(spec: str, model: Path | None, batch: tuple[int, int] = (1, 512)) -> None:
+    """Raise UserError when the engine's model and a batch need more memory than is free.
+
+    `batch` is (requests, tokens of each). Of servers and users' own engines nothing is known.
+    """
+    from batchgauge.core.memory_need import check_memory, mode_of
+    from batchgauge.core.model_facts import ModelFacts
+
+    if (known := mode_of(spec)) is not None:
+        check_memory(ModelFacts.read(model), known[0], batch, factor=known[1])
 
 
 def _resolve(

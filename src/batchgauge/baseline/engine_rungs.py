@@ -25,9 +25,8 @@ from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
 from batchgauge.baseline.rung import Rung
 from batchgauge.core import ops
 from batchgauge.core.config import Config
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels.attention import Attention, PlainAttention
 from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
@@ -300,7 +299,7 @@ def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
     """The baseline with these ideas, the last one first in line."""
     base = _plain(path or default_model_path())
     mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
-    metadata = GGUFFile.open(path or default_model_path()).metadata
+    metadata = open_model(path).metadata
     engine = BaselineEngine(
         mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata, threads=1), metadata
     )
@@ -324,7 +323,7 @@ def _on_all_cores(path: Path | None) -> Infer:
 
 
 def _batched(path: Path | None, model: type[LlamaModel], weights: str = "float32") -> Infer:
-    file = GGUFFile.open(path or default_model_path())
+    file = open_model(path)
     tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
     return partial(_answers, BatchInferenceEngine(model(file, weights), tokenizer, file.metadata))
 

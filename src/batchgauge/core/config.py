@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.gguf_head import one_apart, shown
+from batchgauge.core.gguf_head import one_apart
+from batchgauge.core.model_file import ModelFile, shown
 from batchgauge.errors import UserError
 
 LARGEST = (1 << 31) - 1  # of the counts
@@ -70,7 +70,7 @@ NOTHING = (0, "", "none")
 class Keys:
     """The keys of one architecture, each of the right kind or a UserError that names it."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         self.file = file
         name = file.metadata.get("general.architecture")
         if name not in FAMILIES:
@@ -176,7 +176,7 @@ class Config:
     tied: bool
 
     @classmethod
-    def from_file(cls, file: GGUFFile) -> Config:
+    def from_file(cls, file: ModelFile) -> Config:
         """Read the keys of the model's architecture.
 
         Raises UserError for another architecture, a missing key, one of another kind, and
@@ -296,7 +296,7 @@ def _rope_scale(keys: Keys) -> float:
     return factors.pop() if factors and kind == "linear" else 1.0
 
 
-def check_tensors(file: GGUFFile, config: Config) -> None:
+def check_tensors(file: ModelFile, config: Config) -> None:
     """Raise UserError unless the file has exactly the tensors of `config`, in shape too.
 
     Rows of the embedding and of the head that no token has are padding: from now on `file`

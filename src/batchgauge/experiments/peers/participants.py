@@ -21,7 +21,6 @@ from batchgauge import workload
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine, Stepper
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.rates import OURS
 from batchgauge.machine import preflight
@@ -29,6 +28,7 @@ from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
+from batchgauge.text import one_line
 
 Opened = TypeVar("Opened")
 TOKENIZERS = (OURS, "tiktoken", "hf", "llama-cpp")
@@ -56,7 +56,12 @@ class Peers:
         peers, smoke = cls(context), context.budget.name == "smoke"
         engines = [e for e in ENGINES if not smoke or ":" not in e or "f32" in e]
         peers.tokenizers = peers._opened(TOKENIZERS, context.tokenizer_name, open_tokenizer)
-        peers.engines = peers._opened(engines, context.engine_spec, open_engine)
+        own = context.engine_spec
+
+        def opened(spec: str, model: str | None) -> Engine:
+            return context.engine if spec == own else open_engine(spec, model)
+
+        peers.engines = peers._opened(engines, own, opened)
         peers.absent["sentencepiece"] = (
             "its model files hold vocabularies of their own: none can hold this one"
         )
@@ -70,11 +75,12 @@ class Peers:
         for spec in dict.fromkeys([*known, own]):
             try:
                 found[spec] = opener(spec, self.context.model or None)
-            except UserError as problem:
+            except Exception as problem:  # a peer's library may refuse a model as it likes
                 if spec in {OURS, own}:
                     raise
                 lacks = missing_packages(spec)
-                self.absent[spec] = f"{', '.join(lacks)} not installed" if lacks else str(problem)
+                said = one_line(problem).partition(". ")[0]
+                self.absent[spec] = f"{', '.join(lacks)} not installed" if lacks else said
         return found
 
     def absent_sentence(self) -> str:

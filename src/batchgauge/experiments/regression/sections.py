@@ -174,7 +174,7 @@ def against_stored(
     try:
         changes = compare_runs(read(files[-1]), new, threshold=threshold)
     except UserError as problem:
-        return [], f"The stored baseline '{files[-1].name}' does not compare: {problem}"
+        return [], f"Not comparable with the stored baseline '{files[-1].name}': {problem}"
     failing = [c.benchmark for c in changes if c.fails]
     return changes, (
         f"Against the stored baseline '{files[-1].name}', {len(failing)} of {len(changes)} "

@@ -55,7 +55,7 @@ def tokenizing_by_size(
     row = over.iloc[-1]
     score = Score(
         "tokenizing_over_baseline", f"Tokenizing at batch {row['batch_size']} over our baseline",
-        over_baseline, row["value"], row["low"], row["high"], "×",
+        over_baseline, row["value"], row["low"], row["high"], "×", of_model=True,
     )  # fmt: skip
     return _by_size("tokenizing", table, target, "Tokenizing: S(b) by batch size.", [score])
 
@@ -135,7 +135,7 @@ def reached(context: Context, ladders: Mapping[str, Section], steps: Section) ->
     decode = table[table["goal"] == "S(8) of decode alone"].iloc[0]
     score = Score(
         "decode_batch_8", "Decode alone, S(8)", 5.0, decode["value"], decode["low"], decode["high"],
-        "×",
+        "×", of_model=True,
     )  # fmt: skip
     caption = "Goals, measured values with 95 % intervals, verdicts."
     said = goals.summary(table)
