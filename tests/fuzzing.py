@@ -25,3 +25,11 @@ def seeds(area: str) -> Iterator[int]:
     while seed < first + FEWEST or monotonic() < end:
         yield seed
         seed += 1
+
+
+def check_sentence(text):
+    """One plain sentence."""
+    assert "\n" not in text
+    assert text.isprintable()
+    assert 20 < len(text) < 500
+    assert text.endswith(".")

@@ -223,7 +223,7 @@ def test_variants_that_do_not_exist(tiny):
 def test_the_float32_copy_has_the_same_weights(tmp_path, monkeypatch):
     """The float32 file of a quantised model holds what our loader reads from the model itself."""
     need("llama-cpp")
-    from batchgauge.adapters.float32_file import float32_copy
+    from batchgauge.adapters.gguf_copy import float32_copy
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0"))

@@ -49,6 +49,6 @@ def test_a_machine_without_events_says_why(monkeypatch):
 def test_the_pieces_of_work_run():
     """Each piece of work is a program that can be called."""
     for prepare in bottleneck_events._WORK.values():
-        scope: dict[str, Any] = {}
+        scope: dict[str, Any] = {"MODEL": None}
         exec(prepare, scope)  # noqa: S102  # our own text
         assert scope["call"]() is not None

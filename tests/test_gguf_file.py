@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import struct
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 from gguf import quants
 from tests.corrupt_gguf import find_places
+from tests.fuzzing import check_sentence
 from tests.tiny_model import TOKENS, write_tiny_model
 
 from batchgauge.core import default_model
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model import LlamaModel
+from batchgauge.core.model_facts import ModelFacts
 from batchgauge.errors import UserError
 
 QUANTISATIONS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -210,10 +213,84 @@ def test_the_alignment_is_of_the_formats_own_type(tmp_path):
     refused(tmp_path / "m.gguf", changed(whole, at, 5, 4), "general.alignment.* type 5")
 
 
-def test_a_part_of_a_split_model_is_said_as_such(tmp_path):
-    """The sentence tells how to make one file of them."""
+def split_model(folder, **options):
+    """A tiny model in several parts, by the format's own package; and it whole, in one."""
+    whole = write_tiny_model(folder / "whole.gguf", **options)
+    reader = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=8)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.arch")):
+            writer.add_key_value(key, field.contents(), *field.types[:2])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return whole, sorted(folder.glob("m-*.gguf"))
+
+
+def test_parts_of_a_split_model_are_opened_as_one(tmp_path):
+    """Whichever of them is named, or their folder; they weigh and count as all of them."""
+    whole, parts = split_model(tmp_path, quantisation="Q8_0")
+    assert [path.name[-14:] for path in parts] == [f"0000{n}-of-00003.gguf"[-14:] for n in "123"]
+    one = GGUFFile.open(whole)
+    whole.unlink()
+    for place in (*parts, tmp_path):
+        file = default_model.open_model(place)
+        assert (file.path, file.files, file.form) == (parts[0], tuple(parts), "GGUF in 3 parts")
+        assert file.tensors.keys() == one.tensors.keys()
+        for name in one.tensors:
+            np.testing.assert_array_equal(file.read(name), one.read(name))
+        split = {key for key in file.metadata if key.startswith("split.")}
+        assert {
+            k: v for k, v in file.metadata.items() if k not in split
+        }.keys() == one.metadata.keys()
+    facts = ModelFacts.read(parts[1])
+    assert facts.file_bytes == sum(path.stat().st_size for path in parts)
+    (ours, theirs) = (
+        LlamaModel.load(path) for path in (parts[2], write_tiny_model(whole, quantisation="Q8_0"))
+    )
+    every = np.arange(len(TOKENS))
+    np.testing.assert_array_equal(ours.weights.head.rows(every), theirs.weights.head.rows(every))
+
+
+def test_parts_that_do_not_fit_are_said_so(tmp_path):
+    """Missing, of another model, exchanged, of another count, without a name that tells."""
+
+    def refusal(*, named=0):
+        with pytest.raises(UserError) as error:
+            default_model.open_model(parts[named])
+        check_sentence(str(error.value))
+        return str(error.value)
+
+    def fresh(**options):
+        shutil.rmtree(tmp_path / "f", ignore_errors=True)
+        (tmp_path / "f").mkdir()
+        return split_model(tmp_path / "f", **options)[1]
+
+    parts = fresh()
+    kept = [path.read_bytes() for path in parts]
+    parts[1].unlink()
+    assert "'m-00002-of-00003.gguf' is missing; expected all in one folder" in refusal()
+    assert "part 3 of 3, and 'm-00002" in refusal(named=2)
+    parts[1].write_bytes(kept[2])
+    assert "says that it is part 3 of 3; expected part 2 of 3" in refusal()
+    parts[1].write_bytes(kept[0])
+    assert "says that it is part 1 of 3; expected part 2 of 3" in refusal()
+    write_tiny_model(parts[1])
+    assert "says that it is a whole model; expected part 2 of 3" in refusal()
+    other = fresh(layers=3)[1].read_bytes()
+    parts = fresh()
+    parts[1].write_bytes(other)
+    assert re.search("part 2 of 4; expected part 2 of 3|tensor|'split", refusal())
+    parts[1].write_bytes(b"GGUF")
+    assert f"'{parts[1]}' is corrupt" in refusal()
     path = write_tiny_model(tmp_path / "m.gguf", keys={"split.count": 3, "split.no": 0})
-    with pytest.raises(UserError, match="one part of a model that is split over 3 files; expected"):
+    with pytest.raises(UserError, match=r"is part 1 of 3, .* expected one like 'model-00001-of-0"):
+        GGUFFile.open(path)
+    path = path.rename(tmp_path / "m-00001-of-00002.gguf")
+    with pytest.raises(UserError, match="is part 1 of 3; expected one of 2, as its name says"):
         GGUFFile.open(path)
     path = write_tiny_model(tmp_path / "m.gguf", keys={"split.count": 1, "split.no": 0})
     assert GGUFFile.open(path).metadata["split.count"] == 1
@@ -358,7 +435,7 @@ def test_the_environment_names_the_default_model(tiny, monkeypatch):
     monkeypatch.setenv(default_model.VARIABLE, str(tiny))
     assert default_model.default_model_path() == tiny
     monkeypatch.setenv(default_model.VARIABLE, str(tiny) + ".gone")
-    with pytest.raises(UserError, match="not a file; run `pip install"):
+    with pytest.raises(UserError, match="does not exist; run `pip install"):
         default_model.default_model_path()
 
 

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from tests.corrupt_gguf import corrupted
-from tests.fuzzing import seeds
+from tests.fuzzing import check_sentence, seeds
 from tests.reference_llama import read_metadata, read_tensors, reference_logits
 from tests.tiny_model import write_tiny_model
 
@@ -79,14 +79,6 @@ def memory(reset=False):
 def largest(tensors):
     """The largest value of all tensors."""
     return max(np.abs(values).max() for values in tensors.values())
-
-
-def check_sentence(text):
-    """One plain sentence."""
-    assert "\n" not in text
-    assert text.isprintable()
-    assert 20 < len(text) < 500
-    assert text.endswith(".")
 
 
 def check(path, intact=None):

@@ -9,6 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 from tests.conftest import PROJECT
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
 from batchgauge.measuring import read
@@ -116,3 +117,21 @@ def test_bad_input_fails_with_one_sentence(tmp_path, notebook, parameters, said)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "reports").glob("*.html"))
+
+
+def test_another_model_is_studied_and_named(tmp_path):
+    """Another vocabulary, context and size: the first notebooks run, their pages say which."""
+    model = write_tiny_model(
+        tmp_path / "other.gguf", context_length=512, keys={"general.name": "Other Model"}
+    )
+    run_study(
+        profile="smoke", out_dir=tmp_path / "out", notebooks=PROJECT / "notebooks",
+        only=["00", "01"], parameters={"model": str(model)},
+    )  # fmt: skip
+    for report in ("tour", "baseline_performance"):
+        page = (tmp_path / "out" / "reports" / f"{report}.md").read_text(encoding="utf-8")
+        assert "Other Model: llama" in page
+        assert not re.search(r"smollm|default model", page, re.IGNORECASE)
+        assert str(tmp_path) not in page
+    assert "not comparable" in page
+    assert "instead of 4" in page  # longer answers, so that a request is no noise

@@ -24,7 +24,7 @@ import httpx
 from tests.tiny_model import write_tiny_model
 from tests.tiny_openai_server import TinyServer, tiny_server
 
-from batchgauge.adapters.float32_file import float32_copy
+from batchgauge.adapters.gguf_copy import float32_copy
 from batchgauge.adapters.openai_http import OpenAIEngine
 from batchgauge.adapters.openai_transport import Address, Patience, retry_after
 from batchgauge.core.default_model import default_model_path

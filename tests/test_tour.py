@@ -13,6 +13,7 @@ from tests.conftest import axes_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
+from batchgauge.experiments.scaling import Cost
 from batchgauge.experiments.tour import sections as tour
 from batchgauge.files import write_csv
 from batchgauge.reporting import profile_named
@@ -46,8 +47,13 @@ class Engine:
 def context():
     """A context whose engine and tokenizer are invented."""
     context = Context(profile_named("smoke"), seed=3)
-    tokenizer = SimpleNamespace(encode=lambda text: [*text.encode()], decode=lambda ids: chr(*ids))
-    context.__dict__.update(engine=Engine(), tokenizer=tokenizer)
+    tokenizer = SimpleNamespace(
+        encode=lambda text: [*text.encode()],
+        decode=lambda ids: chr(*ids),
+        encode_many=lambda texts: SimpleNamespace(counts=np.array([len(t) for t in texts])),
+    )
+    invented = {"engine": Engine(), "tokenizer": tokenizer, "cost": Cost(1e-6, 1e-3), "facts": None}
+    context.__dict__.update(invented)
     return context
 
 

@@ -19,6 +19,7 @@ from itertools import cycle
 from typing import Any, Literal
 
 from batchgauge import registry, workload
+from batchgauge.core.model_facts import REFERENCE, ModelFacts
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.request import (
@@ -69,7 +70,7 @@ class Subject:
     @cached_property
     def workload_digest(self) -> str:
         """Ten hex digits of the texts and the seed that the benchmarks work on, and the model."""
-        digest = hashlib.sha256(f"{self.model}:{self.seed}".encode())
+        digest = hashlib.sha256(f"{_other_model(self.model)}:{self.seed}".encode())
         for kind in ("prose", "code", "unicode"):
             digest.update("\0".join(self.texts(200, 64, kind)).encode("utf-8", "replace"))
         return digest.hexdigest()[:10]
@@ -77,6 +78,15 @@ class Subject:
     def texts(self, characters: int, count: int, kind: workload.TextKind = "prose") -> list[str]:
         """Seeded pieces of real text."""
         return workload.texts(kind, characters, count, seed=self.seed)
+
+
+def _other_model(path: str) -> str:
+    """A digest of the model; empty for the reference model, and where none is installed."""
+    try:
+        digest = ModelFacts.read(path or None).digest
+    except UserError:
+        return path
+    return "" if digest == REFERENCE else digest
 
 
 @dataclass(frozen=True, slots=True)

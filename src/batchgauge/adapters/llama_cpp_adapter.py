@@ -4,7 +4,7 @@ One `llama_decode` call takes one token of every sequence; prompts of all length
 go into one batch without padding. The KV cache is emptied before every batch, so
 no prefix is ever reused. Sampling is ours, the tokenizer is llama.cpp's own.
 `llama-cpp:f32` runs the same weights dequantised, from a second file that is written
-once into the user's cache folder. Left out: GPU offload, LoRA, embeddings,
+once into the user's cache folder (`gguf_copy`). Left out: GPU offload, LoRA, embeddings,
 AMX tiles (see `has_amx`).
 
 Letters: B sequences, V vocabulary, N tokens of one call.
@@ -22,10 +22,9 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.adapters.float32_file import float32_copy
+from batchgauge.adapters.gguf_copy import as_gguf, float32_copy
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 
@@ -33,12 +32,14 @@ UBATCH = 512  # tokens of one physical step
 
 
 def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngine:
-    """The GGUF as it is, or dequantised to float32 when `argument` is `f32`."""
+    """The model as it is, or dequantised to float32 when `argument` is `f32`.
+
+    Of a Hugging Face folder a GGUF is written into the user's cache folder.
+    """
     if argument not in {"", "f32"}:
         raise UserError(f"The engine 'llama-cpp' has no variant '{argument}'; expected 'f32'.")
-    path = model or default_model_path()
-    file = GGUFFile.open(path)
-    stepper = LlamaCppStepper(float32_copy(file) if argument else path, threads)
+    file = open_model(model)
+    stepper = LlamaCppStepper(float32_copy(file) if argument else as_gguf(file), threads)
     return SteppedEngine(
         f"llama-cpp {argument}".strip(),
         stepper,
@@ -49,7 +50,7 @@ def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngin
 
 def open_tokenizer(_argument: str, model: Path | None) -> LlamaCppTokenizer:
     """llama.cpp's tokenizer alone: the weights are not loaded."""
-    return LlamaCppTokenizer.from_file(model or default_model_path())
+    return LlamaCppTokenizer.from_file(as_gguf(open_model(model)))
 
 
 class LlamaCppStepper:

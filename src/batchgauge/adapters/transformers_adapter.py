@@ -27,8 +27,8 @@ from torch.utils import mkldnn
 from batchgauge.adapters.hf import HFTokenizer, from_vocabulary
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
 from batchgauge.core.config import Config, LayerShape, check_tensors
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
+from batchgauge.core.model_file import ModelFile
 from batchgauge.core.rotary import Rotary
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
@@ -66,7 +66,7 @@ def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngin
         )
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("This machine has no CUDA device that torch can use; expected ',cpu'.")
-    file = GGUFFile.open(model or default_model_path())
+    file = open_model(model)
     return SteppedEngine(
         f"transformers {dtype}" + (" cuda" if device == "cuda" else ""),
         TransformersStepper(load_model(file, dtype, device or "cpu"), threads),
@@ -157,7 +157,7 @@ class TransformersStepper:
 
 
 def load_model(
-    file: GGUFFile, dtype: str = "float32", device: str = "cpu"
+    file: ModelFile, dtype: str = "float32", device: str = "cpu"
 ) -> transformers.PreTrainedModel:
     """The library's model with the weights of `file`. Raises UserError for other models."""
     config = Config.from_file(file)
@@ -230,7 +230,7 @@ def _rope(rotary: Rotary) -> dict[str, Any]:
     return found
 
 
-def _weights(file: GGUFFile, config: Config) -> Iterator[tuple[str, FloatArray]]:
+def _weights(file: ModelFile, config: Config) -> Iterator[tuple[str, FloatArray]]:
     """The weights of `file` under the library's names, in its order of rotated features.
 
     Ours pairs neighbouring features of queries and keys for rotation, the library

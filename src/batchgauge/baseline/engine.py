@@ -14,10 +14,9 @@ from typing import Any
 
 from batchgauge.baseline.model import BaselineModel
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import open_model
 from batchgauge.core.engine import MAX_BATCH_SIZE
 from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
-from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.ops import Floats
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
@@ -45,7 +44,7 @@ class BaselineEngine:
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BaselineEngine:
         """Load model and tokenizer of a GGUF file; None is the default model. Raises UserError."""
-        file = GGUFFile.open(path or default_model_path())
+        file = open_model(path)
         tokenizer = BaselineTokenizer.from_metadata(file.metadata)
         return cls(BaselineModel.from_file(file), tokenizer, file.metadata)
 

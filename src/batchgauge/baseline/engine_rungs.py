@@ -1,9 +1,10 @@
 """The ladder from the baseline engine to the batched one, one named idea a rung.
 
 A rung is a small class that overrides little of `BaselineModel`, so that the difference
-between two of them is the idea and nothing else; the last four are the core's own model.
-Work is a list of batch items, output the token ids of every answer; all rungs give the
-same. All share the file's weights and copy only what their idea lays out anew.
+between two of them is the idea and nothing else; from batched decode on they are the core's
+own model. Work is a list of batch items, output the token ids of every answer; all rungs
+give the same, except where bfloat16 weights score another token higher. All share the file's
+weights and copy only what their idea lays out anew.
 
 The order is the one in which ideas were tried, including those that do not pay.
 """
@@ -17,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, capped, softmax
 from batchgauge.baseline.rung import Rung
 from batchgauge.core import ops
 from batchgauge.core.config import Config
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels.attention import Attention, PlainAttention
 from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
@@ -34,6 +35,7 @@ from batchgauge.core.ops import Floats, Rotations
 from batchgauge.core.rotary import Turns
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
+from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
@@ -290,6 +292,24 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
             None,
             partial(_batched, path, LlamaModel),
         ),
+        Rung(
+            "bfloat16 weights",
+            "Round weights to 16 bits: half the bytes, and other scores.",
+            None,
+            partial(_batched, path, LlamaModel, "bfloat16"),
+        ),
+        Rung(
+            "weights as in the file",
+            "Keep the file's bits, dequantise in registers: the same scores.",
+            None,
+            partial(_batched, path, LlamaModel, "file"),
+        ),
+        Rung(
+            "all cores",
+            "Share products and attention of a step among all full-speed cores.",
+            None,
+            partial(_on_all_cores, path),
+        ),
     )
 
 
@@ -297,7 +317,7 @@ def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
     """The baseline with these ideas, the last one first in line."""
     base = _plain(path or default_model_path())
     mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
-    metadata = GGUFFile.open(path or default_model_path()).metadata
+    metadata = open_model(path).metadata
     engine = BaselineEngine(
         mixed(base.config, base.weights, base.turns),
         BPETokenizer.from_metadata(metadata, threads=1),
@@ -312,10 +332,20 @@ def _plain(path: Path) -> BaselineModel:
     return BaselineModel.load(path)
 
 
-def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
-    file = GGUFFile.open(path or default_model_path())
+def _on_all_cores(path: Path | None) -> Infer:
+    infer, threads = _batched(path, LlamaModel, "file"), performance_cores()
+
+    def run(items: Items) -> Answers:
+        with threadpool_limits(threads, user_api="blas"):
+            return infer(items)
+
+    return run
+
+
+def _batched(path: Path | None, model: type[LlamaModel], weights: str = "float32") -> Infer:
+    file = open_model(path)
     tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
-    return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
+    return partial(_answers, BatchInferenceEngine(model(file, weights), tokenizer, file.metadata))
 
 
 def _answers(engine: Engine, items: Items) -> Answers:

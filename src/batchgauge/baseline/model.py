@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.config import Config, check_tensors
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
+from batchgauge.core.memory_need import check_memory
+from batchgauge.core.model_facts import ModelFacts
+from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import Floats, Rotations
 from batchgauge.core.rotary import Turns
 from batchgauge.core.weights import checked, read_turns
@@ -61,11 +63,12 @@ class BaselineModel:
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
         """Load a GGUF file; None is the default model. Raises UserError."""
-        return cls.from_file(GGUFFile.open(path or default_model_path()))
+        return cls.from_file(open_model(path))
 
     @classmethod
-    def from_file(cls, file: GGUFFile) -> Self:
+    def from_file(cls, file: ModelFile) -> Self:
         """Read all tensors of an open file. Raises UserError."""
+        check_memory(ModelFacts.of(file), "float32")
         config = Config.from_file(file)
         check_tensors(file, config)
         return cls(

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from batchgauge.core.families import FAMILIES, MIXTURES, NEUTRAL, NOTHING, Family
-from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.gguf_head import Pairs, one_apart, shown
+from batchgauge.core.gguf_head import one_apart
+from batchgauge.core.model_file import ModelFile, Pairs, shown
 from batchgauge.core.rotary import SCALINGS, Rotary, yarn_magnitude
 from batchgauge.errors import UserError
 
@@ -30,7 +30,7 @@ _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max
 class Keys:
     """The keys of one architecture, each of the right kind or a UserError that names it."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         self.file = file
         name = file.metadata.get("general.architecture")
         *names, last = map(repr, FAMILIES)
@@ -183,7 +183,7 @@ class Config:
     caps: tuple[float, float]  # soft limits of scores and of logits; 0: none
 
     @classmethod
-    def from_file(cls, file: GGUFFile) -> Config:
+    def from_file(cls, file: ModelFile) -> Config:
         """Read the keys of the model's architecture.
 
         Raises UserError for another architecture, a missing key, one of another kind, and
@@ -365,7 +365,7 @@ def _vocab_size(keys: Keys) -> int:
     return tokens
 
 
-def _biases(file: GGUFFile) -> frozenset[str]:
+def _biases(file: ModelFile) -> frozenset[str]:
     """The matrices of a layer that have a bias anywhere in a file."""
     biases = (name.split(".") for name in file.tensors if name.endswith(".bias"))
     return frozenset(parts[2] for parts in biases if parts[0] == "blk" and len(parts) == 4)
@@ -449,7 +449,7 @@ def _rotaries(keys: Keys, width: int, context: int) -> Iterator[Rotary]:
         yield Rotary(width, keys.number("rope.freq_base_swa", keys.family.local_base))
 
 
-def check_tensors(file: GGUFFile, config: Config) -> None:
+def check_tensors(file: ModelFile, config: Config) -> None:
     """Raise UserError unless the file has exactly the tensors of `config`, in shape too.
 
     From now on `file` knows nothing of rows of the embedding and of the head that no token
@@ -474,7 +474,7 @@ def check_tensors(file: GGUFFile, config: Config) -> None:
         _pair_neighbours(file, config)
 
 
-def _pair_neighbours(file: GGUFFile, config: Config) -> None:
+def _pair_neighbours(file: ModelFile, config: Config) -> None:
     """Have rows of queries and keys, and what goes with them, read in the order of pairs."""
     for i, shape in enumerate(config.shapes):
         heads = {"attn_q": config.heads, "attn_k": shape.kv_heads}

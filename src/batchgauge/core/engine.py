@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from batchgauge.core.counts import held_bytes
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import open_model
 from batchgauge.core.generation import (
     Generation,
     PromptReader,
@@ -27,7 +27,6 @@ from batchgauge.core.generation import (
     answer_batch,
     take_tokens,
 )
-from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
@@ -69,7 +68,7 @@ class BatchInferenceEngine:
 
         `weights` as for `LlamaModel.load`.
         """
-        file = GGUFFile.open(path or default_model_path())
+        file = open_model(path)
         return cls(
             LlamaModel(file, weights),
             BPETokenizer.from_metadata(file.metadata, threads=1),

@@ -2,143 +2,136 @@
 
 Reads versions 2 and 3 of the format, little-endian
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Arrays of strings are
-read in one pass, since the `gguf` package takes seconds for a vocabulary. The file is
-read, not mapped: one that is cut short meanwhile is an error and no signal, and its
-pages are never counted as ours.
+read in one pass, since the `gguf` package takes seconds for a vocabulary. A model that is
+split over several files, as `llama-gguf-split` and the package do it, is opened as one.
 
-Left out: writing, big-endian files, splitting over several files.
+Left out: writing, big-endian files.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import stat
-import weakref
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from batchgauge.core.gguf_head import HeadReader, Pairs, Tensor, TooShortError, shown
-from batchgauge.core.gguf_layouts import Bytes, Floats
+from batchgauge.core.gguf_head import HeadReader, TooShortError
+from batchgauge.core.model_file import ModelFile, RegularFile, Tensor, shown
 from batchgauge.errors import UserError
 
-CHUNK = 1 << 16  # elements dequantised at a time: what they touch stays in the L2 cache
 HEAD, LARGEST_HEAD = 1 << 22, 1 << 26  # bytes read first, and at most, for the head of a file
+EXPECTED = "a GGUF file or the folder of a Hugging Face model"
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+Head = tuple[RegularFile, dict[str, Any], dict[str, Tensor]]
 
 
-class GGUFFile:
-    """An open GGUF file: `metadata` (arrays as NumPy arrays, of strings as lists), `tensors`."""
-
-    def __init__(self, path: Path, descriptor: int, size: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-        start = self._bytes(0, min(size, 8))
-        if start[:4] != b"GGUF":
-            raise UserError(f"'{path}' is not a GGUF file; expected it to begin with 'GGUF'.")
-        self._check_version(start[4:])
-        length = min(HEAD, size)
-        while True:
-            try:
-                head = HeadReader(self._bytes(0, length), size)
-                self.metadata, self.tensors = head.read()
-                break
-            except TooShortError:
-                if length == LARGEST_HEAD:
-                    raise ValueError(f"its metadata has more than {length >> 20} MiB") from None
-                length = min(LARGEST_HEAD, size)
-        if (parts := self.metadata.get("split.count", 1)) > 1:
-            raise UserError(
-                f"'{path}' is one part of a model that is split over {parts} files; expected a "
-                "whole one, as `llama-gguf-split --merge` makes it."
-            )
+class GGUFFile(ModelFile):
+    """An open GGUF file, or all files of a split model."""
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
-        """Open the file and read its metadata. Raises UserError when that cannot be done."""
+        """Open a file, or all parts of a model one of whose parts it is; reads metadata.
+
+        Raises UserError when that cannot be done.
+        """
         path = Path(path)
-        try:
-            kind = path.stat().st_mode
-            if not stat.S_ISREG(kind):
-                what = "a folder" if stat.S_ISDIR(kind) else "a device, pipe or socket"
-                raise UserError(f"The model file '{path}' is {what}; expected a GGUF file.")
-            # Should a pipe stand there by now, opening it does not wait for a writer.
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            descriptor = os.open(path, flags)
-            return cls(path, descriptor, os.fstat(descriptor).st_size)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"The model file '{path}' cannot be read: {reason}.") from None
-        except ValueError as error:
-            raise UserError(f"The model file '{path}' is corrupt or cut short: {error}.") from None
+        head = _read(path)
+        paths = _parts(path, head[1])
+        heads = [head if part == path else _read(part) for part in paths]
+        tensors: dict[str, Tensor] = {}
+        for number, (part, each) in enumerate(zip(paths, heads, strict=True)):
+            if len(paths) > 1:
+                _check_part(number, part, each[1], heads[0][1])
+            for name, tensor in each[2].items():
+                if name in tensors:
+                    raise UserError(
+                        f"Two parts of the model '{paths[0]}' have the tensor {shown(name)}; "
+                        "expected parts of one model."
+                    )
+                tensors[name] = replace(tensor, part=number)
+        metadata = heads[0][1]
+        expected = metadata.get("split.tensors.count", len(tensors))
+        if len(paths) > 1 and len(tensors) != expected:
+            raise UserError(
+                f"The parts of the model '{paths[0]}' have {len(tensors)} tensors together; "
+                f"expected {expected}, as they say."
+            )
+        form = "GGUF" if len(paths) == 1 else f"GGUF in {len(paths)} parts"
+        return cls(form, paths, [source for source, *_ in heads], metadata, tensors)
 
-    def _check_version(self, start: bytes) -> None:
-        if len(start) < 4:
-            raise ValueError("it ends within its first 8 bytes")
-        version = int.from_bytes(start, "little")
-        if not version & 0xFFFF and version:
-            raise UserError(f"'{self.path}' is a big-endian GGUF file; expected little-endian.")
-        if version not in {2, 3}:
-            raise UserError(f"'{self.path}' is GGUF version {version}; expected 2 or 3.")
 
-    def read(self, name: str, out: Floats | None = None) -> Floats:
-        """A tensor as float32, in `out` (contiguous, of its size) if given.
-
-        Raises UserError when the file has no such tensor, it cannot be dequantised, or the
-        file can no longer be read.
-        """
-        if (tensor := self.tensors.get(name)) is None:
-            raise UserError(f"The model file '{self.path}' has no tensor {shown(name)}.")
-        whole = np.empty(tensor.shape, np.float32) if out is None else out
-        flat = whole.reshape(-1)
-        with np.errstate(over="ignore", invalid="ignore"):  # whatever the file holds comes out
-            for part, data in self.chunks(tensor):
-                tensor.layout.dequantise(data, flat[part])
-        return whole
-
-    def chunks(self, tensor: Tensor, step: int = CHUNK) -> Iterator[tuple[slice, Bytes]]:
-        """Slices of a tensor's elements, `step` (a multiple of 256) at a time, with their bytes.
-
-        Raises UserError when the file can no longer be read that far.
-        """
-        scale = tensor.layout.block_bytes / tensor.layout.block
-        for first in range(0, tensor.size, step):
-            last = min(first + step, tensor.size)
-            begin, end = first, last
-            if tensor.pairs:  # whole heads
-                head = tensor.pairs.size * math.prod(tensor.shape[1:])
-                begin, end = first // head * head, -(-last // head) * head
-            start, stop = (tensor.start + int(i * scale) for i in (begin, end))
+def _read(path: Path) -> Head:
+    """One file: open, its metadata, and its tensors. Raises UserError."""
+    try:
+        source = RegularFile(path, EXPECTED)
+        _check_start(source)
+        length = min(HEAD, source.size)
+        while True:
             try:
-                data = np.frombuffer(self._bytes(start, stop - start), np.uint8)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                raise UserError(
-                    f"The model file '{self.path}' can no longer be read: {reason}."
-                ) from None
-            if tensor.pairs:
-                data = _in_turn(tensor.pairs, data, begin // head, (end - begin) // head)
-                data = data[int((first - begin) * scale) : int((last - begin) * scale)]
-            yield slice(first, last), data
-
-    def _bytes(self, start: int, length: int) -> bytes:
-        """So many bytes of the file. Raises ValueError when it ends before."""
-        if hasattr(os, "pread"):
-            data = os.pread(self._descriptor, length, start)
-        else:  # on Windows
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            data = os.read(self._descriptor, length)
-        if len(data) < length:
-            raise ValueError("it has become shorter while it was read")
-        return data
+                return source, *HeadReader(source.bytes(0, length), source.size).read()
+            except TooShortError:
+                if length == LARGEST_HEAD:
+                    raise ValueError(f"its metadata has more than {length >> 20} MiB") from None
+                length = min(LARGEST_HEAD, source.size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"The model file '{path}' cannot be read: {reason}.") from None
+    except ValueError as error:
+        raise UserError(f"The model file '{path}' is corrupt or cut short: {error}.") from None
 
 
-def _in_turn(pairs: Pairs, data: Bytes, first: int, count: int) -> Bytes:
-    """The bytes of so many heads, from that one on, with their rows in order."""
-    heads = data.reshape(count, pairs.size, -1).copy()
-    some = heads[: max(0, pairs.heads - first), : pairs.turned]
-    halves = some.reshape(len(some), 2, pairs.turned // 2, heads.shape[2])
-    some[:] = halves.swapaxes(1, 2).reshape(some.shape)
-    return heads.reshape(-1)
+def _check_start(source: RegularFile) -> None:
+    start = source.bytes(0, min(source.size, 8))
+    if start[:4] != b"GGUF":
+        raise UserError(
+            f"'{source.path}' is not a GGUF file, which begins with 'GGUF'; expected {EXPECTED}."
+        )
+    if len(start) < 8:
+        raise ValueError("it ends within its first 8 bytes")
+    version = int.from_bytes(start[4:], "little")
+    if not version & 0xFFFF and version:
+        raise UserError(f"'{source.path}' is a big-endian GGUF file; expected little-endian.")
+    if version not in {2, 3}:
+        raise UserError(f"'{source.path}' is GGUF version {version}; expected 2 or 3.")
+
+
+def _parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """The files of the model, in order: `path` alone unless it says that there are more."""
+    if (count := metadata.get("split.count", 1)) < 2:
+        return [path]
+    what = f"The model file '{path}' is part {metadata.get('split.no', 0) + 1} of {count}"
+    if not (name := PART.fullmatch(path.name)):
+        raise UserError(
+            f"{what}, so the others cannot be found by its name; expected one like "
+            f"'model-00001-of-{count:05}.gguf'."
+        )
+    if int(name[3]) != count:
+        raise UserError(f"{what}; expected one of {int(name[3])}, as its name says.")
+    paths = [path.with_name(f"{name[1]}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    for part in paths:
+        if not part.exists():
+            raise UserError(f"{what}, and '{part.name}' is missing; expected all in one folder.")
+    return paths
+
+
+def _check_part(
+    number: int, path: Path, metadata: Mapping[str, Any], first: Mapping[str, Any]
+) -> None:
+    """Raise UserError unless this is that part of the model that begins with `first`."""
+    count = first["split.count"]
+    found = metadata.get("split.no", 0), metadata.get("split.count", 1)
+    if found != (number, count):
+        says = f"part {found[0] + 1} of {found[1]}" if found[1] > 1 else "a whole model"
+        raise UserError(
+            f"The model file '{path}' says that it is {says}; expected part {number + 1} of "
+            f"{count}, as its name says."
+        )
+    for key, value in metadata.items():
+        if key != "split.no" and not np.array_equal(value, first.get(key, ())):
+            raise UserError(
+                f"The model file '{path}' has another {shown(key)} than the first part; expected "
+                "parts of one model."
+            )

@@ -10,16 +10,15 @@ Left out: arrays of arrays, which llama.cpp does not read either.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.gguf_layouts import Layout, layout_of
+from batchgauge.core.model_file import Tensor, shown
 
 UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9  # GGUF value types
 NUMBERS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])) | {
@@ -31,7 +30,6 @@ MOST_ENTRIES = 1 << 16  # keys, and tensors: several times those of the largest 
 MOST_STRINGS = 1 << 21  # in an array: several times the largest vocabulary
 LONGEST_KEY, LONGEST_NAME = 65_535, 63  # bytes, by the format and by llama.cpp
 MOST_SIDES = 4
-SHOWN = 60  # characters of a name that an error shows
 
 
 def _is_count(value: Any) -> bool:
@@ -58,7 +56,7 @@ def _is_bool(value: Any) -> bool:
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "general.architecture": (_is_text, "a text"),
     "general.alignment": (_is_count, "a whole number"),
-    "split.count": (_is_count, "a whole number"),
+    **{f"split.{name}": (_is_count, "a whole number") for name in ("no", "count", "tensors.count")},
     "tokenizer.ggml.model": (_is_text, "a text"),
     "tokenizer.ggml.pre": (_is_text, "a text"),
     "tokenizer.ggml.tokens": (_is_texts, "an array of texts"),
@@ -74,47 +72,9 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def shown(name: str) -> str:
-    """A name of the file for an error: quoted, control characters escaped, not too long."""
-    return repr(name if len(name) <= SHOWN else name[: SHOWN - 1] + "…")
-
-
 def one_apart(name: str, other: str) -> bool:
     """Whether two names differ in a single character."""
     return len(name) == len(other) and sum(map(str.__ne__, name, other)) == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Rows in heads of `size`: of the first `heads`, the halves of `turned` rows go in turn."""
-
-    heads: int
-    size: int
-    turned: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One entry of the tensor table; `shape` is NumPy's order (the file's reversed).
-
-    `pairs` says in which order rows are read; None: as they lie.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    layout: Layout
-    start: int  # bytes from the start of the file
-    pairs: Pairs | None = None
-
-    @property
-    def size(self) -> int:
-        """How many elements."""
-        return math.prod(self.shape)
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes in the file."""
-        return self.size // self.layout.block * self.layout.block_bytes
 
 
 class TooShortError(Exception):

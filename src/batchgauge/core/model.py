@@ -22,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.config import Config
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
 from batchgauge.core.kernels import activations
 from batchgauge.core.kernels.attention import Attention, best_attention
 from batchgauge.core.kernels.layers import CompiledLayers
 from batchgauge.core.kernels.products import own_threads
 from batchgauge.core.kv_cache import Group, KVCache
+from batchgauge.core.memory_need import check_memory
+from batchgauge.core.model_facts import ModelFacts
+from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import Floats, Ints, Rotations, rotate, soft_cap
 from batchgauge.core.weights import Layer, Weights
 
@@ -44,7 +46,8 @@ class LlamaModel:
     swiglu = staticmethod(activations.swiglu)
     geglu = staticmethod(activations.geglu)
 
-    def __init__(self, file: GGUFFile, weights: str = "float32") -> None:
+    def __init__(self, file: ModelFile, weights: str = "float32") -> None:
+        check_memory(ModelFacts.of(file), weights)
         self.config = Config.from_file(file)
         self.weights = Weights(file, self.config, weights)
         self.gated = self.geglu if self.config.family.gelu else self.swiglu
@@ -56,7 +59,7 @@ class LlamaModel:
         `weights` is how they are kept: "float32", as they are in the "file", which gives the
         same results, or rounded to "bfloat16".
         """
-        return cls(GGUFFile.open(path or default_model_path()), weights)
+        return cls(open_model(path), weights)
 
     @cached_property
     def attention(self) -> Attention:

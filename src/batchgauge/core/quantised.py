@@ -4,9 +4,10 @@
 32 inputs. A group has codes, then scales, then what is added (`Kind` says which of them):
 nibbles as 32-bit words of eight inputs [4, 64], bytes and halves as [32, 64], scales and
 least values as [parts, 64]. Formats with scales of scales keep their products, in float32.
-`Stored` holds a file's own bytes and makes float32 of 64 rows at a time: for other formats, and
-where nothing is compiled. Both have the weights that the file's format gives them, to the last
-bit, and sums in the order of `products`: results equal those of float32 weights.
+`Stored` holds a file's own bytes and makes float32 of 64 rows at a time, where nothing is
+compiled. Both have the weights that the file's format gives them, to the last bit, and sums in
+the order of `products`: results equal those of float32 weights. Formats that are not among
+`KINDS` are widened to float32.
 
 Left out: float32 itself, which `weights.Blocked` holds.
 """
@@ -24,9 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Layout
 from batchgauge.core.kernels import products
+from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import LINE, Floats, aligned
 
 BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
@@ -339,7 +340,7 @@ Check = Callable[[Floats, str], Floats]  # of values, and the tensor's name
 
 
 def read_matrix(
-    file: GGUFFile, names: Sequence[str], *, bfloat16: bool, check: Check,
+    file: ModelFile, names: Sequence[str], *, bfloat16: bool, check: Check,
     whole: Callable[[Sequence[str]], Matrix], room: Room,
 ) -> Matrix:  # fmt: skip
     """Matrices of a file, one above the other, as they are there or as bfloat16, in a room.
@@ -353,23 +354,24 @@ def read_matrix(
     made: list[Matrix] = []
     for _, group in groupby(names, key=lambda name: layout(name).name):
         some = list(group)
-        if layout(some[0]).name == "F32":
+        if layout(some[0]).name not in KINDS:  # float32, or what has no product of its own
             made.append(whole(some))
         else:
             made.append(_read(file, some, layout(some[0]), check, room))
     return made[0] if len(made) == 1 else Stacked(made)
 
 
-def _read(file: GGUFFile, names: Sequence[str], layout: Layout, check: Check, room: Room) -> Matrix:
+def _read(
+    file: ModelFile, names: Sequence[str], layout: Layout, check: Check, room: Room
+) -> Matrix:
     """Matrices of one layout, one above the other."""
     shapes = [file.tensors[f"{name}.weight"].shape for name in names]
     features, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
-    kind = KINDS.get(layout.name)
     matrix: Packed | Stored
-    if kind is None or inputs % GROUP or compiled() is None:
+    if inputs % GROUP or compiled() is None:
         matrix = Stored(layout, features, inputs)
     else:
-        matrix = Packed(kind, features, inputs, room)
+        matrix = Packed(KINDS[layout.name], features, inputs, room)
     row = 0
     for name in names:
         tensor = file.tensors[f"{name}.weight"]

@@ -27,9 +27,8 @@ from batchgauge.core.config import (
     LayerShape,
     check_tensors,
 )
-from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.gguf_head import shown
 from batchgauge.core.kernels.products import Product, compiled, product
+from batchgauge.core.model_file import ModelFile, shown
 from batchgauge.core.ops import Floats, aligned
 from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
 from batchgauge.core.rotary import Turns
@@ -116,7 +115,7 @@ class Weights:
     embedding    [V, D]   None when it is tied to the head
     """
 
-    def __init__(self, file: GGUFFile, config: Config, mode: str = "float32") -> None:
+    def __init__(self, file: ModelFile, config: Config, mode: str = "float32") -> None:
         if mode not in MODES:
             raise UserError(f"weights is {mode!r}; expected one of {', '.join(MODES)}.")
         check_tensors(file, config)
@@ -186,13 +185,13 @@ class Weights:
         return table[ids] if isinstance(table, np.ndarray) else table.rows(ids)
 
 
-def _shape(file: GGUFFile, names: Sequence[str]) -> tuple[int, int]:
+def _shape(file: ModelFile, names: Sequence[str]) -> tuple[int, int]:
     """Features and inputs of matrices one above the other."""
     shapes = [file.tensors[f"{name}.weight"].shape for name in names]
     return sum(shape[0] for shape in shapes), shapes[0][1]
 
 
-def fuse(file: GGUFFile, place: Floats, names: Sequence[str]) -> Blocked:
+def fuse(file: ModelFile, place: Floats, names: Sequence[str]) -> Blocked:
     """Matrices one above the other, as blocks in `place`."""
     _, K = _shape(file, names)
     blocks = place.reshape(-1, K, BLOCK)
@@ -227,12 +226,12 @@ def checked(values: Floats, name: str) -> Floats:
     return values
 
 
-def read_vector(file: GGUFFile, name: str) -> Floats:
+def read_vector(file: ModelFile, name: str) -> Floats:
     """A vector in full. Raises UserError where a value is not finite."""
     return checked(file.read(name), name.removesuffix(".weight"))
 
 
-def read_turns(file: GGUFFile, config: Config) -> list[Turns]:
+def read_turns(file: ModelFile, config: Config) -> list[Turns]:
     """A model's rotations, the first with the file's own factors if it has any.
 
     Raises UserError unless all are finite.

@@ -7,20 +7,43 @@ for them, so that a notebook without an engine waits for none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
 
 import pandas as pd
 
+from batchgauge.core.memory_need import mode_of
+from batchgauge.core.model_facts import REFERENCE, ModelFacts
 from batchgauge.errors import UserError
+from batchgauge.experiments.scaling import (
+    PROMPT,
+    SLACK,
+    Cost,
+    WorkSize,
+    blocks_s,
+    fitted,
+    pilot,
+    said,
+)
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
-from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.registry import (
+    check_fits,
+    open_engine,
+    open_tokenizer,
+    weights_of,
+    with_weights,
+)
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
+
+TYPICAL = 40  # tokens of a prompt, as the project's own have them
+FORMALITIES = 64  # tokens that a chat template may put around a prompt
+LARGEST = (32, 256)  # requests, and tokens of each, that a notebook must have room for
 
 
 def whole(**numbers: object) -> None:
@@ -44,7 +67,11 @@ def checked_sizes(sizes: Sequence[int], most: int, what: str) -> tuple[int, ...]
 
 @dataclass(frozen=True)
 class Context:
-    """What is measured, and how much time it may take. Raises UserError for `threads` below 1."""
+    """What is measured, and how much time it may take.
+
+    `weights` becomes a part of `engine_spec`. Raises UserError for `threads` below 1, and for
+    weights that the engine does not keep.
+    """
 
     budget: Profile
     tokenizer_name: str = "numpy"
@@ -53,9 +80,22 @@ class Context:
     workload: str = ""
     threads: int = 1
     seed: int = 0
+    weights: str = "float32"
+    notes: list[str] = field(default_factory=list, compare=False)  # what was cut or lengthened
 
     def __post_init__(self) -> None:
         whole(threads=self.threads)
+        object.__setattr__(self, "engine_spec", with_weights(self.engine_spec, self.weights))
+
+    @property
+    def weights_kept(self) -> str:
+        """How the engine keeps its weights; empty where its spec does not say."""
+        return weights_of(self.engine_spec)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """Conditions of the whole run, for every CSV."""
+        return {"weights": self.weights_kept, "threads": self.threads}
 
     @property
     def engine_name(self) -> str:
@@ -69,8 +109,78 @@ class Context:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of the spec. Raises UserError when it cannot be opened."""
+        """The engine of the spec. Raises UserError when it cannot be opened, or memory is short."""
+        check_fits(self.engine_spec, Path(self.model) if self.model else None, LARGEST)
         return open_engine(self.engine_spec, self.model or None, threads=self.threads)
+
+    @cached_property
+    def facts(self) -> ModelFacts | None:
+        """What the model's file says; None for a server's and for a user's own engine."""
+        return None if mode_of(self.engine_spec) is None else ModelFacts.read(self.model or None)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the project's goals were set for this model."""
+        return self.facts is not None and self.facts.digest == REFERENCE
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the model costs with this engine, these weights and threads: a short pilot."""
+        with preflight.limit_threads(self.threads):
+            return pilot(self.engine)
+
+    @property
+    def room(self) -> int | None:
+        """Positions that the model has for a prompt and its answer; None where nobody knows."""
+        return (self.facts.context_length or None) if self.facts else None
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that takes a sixtieth of the profile's time, and has half the room."""
+        longest = int(self.budget.share(1 / 60) / max(self.cost.position_s, 1e-9))
+        return max(PROMPT, min(longest, (self.room or longest) // 2 - FORMALITIES))
+
+    def positions(self, wanted: int) -> int:
+        """Tokens of one prefill: `wanted`, halved until it takes a fortieth of the time.
+
+        And until the model has room for it.
+        """
+        most = self.budget.share(1 / 40) / self.cost.position_s
+        found = wanted
+        while found > 2 * PROMPT and found > min(
+            SLACK * most, self.room - 1 if self.room else wanted
+        ):
+            found //= 2
+        if found < wanted:
+            self.note(f"Prefill: {found} tokens at once instead of {wanted}.")
+        return found
+
+    def fitted(
+        self, what: str, sizes: Sequence[int], tokens: int, share: float, *,
+        blocks: int = 2, alone: bool = True,
+    ) -> tuple[tuple[int, ...], int]:  # fmt: skip
+        """Batch sizes, and tokens of an answer, for a share of the time; see `scaling`.
+
+        So many blocks of every batch, and of every item `alone`, must find room in it.
+        """
+        wanted = WorkSize(tuple(sizes), min(TYPICAL, self.longest_prompt), tokens)
+        block_s = partial(blocks_s, self.cost, blocks, alone=alone)
+        done = fitted(
+            wanted, self.cost, self.budget.share(share), block_s=block_s, room=self.room,
+            lengthen=alone,
+        )  # fmt: skip
+        self.note(said(what, wanted, done))
+        return done.sizes, done.tokens
+
+    def note(self, sentence: str) -> None:
+        """Keep a sentence for `scale`, once."""
+        if sentence and sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def scale(self) -> Section:
+        """What the model costs here, and in what the work follows it."""
+        changed = " ".join(self.notes) or "The work is as large as the profile has it."
+        return Section("scale", {}, f"{self.cost.sentence()} {changed}")
 
     def batch_sizes(self, sizes: Sequence[int], what: str, smoke: int = 4) -> tuple[int, ...]:
         """Batch sizes that the engine takes, in rising order; a smoke run's at most `smoke`.
@@ -93,10 +203,29 @@ class Context:
     def prompts(self, count: int, keep: Callable[[Prompt], bool]) -> list[Prompt]:
         """`count` prompts of the workload, of those to `keep` (of all when none is).
 
-        Raises UserError for a workload that cannot be read.
+        Prompts above `longest_prompt` are left out; where all are, the shortest are taken.
+        Raises UserError for a workload that cannot be read, or that has no room in the model.
         """
         prompts = load_prompts(self.workload)
-        return sample_prompts([p for p in prompts if keep(p)] or prompts, count, self.seed)
+        prompts = [p for p in prompts if keep(p)] or prompts
+        tokens = self.tokenizer.encode_many([p.prompt for p in prompts]).counts.tolist()
+        if self.room and min(tokens) >= self.room:
+            raise UserError(
+                f"Every prompt has {min(tokens)} tokens or more; the model's context is "
+                f"{self.room}."
+            )
+        longest = self.longest_prompt
+        if left_out := sum(n > longest for n in tokens):
+            self.note(
+                f"Prompts: {left_out} of {len(prompts)} have more than {longest} tokens and are "
+                "left out."
+                if left_out < len(prompts)
+                else f"Prompts: all have more than {longest} tokens; the shortest are taken."
+            )
+        if left_out == len(prompts):
+            longest = sorted(tokens)[min(count, len(tokens)) - 1]
+        fitting = [p for p, n in zip(prompts, tokens, strict=True) if n <= longest]
+        return sample_prompts(fitting, count, self.seed)
 
     def preflight(self) -> Section:
         """Machine, BLAS and its kernels, threads; and the remedy where BLAS could be faster."""
@@ -108,7 +237,7 @@ class Context:
             "tokenizer": self.tokenizer_name,
             "engine": self.engine_name,
             "weights": getattr(self.engine, "weights", "as the engine keeps them"),
-            "model": self.model or "the default model, SmolLM2-135M-Instruct",
+            "model": str(self.facts or "the engine's own"),
         }
         table = pd.DataFrame({"what": list(facts), "found": [str(v) for v in facts.values()]})
         finding = blas.remedy or (

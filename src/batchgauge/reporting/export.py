@@ -9,7 +9,9 @@ page's security policy stops whatever might be left. Control characters become v
 
 from __future__ import annotations
 
+import ast
 import base64
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -45,7 +47,8 @@ def export(
     `names` maps notebook files (`00_tour.ipynb`) to report names, for links between them.
     """
     name = str(facts["report"])
-    executed, facts = redacted(executed), redacted(facts)
+    executed = without_folders(redacted(executed))
+    facts = redacted(facts)
     return [
         write_text(_html(executed, facts, names), reports / f"{name}.html"),
         write_text(_markdown(executed, facts, names), reports / f"{name}.md"),
@@ -55,7 +58,9 @@ def export(
 
 def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
     """Write the executed notebook without what is this machine's alone: paths, widgets, keys."""
-    kept = relinked(redacted(executed), lambda href: _href(href, names, ".ipynb", up="../"))
+    kept = relinked(
+        without_folders(redacted(executed)), lambda href: _href(href, names, ".ipynb", up="../")
+    )
     kept.metadata.pop("widgets", None)
     kept.metadata.pop("papermill", None)
     for cell in kept.cells:
@@ -140,6 +145,27 @@ def _without_paths(text: str) -> str:
         if len(folder) > 1:
             text = text.replace(folder, short)
     return text
+
+
+def without_folders(executed: NotebookNode) -> NotebookNode:
+    """A copy of a notebook in which the paths among the parameters it was given are names only."""
+    given = [
+        c.source for c in executed.cells if "injected-parameters" in c.metadata.get("tags", [])
+    ]
+    paths = {
+        node.value
+        for source in given
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "/" in node.value
+        if Path(node.value).exists()
+    }
+    if not paths:
+        return executed
+    text = nbformat.writes(executed)
+    for path in sorted(paths, key=len, reverse=True):
+        for form in {path, str(Path(path).expanduser().absolute())}:
+            text = text.replace(json.dumps(form)[1:-1], Path(path).name)
+    return nbformat.reads(text, as_version=4)
 
 
 def one_blank_line(text: str) -> str:

@@ -127,6 +127,7 @@ def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The machine card: each fact once, or each of its values where reports differ."""
     names = {
         "machine": "Machine",
+        "model": "Model",
         "versions": "Versions",
         "git_commit": "Commit",
         "profile": "Profile",
@@ -135,8 +136,9 @@ def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     }
     card = []
     for key, name in names.items():
-        values = dict.fromkeys(str(facts[key]) for facts in reports)
+        values = dict.fromkeys(str(facts[key]) for facts in reports if key in facts)
         shown = [max(values)] if key == "finished" and values else list(values)
-        card.append((name, " / ".join(shown)))
+        if shown or not reports:
+            card.append((name, " / ".join(shown)))
     minutes = sum(facts["seconds"] for facts in reports) / 60
     return [*card, ("Measured for", f"{minutes:.1f} minutes")]

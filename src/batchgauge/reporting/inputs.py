@@ -10,18 +10,19 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.errors import UserError
 from batchgauge.workload import load_prompts
 
 # What stands behind a parameter that is left empty, under the project's folder.
 _STORED = {"baseline_dir": "data/baseline"}
+_NO_FILES = {"out_dir", "profile", "prompt", "model"}  # or, the last, of a kind of its own
 _INSTALLED = re.compile(r"(site|dist)-packages")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -33,13 +34,10 @@ def inputs(parameters: Mapping[str, Any], declared: Mapping[str, Any], root: Pat
     """
     found = []
     for name, value in sorted(parameters.items()):
-        if isinstance(value, str) and value and name not in {"out_dir", "profile", "prompt"}:
+        if isinstance(value, str) and value and name not in _NO_FILES:
             found += [f"{name}: {line}" for line in _of_value(value, root)]
-    if "model" in declared and not parameters.get("model"):
-        try:
-            found.append(f"default model: {_contents(default_model_path())}")
-        except UserError as error:  # said by the notebook, which may not need one
-            found.append(f"default model: {error}")
+    if "model" in declared:
+        found.append(f"model: {_model(parameters.get('model'), root)}")
     if "workload" in declared or "prompt" in declared:
         try:
             found.append(
@@ -67,6 +65,18 @@ def _of_value(value: str, root: Path) -> Iterator[str]:
         yield _contents(module, "**/*.py")
 
 
+def _model(value: Any, root: Path) -> str:
+    """A digest of all files of the model, the default one where none is named."""
+    try:
+        path = root / Path(value).expanduser() if value else default_model_path()
+    except (UserError, RuntimeError) as error:  # the notebook says so, if it needs one
+        return str(error)
+    try:
+        return _joined((path.name, path) for path in open_model(path).files)
+    except (UserError, OSError) as error:  # something that another engine may know
+        return f"{_contents(path)} {error}"
+
+
 def _own_module(name: str, root: Path) -> Path | None:
     """The file or folder of the user's own module; None for an installed one, which has a version.
 
@@ -87,9 +97,14 @@ def _contents(path: Path, pattern: str = "*") -> str:
             state = path.stat()
             return _digest(str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ino)
         files = [p for p in sorted(path.glob(pattern)) if p.is_file()]
-        lines = [f"{p.relative_to(path)} {_contents(p)}" for p in files]
     except OSError as error:
         return f"unreadable: {error.strerror}"
+    return _joined((str(p.relative_to(path)), p) for p in files)
+
+
+def _joined(files: Iterable[tuple[str, Path]]) -> str:
+    """One digest of several files, by their names."""
+    lines = [f"{name} {_contents(path)}" for name, path in files]
     return hashlib.sha256("\n".join(lines).encode(errors="replace")).hexdigest()
 
 

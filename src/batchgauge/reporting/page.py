@@ -21,6 +21,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from batchgauge.reporting.model import short
 from batchgauge.reporting.report import METADATA_KEY
 
 SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(encoding="utf-8")
@@ -36,6 +37,7 @@ _FACTS = {
     "Seed": "seed",
     "Seconds": "seconds",
     "Commit": "git_commit",
+    "Model": "model",
     "Machine": "machine",
     "Versions": "versions",
 }
@@ -79,12 +81,14 @@ def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookN
     `facts` is what `Report.finish` wrote.
     """
     shown = deepcopy(notebook)
-    name = str(facts["report"])
+    name, day = str(facts["report"]), str(facts["finished"])[:10]
     page = Page(
         title=str(facts["title"]),
         question=str(facts["question"]),
         answer=str(facts["answer"]),
-        eyebrow=f"Report · {facts['profile']} profile · {str(facts['finished'])[:10]}",
+        eyebrow=" · ".join(
+            filter(None, ("Report", short(facts), f"{facts['profile']} profile", day))
+        ),
         notebook=f"notebooks/{name}.ipynb",
     )
     page.facts = [(title, str(facts[key])) for title, key in _FACTS.items() if key in facts]

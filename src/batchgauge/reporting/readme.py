@@ -14,7 +14,10 @@ from batchgauge.text import escaped
 
 BEGIN = "<!-- results: written by `batchgauge report --readme`, do not edit -->"
 END = "<!-- /results -->"
-_VERDICTS = {"met": "met", "missed": "not met", "open": "undecided", "measured": "–"}
+_VERDICTS = {
+    "met": "met", "missed": "not met", "open": "undecided", "measured": "–",
+    "not comparable": "not comparable",
+}  # fmt: skip
 
 
 def results_block(root: Path, order: list[str]) -> str:
@@ -26,8 +29,9 @@ def results_block(root: Path, order: list[str]) -> str:
     if not reports:
         raise UserError(f"There are no reports under '{root}' yet; run the study first.")
     latest = max(reports, key=lambda facts: str(facts["finished"]))
+    model = f" with {escaped(latest['model'])}," if "model" in latest else ""
     head = (
-        f"One run of the {latest['profile']} profile on {escaped(latest['machine'])} "
+        f"One run of the {latest['profile']} profile{model} on {escaped(latest['machine'])} "
         f"({str(latest['finished'])[:10]}); yours will differ, and will say by how much."
     )
     lines = [

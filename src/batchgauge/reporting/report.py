@@ -20,7 +20,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
+from batchgauge.reporting.model import is_reference, named, served
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import results_folder
@@ -60,6 +61,8 @@ class Score:
     high: float | None = None
     unit: str = ""
     better: Better = "higher"
+    of_model: bool = False  # the goal was set for the reference model
+    comparable: bool = True  # and this is it
 
     def __post_init__(self) -> None:
         for name in ("goal", "value", "low", "high"):  # NumPy's numbers are no JSON
@@ -67,10 +70,12 @@ class Score:
             object.__setattr__(self, name, None if number is None else float(number))
 
     @property
-    def verdict(self) -> Literal["met", "missed", "open", "measured"]:
+    def verdict(self) -> Literal["met", "missed", "open", "measured", "not comparable"]:
         """`open` when the interval holds the goal; `measured` when there is no goal."""
         if self.goal is None:
             return "measured"
+        if not self.comparable:
+            return "not comparable"
         sign = 1 if self.better == "higher" else -1
         low = self.value if self.low is None else self.low
         high = self.value if self.high is None else self.high
@@ -85,6 +90,7 @@ class Score:
             "met": "met",
             "missed": "not met",
             "open": "undecided, the interval holds the goal",
+            "not comparable": "not comparable, the goal is another model's",
         }
         text = f"{self.label}: {self.measured()}"
         return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
@@ -106,7 +112,10 @@ class Score:
 
 @dataclass(slots=True)
 class Report:
-    """One notebook's report; made by `begin`, closed by `finish`."""
+    """One notebook's report; made by `begin`, closed by `finish`.
+
+    `columns` are conditions of the whole run; a CSV has those that its frame does not say itself.
+    """
 
     name: str
     title: str
@@ -115,6 +124,8 @@ class Report:
     out_dir: Path
     seed: int
     parameters: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _answer: str = ""
     _findings: list[str] = field(default_factory=list)
@@ -152,7 +163,11 @@ class Report:
         plots.use_theme()
         budget = profile_named(profile)
         check_folders(folder / "data", folder / "reports")
-        report = cls(name, title, question, budget, folder, seed, redacted(dict(parameters or {})))
+        given = dict(parameters or {})
+        model = named(given) if "model" in given else {}
+        if given.get("model"):
+            given["model"] = Path(given["model"]).name  # folders are nobody's business
+        report = cls(name, title, question, budget, folder, seed, redacted(given), model)
         _show(
             {"text/plain": f"{title} · profile {budget.name}"},
             kind="header",
@@ -169,7 +184,8 @@ class Report:
         with `=` stays one, and a spreadsheet should import such columns as text.
         """
         path = self.path("data", f"{self.name}_{name}.csv")
-        write_csv(frame, path)
+        more = {name: value for name, value in self.columns.items() if name not in frame}
+        write_csv(frame.assign(**more) if more else frame, path)
         return path
 
     def figure(self, figure: Figure, name: str, *, alt: str, caption: str) -> Path:
@@ -221,7 +237,8 @@ class Report:
         _show(data, kind="answer", text=said)
 
     def score(self, score: Score) -> None:
-        """Put one measured target on the scorecard."""
+        """Put one measured target on the scorecard; another model's goal is not comparable."""
+        score = replace(score, comparable=not score.of_model or is_reference(self.model))
         self._scores[score.key] = score
         text = score.sentence()
         _show(
@@ -275,6 +292,7 @@ class Report:
             "profile": self.budget.name,
             "seed": self.seed,
             "parameters": self.parameters,
+            **self.model,
             "seconds": round(time.monotonic() - self._started, 1),
             "git_commit": git_commit(),
             "machine": Machine.here().describe(),
@@ -284,6 +302,8 @@ class Report:
         told = getattr(engine, "conditions", None)
         if told is not None:
             facts["conditions"] = told()
+            if name := facts["conditions"].get("model served"):
+                facts |= served(name)
         facts = redacted(facts)
         write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", path)
         _show({"text/plain": f"Wrote {path.name}."}, kind="footer")

@@ -177,3 +177,8 @@ def stability(rate: float, limit: float, name: str = "the server") -> str:
         f"grows by {rate - limit:.3g} requests every second, so waiting times depend on how long "
         "one looks and no percentile describes them."
     )
+
+
+def rate_text(rate: float) -> str:
+    """A rate with two digits, or all of them from 100 on: `3.7`, `0.012`, `1,240`."""
+    return f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"

@@ -17,7 +17,7 @@ import pandas as pd
 from batchgauge.errors import UserError
 from batchgauge.simulate.arrivals import INTERACTIVE, Arrivals
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.metrics import first_text_s
+from batchgauge.simulate.metrics import first_text_s, rate_text
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTime
 from batchgauge.statistics import Interval, mean_ratio
@@ -133,12 +133,14 @@ def condition(runs: pd.DataFrame, idea: str) -> str:
     if not pays:
         return "at none of the simulated rates"
     if len(pays) == len(rates):
-        return f"at every simulated rate ({rates[0]:.2g} to {rates[-1]:.2g} requests/s)"
+        return (
+            f"at every simulated rate ({rate_text(rates[0])} to {rate_text(rates[-1])} requests/s)"
+        )
     if pays[-1] == rates[-1] and len(pays) == len(rates) - rates.index(pays[0]):
-        return f"from {pays[0]:.2g} requests/s on"
+        return f"from {rate_text(pays[0])} requests/s on"
     if pays[0] == rates[0] and len(pays) == rates.index(pays[-1]) + 1:
-        return f"up to {pays[-1]:.2g} requests/s"
-    return "at " + ", ".join(f"{rate:.2g}" for rate in pays) + " requests/s"
+        return f"up to {rate_text(pays[-1])} requests/s"
+    return "at " + ", ".join(map(rate_text, pays)) + " requests/s"
 
 
 def recommend(goodput: Interval, waiting: Interval, idea: Idea, price: Interval) -> str:

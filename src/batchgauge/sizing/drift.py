@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from batchgauge.errors import UserError
 from batchgauge.statistics import mean_ratio
 
+FEWEST = 3  # sizes that a check needs
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -33,9 +35,9 @@ def check_drift(
 
     The alarm needs both: a mean ratio beyond `tolerance`, and a t interval that
     excludes 1. At the default a model that is 8 % wrong is noticed from a handful of
-    sizes. Raises UserError for fewer than three pairs or times that are not positive.
+    sizes. Raises UserError for fewer than `FEWEST` pairs or times that are not positive.
     """
-    if len(predicted_ms) != len(measured_ms) or len(measured_ms) < 3:
+    if len(predicted_ms) != len(measured_ms) or len(measured_ms) < FEWEST:
         raise UserError("A drift check needs at least three sizes, each predicted and measured.")
     if min(*predicted_ms, *measured_ms) <= 0.0:
         raise UserError("A drift check got a time that is not positive; expected milliseconds.")

@@ -69,7 +69,7 @@ _ALL = np.uint64(2**64 - 1)
 DATA, SIZE, SEPARATOR, STATE, BLOCKS, THREADS, OUT, ENDS, PARTS, RESULTS = range(10)
 
 
-class Kernel(NamedTuple):
+class BpeKernel(NamedTuple):
     """The compiled functions, and the address of the work that threads share."""
 
     encode: Any
@@ -244,7 +244,7 @@ def _part_begin(data, size, separator, part, parts):
     return at
 
 
-def _compile(source: int) -> Kernel:
+def _compile(source: int) -> BpeKernel:
     """The entries, compiled for these sources.
 
     Numba's cache looks at this file alone to see whether it still fits; a constant made
@@ -340,7 +340,7 @@ def _compile(source: int) -> Kernel:
             text += found
         return o
 
-    return Kernel(encode, encode_shared, encode_without_tables, part.address)
+    return BpeKernel(encode, encode_shared, encode_without_tables, part.address)
 
 
 KERNEL = _compile(

@@ -349,10 +349,9 @@ def _checked_ids(request: DetokenizeBatchRequest) -> tuple[int, ...]:
 
 def read_metadata(path: str | Path | None) -> dict[str, Any]:
     """Metadata of a GGUF file; None is the default model. Raises UserError."""
-    from batchgauge.core.default_model import default_model_path
-    from batchgauge.core.gguf_file import GGUFFile
+    from batchgauge.core.default_model import open_model
 
-    metadata: dict[str, Any] = GGUFFile.open(path or default_model_path()).metadata
+    metadata: dict[str, Any] = open_model(path).metadata
     return metadata
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep, short_prompts
 from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, row
 from batchgauge.experiments.context import Context
+from batchgauge.experiments.scaling import spread
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import (
     Amount,
@@ -58,7 +59,7 @@ def _short_sweep(
         )
         columns = {
             "alone_ms": found.median_ms(ONE_BY_ONE), "batch_ms": found.median_ms(BATCH),
-            "throughput_tokens_per_s": found.tokens_per_s(BATCH),
+            "throughput_tokens_per_s": found.tokens_per_s(BATCH), "characters": characters,
         }  # fmt: skip
         rows.append(row(found.ratio(BATCH), size, context.tokenizer_name, **columns))
         samples.append(found.frame())
@@ -157,9 +158,10 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
     size = min(4, max(sizes))
     prompts = short_prompts(context, size)
     tokens = max_tokens
-    lengths = context.budget.choose(
+    lengths: tuple[int, ...] = context.budget.choose(
         smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
     )
+    lengths = spread(lengths, min(1.0, 4 * context.longest_prompt / lengths[-1]), 4)
     cases: list[tuple[str, float, dict[str, Any], int]] = [
         *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)),
         *(

@@ -17,6 +17,7 @@ from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Score, Section, plots
 
+FEWEST_BLOCKS = 3  # of an interval that is shown: from two, it is as wide as one likes
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
 
@@ -102,8 +103,9 @@ def memory(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Sectio
     table = costs.memory(context, sizes, max_tokens)
     worst = table["overhead_percent"].max()
     score = Score(
-        "memory_overhead", "Memory overhead, worst batch size", 5.0, worst, unit="%", better="lower"
-    )
+        "memory_overhead", "Memory overhead, worst batch size", 5.0, worst, unit="%",
+        better="lower", of_model=True,
+    )  # fmt: skip
     return Section(
         "memory", {"memory": table}, memory_sentence(table), table, "Bytes by batch size.",
         targets=[] if math.isnan(worst) else [score],
@@ -140,7 +142,7 @@ def _speedup(  # noqa: PLR0913 - the texts of one section
     )
     score = Score(
         key, label.format(row["batch_size"]), target[1], row["speedup_x"], row["low_x"],
-        row["high_x"], "×",
+        row["high_x"], "×", of_model=True,
     )  # fmt: skip
     return Section(
         picture, frames, speedup_sentence(sweep.what, table), table if table_caption else None,
@@ -155,7 +157,9 @@ def at(table: pd.DataFrame, batch_size: int) -> dict[str, Any]:
 
 
 def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x."""
+    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x, and perhaps blocks."""
+    if row.get("blocks", FEWEST_BLOCKS) < FEWEST_BLOCKS:
+        return f"{row['speedup_x']:.2f} × (not enough blocks for an interval)"
     return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
 
 

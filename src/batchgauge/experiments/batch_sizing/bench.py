@@ -8,7 +8,9 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from batchgauge.experiments.batch_sizing.sweep import dense_sizes
 from batchgauge.experiments.context import Context
+from batchgauge.experiments.scaling import SLACK, Cost
 from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.sizing import (
@@ -24,9 +26,17 @@ from batchgauge.sizing import (
     traffic_lengths,
 )
 from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
-from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, engine_probe, tokenizer_probe
+from batchgauge.sizing.probes import (
+    CONTROL,
+    SteadyProbe,
+    SteadyTextProbe,
+    engine_probe,
+    tokenizer_probe,
+)
 from batchgauge.workload import load_prompts
 
+FURTHER = 12  # sizes of a calibration beside its knots
+SMALLEST = 8  # the largest batch stays at least as large, of those asked for
 Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
 
 
@@ -62,6 +72,63 @@ def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
     pairs = {t: min(size, most) for t, size in chosen.largest if t <= cores}
     pairs.setdefault(threads, min(most, *(size for _, size in chosen.largest)))
     return replace(chosen, largest=tuple(sorted(pairs.items())))
+
+
+def effort_s(effort: Effort, cost: Cost) -> float:
+    """About how long calibrations, sweeps and whole batches take, with all thread counts."""
+    total = effort.whole * cost.batch_s(effort.largest[-1][1] // 3 + 1, 32, 16)
+    control = cost.batch_s(*CONTROL[:2], 1 + CONTROL[2])  # beside every run
+    for _, most in effort.largest:
+        rounds = (effort.knots + FURTHER) * (effort.repeats + effort.reruns / len(effort.largest))
+        prefills = 2.5 * effort.max_positions * cost.position_s
+        total += rounds * (control + cost.batch_s(most // 2 + 1, 1, 3))
+        dense = len(dense_sizes(most)) * (control + cost.batch_s(most // 2 + 1, 1, 4))
+        total += effort.passes * (dense + prefills)
+    return total
+
+
+def affordable(wanted: Effort, cost: Cost, seconds: float) -> Effort:
+    """The effort, cut until it takes `SLACK` times so many seconds: passes, prefills, sizes last.
+
+    Two passes stay where there were two: scores are judged by one half of them each.
+    """
+    found = wanted
+    while effort_s(found, cost) > SLACK * seconds:
+        largest = max(size for _, size in found.largest)
+        if found.passes > 2:
+            found = replace(found, passes=found.passes - 1)
+        elif found.repeats > 1:
+            found = replace(found, repeats=found.repeats - 1)
+        elif found.reruns > 1 or found.whole > 2:
+            found = replace(found, reruns=1, whole=min(found.whole, 2))
+        elif found.max_positions > 32:
+            found = replace(found, max_positions=found.max_positions // 2)
+        elif largest > SMALLEST:
+            smaller = tuple(
+                (t, min(size, max(SMALLEST, largest // 2))) for t, size in found.largest
+            )
+            found = replace(found, largest=smaller)
+        else:
+            break
+    return found
+
+
+def effort_note(wanted: Effort, done: Effort) -> str:
+    """In what the effort differs from the profile's; empty when in nothing."""
+    words = {
+        "passes": "passes",
+        "repeats": "calibration rounds",
+        "max_positions": "tokens a prefill",
+    }
+    changes = [
+        f"{getattr(done, name)} {what} instead of {getattr(wanted, name)}"
+        for name, what in words.items()
+        if getattr(done, name) != getattr(wanted, name)
+    ]
+    before, after = (max(size for _, size in e.largest) for e in (wanted, done))
+    if after != before:
+        changes.append(f"batches up to {after} instead of {before}")
+    return f"Sizing: {', '.join(changes)}." if changes else ""
 
 
 def shape_of(engine: Engine) -> ModelShape | None:
@@ -122,9 +189,14 @@ class Bench:
         texts = traffic_texts(context.workload)
         opened, words = context.engine, context.tokenizer
         shape = shape_of(opened)
-        much = effort(profile, threads, most=opened.max_batch_size())
+        wanted = effort(profile, threads, most=opened.max_batch_size())
+        if context.room:
+            fits = max(8, context.room // 4)
+            wanted = replace(wanted, max_positions=min(wanted.max_positions, fits))
+        much = affordable(wanted, context.cost, context.budget.share(1.5))
+        context.note(effort_note(wanted, much))
         priors, probes = {}, {}
-        longest = 24 if profile == "smoke" else LONGEST
+        longest = min(24 if profile == "smoke" else LONGEST, context.longest_prompt)
         works = engine_workloads(words, context.workload, longest=longest, seed=context.seed)
         if shape is not None:
             for work in works.values():

@@ -29,7 +29,7 @@ _WORK: Mapping[str, str] = {
     "tokenizing (baseline)": (
         "from batchgauge.baseline.tokenizer import BaselineTokenizer\n"
         "from batchgauge.workload import texts\n"
-        "tokenizer, pages = BaselineTokenizer.from_gguf(), texts('prose', 200, 4)\n"
+        "tokenizer, pages = BaselineTokenizer.from_gguf(MODEL), texts('prose', 200, 4)\n"
         "call = lambda: tokenizer.encode_many(pages)\n"
     ),
     "statistics (baseline)": (
@@ -87,10 +87,11 @@ def _repeated(call: Callable[[], object], seconds: float) -> tuple[Usage, int]:
     return usage(run), len(done)
 
 
-def hardware_table(*, simulate: bool = False) -> pd.DataFrame:
+def hardware_table(model: str = "", *, simulate: bool = False) -> pd.DataFrame:
     """One row a piece of work: part, source, the counts a call, and why they are missing."""
     rows = []
-    for part, prepare in _WORK.items():
+    for part, work in _WORK.items():
+        prepare = f"MODEL = {model!r} or None\n{work}"
         if simulate or shutil.which("perf"):  # a first import writes bytecode: unobserved
             subprocess.run([sys.executable, "-c", prepare + _LOOP, "0"], capture_output=True)
         found = [_count(prepare, calls, simulate) for calls in (0, CALLS)]

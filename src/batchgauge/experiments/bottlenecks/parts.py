@@ -157,7 +157,8 @@ def _items(context: Context, count: int) -> Items:
     """Prompts of the workload (short ones of the project's own), each to one exact length."""
     kinds = {"question", "list", "chat", "code"}
     prompts = context.prompts(count, lambda p: bool(context.workload) or p.kind in kinds)
-    max_tokens = context.budget.choose(smoke=3, default=16, thorough=32)
+    wanted = context.budget.choose(smoke=3, default=16, thorough=32)
+    _, max_tokens = context.fitted("Profiled batch", [count], wanted, 0.3, blocks=10, alone=False)
     return to_items(prompts, max_tokens=max_tokens, seed=context.seed, ignore_eos=True)
 
 

@@ -188,7 +188,7 @@ def system(subject: Subject, *, simulate: bool = False) -> list[Section]:
     if subject.target:
         return [_said("system", NO_ENGINE)]
     frame = events.system_counters(subject)
-    counted = events.hardware_table(simulate=simulate)
+    counted = events.hardware_table(subject.context.model, simulate=simulate)
     return [
         Section(
             "system", {"system": frame}, sentences.system_sentence(frame), frame,

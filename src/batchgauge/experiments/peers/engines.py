@@ -22,6 +22,7 @@ from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table
 from batchgauge.measuring import Amount, Conditions, Labels, Stopping
 from batchgauge.redaction import redacted
+from batchgauge.registry import weights_of
 
 CONTEXT, RESERVE = 32, 32
 
@@ -52,9 +53,12 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
     """
     choose = peers.context.budget.choose
     two = choose(smoke=(), default=(8, 32), thorough=(1, 2, 4, 8, 16, 32))
-    decode = {1: tuple(decode_sizes), 2: two}
-    prefill = {1: choose(smoke=((1, 32),), default=((1, 512),), thorough=((1, 512), (8, 64)))}
-    prefill[2] = choose(smoke=(), default=((1, 128),), thorough=((1, 512), (8, 64)))
+    context = peers.context
+    kept, _ = context.fitted("Decode", sorted(decode_sizes), 2, 0.5, blocks=8, alone=False)
+    decode = {1: kept, 2: tuple(size for size in two if size <= kept[-1])}
+    long = 32 if context.budget.name == "smoke" else context.positions(512)
+    prefill = {1: choose(smoke=((1, long),), default=((1, long),), thorough=((1, long), (8, 64)))}
+    prefill[2] = choose(smoke=(), default=((1, min(128, long)),), thorough=((1, long), (8, 64)))
     rows: list[dict[str, Any]] = []
     samples: list[pd.DataFrame] = []
     for threads in (1, 2):
@@ -71,7 +75,8 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
             calls = {name: _prefill(s, ids) for name, s in steppers.items()}
             place = {"part": "prefill", "threads": threads, "batch_size": batch, "tokens": length}
             _compare(peers, calls, batch * length, place, rows, samples)
-    return rate_table(rows), pd.concat(samples)
+    table = rate_table(rows)
+    return table.assign(weights=table["implementation"].map(weights_of)), pd.concat(samples)
 
 
 def _with_threads(peers: Peers, threads: int) -> dict[str, Stepper]:

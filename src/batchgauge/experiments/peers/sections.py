@@ -125,7 +125,7 @@ def goals(compared: pd.DataFrame) -> list[Score]:
                 row[c] for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x")
             )
             label = f"{what} beside {plots.label(peer)}"
-            scores.append(Score(key, label, goal, ratio, low, high, "×"))
+            scores.append(Score(key, label, goal, ratio, low, high, "×", of_model=True))
     return scores
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from batchgauge.reporting import plots
+from batchgauge.reporting.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +100,9 @@ def draw_policy_curves(curves: pd.DataFrame, target_s: float, rate: float) -> Fi
         xlabel="arrival rate (requests/s)",
         ylabel="p90 until the first text (s)",
     )
-    ax.set_title(f"{best.capitalize()} keeps the target up to {reach[best]:.2g} requests/s", pad=20)
+    ax.set_title(
+        f"{best.capitalize()} keeps the target up to {number(reach[best], 2)} requests/s", pad=20
+    )
     ax.legend(title="band: seeds", title_fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 

@@ -19,6 +19,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.roadmap.machines import predicted_costs, process_sharing
 from batchgauge.experiments.roadmap.parallel import WAYS
 from batchgauge.experiments.roadmap.study import Case
+from batchgauge.simulate.metrics import rate_text
 from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, sweep
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
@@ -154,8 +155,8 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
     buy = [row for row in rows if row["recommendation"].startswith("buy")]
     rest = [row["idea"] for row in rows if row not in build and row not in buy]
     said = (
-        f"At {case.rate:.2g} requests/s and a target of {1e3 * case.target_s:,.0f} ms until the "
-        f"first text, "
+        f"At {rate_text(case.rate)} requests/s and a target of {1e3 * case.target_s:,.0f} ms until "
+        "the first text, "
     )
     if build:
         said += f"build {build[0]['idea']} first: {_gain_words(build[0])}."
@@ -216,5 +217,5 @@ def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
         f"Together they bring {last['goodput_gain']:.2f} × the requests in time "
         f"[{last['goodput_gain_low']:.2f}, {last['goodput_gain_high']:.2f}] (today "
         f"{share['in_time_share'].mean():.0%} come in time) and sustain "
-        f"{last['sustained_requests_per_s']:.2g} requests/s with {IN_TIME:.0%} in time."
+        f"{rate_text(last['sustained_requests_per_s'])} requests/s with {IN_TIME:.0%} in time."
     )

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.core.config import Config
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.simulate.arrivals import Arrivals
@@ -111,7 +110,7 @@ def process_sharing(case: Case, table: pd.DataFrame) -> tuple[float, float]:
 
 def model_config(model: str) -> Config:
     """The model's shape from its file's metadata; no weights are read."""
-    return Config.from_file(GGUFFile.open(model or default_model_path()))
+    return Config.from_file(open_model(model))
 
 
 def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, float, ModelShape]:

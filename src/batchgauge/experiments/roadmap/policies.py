@@ -12,7 +12,7 @@ import pandas as pd
 from batchgauge.experiments.roadmap.study import LONGEST, Case
 from batchgauge.simulate.arrivals import bursty
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.metrics import by_class, capacity, first_text_s, summarise
+from batchgauge.simulate.metrics import by_class, capacity, first_text_s, rate_text, summarise
 from batchgauge.simulate.server import Server
 from batchgauge.workload import request_lengths
 
@@ -127,9 +127,9 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
     today = next(r for r in rows if r["policy"] in {TODAY, case.today.server.batching})
     endless = [row["policy"] for row in rows if not row["stable"]]
     return (
-        f"At {case.rate:.2g} requests/s today's server answers {today['in_time_share']:.0%} within "
-        f"{1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. Capacity "
-        f"goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
+        f"At {rate_text(case.rate)} requests/s today's server answers {today['in_time_share']:.0%} "
+        f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. "
+        f"Capacity goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
         f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
         + (
             f"Unstable at this rate, with queues that grow without end: {'; '.join(endless)}."
@@ -148,7 +148,7 @@ def classes_sentence(table: pd.DataFrame, case: Case) -> str:
         for name in classes
     )
     return (
-        f"Overloaded with {table['arrival_rate'].iloc[0]:.2g} requests/s, answered within "
+        f"Overloaded with {rate_text(table['arrival_rate'].iloc[0])} requests/s, answered within "
         f"{1e3 * case.target_s:.0f} ms: {said}. A priority queue adds no capacity; it "
         "decides who waits."
     )

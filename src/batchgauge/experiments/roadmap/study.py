@@ -20,10 +20,11 @@ from threadpoolctl import threadpool_limits
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap.parallel import Pair, stage_pair
+from batchgauge.experiments.scaling import SLACK
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.metrics import capacity, stability
+from batchgauge.simulate.metrics import capacity, rate_text, stability
 from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
@@ -78,8 +79,10 @@ class Scenario:
         batching, _, order = (part.strip() for part in self.policy.partition(","))
         return Server(batching, self.max_batch, order=order or "fifo")  # type: ignore[arg-type]  # checked there
 
-    def traffic(self, count: int) -> Traffic:
+    def traffic(self, count: int, longest: int = LONGEST) -> Traffic:
         """Streams of `count` requests: in the shape of real traffic, or cut from the trace.
+
+        No prompt or answer is longer than `longest` tokens.
 
         A seed draws other lengths, gaps and classes, or begins elsewhere in the trace.
         """
@@ -87,7 +90,7 @@ class Scenario:
 
             def drawn(rate: float, seed: int) -> Arrivals:
                 context, generated = request_lengths(
-                    count, scale=self.length_scale, longest=LONGEST, seed=seed
+                    count, scale=self.length_scale, longest=longest, seed=seed
                 )
                 shape = {"burstiness": self.burstiness, "background": self.background}
                 return bursty(rate, context, generated, seed=seed, **shape)
@@ -101,7 +104,7 @@ class Scenario:
         def cut(rate: float, seed: int) -> Arrivals:
             whole = read(seed)
             start = int(np.random.default_rng(seed).integers(0, max(1, len(whole) - count + 1)))
-            return whole.window(start, count).shortened(self.length_scale, LONGEST).at_rate(rate)
+            return whole.window(start, count).shortened(self.length_scale, longest).at_rate(rate)
 
         return cut
 
@@ -156,18 +159,24 @@ def prepare(context: Context, scenario: Scenario) -> Case:
     """
     quick = context.budget.name == "smoke"
     server, max_batch = scenario.server(), scenario.max_batch
-    traffic = scenario.traffic(context.budget.choose(smoke=200, default=800, thorough=2000))
-    sample = traffic(1.0, context.seed)
+    scenario.traffic(1)(1.0, context.seed)  # a trace that cannot be read is said first
     tokenizer = context.tokenizer
     begin = time.perf_counter()
     engine = context.engine
     load_s = time.perf_counter() - begin
+    scenario = shortened(context, scenario)
+    longest = min(LONGEST, (context.room or 2 * LONGEST) // 2)
+    traffic = scenario.traffic(
+        context.budget.choose(smoke=200, default=800, thorough=2000), longest
+    )
+    sample = traffic(1.0, context.seed)
     if max_batch > engine.max_batch_size():
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
     with threadpool_limits(context.threads, user_api="blas"):
         probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
-        extent = (128, 4, 3, 1) if quick else (512, 6, 3, 4)
-        costs = calibrate_engine(probe, Extent(max_batch, *extent))
+        positions = min(context.positions(128 if quick else 512), longest // 2)
+        rest = (4, 3, 1) if quick else (6, 3, 4)  # sizes, steps, repeats
+        costs = calibrate_engine(probe, Extent(max_batch, positions, *rest))
         request_s, token_s = host_seconds(engine, tokenizer, sample)
     whole = StepTable.from_costs(costs, max_batch=max_batch)
     table = without_host(whole, token_s)
@@ -182,6 +191,23 @@ def prepare(context: Context, scenario: Scenario) -> Case:
         rate=scenario.arrival_rate or own_rate,
         target_s=scenario.latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0]),
     )  # fmt: skip
+
+
+def shortened(context: Context, scenario: Scenario) -> Scenario:
+    """The scenario with lengths for which the model's cost leaves time to replay requests.
+
+    So many of them are replayed in real time, at half the capacity, under two policies.
+    """
+    requests = 2 * 2 * context.budget.choose(smoke=8, default=72, thorough=400)
+    mean = (1155 * scenario.length_scale / 2, 211 * scenario.length_scale / 2)
+    each = mean[0] * context.cost.position_s + mean[1] * (
+        context.cost.step_s / 4 + context.cost.row_s
+    )
+    factor = min(1.0, SLACK * context.budget.share(0.5) / (requests * each))
+    if factor >= 1.0:
+        return scenario
+    context.note(f"Lengths of traffic: {factor:.2g} times those of the parameter length_scale.")
+    return replace(scenario, length_scale=factor * scenario.length_scale)
 
 
 def _typical(sample: Arrivals) -> Arrivals:
@@ -228,9 +254,9 @@ def traffic_sentence(case: Case) -> str:
     context, generated = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))
     return (
         f"Requests bring {context[0]:.0f} tokens and take {generated[0]:.0f} (medians; p90 "
-        f"{context[1]:.0f} and {generated[1]:.0f}), come {case.rate:.2g} times a second, and are "
-        f"in time when the first text is there within {1e3 * case.target_s:.0f} ms. Today's "
-        f"server: {policy_name(case.today.server)}, no streaming."
+        f"{context[1]:.0f} and {generated[1]:.0f}), come {rate_text(case.rate)} times a second, "
+        f"and are in time when the first text is there within {1e3 * case.target_s:.0f} ms. "
+        f"Today's server: {policy_name(case.today.server)}, no streaming."
         + (f" The trace: {'; '.join(sample.notes)}." if sample.notes else "")
     )
 

@@ -21,7 +21,7 @@ from batchgauge.experiments.roadmap.study import LONGEST, Case
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Server
-from batchgauge.sizing import check_drift
+from batchgauge.sizing.drift import FEWEST, check_drift
 
 SHORTER = 0.5  # lengths against the case's own, so that enough requests fit in the time
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
@@ -54,16 +54,23 @@ class Validation:
         rows = self.figures.to_dict("records")
         met = sum(row["met"] for row in rows)
         far = max(rows, key=lambda row: abs(row["simulated_over_real"] - 1.0) / row["bound"])
-        drift = check_drift(
-            self.batches["predicted_ms"].tolist(), self.batches["measured_ms"].tolist()
-        )
         off = far["simulated_over_real"] - 1.0
         return (
             f"{met} of {len(rows)} figures lie within their bounds; the worst against its bound "
             f"is the {far['figure']} time to the {far['time_to']} under {far['policy']} batching "
-            f"({off:+.1%}, bound ±{far['bound']:.0%}). Over the {len(self.batches)} batches that "
-            f"really ran, time was {drift.ratio:.3f} × what the step times say (95 % interval "
-            f"{drift.low:.3f} to {drift.high:.3f})."
+            f"({off:+.1%}, bound ±{far['bound']:.0%}). {self._over_batches()}"
+        )
+
+    def _over_batches(self) -> str:
+        """How far step times were off where batches really ran, if enough of them did."""
+        if len(self.batches) < FEWEST:
+            return f"{len(self.batches)} batches ran: not enough to judge the step times by."
+        drift = check_drift(
+            self.batches["predicted_ms"].tolist(), self.batches["measured_ms"].tolist()
+        )
+        return (
+            f"Over the {len(self.batches)} batches that really ran, time was {drift.ratio:.3f} × "
+            f"what the step times say (95 % interval {drift.low:.3f} to {drift.high:.3f})."
         )
 
 

@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.tokenizer import BaselineTokenizer
-from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import between
@@ -58,21 +57,22 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
 
 def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     """Whole requests of one shape at every batch size, strict and over the baseline engine."""
-    ours = BatchInferenceEngine.from_gguf(context.model or None)
+    ours = context.engine
     baseline = BaselineEngine.from_gguf(context.model or None)
-    names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
+    blocks = context.budget.choose(smoke=2, default=4, thorough=24)
+    sizes, new = context.fitted("S(b)", sorted(sizes), new, 0.3, blocks=blocks, alone=False)
+    names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     calls: dict[str, Callable[[], object]] = {
         BASELINE: partial(baseline.infer_batch, exact_requests([prompt], [new]))
     }
     for size, name in names.items():
         calls[name] = partial(ours.infer_batch, exact_requests([prompt] * size, [new] * size))
     amounts = {BASELINE: Amount()} | {name: Amount(items=size) for size, name in names.items()}
-    least = context.budget.choose(smoke=2, default=4, thorough=24)
     found = compare_interleaved(
         calls, Labels("speedup/inference", part="inference"), amounts,
         design=Design(aa=False, control=False, one_way=True),
-        stopping=Stopping(context.budget.share(0.14), least),
+        stopping=Stopping(context.budget.share(0.14), blocks),
         conditions=Conditions(context.threads, context.seed),
     )  # fmt: skip
     rows = []

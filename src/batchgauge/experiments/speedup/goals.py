@@ -51,8 +51,8 @@ class Goal:
         return Score("", "", self.target, self.value, low, high, better=self.better).verdict
 
 
-def as_frame(goals: Iterable[Goal]) -> pd.DataFrame:
-    """Goals as a table, one row each."""
+def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
+    """Goals as a table, one row each; `comparable` where they were set for this model."""
     rows = [
         {
             "part": g.part,
@@ -62,7 +62,7 @@ def as_frame(goals: Iterable[Goal]) -> pd.DataFrame:
             "low": g.low,
             "high": g.high,
             "unit": g.unit,
-            "verdict": g.verdict,
+            "verdict": g.verdict if comparable or g.part == "statistics" else "not comparable",
             "note": g.note,
         }
         for g in goals
@@ -84,7 +84,7 @@ def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.D
         gains = zip(rungs["rung"], rungs["step_x"], strict=True)
         return "; ".join(f"{name} {gain:.2f} ×" for name, gain in gains)
 
-    reached = table["verdict"].isin(["met", "not measured"])
+    reached = table["verdict"].isin(["met", "not measured", "not comparable"])
     words = ["" if met else tried(part) for met, part in zip(reached, table["part"], strict=True)]
     return table.assign(tried=words)
 
@@ -94,7 +94,9 @@ def summary(table: pd.DataFrame) -> str:
     counts = table["verdict"].value_counts()
     missed = table[table["verdict"] == "missed"]["goal"]
     text = ", ".join(
-        f"{counts[v]} {v}" for v in ("met", "open", "missed", "not measured") if v in counts
+        f"{counts[v]} {v}"
+        for v in ("met", "open", "missed", "not comparable", "not measured")
+        if v in counts
     )
     return f"Of {len(table)} goals: {text}." + (
         f" Missed: {'; '.join(missed)}." if len(missed) else ""

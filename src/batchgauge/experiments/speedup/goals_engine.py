@@ -73,22 +73,22 @@ def decode(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
 
 
 def prefill(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
-    """Prefill of 512 tokens as a share of the sgemm rate measured beside it."""
-    model = engine.model
-    ids = np.random.default_rng(context.seed).integers(0, model.config.vocab_size, 512).tolist()
-    count = total(prefill_counts(model.config, [512], model.weights.bytes_each))
+    """Prefill of 512 tokens (fewer for a slow model) as a share of the sgemm rate beside it."""
+    model, T = engine.model, context.positions(512)
+    ids = np.random.default_rng(context.seed).integers(0, model.config.vocab_size, T).tolist()
+    count = total(prefill_counts(model.config, [T], model.weights.bytes_each))
     matrix = np.ones((GEMM, GEMM), np.float32)
     gemm = partial(np.matmul, matrix, matrix, out=np.empty_like(matrix))
     share = 100.0 * count.flops / (2.0 * GEMM**3)
 
     def whole() -> object:
-        return model.prefill([ids], model.new_cache([512]))
+        return model.prefill([ids], model.new_cache([T]))
 
-    products_ms, whole_ms = quick_ms(partial(_products, model, 512)), quick_ms(whole)
+    products_ms, whole_ms = quick_ms(partial(_products, model, T)), quick_ms(whole)
     return [
         ratio(
                 context,
-            "prefill", "share of the sgemm rate at 512 tokens", 75.0,
+            "prefill", f"share of the sgemm rate at {T} tokens", 75.0,
             {"sgemm": gemm, "prefill": whole}, scale=share, unit="%", slow=True,
             note=f"the products with weights alone take {products_ms / whole_ms:.0%} of the time; "
             "attention, norms and activations the rest",
@@ -141,6 +141,8 @@ def memory(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
         value = 100 * memory_overhead(held["weights"] + peak, sum(held.values()))
         goals.append(Goal("memory", f"overhead at batch {b}", 2.0, "lower", value, unit="%"))
     steps = context.budget.choose(smoke=60, default=1000, thorough=1000)
+    steps = max(20, min(steps, int(context.budget.share(0.6) / context.cost.step_s)))
+    steps = min(steps, (context.room or steps) - 2)
     grown = _growth_bytes(engine, steps)
     goals.append(
         Goal(
@@ -183,7 +185,7 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 begin = time.perf_counter()
-model = LlamaModel.load(sys.argv[1] or None)
+model = LlamaModel.load(sys.argv[1] or None, sys.argv[2])
 seconds = time.perf_counter() - begin
 of_model = peak_bytes()
 from batchgauge.core.engine import BatchInferenceEngine
@@ -194,7 +196,7 @@ print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_byte
 """
 
 
-def load(context: Context, model: str) -> list[Goal]:
+def load(context: Context) -> list[Goal]:
     """Seconds from a GGUF to a model in fresh processes, and their peak resident memory."""
     goals = (
         ("load time", 1.0, "s"),
@@ -202,7 +204,8 @@ def load(context: Context, model: str) -> list[Goal]:
     )
     found = []
     for _ in range(context.budget.choose(smoke=1, default=5, thorough=11)):
-        done = subprocess.run([sys.executable, "-c", _LOAD, model], capture_output=True, text=True)
+        command = [sys.executable, "-c", _LOAD, context.model, context.weights_kept]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             note = (done.stderr.strip().splitlines() or ["the process failed"])[-1]
             return [Goal("load", g, t, "lower", unit=u, note=note) for g, t, u in goals]

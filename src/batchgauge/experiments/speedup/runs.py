@@ -16,7 +16,8 @@ from batchgauge.baseline.stats import LOOKUP_BASELINE, LOOKUP_RUNGS, STATS_BASEL
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.experiments.context import Context, checked_sizes
+from batchgauge.experiments.context import TYPICAL, Context, checked_sizes
+from batchgauge.experiments.scaling import SLACK
 from batchgauge.experiments.speedup import goals_engine, goals_tokenizing
 from batchgauge.experiments.speedup.goals import Goal, as_frame, ratio, seconds
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE, Ladder, climb
@@ -28,7 +29,7 @@ from batchgauge.workload import exact_requests, texts
 def check(context: Context, sizes: Sequence[int]) -> tuple[int, ...]:
     """The sizes in rising order. Raises UserError for a foreign implementation or bad sizes."""
     for what, name in (("tokenizer", context.tokenizer_name), ("engine", context.engine_name)):
-        if name != "numpy":
+        if name.partition(":")[0] != "numpy":
             raise UserError(
                 f"The ladders take the core's own implementations apart; {what} is '{name}', "
                 "expected 'numpy' (the peers notebook compares foreign ones)."
@@ -39,6 +40,21 @@ def check(context: Context, sizes: Sequence[int]) -> tuple[int, ...]:
 def _forms(context: Context) -> tuple[str, ...]:
     every = (ALONE, CUMULATIVE)
     return context.budget.choose(smoke=(CUMULATIVE,), default=every, thorough=every)
+
+
+def _inference_work(context: Context, rungs: int) -> tuple[int, tuple[str, ...]]:
+    """Requests of the ladder of inference, and its forms, for what the model costs."""
+    rows, forms = context.budget.choose(smoke=2, default=2, thorough=8), _forms(context)
+    blocks = context.budget.choose(smoke=2, default=4, thorough=20) * (rungs + 2)
+    limit = SLACK * context.budget.share(0.3)
+    one = context.cost.batch_s(1, TYPICAL // 2, 3)  # the baseline takes twice ours, about
+    while rows > 1 and len(forms) * blocks * rows * one > limit:
+        rows //= 2
+        context.note(f"Ladder of inference: batches of {rows}.")
+    if len(forms) > 1 and len(forms) * blocks * rows * one > limit:
+        forms = (CUMULATIVE,)
+        context.note("Ladder of inference: ideas on top of each other only, none alone.")
+    return rows, forms
 
 
 def _path(context: Context) -> Path | None:
@@ -63,14 +79,14 @@ def climb_tokenizing(context: Context, characters: int, count: int) -> pd.DataFr
 def climb_inference(context: Context) -> pd.DataFrame:
     """The ladder of inference, on a few requests of unequal length."""
     path, choose = _path(context), context.budget.choose
-    rows = choose(smoke=2, default=2, thorough=8)
     new = choose(smoke=1, default=2, thorough=16)
     every = engine_rungs.engine_rungs(path)
     rungs = choose(smoke=every[-2:], default=every, thorough=every)
+    rows, forms = _inference_work(context, len(rungs))
     work = exact_requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
     ladder = Ladder(
         "inference", lambda: engine_rungs.baseline(path), rungs, work, rows,
-        context.budget.share(0.3), forms=_forms(context), slow=True,
+        context.budget.share(0.3), forms=forms, slow=True,
     )  # fmt: skip
     return _climb(context, ladder, choose(smoke=2, default=4, thorough=20))
 
@@ -99,7 +115,8 @@ def measure_goals(context: Context) -> pd.DataFrame:
     """Every goal of the core, one after the other."""
     model = context.model
     tokenizer = BPETokenizer.from_gguf(model or None, threads=1)
-    engine = BatchInferenceEngine.from_gguf(model or None)
+    engine = context.engine
+    assert isinstance(engine, BatchInferenceEngine)  # `check` has seen to it
     groups: list[Callable[[], list[Goal]]] = [
         partial(goals_tokenizing.against_peers, context, tokenizer, model),
         partial(goals_tokenizing.strict, context, tokenizer),
@@ -108,7 +125,7 @@ def measure_goals(context: Context) -> pd.DataFrame:
         partial(goals_engine.prefill, context, engine),
         partial(goals_engine.ragged, context, engine),
         partial(goals_engine.memory, context, engine),
-        partial(goals_engine.load, context, model),
+        partial(goals_engine.load, context),
         partial(statistics, context),
     ]
     if context.budget.name == "smoke":  # shows that everything works; the rest takes minutes
@@ -117,7 +134,7 @@ def measure_goals(context: Context) -> pd.DataFrame:
     for group in tqdm(groups, desc="Goals", leave=False):
         goals += group()
         gc.collect()
-    return as_frame(goals)
+    return as_frame(goals, comparable=context.is_reference)
 
 
 def statistics(context: Context) -> list[Goal]:
