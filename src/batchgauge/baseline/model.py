@@ -205,9 +205,9 @@ def capped(scores: Floats, cap: float) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """A gate's activation: tanh's approximation of x times the normal distribution's integral."""
-    inner: Floats = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2.0 / math.pi))
-    activated: Floats = x * (np.tanh(inner) + np.float32(1.0)) * np.float32(0.5)
-    return activated
+    inner = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2.0 / math.pi))
+    half: Floats = x * np.float32(0.5)
+    return half + half * np.tanh(inner)
 
 
 def silu(x: Floats) -> Floats:

@@ -22,6 +22,7 @@ from batchgauge.errors import UserError
 LARGEST = (1 << 31) - 1  # of the counts
 ROPE_FACTORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+FACTORS = {ROPE_FACTORS, SHORT, LONG}
 
 
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)

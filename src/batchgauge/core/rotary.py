@@ -75,23 +75,6 @@ def yarn_magnitude(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
 
 
-def longrope_magnitude(factor: float, original: int) -> float:
-    """The same for long and short factors."""
-    return math.sqrt(1.0 + math.log(factor) / math.log(original)) if factor > 1.0 else 1.0
-
-
-def llama3_factors(rotary: Rotary, factor: float, low: float, high: float, original: int) -> Floats:
-    """The factors tensor [n / 2] that a GGUF file of Llama 3.1 has for these numbers.
-
-    Wavelengths above original / low are stretched by the factor, those below original /
-    high not at all.
-    """
-    turns = original * rotary.frequencies() / (2.0 * math.pi)  # within the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: Floats = (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
-    return factors
-
-
 class Turns:
     """Rotations of positions by a `Rotary` and the file's own factors, if it has any.
 
