@@ -298,16 +298,9 @@ def _rotation(
     said: dict[str, Any] = {}
     base = config.number("rope_theta", 10_000.0)
     if kind == "gemma3_text":
-        local = given.get("sliding_attention", {})
-        given = given.get("full_attention", given)
         base = config.number("rope_theta", 1_000_000.0)
-        inner = Settings(local if isinstance(local, dict) else {}, f"{where}, `rope_parameters`,")
-        if inner.get("rope_type", "default") != "default":
-            inner.refuse("rope_type", inner.get("rope_type"), "'default' of layers with a window")
-        said["rope.freq_base_swa"] = inner.number(
-            "rope_theta", config.number("rope_local_base_freq", 10_000.0)
-        )
-        inner.refuse_unknown()
+        said["rope.freq_base_swa"] = _local_base(config, given.get("sliding_attention"), where)
+        given = given.get("full_attention", given)
     rope = Settings(given if isinstance(given, dict) else {}, f"{where}, `rope_parameters`,")
     scaling = rope.get("rope_type", rope.get("type", "default"))
     rope.get("type")
@@ -327,33 +320,14 @@ def _rotation(
         if original != context and scaling == "dynamic":
             rope.refuse("original_max_position_embeddings", original, f"the context of {context}")
     elif scaling == "yarn":
-        factor = rope.number("factor", context / original)
-        usual = 0.1 * math.log(max(factor, 1.0)) + 1.0  # what YaRN multiplies with by itself
-        magnitude = rope.number("attention_factor", _mscale(rope, factor) or usual)
-        if not rope.flag("truncate", True):
-            rope.refuse("truncate", False, "true")
-        said |= {
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": factor,
-            "rope.scaling.original_context_length": original,
-            "rope.scaling.attn_factor": float(np.float32(magnitude / usual)),
-            "rope.scaling.yarn_beta_fast": rope.number("beta_fast", 32.0),
-            "rope.scaling.yarn_beta_slow": rope.number("beta_slow", 1.0),
-        }
+        said |= _yarn(rope, context, original)
     elif scaling == "llama3":
         numbers = [rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")]
         if numbers[0] <= 0.0 or not 0.0 < numbers[1] < numbers[2]:
             rope.refuse("factor", numbers[0], "factors above 0, the low one below the high one")
         factors["rope_freqs.weight"] = _llama3_factors(width, base, numbers, original)
     elif scaling in {"longrope", "su"}:
-        factor = rope.number("factor", context / original)
-        said |= {
-            "rope.scaling.original_context_length": original,
-            "rope.scaling.attn_factor": rope.number(
-                "attention_factor",
-                math.sqrt(1.0 + math.log(max(factor, 1.0)) / math.log(max(original, 2))),
-            ),
-        }
+        said |= _longrope(rope, context, original)
         for length in ("long", "short"):
             numbers = rope.items(f"{length}_factor", (int, float), width // 2)
             factors[f"rope_factors_{length}.weight"] = np.array(numbers, np.float32)
@@ -363,6 +337,43 @@ def _rotation(
         )
     rope.refuse_unknown()
     return said, factors
+
+
+def _local_base(config: Settings, given: Any, where: str) -> float:
+    """The base of the rotation in Gemma 3's layers with a window."""
+    inner = Settings(given if isinstance(given, dict) else {}, f"{where}, `rope_parameters`,")
+    if (kind := inner.get("rope_type", "default")) != "default":
+        inner.refuse("rope_type", kind, "'default' of layers with a window")
+    base = inner.number("rope_theta", config.number("rope_local_base_freq", 10_000.0))
+    inner.refuse_unknown()
+    return base
+
+
+def _yarn(rope: Settings, context: int, original: int) -> dict[str, Any]:
+    """YaRN's keys."""
+    factor = rope.number("factor", context / original)
+    usual = 0.1 * math.log(max(factor, 1.0)) + 1.0  # what YaRN multiplies with by itself
+    magnitude = rope.number("attention_factor", _mscale(rope, factor) or usual)
+    if not rope.flag("truncate", True):
+        rope.refuse("truncate", False, "true")
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.attn_factor": float(np.float32(magnitude / usual)),
+        "rope.scaling.yarn_beta_fast": rope.number("beta_fast", 32.0),
+        "rope.scaling.yarn_beta_slow": rope.number("beta_slow", 1.0),
+    }
+
+
+def _longrope(rope: Settings, context: int, original: int) -> dict[str, Any]:
+    """The keys of long and short factors, beside the factors."""
+    factor = max(rope.number("factor", context / original), 1.0)
+    magnitude = math.sqrt(1.0 + math.log(factor) / math.log(max(original, 2)))
+    return {
+        "rope.scaling.original_context_length": original,
+        "rope.scaling.attn_factor": rope.number("attention_factor", magnitude),
+    }
 
 
 def _mscale(rope: Settings, factor: float) -> float:
