@@ -28,17 +28,18 @@ IN_LAYER = {
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
-    """Tensors of float32 as F32, F16 or BF16, by the format's own rules."""
+    """Tensors of float32 by the format's rules: vectors as they are, matrices as `dtype`."""
     head, at, parts = {}, 0, []
     for name, values in tensors.items():
         flat = np.ascontiguousarray(values, np.float32)
+        kind = dtype if values.ndim > 1 else "F32"  # as a GGUF has them
         data = {
             "F32": lambda flat=flat: flat.tobytes(),
             "F16": lambda flat=flat: flat.astype(np.float16).tobytes(),
             "BF16": lambda flat=flat: as_bfloat16(flat).tobytes(),
-        }[dtype]()
+        }[kind]()
         head[name] = {
-            "dtype": dtype,
+            "dtype": kind,
             "shape": list(values.shape),
             "data_offsets": [at, at + len(data)],
         }

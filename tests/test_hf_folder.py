@@ -1,10 +1,11 @@
-"""Hugging Face folders: the model that the GGUF of the same weights is, and sentences for the rest."""
+"""Hugging Face folders: the very model of a GGUF of the same weights, or one sentence."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import MODES
 from batchgauge.errors import UserError
+from batchgauge.registry import missing_packages, open_engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
 PROMPT = InferenceBatchRequest("hello and the world", max_tokens=32)
@@ -84,7 +86,10 @@ def test_family_reader_quantisation(tmp_path, capsys):
                 rows.append(("llama", reader, quantisation, mode, ours == tokens))
                 np.testing.assert_allclose(scores, logits, rtol=0, atol=2e-5)
     with capsys.disabled():
-        print("", "family reader quantisation weights equal", *rows, sep="\n")
+        head = ("family", "reader", "quantisation", "weights", "equal to GGUF in float32")
+        sys.stdout.write(
+            "\n" + "\n".join(" | ".join(map(str, row)) for row in [head, *rows]) + "\n"
+        )
     assert all(row[-1] for row in rows)
 
 
@@ -188,7 +193,7 @@ def test_what_config_says_is_checked(folder, values, sentence):
     assert sentence in refusal(folder)
 
 
-def test_rotary_scaling_is_that_of_a_gguf(pair, folder, tmp_path):
+def test_rotary_scaling_is_that_of_a_gguf(folder, tmp_path):
     """Linear by a factor; Llama 3's numbers become the factors that a GGUF has as a tensor."""
     change(folder / "config.json", rope_scaling={"rope_type": "linear", "factor": 2.0})
     keys = {"llama.rope.freq_base": 5e4, "llama.rope.scaling.factor": 2.0}
@@ -346,6 +351,20 @@ def test_a_damaged_folder_is_refused_or_a_model(pair, folder):
             raise
         os.replace(shutil.copy(pair[1] / name, folder / "x"), folder / name)  # noqa: PTH105
     assert outcomes == {"taken", "refused"}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("spec", ["transformers", "llama-cpp", "llama-cpp:f32", "baseline"])
+def test_other_engines_open_folders(pair, monkeypatch, tmp_path, spec):
+    """llama.cpp by a GGUF that is written for it; the same greedy ids in float32."""
+    if missing := missing_packages(spec):
+        pytest.skip(f"{missing[0]} not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine = open_engine(spec, pair[1])
+    data = engine.infer_batch([BatchItem("1", PROMPT)]).responses[0].data
+    assert data is not None
+    count = 32 if spec != "llama-cpp" else 4  # whose cache is float16
+    assert data.token_ids[:count] == answer(pair[0])[0][:count]
 
 
 @pytest.mark.slow

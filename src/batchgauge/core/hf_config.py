@@ -322,10 +322,7 @@ def _rotation(
     elif scaling == "yarn":
         said |= _yarn(rope, context, original)
     elif scaling == "llama3":
-        numbers = [rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")]
-        if numbers[0] <= 0.0 or not 0.0 < numbers[1] < numbers[2]:
-            rope.refuse("factor", numbers[0], "factors above 0, the low one below the high one")
-        factors["rope_freqs.weight"] = _llama3_factors(width, base, numbers, original)
+        factors["rope_freqs.weight"] = _llama3_factors(rope, width, base, original)
     elif scaling in {"longrope", "su"}:
         said |= _longrope(rope, context, original)
         for length in ("long", "short"):
@@ -384,12 +381,16 @@ def _mscale(rope: Settings, factor: float) -> float:
     return (0.1 * one * math.log(factor) + 1.0) / (0.1 * all_of * math.log(factor) + 1.0)
 
 
-def _llama3_factors(width: int, base: float, numbers: list[float], original: int) -> Floats:
-    """The factors [width / 2] that a GGUF of Llama 3.1 has for `factor`, `low`, `high`.
+def _llama3_factors(rope: Settings, width: int, base: float, original: int) -> Floats:
+    """The factors [width / 2] that a GGUF of Llama 3.1 has for its three numbers.
 
     Wavelengths above original / low are stretched by the factor, below original / high not.
     """
-    factor, low, high = numbers
+    factor, low, high = (
+        rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")
+    )
+    if factor <= 0.0 or not 0.0 < low < high or base <= 0.0:
+        rope.refuse("factor", factor, "factors above 0, the low one below the high one")
     turns = original * np.power(base, -np.arange(0, width, 2) / width) / (2.0 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     factors: Floats = (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
