@@ -8,17 +8,19 @@ import shutil
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.fuzzing import check_sentence, seeds
 from tests.hf_folder import write_hf_folder, write_safetensors
 from tests.test_gguf_file import split_model
-from tests.tiny_model import write_tiny_model
+from tests.tiny_model import TOKENS, write_tiny_model
 
+from batchgauge.core.config import FAMILIES
 from batchgauge.core.default_model import VARIABLE, default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.hf_config import describe
+from batchgauge.core.hf_config import MODELS, describe
 from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import MODES
@@ -69,7 +71,7 @@ def test_family_reader_quantisation(tmp_path, capsys):
     """The table: whoever reads the file, and however it keeps weights, says the same tokens."""
     rows = []
     for quantisation in ("F32", "F16", "BF16", "Q4_0", "Q8_0", "TQ2_0"):
-        wide = {"d_model": 256, "d_ff": 256, "layers": 1, "scale": 0.1}
+        wide: dict[str, Any] = {"d_model": 256, "d_ff": 256, "layers": 1, "scale": 0.1}
         for number in ("gguf", "parts"):
             (tmp_path / quantisation / number).mkdir(parents=True)
         at = tmp_path / quantisation
@@ -173,7 +175,7 @@ def test_folders_of_other_kinds(tmp_path, pair):
         ({"hidden_size": 10**30}, "as `hidden_size`; expected a whole number"),
         ({"num_hidden_layers": 1_000_000}, "tensors of 2 layers; expected 1000000"),
         ({"num_attention_heads": -4}, "has -4 as `num_attention_heads`"),
-        ({"head_dim": 32}, "attn_"),
+        ({"head_dim": 32}, "_proj.weight' in shape"),
         ({"rms_norm_eps": True}, "has True as `rms_norm_eps`"),
         ({"hidden_act": "relu"}, "has 'relu' as `hidden_act`; expected 'silu'"),
         ({"attention_bias": True}, "has no bias for attn_k"),
@@ -199,7 +201,7 @@ def test_rotary_scaling_is_that_of_a_gguf(folder, tmp_path):
     keys = {"llama.rope.freq_base": 5e4, "llama.rope.scaling.factor": 2.0}
     scaled = write_tiny_model(tmp_path / "s.gguf", keys=keys)
     np.testing.assert_array_equal(answer(folder)[1], answer(scaled)[1])
-    numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    numbers: dict[str, Any] = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     numbers |= {"rope_type": "llama3", "original_max_position_embeddings": 64}
     change(folder / "config.json", rope_scaling=numbers)
     turns = 64 * 5e4 ** -(np.arange(0, 16, 2) / 16) / (2 * np.pi)
@@ -207,7 +209,7 @@ def test_rotary_scaling_is_that_of_a_gguf(folder, tmp_path):
     blended = 1.0 / ((1.0 - smooth) / 8.0 + smooth)
     factors = np.where(turns < 1.0, 8.0, np.where(turns > 4.0, 1.0, blended))
     keys = {"llama.rope.freq_base": 5e4}
-    scaled = write_tiny_model(tmp_path / "s.gguf", rope_factors=factors, keys=keys)
+    scaled = write_tiny_model(tmp_path / "s.gguf", rope_factors=factors.tolist(), keys=keys)
     np.testing.assert_allclose(answer(folder)[1], answer(scaled)[1], rtol=0, atol=1e-5)
 
 
@@ -351,6 +353,33 @@ def test_a_damaged_folder_is_refused_or_a_model(pair, folder):
             raise
         os.replace(shutil.copy(pair[1] / name, folder / "x"), folder / name)  # noqa: PTH105
     assert outcomes == {"taken", "refused"}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", MODELS)
+def test_folders_that_the_library_writes(pair, tmp_path, kind):
+    """`save_pretrained` of a tiny random model: the logits that `transformers` gives it."""
+    if MODELS[kind].architecture not in FAMILIES:
+        pytest.skip(f"{kind} is not supported")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    small = BASE | {"vocab_size": len(TOKENS), "num_hidden_layers": 4, "pad_token_id": 0}
+    if MODELS[kind].windowed:
+        small |= {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}
+    if MODELS[kind].windowed == "always":
+        del small["use_sliding_window"], small["max_window_layers"]
+    config = transformers.AutoConfig.for_model(kind, **small)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for values in model.parameters():
+            values += 0.1 * torch.randn_like(values)
+        model.save_pretrained(tmp_path)
+        shutil.copy(pair[1] / "tokenizer.json", tmp_path)
+        engine = BatchInferenceEngine.from_gguf(tmp_path)
+        ids = engine.reader.read(PROMPT)
+        expected = model(torch.tensor([ids])).logits[0, -1].numpy()
+    np.testing.assert_allclose(engine.next_token_logits(PROMPT), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.peers

@@ -64,7 +64,7 @@ _TOKENIZERS: Mapping[str, Known] = {
 _ENGINES: Mapping[str, Known] = {
     "numpy": Known(
         "batchgauge.adapters.own:numpy_engine",
-        argument="how weights are kept: float32 (default), file (as the model's file has them) or bfloat16",
+        argument="how weights are kept: float32 (default), file (as it has them) or bfloat16",
     ),
     "baseline": Known("batchgauge.adapters.own:baseline_engine"),
     "transformers": Known(
@@ -116,8 +116,8 @@ def missing_packages(spec: str) -> tuple[str, ...]:
 def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Tokenizer:
     """The tokenizer that `spec` names, with the vocabulary of `model` (None: the default).
 
-    `model` is a GGUF file or a Hugging Face folder. `hf`, `tiktoken` and ours read the vocabulary from the model; `hf:PATH`,
-    `tiktoken:ENCODING` and `sentencepiece:PATH` bring their own. Raises UserError
+    `model` is a GGUF file or a Hugging Face folder. `hf`, `tiktoken` and ours read the
+    vocabulary from the model; `hf:PATH`, `tiktoken:ENCODING` and `sentencepiece:PATH` bring their own. Raises UserError
     for an unknown name, a library that is not installed, or a factory whose result
     is no tokenizer.
     """
