@@ -95,7 +95,7 @@ def write_hf_folder(
     if shards == 1:
         write_safetensors(folder / "model.safetensors", tensors, dtype)
         return folder
-    places = {}
+    places: dict[str, str] = {}
     for n in range(shards):
         path = folder / f"model-{n + 1:05}-of-{shards:05}.safetensors"
         some = names[n::shards]

@@ -363,9 +363,12 @@ def test_folders_that_the_library_writes(pair, tmp_path, kind):
         pytest.skip(f"{kind} is not supported")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    small = BASE | {"vocab_size": len(TOKENS), "num_hidden_layers": 4, "pad_token_id": 0}
+    small = BASE | {"vocab_size": len(TOKENS), "num_hidden_layers": 4}
+    small |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if MODELS[kind].windowed:
-        small |= {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}
+        slides = "attention.sliding_window_pattern" in FAMILIES[MODELS[kind].architecture].applied
+        small |= {"sliding_window": 8 if slides else 128}
+        small |= {"use_sliding_window": slides, "max_window_layers": 2}
     if MODELS[kind].windowed == "always":
         del small["use_sliding_window"], small["max_window_layers"]
     config = transformers.AutoConfig.for_model(kind, **small)
@@ -373,7 +376,7 @@ def test_folders_that_the_library_writes(pair, tmp_path, kind):
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for values in model.parameters():
-            values += 0.1 * torch.randn_like(values)
+            values.add_(torch.randn_like(values), alpha=0.1)
         model.save_pretrained(tmp_path)
         shutil.copy(pair[1] / "tokenizer.json", tmp_path)
         engine = BatchInferenceEngine.from_gguf(tmp_path)

@@ -117,9 +117,9 @@ def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Toke
     """The tokenizer that `spec` names, with the vocabulary of `model` (None: the default).
 
     `model` is a GGUF file or a Hugging Face folder. `hf`, `tiktoken` and ours read the
-    vocabulary from the model; `hf:PATH`, `tiktoken:ENCODING` and `sentencepiece:PATH` bring their own. Raises UserError
-    for an unknown name, a library that is not installed, or a factory whose result
-    is no tokenizer.
+    vocabulary from the model; `hf:PATH`, `tiktoken:ENCODING` and `sentencepiece:PATH` bring
+    their own. Raises UserError for an unknown name, a library that is not installed, or a
+    factory whose result is no tokenizer.
     """
     factory, argument = _resolve("tokenizer", spec, _TOKENIZERS)
     path = Path(model) if model else None
