@@ -36,7 +36,7 @@ check: $(READY)  ## style, types, clean notebooks
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
-	$(RUN) -m pytest -q tests/test_house.py
+	$(RUN) -m pytest -q tests/test_structure.py
 
 coverage: $(READY)  ## which lines the fast tests run, as a number
 	$(RUN) -m coverage run -m pytest -q -m "not slow and not browser and not peers and not fuzz" $(ARGS)

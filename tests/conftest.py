@@ -7,6 +7,7 @@ import os
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests import hostile
@@ -15,7 +16,24 @@ from batchgauge.core.default_model import default_model_path
 from batchgauge.errors import UserError
 from batchgauge.reporting.study import run_study
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from batchgauge.reporting import Result
+
 PROJECT = Path(__file__).parents[1]
+
+
+def axes_of(section: Result) -> list[Axes]:
+    """The axes of a section's picture, which has a caption."""
+    import matplotlib.pyplot as plt
+
+    drawn = section.draw()
+    assert drawn
+    figure, caption = drawn
+    assert caption
+    plt.close(figure)
+    return figure.axes
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +41,7 @@ def smoke_study(tmp_path_factory):
     """The folder that holds `data/` and `reports/` of one study with the smoke profile.
 
     Its prompt, its workload, and the model's name and file name are hostile: whatever a page,
-    a twin or an executed notebook shows of them has to be text.
+    a Markdown version or an executed notebook shows of them has to be text.
     BATCHGAUGE_STUDY names a folder of a finished study to look at instead of running one.
     """
     if finished := os.environ.get("BATCHGAUGE_STUDY"):

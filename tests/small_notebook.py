@@ -16,7 +16,7 @@ out_dir: str = ""  # where files go"""
 SETUP = """\
 import pandas as pd
 import matplotlib.pyplot as plt
-from batchgauge.reporting import Report
+from batchgauge.reporting import Report, Score
 from batchgauge.text import Markdown
 report = Report.begin("{report}", title="A small study", question="How much?",
                       profile=profile, out_dir=out_dir, seed=seed)"""
@@ -29,7 +29,7 @@ ax.plot(frame.batch_size, frame.wall_ms)
 report.figure(fig, report.name + "_chart", alt="A line that rises", caption="Wall time.")
 report.finding(f"Four take {frame.wall_ms.max()} ms.")"""
 END = """\
-report.score("tokenizing_batch_32", label="Tokenizing", goal=5, value=6.5, low=6, high=7, unit="×")
+report.score(Score("tokenizing_batch_32", "Tokenizing", 5.0, 6.5, 6.0, 7.0, "×"))
 report.answer(Markdown("It takes **{} ms**. A second sentence.").format(frame.wall_ms.max()))
 report.finish()"""
 

@@ -32,8 +32,20 @@ def subject(tmp_path_factory):
 
 
 @pytest.fixture
-def report(tmp_path):
-    """A report that writes below a temporary folder."""
+def report(tmp_path, monkeypatch):
+    """A report that writes below a temporary folder, and reads back every frame that it writes."""
+    write = Report.csv
+
+    def written(report, frame, name):
+        path = write(report, frame, name)
+        read = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        whole = frame.reset_index(drop=True)
+        texts = whole.select_dtypes(["object", "string"]).columns  # no text is an empty one
+        read[texts], whole[texts] = (f[texts].astype(object).fillna("") for f in (read, whole))
+        pd.testing.assert_frame_equal(read, whole, check_dtype=False, rtol=1e-12, obj=name)
+        return path
+
+    monkeypatch.setattr(Report, "csv", written)
     return Report.begin(
         "bottleneck_analysis", title="t", question="q", profile="smoke", out_dir=tmp_path
     )

@@ -19,7 +19,7 @@ from tests.conftest import PROJECT
 from tests.small_notebook import write_notebook
 
 from batchgauge.reporting.matrix import run_matrix
-from batchgauge.reporting.policy import content_policy
+from batchgauge.reporting.page import content_policy
 from batchgauge.reporting.study import books
 from batchgauge.text import visible
 
@@ -185,8 +185,8 @@ from batchgauge.profiling.flamegraph import render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import Frame, StackProfile
-from batchgauge.reporting import Report, plots
-from batchgauge.text import Markdown, code, visible
+from batchgauge.reporting import Report, Score, Section, plots
+from batchgauge.text import Markdown, code
 every, names = hostile.EVERYTHING, [*hostile.ALL.values(), hostile.FILE_NAME]
 report = Report.begin("first", title=every, question=every, profile=profile, out_dir=out_dir)
 frame = pd.DataFrame({{hostile.TAG: names, hostile.MARKDOWN: names, "n": 1.0}})
@@ -199,13 +199,12 @@ ax.set_title(every)
 report.figure(fig, "hostile", alt=every, caption=every)
 stacks = tuple(((Frame(n, n, 1, "python"), Frame(n, "a.py", 2, "python")), 1.0) for n in names)
 stacks = StackProfile(hostile.TAG, "s", stacks, float(len(names)), 9)
-flames = visible(render_svg(stacks, title=every))
-report.svg(flames, "flames", alt=every, caption=every)
+report.show(Section("flames", {{}}, every, document=lambda: render_svg(stacks, title=every)))
 lines = pd.DataFrame({{"function": every, "line": 1, "source": names, "hits": 1, "share": 0.1}})
 display(Listing(type("Profile", (), {{"frame": lines}}), [every]))
 print(every)
 for text in names:
-    report.score(text, label=text, goal=1, value=2, unit=hostile.TAG)
+    report.score(Score(text, text, 1.0, 2.0, unit=hostile.TAG))
 report.answer(every)
 report.finish()
 """
@@ -239,9 +238,7 @@ def hostile_matrix(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     write_notebook(folder, only=HOSTILE)
     (folder / "runs.yaml").write_text("runs: {one: {profile: smoke, name: <b class=evil>}}")
-    return run_matrix(
-        folder / "runs.yaml", notebooks=folder / "notebooks", out_dir=folder, say=lambda _: None
-    )
+    return run_matrix(folder / "runs.yaml", notebooks=folder / "notebooks", out_dir=folder)
 
 
 def test_nothing_hostile_runs_whatever_a_report_says(opened, hostile_matrix):
@@ -262,7 +259,7 @@ def test_nothing_hostile_runs_whatever_a_report_says(opened, hostile_matrix):
     assert page.evaluate("document.querySelectorAll('g.f').length") > 9  # it is well-formed
 
 
-def test_twins_and_notebooks_of_a_hostile_report_hold_no_tags(hostile_matrix):
+def test_markdown_and_notebooks_of_a_hostile_report_hold_no_tags(hostile_matrix):
     """Markdown has no tag outside code and no control character anywhere; nor has the notebook."""
     reports = hostile_matrix.parent / "one" / "reports"
     for path in (reports / "first.md", reports / "index.md", hostile_matrix.with_suffix(".md")):

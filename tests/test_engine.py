@@ -111,12 +111,13 @@ def test_an_end_token_ends_and_is_not_kept(either):
     (free,) = ask(either, request)
     third = free.token_ids[2]
     first = free.token_ids.index(third)
-    ends, either.ends = either.ends, frozenset({third})
+    edges = either.reader.edges
+    either.reader.edges = dataclasses.replace(edges, ends=frozenset({third}))
     try:
         (ended,) = ask(either, dataclasses.replace(request, ignore_eos=False))
         (ignored,) = ask(either, request)
     finally:
-        either.ends = ends
+        either.reader.edges = edges
     assert ended.token_ids == free.token_ids[:first]
     assert ended.finish_reason == "stop"
     assert ignored.token_ids == free.token_ids
@@ -124,7 +125,7 @@ def test_an_end_token_ends_and_is_not_kept(either):
 
 def test_end_tokens_come_from_the_metadata_and_by_name(engine):
     """<|im_end|> is the eos token, <|endoftext|> is known by its name; <|im_start|> is none."""
-    assert engine.ends == {0, 2}
+    assert engine.reader.edges.ends == {0, 2}
 
 
 def test_a_stop_text_ends_and_is_cut_off(either):

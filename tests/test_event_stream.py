@@ -258,13 +258,13 @@ def test_usage_with_every_chunk_says_what_a_token_is():
 
 
 @pytest.mark.usefixtures("clock")
-def test_tokens_without_usage_are_retokenised_or_unknown():
+def test_tokens_without_usage_are_retokenized_or_unknown():
     """Three chunks of four tokens are never three tokens."""
     chunks = [chunk("a b c d ") for _ in range(3)]
     answer, source = read(*chunks, STOP).answer(0)
     assert (answer.tokens_generated, source, answer.inter_token_ms) == (None, "unknown", ())
     answer, source = read(*chunks, STOP).answer(0, lambda text: len(text.split()))
-    assert (answer.tokens_generated, source, answer.inter_token_ms) == (12, "retokenised", ())
+    assert (answer.tokens_generated, source, answer.inter_token_ms) == (12, "retokenized", ())
 
 
 @pytest.mark.parametrize("nonsense", [0, -1, True, 1.5, "12", None, math.nan, [], 1e300])

@@ -19,7 +19,7 @@ from batchgauge.experiments.regression.runs import trial
 from batchgauge.files import write_csv
 from batchgauge.measuring import Run, to_frame
 from batchgauge.measuring.gate.compare import changed_work, compare_runs, exit_code, frame_of
-from batchgauge.measuring.gate.process import Plan, Side
+from batchgauge.measuring.gate.process import GatePlan, Side
 from batchgauge.measuring.gate.revisions import check_clean, repository, resolve, worktree
 from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, gate, is_clear
 from batchgauge.measuring.gate.trial import simulate
@@ -32,7 +32,7 @@ def stored(factor=1.0, *, seed=0, noise=0.01, blocks=30, workload="w", counters=
     """An invented run: two benchmarks, the second slowed down by `factor`."""
     rng = np.random.default_rng(seed)
     samples = [
-        Sample(name, "numpy", "tokenise", 1, "{}", 0, block, 0, False, 1,
+        Sample(name, "numpy", "tokenize", 1, "{}", 0, block, 0, False, 1,
                float(ms * np.exp(rng.normal(0, noise))), 1.0, 2, 50, counters)
         for name, ms in (("still", 3.0), ("changed", 5.0 * factor))
         for block in range(blocks)
@@ -166,7 +166,7 @@ def test_a_round_ends_when_its_answer_is_clear():
     assert is_clear(evidence(0.1, 0.01), 0.02)
     assert is_clear(evidence(0.0, 0.01), 0.02)
     assert not is_clear(evidence(0.02, 0.03), 0.02)
-    plan = Plan([], Path(), {}, least=10)
+    plan = GatePlan([], Path(), {}, least=10)
     assert [n for n in range(2, 20) if plan.is_look(n)] == [10, 14, 18]
     assert not plan.is_over(5, 1e9)
     assert plan.is_over(6, 1e9)
@@ -180,7 +180,7 @@ def test_clear_answers_end_a_real_round_early(tmp_path):
         _repository(tmp_path / name, f"n = {n}\n")
         sides.append(Side(name, tmp_path / name / "src"))
     (tmp_path / "suite.py").write_text(SUITE)
-    plan = Plan(
+    plan = GatePlan(
         ["sum"], tmp_path / "suite.py", {}, seconds=9, processes=30, least=3, progress=False
     )
     result = gate(sides[0], sides[1], plan)
@@ -266,7 +266,9 @@ def test_two_revisions_in_turn(tmp_path):
         _repository(folder, f"n = {n}\n")
         sides.append(Side(name, folder / "src"))
     (tmp_path / "suite.py").write_text(SUITE)
-    plan = Plan(["sum", "bad"], tmp_path / "suite.py", {}, seconds=0.6, processes=4, progress=False)
+    plan = GatePlan(
+        ["sum", "bad"], tmp_path / "suite.py", {}, seconds=0.6, processes=4, progress=False
+    )
     result = gate(sides[0], sides[1], plan)
     assert [c.status for c in result.changes] == ["regression"]
     assert result.changes[0].change > 0.5
@@ -278,7 +280,7 @@ def test_two_revisions_in_turn(tmp_path):
 
 def test_a_benchmark_may_have_its_own_threshold():
     """A plan's threshold holds for all but the benchmarks that have their own."""
-    plan = Plan(["a", "b"], Path("suite.py"), {}, threshold=0.02, thresholds={"b": 0.2})
+    plan = GatePlan(["a", "b"], Path("suite.py"), {}, threshold=0.02, thresholds={"b": 0.2})
     assert [plan.threshold_of(name) for name in plan.benchmarks] == [0.02, 0.2]
 
 
@@ -287,7 +289,7 @@ def test_a_worker_that_dies_is_said(tmp_path):
     _repository(tmp_path / "broken", "raise RuntimeError('will not start')\n")
     (tmp_path / "suite.py").write_text(SUITE)
     side = Side("broken", tmp_path / "broken" / "src")
-    plan = Plan(["sum"], tmp_path / "suite.py", {}, seconds=1, processes=2, progress=False)
+    plan = GatePlan(["sum"], tmp_path / "suite.py", {}, seconds=1, processes=2, progress=False)
     with pytest.raises(UserError, match="will not start"):
         gate(side, side, plan)
 
@@ -298,7 +300,7 @@ def test_a_worker_that_dies_is_said(tmp_path):
 )
 def test_an_injected_ten_percent_is_found():
     """This checkout against itself, one side slowed down by 10 %: found for the tokenizer."""
-    plan = Plan(["tokenise/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
+    plan = GatePlan(["tokenize/batch=32/chars=200"], Path(suite.__file__), {}, progress=False)
     result = gate(Side("this", SOURCE), Side("slowed", SOURCE, 0.10), plan)
     assert result.changes[0].status == "regression"
 

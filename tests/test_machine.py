@@ -368,7 +368,7 @@ def test_one_machine_has_one_identity(monkeypatch, tmp_path):
     assert hardware.detect_hardware(measure=False).name == here.cpu
     seen = []
 
-    def calibrate(*_, **identity):
+    def calibrate(*_, identity):
         seen.append(identity)
         raise ZeroDivisionError
 
@@ -376,7 +376,7 @@ def test_one_machine_has_one_identity(monkeypatch, tmp_path):
     engine = SimpleNamespace(name="x", max_batch_size=lambda: 4)
     with pytest.raises(ZeroDivisionError):
         automatic.optimal_for_engine(engine, cache=tmp_path)
-    assert seen[0]["machine"] == here.id
+    assert seen[0].machine == here.id
 
 
 def test_an_identity_stays_over_boots_and_moments(monkeypatch):

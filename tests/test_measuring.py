@@ -9,28 +9,34 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from batchgauge.clock import durations_s, repeated, timed
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
 from batchgauge.measuring import (
     COLUMNS,
+    Amount,
+    Conditions,
+    Design,
+    Estimate,
+    Labels,
     Machine,
     Run,
+    Sample,
+    Stopping,
     allocations,
     compare_interleaved,
     measure,
     memory_overhead,
     merge,
     read,
-    rss_peak,
+    to_frame,
 )
-from batchgauge.measuring.blocks import AA_CONTROL, CONTROL
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
-from batchgauge.measuring.record import Sample, to_frame
-from batchgauge.measuring.statistics import Estimate
+from batchgauge.measuring.paired import AA_CONTROL, CONTROL
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
-from batchgauge.measuring.timing import calibrate, conditions, steady_from, timed
+from batchgauge.measuring.timing import calibrate, steady_from
 from batchgauge.measuring.verdicts import Ratio, judge, judged
 from batchgauge.reporting.profiles import profile_named
 
@@ -42,6 +48,9 @@ RECORD = to_frame(
     ],
     Run("r", Machine("cpu", 2, 4, "Linux x86_64"), "python 3", "abc", 1, 0, "w", "2026-01-01"),
 )  # fmt: skip
+
+
+BRIEF = Stopping(0.01, least=10, most=1000)
 
 
 def short():
@@ -58,8 +67,8 @@ def longer():
 def compared():
     """One comparison that several tests look at."""
     return compare_interleaved(
-        {"long": longer, "short": short}, items=4, tokens=8, budget_s=0.3, min_blocks=6,
-        max_blocks=12, seed=3, progress=False,
+        {"long": longer, "short": short}, amount=Amount(items=4, tokens=8),
+        stopping=Stopping(0.3, least=6, most=12), conditions=Conditions(seed=3), progress=False,
     )  # fmt: skip
 
 
@@ -87,8 +96,8 @@ def test_blocks_are_palindromes(compared):
 def test_slow_calls_go_one_way():
     """One way, each candidate comes once in a block, and every other block is its mirror."""
     frame = compare_interleaved(
-        {"a": short, "b": short, "c": short}, budget_s=0.01, min_blocks=6, max_blocks=6,
-        one_way=True, control=False, progress=False,
+        {"a": short, "b": short, "c": short}, stopping=Stopping(0.01, least=6, most=6),
+        design=Design(one_way=True, control=False), progress=False,
     ).frame()  # fmt: skip
     steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
     blocks = [rows["implementation"].tolist() for _, rows in steady.groupby("block")]
@@ -102,8 +111,8 @@ def test_order_is_seeded():
 
     def order(seed):
         frame = compare_interleaved(
-            {"a": short, "b": short, "c": short}, budget_s=0.05, min_blocks=8, max_blocks=8,
-            precision=0.0, seed=seed, progress=False,
+            {"a": short, "b": short, "c": short}, conditions=Conditions(seed=seed),
+            stopping=Stopping(0.05, least=8, most=8, precision=0.0), progress=False,
         ).frame()  # fmt: skip
         steady = frame[~frame["is_warmup"]].sort_values(["block", "position"])
         return steady["implementation"].tolist()[: 8 * 9]
@@ -114,26 +123,32 @@ def test_order_is_seeded():
 
 def test_stops_for_a_stated_reason():
     """Tight enough, out of time, or out of blocks: the comparison says which."""
-    calls = {"a": short, "b": short}
-    wide = compare_interleaved(calls, budget_s=9, precision=100.0, progress=False)
-    assert "every interval" in wide.stopped_because
-    late = compare_interleaved(calls, budget_s=0.01, precision=0.0, progress=False)
-    assert "budget" in late.stopped_because
-    few = compare_interleaved(calls, budget_s=9, precision=0.0, max_blocks=6, progress=False)
+
+    def compared(**stopping):
+        calls = {"a": short, "b": short}
+        return compare_interleaved(calls, stopping=Stopping(**stopping), progress=False)
+
+    assert "every interval" in compared(budget_s=9, precision=100.0).stopped_because
+    assert "budget" in compared(budget_s=0.01, precision=0.0).stopped_because
+    few = compared(budget_s=9, precision=0.0, most=6)
     assert few.stopped_because == "6 blocks were measured"
     assert few.blocks == 6
 
 
 def test_impossible_comparisons_are_refused():
     """One candidate, an unknown baseline, no items, a budget of nothing: one sentence each."""
+    two = {"a": short, "b": short}
     for bad in (
-        {"candidates": {"a": short}},
-        {"candidates": {"a": short, "b": short}, "baseline": "c"},
-        {"candidates": {"a": short, "b": short}, "items": 0},
-        {"candidates": {"a": short, "b": short}, "budget_s": 0},
+        lambda: compare_interleaved({"a": short}),
+        lambda: compare_interleaved(two, design=Design("c")),
+        lambda: compare_interleaved(two, stopping=Stopping(least=1)),
+        lambda: Amount(items=0),
+        lambda: Stopping(budget_s=0),
+        lambda: Stopping(least=5, most=4),
+        lambda: Conditions(gc="never"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UserError, match=r"expected|needs"):
-            compare_interleaved(**bad, progress=False)
+            bad()
 
 
 @pytest.mark.parametrize(
@@ -168,8 +183,25 @@ def test_calibration_fills_a_sample():
     """A short call is looped until a sample takes a millisecond; a long one runs once."""
     loops = calibrate(short)
     assert loops > 1
-    assert timed(short, loops)[0] > 100_000
+    assert timed(short, loops).wall_ns > 100_000
     assert calibrate(lambda: time.sleep(0.002)) == 1
+
+
+def test_the_timer_counts_calls():
+    """As many calls as are asked for, or as begin in the time given; each at least once."""
+    calls: list[int] = []
+
+    def call():
+        time.sleep(0.001)
+        calls.append(1)
+
+    assert timed(call, 3).loops == len(calls) == 3
+    found = repeated(call, 0.02)
+    assert len(calls) == 3 + found.loops
+    assert found.wall_ms >= 1.0 > found.cpu_ms
+    assert repeated(call, 0.0).loops == 1
+    calls.clear()
+    assert len(durations_s(call, 0.0, least=4)) == 4 == len(calls) - 1  # the first is not counted
 
 
 def test_warm_up_is_detected():
@@ -186,7 +218,7 @@ def test_warm_up_is_kept_apart():
     def settling():
         time.sleep(0.02 if next(calls) < 6 else 0.002)
 
-    m = measure(settling, name="settling", budget_s=0.1, min_samples=24)
+    m = measure(settling, Labels("settling"), stopping=Stopping(0.1, least=24, most=1000))
     assert any(s.is_warmup for s in m.samples)
     assert len(m.steady_ms) + sum(s.is_warmup for s in m.samples) == len(m.samples)
     assert m.median_ms < 10
@@ -197,7 +229,7 @@ def test_conditions_are_restored():
     import gc
 
     def inside():
-        with conditions(gc="off"):
+        with Conditions(gc="off").held():
             assert not gc.isenabled()
             raise RuntimeError
 
@@ -208,7 +240,8 @@ def test_conditions_are_restored():
 
 def test_records_survive_csv(tmp_path):
     """Rows written and read again are equal, in the documented columns."""
-    m = measure(short, name="x", items=2, parameters={"b": 1, "a": "é"}, budget_s=0.01)
+    labels = Labels("x", parameters={"b": 1, "a": "é"})
+    m = measure(short, labels, Amount(items=2), stopping=BRIEF)
     frame = read(m.write(tmp_path / "x.csv"))
     assert tuple(frame.columns) == COLUMNS
     assert frame["wall_ms"].tolist() == m.to_frame()["wall_ms"].tolist()
@@ -356,7 +389,7 @@ def _broken(text, how):
 )
 def test_bad_files_are_refused_in_a_sentence(tmp_path, how):
     """A damaged CSV is named and said in one sentence."""
-    good = measure(short, name="x", budget_s=0.01).write(tmp_path / "good.csv")
+    good = measure(short, Labels("x"), stopping=BRIEF).write(tmp_path / "good.csv")
     bad = tmp_path / "bad.csv"
     bad.write_text(_broken(good.read_text(), how))
     with pytest.raises(UserError, match=r"bad\.csv"):
@@ -365,7 +398,7 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path, how):
 
 def test_other_machines_do_not_merge_silently(tmp_path):
     """Rows of two machines are merged only when that is asked for."""
-    frame = measure(short, name="x", budget_s=0.01).to_frame()
+    frame = measure(short, Labels("x"), stopping=BRIEF).to_frame()
     other = frame.assign(machine_id="ffff", machine="another")
     with pytest.raises(UserError, match="different machines"):
         merge([frame, other])
@@ -380,21 +413,6 @@ def test_allocations_are_exact():
     freed = allocations(lambda: np.zeros(1_000_000, np.uint8).sum())
     assert freed.allocated_bytes < 10_000
     assert 1_000_000 <= freed.peak_bytes < 1_100_000  # and NumPy's reduction buffer
-    assert freed.per_item(10) == freed.peak_bytes / 10
-
-
-def test_resident_peak_sees_memory_and_errors():
-    """Touching 64 MB shows in the resident peak; an exception comes through."""
-
-    def held():
-        array = np.ones(8_000_000)
-        time.sleep(0.1)
-        return array
-
-    grown = rss_peak(held)
-    assert 50e6 < grown.growth_bytes < 110e6
-    with pytest.raises(ZeroDivisionError):
-        rss_peak(lambda: 1 / 0)
 
 
 def test_memory_overhead():

@@ -25,12 +25,12 @@ from tests.tiny_model import write_tiny_model
 from tests.tiny_openai_server import TinyServer, tiny_server
 
 from batchgauge.adapters.gguf_copy import float32_copy
-from batchgauge.adapters.openai_address import Address
-from batchgauge.adapters.openai_http import OpenAIEngine, Patience, _retry_after
+from batchgauge.adapters.openai_http import OpenAIEngine
+from batchgauge.adapters.openai_transport import Address, Patience, retry_after
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
-from batchgauge.experiments import tour
+from batchgauge.experiments.tour import sections as tour
 from batchgauge.protocols import Engine
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.request import BatchItem, InferenceBatchRequest, generated_tokens
@@ -426,7 +426,7 @@ def test_a_redirect_is_said_and_not_followed():
 )
 def test_what_a_server_asks_to_wait(headers, least, most):
     """Seconds or a date; what is neither is not believed."""
-    found = _retry_after(httpx.Headers(headers))
+    found = retry_after(httpx.Headers(headers))
     if least is None:
         assert found is None
     else:
@@ -470,11 +470,13 @@ def test_the_studies_sentences_take_unknown_tokens(server):
     server.scripts["quiet"] = ("text/event-stream", [body])
     engine = OpenAIEngine(server.url, patience=QUICK)
     alone, both = ask(engine, "quiet"), ask(engine, "quiet", "a b")
-    assert "unknown length" in tour.timeline_sentence(alone.responses[0])
-    said = tour.batch_sentence(alone, both)
+    assert "unknown length" in tour.timeline(alone).sentence()
+    compared = tour.batch(alone, both)
+    said = compared.sentence()
     assert "how many tokens came is not known" in said
     assert "the same, as text" in said
-    assert tour.answers_table(both)["tokens_generated"].isna().tolist() == [True, False]
+    assert compared.shown is not None
+    assert compared.shown["tokens_generated"].isna().tolist() == [True, False]
 
 
 @pytest.fixture(scope="module")

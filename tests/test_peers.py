@@ -19,7 +19,7 @@ from batchgauge.experiments.peers import participants as peers
 from batchgauge.experiments.peers import rates as peers_rates
 from batchgauge.experiments.peers import sections
 from batchgauge.experiments.peers.participants import Peers
-from batchgauge.measuring import compare_interleaved
+from batchgauge.measuring import Design, Stopping, compare_interleaved
 from batchgauge.protocols import TokenBatch
 from batchgauge.registry import missing_packages, open_tokenizer
 from batchgauge.reporting.profiles import profile_named
@@ -127,7 +127,8 @@ def test_ratios_are_ours_over_theirs():
     """A slower peer gives a ratio above 1, its interval turned round with it, and `faster`."""
     done = compare_interleaved(
         {"numpy": lambda: sum(range(2_000)), "slow": lambda: sum(range(20_000))},
-        baseline="numpy", budget_s=0.3, min_blocks=8, max_blocks=12, control=False, progress=False,
+        design=Design("numpy", control=False), stopping=Stopping(0.3, least=8, most=12),
+        progress=False,
     )  # fmt: skip
     ours, slow = peers_rates.rates(done, {"numpy": 5.0, "slow": 5.0}, {"batch_size": 1})
     assert "ours_over_theirs_x" not in ours
@@ -146,7 +147,7 @@ def test_the_tokenizing_study(field):
     assert set(table["state"]) == {"warm", "cold"}
     assert set(table["implementation"]) == {"numpy", "baseline"}
     assert (table["value"] > 0).all()
-    assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenise"}
+    assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenize"}
     assert "× baseline" in warm.sentence()
     rows = table[table["state"] == "cold"]
     assert cold.picture is not None

@@ -9,9 +9,9 @@ import pytest
 from tests.tiny_model import write_tiny_model
 
 from batchgauge import extras
-from batchgauge.adapters.checks import CheckedEngine, check_ids, check_vocabulary
+from batchgauge.adapters.checks import CheckedEngine, check_vocabulary
 from batchgauge.errors import UserError
-from batchgauge.protocols import Engine, TokenBatch, Tokenizer
+from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.registry import (
     known_engines,
     known_tokenizers,
@@ -169,14 +169,9 @@ def test_a_checked_engine_lets_the_rest_through():
         CheckedEngine(Answering(most=0)).max_batch_size()
 
 
-def test_ids_and_vocabularies_that_do_not_fit(model):
-    """A tokenizer with more ids than the model, or ids outside its own range, is said."""
+def test_a_vocabulary_that_does_not_fit(model):
+    """A tokenizer with more ids than the model is said."""
     tokenizer = open_tokenizer("numpy", model)
     check_vocabulary(tokenizer, tokenizer.vocab_size)
     with pytest.raises(UserError, match="made for this model"):
         check_vocabulary(tokenizer, tokenizer.vocab_size - 1)
-    check_ids("t", TokenBatch.from_lists([[], [0, 4]]), 5)
-    check_ids("t", TokenBatch.from_lists([]), 5)
-    for bad in ([[5]], [[-1]]):
-        with pytest.raises(UserError, match="expected 0 to 4"):
-            check_ids("t", TokenBatch.from_lists(bad), 5)

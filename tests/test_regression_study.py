@@ -1,7 +1,10 @@
 """Notebook 05's sections on invented changes and rates: what they say, draw, write and score."""
 
+import json
+
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from tests.test_gate import stored
 
@@ -75,7 +78,7 @@ def rates(noise=0.01):
 def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
     """Samples are written and read back; floors, alarms and the table are those of the changes."""
     samples = [
-        Sample("still", "base", "tokenise", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
+        Sample("still", "base", "tokenize", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
         for block in range(4)
     ]
     seen = GateResult(changes(), samples, {}, {})
@@ -191,3 +194,33 @@ def test_a_summary_leaves_warm_up_out():
     assert table.loc["still", "median_ms"] == pytest.approx(3.0)
     assert table.loc["changed", "items_per_s"] == pytest.approx(2 / 5e-3)
     assert set(table["samples"]) == {29}
+
+
+def test_every_frame_comes_back_from_its_csv(monkeypatch, tmp_path):
+    """Changes and error rates are read back equal; samples have a reader of their own."""
+    for section in (slowed(0.1, monkeypatch), rates_section(rates(), monkeypatch)):
+        for name, frame in section.frames().items():
+            path = write_csv(frame, tmp_path / f"{name}.csv")
+            found = pd.read_csv(path, keep_default_na=False, na_values=["nan"])
+            pd.testing.assert_frame_equal(found, frame, check_dtype=False, rtol=1e-12)
+
+
+def test_the_suite_is_measured_with_its_work():
+    """One table of samples; peak bytes are among the counters, tokens are the benchmark's own."""
+    frame = runs.run_suite("statistics/items=100", seconds=0.01, min_samples=2)
+    assert frame["benchmark"].unique().tolist() == ["statistics/items=100"]
+    assert frame["implementation"].unique().tolist() == ["numpy"]
+    counters = json.loads(frame["counters"].iloc[0])
+    assert counters["durations"] == 100
+    assert counters["peak_bytes"] > 0
+
+
+def test_a_trial_has_the_noise_and_the_seconds_of_its_benchmark():
+    """Quiet rounds give no false alarm and find 10 %; a gate run takes its rounds' time."""
+    noise = np.random.default_rng(0).normal(0, 0.002, 12)
+    evidence = {"quiet": [Evidence(noise, -noise, ({}, {}), 2.0)]}
+    table = runs.trial(GateResult([], [], evidence, {}), trials=5)
+    assert table["benchmark"].unique().tolist() == ["quiet"]
+    assert runs.overall(table, 0.0).value == 0.0
+    assert runs.overall(table, 0.10).value == 1.0
+    assert np.allclose(table["seconds"], 2.0 * table["processes"])

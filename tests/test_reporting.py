@@ -249,7 +249,7 @@ def test_data_keep_what_they_are_given(tmp_path):
     texts = ["=1+1", "@x", hostile.TAG, hostile.MARKDOWN, 'a "b", c', "a\nb"]
     path = report.csv(pd.DataFrame({"text": texts}), "texts")
     assert list(pd.read_csv(path)["text"]) == texts
-    report.csv(pd.DataFrame({"text": ["\ud800"]}), "odd")
+    report.csv(pd.DataFrame({"text": ["\ud800"]}, dtype=object), "odd")
     report.answer(hostile.EVERYTHING + "\ud800")
     assert json.loads(report.finish().read_text())["parameters"] == {"prompt": "\ud800"}
 

@@ -11,7 +11,6 @@ import pytest
 from batchgauge.errors import UserError
 from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.roadmap import (
-    Gain,
     Idea,
     Setup,
     combine,
@@ -25,6 +24,7 @@ from batchgauge.simulate.roadmap import (
 from batchgauge.simulate.scaling import fit_scaling, predictions
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
+from batchgauge.statistics import Interval
 from batchgauge.workload import request_lengths
 
 STEPS = StepTable(
@@ -187,10 +187,10 @@ def test_the_same_seeds_give_the_same_table():
 
 def test_hardware_is_bought_only_for_a_reason():
     """With hardware, the price of a token decides between buying and only when needed."""
-    better, same = Gain(2.0, 1.5, 2.5), Gain(1.0, 0.9, 1.1)
+    better, same = Interval(2.0, 1.5, 2.5), Interval(1.0, 0.9, 1.1)
     machine = replace(TWICE, hardware=True)
-    assert "cheaper" in recommend(better, better, machine, Gain(0.5, 0.4, 0.6))
-    assert "demands it" in recommend(better, better, machine, Gain(3.0, 2.8, 3.2))
+    assert "cheaper" in recommend(better, better, machine, Interval(0.5, 0.4, 0.6))
+    assert "demands it" in recommend(better, better, machine, Interval(3.0, 2.8, 3.2))
     assert recommend(same, better, NOTHING, same) == "build: shorter waiting only"
 
 
@@ -207,7 +207,8 @@ def test_ideas_stack():
 
 def test_a_ratio_needs_seeds_and_names_must_differ():
     """One seed gives no interval; two ideas of one name are refused."""
+    runs = run((NOTHING,))
     with pytest.raises(UserError, match="two seeds"):
-        Gain.of([1.0], [1.0])
+        gain(runs[runs["seed"] == 1], NOTHING.name, 3.0, "p90_first_text_ms")
     with pytest.raises(UserError, match="same name"):
         run((NOTHING, NOTHING))

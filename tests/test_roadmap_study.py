@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from tests.conftest import axes_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -322,7 +323,7 @@ def test_the_conversion_points_exist_and_are_advised_by_what_was_measured():
     """Every named function is there; the advice follows the length of a call and the GIL."""
     gil = pd.DataFrame(
         {
-            "call": ["tokenise", "detokenise", "prefill", "decode"],
+            "call": ["tokenize", "detokenize", "prefill", "decode"],
             "alone_ms": [0.5, 50.0, 300.0, 200.0],
             "gil": ["takes turns", "holds the GIL", "releases the GIL", "takes turns"],
             "lock_free_share": [0.0, 0.0, 0.9, 0.3],
@@ -478,14 +479,6 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert "30.0 ms for one sequence and 45.0 ms for 8" in shown["roadmap_step_time"].sentence()
     ranked, checked = shown["roadmap_ranking"], shown["roadmap_validation"]
     assert sections.answer(ranked, checked) == f"{ranked.sentence()} {checked.sentence()}"
-
-
-def axes_of(section: Section) -> list[Axes]:
-    """The axes of a section's picture."""
-    drawn = section.draw()
-    assert drawn
-    plt.close(drawn[0])
-    return list(drawn[0].axes)
 
 
 def title(ax: Axes) -> str:

@@ -10,7 +10,8 @@ import pytest
 mpl.use("agg")
 
 from batchgauge.errors import UserError
-from batchgauge.profiling import roofline
+from batchgauge.machine import rates
+from batchgauge.machine.rates import Rates
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.findings import (
     Hotspot,
@@ -21,10 +22,10 @@ from batchgauge.profiling.findings import (
     rank_findings,
     reachable_speedup,
 )
-from batchgauge.profiling.roofline import Kernel, Peaks, draw_roofline, measure_peaks, place, placed
+from batchgauge.profiling.roofline import Kernel, draw_roofline, place, placed
 from batchgauge.profiling.stacks import StackProfile
 
-PEAKS = Peaks(bandwidth_bytes_per_s=10e9, flops_per_s=100e9, threads=1)  # ridge at 10 flop/byte
+PEAKS = Rates(bandwidth_bytes_per_s=10e9, flops_per_s=100e9, threads=1)  # ridge at 10 flop/byte
 
 
 def nothing() -> None:
@@ -65,8 +66,8 @@ def test_kernels_are_called_and_drawn():
 def test_peaks_are_the_work_over_the_best_time(monkeypatch):
     """Bytes over the faster of two ways to read them, two operations a multiply-add."""
     seconds = iter([0.5, 0.25, 2.0])  # dot product, matrix-vector product, matrix product
-    monkeypatch.setattr(roofline, "_best_s", lambda call, _: call() is None or next(seconds))
-    peaks = measure_peaks(megabytes=4, order=64, threads=1)
+    monkeypatch.setattr(rates, "durations_s", lambda *_, **__: [9.0, next(seconds)])
+    peaks = rates.measure_rates(1, megabytes=4, order=64)
     assert peaks.bandwidth_bytes_per_s == 4 * 2**20 / 0.25
     assert peaks.flops_per_s == 2 * 64**3 / 2.0
 
@@ -74,7 +75,7 @@ def test_peaks_are_the_work_over_the_best_time(monkeypatch):
 def test_peaks_need_a_thread():
     """Zero threads are refused."""
     with pytest.raises(UserError, match="threads"):
-        measure_peaks(threads=0)
+        rates.measure_rates(0)
 
 
 def test_amdahl():

@@ -10,6 +10,8 @@ import pytest
 
 mpl.use("agg")
 
+from tests.conftest import axes_of
+
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
 from batchgauge.experiments.baseline import runs as baseline_runs
@@ -49,13 +51,6 @@ def speedups(sizes=(1, 8, 32), name="numpy"):
             "high_x": 1.1 * value, "verdict": "faster", "noise_floor_percent": 1.5,
         }
     )  # fmt: skip
-
-
-def drawn(section):
-    """The axes of a section's picture."""
-    figure, caption = section.draw()
-    assert caption
-    return figure.axes
 
 
 def test_a_context_opens_nothing_before_it_is_asked(context):
@@ -135,13 +130,13 @@ def test_baseline_sections(context, monkeypatch):
     assert "Noise floor at worst 1.5 %" in tokens.sentence()
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
     assert (score.label, score.value, score.verdict) == ("Tokenizing, S(8)", 8**0.5, "open")
-    (axes,) = drawn(tokens)
+    (axes,) = axes_of(tokens)
     assert any("target at batch 16: 3 ×" in t.get_text() for t in axes.texts)
     whole, waits, answers = baseline.inference(
         context, sizes=(1, 32), max_tokens=4, target=(8, 3.0)
     )
     assert whole.table() is None
-    assert len(drawn(waits)) == 2
+    assert len(axes_of(waits)) == 2
     assert "median TTFT goes from 10 to 40 ms" in waits.sentence()
     assert "100 to 900 tokens/s" in waits.sentence()
     assert answers.shown is not None
@@ -214,7 +209,7 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     monkeypatch.setattr(baseline_runs, "variation", lambda *_: table)
     section = baseline.variation(context, sizes=(4,), max_tokens=4)
     assert "temperature from 0 to 1.5: -50%" in section.sentence()
-    assert [ax.get_xlabel() for ax in drawn(section)] == ["temperature", "max tokens"]
+    assert [ax.get_xlabel() for ax in axes_of(section)] == ["temperature", "max tokens"]
 
 
 def rungs(part="tokenizing"):
@@ -244,7 +239,7 @@ def test_a_ladder_says_what_paid(context, monkeypatch):
     assert lines[2].endswith("it cost.")
     assert section.shown is not None
     assert section.shown["alone_x"].dropna().tolist() == [4.2]
-    (axes,) = drawn(section)
+    (axes,) = axes_of(section)
     assert [t.get_text() for t in axes.get_yticklabels()] == ["cache", "trick", "blocks"]
 
 
@@ -293,7 +288,7 @@ def test_speedup_by_size(context, monkeypatch):
     assert words.sentence() == (
         "Tokenizing in batches of 64: 8.00 × one at a time, 800 × the baseline."
     )
-    assert drawn(words)[0].get_yscale() == "log"
+    assert axes_of(words)[0].get_yscale() == "log"
     speedup.inference_by_size(context, sizes=(1, 4, 64), target=(8, 3.0))
     speedup.inference_by_size(context, sizes=(64,), target=(8, 3.0))
     assert seen == [[1, 64], [1, 4], [1]]

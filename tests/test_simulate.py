@@ -32,8 +32,8 @@ from batchgauge.simulate.server import (
     ROWS,
     STALL_S,
     STEP_S,
-    Run,
     Server,
+    SimulatedRun,
 )
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing.cost_model import CostModel
@@ -91,7 +91,7 @@ def stream(times, context=10, generated=5, rank=0) -> Arrivals:
 # --- conservation -----------------------------------------------------------------
 
 
-def check_conserved(run: Run) -> None:
+def check_conserved(run: SimulatedRun) -> None:
     """Causal order for every request; token counts add up when nothing was begun again."""
     times = run.arrivals.times_s
     assert (times <= run.start_s + 1e-9).all()
@@ -414,7 +414,7 @@ COSTS = CostModel(
 
 
 def test_the_table_answers_like_the_cost_model():
-    """Prefill, decode, pairs and context cost the same as in the sizing room's cost model."""
+    """Prefill, decode, pairs and context cost the same as in the sizing package's cost model."""
     table = StepTable.from_costs(COSTS, max_batch=16)
     for rows, context in [(1, 50), (7, 900), (16, 4000)]:
         expected = float(COSTS.decode_ms(rows, context)) / 1e3

@@ -191,24 +191,17 @@ def test_rates_are_measured_once_per_machine(tmp_path, monkeypatch):
 
 def test_rates_are_real_numbers():
     """A measurement gives positive rates, and more flops than bytes on any machine with caches."""
-    found = rates.measure_rates(1, repeats=1)
+    found = rates.measure_rates(1, megabytes=16, order=128)
     assert found.bandwidth_bytes_per_s > 0.0
     assert found.flops_per_s > 0.0
     assert json.dumps(found.flops_per_s)
 
 
-def test_cache_folder_per_system(monkeypatch, tmp_path):
-    """The user's cache folder is where each system keeps it, or where the variable says."""
+def test_cache_folder(monkeypatch, tmp_path):
+    """A folder of our own in the user's cache folder, or where the variable says."""
     monkeypatch.delenv("BATCHGAUGE_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/u"))
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert rates.cache_folder() == Path("/home/u/.cache/batchgauge")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert rates.cache_folder() == Path("/home/u/Library/Caches/batchgauge")
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/data")
-    assert rates.cache_folder() == Path("/data/batchgauge")
+    assert "batchgauge" in rates.cache_folder().parts
+    assert rates.cache_folder().is_absolute()
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
     assert rates.cache_folder() == tmp_path
 

@@ -16,15 +16,17 @@ from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing import calibration
 from batchgauge.sizing.calibration import (
     LEAST_ERROR,
+    Extent,
+    beside_best,
     calibrate_engine,
     calibrate_tokenizer,
+    most_telling,
     stated_error,
 )
-from batchgauge.sizing.cost_model import CostModel, HeldOut, batch_times
+from batchgauge.sizing.cost_model import CostModel, HeldOut, Identity, batch_times
 from batchgauge.sizing.curve import Curve, fit_ripple, roofline_curve
-from batchgauge.sizing.design import beside_best, most_telling
 from batchgauge.sizing.drift import check_drift
-from batchgauge.sizing.lengths import Lengths, Plan
+from batchgauge.sizing.lengths import BatchWork, Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape, Peak
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
@@ -59,7 +61,7 @@ class InventedMachine:
 def test_calibration_recovers_invented_costs():
     """Sizes never calibrated on, off-tile ones too, are predicted within one percent."""
     machine = InventedMachine()
-    model = calibrate_engine(machine, max_batch_size=64)
+    model = calibrate_engine(machine)
     for rows in range(1, 65):
         predicted = float(model.decode_ms(rows, rows * 40.0))
         assert predicted == pytest.approx(machine.step_ms(rows, rows * 40.0), rel=0.01), rows
@@ -74,7 +76,7 @@ def test_calibration_recovers_invented_costs():
 def test_calibration_states_its_error_under_noise():
     """With 3 % noise the stated error is of that order, and the model stays within it."""
     machine = InventedMachine(noise=0.03)
-    model = calibrate_engine(machine, max_batch_size=64)
+    model = calibrate_engine(machine)
     assert 0.01 <= model.error <= 0.08
     assert len(model.held_out) >= 8
     sizes = np.arange(1, 65)
@@ -87,7 +89,7 @@ def test_calibration_needs_few_runs(monkeypatch):
     """A calibration runs a fraction of the sizes that it predicts."""
     monkeypatch.setattr(calibration, "WARM_UP_S", 0.0)
     machine = InventedMachine()
-    model = calibrate_engine(machine, max_batch_size=128, repeats=1)
+    model = calibrate_engine(machine, Extent(128, repeats=1))
     assert machine.calls < 45
     assert len(model.decode.knots) <= 19
 
@@ -103,7 +105,7 @@ def test_tokenizer_calibration_recovers_a_line():
 @pytest.mark.parametrize("slower", [0.92, 1.08])
 def test_a_model_eight_percent_off_is_noticed_and_said(slower):
     """Fresh times 8 % away from the model raise the alarm, in a sentence that says so."""
-    model = calibrate_engine(InventedMachine(noise=0.01), max_batch_size=64)
+    model = calibrate_engine(InventedMachine(noise=0.01))
     fresh = InventedMachine(noise=0.02, slower=slower)
     sizes = (1, 4, 8, 12, 20, 32, 48, 64)
     measured = [fresh(b, 16, 4)[1] for b in sizes]
@@ -135,11 +137,10 @@ def test_drift_check_refuses_bad_input(predicted, measured):
 
 def test_saved_model_comes_back_equal(tmp_path):
     """JSON round trip keeps everything, the held-out checks included."""
-    model = calibrate_engine(
-        InventedMachine(noise=0.01), max_batch_size=32, machine="m", model="x", threads=2
-    )
+    machine = InventedMachine(noise=0.01)
+    model = calibrate_engine(machine, Extent(32), identity=Identity("m", "x", 2))
     path = model.save(tmp_path / "costs.json")
-    assert CostModel.load(path, machine="m", model="x", threads=2) == model
+    assert CostModel.load(path, Identity("m", "x", 2)) == model == CostModel.load(path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_calibration_of_another_machine_or_model_is_refused(tmp_path, wanted, wo
     model = CostModel(Curve((1.0,), (1.0,)), machine="m", model="x", threads=2)
     path = model.save(tmp_path / "costs.json")
     with pytest.raises(UserError, match=f"another {word}"):
-        CostModel.load(path, **wanted)
+        CostModel.load(path, model.identity._replace(**wanted))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 9}', '{"schema": 1, "prefill": {}}'])
@@ -318,7 +319,7 @@ def test_memory_fit_recovers_invented_terms():
 def test_neighbours_get_room_for_the_longest_of_their_group():
     """With groups of two, tokens held are those of the longer neighbour in order of length."""
     model = MemoryModel(0, 1.0, 0.0, (0.0,) * 3, (0.0,) * 2, group=2)
-    plan = Plan(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
+    plan = BatchWork(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
     assert model.batch_bytes(plan) == 2 * 3 + 2 * 10
 
 

@@ -16,7 +16,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
 from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
-    Scenario,
+    SizingScenario,
     Truth,
     ask,
     fixed_size_rules,
@@ -29,16 +29,16 @@ from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine,
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.sizing import (
     ModelShape,
+    SizingConfig,
     automatic,
     optimal_for_engine,
     optimal_for_tokenizer,
     simulated_profiles,
 )
 from batchgauge.sizing.calibration import calibrate_engine
-from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
-from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items, tokenizer_probe
+from batchgauge.sizing.probes import SteadyProbe, engine_probe, tokenizer_probe
 from batchgauge.workload import request_lengths
 
 WORK = Lengths.uniform(16, 16)
@@ -61,7 +61,7 @@ def sweep():
 @pytest.fixture(scope="module")
 def model():
     """Its calibration."""
-    return calibrate_engine(probe, max_batch_size=64)
+    return calibrate_engine(probe)
 
 
 def test_the_sweep_is_dense():
@@ -90,7 +90,7 @@ def test_a_steady_probe_takes_the_changes_of_speed_out():
 
 def test_the_luckiest_size_is_no_yardstick():
     """The best is picked in one half of the passes and judged in the other."""
-    scenario = Scenario("", "engine", Lengths.uniform(8, 8), 3)
+    scenario = SizingScenario("", "engine", Lengths.uniform(8, 8), 3)
 
     def half(*rates):
         times = [BatchTimes(i + 1, 1.0, 1.0, 1.0, rate) for i, rate in enumerate(rates)]
@@ -122,7 +122,7 @@ def test_a_sweep_takes_further_sizes(sweep):
 @pytest.mark.parametrize("budget", [None, 400.0, 1500.0, 2500.0])
 def test_a_right_model_scores_near_one(sweep, model, budget):
     """With a model that recovered the machine, the suggestion is at most a few percent off."""
-    scenario = Scenario("x", "engine", WORK, 64, latency_budget_ms=budget)
+    scenario = SizingScenario("x", "engine", WORK, 64, latency_budget_ms=budget)
     size = ask(scenario, model)
     found = score(scenario, "advisor", size, truths(scenario, sweep.costs, sweep.sizes))
     assert found.score >= 0.93
@@ -131,13 +131,13 @@ def test_a_right_model_scores_near_one(sweep, model, budget):
 
 def test_refusing_scores_one_only_when_nothing_fits(sweep, model):
     """An impossible budget is answered with no size; a possible one must not be."""
-    impossible = Scenario("x", "engine", WORK, 64, latency_budget_ms=50.0)
+    impossible = SizingScenario("x", "engine", WORK, 64, latency_budget_ms=50.0)
     truth = truths(impossible, sweep.costs, sweep.sizes)
     assert ask(impossible, model) == 0
     assert score(impossible, "advisor", 0, truth).score == 1.0
     broken = score(impossible, "fixed 8", 8, truth)
     assert (broken.score, broken.late) == (0.0, True)
-    possible = Scenario("x", "engine", WORK, 64)
+    possible = SizingScenario("x", "engine", WORK, 64)
     timid = score(possible, "timid", 0, truths(possible, sweep.costs, sweep.sizes))
     assert timid.score == 0.0
     assert math.isnan(timid.log2_distance)
@@ -145,9 +145,9 @@ def test_refusing_scores_one_only_when_nothing_fits(sweep, model):
 
 def test_breaking_a_budget_scores_zero(sweep):
     """The fastest size is worth nothing when it is late or does not fit in memory."""
-    late = Scenario("x", "engine", WORK, 64, latency_budget_ms=1500.0)
+    late = SizingScenario("x", "engine", WORK, 64, latency_budget_ms=1500.0)
     assert score(late, "f", 64, truths(late, sweep.costs, sweep.sizes)).score == 0.0
-    small = Scenario("x", "engine", WORK, 64, memory_budget_bytes=20.0)
+    small = SizingScenario("x", "engine", WORK, 64, memory_budget_bytes=20.0)
     truth = truths(small, sweep.costs, sweep.sizes, lambda _, size: float(size))
     found = score(small, "f", 32, truth)
     assert (found.score, found.over_memory, found.late) == (0.0, True, False)
@@ -156,14 +156,14 @@ def test_breaking_a_budget_scores_zero(sweep):
 
 def test_a_size_that_was_not_swept_cannot_be_scored(sweep):
     """No interpolated score: the size must have been measured."""
-    scenario = Scenario("x", "engine", WORK, 64)
+    scenario = SizingScenario("x", "engine", WORK, 64)
     with pytest.raises(UserError, match="not swept"):
         score(scenario, "f", 33, truths(scenario, sweep.costs, sweep.sizes))
 
 
 def test_fixed_size_rules_follow_their_names(sweep):
     """Each rule of thumb gives what its name says, on a budget that 20 rows keep."""
-    scenario = Scenario("x", "engine", WORK, 64, latency_budget_ms=1700.0)
+    scenario = SizingScenario("x", "engine", WORK, 64, latency_budget_ms=1700.0)
     truth = truths(scenario, sweep.costs, sweep.sizes)
     allowed = max(size for size, row in truth.items() if row.allowed)
     assert 16 <= allowed < 32
@@ -176,7 +176,7 @@ def test_fixed_size_rules_follow_their_names(sweep):
 
 def test_summary_and_steps():
     """The summary's figures are those of the scores; a step is a tile or a fifth."""
-    scenario = Scenario("x", "engine", WORK, 4)
+    scenario = SizingScenario("x", "engine", WORK, 4)
     truth = truths(scenario, sweep_engine(probe, largest=4, passes=1).costs, (1, 2, 3, 4))
     scores = [score(scenario, "f", size, truth) for size in (1, 4, 4)]
     found = summaries(pd.DataFrame(scores)).iloc[0]
@@ -241,15 +241,6 @@ def test_a_failing_engine_is_a_user_error():
         engine_probe(InventedEngine(broken=True))(2, 4, 1)
 
 
-def test_probe_items_have_exact_lengths():
-    """Prompts are ids of the length asked for, below the vocabulary, with unique ids."""
-    items = probe_items(5, 7, 3, vocab_size=50)
-    assert [len(item.data.prompt) for item in items] == [7] * 5
-    assert all(int(i) < 50 for item in items for i in item.data.prompt)
-    assert len({item.id for item in items}) == 5
-    assert items[0].data.ignore_eos
-
-
 def test_optimal_for_engine_calibrates_once(tmp_path):
     """The second question is answered from the cache, another model is calibrated anew."""
     engine = InventedEngine()
@@ -277,7 +268,8 @@ def test_a_broken_cache_is_replaced(tmp_path):
 def test_optimal_for_tokenizer_follows_its_costs(tmp_path, monkeypatch, per_call_us, low, high):
     """Dear calls want large batches, free ones do not; the second question is not measured."""
     tokenizer: Any = InventedTokenizer(per_call_us)
-    monkeypatch.setattr("batchgauge.sizing.probes.perf_counter_ns", lambda: tokenizer.clock_ns)
+    clock = SimpleNamespace(perf_counter_ns=lambda: tokenizer.clock_ns, process_time_ns=int)
+    monkeypatch.setattr("batchgauge.clock.time", clock)
     size = optimal_for_tokenizer(tokenizer, max_batch_size=50, cache=tmp_path)
     assert low <= size <= high
     calls = tokenizer.calls
@@ -357,8 +349,10 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
     models = calibrate(bench)
-    plain = Scenario("", "engine", bench.works["ragged traffic"], bench.largest)
-    texts = Scenario("", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest)
+    plain = SizingScenario("", "engine", bench.works["ragged traffic"], bench.largest)
+    texts = SizingScenario(
+        "", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest
+    )
     with threadpool_limits(1, user_api="blas"):
         assert optimal_for_engine(engine) == ask(plain, models["engine", 1])
     size = optimal_for_tokenizer(tokenizer, texts=list(bench.texts), max_batch_size=90)
@@ -379,9 +373,12 @@ def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
     first = automatic.suggest_for_engine(engine, cache=tmp_path)
     assert len(first.candidates) == automatic.LARGEST
     calls = engine.calls
-    assert automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=8).size <= 8
+    assert (
+        automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=8), cache=tmp_path).size
+        <= 8
+    )
     assert engine.calls == calls
-    wide = automatic.suggest_for_engine(engine, cache=tmp_path, max_batch_size=64)
+    wide = automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=64), cache=tmp_path)
     assert engine.calls > calls
     assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
 

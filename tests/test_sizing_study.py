@@ -14,9 +14,10 @@ mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
+from batchgauge.files import write_csv
 from batchgauge.reporting import Report, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 
@@ -52,7 +53,7 @@ def judged():
     """Calibrated, asked, swept and judged, without a clock that matters."""
     plan = bench.effort("smoke", 1)
     models = {
-        ("engine", 1): calibrate_engine(engine, max_batch_size=8, max_positions=64),
+        ("engine", 1): calibrate_engine(engine, Extent(8, 64)),
         ("tokenizer", 1): calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest),
     }
     questions = study.scenarios(WORKS, models, MEMORY, TEXTS, plan)
@@ -321,7 +322,7 @@ def test_the_reference_speed_is_that_of_the_controls():
 
 def test_the_budget_table_says_which_budget_fails():
     """Cells hold a size, or name the budget that already a batch of one breaks."""
-    model = calibrate_engine(engine, max_batch_size=8, max_positions=64)
+    model = calibrate_engine(engine, Extent(8, 64))
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 64).startswith("8 (")
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, 1.0, 64) == "none: latency"
     assert tables.suggestion_text(WORKS["short"], model, MEMORY, 8, None, 0.001) == "none: memory"
@@ -343,7 +344,7 @@ def test_an_engine_without_a_shape_is_asked_nothing_about_memory():
     assert not sections.simulated(stranger, None, workload="short").frames()
     assert bench.shape_of(type("Stranger", (), {"name": "stranger"})()) is None
     plan = bench.effort("smoke", 1)
-    cost = calibrate_engine(engine, max_batch_size=8, max_positions=64)
+    cost = calibrate_engine(engine, Extent(8, 64))
     words_cost = calibrate_tokenizer(texts, max_batch_size=plan.tokenizer_largest)
     models = {("engine", 1): cost, ("tokenizer", 1): words_cost}
     questions = study.scenarios(WORKS, models, None, TEXTS, plan)
@@ -356,3 +357,44 @@ def test_threads_asked_for_are_swept():
     """A thread count of one's own is part of the effort, and is what is shown."""
     plan = bench.effort("smoke", 3)
     assert dict(plan.largest)[3] == 6
+
+
+def test_every_frame_comes_back_from_its_csv(judged, monkeypatch, tmp_path):
+    """What the sections write is read back equal: numbers to the last digits, texts whole."""
+    models, advice, sweeps, scored = judged
+    peaks_seen = [
+        Peak(size, 8, 4, MEMORY.batch_bytes(Peak(size, 8, 4, 0.0).plan())) for size in (4, 8)
+    ]
+    monkeypatch.setattr(runs, "recalibrate", lambda _: [models["engine", 1]] * 2)
+    monkeypatch.setattr(runs, "calibrate", lambda _: models)
+    monkeypatch.setattr(peaks, "fit_memory", lambda *_: (MEMORY, peaks_seen))
+    monkeypatch.setattr(peaks, "fresh_peaks", lambda *_: peaks_seen)
+    opened = invented_bench()
+    shown = [
+        sections.calibrate(opened)[1],
+        sections.memory(opened)[2],
+        sections.cost_errors(models, sweeps),
+        sections.dense_sweep(opened, models, sweeps, advice),
+        *scores_of(scored, monkeypatch),
+        sections.stability(opened, advice, MEMORY),
+        sections.simulated(opened, MEMORY, workload="ragged traffic"),
+    ]
+    names = set()
+    for section in shown:
+        for name, frame in section.frames().items():
+            path = write_csv(frame, tmp_path / f"{name}.csv")
+            found = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            pd.testing.assert_frame_equal(
+                found, frame.reset_index(drop=True), check_dtype=False, rtol=1e-12
+            )
+            names.add(name)
+    assert names >= {
+        "calibrations",
+        "memory",
+        "cost_errors",
+        "sweep",
+        "dense_sweep",
+        "scores",
+        "stability",
+        "simulated",
+    }

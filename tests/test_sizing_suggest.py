@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from batchgauge.errors import UserError
 from batchgauge.machine.hardware import simulated_profiles
 from batchgauge.sizing import traffic_lengths
-from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.curve import Curve
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 from batchgauge.sizing.suggest import suggest_batch_size
-from batchgauge.sizing.suggestion import BatchSizeSuggestion
+from batchgauge.sizing.suggestion import BatchSizeSuggestion, SizingConfig
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
 MEMORY = MemoryModel.from_shape(SHAPE)
@@ -41,10 +40,16 @@ machines = st.builds(
 )
 
 
-def answer(**kwargs) -> BatchSizeSuggestion:
+def suggest(cost=USUAL, memory=None, *, work=WORK, hardware=None, **config) -> BatchSizeSuggestion:
+    """The suggestion under a configuration of these fields."""
+    wanted = SizingConfig(**config)
+    return suggest_batch_size(work, cost, wanted, memory_model=memory, hardware=hardware)
+
+
+def answer(cost, memory=None, **config) -> BatchSizeSuggestion:
     """The suggestion; an example for which no size fits is not a case of the property."""
     try:
-        return suggest_batch_size(workload=WORK, max_batch_size=48, **kwargs)
+        return suggest(cost, memory, max_batch_size=48, **config)
     except UserError:
         return reject()
 
@@ -54,9 +59,9 @@ def answer(**kwargs) -> BatchSizeSuggestion:
 def test_a_looser_latency_budget_never_lowers_throughput(model, budget, looser):
     """Whatever the cost curve, more time allowed never means fewer tokens a second."""
     # Both budgets must be met in the same sense: with the whole interval.
-    tight = answer(cost_model=model, latency_budget_ms=budget)
+    tight = answer(model, latency_budget_ms=budget)
     assume(tight.latency_ms.high <= budget)
-    loose = answer(cost_model=model, latency_budget_ms=budget * looser)
+    loose = answer(model, latency_budget_ms=budget * looser)
     assert loose.throughput_per_s.value >= tight.throughput_per_s.value * (1 - 1e-12)
 
 
@@ -66,7 +71,7 @@ def test_more_memory_never_lowers_the_largest_size_that_fits(model, first, more)
     """Sizes rejected for memory only become fewer as the budget grows."""
 
     def largest(budget: float) -> int:
-        found = answer(cost_model=model, memory_model=MEMORY, memory_budget_bytes=budget)
+        found = answer(model, MEMORY, memory_budget_bytes=budget)
         return max(c.size for c in found.candidates if "memory" not in c.rejected)
 
     assert largest(first * more) >= largest(first)
@@ -76,12 +81,7 @@ def test_more_memory_never_lowers_the_largest_size_that_fits(model, first, more)
 @settings(max_examples=80, deadline=None)
 def test_a_suggestion_keeps_its_budgets(model, memory, budget):
     """Point predictions of a suggested size are within both budgets, whatever the machine."""
-    found = answer(
-        cost_model=model,
-        memory_model=MEMORY,
-        memory_budget_bytes=memory,
-        latency_budget_ms=budget,
-    )
+    found = answer(model, MEMORY, memory_budget_bytes=memory, latency_budget_ms=budget)
     assert found.latency_ms.value <= budget
     assert found.memory_bytes.value <= memory
     assert 1 <= found.size <= 48
@@ -92,7 +92,7 @@ def test_a_suggestion_keeps_its_budgets(model, memory, budget):
 @settings(max_examples=40, deadline=None)
 def test_a_uniformly_faster_machine_keeps_its_size_and_gains(model, factor):
     """Without budgets, scaling all times changes the throughput, not the size."""
-    before, after = (answer(cost_model=m) for m in (model, model.scaled(1.0 / factor)))
+    before, after = (answer(m) for m in (model, model.scaled(1.0 / factor)))
     assert before.size == after.size
     gain = after.throughput_per_s.value / before.throughput_per_s.value
     assert gain == pytest.approx(factor)
@@ -102,7 +102,7 @@ def test_a_uniformly_faster_machine_keeps_its_size_and_gains(model, factor):
 @settings(max_examples=40, deadline=None)
 def test_every_candidate_is_the_answer_or_has_a_reason(model):
     """Nothing is dropped silently, and the Pareto front rises in both directions."""
-    found = answer(cost_model=model, latency_budget_ms=1e9)
+    found = answer(model, latency_budget_ms=1e9)
     assert [c.size for c in found.candidates] == list(range(1, 49))
     assert {c.size for c in found.candidates if not c.rejected} == {found.size}
     front = sorted(found.front, key=lambda c: c.latency_ms.value)
@@ -114,9 +114,7 @@ def test_every_candidate_is_the_answer_or_has_a_reason(model):
 def test_objectives_pull_in_their_directions():
     """Latency picks the soonest, throughput the fastest, balanced lies between."""
     sizes = {
-        objective: suggest_batch_size(
-            workload=WORK, cost_model=USUAL, objective=objective, max_batch_size=64
-        ).size
+        objective: suggest(objective=objective, max_batch_size=64).size
         for objective in ("latency", "balanced", "throughput")
     }
     assert sizes["latency"] == 1
@@ -126,7 +124,7 @@ def test_objectives_pull_in_their_directions():
 
 def test_sizes_off_the_tile_are_beaten():
     """With a ripple, 7 rows take longer than 8 and do less: the reason names the better size."""
-    found = suggest_batch_size(workload=WORK, cost_model=USUAL, max_batch_size=64)
+    found = suggest(max_batch_size=64)
     reasons = {c.size: c.rejected for c in found.candidates}
     assert "beaten by 8" in reasons[7]
     assert found.size % 4 == 0
@@ -134,37 +132,28 @@ def test_sizes_off_the_tile_are_beaten():
 
 def test_binding_constraints_are_named():
     """Each constraint is named when it is the one that stops the throughput."""
-    free = suggest_batch_size(workload=WORK, cost_model=USUAL, max_batch_size=64)
+    free = suggest(max_batch_size=64)
     assert free.binding == "largest batch size"
-    late = suggest_batch_size(
-        workload=WORK, cost_model=USUAL, max_batch_size=64, latency_budget_ms=1300.0
-    )
+    late = suggest(max_batch_size=64, latency_budget_ms=1300.0)
     assert late.binding == "latency budget"
     assert late.size < free.size
-    full = suggest_batch_size(
-        workload=WORK,
-        cost_model=USUAL,
-        memory_model=MEMORY,
-        memory_budget_bytes=MEMORY.peak_bytes(WORK, 20) * 1.01,
-        max_batch_size=64,
-    )
+    room = MEMORY.peak_bytes(WORK, 20) * 1.01
+    full = suggest(memory=MEMORY, memory_budget_bytes=room, max_batch_size=64)
     assert full.binding == "memory budget"
     assert full.size < 20
     level = machine([20.0, 40.0, 160.0, 640.0, 1280.0])
-    assert suggest_batch_size(workload=WORK, cost_model=level, max_batch_size=64).binding == "none"
+    assert suggest(level, max_batch_size=64).binding == "none"
 
 
 def test_trust_follows_the_evidence():
     """A roofline guess is low, a tight calibration high, a budget within the error low."""
     prior = CostModel.prior(SHAPE, simulated_profiles()[0])
-    assert suggest_batch_size(workload=WORK, cost_model=prior).trust == "low"
-    assert suggest_batch_size(workload=WORK, cost_model=USUAL).trust == "high"
+    assert suggest(prior).trust == "low"
+    assert suggest().trust == "high"
     vague = machine([20.0, 50.0, 60.0, 90.0, 125.0], error=0.1)
-    assert suggest_batch_size(workload=WORK, cost_model=vague).trust == "fair"
-    one = suggest_batch_size(workload=WORK, cost_model=USUAL, max_batch_size=1)
-    edge = suggest_batch_size(
-        workload=WORK, cost_model=USUAL, latency_budget_ms=one.latency_ms.value * 1.001
-    )
+    assert suggest(vague).trust == "fair"
+    one = suggest(max_batch_size=1)
+    edge = suggest(latency_budget_ms=one.latency_ms.value * 1.001)
     assert edge.trust == "low"
     assert "error" in edge.trust_reason
 
@@ -172,18 +161,13 @@ def test_trust_follows_the_evidence():
 def test_impossible_latency_names_the_budget_and_the_need():
     """The sentence says which budget fails at 1 and what would do."""
     with pytest.raises(UserError, match=r"latency budget of 50 ms.*give at least"):
-        suggest_batch_size(workload=WORK, cost_model=USUAL, latency_budget_ms=50.0)
+        suggest(latency_budget_ms=50.0)
 
 
 def test_impossible_memory_names_the_budget_and_the_need():
     """Memory below the weights fails at a batch of 1, and says how much that takes."""
     with pytest.raises(UserError, match=r"memory budget of 100 MiB.*batch of 1.*give at least"):
-        suggest_batch_size(
-            workload=WORK,
-            cost_model=USUAL,
-            memory_model=MEMORY,
-            memory_budget_bytes=100 * 2**20,
-        )
+        suggest(memory=MEMORY, memory_budget_bytes=100 * 2**20)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +185,13 @@ def test_impossible_memory_names_the_budget_and_the_need():
 def test_bad_budgets_and_names_are_refused(wrong):
     """Zero, negative and NaN budgets and unknown names are user errors in one sentence."""
     with pytest.raises(UserError):
-        suggest_batch_size(workload=WORK, cost_model=USUAL, **wrong)
+        SizingConfig(**wrong)
 
 
 def test_a_request_beyond_the_context_is_an_error_at_any_size():
     """One request that is too long is named before any size is considered."""
     with pytest.raises(UserError, match="context"):
-        suggest_batch_size(
-            workload=Lengths((8, 3000), (8, 8)), cost_model=USUAL, context_length=2048
-        )
+        Lengths((8, 3000), (8, 8)).check_context(2048)
 
 
 def test_simulated_machines_move_the_right_way():
@@ -217,13 +199,8 @@ def test_simulated_machines_move_the_right_way():
     work = traffic_lengths()
     rates, sizes = [], []
     for profile in simulated_profiles():
-        found = suggest_batch_size(
-            workload=work,
-            cost_model=CostModel.prior(SHAPE, profile),
-            memory_model=MEMORY,
-            hardware=profile,
-            max_batch_size=128,
-        )
+        prior = CostModel.prior(SHAPE, profile)
+        found = suggest(prior, MEMORY, work=work, hardware=profile, max_batch_size=128)
         rates.append(found.throughput_per_s.value)
         fits = [c.size for c in found.candidates if "memory" not in c.rejected]
         sizes.append(max(fits))
@@ -238,22 +215,18 @@ def test_free_memory_bounds_the_size_when_no_budget_is_given():
     from dataclasses import replace
 
     small = replace(simulated_profiles()[0], memory_available_bytes=560_000_000)
-    found = suggest_batch_size(
-        workload=WORK, cost_model=USUAL, memory_model=MEMORY, hardware=small, max_batch_size=64
-    )
+    found = suggest(memory=MEMORY, hardware=small, max_batch_size=64)
     assert found.binding == "memory budget"
 
 
 def test_the_sentence_has_size_intervals_and_trust():
     """The words carry the numbers, in the unit of the work."""
-    found = suggest_batch_size(workload=WORK, cost_model=USUAL, max_batch_size=64)
+    found = suggest(max_batch_size=64)
     text = found.sentence()
     assert f"batches of {found.size}" in text
     assert "tokens/s" in text
     assert "Trust: high" in text
-    texts = suggest_batch_size(
-        workload=Lengths.uniform(100), cost_model=CostModel(Curve((1.0, 9.0), (1.0, 2.0)))
-    )
+    texts = suggest(CostModel(Curve((1.0, 9.0), (1.0, 2.0))), work=Lengths.uniform(100))
     assert texts.unit == "texts"
     assert np.isfinite(texts.throughput_per_s.value)
 
@@ -275,15 +248,6 @@ def test_config_from_keywords_parameters_and_toml(tmp_path):
         encoding="utf-8",
     )
     assert SizingConfig.from_toml(path) == wanted
-    direct = suggest_batch_size(
-        workload=WORK,
-        cost_model=USUAL,
-        objective="balanced",
-        latency_budget_ms=5000.0,
-        max_batch_size=32,
-    )
-    config = SizingConfig("balanced", 5000.0, max_batch_size=32)
-    assert config.suggest(WORK, USUAL) == direct
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,14 @@ from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
-from batchgauge.reporting.kernel import kernel_environment
-from batchgauge.reporting.lock import locked
+from batchgauge.reporting.kernel import kernel_environment, results
 from batchgauge.reporting.matrix import read_matrix, run_matrix
 from batchgauge.reporting.previous import set_aside
-from batchgauge.reporting.side_by_side import results
 from batchgauge.reporting.study import books, run_study, write_pages
 
 pytestmark = pytest.mark.slow
@@ -41,8 +40,13 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     write_notebook(folder)
     write_notebook(folder, "01_second.ipynb", "second")
-    run_study(profile="smoke", notebooks=folder / "notebooks", out_dir=folder, say=lambda _: None)
+    study(folder)
     return folder
+
+
+def study(folder, profile="smoke", **more):
+    """Run the study of the notebooks in `folder`, which its files go to as well."""
+    return run_study(profile=profile, notebooks=folder / "notebooks", out_dir=folder, **more)
 
 
 def test_a_study_writes_every_file(project):
@@ -90,7 +94,7 @@ def test_headings_have_anchors_of_their_own(project):
 
 
 def test_links_between_notebooks_lead_to_their_reports(project):
-    """A link to a notebook becomes one to its page, its twin or its executed notebook."""
+    """A link to a notebook leads to its page, its Markdown or its executed notebook."""
     reports = project / "reports"
     assert 'href="second.html"' in (reports / "first.html").read_text()
     assert "(second.md)" in (reports / "first.md").read_text()
@@ -100,7 +104,7 @@ def test_links_between_notebooks_lead_to_their_reports(project):
 
 
 def test_markdown_has_pictures_and_tables(project):
-    """The twin shows the figure with its alt text, its caption, and the table with units."""
+    """Markdown shows the figure with its alt text, its caption, and the table with units."""
     markdown = (project / "reports" / "first.md").read_text()
     assert "![A line that rises](figures/first_chart.png)" in markdown
     assert "*Wall time.*" in markdown
@@ -122,11 +126,10 @@ def test_this_machine_is_not_in_the_executed_notebook(project):
 
 def test_finished_notebooks_are_kept(project):
     """A second study runs nothing; with `again`, or with other parameters, it does."""
-    folder = project / "notebooks"
-    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    outcome = study(project)
     assert (outcome.made, outcome.kept) == ([], ["first", "second"])
     (project / "reports" / "second.html").unlink()
-    outcome = run_study(profile="smoke", notebooks=folder, out_dir=project, say=lambda _: None)
+    outcome = study(project)
     assert (outcome.made, outcome.kept) == (["second"], ["first"])
 
 
@@ -139,21 +142,12 @@ def test_pages_come_back_from_executed_notebooks(project):
     assert page.read_text() == before
 
 
-def test_history_grows(project):
-    """The scores of the study are in the history, once."""
-    rows = (project / "data" / "history.csv").read_text().splitlines()
-    assert rows[0].startswith("finished,git_commit,profile")
-    assert len(rows) == len(set(rows)) >= 2
-
-
 def test_a_failing_notebook_is_kept_and_named(tmp_path):
     """A failure keeps the partial notebook as *.failed.ipynb, no page, and the others run."""
     write_notebook(tmp_path, only="1 / 0")
     write_notebook(tmp_path, "01_second.ipynb", "second")
     with pytest.raises(UserError, match="ZeroDivisionError in cell") as caught:
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        study(tmp_path)
     assert caught.value.exit_code == 1
     reports = tmp_path / "reports"
     assert (reports / "notebooks" / "first.failed.ipynb").is_file()
@@ -165,9 +159,7 @@ def test_a_kernel_that_dies_is_one_sentence(tmp_path):
     """A kernel killed in the middle is not started again, and what ran is kept."""
     write_notebook(tmp_path, only="import os; os._exit(9)")
     with pytest.raises(UserError, match="its kernel died"):
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        study(tmp_path)
     assert (tmp_path / "reports" / "notebooks" / "first.failed.ipynb").is_file()
 
 
@@ -179,21 +171,16 @@ def test_bad_input_stops_the_study(tmp_path):
     write_notebook(tmp_path, only=extra)
     write_notebook(tmp_path, "01_second.ipynb", "second", only="pass")
     with pytest.raises(UserError, match=r"00_first.ipynb: No such model; try another\.") as caught:
-        run_study(
-            profile="default",
-            notebooks=tmp_path / "notebooks",
-            out_dir=tmp_path,
-            say=lambda _: None,
-        )
+        study(tmp_path, profile="default")
     assert caught.value.exit_code == 2
     assert not (tmp_path / "reports" / "notebooks" / "second.failed.ipynb").exists()
 
 
 def test_an_unfinished_report_fails(tmp_path):
     """A notebook that never calls `finish` is a failure, not an old page with a new date."""
-    path = write_notebook(tmp_path, only="pass")
+    write_notebook(tmp_path, only="pass")
     with pytest.raises(UserError, match="without finishing its report"):
-        run_study(profile="smoke", notebooks=path.parent, out_dir=tmp_path, say=lambda _: None)
+        study(tmp_path)
 
 
 def test_a_kernel_that_does_not_start_is_tried_twice(tmp_path, monkeypatch):
@@ -209,9 +196,7 @@ def test_a_kernel_that_does_not_start_is_tried_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(papermill, "execute_notebook", fail)
     with pytest.raises(UserError, match="did not start in two tries"):
-        run_study(
-            profile="smoke", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-        )
+        study(tmp_path)
     assert len(tries) == 2
 
 
@@ -253,9 +238,7 @@ def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):
     assert table.read_text().endswith("\n")
     assert not (tmp_path / "reports" / "second.html").exists()
     write_notebook(tmp_path, "01_second.ipynb", "second")
-    outcome = run_study(
-        profile="default", notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-    )
+    outcome = study(tmp_path, profile="default")
     assert (outcome.kept, outcome.made) == (["first"], ["second"])
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -265,9 +248,7 @@ def test_a_matrix_keeps_its_runs_apart(tmp_path):
     write_notebook(tmp_path)
     matrix = tmp_path / "runs.toml"
     matrix.write_text('profile = "smoke"\n[runs.one]\nseed = 1\n[runs.two]\nseed = 2\n')
-    page = run_matrix(
-        matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path, say=lambda _: None
-    )
+    page = run_matrix(matrix, notebooks=tmp_path / "notebooks", out_dir=tmp_path)
     for seed, name in enumerate(("one", "two"), start=1):
         facts = page.parent / name / "data" / "first_facts.json"
         assert json.loads(facts.read_text())["seed"] == seed
@@ -397,10 +378,10 @@ def test_the_key_follows_contents(tmp_path, monkeypatch):
 
 def test_the_key_follows_what_is_used_when_nothing_is_named(tmp_path, monkeypatch):
     """The default model, what BATCHGAUGE_MODEL names, the own prompts and stored runs count."""
-    shelf = {book.report: book for book in books(PROJECT / "notebooks")}
+    every = {book.report: book for book in books(PROJECT / "notebooks")}
 
     def keys() -> set[str]:
-        return {study_module._key(shelf[report], {}) for report in ("tour", "regression")}
+        return {study_module._key(every[report], {}) for report in ("tour", "regression")}
 
     seen = [keys()]
     model = tmp_path / "own.gguf"
@@ -415,14 +396,14 @@ def test_the_key_follows_what_is_used_when_nothing_is_named(tmp_path, monkeypatc
     assert len(seen[2] & changed) == 1  # only the tour takes prompts
     folder = tmp_path / "stored"
     folder.mkdir()
-    before = study_module._key(shelf["regression"], {"baseline_dir": str(folder)})
+    before = study_module._key(every["regression"], {"baseline_dir": str(folder)})
     (folder / "run.csv").write_text("x")
-    assert study_module._key(shelf["regression"], {"baseline_dir": str(folder)}) != before
+    assert study_module._key(every["regression"], {"baseline_dir": str(folder)}) != before
 
 
 def test_outputs_changed_by_hand_are_made_again(project):
     """Emptied, cut or missing: a report with such a file is not finished."""
-    run_study(profile="smoke", notebooks=project / "notebooks", out_dir=project, say=lambda _: None)
+    study(project)
     book = books(project / "notebooks")[0]
     key = study_module._key(book, {"profile": "smoke"})
     state = json.loads(study_module._state(book, project).read_text())
@@ -445,36 +426,30 @@ def test_outputs_changed_by_hand_are_made_again(project):
     study_module._state(book, project).write_text(json.dumps(state))
 
 
-def test_broken_facts_and_history_do_not_stop_the_index(project):
-    """A report whose facts were emptied is left out of the index; an empty history begins anew."""
-    facts, history = project / "data" / "first_facts.json", project / "data" / "history.csv"
-    kept = facts.read_text(), history.read_text()
-    history.write_text("")
-    for broken in ("", "[]", '{"report": "first"}', kept[0][:-9]):
+def test_broken_facts_do_not_stop_the_index(project):
+    """A report whose facts were emptied is left out of the index."""
+    facts = project / "data" / "first_facts.json"
+    kept = facts.read_text()
+    for broken in ("", "[]", '{"report": "first"}', kept[:-9]):
         facts.write_text(broken)
         index = write_index(project, ["first", "second"]).read_text()
         assert 'href="first.html"' not in index
         assert 'href="second.html"' in index
-    history.write_text('a,b\n"1')
-    with pytest.raises(UserError, match="move it away"):
-        write_index(project, ["second"])
-    facts.write_text(kept[0])
-    history.write_text(kept[1])
+    facts.write_text(kept)
 
 
 def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
     """The second says who holds the folder and runs nothing; a killed one holds nothing."""
     write_notebook(tmp_path, only="raise SystemError('ran')")
     code = (
-        "import sys, time; from pathlib import Path; from batchgauge.reporting.lock import locked\n"
+        "import sys, time; from pathlib import Path; from batchgauge.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    given = {"notebooks": tmp_path / "notebooks", "out_dir": tmp_path, "say": lambda _: None}
     for start in (
-        partial(run_study, profile="smoke", **given),
+        partial(study, tmp_path),
         partial(write_pages, out_dir=tmp_path, notebooks=tmp_path / "notebooks"),
     ):
         with pytest.raises(UserError, match=rf"process {other.pid} on \S+, since 2") as caught:
@@ -483,7 +458,7 @@ def test_one_study_at_a_time_writes_to_a_folder(tmp_path):
     other.kill()
     other.communicate()
     with locked(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} "):
-        run_study(profile="smoke", **given)
+        study(tmp_path)
     with locked(tmp_path):
         pass
     assert not (tmp_path / "reports").exists() or not list((tmp_path / "reports").rglob("*.ipynb"))
@@ -542,35 +517,33 @@ def test_a_disk_that_fills_up_midway_is_one_sentence(project, monkeypatch):
         "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\ntempfile.mkstemp = full"
     )
     write_notebook(project, extra=full)
-    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
     with pytest.raises(UserError, match="No space left on device") as caught:
-        run_study(profile="smoke", only=["00"], **given)
+        study(project, only=["00"])
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(papermill, "execute_notebook", refuse(errno.ENOSPC))
     write_notebook(project)
     with pytest.raises(UserError, match=r"00_first\.ipynb: the system refused: No space left"):
-        run_study(profile="smoke", only=["00"], again=True, **given)
+        study(project, only=["00"], again=True)
     assert {p: p.read_bytes() for p in before} == before
     assert not list(project.rglob("*.partial"))
-    assert run_study(profile="smoke", **given).made == []  # they are still good
+    assert study(project).made == []  # they are still good
 
 
 def test_a_failure_leaves_the_last_good_run(project):
     """Whatever a notebook wrote before it failed or was killed, the files agree afterwards."""
     files = [p for p in project.rglob("*") if p.is_file() and "notebooks" not in p.parts]
-    before = {p: p.read_bytes() for p in files if p.name not in {"study.lock", "history.csv"}}
-    given = {"notebooks": project / "notebooks", "out_dir": project, "say": lambda _: None}
+    before = {p: p.read_bytes() for p in files if p.name != "study.lock"}
     write_notebook(project, extra='report.csv(frame * 2, "times")\n1 / 0')
     with pytest.raises(UserError, match="ZeroDivisionError"):
-        run_study(profile="smoke", only=["00"], **given)
+        study(project, only=["00"])
     assert {p: p.read_bytes() for p in before} == before
     book = books(project / "notebooks")[0]
     kept = study_module._before(book, project)
     set_aside(["data/first_times.csv"], project, kept)  # as a killed study left it
     write_text("other", project / "data" / "first_times.csv")
     write_notebook(project)
-    assert run_study(profile="smoke", **given).made == []
+    assert study(project).made == []
     assert {p: p.read_bytes() for p in before} == before
     assert not kept.exists()
 

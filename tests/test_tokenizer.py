@@ -269,7 +269,7 @@ def test_batch_limits():
 
 
 def test_optimal_batch_size_comes_from_the_advisor(monkeypatch, tmp_path):
-    """The sizing room is asked for this tokenizer, and its answer is within the limit."""
+    """The sizing package is asked for this tokenizer, and its answer is within the limit."""
     monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
     assert 1 <= BatchTokenizer(TOY).optimal_batch_size() <= 1000
 

@@ -25,14 +25,14 @@ import batchgauge
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "batchgauge"
-BASE_ROOMS = ("core", "baseline", "machine", "measuring", "sizing", "simulate", "profiling")
+BASE_LAYERS = ("core", "baseline", "machine", "measuring", "sizing", "simulate", "profiling")
 # What a user does with nothing but `pip install batchgauge`; {model} is a tiny GGUF.
 CORE_AT_WORK = """
 import importlib, pkgutil, sys
 import batchgauge.core.engine, batchgauge.core.tokenizer.bpe_tokenizer
 assert "pandas" not in sys.modules, "the core alone imports pandas"
-for room in {rooms}:
-    package = importlib.import_module("batchgauge." + room)
+for layer in {layers}:
+    package = importlib.import_module("batchgauge." + layer)
     for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(found.name)
 import batchgauge.suite
@@ -50,7 +50,6 @@ print(len(done.responses), len(load_prompts()), batchgauge.__file__)
 # Every function that needs an extra, with what it needs; prints what each says without it.
 PROFILERS = """
 from batchgauge.errors import UserError
-from batchgauge.measuring.memory import rss_peak
 from batchgauge.profiling import allocations, calls, flamegraph, lines, roofline
 def work():
     return sum(range(9))
@@ -58,7 +57,6 @@ for package, call in [
     ("line_profiler", lambda: lines.profile_lines(work, [work])),
     ("memory_profiler", lambda: allocations.memory_lines(work, work)),
     ("memory_profiler", lambda: allocations.memory_timeline(work)),
-    ("memory_profiler", lambda: rss_peak(work)),
     ("memray", lambda: allocations.track_allocations(work, tool="memray")),
     ("pyinstrument", lambda: calls.sample_calls(work, seconds=0.01, tool="pyinstrument")),
     ("matplotlib", lambda: flamegraph.draw_flamegraph(None, title="")),
@@ -157,9 +155,9 @@ def test_the_wheel_is_complete(wheel):
 
 @pytest.mark.slow
 def test_the_core_needs_only_what_the_wheel_names(core_only, tmp_path):
-    """Without any extra: every room but notebooks and reports imports, an engine answers."""
+    """Without any extra: every package but notebooks and reports imports, an engine answers."""
     code = CORE_AT_WORK.format(
-        rooms=BASE_ROOMS, model=str(write_tiny_model(tmp_path / "tiny.gguf"))
+        layers=BASE_LAYERS, model=str(write_tiny_model(tmp_path / "tiny.gguf"))
     )
     done = run(core_only, tmp_path, "python", "-c", code)
     assert done.returncode == 0, done.stderr
@@ -192,7 +190,7 @@ def test_each_profiler_names_its_extra(core_only, tmp_path):
     done = run(core_only, tmp_path, "python", "ask.py")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert len(said) == 8
+    assert len(said) == 7
     for line in said:
         name, _, sentence = line.partition(": ")
         extra = "study" if name == "matplotlib" else "profile"

@@ -12,6 +12,7 @@ from batchgauge.simulate.arrivals import read_trace
 from batchgauge.workload import (
     Prompt,
     corpus,
+    exact_requests,
     load_prompts,
     request_lengths,
     sample_prompts,
@@ -28,6 +29,21 @@ def test_own_prompts_are_many_and_of_many_kinds():
     lengths = [len(p.prompt) for p in prompts]
     assert min(lengths) < 5
     assert max(lengths) > 4000
+
+
+def test_exact_requests_have_these_lengths():
+    """Prompts are ids that any vocabulary has, of the length asked for; no end token ends them."""
+    items = exact_requests([7, 0, 3], [3, 1, 2], seed=4)
+    assert [len(item.data.prompt) for item in items] == [7, 0, 3]
+    assert [item.data.max_tokens for item in items] == [3, 1, 2]
+    assert all(0 < int(i) < 200 for item in items for i in item.data.prompt)
+    assert len({item.id for item in items}) == 3
+    assert all(item.data.ignore_eos and item.data.temperature == 0.0 for item in items)
+    assert (
+        items
+        == exact_requests([7, 0, 3], [3, 1, 2], seed=4)
+        != exact_requests([7, 0, 3], [3, 1, 2])
+    )
 
 
 def test_text_file_gives_a_prompt_per_line(tmp_path):

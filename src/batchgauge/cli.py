@@ -23,6 +23,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "study": ("batchgauge.reporting.commands:study", "Run the notebooks and write the reports."),
     "report": ("batchgauge.reporting.commands:report", "Write the pages again, without running."),
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
+    "run": ("batchgauge.jobs.commands:run", "Answer a file of prompts."),
+    "tokenize": ("batchgauge.jobs.commands:tokenize", "Turn a corpus into token ids."),
     "bench": (
         "batchgauge.experiments.regression.commands:bench",
         "Time named benchmarks.",

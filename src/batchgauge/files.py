@@ -151,14 +151,14 @@ def text_lines(path: Path | str, what: str) -> list[tuple[int, str]]:
 
 
 def json_line(line: str, where: str) -> dict[str, Any]:
-    """The object in one line of JSON. Raises UserError for what is none, and for twin keys."""
+    """The object in one line of JSON. Raises UserError for none, and for double keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
-            twin = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{where} has the key '{twin}' twice; expected it once.")
+            double = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{where} has the key '{double}' twice; expected it once.")
         return found
 
     def no_number(name: str) -> None:

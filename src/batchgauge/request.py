@@ -360,7 +360,7 @@ FinishReason = Literal["stop", "length", "context"]
 class InferenceBatchResponse:
     """What was generated, and when.
 
-    `ttft_ms` is tokenise + prefill + first sample, from the start of the batch.
+    `ttft_ms` is tokenize + prefill + first sample, from the start of the batch.
     `prefill_ms` and `decode_ms` are the wall time of the phases this request took
     part in, `inter_token_ms` [tokens_generated - 1] the time from each token to the
     next. Times an engine cannot see are NaN or empty. `tokens_generated` is None where

@@ -31,7 +31,7 @@ from batchgauge.request import (
 )
 
 Part = Literal[
-    "tokenise", "detokenise", "prefill", "decode", "statistics", "lookup", "sizing", "end_to_end"
+    "tokenize", "detokenize", "prefill", "decode", "statistics", "lookup", "sizing", "end_to_end"
 ]
 
 
@@ -104,7 +104,7 @@ class Benchmark:
     prepare: Callable[[Subject], Prepared] = field(repr=False)
 
 
-def _tokenise(
+def _tokenize(
     subject: Subject, batch: int, characters: int, kind: workload.TextKind, *, alone: bool = False
 ) -> Prepared:
     tokenizer = subject.tokenizer
@@ -120,7 +120,7 @@ def _tokenise(
     return Prepared(call, batch, tokens, {"tokens": tokens})
 
 
-def _detokenise(subject: Subject, batch: int, characters: int) -> Prepared:
+def _detokenize(subject: Subject, batch: int, characters: int) -> Prepared:
     tokenizer = subject.tokenizer
     rows = tokenizer.encode_many(subject.texts(characters, batch)).tolist()
     tokens = sum(map(len, rows))
@@ -195,7 +195,7 @@ def _collect(_: Subject, items: int) -> Prepared:
 
 
 def _sizing(_: Subject, budget_ms: float | None) -> Prepared:
-    from batchgauge.sizing import CostModel, Lengths, suggest_batch_size, traffic_lengths
+    from batchgauge.sizing import CostModel, SizingConfig, suggest_batch_size, traffic_lengths
     from batchgauge.sizing.curve import Curve
 
     sizes = tuple(float(2**k) for k in range(13))
@@ -204,14 +204,8 @@ def _sizing(_: Subject, budget_ms: float | None) -> Prepared:
         decode=Curve(sizes, tuple(20.0 + 2.0 * s for s in sizes)),
         context_ms=1e-4,
     )
-    lengths: Lengths = traffic_lengths(100)
-    call = partial(
-        suggest_batch_size,
-        workload=lengths,
-        cost_model=costs,
-        max_batch_size=64,
-        latency_budget_ms=budget_ms,
-    )
+    config = SizingConfig(latency_budget_ms=budget_ms, max_batch_size=64)
+    call = partial(suggest_batch_size, traffic_lengths(100), costs, config)
     return Prepared(call, 1, 0, {"suggested": call().size})
 
 
@@ -223,21 +217,21 @@ def _declare() -> tuple[Benchmark, ...]:
     ) -> None:
         rows.append(Benchmark(name, part, size, parameters, partial(prepare, **parameters)))
 
-    def tokenise(name: str, batch: int, characters: int, kind: str = "prose", **more: Any) -> None:
+    def tokenize(name: str, batch: int, characters: int, kind: str = "prose", **more: Any) -> None:
         parameters = {"batch": batch, "characters": characters, "kind": kind, **more}
-        add(f"tokenise/{name}", "tokenise", batch, _tokenise, **parameters)
+        add(f"tokenize/{name}", "tokenize", batch, _tokenize, **parameters)
 
-    tokenise("single/chars=200", 1, 200, alone=True)
-    tokenise("single/chars=2000", 1, 2000, alone=True)
-    tokenise("one-by-one/items=32/chars=200", 32, 200, alone=True)
+    tokenize("single/chars=200", 1, 200, alone=True)
+    tokenize("single/chars=2000", 1, 2000, alone=True)
+    tokenize("one-by-one/items=32/chars=200", 32, 200, alone=True)
     for batch in (1, 8, 32):
-        tokenise(f"batch={batch}/chars=200", batch, 200)
-    tokenise("batch=32/chars=32", 32, 32)
-    tokenise("batch=32/chars=2000", 32, 2000)
-    tokenise("batch=32/chars=200/code", 32, 200, "code")
-    tokenise("batch=32/chars=200/unicode", 32, 200, "unicode")
+        tokenize(f"batch={batch}/chars=200", batch, 200)
+    tokenize("batch=32/chars=32", 32, 32)
+    tokenize("batch=32/chars=2000", 32, 2000)
+    tokenize("batch=32/chars=200/code", 32, 200, "code")
+    tokenize("batch=32/chars=200/unicode", 32, 200, "unicode")
     for batch in (1, 32):
-        add(f"detokenise/batch={batch}/chars=200", "detokenise", batch, _detokenise,
+        add(f"detokenize/batch={batch}/chars=200", "detokenize", batch, _detokenize,
             batch=batch, characters=200)  # fmt: skip
     for batch, length in ((1, 32), (1, 128), (4, 32)):
         add(f"prefill/batch={batch}/prompt={length}", "prefill", batch, _infer,
@@ -269,7 +263,7 @@ def select(patterns: str | Sequence[str] = "*") -> list[Benchmark]:
     """The benchmarks whose name matches one of the patterns, in the suite's order.
 
     A pattern is a whole name, a part of one (`batch=32`) or a shell-style one
-    (`tokenise/*`); several may stand in one text, separated by commas. Raises UserError
+    (`tokenize/*`); several may stand in one text, separated by commas. Raises UserError
     when nothing matches.
     """
     texts = [patterns] if isinstance(patterns, str) else list(patterns)

@@ -12,7 +12,7 @@ import functools
 import json
 import sysconfig
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 TextKind = Literal["prose", "code", "unicode"]
 _LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 _MOST_TOKENS = 2**31 - 1
+_SMALL_VOCABULARY = 200  # ids that every model has
 
 # Azure LLM inference trace 2023, conversation (CC-BY; Patel et al., Splitwise, ISCA 2024):
 # quantiles of 19,366 requests. Means there: 1155 context and 211 generated tokens.
@@ -64,20 +65,26 @@ def load_prompts(path: str | Path = "") -> list[Prompt]:
         raise UserError(f"{what} is empty; expected at least one prompt.")
     if kind == ".txt":
         return [Prompt(f"line-{number}", "text", line) for number, line in lines]
-    prompts = [_from_json(line, f"{what}, line {number},", number) for number, line in lines]
+    prompts = [prompt_from_json(line, f"{what}, line {number},", number) for number, line in lines]
     twice = [name for name, count in Counter(p.id for p in prompts).items() if count > 1]
     if twice:
         raise UserError(f"{what} has the id '{twice[0]}' twice; ids must be unique.")
     return prompts
 
 
-def _from_json(line: str, where: str, number: int) -> Prompt:
+def prompt_from_json(line: str, where: str, number: int, most_tokens: int = 64) -> Prompt:
+    """The prompt in one line of JSON, called `line-<number>` where it has no id.
+
+    `most_tokens` is for a prompt that names no `max_tokens`.
+
+    Raises UserError, which begins with `where`, for what is none.
+    """
     row = json_line(line, where)
     body = row.get("body", row)
     if not isinstance(body, dict):
         raise UserError(f"{where} has a body that is no object; expected a request.")
     given = [(name, body[name]) for name in _LENGTH_NAMES if body.get(name) is not None]
-    name, most = given[0] if given else ("max_tokens", 64)
+    name, most = given[0] if given else ("max_tokens", most_tokens)
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= _MOST_TOKENS:
         raise UserError(
             f"{where} has {name} {json.dumps(most)[:40]}; "
@@ -89,13 +96,13 @@ def _from_json(line: str, where: str, number: int) -> Prompt:
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise UserError(f"{where} has {name} {json.dumps(value)[:40]}; expected a text.")
     own, kind = (f"line-{number}" if names["id"] is None else str(names["id"])), names["kind"]
-    prompt = Prompt(own, "text" if kind is None else str(kind), _prompt_text(body, where), most)
-    if any(_has_surrogate(text) for text in (prompt.id, prompt.kind, prompt.prompt)):
+    prompt = Prompt(own, "text" if kind is None else str(kind), prompt_text(body, where), most)
+    if any(has_surrogate(text) for text in (prompt.id, prompt.kind, prompt.prompt)):
         raise UserError(f"{where} has a lone surrogate; expected text that UTF-8 can hold.")
     return prompt
 
 
-def _prompt_text(body: Mapping[str, Any], where: str) -> str:
+def prompt_text(body: Mapping[str, Any], where: str) -> str:
     """What a request says: its prompt, or the texts of its messages."""
     for name in ("prompt", "text", "input"):
         if isinstance(body.get(name), str):
@@ -122,7 +129,8 @@ def _prompt_text(body: Mapping[str, Any], where: str) -> str:
     return "\n\n".join(texts)
 
 
-def _has_surrogate(text: str) -> bool:
+def has_surrogate(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which UTF-8 cannot."""
     return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -155,6 +163,24 @@ def to_items(
             ),
         )
         for position, p in enumerate(prompts)
+    ]
+
+
+def exact_requests(
+    prompt_tokens: Iterable[int], new_tokens: Iterable[int], *, seed: int = 0
+) -> list[BatchItem[InferenceBatchRequest]]:
+    """Greedy requests of exactly these lengths: prompts are random ids, end tokens ignored."""
+    rng = np.random.default_rng(seed)
+    return [
+        BatchItem(
+            str(i),
+            InferenceBatchRequest(
+                tuple(rng.integers(1, _SMALL_VOCABULARY, size=prompt).tolist()),
+                max_tokens=int(new),
+                ignore_eos=True,
+            ),
+        )
+        for i, (prompt, new) in enumerate(zip(prompt_tokens, new_tokens, strict=True))
     ]
 
 

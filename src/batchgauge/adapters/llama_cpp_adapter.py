@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 
-_GGML_TYPE_F32, _GGML_TYPE_F16 = 0, 1
+UBATCH = 512  # tokens of one physical step
 
 
 def open_engine(argument: str, model: Path | None, threads: int) -> SteppedEngine:
@@ -54,35 +53,22 @@ def open_tokenizer(_argument: str, model: Path | None) -> LlamaCppTokenizer:
     return LlamaCppTokenizer.from_file(as_gguf(open_model(model)))
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaSettings:
-    """How the context is made; the defaults measured fastest on the default model on a CPU.
-
-    `n_ubatch` is the number of tokens in one physical step. `unified_cache` keeps
-    all sequences in one buffer, so that each attends over everybody's cells and
-    masks them; off, each has a stream of its own. `flash_attention` None leaves it
-    to llama.cpp. `kv_float32` stores keys and values in float32 instead of float16.
-    """
-
-    n_ubatch: int = 512
-    unified_cache: bool = False
-    flash_attention: bool | None = None
-    kv_float32: bool = False
-
-
 class LlamaCppStepper:
-    """A GGUF in llama.cpp, advanced step by step; see `batchgauge.adapters.stepped.Stepper`."""
+    """A GGUF in llama.cpp, advanced step by step; see `batchgauge.adapters.stepped.Stepper`.
+
+    The context's settings measured fastest on the default model on a CPU: each sequence has a
+    stream of its own instead of masking everybody's cells in one buffer.
+    """
 
     padded_positions = 0  # prompts of all lengths go in end to end
 
-    def __init__(self, path: Path, threads: int = 1, settings: LlamaSettings | None = None) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         self._model = _load(path)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = vocabulary
         self.vocab_size = int(llama_cpp.llama_vocab_n_tokens(vocabulary))
         self.context_length = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.max_rows = int(llama_cpp.llama_max_parallel_sequences())
-        self.settings = settings or LlamaSettings()
         self._threads = threads
         self._context: Any = None
         self._capacity = (0, 0)  # sequences, tokens each
@@ -189,15 +175,10 @@ class LlamaCppStepper:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = sequences * tokens
         params.n_seq_max = sequences
-        params.n_batch = max(params.n_batch, self.settings.n_ubatch)
-        params.n_ubatch = self.settings.n_ubatch
+        params.n_batch = max(params.n_batch, UBATCH)
+        params.n_ubatch = UBATCH
         params.n_threads = params.n_threads_batch = self._threads
-        params.kv_unified = self.settings.unified_cache
-        params.type_k = params.type_v = (
-            _GGML_TYPE_F32 if self.settings.kv_float32 else _GGML_TYPE_F16
-        )
-        if self.settings.flash_attention is not None:
-            params.flash_attn_type = int(self.settings.flash_attention)
+        params.kv_unified = False
         if self._context:
             llama_cpp.llama_free(self._context)
         self._context = llama_cpp.llama_init_from_model(self._model, params)

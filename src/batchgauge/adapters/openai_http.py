@@ -16,30 +16,26 @@ machine is never asked through a proxy.
 from __future__ import annotations
 
 import json
-import random
-import re
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import httpx
 
-from batchgauge.adapters.openai_address import Address
-from batchgauge.adapters.openai_errors import failure, parsed, text_of
-from batchgauge.adapters.openai_options import (
-    STREAM_OPTIONS,
-    Dialect,
-    named_options,
-    settle,
-)
+from batchgauge.adapters.openai_errors import parsed
+from batchgauge.adapters.openai_options import STREAM_OPTIONS, Dialect, named_options, settle
 from batchgauge.adapters.openai_stream import CompletionStream, Source
+from batchgauge.adapters.openai_transport import (
+    Address,
+    Patience,
+    RefusalError,
+    Transport,
+    message_of,
+)
 from batchgauge.core.generation import check_batch
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
@@ -53,10 +49,7 @@ from batchgauge.request import (
 )
 
 MAX_BATCH_SIZE = 100
-RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 WARM_UP = InferenceBatchRequest("Hello", max_tokens=4)
-_LONGEST_REFUSAL = 2**16  # bytes read of it
-_SECONDS = re.compile(r"\d+(?:\.\d+)?")
 
 
 def open_engine(argument: str, model: Path | None, threads: int) -> OpenAIEngine:  # noqa: ARG001 - the server has its own threads
@@ -76,31 +69,6 @@ def open_engine(argument: str, model: Path | None, threads: int) -> OpenAIEngine
     return OpenAIEngine(
         url, name, tokenizer=BPETokenizer.from_gguf(model), is_models_own=model is not None
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait, and how often to try; seconds.
-
-    A request is tried again after a connection that failed and after the status
-    codes in `RETRIED`, waiting `backoff` × 2ⁿ plus up to as much again at random, or
-    what the server asks for, at most `longest_wait`. A stream that has begun is
-    never tried again.
-    """
-
-    connect: float = 5.0
-    read: float = 120.0
-    attempts: int = 4
-    backoff: float = 0.25
-    longest_wait: float = 10.0
-
-
-class _RefusalError(UserError):
-    """An answer with another status than 200; `body` is what it said, `status` its number."""
-
-    def __init__(self, message: str, status: int, body: bytes) -> None:
-        super().__init__(message)
-        self.status, self.body = status, body
 
 
 class OpenAIEngine:
@@ -123,18 +91,10 @@ class OpenAIEngine:
         the tokens of answers that come without usage.
         """
         self.tokenizer = tokenizer
-        self.patience = patience or Patience()
         self._counter = tokenizer if is_models_own else None
         self._address = Address.of(url)
         self.url = self._address.shown()
-        self._client = self._address.client(
-            httpx.Timeout(self.patience.read, connect=self.patience.connect),
-            httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=MAX_BATCH_SIZE,
-                keepalive_expiry=600.0,  # warm connections stay until the server closes them
-            ),
-        )
+        self._transport = Transport(self._address, patience or Patience(), MAX_BATCH_SIZE)
         self._lock = threading.Lock()
         self._dialect = Dialect()
         self._settled: set[tuple[bool, bool]] = set()
@@ -150,7 +110,7 @@ class OpenAIEngine:
         """What a report says beside the figures; complete once requests have been answered."""
         words: Mapping[Source, str] = {
             "usage": "the server's own usage",
-            "retokenised": "the model's tokenizer, on the text that came",
+            "retokenized": "the model's tokenizer, on the text that came",
             "unknown": "nobody: the server does not say, and its tokenizer is not known",
         }
         return {
@@ -189,7 +149,7 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._transport.close()
 
     def _prepare(self, items: Sequence[BatchItem[InferenceBatchRequest]]) -> None:
         """Settle the options, and warm as many slots as the batch has items; nothing is timed."""
@@ -223,7 +183,7 @@ class OpenAIEngine:
             nonlocal was_told
             try:
                 self._post(probe, dialect)
-            except _RefusalError as refusal:
+            except RefusalError as refusal:
                 if refusal.status in {400, 422} or named_options(refusal.body):
                     return refusal.body
                 was_told = False
@@ -238,14 +198,10 @@ class OpenAIEngine:
 
     def _find_model(self, wanted: str) -> str:
         try:
-            with self._client.stream("GET", self._address.path("models")) as response:
-                status, said = response.status_code, parsed(_start_of(response))
-                location = response.headers.get("location", "")
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ValueError) as problem:
-            raise self._error(
-                f"No server answers at {self.url} ({_reason(problem)}); "
-                "expected an OpenAI-compatible server there."
-            ) from None
+            status, body, location = self._transport.get("models")
+        except UserError as problem:
+            raise self._error(str(problem)) from None
+        said = parsed(body)
         if 300 <= status < 400:
             raise self._error(
                 f"The server at {self.url} redirects to '{location}'; "
@@ -255,7 +211,7 @@ class OpenAIEngine:
         if not served:
             if wanted:
                 return wanted  # a server without a list of models
-            why = f" ({status}: {_message(said)})" if status != httpx.codes.OK else ""
+            why = f" ({status}: {message_of(said)})" if status != httpx.codes.OK else ""
             raise self._error(
                 f"The server at {self.url} does not list its models{why}; "
                 "expected the model's name behind the address: openai:URL#MODEL."
@@ -321,59 +277,10 @@ class OpenAIEngine:
             raise UserError(f"The request cannot be sent as JSON ({problem}).") from None
 
     def _post(
-        self,
-        request: InferenceBatchRequest,
-        dialect: Dialect,
-        *,
-        attempts: int = 0,
-        retries: list[int] | None = None,
+        self, request: InferenceBatchRequest, dialect: Dialect, **how: Any
     ) -> CompletionStream:
-        """Post a request, again where that can help, and read its answer to the end."""
-        path, body = self._body(request, dialect)
-        most = attempts or self.patience.attempts
-        for attempt in range(1, most + 1):
-            stream = CompletionStream()
-            refusal, wait_s = None, None
-            try:
-                with self._client.stream(
-                    "POST",
-                    self._address.path(path),
-                    content=body,
-                    headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
-                ) as response:
-                    if response.status_code == httpx.codes.OK:
-                        stream.read(response.iter_bytes())
-                        return stream
-                    refusal = _start_of(response)
-                    status = response.status_code
-                    problem = f"{status}: {_message(parsed(refusal))}"
-                    if 300 <= status < 400:
-                        problem = f"{status}: it redirects to '{response.headers.get('location')}'"
-                    wait_s = _retry_after(response.headers)
-                    again = status in RETRIED
-            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ValueError) as failed:
-                if stream.is_whole:
-                    return stream
-                if stream.has_begun:
-                    raise UserError(
-                        f"The server's stream broke after {len(stream.pieces)} chunks "
-                        f"({_reason(failed)})."
-                    ) from None
-                problem = _reason(failed)
-                again = isinstance(failed, httpx.TransportError) and not isinstance(
-                    failed, httpx.ReadTimeout
-                )
-            if not again or attempt == most:
-                tries = f" after {attempt} attempts" if attempt > 1 else ""
-                message = f"The server did not answer{tries} ({problem})."
-                if refusal is None:
-                    raise UserError(message)
-                raise _RefusalError(message, status, refusal)
-            if retries is not None:
-                retries.append(attempt)
-            backoff_s = self.patience.backoff * 2 ** (attempt - 1) * (1 + random.random())
-            time.sleep(min(backoff_s if wait_s is None else wait_s, self.patience.longest_wait))
-        raise AssertionError("unreachable")
+        """Send a request as this server takes it; `how` as for `Transport.post`."""
+        return self._transport.post(*self._body(request, dialect), **how)
 
 
 def _models_in(said: Any) -> list[str]:
@@ -394,41 +301,3 @@ def _models_in(said: Any) -> list[str]:
         if isinstance(name, str | int) and not isinstance(name, bool) and str(name):
             names.append(str(name))
     return list(dict.fromkeys(names))
-
-
-def _start_of(response: httpx.Response) -> bytes:
-    """The first 64 KiB of a body, or as much of it as came."""
-    body = b""
-    try:
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) >= _LONGEST_REFUSAL:
-                break
-    except httpx.RequestError:
-        pass
-    return body[:_LONGEST_REFUSAL]
-
-
-def _message(said: Any) -> str:
-    """What a refusal says, in one line."""
-    return failure(said) or text_of(said)
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the server asks to wait: a number, or the time until a date; else None."""
-    said = headers.get("retry-after", "").strip()
-    milliseconds = headers.get("retry-after-ms", "").strip()
-    if _SECONDS.fullmatch(milliseconds):
-        return float(milliseconds) / 1e3
-    if _SECONDS.fullmatch(said):
-        return float(said)
-    try:
-        date = parsedate_to_datetime(said)
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-def _reason(problem: Exception) -> str:
-    return str(problem) or type(problem).__name__

@@ -34,7 +34,7 @@ _FILTERS = ("filter", "safety", "moderation", "recitation", "sensitive", "blocke
 _LONGEST_BODY = 2**24  # bytes of an answer in one piece
 
 Kind = Literal["reasoning", "answer"]
-Source = Literal["usage", "retokenised", "unknown"]
+Source = Literal["usage", "retokenized", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +213,11 @@ class CompletionStream:
             )
 
     def answer(
-        self, start_ns: int, retokenise: Callable[[str], int] | None = None
+        self, start_ns: int, retokenize: Callable[[str], int] | None = None
     ) -> tuple[InferenceBatchResponse, Source]:
         """The answer with times since `start_ns`, and how its tokens were counted.
 
-        `retokenise` counts the tokens of a text by the model's own tokenizer; without
+        `retokenize` counts the tokens of a text by the model's own tokenizer; without
         it, and without usage, the tokens are unknown. Times from token to token are
         given only where every piece is known to be one token.
         """
@@ -225,7 +225,7 @@ class CompletionStream:
             kind: "".join(p.text for p in self.pieces if p.kind == kind)
             for kind in ("reasoning", "answer")
         }
-        tokens, source = self._count(texts, retokenise)
+        tokens, source = self._count(texts, retokenize)
         times_ms = [(piece.time_ns - start_ns) / 1e6 for piece in self.pieces if self.has_times]
         answers_ms = [
             (p.time_ns - start_ns) / 1e6
@@ -250,13 +250,13 @@ class CompletionStream:
         return response, source
 
     def _count(
-        self, texts: Mapping[str, str], retokenise: Callable[[str], int] | None
+        self, texts: Mapping[str, str], retokenize: Callable[[str], int] | None
     ) -> tuple[int | None, Source]:
         if self.tokens is not None and (self.tokens > 0 or not self.pieces):
             return self.tokens, "usage"
-        if retokenise is None:
+        if retokenize is None:
             return None, "unknown"
-        return sum(retokenise(text) for text in texts.values() if text), "retokenised"
+        return sum(retokenize(text) for text in texts.values() if text), "retokenized"
 
     def _are_tokens(self) -> bool:
         """True when each piece is one token, by the usage of each or by the number of all."""

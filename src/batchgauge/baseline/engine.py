@@ -40,7 +40,6 @@ class BaselineEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = self.reader.edges.ends
 
     @classmethod
     def from_gguf(cls, path: str | Path | None = None) -> BaselineEngine:
@@ -87,9 +86,9 @@ class BaselineEngine:
         stages: Stages,
         counters: dict[str, int],
     ) -> BatchResponse[InferenceBatchResponse]:
-        with stages.stage("tokenise"):
+        with stages.stage("tokenize"):
             prompt = self.reader.read(item.data)
-        one = Generation(item, prompt, self.reader, self.ends)
+        one = Generation(item, prompt, self.reader)
         cache = self.model.new_cache(one.capacity)
         before_ms = stages.ms()["prefill"]
         with stages.stage("prefill"):
@@ -108,6 +107,6 @@ class BaselineEngine:
             counters["decode_steps"] += 1
             counters["positions"] += 1
         counters["generated_tokens"] += len(one.tokens)
-        with stages.stage("detokenise"):
+        with stages.stage("detokenize"):
             text = one.text()
         return one.response(text, stages.started_ns, prefill_ms)

@@ -14,22 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import open_model
-from batchgauge.core.generation import Generation, PromptReader, Stages, check_batch
+from batchgauge.core.generation import (
+    Generation,
+    PromptReader,
+    Stages,
+    answer_batch,
+    take_tokens,
+)
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
-from batchgauge.errors import UserError
 from batchgauge.request import (
     BatchItem,
-    BatchResponse,
     BatchResult,
     InferenceBatchRequest,
     InferenceBatchResponse,
@@ -54,7 +57,6 @@ class BatchInferenceEngine:
         )  # now, not while the first request waits
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
-        self.ends = self.reader.edges.ends
         self.weights = model.weights.mode  # how they are kept: float32, file or bfloat16
         self.title = str(metadata.get("general.name", "unnamed"))
 
@@ -76,44 +78,12 @@ class BatchInferenceEngine:
     ) -> BatchResult[InferenceBatchResponse]:
         """Answer every item; one that cannot be answered becomes an error response.
 
-        `stages_ms` has tokenise, pad, prefill, decode, sample, detokenise, bookkeeping;
+        `stages_ms` has tokenize, pad, prefill, decode, sample, detokenize, bookkeeping;
         `counters` prompt_tokens, generated_tokens, decode_steps, positions (computed by the
         model) and padded_positions (those of them that nobody asked for: none).
         Raises UserError for an empty batch, one above `max_batch_size()`, or equal ids.
         """
-        stages = Stages()
-        check_batch(items, MAX_BATCH_SIZE)
-        with stages.stage("tokenise"):
-            prompts = self.reader.read_all([item.data for item in items])
-        failed: dict[str, BatchResponse[InferenceBatchResponse]] = {}
-        going: list[Generation] = []
-        with stages.stage("pad"):
-            for item, prompt in zip(items, prompts, strict=True):
-                if isinstance(prompt, UserError):
-                    failed[item.id] = BatchResponse(item.id, None, stages.elapsed_ms(), str(prompt))
-                else:
-                    going.append(Generation(item, prompt, self.reader, self.ends))
-            going.sort(key=lambda one: (len(one.prompt), one.limit))
-        everyone = {one.id: one for one in going}
-        steps, positions = self._generate(going, stages) if going else (0, 0)
-        with stages.stage("detokenise"):
-            texts = {one.id: one.text() for one in everyone.values()}
-        with stages.stage("bookkeeping"):
-            prefill_ms = stages.ms()["prefill"]
-            responses = [
-                failed[item.id]
-                if item.id in failed
-                else everyone[item.id].response(texts[item.id], stages.started_ns, prefill_ms)
-                for item in items
-            ]
-            counters = {
-                "prompt_tokens": sum(len(one.prompt) for one in everyone.values()),
-                "generated_tokens": sum(len(one.tokens) for one in everyone.values()),
-                "decode_steps": steps,
-                "positions": positions,
-                "padded_positions": 0,
-            }
-        return BatchResult.of(responses, stages.elapsed_ms(), stages.ms(), counters)
+        return answer_batch(items, self.reader, MAX_BATCH_SIZE, self._generate)
 
     def next_token_logits(self, request: InferenceBatchRequest) -> Floats:
         """Scores [V] of the token after a request's prompt. Raises UserError for a bad prompt."""
@@ -137,24 +107,17 @@ class BatchInferenceEngine:
 
         return optimal_for_engine(self)
 
-    def _generate(self, going: list[Generation], stages: Stages) -> tuple[int, int]:
+    def _generate(self, going: list[Generation], stages: Stages) -> dict[str, int]:
         """Run requests to their ends; decode steps, and positions that the model computed."""
         with stages.stage("pad"):
+            going = sorted(going, key=lambda one: (len(one.prompt), one.limit))
             cache = self.model.new_cache([one.capacity for one in going])
             prompts = [one.prompt for one in going]
         steps, positions = 0, sum(map(len, prompts))
         with stages.stage("prefill"):
             logits = self.model.prefill(prompts, cache)
-        while True:
-            with stages.stage("sample"):
-                chosen = [one.choose(row) for one, row in zip(going, logits, strict=True)]
+        while left := take_tokens(going, logits, stages):
             with stages.stage("bookkeeping"):
-                now_ns = perf_counter_ns()
-                for one, token in zip(going, chosen, strict=True):
-                    one.add(token, now_ns)
-                left = [row for row, one in enumerate(going) if one.going]
-                if not left:
-                    return steps, positions
                 for row, one in enumerate(going):
                     if one.error is not None:  # what is not finite must not stay near others
                         cache.clear(row)
@@ -165,3 +128,4 @@ class BatchInferenceEngine:
                 logits = self.model.decode(tokens, cache)
             steps += 1
             positions += len(going)
+        return {"decode_steps": steps, "positions": positions}

@@ -2,11 +2,12 @@
 
 `PromptReader` turns requests into token ids, `Generation` is one request under way
 (limits, stop texts, end tokens, moments of its tokens), `Stages` adds up where time went.
+`answer_batch` is the frame that an engine fills in with what its model does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from time import perf_counter_ns
@@ -21,6 +22,7 @@ from batchgauge.protocols import Tokenizer
 from batchgauge.request import (
     BatchItem,
     BatchResponse,
+    BatchResult,
     FinishReason,
     InferenceBatchRequest,
     InferenceBatchResponse,
@@ -133,7 +135,6 @@ class Generation:
         item: BatchItem[InferenceBatchRequest],
         prompt: list[int],
         reader: PromptReader,
-        ends: frozenset[int],
     ) -> None:
         self.id, self.request, self.prompt = item.id, checked(item.data), prompt
         self.sample = Sampler(self.request)
@@ -146,7 +147,7 @@ class Generation:
         self.moments_ns: list[int] = []
         self.ended_ns = 0
         self._tokenizer = reader.tokenizer
-        self._ends = frozenset() if self.request.ignore_eos else ends
+        self._ends = frozenset() if self.request.ignore_eos else reader.edges.ends
 
     @property
     def capacity(self) -> int:
@@ -222,7 +223,7 @@ class Generation:
 class Stages:
     """Where the time of a batch went: stage name to milliseconds, added up."""
 
-    NAMES = ("tokenise", "pad", "prefill", "decode", "sample", "detokenise", "bookkeeping")
+    NAMES = ("tokenize", "pad", "prefill", "decode", "sample", "detokenize", "bookkeeping")
 
     def __init__(self) -> None:
         self.started_ns = perf_counter_ns()
@@ -242,3 +243,54 @@ class Stages:
     def ms(self) -> dict[str, float]:
         """Milliseconds of every stage."""
         return {name: spent / 1e6 for name, spent in self._spent_ns.items()}
+
+
+def answer_batch(
+    items: Sequence[BatchItem[InferenceBatchRequest]],
+    reader: PromptReader,
+    most: int,
+    run: Callable[[list[Generation], Stages], Mapping[str, int]],
+) -> BatchResult[InferenceBatchResponse]:
+    """Answer every item by `run`; one that cannot be answered becomes an error response.
+
+    `run` carries requests to their ends and gives the counters decode_steps, positions and
+    padded_positions. Raises UserError as `check_batch` does.
+    """
+    stages = Stages()
+    check_batch(items, most)
+    with stages.stage("tokenize"):
+        prompts = reader.read_all([item.data for item in items])
+    failed: dict[str, BatchResponse[InferenceBatchResponse]] = {}
+    everyone: dict[str, Generation] = {}
+    with stages.stage("pad"):
+        for item, prompt in zip(items, prompts, strict=True):
+            if isinstance(prompt, UserError):
+                failed[item.id] = BatchResponse(item.id, None, stages.elapsed_ms(), str(prompt))
+            else:
+                everyone[item.id] = Generation(item, prompt, reader)
+    counters = dict.fromkeys(("decode_steps", "positions", "padded_positions"), 0)
+    if everyone:
+        counters |= run(list(everyone.values()), stages)
+    with stages.stage("detokenize"):
+        texts = {name: one.text() for name, one in everyone.items()}
+    with stages.stage("bookkeeping"):
+        prefill_ms = stages.ms()["prefill"]
+        responses = [
+            failed.get(item.id)
+            or everyone[item.id].response(texts[item.id], stages.started_ns, prefill_ms)
+            for item in items
+        ]
+        counters["prompt_tokens"] = sum(len(one.prompt) for one in everyone.values())
+        counters["generated_tokens"] = sum(len(one.tokens) for one in everyone.values())
+    return BatchResult.of(responses, stages.elapsed_ms(), stages.ms(), counters)
+
+
+def take_tokens(going: Sequence[Generation], logits: Floats, stages: Stages) -> list[int]:
+    """Choose and take a token for each request by its scores [B, V]; the rows that go on."""
+    with stages.stage("sample"):
+        chosen = [one.choose(row) for one, row in zip(going, logits, strict=True)]
+    with stages.stage("bookkeeping"):
+        now_ns = perf_counter_ns()
+        for one, token in zip(going, chosen, strict=True):
+            one.add(token, now_ns)
+        return [row for row, one in enumerate(going) if one.going]

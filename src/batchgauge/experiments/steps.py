@@ -1,33 +1,16 @@
-"""Work of an exact size for the engine: steps of its model, and requests of so many tokens."""
+"""Steps of an exact size for the engine's model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.request import BatchItem, InferenceBatchRequest
 
 CONTEXT = 128  # positions that a decode step looks back on
-
-
-def requests(
-    lengths: Iterable[int], tokens: Iterable[int]
-) -> list[BatchItem[InferenceBatchRequest]]:
-    """Requests with random prompts of these lengths that generate exactly so many tokens."""
-    rng = np.random.default_rng(0)
-    return [
-        BatchItem(
-            str(i),
-            InferenceBatchRequest(
-                tuple(rng.integers(1, 200, n).tolist()), max_tokens=m, ignore_eos=True
-            ),
-        )
-        for i, (n, m) in enumerate(zip(lengths, tokens, strict=True))
-    ]
 
 
 def filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:

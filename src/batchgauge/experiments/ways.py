@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from batchgauge.measuring import measure
+from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.protocols import Tokenizer
 
 Call = Callable[[], Any]
@@ -40,7 +40,8 @@ def ways(tokenizer: Tokenizer, texts: list[str], threads: int = 1) -> dict[str, 
 
 def quick_ms(call: Call) -> float:
     """A rough median of a call, to choose between ways."""
-    return measure(call, name="way", budget_s=0.03, min_samples=3).median_ms
+    stopping = Stopping(budget_s=0.03, least=3, most=1000)
+    return measure(call, Labels("way"), stopping=stopping).median_ms
 
 
 def quickest(calls: Mapping[str, Call]) -> tuple[str, Call]:

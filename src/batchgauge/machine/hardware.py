@@ -20,7 +20,8 @@ import numpy as np
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, cpu_name
 from batchgauge.machine.limits import command_output, usable_cores, usable_memory
-from batchgauge.machine.rates import blas_identity, cached_rates
+from batchgauge.machine.preflight import blas_identity
+from batchgauge.machine.rates import cached_rates
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 

@@ -13,7 +13,9 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np  # so that its BLAS is loaded
 from threadpoolctl import threadpool_info, threadpool_limits
 
 VARIABLE = "OPENBLAS_CORETYPE"
@@ -39,19 +41,28 @@ class BlasReport:
     remedy: str
 
 
+def _numpy_blas() -> dict[str, Any] | None:
+    """What threadpoolctl knows of the BLAS that NumPy has loaded, else of any; None without one."""
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    own = (pool for pool in pools if "numpy" in str(pool["filepath"]).lower())
+    return next(own, pools[0] if pools else None)
+
+
+def blas_identity() -> tuple[str, int]:
+    """(name, version and core type of the BLAS that NumPy loaded; its threads)."""
+    info = _numpy_blas()
+    if info is None:
+        return "unknown BLAS", 1
+    parts = (info["internal_api"], info["version"], info.get("architecture"))
+    return " ".join(str(part) for part in parts if part), int(info["num_threads"])
+
+
 def check() -> BlasReport:
     """Look at the BLAS that NumPy has loaded. Costs a fresh Python when a core is pinned."""
-    import numpy as np  # so that its BLAS is loaded
-
-    found = [
-        info
-        for info in threadpool_info()
-        if info["user_api"] == "blas" and "numpy" in str(info["filepath"]).lower()
-    ] or [info for info in threadpool_info() if info["user_api"] == "blas"]
-    if not found:
+    info = _numpy_blas()
+    if info is None:
         name = str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
         return BlasReport(name, "", "", (), 0, "")
-    info = found[0]
     core = str(info.get("architecture", ""))
     best = unpinned_core() if os.environ.get(VARIABLE) else core
     remedy = ""

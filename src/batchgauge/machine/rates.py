@@ -1,10 +1,10 @@
-"""How fast this machine moves and multiplies: measured bandwidth and sgemm rate.
+"""How fast this machine moves and multiplies, and what that makes the least time of some work.
 
-Two short measurements, best of a few repetitions, with the BLAS that NumPy uses
-and a given number of threads; about a quarter of a second. The result is kept per
-machine and thread count in the user's cache folder. The study's own, longer
-roofline measurement lives in the measuring layer; this one only has to be good
-enough for a first guess of a cost.
+Bandwidth and sgemm rate are measured with the BLAS that NumPy uses and a given number of
+threads. The floor is the roofline's: the larger of bytes over bandwidth and flops over rate
+(Williams, Waterman & Patterson, "Roofline", CACM 52(4), 2009). A short measurement, good
+enough for a first guess of a cost, is kept per machine and thread count in the user's cache
+folder.
 """
 
 from __future__ import annotations
@@ -12,68 +12,70 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from platformdirs import user_cache_path
+from threadpoolctl import threadpool_limits
 
+from batchgauge.clock import durations_s
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.machine.preflight import blas_identity
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Bytes read per second by a matrix-vector product, flops per second by sgemm."""
+    """What `threads` BLAS threads reach: bytes read a second, and flops a second by sgemm."""
 
     threads: int
     bandwidth_bytes_per_s: float
     flops_per_s: float
 
+    @property
+    def ridge_flops_per_byte(self) -> float:
+        """Arithmetic intensity at which a kernel stops waiting for memory."""
+        return self.flops_per_s / self.bandwidth_bytes_per_s
+
+    def floor_s(self, bytes_moved: float, flops: float) -> float:
+        """The least time in seconds that moving these bytes and doing these flops can take."""
+        return max(bytes_moved / self.bandwidth_bytes_per_s, flops / self.flops_per_s)
+
+
+def measure_rates(
+    threads: int, *, seconds: float = 0.0, megabytes: int = 192, order: int = 1024
+) -> Rates:
+    """Measure both rates within about `seconds`, or with five calls each where that is more.
+
+    Bandwidth is the best of a dot product and a matrix-vector product that read `megabytes`
+    once, beyond the last-level cache of the machines this is meant for; the rate is the best
+    product of two square matrices of `order`. The best, not the mean: neighbours on the
+    machine can only take away. Raises UserError for fewer than one thread.
+    """
+    if threads < 1:
+        raise UserError(f"threads is {threads}; expected at least 1.")
+    stream = np.ones(megabytes * 2**20 // 4, dtype=np.float32)
+    matrix, vector = stream.reshape(-1, 1024), stream[:1024]
+    left = np.random.default_rng(0).standard_normal((order, order), dtype=np.float32)
+    out = np.empty_like(left)
+    with threadpool_limits(threads, user_api="blas"):
+        read_s, again_s, gemm_s = (
+            min(durations_s(call, share * seconds, least=5))
+            for call, share in (
+                (lambda: np.dot(stream, stream), 0.25),
+                (lambda: np.matmul(matrix, vector), 0.25),
+                (lambda: np.matmul(left, left, out=out), 0.5),
+            )
+        )
+    return Rates(threads, stream.nbytes / min(read_s, again_s), 2.0 * order**3 / gemm_s)
+
 
 def cache_folder() -> Path:
     """Where results for this machine are kept: `BATCHGAUGE_CACHE` or the system's usual place."""
     own = os.environ.get("BATCHGAUGE_CACHE")
-    if own:
-        return Path(own)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "batchgauge"
-
-
-def blas_identity() -> tuple[str, int]:
-    """(name, version and core type of the BLAS that NumPy loaded; its threads)."""
-    pools = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
-    if not pools:
-        return "unknown BLAS", 1
-    pool = next((p for p in pools if "numpy" in str(p.get("filepath", ""))), pools[0])
-    parts = (pool.get("internal_api"), pool.get("version"), pool.get("architecture"))
-    return " ".join(str(part) for part in parts if part), int(pool.get("num_threads") or 1)
-
-
-def measure_rates(threads: int, *, repeats: int = 5) -> Rates:
-    """Bandwidth and sgemm rate with `threads` BLAS threads; the best of `repeats`.
-
-    The matrix of the bandwidth run is 192 MiB, above the last-level cache of the
-    machines this is meant for. The thread limit is taken back afterwards.
-    """
-    rng = np.random.default_rng(0)
-    A = rng.random((8192, 6144), dtype=np.float32)  # [8192, 6144], 192 MiB
-    x = rng.random(6144, dtype=np.float32)
-    M = rng.random((1024, 1024), dtype=np.float32)
-    out = np.empty_like(M)
-    with threadpool_limits(threads, user_api="blas"):
-        read_s = _best(lambda: A @ x, repeats)
-        gemm_s = _best(lambda: np.matmul(M, M, out=out), repeats)
-    return Rates(threads, A.nbytes / read_s, 2.0 * 1024**3 / gemm_s)
+    return Path(own) if own else user_cache_path("batchgauge", appauthor=False)
 
 
 def cached_rates(threads: int, identity: str, *, folder: Path | None = None) -> Rates:
@@ -90,13 +92,3 @@ def cached_rates(threads: int, identity: str, *, folder: Path | None = None) -> 
     with contextlib.suppress(UserError):
         write_text(json.dumps(asdict(rates)), path)
     return rates
-
-
-def _best(work: Callable[[], object], repeats: int) -> float:
-    work()  # the first call pays for pages and threads
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -1,9 +1,8 @@
-"""What a call costs in memory: allocated, peak, resident; and the overhead beyond what must be.
+"""What a call allocates, held and at its peak, and the overhead beyond what must exist.
 
-Two instruments, each in a run of its own, never while timing: `tracemalloc`, to which
-NumPy reports its arrays (exact and repeatable, but blind to what other native code
-allocates), and the resident set as the system sees it (`memory_profiler`), which sees
-everything and knows only pages.
+By `tracemalloc`, in a run of its own, never while timing: NumPy reports its arrays to it
+(exact and repeatable), other native code does not. The resident set, which holds everything
+and knows only pages, is `profiling.allocations.memory_timeline`'s.
 """
 
 from __future__ import annotations
@@ -13,10 +12,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from batchgauge import extras
 from batchgauge.errors import UserError
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +24,6 @@ class Allocations:
 
     allocated_bytes: int
     peak_bytes: int
-
-    def per_item(self, items: int) -> float:
-        """Peak bytes an item."""
-        if items < 1:
-            raise UserError(f"Bytes per item of {items} items; expected at least 1.")
-        return self.peak_bytes / items
 
 
 def allocations(fn: Callable[[], object], *, warm_up: bool = True) -> Allocations:
@@ -57,52 +47,6 @@ def allocations(fn: Callable[[], object], *, warm_up: bool = True) -> Allocation
     finally:
         tracemalloc.stop()
     return Allocations(max(0, now - before), max(0, peak - before))
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """Resident memory in bytes: before a call, and the most seen while it ran."""
-
-    before_bytes: int
-    peak_bytes: int
-
-    @property
-    def growth_bytes(self) -> int:
-        """What the call added at its peak."""
-        return self.peak_bytes - self.before_bytes
-
-
-def rss_peak(fn: Callable[[], object], *, interval_s: float = 0.005) -> Resident:
-    """Peak resident memory of this process and its children during one call of `fn`.
-
-    Sampled every `interval_s`; shorter peaks are missed. The sampler is a child process
-    itself, so the state before is sampled in the same way, around a call that does
-    nothing. An exception of `fn` comes through.
-    """
-    extras.require("The resident set during a call", "profile", "memory_profiler")
-    from memory_profiler import memory_usage
-
-    failure: list[Exception] = []
-
-    def guarded() -> None:  # memory_profiler kills all children when the call raises
-        try:
-            fn()
-        except Exception as problem:  # noqa: BLE001 - raised again below
-            failure.append(problem)
-
-    def peak_of(call: Callable[[], None]) -> int:
-        mib = memory_usage(
-            (call, (), {}), interval=interval_s, max_usage=True, include_children=True,
-            max_iterations=1,
-        )  # fmt: skip
-        return int(float(mib) * _MIB)
-
-    gc.collect()
-    before = peak_of(lambda: None)
-    peak = peak_of(guarded)
-    if failure:
-        raise failure[0]
-    return Resident(before, max(before, peak))
 
 
 def memory_overhead(peak_bytes: float, necessary_bytes: float) -> float:

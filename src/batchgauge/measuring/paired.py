@@ -1,36 +1,58 @@
 """Paired, interleaved comparison: which candidate is faster here, by how much, how surely.
 
 Candidates run in blocks, each block in seeded order and then in reverse (A B C C B A), so
-that a drift of the machine within a block cancels in the ratio. Two controls run along: a
-second copy of the baseline (A/A: this run's noise floor and minimum detectable change)
-and an untouched control workload (the machine's own drift). Sampling stops on interval
-*width* or on the budget, never on the verdict, so looking early biases nothing.
+that a drift of the machine within a block cancels in the ratio. Calls of a second or so may
+go one way only: then every other block is the one before it backwards, and the drift cancels
+between the two. Two controls run along: a second copy of the baseline (A/A: this run's noise
+floor and minimum detectable change) and an untouched control workload (the machine's own
+drift). Sampling stops on interval *width* or on the budget, never on the verdict, so looking
+early biases nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from tqdm.auto import tqdm
 
+from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Run
-from batchgauge.measuring.blocks import AA_CONTROL, CONTROL, Blocks, warm_up
-from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.statistics import location, minimum_detectable_change
-from batchgauge.measuring.timing import GcPolicy, Labels, conditions, with_outliers
-from batchgauge.measuring.verdicts import Ratio, exp, frame_of, judged
+from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
+from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
+from batchgauge.measuring.verdicts import Ratio, frame_of, judged
+from batchgauge.statistics import exp, location, minimum_detectable_change
 
+CONTROL = "control"
+AA_CONTROL = "baseline again"  # the baseline a second time: its ratio to itself is noise
+_CONTROL_DATA = bytes(range(256)) * 1024
 _WARM_UP_SHARE = 0.1
+_WARM_UP_SAMPLES = 10
 
 Logs = npt.NDArray[np.float64]
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How candidates take turns.
+
+    `baseline` is the name of the one that others are compared with (empty: the first).
+    `aa` runs it a second time, without which there is no noise floor; `control` runs the
+    control workload. `one_way` is for slow calls: a block runs each candidate once.
+    """
+
+    baseline: str = ""
+    aa: bool = True
+    control: bool = True
+    one_way: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +67,6 @@ class Comparison:
     names: tuple[str, ...]
     samples: tuple[Sample, ...]
     run: Run
-    threshold: float
     stopped_because: str
     seconds: float
     logs: Mapping[str, Logs] = field(repr=False)
@@ -96,7 +117,7 @@ class Comparison:
             for name in self.names
             if name != self.baseline
         ]
-        return judged(ratios, threshold=self.threshold)
+        return judged(ratios)
 
     def ratios(self) -> pd.DataFrame:
         """One row a candidate: the fields of `Ratio`."""
@@ -130,120 +151,147 @@ class Comparison:
 
 
 def compare_interleaved(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[str, Call],
+    labels: Labels = Labels("comparison"),
+    amount: Amount | Mapping[str, Amount] = Amount(),
     *,
-    baseline: str = "",
-    benchmark: str = "comparison",
-    items: int | Mapping[str, int] = 1,
-    tokens: int | Mapping[str, int] = 0,
-    budget_s: float = 5.0,
-    min_blocks: int = 5,
-    max_blocks: int = 200,
-    precision: float = 0.01,
-    threshold: float = 0.05,
-    seed: int = 0,
-    threads: int | None = 1,
-    part: str = "",
-    batch_size: int | Mapping[str, int] = 1,
-    parameters: Mapping[str, Any] | None = None,
-    counters: Mapping[str, Mapping[str, int]] | None = None,
-    gc: GcPolicy = "off",
-    aa: bool = True,
-    control: bool = True,
-    one_way: bool = False,
-    process: int = 0,
-    run: Run | None = None,
+    design: Design = Design(),
+    stopping: Stopping = Stopping(),
+    conditions: Conditions = Conditions(),
     progress: bool = True,
 ) -> Comparison:
-    """Run `candidates` (name to a call without arguments) against `baseline` (empty: the first).
+    """Run `candidates` (name to a call without arguments) against one of them.
 
-    `items`, `tokens` and `batch_size` are those of one call, one number or one per name;
-    throughput is items by time. Stops when every ratio's interval is narrower than
-    ± `precision` (relative), at `budget_s` seconds (warm-up included), or at `max_blocks`, but
-    takes `min_blocks` blocks in any case. `aa=False` saves the baseline's second copy, and with
-    it the noise floor. `one_way` is for slow calls: a block runs each candidate once, see
-    `blocks`. Raises UserError for fewer than two candidates or impossible numbers.
+    `amount` is what one call does, one for all or one per name; throughput is items by time.
+    The budget includes warm-up; `stopping.least` blocks are taken in any case. Raises
+    UserError for fewer than two candidates or blocks.
 
-        c = compare_interleaved({"old": f, "new": g}, items=32, budget_s=5)
+        c = compare_interleaved({"old": f, "new": g}, amount=Amount(items=32))
         c.ratio("new").sentence(); c.noise_floor; c.stopped_because
     """
     names = tuple(candidates)
-    baseline = baseline or (names[0] if names else "")
+    baseline = design.baseline or (names[0] if names else "")
     if len(names) < 2 or baseline not in candidates or {AA_CONTROL, CONTROL} & set(names):
         raise UserError(
             f"A comparison needs two or more candidates, one of them the baseline '{baseline}', "
             f"none called '{AA_CONTROL}' or '{CONTROL}'; got {', '.join(names) or 'none'}."
         )
-    if budget_s <= 0 or min_blocks < 2 or max_blocks < min_blocks:
-        raise UserError(
-            f"budget_s={budget_s}, min_blocks={min_blocks}, max_blocks={max_blocks}; expected a "
-            "budget above 0 and at least 2 blocks."
-        )
-    runners = dict(candidates)
-    if aa:
-        runners[AA_CONTROL] = candidates[baseline]
-    labels = {
-        name: Labels(
-            benchmark=benchmark,
-            implementation=name,
-            part=part,
-            batch_size=_of(batch_size, baseline if name == AA_CONTROL else name),
-            parameters=as_json(parameters or {}),
-            items=_of(items, baseline if name == AA_CONTROL else name),
-            tokens=_of(tokens, baseline if name == AA_CONTROL else name),
-            counters=as_json((counters or {}).get(baseline if name == AA_CONTROL else name, {})),
-            gc=gc,
-            process=process,
-        )
-        for name in runners
-    }
-    if any(label.items < 1 for label in labels.values()):
-        raise UserError("The items of one call are below 1; a throughput needs work.")
+    if stopping.least < 2:
+        raise UserError(f"A comparison of {stopping.least} block; expected at least 2.")
+    calls = dict(candidates)
+    amounts = {n: amount if isinstance(amount, Amount) else amount[n] for n in names}
+    if design.aa:
+        calls[AA_CONTROL], amounts[AA_CONTROL] = candidates[baseline], amounts[baseline]
     begin = time.perf_counter()
     with (
-        conditions(threads=threads, gc=gc),
-        tqdm(total=budget_s, desc=benchmark, unit="s", disable=not progress, leave=False) as bar,
-    ):
-        samples, loops = warm_up(runners, labels, budget_s * _WARM_UP_SHARE)
-        blocks = Blocks(
-            runners, labels, loops, baseline=baseline, seed=seed, with_control=control,
-            one_way=one_way,
-        )  # fmt: skip
-        logs: dict[str, Logs] = {}
-        reason = ""
+        conditions.held(),
+        tqdm(
+            total=stopping.budget_s, desc=labels.benchmark, unit="s", disable=not progress,
+            leave=False,
+        ) as bar,
+    ):  # fmt: skip
+        blocks = _Blocks(calls, amounts, labels, replace(design, baseline=baseline), conditions)
+        samples = blocks.warm_up(stopping.budget_s * _WARM_UP_SHARE)
+        logs, reason = dict[str, Logs](), ""
         while not reason:
             samples += blocks.next()
-            bar.update(max(0.0, round(min(budget_s, time.perf_counter() - begin), 2) - bar.n))
+            spent = time.perf_counter() - begin
+            bar.update(max(0.0, round(min(stopping.budget_s, spent), 2) - bar.n))
             logs = {name: np.array(rows) for name, rows in blocks.logs.items()}
             done = len(logs[baseline])
-            if done < min_blocks:
+            if done < stopping.least:
                 continue
-            if time.perf_counter() - begin >= budget_s:
-                reason = f"the budget of {budget_s:g} s was spent"
-            elif done >= max_blocks:
-                reason = f"{max_blocks} blocks were measured"
-            elif done % 5 == 0 and _widest(logs, names, baseline, seed) <= precision:
-                reason = f"every interval is within ± {precision:.1%}"
+            if spent >= stopping.budget_s:
+                reason = f"the budget of {stopping.budget_s:g} s was spent"
+            elif done >= stopping.most:
+                reason = f"{stopping.most} blocks were measured"
+            elif done % 5 == 0 and _widest(logs, names, baseline) <= stopping.precision:
+                reason = f"every interval is within ± {stopping.precision:.1%}"
     return Comparison(
-        benchmark=benchmark,
+        benchmark=labels.benchmark,
         baseline=baseline,
         names=names,
         samples=_labelled(samples),
-        run=run or Run.here(threads=threads or 0, seed=seed),
-        threshold=threshold,
+        run=Run.here(threads=conditions.threads or 0, seed=conditions.seed),
         stopped_because=reason,
         seconds=time.perf_counter() - begin,
         logs=logs,
     )
 
 
-def _of(value: int | Mapping[str, int], name: str) -> int:
-    return value if isinstance(value, int) else value[name]
+class _Blocks:
+    """Measures one block at a time and keeps log(seconds per item) of each candidate."""
+
+    def __init__(
+        self,
+        calls: Mapping[str, Call],
+        amounts: Mapping[str, Amount],
+        labels: Labels,
+        design: Design,
+        conditions: Conditions,
+    ) -> None:
+        self._calls, self._amounts, self._design = calls, amounts, design
+        self._labels = {name: replace(labels, implementation=name) for name in calls}
+        self._gc = conditions.gc
+        self._rng = np.random.default_rng(conditions.seed)
+        self._order: list[str] = []
+        self._loops: dict[str, int] = {}
+        self._control_loops = calibrate(control_workload) if design.control else 0
+        self.logs: dict[str, list[float]] = {name: [] for name in calls}
+
+    def _sample(self, name: str, *, block: int, position: int, is_warmup: bool = False) -> Sample:
+        elapsed = timed(self._calls[name], self._loops[name])
+        place = {"block": block, "position": position, "is_warmup": is_warmup, "gc": self._gc}
+        return self._labels[name].sample(self._amounts[name], elapsed, **place)
+
+    def warm_up(self, budget_s: float) -> list[Sample]:
+        """Calibrate each candidate and run it until steady, for its share of the budget at most."""
+        samples: list[Sample] = []
+        for name in self._calls:
+            if name == AA_CONTROL:  # comes after the baseline
+                self._loops[name] = self._loops[self._design.baseline]
+                continue
+            end = time.perf_counter() + budget_s / len(self._calls)
+            self._loops[name] = calibrate(self._calls[name])
+            times: list[float] = []
+            while len(times) < _WARM_UP_SAMPLES * 4 and time.perf_counter() < end:
+                samples.append(self._sample(name, block=-1, position=len(times), is_warmup=True))
+                times.append(samples[-1].wall_ms)
+                if len(times) >= _WARM_UP_SAMPLES and steady_from(times[-_WARM_UP_SAMPLES:]) == 0:
+                    break
+        return samples
+
+    def next(self) -> list[Sample]:
+        """Measure one block: every candidate in seeded order and back, then the control."""
+        block = len(self.logs[self._design.baseline])
+        if self._design.one_way and block % 2:
+            self._order = self._order[::-1]
+        else:
+            order = self._rng.permutation(list(self._calls)).tolist()
+            self._order = order if self._design.one_way else order + order[::-1]
+        samples = [self._sample(n, block=block, position=at) for at, n in enumerate(self._order)]
+        for name in self._calls:
+            own = [s for s in samples if s.implementation == name]
+            self.logs[name].append(sum(math.log(s.wall_ms / 1e3 / s.items) for s in own) / len(own))
+        if self._control_loops:
+            benchmark = self._labels[self._design.baseline].benchmark
+            samples.append(
+                Labels(benchmark, CONTROL, "control").sample(
+                    Amount(), timed(control_workload, self._control_loops),
+                    block=block, position=len(samples), is_warmup=False, gc=self._gc,
+                )
+            )  # fmt: skip
+        return samples
 
 
-def _widest(logs: Mapping[str, Logs], names: tuple[str, ...], baseline: str, seed: int) -> float:
+def control_workload() -> object:
+    """A fixed piece of work that no change here touches: a digest of 256 KiB."""
+    return hashlib.sha256(_CONTROL_DATA).digest()
+
+
+def _widest(logs: Mapping[str, Logs], names: tuple[str, ...], baseline: str) -> float:
     return max(
-        exp(location(logs[baseline] - logs[n], seed=seed, resamples=499).half_width) - 1.0
+        exp(location(logs[baseline] - logs[n], resamples=499).half_width) - 1.0
         for n in names
         if n != baseline
     )

@@ -3,9 +3,9 @@
 | column | meaning |
 | --- | --- |
 | run_id, timestamp | one measuring session, and when it began (UTC) |
-| benchmark | name, e.g. `tokenise/batch=32/chars=200` |
+| benchmark | name, e.g. `tokenize/batch=32/chars=200` |
 | implementation | what was run, e.g. `numpy`; in a comparison, the candidate's name |
-| part | tokenise, detokenise, prefill, decode, statistics, lookup, sizing, end_to_end … |
+| part | tokenize, detokenize, prefill, decode, statistics, lookup, sizing, end_to_end … |
 | batch_size, parameters | items in one batch; further parameters as JSON |
 | process, block, position | which process, which round, which place in the round |
 | is_warmup | True for samples before the times were steady; kept, never analysed |
@@ -37,10 +37,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from batchgauge.clock import Elapsed
 from batchgauge.errors import UserError
 from batchgauge.files import write_csv
 from batchgauge.machine.identity import Run
-from batchgauge.measuring import statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,54 @@ class Sample:
     gc: str = "off"
 
 
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What one call does: items, tokens, and further deterministic counters.
+
+    Raises UserError for fewer than one item: a throughput needs work.
+    """
+
+    items: int = 1
+    tokens: int = 0
+    batch_size: int = 1
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.items < 1:
+            raise UserError(f"A call has {self.items} items; expected at least 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What all samples of one measurement say about themselves."""
+
+    benchmark: str
+    implementation: str = "numpy"
+    part: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    process: int = 0
+
+    def sample(self, amount: Amount, elapsed: Elapsed, **place: Any) -> Sample:
+        """The row of some calls; `place` are the fields block, position, is_warmup and gc."""
+        return Sample(
+            benchmark=self.benchmark,
+            implementation=self.implementation,
+            part=self.part,
+            batch_size=amount.batch_size,
+            parameters=as_json(self.parameters),
+            process=self.process,
+            inner_loops=elapsed.loops,
+            wall_ms=elapsed.wall_ms,
+            cpu_ms=elapsed.cpu_ms,
+            items=amount.items,
+            tokens=amount.tokens,
+            counters=as_json(amount.counters),
+            **place,
+        )
+
+
 _RUN_COLUMNS = (
-    "threads",
-    "seed",
-    "git_commit",
-    "versions",
-    "machine_id",
-    "machine",
-    "workload",
+    *("threads", "seed", "git_commit", "versions", "machine_id", "machine", "workload"),
     "timestamp",
 )
 COLUMNS: tuple[str, ...] = ("run_id", *(f.name for f in fields(Sample)), *_RUN_COLUMNS)
@@ -112,10 +152,6 @@ class Measurement:
     def tokens_per_s(self) -> float:
         """Tokens a second at the median."""
         return self.samples[0].tokens / self.median_ms * 1e3
-
-    def percentile_ms(self, percent: int) -> float:
-        """A percentile of the call's wall time; NaN from too few samples."""
-        return statistics.percentile(self.steady_ms, percent)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a sample, columns `COLUMNS`."""
@@ -237,12 +273,3 @@ def merge(frames: Sequence[pd.DataFrame], *, allow_other_machine: bool = False) 
             f"({'; '.join(machines['machine'])}); their times do not compare."
         )
     return merged
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one call does, for the record: items, tokens, and further deterministic counters."""
-
-    items: int = 1
-    tokens: int = 0
-    counters: Mapping[str, int] = field(default_factory=dict)

@@ -15,12 +15,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from batchgauge.clock import timed
 
 EVENTS = ("instructions", "cache-references", "cache-misses", "branches", "branch-misses")
 
@@ -50,14 +51,12 @@ def usage(fn: Callable[[], object]) -> Usage:
     """Run `fn` once and say what it used."""
     process = psutil.Process()
     switches, faults = process.num_ctx_switches(), _faults()
-    cpu, begin = time.process_time_ns(), time.perf_counter_ns()
-    fn()
-    wall, used = time.perf_counter_ns() - begin, time.process_time_ns() - cpu
+    elapsed = timed(fn)
     after, later = process.num_ctx_switches(), _faults()
     known = faults[0] >= 0
     return Usage(
-        wall_ms=wall / 1e6,
-        cpu_ms=used / 1e6,
+        wall_ms=elapsed.wall_ms,
+        cpu_ms=elapsed.cpu_ms,
         voluntary_switches=after.voluntary - switches.voluntary,
         involuntary_switches=after.involuntary - switches.involuntary,
         minor_faults=later[0] - faults[0] if known else -1,

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
-from batchgauge.measuring.statistics import Estimate, adjusted
+from batchgauge.statistics import Estimate, adjusted, exp
 
 Verdict = Literal["faster", "slower", "no significant difference", "inconclusive"]
 
@@ -52,20 +52,11 @@ class Ratio:
         benchmark: str = "",
     ) -> Ratio:
         """The ratio whose logarithm was estimated; its verdict stays open until `judged`."""
+        ratio, p = estimate.exp(), estimate.p
         return cls(
-            name,
-            baseline,
-            exp(estimate.value),
-            exp(estimate.low),
-            exp(estimate.high),
-            estimate.p,
-            estimate.p,
-            estimate.n,
-            noise_floor,
-            minimum_detectable_change,
-            "inconclusive",
-            benchmark,
-        )
+            name, baseline, ratio.value, ratio.low, ratio.high, p, p, estimate.n,
+            noise_floor, minimum_detectable_change, "inconclusive", benchmark,
+        )  # fmt: skip
 
     def sentence(self) -> str:
         """E.g. `numpy is 3.10 × [2.90, 3.30] as fast as baseline: faster.`"""
@@ -118,8 +109,3 @@ def judged(ratios: Sequence[Ratio], *, threshold: float = 0.05) -> list[Ratio]:
 def frame_of(ratios: Sequence[Ratio]) -> pd.DataFrame:
     """One row a ratio, its fields as columns."""
     return pd.DataFrame([asdict(r) for r in ratios])
-
-
-def exp(x: float) -> float:
-    """e^x, infinite where a float cannot hold it."""
-    return math.exp(x) if x < 700.0 else math.inf

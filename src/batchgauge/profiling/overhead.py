@@ -1,4 +1,4 @@
-"""What looking costs: how much each profiler slows a call, measured in this run.
+"""Profiler overhead: how much each profiler slows a call, measured in this run.
 
 Each tool's runs alternate with plain runs, and the slow-down is the ratio of
 medians. The published medians beside it are other people's, on other code.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.profiling.calls import ProfilerUnavailableError, attached_py_spy
 from batchgauge.profiling.lines import plain_function
@@ -108,7 +109,7 @@ def measure_overhead(
     """
     watched_functions = list(functions)
     call()
-    often = max(1, round(_SECONDS * 1e3 / _timed_ms(call, 1)))
+    often = max(1, round(_SECONDS * 1e3 / timed(call).wall_ms))
     rows = []
     for tool in tools:
         if tool not in PUBLISHED:
@@ -120,9 +121,9 @@ def measure_overhead(
         end = time.perf_counter() + limit_s
         try:
             while len(watched) < rounds and (not watched or time.perf_counter() < end):
-                plain.append(_timed_ms(call, repeat))
+                plain.append(timed(call, repeat).wall_ms)
                 with _watched(tool, watched_functions):
-                    watched.append(_timed_ms(call, repeat))
+                    watched.append(timed(call, repeat).wall_ms)
         except ImportError:
             note = "not installed"
         except (ProfilerUnavailableError, RuntimeError) as error:
@@ -134,10 +135,3 @@ def measure_overhead(
         "tool", "plain_ms", "watched_ms", "slowdown", "published_slowdown", "rounds", "note",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
-
-
-def _timed_ms(call: Callable[[], object], repeat: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeat):
-        call()
-    return 1e3 * (time.perf_counter() - begin) / repeat

@@ -21,6 +21,7 @@ from typing import Literal, Self
 
 import pandas as pd
 
+from batchgauge.clock import repeated, timed
 from batchgauge.machine.limits import usable_cores
 
 RELEASES_FROM = 0.5  # of the call's time with the lock free
@@ -100,21 +101,10 @@ def _round(
     call: Callable[[], object], other: Callable[[], object], seconds: float
 ) -> tuple[float, float, float, float]:
     """Seconds alone, the counter's progress, the share with the lock free, two threads' gain."""
-    alone_s = _mean_s(call, seconds)
+    alone_s = repeated(call, seconds).wall_ms / 1e3
     progress, own = _paces(call, alone_s, seconds)
     free = min(1.0, max(0.0, progress + own - 1.0))
     return alone_s, progress, free, _two_threads(call, other, seconds)
-
-
-def _mean_s(call: Callable[[], object], seconds: float) -> float:
-    begin = time.perf_counter()
-    count = 0
-    while True:
-        call()
-        count += 1
-        wall = time.perf_counter() - begin
-        if wall >= seconds:
-            return wall / count
 
 
 def _paces(call: Callable[[], object], alone_s: float, seconds: float) -> tuple[float, float]:
@@ -126,41 +116,36 @@ def _paces(call: Callable[[], object], alone_s: float, seconds: float) -> tuple[
     sys.setswitchinterval(SWITCH_S)
     try:
         with _Counter() as counter:
-            before = _pace(counter, lambda: time.sleep(seconds / 2))
-            first, begin = counter.count, time.perf_counter()
-            together_s = _mean_s(call, seconds)
-            beside = (counter.count - first) / (time.perf_counter() - begin)
-            after = _pace(counter, lambda: time.sleep(seconds / 2))
+            before = _pace(counter, seconds / 2)
+            first = counter.count
+            together = repeated(call, seconds)
+            beside = (counter.count - first) / together.wall_ns
+            after = _pace(counter, seconds / 2)
     finally:
         sys.setswitchinterval(usual)
     free = (before + after) / 2
-    return min(1.0, beside / free if free else 0.0), min(1.0, alone_s / together_s)
+    return min(1.0, beside / free if free else 0.0), min(1.0, 1e3 * alone_s / together.wall_ms)
 
 
-def _pace(counter: _Counter, wait: Callable[[], object]) -> float:
-    first, begin = counter.count, time.perf_counter()
-    wait()
-    return (counter.count - first) / (time.perf_counter() - begin)
+def _pace(counter: _Counter, seconds: float) -> float:
+    """How far it counts in a nanosecond while this thread sleeps."""
+    first = counter.count
+    slept = timed(lambda: time.sleep(seconds))
+    return (counter.count - first) / slept.wall_ns
 
 
 def _two_threads(
     first: Callable[[], object], second: Callable[[], object], seconds: float
 ) -> float:
     """Wall time of n calls of each of the two on one thread, over that on a thread each."""
-    each = max(1, round(seconds / 2 / max(_mean_s(first, 0.0), 1e-6)))
+    each = max(1, round(1e9 * seconds / 2 / max(timed(first).wall_ns, 1000)))
+    serial = timed(first, each).wall_ns + timed(second, each).wall_ns
+    threads = [threading.Thread(target=timed, args=(call, each)) for call in (first, second)]
 
-    def several(call: Callable[[], object]) -> None:
-        for _ in range(each):
-            call()
+    def side_by_side() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
-    begin = time.perf_counter()
-    several(first)
-    several(second)
-    serial = time.perf_counter() - begin
-    threads = [threading.Thread(target=several, args=(call,)) for call in (first, second)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return serial / (time.perf_counter() - begin)
+    return serial / timed(side_by_side).wall_ns

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 
+from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.profiling.allocations import (
     AllocationProfile,
@@ -173,9 +173,7 @@ def _run_tool(tool: str, call: Callable[[], object], function: FunctionType, pla
     if function not in functions:
         functions.insert(0, function)
     if tool == "plain":
-        begin = time.perf_counter()
-        call()
-        return time.perf_counter() - begin
+        return timed(call).wall_ns / 1e9
     if tool == "calls":
         return sample_calls(call, seconds=1.0)
     if tool == "lines":

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from batchgauge.reporting.profiles import PROFILES
-from batchgauge.text import visible
 
 _PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name files from here
 
@@ -67,18 +66,10 @@ def study(
         if given[name] and (path := Path(given[name])).exists():
             given[name] = str(path.resolve())
     if matrix is None:
-        run_study(
-            profile=profile, out_dir=out, parameters=given, only=notebook, again=again, say=_say
-        )
+        run_study(profile=profile, out_dir=out, parameters=given, only=notebook, again=again)
     else:
         run_matrix(
-            matrix,
-            profile=profile,
-            out_dir=out,
-            parameters=given,
-            only=notebook,
-            again=again,
-            say=_say,
+            matrix, profile=profile, out_dir=out, parameters=given, only=notebook, again=again
         )
 
 
@@ -97,26 +88,22 @@ def report(notebook: tuple[str, ...], out: Path | None, readme: bool) -> None:
     """
     from batchgauge.reporting.project import notebooks_folder, project_root, results_folder
     from batchgauge.reporting.readme import write_readme
-    from batchgauge.reporting.study import books, write_pages
+    from batchgauge.reporting.study import books, say, write_pages
 
     root = out or (project_root() if readme else results_folder())
     for path in write_pages(out_dir=root, only=notebook):
-        _say(f"Wrote {path}")
+        say(f"Wrote {path}")
     if readme:
-        _say(f"Wrote {write_readme(root, [b.report for b in books(notebooks_folder())])}")
+        say(f"Wrote {write_readme(root, [b.report for b in books(notebooks_folder())])}")
 
 
 @click.command("list")
 def list_notebooks() -> None:
     """Show every notebook with the report it makes and its parameters."""
     from batchgauge.reporting.project import notebooks_folder
-    from batchgauge.reporting.study import books
+    from batchgauge.reporting.study import books, say
 
     for book in books(notebooks_folder()):
-        _say(f"{book.path.stem}  ->  reports/{book.report}.html")
+        say(f"{book.path.stem}  ->  reports/{book.report}.html")
         for p in book.known.values():
-            _say(f"    {f'{p.name}: {p.kind} = {p.default}':<40}  {p.help}")
-
-
-def _say(text: str) -> None:
-    click.echo(visible(text))
+            say(f"    {f'{p.name}: {p.kind} = {p.default}':<40}  {p.help}")

@@ -1,4 +1,4 @@
-"""From an executed notebook to its files: HTML, a Markdown twin, the notebook itself.
+"""From an executed notebook to its files: HTML, Markdown, the notebook itself.
 
 nbconvert's own template mechanism does the work (`template/report`, derived from its
 `base`), without the defaults that load scripts from outside. Each file is written
@@ -21,8 +21,14 @@ from nbformat import NotebookNode
 
 from batchgauge.files import write_text
 from batchgauge.redaction import redacted
-from batchgauge.reporting.page import anchored, is_shown, page_of, relinked
-from batchgauge.reporting.policy import SCRIPT, content_policy
+from batchgauge.reporting.page import (
+    SCRIPT,
+    anchored,
+    content_policy,
+    is_shown,
+    page_of,
+    relinked,
+)
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.text import Markdown, escaped, fenced, visible

@@ -1,8 +1,7 @@
-"""The study's front page: a sentence per report, the scorecard, the machine, earlier runs.
+"""The study's front page: a sentence per report, the scorecard, the machine.
 
 Made from what the reports themselves wrote (`data/<report>_facts.json`), never from
-anything typed; `data/history.csv` keeps the scores of every run. Writes
-`reports/index.html` and its Markdown twin.
+anything typed. Writes `reports/index.html` and `reports/index.md`.
 """
 
 from __future__ import annotations
@@ -14,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from batchgauge.errors import UserError
-from batchgauge.files import write_csv, write_text
+from batchgauge.files import write_text
 from batchgauge.reporting import tables
 from batchgauge.reporting.export import TEMPLATES, one_blank_line
-from batchgauge.reporting.policy import SCRIPT, content_policy
+from batchgauge.reporting.page import SCRIPT, content_policy
 from batchgauge.reporting.report import Score
 from batchgauge.text import Markdown, escaped, visible
 
-# The plan's five targets come first on the scorecard, in this order.
+# The five targets of the whole study come first on the scorecard, in this order.
 _TARGETS = (
     "tokenizing_batch_32",
     "inference_batch_8",
@@ -49,17 +45,15 @@ class Row:
 
 
 def write_index(out: Path, order: Sequence[str]) -> Path:
-    """Write `reports/index.html`, `reports/index.md` and `data/history.csv` under `out`.
+    """Write `reports/index.html` and `reports/index.md` under `out`; the path of the first.
 
     `order` is the reports' order; reports that have not been made are left out.
     """
     reports = read_facts(out, order)
     rows = scorecard(reports)
-    history = _remember(rows, reports, out / "data" / "history.csv")
     about = {
         "reports": reports,
         "rows": rows,
-        "history": _wide(history),
         "machine": _machine(reports),
         "number": tables.number,
         "first_sentence": first_sentence,
@@ -97,7 +91,7 @@ def first_sentence(text: str) -> str:
 
 
 def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """All scores, the plan's targets first; of two with one key the first report's counts."""
+    """All scores, the study's five targets first; of two with one key the first report's counts."""
     rows: dict[str, Row] = {}
     for facts in reports:
         for score in facts["scores"]:
@@ -127,56 +121,6 @@ def render(template: str, about: Mapping[str, Any]) -> str:
     environment.filters["markdown"] = Markdown
     page = {"script": SCRIPT, "policy": content_policy(), **about}
     return visible(environment.get_template(template).render(**page))
-
-
-def _remember(
-    rows: Sequence[Row], reports: Sequence[Mapping[str, Any]], path: Path
-) -> pd.DataFrame:
-    """Add this run's scores to the history; a row that is there already is not added again."""
-    by_name = {facts["report"]: facts for facts in reports}
-    new = pd.DataFrame(
-        [
-            {
-                **{key: by_name[row.report][key] for key in ("finished", "git_commit", "profile")},
-                "machine": by_name[row.report]["machine"],
-                "report": row.report,
-                "key": row.score.key,
-                "label": row.score.label,
-                "value": row.score.value,
-                "low": row.score.low,
-                "high": row.score.high,
-                "unit": row.score.unit,
-                "goal": row.score.goal,
-                "better": row.score.better,
-                "verdict": row.score.verdict,
-            }
-            for row in rows
-        ]
-    )
-    if path.is_file() and path.stat().st_size and not new.empty:
-        try:
-            old = pd.read_csv(path)
-        except ValueError as error:
-            raise UserError(f"'{path}' is no CSV file any more ({error}); move it away.") from None
-        new = pd.concat([old, new], ignore_index=True) if len(old) else new
-        new = new.drop_duplicates(["finished", "report", "key"], keep="last")
-    if not new.empty:
-        write_csv(new, path)
-    return new
-
-
-def _wide(history: pd.DataFrame, runs: int = 12) -> pd.DataFrame:
-    """The last runs, newest first: one row a commit, profile and day, one column a score."""
-    if history.empty:
-        return history
-    rows = history.assign(day=history["finished"].str[:10], commit=history["git_commit"])
-    rows["score"] = rows["label"] + rows["unit"].fillna("").map(lambda u: f" ({u})" if u else "")
-    keys = ["day", "commit", "profile", "machine"]
-    latest = rows.groupby(keys)["finished"].max().rename("last")
-    wide = rows.pivot_table(index=keys, columns="score", values="value", aggfunc="last")
-    wide = wide[list(dict.fromkeys(rows["score"]))].join(latest)
-    wide = wide.sort_values("last", ascending=False).head(runs)
-    return wide.drop(columns="last").reset_index()
 
 
 def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

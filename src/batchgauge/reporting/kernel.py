@@ -1,12 +1,14 @@
-"""One notebook in a fresh kernel, and what its kernel inherits."""
+"""Notebooks in fresh kernels: one, or a few side by side, and what a kernel inherits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nbformat
 from nbformat import NotebookNode
@@ -15,6 +17,7 @@ from batchgauge.core.default_model import VARIABLE
 from batchgauge.errors import UserError
 from batchgauge.reporting.project import kernel_folder
 
+T = TypeVar("T")
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _REMOVED = ("OPENBLAS_CORETYPE",)  # a pinned core type can halve sgemm
 
@@ -69,3 +72,39 @@ def kernel_environment() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def results(jobs: Sequence[Callable[[], T]], at_once: int) -> Generator[T, None, None]:
+    """What each job returns, in the order of `jobs`; the first that raises ends it.
+
+    With `at_once` of 1 a job starts when its result is asked for, in this thread. Else so
+    many threads take jobs from the front; no further one starts once the iterator is closed.
+    Not a `ThreadPoolExecutor`: that one waits for its threads when the program is interrupted,
+    and a job here is a notebook of minutes.
+    """
+    if at_once == 1:
+        for job in jobs:
+            yield job()
+        return
+    futures: list[Future[T]] = [Future() for _ in jobs]
+    left = iter(list(zip(jobs, futures, strict=True)))
+    lock, closed = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while not closed.is_set():
+            with lock:
+                job, future = next(left, (None, None))
+            if job is None or future is None:
+                return
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001  # raised where the result is asked for
+                future.set_exception(error)
+
+    for _ in range(at_once):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        closed.set()

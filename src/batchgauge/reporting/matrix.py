@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import yaml
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
+from batchgauge.lock import locked
 from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
-from batchgauge.reporting.lock import locked
 from batchgauge.reporting.project import notebooks_folder, results_folder
-from batchgauge.reporting.study import books, checked, out_folder, run_study
+from batchgauge.reporting.study import books, checked, out_folder, run_study, say
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -79,7 +79,6 @@ def run_matrix(
     only: Sequence[str] = (),
     again: bool = False,
     notebooks: Path | None = None,
-    say: Callable[[str], None] = print,
 ) -> Path:
     """Run every study of the matrix, one after the other; the path of the comparison page.
 
@@ -110,7 +109,6 @@ def run_matrix(
                     only=only,
                     again=again,
                     notebooks=folder,
-                    say=say,
                 )
             except UserError as error:
                 failures.append((f"{run.name}: {error}", error.exit_code))

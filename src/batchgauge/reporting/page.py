@@ -2,11 +2,16 @@
 
 The notebook's outputs say what they are (`batchgauge.reporting.report` marks them). The
 answer is repeated and the scores are moved to the first screen; progress bars, sliders and returned
-paths have no meaning on a page and go. Leaves out how the page looks: the templates.
+paths have no meaning on a page and go. A page may run the one script of its own and show
+pictures that are inside, nothing else: should a tag of somebody else's reach it in spite of the
+escaping, the browser runs no script of it, loads nothing and sends nothing. Leaves out how the
+page looks: the templates.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -18,6 +23,7 @@ from nbformat import NotebookNode
 
 from batchgauge.reporting.report import METADATA_KEY
 
+SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(encoding="utf-8")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _REPR = re.compile(r"(PosixPath|WindowsPath|Score)\(")
 _HEADING = re.compile(r"^(#{2,4})\s+(.+?)\s*#*\s*$", re.MULTILINE)
@@ -144,3 +150,12 @@ def relinked(notebook: NotebookNode, link: Callable[[str], str]) -> NotebookNode
 def _outside_code(source: str, change: Callable[[str], str]) -> str:
     pieces: Iterator[str] = iter(_FENCED.split(source))
     return "".join(p if p.startswith("```") else change(p) for p in pieces)
+
+
+def content_policy() -> str:
+    """The value of a page's Content-Security-Policy: `SCRIPT` by its digest, and no other."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )

@@ -61,6 +61,11 @@ class Score:
     unit: str = ""
     better: Better = "higher"
 
+    def __post_init__(self) -> None:
+        for name in ("goal", "value", "low", "high"):  # NumPy's numbers are no JSON
+            number = getattr(self, name)
+            object.__setattr__(self, name, None if number is None else float(number))
+
     @property
     def verdict(self) -> Literal["met", "missed", "open", "measured"]:
         """`open` when the interval holds the goal; `measured` when there is no goal."""
@@ -157,10 +162,6 @@ class Report:
         )
         return report
 
-    def seconds_left(self) -> float:
-        """What is left of the profile's seconds since `begin`; never below 0."""
-        return max(0.0, self.budget.seconds - (time.monotonic() - self._started))
-
     def csv(self, frame: pd.DataFrame, name: str) -> Path:
         """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path.
 
@@ -176,20 +177,20 @@ class Report:
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below.
         """
-        alt = _plain(alt)
+        alt, caption = _plain(alt), _plain(caption)
         path = self.path("reports", "figures", f"{name}.png")
         plots.save(figure, path, alt)
         png = path.read_bytes()
-        width = int.from_bytes(png[16:20], "big") // plots.SCALE
-        self._picture("image/png", base64.b64encode(png).decode("ascii"), path, alt, caption, width)
-        return path
-
-    def svg(self, svg: str, name: str, *, alt: str, caption: str) -> Path:
-        """Save an SVG document as `reports/figures/<name>.svg`, show it; its path."""
-        svg, alt = visible(svg), _plain(alt)
-        path = self.path("reports", "figures", f"{name}.svg")
-        write_text(svg, path)
-        self._picture("image/svg+xml", svg, path, alt, caption, None)
+        shown = {"alt": alt, "width": int.from_bytes(png[16:20], "big") // plots.SCALE}
+        _show(
+            {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": alt},
+            shown={"image/png": shown},
+            kind="figure",
+            file=f"figures/{path.name}",
+            caption=caption,
+            **shown,
+        )
+        _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")
         return path
 
     def table(self, frame: pd.DataFrame, *, caption: str) -> None:
@@ -219,34 +220,18 @@ class Report:
         data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
         _show(data, kind="answer", text=said)
 
-    def score(
-        self,
-        key: str,
-        *,
-        label: str,
-        goal: float | None,
-        value: float,
-        low: float | None = None,
-        high: float | None = None,
-        unit: str = "",
-        better: Better = "higher",
-    ) -> Score:
-        """Put one measured target on the scorecard; `low` and `high` are its 95 % interval."""
-        numbers = (None if x is None else float(x) for x in (goal, value, low, high))
-        aim, middle, below, above = numbers
-        assert middle is not None
-        score = Score(key, label, aim, middle, below, above, unit, better)
-        self._scores[key] = score
+    def score(self, score: Score) -> None:
+        """Put one measured target on the scorecard."""
+        self._scores[score.key] = score
         text = score.sentence()
         _show(
             {"text/plain": text, "text/markdown": escaped(text)},
             kind="score",
             verdict=score.verdict,
-            label=one_line(label),
+            label=one_line(score.label),
             measured=score.measured(),
             aim=score.aim(),
         )
-        return score
 
     def show(self, *results: Result) -> None:
         """All of each result: CSV files, figure with alt text, table, finding, scores."""
@@ -267,7 +252,7 @@ class Report:
             if sentence:
                 self.finding(sentence)
             for score in result.scores():
-                self.score(**asdict(score))
+                self.score(score)
 
     def finish(self, engine: object = None) -> Path:
         """Write `data/<report>_facts.json`; its path. Raises UserError when no answer was given.
@@ -310,21 +295,6 @@ class Report:
         if name not in self._files:
             self._files.append(name)
         return self.out_dir.joinpath(*parts)
-
-    def _picture(
-        self, mime: str, data: str, path: Path, alt: str, caption: str, width: int | None
-    ) -> None:
-        caption = _plain(caption)
-        shown: dict[str, Any] = {"alt": alt} if width is None else {"alt": alt, "width": width}
-        _show(
-            {mime: data, "text/plain": alt},
-            shown={mime: shown},
-            kind="figure",
-            file=f"figures/{path.name}",
-            caption=caption,
-            **shown,
-        )
-        _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")
 
 
 def _plain(text: str) -> str:

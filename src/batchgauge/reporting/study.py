@@ -20,25 +20,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import nbformat
 from nbformat import NotebookNode
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_text
+from batchgauge.lock import locked
 from batchgauge.machine.identity import versions
 from batchgauge.machine.limits import usable_cores, usable_memory
 from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
 from batchgauge.reporting.inputs import digest_of, inputs
-from batchgauge.reporting.kernel import execute, kernel_environment
-from batchgauge.reporting.lock import locked
+from batchgauge.reporting.kernel import execute, kernel_environment, results
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.previous import forget, put_back, set_aside
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.reporting.project import kernel_folder, notebooks_folder, results_folder
 from batchgauge.reporting.report import METADATA_KEY
-from batchgauge.reporting.side_by_side import results
+from batchgauge.text import visible
 
 _REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
 _ROOM_FOR_TWO = 8 * 2**30  # bytes
@@ -105,12 +106,11 @@ def run_study(
     only: Sequence[str] = (),
     again: bool = False,
     notebooks: Path | None = None,
-    say: Callable[[str], None] = print,
 ) -> Outcome:
     """Run the notebooks, write their pages under `out_dir` (None: `results_folder`), and the index.
 
     A parameter goes to each notebook that declares it. Bad input stops the study, any
-    other failure of a notebook does not keep the rest from running.
+    other failure of a notebook does not keep the rest from running. Progress is printed.
 
     Raises:
         UserError: an unknown profile, notebook or parameter, a folder that cannot be written
@@ -126,7 +126,7 @@ def run_study(
     with locked(out):
         _sweep(out)
         try:
-            return _run(books(folder), books(folder, only), given, out, again=again, say=say)
+            return _run(books(folder), books(folder, only), given, out, again=again)
         finally:
             _sweep(out)  # a killed study's kernel may write for a second after it
 
@@ -148,15 +148,14 @@ def out_folder(out: Path) -> Path:
 
 
 def _run(
-    shelf: Sequence[Book],
+    every: Sequence[Book],
     chosen: Sequence[Book],
     given: Mapping[str, Any],
     out: Path,
     *,
     again: bool,
-    say: Callable[[str], None],
 ) -> Outcome:
-    names = {book.path.name: book.report for book in shelf}
+    names = {book.path.name: book.report for book in every}
     outcome = Outcome()
     to_run: list[tuple[Book, Callable[[], _Problem | None]]] = []
     for book in chosen:
@@ -181,7 +180,7 @@ def _run(
                     raise UserError(f"{book.path.name}: {problem.text}")
         finally:
             _sweep(out)  # what still runs beside is abandoned; its parameters may hold a key
-    index = write_index(out, [book.report for book in shelf])
+    index = write_index(out, [book.report for book in every])
     if outcome.failed:
         reasons = " ".join(f"{name}: {text}" for name, text in outcome.failed.items())
         raise UserError(
@@ -205,8 +204,8 @@ def write_pages(
 
 
 def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
-    shelf = books(folder)
-    names = {name: b.report for b in shelf for name in (b.path.name, f"{b.report}.ipynb")}
+    every = books(folder)
+    names = {name: b.report for b in every for name in (b.path.name, f"{b.report}.ipynb")}
     written = []
     for book in books(folder, only):
         path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
@@ -218,7 +217,7 @@ def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
             written += export(executed, facts, out / "reports", names)
     if not written:
         raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
-    return [*written, write_index(out, [book.report for book in shelf])]
+    return [*written, write_index(out, [book.report for book in every])]
 
 
 def _one_folder_up(href: str) -> str:
@@ -353,6 +352,11 @@ def _sweep(out: Path) -> None:
             leftover.unlink(missing_ok=True)
     for working in cache.glob("*.ipynb"):
         working.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    """Print `text`, with what cannot be seen in it made visible."""
+    click.echo(visible(text))
 
 
 def _short(path: Path) -> str:

@@ -225,7 +225,10 @@ def _table(path: str | Path, where: str) -> pd.DataFrame:
         raise UserError(f"{where} is empty; expected a line of column names.")
     if lines[0][1].lstrip().startswith("{"):
         rows = [json_line(line, f"{where}, line {number},") for number, line in lines]
-        return pd.DataFrame(rows)
+        try:
+            return pd.DataFrame(rows)
+        except UnicodeEncodeError:  # of pyarrow, where that is what pandas keeps texts in
+            raise UserError(f"{where} has half of a surrogate pair; expected text.") from None
     head = lines[0][1]
     separator = max(",;\t|", key=head.count)
     text = io.StringIO("\n".join(line for _, line in lines))

@@ -19,9 +19,8 @@ import numpy as np
 
 from batchgauge.errors import UserError
 from batchgauge.simulate.arrivals import Arrivals
-from batchgauge.simulate.server import STEP_COLUMNS, Run, Server, queue_order
+from batchgauge.simulate.server import STEP_COLUMNS, Server, SimulatedRun, queue_order
 from batchgauge.simulate.steps import StepTime
-from batchgauge.simulate.worker import Worker
 
 MOST_RETRIES = 1000  # of one request, until failures are said to be too frequent
 
@@ -32,7 +31,7 @@ def simulate(
     server: Server,
     *,
     pace: Callable[[float], float] | None = None,
-) -> Run:
+) -> SimulatedRun:
     """Serve all `arrivals`; the same arguments give the same run, to the last bit.
 
     `pace` says how many times as long as `step_s` says a step takes that begins at a
@@ -48,6 +47,35 @@ def simulate(
             f"{server.kv_limit_tokens}. Raise the limit or drop the request."
         )
     return _Simulation(arrivals, step_s, server, pace).run()
+
+
+class _Worker:
+    """Who is in the batch, how much cache it holds, when the worker's failure comes."""
+
+    __slots__ = (
+        "busy_until", "endings", "fails_at", "held", "in_batch", "joined", "kv", "last_token",
+        "members", "number", "prefill", "rows", "stack", "steps",
+    )  # fmt: skip
+
+    def __init__(self, number: int, fails_at: float) -> None:
+        self.number = number
+        self.fails_at = fails_at
+        self.busy_until = 0.0
+        self.steps = 0  # decode steps made
+        self.clear()
+
+    def clear(self) -> None:
+        """An empty batch."""
+        self.rows = 0  # sequences that decode
+        self.joined = 0  # of them, new since the last decode step
+        self.kv = 0  # tokens that their attention reads
+        self.held = 0  # tokens of cache taken or reserved
+        self.in_batch = 0  # sequences that decode or wait for prefill
+        self.last_token = 0.0
+        self.endings: list[tuple[int, int, int]] = []  # heap: (decode step, request, ticket)
+        self.prefill: deque[list[int]] = deque()  # [request, tokens to do, tokens done]
+        self.members: list[int] = []  # of a static or dynamic batch, which returns as one
+        self.stack: list[tuple[int, int]] = []  # (request, ticket) by age, youngest last
 
 
 class _Simulation:
@@ -77,7 +105,7 @@ class _Simulation:
         self.start, self.first, self.done, self.returned = ([-1.0] * n for _ in range(4))
         self.log = array("d")
         self.failures = np.random.default_rng(server.seed)
-        self.workers = [Worker(i, self._lifetime()) for i in range(server.workers)]
+        self.workers = [_Worker(i, self._lifetime()) for i in range(server.workers)]
         self.clock = [(self.times[0], 0, w.number) for w in self.workers]
         self.parked: list[int] = []  # workers that only a retry can wake
         self.speeds = (*server.speeds, *(1.0,) * server.workers)
@@ -87,7 +115,7 @@ class _Simulation:
             return math.inf
         return float(self.failures.exponential(self.server.mtbf_s))
 
-    def run(self) -> Run:
+    def run(self) -> SimulatedRun:
         clock = self.clock
         heapify(clock)
         while clock:
@@ -101,7 +129,7 @@ class _Simulation:
                 self._step(worker, now)
             else:
                 self._rest(worker, now)
-        return Run(
+        return SimulatedRun(
             self.arrivals,
             self.server,
             start_s=np.asarray(self.start),
@@ -134,7 +162,7 @@ class _Simulation:
             return self.next == len(self.times)  # nobody else will come
         return now >= self._deadline()
 
-    def _rest(self, w: Worker, now: float) -> None:
+    def _rest(self, w: _Worker, now: float) -> None:
         wake = self.times[self.next] if self.next < len(self.times) else math.inf
         if self.queue and self.server.batching == "dynamic":
             wake = min(wake, self._deadline())
@@ -143,7 +171,7 @@ class _Simulation:
         else:
             self.parked.append(w.number)
 
-    def _admit(self, w: Worker, now: float) -> None:
+    def _admit(self, w: _Worker, now: float) -> None:
         server, queue = self.server, self.queue
         if w.in_batch if not self.continuous else not queue:
             return
@@ -168,7 +196,7 @@ class _Simulation:
             if server.preempt:
                 w.stack.append((r, self.ticket[r]))
 
-    def _step(self, w: Worker, now: float) -> None:
+    def _step(self, w: _Worker, now: float) -> None:
         server = self.server
         if server.preempt:
             self._make_room(w, now)
@@ -204,7 +232,7 @@ class _Simulation:
             w.clear()
         heappush(self.clock, (end, w.in_batch, w.number))
 
-    def _take_prefill(self, w: Worker) -> tuple[int, int, float, list[int]]:
+    def _take_prefill(self, w: _Worker) -> tuple[int, int, float, list[int]]:
         """Prompt positions computed in this step, padding among them, pairs, requests ready."""
         budget = self.server.chunk_tokens or math.inf
         longest = max(job[1] for job in w.prefill) if self.server.padded else 0
@@ -225,7 +253,7 @@ class _Simulation:
             ready.append(r)
         return positions, padded, pairs, ready
 
-    def _begin_decode(self, w: Worker, r: int, end: float) -> None:
+    def _begin_decode(self, w: _Worker, r: int, end: float) -> None:
         self.made[r] += 1
         w.held += self.server.preempt
         if self.first[r] < 0.0:
@@ -240,7 +268,7 @@ class _Simulation:
         self.joined_at[r] = w.steps
         heappush(w.endings, (w.steps + left, r, self.ticket[r]))
 
-    def _decoded(self, w: Worker, rows: int, end: float) -> None:
+    def _decoded(self, w: _Worker, rows: int, end: float) -> None:
         """One more token for each of `rows`; those that have all theirs leave."""
         w.steps += 1
         w.kv += rows
@@ -255,14 +283,14 @@ class _Simulation:
                 w.kv -= self.context[r] + self.generated[r]
                 self._finish(w, r, end)
 
-    def _finish(self, w: Worker, r: int, end: float) -> None:
+    def _finish(self, w: _Worker, r: int, end: float) -> None:
         self.done[r] = end
         w.held -= self.context[r] + self.generated[r]
         w.in_batch -= 1
         if self.continuous:
             self.returned[r] = end
 
-    def _make_room(self, w: Worker, now: float) -> None:
+    def _make_room(self, w: _Worker, now: float) -> None:
         """Throw out the youngest until the batch's next tokens fit."""
         limit = self.server.kv_limit_tokens or math.inf
         while w.held + w.in_batch > limit and w.in_batch > 1:
@@ -280,7 +308,7 @@ class _Simulation:
             w.in_batch -= 1
             self._again([r], now)
 
-    def _fail(self, w: Worker, now: float) -> bool:
+    def _fail(self, w: _Worker, now: float) -> bool:
         """The worker's batch goes back to the queue; whether the worker is still away."""
         lost = [r for _, r, ticket in w.endings if ticket == self.ticket[r]]
         lost += [job[0] for job in w.prefill]

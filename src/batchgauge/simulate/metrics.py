@@ -30,35 +30,32 @@ from batchgauge.simulate.server import (
     ROWS,
     STALL_S,
     STEP_S,
-    Run,
     Server,
+    SimulatedRun,
 )
 from batchgauge.simulate.steps import StepTime
+from batchgauge.statistics import percentile
 
 Floats = npt.NDArray[np.float64]
 SHOWN = (50, 90, 99)  # percentiles
 
 
-def first_text_s(run: Run, *, streaming: bool) -> Floats:
+def first_text_s(run: SimulatedRun, *, streaming: bool) -> Floats:
     """Seconds [N] from arrival until the client sees the first text."""
     return (run.first_s if streaming else run.returned_s) - run.arrivals.times_s
 
 
-def latency_s(run: Run, *, streaming: bool) -> Floats:
+def latency_s(run: SimulatedRun, *, streaming: bool) -> Floats:
     """Seconds [N] from arrival until the client has the whole answer."""
     return (run.done_s if streaming else run.returned_s) - run.arrivals.times_s
 
 
 def percentiles(values: npt.ArrayLike) -> dict[int, float]:
     """p50, p90 and p99 of `values`, NaN where there are too few of them."""
-    data = np.asarray(values, np.float64)
-    return {
-        q: float(np.percentile(data, q)) if data.size >= PERCENTILE_FLOOR[q] else math.nan
-        for q in SHOWN
-    }
+    return {q: percentile(values, q) for q in SHOWN}
 
 
-def summarise(run: Run, *, target_s: float, streaming: bool = False) -> dict[str, float]:
+def summarise(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> dict[str, float]:
     """One number a metric; units stand in the names. Raises UserError for a target of 0 or less."""
     if not target_s > 0.0:
         raise UserError(f"The latency target is {target_s * 1e3:g} ms; expected more than 0.")
@@ -90,7 +87,7 @@ def summarise(run: Run, *, target_s: float, streaming: bool = False) -> dict[str
     }
 
 
-def inter_token_ms(run: Run) -> dict[int, float]:
+def inter_token_ms(run: SimulatedRun) -> dict[int, float]:
     """Percentiles over all gaps between one token and the next of the same sequence.
 
     Rows that decoded before wait for the prefills in between, rows that just joined do
@@ -110,7 +107,7 @@ def inter_token_ms(run: Run) -> dict[int, float]:
     }
 
 
-def by_class(run: Run, *, target_s: float, streaming: bool = False) -> pd.DataFrame:
+def by_class(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> pd.DataFrame:
     """One row a class of requests: how many, their percentiles, and the share served in time."""
     first, whole = (f(run, streaming=streaming) for f in (first_text_s, latency_s))
     gaps = run.arrivals.generated - 1
@@ -135,7 +132,7 @@ def by_class(run: Run, *, target_s: float, streaming: bool = False) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def littles_law(run: Run) -> Mapping[str, float]:
+def littles_law(run: SimulatedRun) -> Mapping[str, float]:
     """Both sides of L = lambda W (Little 1961): requests in the system, and rate times stay.
 
     L is counted from the sample path (arrivals minus departures, over time), lambda W

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from batchgauge.errors import UserError
 from batchgauge.simulate.arrivals import INTERACTIVE, Arrivals
@@ -22,8 +20,8 @@ from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import first_text_s
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTime
+from batchgauge.statistics import Interval, mean_ratio
 
-Floats = npt.NDArray[np.float64]
 PAYS = 1.05  # a gain counts when its whole interval lies above
 IN_TIME = 0.9  # a rate is sustained when this share of its requests is served in time
 
@@ -55,28 +53,6 @@ class Idea:
     cost: str
     predicted: bool = False
     hardware: bool = False
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A gain over today's server with its 95 % interval over seeds."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, after: npt.ArrayLike, before: npt.ArrayLike) -> Gain:
-        """Geometric mean of after / before [seeds], t interval on the logarithms."""
-        logs = np.log(np.asarray(after, np.float64) / np.asarray(before, np.float64))
-        if logs.size < 2:
-            raise UserError("An interval over seeds needs at least two seeds.")
-        half = stats.t.ppf(0.975, logs.size - 1) * logs.std(ddof=1) / np.sqrt(logs.size)
-        mean, half = float(logs.mean()), float(half)
-        return cls(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} × [{self.low:.2f}, {self.high:.2f}]"
 
 
 def outcome(setup: Setup, arrivals: Arrivals, target_s: float) -> dict[str, float]:
@@ -130,11 +106,13 @@ def sweep(
     return pd.DataFrame(rows)
 
 
-def gain(runs: pd.DataFrame, idea: str, rate: float, metric: str, *, better: int = 1) -> Gain:
+def gain(runs: pd.DataFrame, idea: str, rate: float, metric: str, *, better: int = 1) -> Interval:
     """An idea's ratio over today at one rate; `better` = -1 for times, where less is more."""
     at_rate = runs[runs["arrival_rate"] == rate].set_index(["idea", "seed"])[metric]
     after, before = at_rate[idea].to_numpy(), at_rate["today"].to_numpy()
-    return Gain.of(after, before) if better > 0 else Gain.of(before, after)
+    if len(after) < 2:
+        raise UserError("An interval over seeds needs at least two seeds.")
+    return mean_ratio(after, before) if better > 0 else mean_ratio(before, after)
 
 
 def sustained(runs: pd.DataFrame, idea: str) -> float:
@@ -163,7 +141,7 @@ def condition(runs: pd.DataFrame, idea: str) -> str:
     return "at " + ", ".join(f"{rate:.2g}" for rate in pays) + " requests/s"
 
 
-def recommend(goodput: Gain, waiting: Gain, idea: Idea, price: Gain) -> str:
+def recommend(goodput: Interval, waiting: Interval, idea: Idea, price: Interval) -> str:
     """What follows from the intervals, by fixed rules; goodput counts first, then waiting."""
     if goodput.high < 1 / PAYS:
         return "leave: fewer requests come in time"

@@ -21,7 +21,7 @@ from batchgauge.simulate.arrivals import Arrivals
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Columns of Run.steps. `joined` rows decode for the first time since their prefill; the
+# Columns of SimulatedRun.steps. `joined` rows decode for the first time since their prefill; the
 # others had waited `stall_s` for prefills in between. `held` is the KV cache in tokens.
 END_S, STEP_S, ROWS, JOINED, STALL_S, POSITIONS, PADDED, HELD, IN_BATCH = range(9)
 STEP_COLUMNS = 9
@@ -42,8 +42,8 @@ class Server:
                     their prompt alone, and when memory runs out the youngest is thrown
                     out and prefilled again later; without, room is reserved to the end
     padded      a batch's prompts are prefilled at the longest one's length
-    host_request_s, host_token_s   Python's work a request and a token (tokenise, sample,
-                    detokenise), after the step, or beside it with `overlap`
+    host_request_s, host_token_s   Python's work a request and a token (tokenize, sample,
+                    detokenize), after the step, or beside it with `overlap`
     batch_s     fixed work as a static or dynamic batch begins
     sharing     how many times longer a step takes with 1, 2, … workers busy
     speeds      time factor of each worker (a straggler has 2.0); shorter: 1.0 for the rest
@@ -94,7 +94,7 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Run:
+class SimulatedRun:
     """What happened to each request, arrays [N] in order of arrival, and in each step.
 
     start_s     taken from the queue for the first time

@@ -3,7 +3,7 @@
     suggestion = suggest_batch_size(
         workload=Lengths.uniform(32, 64),          # prompt and generated tokens
         cost_model=CostModel.prior(shape, detect_hardware()),
-        latency_budget_ms=2000,
+        config=SizingConfig(latency_budget_ms=2000),
     )
     print(suggestion.sentence())
 
@@ -19,21 +19,24 @@ from batchgauge.sizing.automatic import (
     suggest_for_engine,
     traffic_lengths,
 )
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import CostModel
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.cost_model import CostModel, Identity
 from batchgauge.sizing.drift import check_drift
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 from batchgauge.sizing.suggest import suggest_batch_size
-from batchgauge.sizing.suggestion import BatchSizeSuggestion
+from batchgauge.sizing.suggestion import BatchSizeSuggestion, SizingConfig
 
 __all__ = [
     "BatchSizeSuggestion",
     "CostModel",
+    "Extent",
     "HardwareProfile",
+    "Identity",
     "Lengths",
     "MemoryModel",
     "ModelShape",
+    "SizingConfig",
     "calibrate_engine",
     "calibrate_tokenizer",
     "check_drift",

@@ -10,21 +10,21 @@ calibration counts, and advice reaches as far as it was measured.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine
-from batchgauge.machine.rates import blas_identity, cache_folder
+from batchgauge.machine.preflight import blas_identity
+from batchgauge.machine.rates import cache_folder
 from batchgauge.protocols import Engine, Tokenizer
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import CostModel
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.cost_model import CostModel, Identity
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.probes import engine_probe, tokenizer_probe
 from batchgauge.sizing.suggest import suggest_batch_size
-from batchgauge.sizing.suggestion import BatchSizeSuggestion
+from batchgauge.sizing.suggestion import BatchSizeSuggestion, SizingConfig
 from batchgauge.workload import load_prompts, request_lengths, texts
 
 # Real traffic is divided by this for a model of this size (its shape is what matters), and
@@ -34,8 +34,6 @@ LONGEST = 128
 # The largest batch that is calibrated and advised unasked: beyond, the last percents of
 # throughput are paid for with twice the latency.
 LARGEST = 32
-
-Identity = Mapping[str, Any]  # machine, model and threads of a `CostModel`
 
 
 def traffic_lengths(
@@ -58,17 +56,13 @@ def traffic_texts(workload: str = "") -> list[str]:
 def engine_identity(engine: Engine, model: str = "") -> Identity:
     """What a calibration of the engine is valid for, with the threads that BLAS has now.
 
-    `model` is any text that names the model and its weights; where it is empty, the engine's
-    own title and size of weights, if it shows them. Another BLAS is another engine.
+    Where `model` is empty, the engine's own title and size of weights name it, if it shows
+    them. Another BLAS is another engine.
     """
     weights = getattr(getattr(engine, "model", None), "weights_bytes", "")
     name = model or f"{getattr(engine, 'title', '')} {weights}".strip()
     blas, threads = blas_identity()
-    return {
-        "machine": Machine.here().id,
-        "model": f"{engine.name}, {name}, {blas}",
-        "threads": threads,
-    }
+    return Identity(Machine.here().id, f"{engine.name}, {name}, {blas}", threads)
 
 
 def tokenizer_identity(
@@ -77,11 +71,8 @@ def tokenizer_identity(
     """The same of a tokenizer on texts like these in batches of at most so many."""
     digest = sha256("\0".join(sample).encode("utf-8", "surrogatepass")).hexdigest()[:10]
     size = getattr(tokenizer, "vocab_size", "")
-    return {
-        "machine": Machine.here().id,
-        "model": f"{tokenizer.name}, {model or size}, {max_batch_size} of {digest}",
-        "threads": 1,
-    }
+    name = f"{tokenizer.name}, {model or size}, {max_batch_size} of {digest}"
+    return Identity(Machine.here().id, name)
 
 
 def optimal_for_engine(
@@ -98,37 +89,27 @@ def optimal_for_engine(
 
 def suggest_for_engine(
     engine: Engine,
+    config: SizingConfig | None = None,
     *,
     model: str = "",
     workload: Lengths | None = None,
     cache: Path | None = None,
-    max_batch_size: int | None = None,
-    **budgets: Any,
 ) -> BatchSizeSuggestion:
-    """A whole suggestion for an engine; `budgets` go to `suggest_batch_size`.
+    """A whole suggestion for an engine, under no budget where there is no `config`.
 
-    A `max_batch_size` beyond what was calibrated is calibrated anew.
+    A `config.max_batch_size` beyond what was calibrated is calibrated anew; without a config
+    the advice reaches as far as the calibration.
     """
-    wanted = min(engine.max_batch_size(), LARGEST if max_batch_size is None else max_batch_size)
+    most = engine.max_batch_size()
+    wanted = min(most, config.max_batch_size if config else LARGEST)
     identity = engine_identity(engine, model)
     cost = recalled(identity, cache)
     if cost is None or cost.decode.knots[-1] < wanted:
-        cost = calibrate_engine(
-            engine_probe(engine),
-            max_batch_size=max(1, wanted),
-            max_positions=256,
-            sizes=10,
-            repeats=2,
-            **identity,
-        )
+        extent = Extent(max(1, wanted), max_positions=256, sizes=10, repeats=2)
+        cost = calibrate_engine(engine_probe(engine), extent, identity=identity)
         remember(cost, cache)
-    reach = min(engine.max_batch_size(), int(cost.decode.knots[-1]))
-    return suggest_batch_size(
-        workload=workload or traffic_lengths(),
-        cost_model=cost,
-        max_batch_size=reach if max_batch_size is None else max_batch_size,
-        **budgets,
-    )
+    config = config or SizingConfig(max_batch_size=min(most, int(cost.decode.knots[-1])))
+    return suggest_batch_size(workload or traffic_lengths(), cost, config)
 
 
 def optimal_for_tokenizer(
@@ -151,29 +132,26 @@ def optimal_for_tokenizer(
         cost = calibrate_tokenizer(
             tokenizer_probe(tokenizer, sample),
             max_batch_size=max_batch_size,
-            machine=identity["machine"],
-            model=identity["model"],
+            identity=identity,
         )
         remember(cost, cache)
-    return suggest_batch_size(
-        workload=Lengths.texts(sample), cost_model=cost, max_batch_size=max_batch_size
-    ).size
+    config = SizingConfig(max_batch_size=max_batch_size)
+    return suggest_batch_size(Lengths.texts(sample), cost, config).size
 
 
 def remember(cost: CostModel, cache: Path | None = None) -> None:
     """Keep a calibration for later calls; a folder that cannot be written is no matter."""
-    identity = {"machine": cost.machine, "model": cost.model, "threads": cost.threads}
     with contextlib.suppress(UserError):
-        cost.save(_path(identity, cache))
+        cost.save(_path(cost.identity, cache))
 
 
 def recalled(identity: Identity, cache: Path | None = None) -> CostModel | None:
     """The calibration that was remembered for this; None without one, or with a broken one."""
     with contextlib.suppress(UserError):
-        return CostModel.load(_path(identity, cache), **identity)
+        return CostModel.load(_path(identity, cache), identity)
     return None
 
 
 def _path(identity: Identity, cache: Path | None) -> Path:
-    text = "|".join(str(identity[key]) for key in ("machine", "model", "threads"))
+    text = "|".join(map(str, identity))
     return (cache or cache_folder()) / f"costs-{sha256(text.encode()).hexdigest()[:16]}.json"

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
 from batchgauge.errors import UserError
-from batchgauge.sizing.cost_model import CostModel, HeldOut
+from batchgauge.sizing.cost_model import CostModel, HeldOut, Identity
 from batchgauge.sizing.curve import TILE, Curve, fit_ripple
-from batchgauge.sizing.design import first_sizes, refine
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
@@ -33,41 +32,46 @@ HELD_OUT_SIZES = 6  # sizes that are measured only to see how far off the curve 
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How far and how densely a calibration of an engine runs.
+
+    max_batch_size  largest size that predictions are wanted for
+    max_positions   largest prefill that is run, in positions; beyond, lines go on
+    sizes           batch sizes of the decode curve; a few more find the ripple
+    steps           decode steps of a run
+    repeats         rounds over all sizes, shuffled after the first; the median counts
+
+    Raises UserError for numbers below 1.
+    """
+
+    max_batch_size: int = 64
+    max_positions: int = 512
+    sizes: int = 13
+    steps: int = 2
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        if min(astuple(self)) < 1:
+            raise UserError(
+                "A calibration needs sizes, positions, steps and repeats of at least 1."
+            )
+
+
 def calibrate_engine(
     probe: EngineProbe,
+    extent: Extent = Extent(),
     *,
-    max_batch_size: int = 64,
-    max_positions: int = 512,
-    sizes: int = 13,
-    steps: int = 2,
-    repeats: int = 3,
+    identity: Identity = Identity(),
     seed: int = 0,
-    padded: bool = False,
-    compacts: bool = True,
-    machine: str = "",
-    model: str = "",
-    threads: int = 1,
 ) -> CostModel:
-    """Measure what an engine's phases cost, at about `sizes` batch sizes.
+    """Measure what an engine's phases cost.
 
-    Args:
-        probe: runs (rows, prompt tokens, steps) and gives (prefill ms, ms of a step).
-        max_batch_size: largest size that predictions are wanted for.
-        max_positions: largest prefill that is run, in positions; beyond, lines go on.
-        sizes: batch sizes of the decode curve; a few more find the ripple.
-        steps: decode steps per run.
-        repeats: rounds over all sizes, shuffled after the first; the median counts.
-        seed: order of the later rounds.
-        padded: True when the engine computes padded prompt positions.
-        compacts: True when rows that are done leave the engine's batch.
-        machine: identity of the machine, kept with the model.
-        model: identity of the model, kept with the model.
-        threads: BLAS threads in use, kept with the model.
-
-    Raises UserError for sizes below 1.
+    `probe` runs (rows, prompt tokens, steps) and gives (prefill ms, ms of a step); `identity`
+    is kept with the model, `seed` is of the order of later rounds. An engine that computes
+    padded positions, or keeps rows that are done, is `replace(model, padded=True)`.
     """
-    if min(max_batch_size, max_positions, sizes, steps, repeats) < 1:
-        raise UserError("A calibration needs sizes, positions, steps and repeats of at least 1.")
+    max_batch_size, max_positions, sizes, steps, repeats = astuple(extent)
     start = perf_counter()
     warm_up(probe, min(8, max_batch_size))
     seen: dict[float, list[float]] = {}
@@ -135,15 +139,11 @@ def calibrate_engine(
         decode=decode,
         square_ms=square_ms,
         context_ms=context_ms,
-        padded=padded,
-        compacts=compacts,
         error=stated_error(held_out, noise),
         noise=noise,
         held_out=tuple(held_out),
-        machine=machine,
-        model=model,
-        threads=threads,
         seconds=perf_counter() - start,
+        **identity._asdict(),
     )
 
 
@@ -180,8 +180,7 @@ def calibrate_tokenizer(
     sizes: int = 9,
     repeats: int = 25,
     seed: int = 0,
-    machine: str = "",
-    model: str = "",
+    identity: Identity = Identity(),
 ) -> CostModel:
     """Measure what tokenizing a batch costs, as a curve over its bytes.
 
@@ -215,8 +214,7 @@ def calibrate_tokenizer(
         prefill=_through(known),
         error=stated_error(held_out),
         held_out=tuple(held_out),
-        machine=machine,
-        model=model,
+        **identity._asdict(),
         seconds=perf_counter() - start,
     )
 
@@ -284,3 +282,77 @@ def _settled(curve: Curve, between: Sequence[int], seen: Mapping[float, Sequence
 def _through(points: dict[float, float]) -> Curve:
     knots = tuple(sorted(points))
     return Curve(knots, tuple(points[knot] for knot in knots))
+
+
+def first_sizes(largest: int) -> list[float]:
+    """The sizes every calibration starts with: 1 to 4, a middle one on the tile, the largest."""
+    small = [size for size in (1, 2, 3, 4) if size <= largest]
+    middle = round(math.sqrt(4 * largest) / TILE) * TILE
+    return sorted({float(size) for size in (*small, middle, largest) if 1 <= size <= largest})
+
+
+def refine(
+    measure: Callable[[float], float],
+    start: Sequence[float],
+    *,
+    sizes: int,
+    tile: int,
+    phase: str,
+    held_out: list[HeldOut],
+) -> Curve:
+    """Measure `start`, then up to `sizes` knots in all, each new one where it tells most.
+
+    Predictions made before each new measurement of the second half are appended to `held_out`;
+    those of the first half tell of a rough curve that nobody will use.
+    """
+    curve = Curve(tuple(start), tuple(measure(size) for size in start))
+    while len(curve.knots) < sizes:
+        turn = len(curve.knots) - len(start)
+        beside = beside_best(curve, tile) if turn % 2 else None
+        size = beside or most_telling(curve, tile)
+        if size is None:
+            break
+        predicted = float(curve(size))
+        measured = measure(size)
+        if 2 * turn >= sizes - len(start) - 1:
+            held_out.append(HeldOut(phase, size, predicted, measured))
+        curve = curve.with_point(size, measured)
+    return curve
+
+
+def most_telling(curve: Curve, tile: int) -> float | None:
+    """The multiple of `tile` whose measurement would change the curve most; None if none is left.
+
+    For each gap: how far the neighbours' slopes, carried on to its middle, disagree
+    with the straight line there, relative to it, plus a little for the gap's width.
+    """
+    x, y = np.asarray(curve.knots), np.asarray(curve.ms)
+    slopes = np.diff(y) / np.diff(x)  # [K - 1]
+    best, best_score = None, 0.0
+    for i in range(x.size - 1):
+        middle = round(math.sqrt(x[i] * x[i + 1]) / tile) * tile
+        if not x[i] < middle < x[i + 1]:
+            continue
+        line = float(np.interp(middle, x, y))
+        carried = []
+        if i > 0:
+            carried.append(y[i] + slopes[i - 1] * (middle - x[i]))
+        if i < slopes.size - 1:
+            carried.append(y[i + 1] - slopes[i + 1] * (x[i + 1] - middle))
+        doubt = max((abs(c - line) / max(line, 1e-9) for c in carried), default=0.0)
+        score = min(doubt, 1.0) + 0.05 * math.log2(x[i + 1] / x[i])
+        if score > best_score:
+            best, best_score = float(middle), score
+    return best
+
+
+def beside_best(curve: Curve, tile: int) -> float | None:
+    """The middle of the wider gap next to the knot with the most units per millisecond."""
+    x, y = np.asarray(curve.knots), np.asarray(curve.ms)
+    best = int(np.argmax(x / np.maximum(y, 1e-12)))
+    gaps = [(x[i + 1] - x[i], x[i], x[i + 1]) for i in (best - 1, best) if 0 <= i < x.size - 1]
+    for _, low, high in sorted(gaps, reverse=True):
+        middle = round((low + high) / 2.0 / tile) * tile
+        if low < middle < high:
+            return float(middle)
+    return None

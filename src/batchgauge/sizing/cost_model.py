@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +100,14 @@ def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
     )
 
 
+class Identity(NamedTuple):
+    """What a calibration is valid for; `model` is any text that names model and weights."""
+
+    machine: str = ""
+    model: str = ""
+    threads: int = 1
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """One prediction made before its measurement: a held-out check."""
@@ -156,16 +164,13 @@ class CostModel:
         A decode step reads the weights once and its context's KV cache, and multiplies
         2 flops per weight and row. Raises UserError when the machine's rates are unknown.
         """
-        rates = {
-            "bandwidth_bytes_per_s": hardware.bandwidth_bytes_per_s,
-            "flops_per_s": hardware.flops_per_s,
-        }
         curve = roofline_curve(
             overhead_ms=hardware.step_overhead_ms,
             fixed_bytes=shape.weight_bytes,
             flops_per_unit=shape.flops_per_token,
+            bandwidth_bytes_per_s=hardware.bandwidth_bytes_per_s,
+            flops_per_s=hardware.flops_per_s,
             largest=largest,
-            **rates,
         )
         kv_ms = 1e3 * shape.kv_bytes_per_token / hardware.bandwidth_bytes_per_s
         attend_ms = 1e3 * shape.attention_flops_per_pair / hardware.flops_per_s
@@ -234,16 +239,14 @@ class CostModel:
         data |= {"prefill": self.prefill.as_json(), "decode": self.decode.as_json()}
         return write_text(json.dumps(data, indent=1), path)
 
+    @property
+    def identity(self) -> Identity:
+        """What the model was measured on."""
+        return Identity(self.machine, self.model, self.threads)
+
     @classmethod
-    def load(
-        cls,
-        path: Path | str,
-        *,
-        machine: str | None = None,
-        model: str | None = None,
-        threads: int | None = None,
-    ) -> CostModel:
-        """Read a saved model; what is given must be what it was measured on.
+    def load(cls, path: Path | str, identity: Identity | None = None) -> CostModel:
+        """Read a saved model, which must be of this identity.
 
         Raises UserError for a missing or broken file, and for one that belongs to
         another machine, model or thread count.
@@ -255,9 +258,8 @@ class CostModel:
         except ValueError as error:
             raise UserError(f"{path} is not a calibration: it is no JSON.") from error
         found = _parse(data, path)
-        wanted = {"machine": machine, "model": model, "threads": threads}
-        for name, value in wanted.items():
-            if value is not None and getattr(found, name) != value:
+        for name, value in identity._asdict().items() if identity else ():
+            if getattr(found, name) != value:
                 label = "thread count" if name == "threads" else name
                 raise UserError(
                     f"The calibration {path} is from another {label} ({getattr(found, name)!r}, "

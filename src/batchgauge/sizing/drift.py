@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
 from batchgauge.errors import UserError
+from batchgauge.statistics import mean_ratio
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,11 @@ def check_drift(
         raise UserError("A drift check needs at least three sizes, each predicted and measured.")
     if min(*predicted_ms, *measured_ms) <= 0.0:
         raise UserError("A drift check got a time that is not positive; expected milliseconds.")
-    logs = np.log(np.asarray(measured_ms) / np.asarray(predicted_ms))
-    n = logs.size
-    half = float(stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / math.sqrt(n))
-    mean = float(logs.mean())
-    ratio, low, high = math.exp(mean), math.exp(mean - half), math.exp(mean + half)
-    noticed = abs(mean) > math.log1p(tolerance) and not low <= 1.0 <= high
-    percent = 100.0 * (ratio - 1.0)
-    said = f"fresh times are {abs(percent):.1f} % {'above' if percent > 0 else 'below'} the model's"
+    ratio = mean_ratio(measured_ms, predicted_ms)
+    low, high, off = ratio.low, ratio.high, 100.0 * (ratio.value - 1.0)
+    noticed = abs(math.log(ratio.value)) > math.log1p(tolerance) and not low <= 1.0 <= high
+    n = len(measured_ms)
+    said = f"fresh times are {abs(off):.1f} % {'above' if off > 0 else 'below'} the model's"
     where = f"(95 % interval {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %, {n} sizes)"
     verdict = "the cost model is wrong here: calibrate again" if noticed else "the model holds"
-    return Drift(ratio, low, high, n, noticed, f"{verdict}; {said} {where}.")
+    return Drift(ratio.value, low, high, n, noticed, f"{verdict}; {said} {where}.")

@@ -84,7 +84,7 @@ class Lengths:
                 f"of {context_length}; shorten it: no batch size can help."
             )
 
-    def plans(self, size: int) -> tuple[Plan, ...]:
+    def plans(self, size: int) -> tuple[BatchWork, ...]:
         """Sample batches of `size` requests: one when all requests are alike, else `DRAWS`."""
         if size > _WIDEST:
             raise UserError(f"A batch of {size} is above the {_WIDEST} that plans are made for.")
@@ -93,13 +93,13 @@ class Lengths:
         chosen = self._draws[:, :size]  # [K, b]
         inputs = np.asarray(self.inputs, dtype=np.int64)
         new = np.asarray(self.new_tokens or [0] * len(self.inputs), dtype=np.int64)
-        plans = tuple(Plan(inputs[row], new[row]) for row in chosen)
+        plans = tuple(BatchWork(inputs[row], new[row]) for row in chosen)
         if size <= _REMEMBERED:
             self._plans[size] = plans
         return plans
 
     @cached_property
-    def _plans(self) -> dict[int, tuple[Plan, ...]]:
+    def _plans(self) -> dict[int, tuple[BatchWork, ...]]:
         return {}
 
     @cached_property
@@ -110,7 +110,7 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchWork:
     """The work of one batch: `inputs` and `new_tokens` are int64 [b]."""
 
     inputs: Ints

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.curve import Floats
-from batchgauge.sizing.lengths import Lengths, Plan
+from batchgauge.sizing.lengths import BatchWork, Lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Peak:
     new_tokens: int
     peak_bytes: float
 
-    def plan(self) -> Plan:
+    def plan(self) -> BatchWork:
         """The batch as the model sees it: all requests alike."""
         return Lengths.uniform(self.prompt_tokens, self.new_tokens).plans(self.rows)[0]
 
@@ -158,7 +158,7 @@ class MemoryModel:
         """Largest relative error over measured peaks (of what is above the weights)."""
         return max(abs(self.batch_bytes(p.plan()) / p.peak_bytes - 1.0) for p in peaks)
 
-    def batch_bytes(self, plan: Plan) -> float:
+    def batch_bytes(self, plan: BatchWork) -> float:
         """Peak bytes above the loaded model while this batch runs."""
         passing = [
             float(np.dot(self._activation_row(plan), self.activation_terms)),
@@ -178,7 +178,7 @@ class MemoryModel:
         above = max(0.0, value - self.weight_bytes)
         return value - above * min(1.0, self.error), value + above * self.error
 
-    def _activation_row(self, plan: Plan) -> Floats:
+    def _activation_row(self, plan: BatchWork) -> Floats:
         positions = plan.positions(padded=False)
         wide = min(positions, self.tile) if self.tile else positions
         at_once = min(positions, self.part) if self.part else positions
@@ -193,7 +193,7 @@ class MemoryModel:
         terms, _ = nnls((A / scale) / whole[:, None], np.maximum(0.0, whole - cache) / whole)
         return [float(term) for term in terms / scale]
 
-    def _held(self, plan: Plan) -> float:
+    def _held(self, plan: BatchWork) -> float:
         """Tokens that the KV cache makes room for; the last one generated is never read back."""
         order = np.lexsort((plan.new_tokens, plan.inputs))
         room = (plan.inputs + np.maximum(plan.new_tokens, 1) - 1)[order]

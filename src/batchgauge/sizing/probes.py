@@ -9,14 +9,16 @@ with one token and with several, and the difference is the decode time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 
+from batchgauge.clock import repeated
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine, Tokenizer
-from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.request import BatchResult, InferenceBatchResponse
+from batchgauge.workload import exact_requests
 
 # (rows, prompt tokens, decode steps) -> (prefill ms, ms of one decode step)
 EngineProbe = Callable[[int, int, int], tuple[float, float]]
@@ -27,33 +29,16 @@ T = TypeVar("T")
 TextProbe = Callable[[int], tuple[int, float]]
 
 
-def probe_items(
-    rows: int, prompt_tokens: int, new_tokens: int, *, vocab_size: int = 256, seed: int = 0
-) -> list[BatchItem[InferenceBatchRequest]]:
-    """A batch of greedy requests of exact lengths; prompts are random ids, end tokens ignored."""
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, vocab_size, size=(rows, prompt_tokens))  # [B, T]
-    return [
-        BatchItem(
-            str(row),
-            InferenceBatchRequest(
-                tuple(int(i) for i in ids[row]), max_tokens=new_tokens, ignore_eos=True
-            ),
-        )
-        for row in range(rows)
-    ]
-
-
-def engine_probe(engine: Engine, *, vocab_size: int = 256) -> EngineProbe:
+def engine_probe(engine: Engine) -> EngineProbe:
     """A probe that runs real batches through `infer_batch`.
 
-    Prefill is everything up to the first token (tokenising, first sample, bookkeeping),
+    Prefill is everything up to the first token (tokenizing, first sample, bookkeeping),
     a decode step everything that one more token costs. The probe raises UserError when
     the engine answers with an error.
     """
 
     def run(rows: int, prompt_tokens: int, new_tokens: int) -> BatchResult[InferenceBatchResponse]:
-        items = probe_items(rows, prompt_tokens, new_tokens, vocab_size=vocab_size)
+        items = exact_requests([prompt_tokens] * rows, [new_tokens] * rows)
         result = engine.infer_batch(items)
         for response in result.responses:
             if response.error is not None:
@@ -170,11 +155,7 @@ def tokenizer_probe(
     def probe(size: int) -> tuple[int, float]:
         chosen = [i % len(shuffled) for i in range(size)]
         batch = [shuffled[i] for i in chosen]
-        start, calls, elapsed = perf_counter_ns(), 0, 0.0
-        while elapsed < least_ms:
-            tokenizer.encode_many(batch)
-            calls += 1
-            elapsed = (perf_counter_ns() - start) / 1e6
-        return sum(sizes[i] for i in chosen), elapsed / calls
+        elapsed = repeated(lambda: tokenizer.encode_many(batch), least_ms / 1e3)
+        return sum(sizes[i] for i in chosen), elapsed.wall_ms
 
     return probe

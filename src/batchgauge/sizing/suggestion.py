@@ -1,24 +1,99 @@
-"""What the advisor answers with: a suggestion, its candidates, its intervals. Data only."""
+"""What to size for, and what the advisor answers: data only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
+from batchgauge.errors import UserError
 from batchgauge.sizing.cost_model import Metric
+from batchgauge.statistics import Interval
 
 Objective = Literal["throughput", "latency", "balanced"]
-OBJECTIVES: tuple[Objective, ...] = ("throughput", "latency", "balanced")
-METRICS: tuple[Metric, ...] = ("request", "ttft", "inter_token")
+_CHOICES = {
+    "objective": ("throughput", "latency", "balanced"),
+    "latency_metric": ("request", "ttft", "inter_token"),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A predicted value with its 95 % interval."""
+class SizingConfig:
+    """Objective and budgets of a suggestion.
 
-    value: float
-    low: float
-    high: float
+    objective            "throughput" (most tokens or texts a second), "latency" (soonest
+                         answer) or "balanced" (most throughput per latency, Kleinrock's power)
+    latency_budget_ms    upper bound on the mean latency of a batch
+    latency_metric       what that bounds: a whole "request", its first token ("ttft") or one
+                         decode step ("inter_token")
+    memory_budget_bytes  upper bound on the peak of weights and batch
+    max_batch_size       largest size to consider
+    threads              BLAS threads of whoever asks
+
+    A budget of None is none; so are 0 in notebook parameters and TOML, which have no None.
+    Raises UserError for anything that makes no sense.
+    """
+
+    objective: Objective = "throughput"
+    latency_budget_ms: float | None = None
+    latency_metric: Metric = "request"
+    memory_budget_bytes: float | None = None
+    max_batch_size: int = 256
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"Unknown {name} {value!r}; expected one of {', '.join(choices)}.")
+        for name in ("latency_budget_ms", "memory_budget_bytes", "max_batch_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} is {value}; expected a number above 0.")
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any]) -> SizingConfig:
+        """From a mapping such as a notebook's parameters; 0 as a budget means none.
+
+        Raises UserError for a name that is no setting or a value of the wrong type.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(parameters) - known)
+        if unknown:
+            names = ", ".join(sorted(known))
+            raise UserError(f"Unknown sizing setting {unknown[0]!r}; expected some of {names}.")
+        return cls(**{name: _typed(name, value) for name, value in parameters.items()})
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> SizingConfig:
+        """From the `[sizing]` table of a TOML file, or the file itself when it has none.
+
+        Raises UserError for a file that is missing or no TOML, and as `from_parameters`.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"No configuration can be read at {path}: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no TOML: {error}.") from error
+        table = data.get("sizing", data)
+        if not isinstance(table, dict):
+            raise UserError(f"'sizing' in {path} is no table; expected [sizing].")
+        return cls.from_parameters(table)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value as its field wants it; 0 for a budget becomes None."""
+    if name in _CHOICES:
+        return value  # checked by name
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if name.endswith(("_ms", "_bytes")):
+            return value or None
+        if value is not None and float(value).is_integer():
+            return int(value)
+    kind = "number (0: no budget)" if name.endswith(("_ms", "_bytes")) else "whole number"
+    raise UserError(f"The sizing setting {name} is {value!r}; expected a {kind}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +101,9 @@ class Candidate:
     """One size with its prediction; `rejected` says why it is not the suggestion, or is empty."""
 
     size: int
-    throughput_per_s: Estimate
-    latency_ms: Estimate
-    memory_bytes: Estimate
+    throughput_per_s: Interval
+    latency_ms: Interval
+    memory_bytes: Interval
     on_front: bool = False
     rejected: str = ""
 
@@ -44,9 +119,9 @@ class BatchSizeSuggestion:
     """
 
     size: int
-    throughput_per_s: Estimate
-    latency_ms: Estimate
-    memory_bytes: Estimate
+    throughput_per_s: Interval
+    latency_ms: Interval
+    memory_bytes: Interval
     binding: str
     candidates: tuple[Candidate, ...]
     trust: Literal["high", "fair", "low"]

@@ -11,7 +11,7 @@ import pandas as pd
 from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer
 from batchgauge.experiments.baseline.inference import short_prompts
 from batchgauge.experiments.context import Context
-from batchgauge.measuring import compare_interleaved
+from batchgauge.measuring import Amount, Conditions, Labels, Stopping, compare_interleaved
 from batchgauge.measuring.memory import allocations, memory_overhead
 from batchgauge.request import BatchItem, TokenizeBatchRequest
 from batchgauge.workload import texts, to_items
@@ -54,12 +54,10 @@ def layer_overhead(context: Context, sizes: Sequence[int], characters: int) -> p
                 "with the layer": partial(batcher.encode_batch, items),
                 "bare": partial(context.tokenizer.encode_many, batch),
             },
-            baseline="with the layer",
-            benchmark=f"layer/batch={size}",
-            items=size,
-            budget_s=context.budget.share(0.01),
-            min_blocks=context.budget.min_blocks,
-            seed=context.seed,
+            Labels(f"layer/batch={size}"),
+            Amount(items=size),
+            stopping=Stopping(context.budget.share(0.01), context.budget.min_blocks),
+            conditions=Conditions(seed=context.seed),
             progress=False,
         )
         ratio = found.ratio("bare")

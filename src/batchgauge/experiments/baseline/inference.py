@@ -29,7 +29,6 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
-from batchgauge.measuring.statistics import location, minimum_detectable_change
 from batchgauge.measuring.verdicts import Ratio, judged
 from batchgauge.request import (
     BatchItem,
@@ -38,6 +37,7 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
+from batchgauge.statistics import location, minimum_detectable_change
 from batchgauge.workload import Prompt
 
 # Of the sweep's prompts: the few very long ones would drown the rest.
@@ -61,7 +61,7 @@ def short_prompts(context: Context, count: int) -> list[Prompt]:
     return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
-def long_sweep(
+def long_sweep(  # noqa: PLR0913 - what it runs, how often and for how long
     context: Context,
     what: str,
     part: str,

@@ -15,7 +15,14 @@ from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
 from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, row
 from batchgauge.experiments.context import Context
 from batchgauge.machine.preflight import limit_threads
-from batchgauge.measuring import compare_interleaved, measure
+from batchgauge.measuring import (
+    Amount,
+    Conditions,
+    Labels,
+    Stopping,
+    compare_interleaved,
+    measure,
+)
 from batchgauge.request import (
     BatchItem,
     BatchResponse,
@@ -44,16 +51,10 @@ def _short_sweep(
         alone, together, tokens = calls(size)
         found = compare_interleaved(
             {ONE_BY_ONE: alone, BATCH: together},
-            baseline=ONE_BY_ONE,
-            benchmark=f"{part}/batch={size}/chars={characters}",
-            items=size,
-            tokens=tokens,
-            batch_size={ONE_BY_ONE: 1, BATCH: size},
-            part=part,
-            budget_s=context.budget.share(share) / len(sizes),
-            min_blocks=context.budget.min_blocks,
-            seed=context.seed,
-            threads=context.threads,
+            Labels(f"{part}/batch={size}/chars={characters}", part=part),
+            {ONE_BY_ONE: Amount(size, tokens), BATCH: Amount(size, tokens, batch_size=size)},
+            stopping=Stopping(context.budget.share(share) / len(sizes), context.budget.min_blocks),
+            conditions=Conditions(context.threads, context.seed),
         )
         columns = {
             "alone_ms": found.median_ms(ONE_BY_ONE), "batch_ms": found.median_ms(BATCH),
@@ -77,7 +78,7 @@ def tokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep
             tokens,
         )
 
-    return _short_sweep(context, "Tokenizing", "tokenise", 0.14, sizes, characters, calls)
+    return _short_sweep(context, "Tokenizing", "tokenize", 0.14, sizes, characters, calls)
 
 
 def detokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep:
@@ -92,7 +93,7 @@ def detokenizing(context: Context, sizes: Sequence[int], characters: int) -> Swe
             sum(map(len, rows)),
         )
 
-    return _short_sweep(context, "Detokenizing", "detokenise", 0.08, sizes, characters, calls)
+    return _short_sweep(context, "Detokenizing", "detokenize", 0.08, sizes, characters, calls)
 
 
 def inference(context: Context, sizes: Sequence[int], max_tokens: int) -> InferenceSweep:
@@ -130,8 +131,9 @@ def statistics(context: Context) -> pd.DataFrame:
             ("lookup by id", partial(result.get_by_id, wanted)),
         ):
             found = measure(
-                fn, name=f"{part}/items={count}", items=count, part=part,
-                budget_s=context.budget.share(0.004), seed=context.seed,
+                fn, Labels(f"{part}/items={count}", part=part), Amount(items=count),
+                stopping=Stopping(context.budget.share(0.004), least=10, most=1000),
+                conditions=Conditions(seed=context.seed),
             )  # fmt: skip
             low, high = _median_interval(found.steady_ms)
             rows.append((part, count, 1e3 * found.median_ms, 1e3 * low, 1e3 * high))

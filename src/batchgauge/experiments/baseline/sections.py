@@ -127,7 +127,7 @@ def answer(tokens: Section, requests: Section, bytes_: Section) -> str:
     )
 
 
-def _speedup(
+def _speedup(  # noqa: PLR0913 - the texts of one section
     sweep: Sweep, frames: Mapping[str, pd.DataFrame], target: Target, *,
     picture: str, key: str, label: str, caption: str, table_caption: str = "",
 ) -> Section:  # fmt: skip

@@ -18,11 +18,12 @@ from batchgauge.sizing import (
     Lengths,
     MemoryModel,
     ModelShape,
+    SizingConfig,
     detect_hardware,
+    suggest_batch_size,
     traffic_lengths,
 )
 from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
-from batchgauge.sizing.config import SizingConfig
 from batchgauge.sizing.probes import SteadyProbe, SteadyTextProbe, engine_probe, tokenizer_probe
 from batchgauge.workload import load_prompts
 
@@ -158,5 +159,10 @@ class Bench:
         self, models: Mapping[Key, CostModel], memory: MemoryModel | None
     ) -> BatchSizeSuggestion:
         """The suggestion for the prompts of the workload under the notebook's own budgets."""
-        config = replace(self.config, max_batch_size=self.largest)
-        return config.suggest(self.works["prompts"], self.cost(models), memory, self.hardware)
+        return suggest_batch_size(
+            self.works["prompts"],
+            self.cost(models),
+            replace(self.config, max_batch_size=self.largest),
+            memory_model=memory,
+            hardware=self.hardware,
+        )

@@ -8,7 +8,7 @@ from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import Engine
 from batchgauge.sizing import MemoryModel, ModelShape
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.probes import probe_items
+from batchgauge.workload import exact_requests
 
 # (rows, prompt tokens, new tokens) of each batch
 PREFILL_PEAKS = ((1, 16, 1), (3, 20, 1), (4, 32, 1), (2, 100, 1), (1, 260, 1), (1, 520, 1))
@@ -20,7 +20,7 @@ def measure_peaks(engine: Engine, batches: Sequence[tuple[int, int, int]]) -> li
     """Peak bytes above the loaded model of batches (rows, prompt, new), traced one by one."""
     peaks = []
     for rows, prompt, new in batches:
-        items = probe_items(rows, prompt, new)
+        items = exact_requests([prompt] * rows, [new] * rows)
         found = allocations(lambda items=items: engine.infer_batch(items), warm_up=False)  # type: ignore[misc]  # bound now
         peaks.append(Peak(rows, prompt, new, float(found.peak_bytes)))
     return peaks
@@ -39,6 +39,6 @@ def fit_memory(engine: Engine, shape: ModelShape) -> tuple[MemoryModel, list[Pea
     longest of them; from about 256 positions on, only its narrow buffers still grow.
     """
     blank = MemoryModel.from_shape(shape, part=512, tile=256, group=8)
-    engine.infer_batch(probe_items(1, 2, 2))  # what is made once is not the batch's
+    engine.infer_batch(exact_requests([2], [2]))  # what is made once is not the batch's
     prefill, decode = measure_peaks(engine, PREFILL_PEAKS), measure_peaks(engine, DECODE_PEAKS)
     return blank.fitted_to(prefill, decode), [*prefill, *decode]

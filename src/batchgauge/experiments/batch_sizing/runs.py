@@ -21,16 +21,16 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
-from batchgauge.experiments.batch_sizing.sweep import Sweep, sweep_engine, sweep_tokenizer
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep, sweep_engine, sweep_tokenizer
 from batchgauge.machine.limits import usable_cores
-from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.request import BatchItem
 from batchgauge.sizing import CostModel, Lengths
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
 from batchgauge.sizing.automatic import LARGEST, engine_identity, remember, tokenizer_identity
-from batchgauge.sizing.calibration import calibrate_engine, calibrate_tokenizer
+from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import Costs, batch_times
-from batchgauge.sizing.lengths import Plan
-from batchgauge.sizing.probes import probe_items
+from batchgauge.sizing.lengths import BatchWork
+from batchgauge.workload import exact_requests
 
 
 def calibrate(bench: Bench) -> dict[Key, CostModel]:
@@ -48,8 +48,7 @@ def calibrate(bench: Bench) -> dict[Key, CostModel]:
     models["tokenizer", 1] = calibrate_tokenizer(
         bench.text_probe,
         max_batch_size=effort.tokenizer_largest,
-        machine=identity["machine"],
-        model=identity["model"],
+        identity=identity,
     )
     if bench.largest >= min(LARGEST, engine.max_batch_size()):
         for (part, _), cost in models.items():
@@ -66,21 +65,18 @@ def recalibrate(bench: Bench) -> list[CostModel]:
 
 def _calibrated(bench: Bench, threads: int, seed: int, repeats: int) -> CostModel:
     with threadpool_limits(threads, user_api="blas"):
-        return calibrate_engine(
-            bench.probes[threads],
-            max_batch_size=dict(bench.effort.largest)[threads],
-            max_positions=bench.effort.max_positions,
-            sizes=bench.effort.knots,
-            repeats=repeats,
-            seed=seed,
-            **{**engine_identity(bench.engine), "threads": threads},
+        effort = bench.effort
+        extent = Extent(
+            dict(effort.largest)[threads], effort.max_positions, effort.knots, repeats=repeats
         )
+        identity = engine_identity(bench.engine)._replace(threads=threads)
+        return calibrate_engine(bench.probes[threads], extent, identity=identity, seed=seed)
 
 
-def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, Sweep]:
+def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, FreshSweep]:
     """Time everything anew, densely, the suggested sizes among it."""
     effort, seed = bench.effort, bench.seed + 1
-    sweeps: dict[Key, Sweep] = {}
+    sweeps: dict[Key, FreshSweep] = {}
     for threads, largest in effort.largest:
         with threadpool_limits(threads, user_api="blas"):
             sweeps["engine", threads] = sweep_engine(
@@ -102,22 +98,6 @@ def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, S
     return sweeps
 
 
-def items_of(plan: Plan, *, seed: int = 0) -> list[BatchItem[InferenceBatchRequest]]:
-    """Requests of a plan's lengths, greedy, with end tokens ignored."""
-    rng = np.random.default_rng(seed)
-    return [
-        BatchItem(
-            str(i),
-            InferenceBatchRequest(
-                tuple(int(t) for t in rng.integers(0, 1000, size=prompt)),
-                max_tokens=int(new),
-                ignore_eos=True,
-            ),
-        )
-        for i, (prompt, new) in enumerate(zip(plan.inputs, plan.new_tokens, strict=True))
-    ]
-
-
 def run_whole(bench: Bench, prices: Mapping[str, Costs], seed: int = 3) -> pd.DataFrame:
     """Run whole ragged and even batches for real beside what phases added up say.
 
@@ -131,7 +111,7 @@ def run_whole(bench: Bench, prices: Mapping[str, Costs], seed: int = 3) -> pd.Da
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
             work = bench.works[name]
             plan = work.plans(size)[0]
-            items = items_of(plan, seed=seed)
+            items = exact_requests(plan.inputs, plan.new_tokens, seed=seed)
             run = partial(bench.engine.infer_batch, items)
             result, factor = probe.steadied(run)
             real = factor * result.stats.total_duration_ms
@@ -143,7 +123,7 @@ def run_whole(bench: Bench, prices: Mapping[str, Costs], seed: int = 3) -> pd.Da
 
 def whole_batch_ms(costs: Costs, batch: Lengths) -> float:
     """What a price list says about exactly these requests as one batch."""
-    plan = Plan(np.asarray(batch.inputs), np.asarray(batch.new_tokens))
+    plan = BatchWork(np.asarray(batch.inputs), np.asarray(batch.new_tokens))
     first = costs.prefill_ms(plan.size, plan.positions(padded=False), plan.squares(padded=False))
     return float(first + costs.decode_ms(*plan.steps(compacts=True)).sum())
 
@@ -158,7 +138,7 @@ def adaptive_run(bench: Bench, model: CostModel) -> tuple[pd.DataFrame, float]:
     aim = max(1, round(0.4 * bench.largest))
     budget = batch_times(model, work, aim).request_ms
     sizer = AdaptiveBatchSizer(budget, max_size=bench.largest)
-    probe = probe_items(1, 4, 4)[0].data
+    probe = exact_requests([4], [4])[0].data
     rows = []
     with threadpool_limits(bench.threads, user_api="blas"):
         start = perf_counter()

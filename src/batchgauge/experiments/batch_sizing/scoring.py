@@ -28,13 +28,14 @@ from batchgauge.sizing.curve import TILE
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggest import suggest_batch_size
+from batchgauge.sizing.suggestion import SizingConfig
 
 GOOD = 0.9  # naive sizes at or above this score count as good enough
 Peaks = Callable[[Lengths, int], float]
 
 
 @dataclass(frozen=True)
-class Scenario:
+class SizingScenario:
     """One question to the advisor: requests, budgets, largest size, threads."""
 
     name: str
@@ -81,24 +82,20 @@ class ScenarioScore:
     good_share: float
 
 
-def ask(scenario: Scenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
+def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
     """The advisor's size for a scenario; 0 when it says that none fits."""
+    config = SizingConfig(
+        "throughput", scenario.latency_budget_ms, scenario.latency_metric,
+        scenario.memory_budget_bytes, scenario.max_batch_size,
+    )  # fmt: skip
     try:
-        return suggest_batch_size(
-            workload=scenario.lengths,
-            cost_model=cost,
-            memory_model=memory,
-            latency_budget_ms=scenario.latency_budget_ms,
-            latency_metric=scenario.latency_metric,
-            memory_budget_bytes=scenario.memory_budget_bytes,
-            max_batch_size=scenario.max_batch_size,
-        ).size
+        return suggest_batch_size(scenario.lengths, cost, config, memory_model=memory).size
     except UserError:
         return 0
 
 
 def truths(
-    scenario: Scenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
+    scenario: SizingScenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
 ) -> dict[int, Truth]:
     """Every swept size of a scenario as the fresh sweep has it."""
     found = {}
@@ -113,7 +110,7 @@ def truths(
 
 
 def score(
-    scenario: Scenario,
+    scenario: SizingScenario,
     strategy: str,
     suggested: int,
     truth: Mapping[int, Truth],

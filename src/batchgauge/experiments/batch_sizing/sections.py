@@ -14,7 +14,7 @@ import pandas as pd
 from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tables
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
-from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Score, Section
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
@@ -114,12 +114,12 @@ def suggestion(own: BatchSizeSuggestion) -> Section:
     )  # fmt: skip
 
 
-def sweep(bench: Bench, advice: Advice) -> dict[Key, Sweep]:
+def sweep(bench: Bench, advice: Advice) -> dict[Key, FreshSweep]:
     """Everything timed anew and densely, the suggested sizes among it."""
     return runs.fresh_sweeps(bench, advice.wanted())
 
 
-def cost_errors(models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     """How far the cost models were off on fresh times."""
     errors = study.fresh_errors(models, sweeps)
     timings = pd.DataFrame(
@@ -162,7 +162,7 @@ def reference_speed(probe: Steady) -> Section:
 
 
 def dense_sweep(
-    bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep], advice: Advice
+    bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep], advice: Advice
 ) -> Section:
     """Throughput of every size, without budgets, beside what was predicted and suggested."""
     threads = bench.threads
@@ -191,7 +191,7 @@ def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
 
 def judge(
     advice: Advice,
-    sweeps: Mapping[Key, Sweep],
+    sweeps: Mapping[Key, FreshSweep],
     memory: MemoryModel | None,
     fresh_peaks: Sequence[Peak],
 ) -> tuple[Section, Section]:
@@ -284,7 +284,7 @@ def pareto(
     )  # fmt: skip
 
 
-def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     """Whole batches for real beside the sum of their phases."""
     measured = sweeps["engine", bench.threads].costs
     table = runs.run_whole(bench, {"sweep": measured, "model": bench.cost(models)})
@@ -333,7 +333,7 @@ def stable_sentence(table: pd.DataFrame, reruns: int) -> str:
     )
 
 
-def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, Sweep]) -> Section:
+def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     """What the advice cost beside what it replaces."""
     swept = sweeps["engine", bench.threads]
     exhaustive_s = tables.exhaustive_seconds(bench.works, swept)

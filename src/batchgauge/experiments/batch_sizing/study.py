@@ -14,14 +14,14 @@ import pandas as pd
 
 from batchgauge.experiments.batch_sizing.bench import Effort, Key
 from batchgauge.experiments.batch_sizing.scoring import (
-    Scenario,
+    SizingScenario,
     ask,
     fixed_size_rules,
     same_step,
     score,
     truths,
 )
-from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.drift import Drift, check_drift
@@ -42,7 +42,7 @@ def scenarios(
     *,
     threads: int = 1,
     seed: int = 0,
-) -> list[Scenario]:
+) -> list[SizingScenario]:
     """All questions: workloads × latency budgets × memory budgets × threads, both parts.
 
     Latency budgets are multiples of what the calibration says a batch of one takes, so that
@@ -51,7 +51,7 @@ def scenarios(
     `threads` are those that all is asked about; about others, less.
     """
     rng = np.random.default_rng(seed)
-    found: list[Scenario] = []
+    found: list[SizingScenario] = []
     for count, most in plan.largest:
         first = count == threads
         for name, work in works.items():
@@ -62,12 +62,14 @@ def scenarios(
                 factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
                 label = scenario_name(name, factor, count)
                 budget = None if factor is None else factor * one
-                found.append(Scenario(label, "engine", work, most, budget, threads=count))
+                found.append(SizingScenario(label, "engine", work, most, budget, threads=count))
     largest, short = dict(plan.largest)[threads], works["short"]
 
     def add(name: str, work: Lengths, budget: float | None, **more: Any) -> None:
         label = f"{name}, {threads} thr."
-        found.append(Scenario(label, "engine", work, largest, budget, threads=threads, **more))
+        found.append(
+            SizingScenario(label, "engine", work, largest, budget, threads=threads, **more)
+        )
 
     alone = batch_times(models["engine", threads], short, 1)
     step: dict[str, Any] = {"latency_metric": "inter_token"}
@@ -89,11 +91,13 @@ def scenarios(
     return found
 
 
-def _tokenizer_scenarios(cost: CostModel, sample: Sequence[str], largest: int) -> list[Scenario]:
+def _tokenizer_scenarios(
+    cost: CostModel, sample: Sequence[str], largest: int
+) -> list[SizingScenario]:
     work = Lengths.texts(sample)
     one = batch_times(cost, work, 8).request_ms
     return [
-        Scenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
+        SizingScenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
         for f in (None, 1.5, 4.0, 16.0)
     ]
 
@@ -111,7 +115,7 @@ def _budget(factor: float | None) -> str:
 class Advice:
     """What was asked before anything was swept: strategy and scenario to size (0: none fits)."""
 
-    questions: Sequence[Scenario]
+    questions: Sequence[SizingScenario]
     sizes: Mapping[tuple[str, str], int]
 
     def wanted(self) -> dict[Key, set[int]]:
@@ -126,7 +130,7 @@ class Advice:
 
 
 def advise(
-    questions: Sequence[Scenario],
+    questions: Sequence[SizingScenario],
     models: Mapping[Key, CostModel],
     memory: MemoryModel | None,
     priors: Mapping[int, CostModel],
@@ -144,7 +148,7 @@ def advise(
 
 def judge(
     advice: Advice,
-    sweeps: Mapping[Key, Sweep],
+    sweeps: Mapping[Key, FreshSweep],
     peaks: Sequence[Peak],
     weight_bytes: int,
 ) -> pd.DataFrame:
@@ -224,7 +228,7 @@ def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, floa
     return float(low), float(high)
 
 
-def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, Sweep]) -> pd.DataFrame:
+def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, FreshSweep]) -> pd.DataFrame:
     """Model against fresh sweep, one row a phase and size; `calibrated` marks sizes it was fed."""
     rows = []
     for key, model in models.items():

@@ -22,6 +22,7 @@ from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
 from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
+STEPS = 3  # decode steps of a run
 PATIENCE_S = 90.0  # no run of a further pass is started after this
 
 
@@ -68,7 +69,7 @@ class MeasuredCosts:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class FreshSweep:
     """A price list, the timings it was made of, and what measuring them cost."""
 
     costs: MeasuredCosts
@@ -95,26 +96,25 @@ def sweep_engine(
     *,
     largest: int,
     max_positions: int = 512,
-    steps: int = 3,
     passes: int = 3,
     also: Iterable[int] = (),
     threads: int = 1,
     seed: int = 0,
-) -> Sweep:
+) -> FreshSweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
     runs after short and long prompts. `also` are further sizes to include, e.g. those
     suggested. Raises UserError for sizes below 1.
     """
-    if min(largest, max_positions, steps, passes) < 1:
-        raise UserError("A sweep needs sizes, positions, steps and passes of at least 1.")
+    if min(largest, max_positions, passes) < 1:
+        raise UserError("A sweep needs sizes, positions and passes of at least 1.")
     start = perf_counter()
     sizes = tuple(sorted({*dense_sizes(largest), *also}))
     grid = _position_grid(max_positions)
     some, long = min(4, largest), max(16, min(128, 2 * max_positions))
     runs: list[tuple[str, int, int, int]] = [
-        ("decode", rows, SHORT_PROMPT, steps) for rows in sizes
+        ("decode", rows, SHORT_PROMPT, STEPS) for rows in sizes
     ]
     runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in grid]
     runs += [("prefill alone", 1, min(256, max_positions), 0)]
@@ -134,11 +134,11 @@ def sweep_engine(
         else:
             ms = probe(rows, units // rows, 0)[0]
         timings.append(Timing(phase, rows, units, run, ms))
-    costs = _price_list(timings, steps)
+    costs = _price_list(timings)
     halves = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
     complete = len(halves[1]) >= sum(t.run == 0 for t in timings)
-    apart = tuple(_price_list(h, steps) for h in halves) if complete else ()
-    return Sweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
+    apart = tuple(_price_list(h) for h in halves) if complete else ()
+    return FreshSweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
 
 
 def sweep_tokenizer(
@@ -148,7 +148,7 @@ def sweep_tokenizer(
     passes: int = 7,
     also: Iterable[int] = (),
     seed: int = 0,
-) -> Sweep:
+) -> FreshSweep:
     """Time tokenizing at dense sizes up to `largest`; prices are a line through all medians."""
     if min(largest, passes) < 1:
         raise UserError("A sweep needs sizes and passes of at least 1.")
@@ -165,17 +165,17 @@ def sweep_tokenizer(
     x, y = _medians([(t.units, t.ms) for t in timings])
     one = np.ones(1)
     costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one)
-    return Sweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
+    return FreshSweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
 
 
-def _price_list(timings: Sequence[Timing], steps: int) -> MeasuredCosts:
+def _price_list(timings: Sequence[Timing]) -> MeasuredCosts:
     rows, decode = _medians([(t.rows, t.ms) for t in timings if t.phase == "decode"])
     longer = [t for t in timings if t.phase == "context"]
     shorter = [t for t in timings if t.phase == "no context"]
     gaps = [a.ms - b.ms for a, b in zip(longer, shorter, strict=True)]
     extra = longer[0].rows * (longer[0].units - SHORT_PROMPT)
     context_ms = max(0.0, float(np.median(gaps))) / extra
-    held = SHORT_PROMPT + (steps + 1) / 2.0  # mean context of a row while a run decoded
+    held = SHORT_PROMPT + (STEPS + 1) / 2.0  # mean context of a row while a run decoded
     bare = np.maximum(0.0, decode - context_ms * rows * held)
     positions, prefill = _medians([(t.units, t.ms) for t in timings if t.phase == "prefill"])
     alone = [t for t in timings if t.phase == "prefill alone"]

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.batch_sizing.sweep import Sweep
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.sizing import (
     BatchSizeSuggestion,
     CostModel,
     Lengths,
     MemoryModel,
     ModelShape,
+    SizingConfig,
     simulated_profiles,
     suggest_batch_size,
 )
@@ -37,7 +38,9 @@ def peaks_table(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Pea
     )
 
 
-def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostModel) -> pd.DataFrame:
+def dense_throughput(
+    works: Mapping[str, Lengths], sweep: FreshSweep, model: CostModel
+) -> pd.DataFrame:
     """Measured and predicted throughput and latency of every swept size, per workload."""
     rows = []
     for name, work in works.items():
@@ -56,7 +59,7 @@ def dense_throughput(works: Mapping[str, Lengths], sweep: Sweep, model: CostMode
     return pd.DataFrame(rows)
 
 
-def exhaustive_seconds(works: Mapping[str, Lengths], sweep: Sweep) -> float:
+def exhaustive_seconds(works: Mapping[str, Lengths], sweep: FreshSweep) -> float:
     """What running every workload once at every swept size would take, from measured times."""
     return sum(
         batch_times(sweep.costs, work, size).request_ms / 1e3
@@ -111,14 +114,10 @@ def suggest(
     room = None
     if room_mib is not None and memory is not None:
         room = memory.weight_bytes + room_mib * 2**20
-    return suggest_batch_size(
-        workload=work,
-        cost_model=cost,
-        memory_model=memory,
-        latency_budget_ms=latency_ms,
-        memory_budget_bytes=room,
-        max_batch_size=largest,
+    config = SizingConfig(
+        latency_budget_ms=latency_ms, memory_budget_bytes=room, max_batch_size=largest
     )
+    return suggest_batch_size(work, cost, config, memory_model=memory)
 
 
 def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd.DataFrame:
@@ -126,13 +125,9 @@ def simulated_table(shape: ModelShape, memory: MemoryModel, work: Lengths) -> pd
     rows = []
     for profile in simulated_profiles():
         found = suggest_batch_size(
-            workload=work,
-            cost_model=CostModel.prior(shape, profile),
-            memory_model=memory,
-            hardware=profile,
-            objective="balanced",
-            max_batch_size=256,
-        )
+            work, CostModel.prior(shape, profile), SizingConfig("balanced"),
+            memory_model=memory, hardware=profile,
+        )  # fmt: skip
         rows.append(
             {
                 "machine": profile.label(),

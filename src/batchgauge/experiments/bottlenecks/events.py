@@ -26,7 +26,7 @@ COUNTS = ("instructions", "cache_misses", "branch_misses")
 
 # What a child prepares; it then calls `call` as often as its argument says.
 _WORK: Mapping[str, str] = {
-    "tokenising (baseline)": (
+    "tokenizing (baseline)": (
         "from batchgauge.baseline.tokenizer import BaselineTokenizer\n"
         "from batchgauge.workload import texts\n"
         "tokenizer, pages = BaselineTokenizer.from_gguf(), texts('prose', 200, 4)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -30,14 +31,19 @@ def findings(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> 
     return rank_findings(hotspots(subject, stages, roofline))
 
 
+def _kernels(subject: Subject, roofline: pd.DataFrame) -> dict[str, dict[Any, Any]]:
+    """The rows of the roofline at the batch size, by kernel."""
+    if roofline.empty:
+        return {}
+    rows = roofline[roofline["batch_size"] == subject.batch_size]
+    return {row["kernel"]: row for row in rows.to_dict("records")}
+
+
 def _kernel_spots(subject: Subject, roofline: pd.DataFrame) -> list[Hotspot]:
     """Shares of a decode step by kernel at the batch size, with distance from the floor."""
-    if roofline.empty:
+    rows = _kernels(subject, roofline)
+    if not rows:
         return []
-    rows = {
-        row["kernel"]: row
-        for row in roofline[roofline["batch_size"] == subject.batch_size].to_dict("records")
-    }
     whole = rows["decode"]["measured_ms"]
     name = f"decode ({getattr(subject.engine, 'name', '')})"
     spots = [
@@ -61,15 +67,7 @@ def _function_spots(name: str, profile: StackProfile) -> list[Hotspot]:
 
 def _stage_spots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
     """Stages of a batch; prefill and decode with their distance from the floor where known."""
-    rows = stages[stages["batch_size"] == subject.batch_size]
-    known = (
-        {}
-        if roofline.empty
-        else {
-            row["kernel"]: row
-            for row in roofline[roofline["batch_size"] == subject.batch_size].to_dict("records")
-        }
-    )
+    rows, known = stages[stages["batch_size"] == subject.batch_size], _kernels(subject, roofline)
     part = f"inference ({getattr(subject.engine, 'name', '')})"
     spots = []
     for row in rows.to_dict("records"):

@@ -20,11 +20,12 @@ from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call, requests
+from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call
+from batchgauge.machine.rates import Rates, measure_rates
 from batchgauge.profiling.parallelism import probe_gil
-from batchgauge.profiling.roofline import Kernel, Peaks, measure_peaks, place
+from batchgauge.profiling.roofline import Kernel, place
 from batchgauge.request import BatchItem
-from batchgauge.workload import request_lengths
+from batchgauge.workload import exact_requests, request_lengths
 
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
@@ -114,16 +115,16 @@ def batch_sizes(subject: Subject) -> list[int]:
 
 def roofline(
     context: Context, model: LlamaModel, sizes: Sequence[int]
-) -> tuple[pd.DataFrame, Peaks]:
-    """Every kernel at every batch size, placed against the peaks measured just before."""
+) -> tuple[pd.DataFrame, Rates]:
+    """Every kernel at every batch size, placed against the rates measured just before."""
     seconds = context.budget.choose(smoke=0.4, default=2.0, thorough=15.0)
-    peaks = measure_peaks(threads=context.threads, seconds=seconds)
+    rates = measure_rates(context.threads, seconds=seconds)
     frames = []
     for size in sizes:
         made = kernels(model, size)
         each = context.budget.choose(smoke=0.2, default=2.0, thorough=20.0)
-        frames.append(place(made, peaks, seconds=each))
-    return pd.concat(frames, ignore_index=True), peaks
+        frames.append(place(made, rates, seconds=each))
+    return pd.concat(frames, ignore_index=True), rates
 
 
 def stages(subject: Subject, sizes: Sequence[int]) -> pd.DataFrame:
@@ -176,7 +177,7 @@ def padding(subject: Subject, mean_tokens: int) -> pd.DataFrame:
     rows = []
     for name, wanted in spreads.items():
         lengths = np.maximum(1, wanted.round()).astype(int)  # [B]
-        result = subject.engine.infer_batch(requests(lengths.tolist(), [1] * B))
+        result = subject.engine.infer_batch(exact_requests(lengths.tolist(), [1] * B))
         if "positions" not in result.counters:
             return pd.DataFrame()
         padded = result.counters.get("padded_positions", 0)

@@ -1,6 +1,6 @@
 """What the bottleneck notebook takes apart: parts of the work, or a function of the user's own.
 
-A part is one kind of work by one implementation: tokenising, inference, statistics,
+A part is one kind of work by one implementation: tokenizing, inference, statistics,
 each by the chosen implementation and by the baseline; or, instead of all of them, the
 user's own function (`target`), which runs in child processes with a time limit.
 """
@@ -50,7 +50,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """`tokenising (numpy)`."""
+        """`tokenizing (numpy)`."""
         return f"{self.work} ({self.implementation})"
 
 
@@ -126,11 +126,11 @@ def _parts(context: Context, items: Items) -> list[Part]:
     pages = texts("prose", CHARACTERS, len(items), context.seed)
     tokenizer, engine, model = context.tokenizer_name, context.engine_name, context.model or None
 
-    def tokenising(spec: str) -> Part:
+    def tokenizing(spec: str) -> Part:
         def fresh() -> Callable[[], object]:
             return functools.partial(open_tokenizer(spec, model=model).encode_many, pages)
 
-        return Part("tokenising", spec, fresh(), fresh)
+        return Part("tokenizing", spec, fresh(), fresh)
 
     def inference(spec: str, opened: Engine, items: Items) -> Part:
         return Part("inference", spec, functools.partial(opened.infer_batch, items))
@@ -140,12 +140,12 @@ def _parts(context: Context, items: Items) -> list[Part]:
         return Part("statistics", name, fresh(), fresh)
 
     parts = [
-        tokenising(tokenizer),
+        tokenizing(tokenizer),
         inference(engine, context.engine, items),
         statistics("numpy", BatchStats.from_durations, BatchResult.get_by_id),
     ]
     if tokenizer != "baseline":
-        parts.append(tokenising("baseline"))
+        parts.append(tokenizing("baseline"))
     if engine != "baseline" and context.budget.name != "smoke":  # a second copy of the weights
         slow_engine = open_engine("baseline", model=model, threads=context.threads)
         few = items[: context.budget.choose(smoke=1, default=2, thorough=8)]

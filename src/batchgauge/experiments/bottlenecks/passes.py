@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -21,14 +21,20 @@ from batchgauge.profiling.calls import sample_calls
 from batchgauge.profiling.lines import LineProfile, functions_seen, profile_lines
 from batchgauge.profiling.overhead import PUBLISHED, measure_overhead
 from batchgauge.profiling.stacks import StackProfile
+from batchgauge.profiling.target import TargetProfiles
 from batchgauge.workload import texts
+
+T = TypeVar("T")
+
+
+def _of_target(target: TargetProfiles, found: T | None) -> dict[str, T]:
+    return {} if found is None else {target.target: found}
 
 
 def sample(subject: Subject, seconds: float) -> dict[str, StackProfile]:
     """Sample the calls of every part; inference also cut into prefill and decode where it shows."""
     if subject.target:
-        found = subject.target.calls
-        subject.samples = {subject.target.target: found} if found else {}
+        subject.samples = _of_target(subject.target, subject.target.calls)
     elif subject.runs("calls"):
         for part in subject.parts:
             whole = sample_calls(part.call, seconds=seconds)
@@ -43,8 +49,7 @@ def sample(subject: Subject, seconds: float) -> dict[str, StackProfile]:
 def profile_by_line(subject: Subject) -> dict[str, LineProfile]:
     """Line profiles of the functions that sampling saw in each part."""
     if subject.target:
-        found = subject.target.lines
-        subject.lines = {subject.target.target: found} if found else {}
+        subject.lines = _of_target(subject.target, subject.target.lines)
     elif subject.runs("lines"):
         for part in subject.parts:
             seen = subject.samples.get(part.name)
@@ -68,27 +73,20 @@ def _repeat(call: Callable[[], object], seconds: float) -> int:
 def track_memory(subject: Subject) -> dict[str, AllocationProfile]:
     """Allocations of every part, and of one decode step where the model can be taken apart."""
     if subject.target:
-        found = subject.target.allocations
-        subject.allocations = {subject.target.target: found} if found else {}
+        subject.allocations = _of_target(subject.target, subject.target.allocations)
     elif subject.runs("allocations"):
-        parts = [*subject.parts, *_decode_step(subject)]
-        if (
-            subject.context.budget.name == "smoke" and subject.model
-        ):  # the decode step stands for inference
-            parts = [part for part in parts if part.work != "inference"]
+        parts, model = list(subject.parts), subject.model
+        if model is not None:
+            if subject.context.budget.name == "smoke":  # the decode step stands for inference
+                parts = [part for part in parts if part.work != "inference"]
+            name = getattr(subject.engine, "name", "")
+            parts.append(Part("decode step", name, decode_call(model, subject.batch_size)))
         for part in parts:
             often = 1 if part.work == "inference" else 3  # thousands of allocations a call
             subject.allocations[part.name] = track_allocations(
                 part.call, calls=often, warm_up=part.work != "inference"
             )
     return subject.allocations
-
-
-def _decode_step(subject: Subject) -> list[Part]:
-    model, name = subject.model, getattr(subject.engine, "name", "")
-    return (
-        [] if model is None else [Part("decode step", name, decode_call(model, subject.batch_size))]
-    )
 
 
 def resident_memory(subject: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -108,14 +106,14 @@ def resident_memory(subject: Subject) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def profiler_overhead(subject: Subject, rounds: int) -> pd.DataFrame:
-    """Slow-down of each profiler on baseline tokenising of one text: a tight Python loop.
+    """Slow-down of each profiler on baseline tokenizing of one text: a tight Python loop.
 
     Of a target, whose functions are not in this process, nothing is measured here.
     """
     if subject.target:
         return pd.DataFrame()
     part = next(
-        p for p in subject.parts if (p.work, p.implementation) == ("tokenising", "baseline")
+        p for p in subject.parts if (p.work, p.implementation) == ("tokenizing", "baseline")
     )
     one_text: Any = part.call
     call = functools.partial(one_text.func, texts("prose", CHARACTERS, 1, seed=1))

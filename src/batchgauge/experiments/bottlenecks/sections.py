@@ -222,7 +222,7 @@ def profiler_overhead(subject: Subject, *, rounds: int) -> Section:
     return Section(
         "profiler_overhead", {"overhead": frame}, f"{title}. {said}",
         picture=partial(figures.overhead, frame, title),
-        picture_caption="Slow-down of baseline tokenising (a tight Python loop) under each "
+        picture_caption="Slow-down of baseline tokenizing (a tight Python loop) under each "
         "profiler.",
     )  # fmt: skip
 

@@ -6,15 +6,15 @@ import math
 
 import pandas as pd
 
+from batchgauge.machine.rates import Rates
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.profiling.roofline import Peaks
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
 from batchgauge.text import Markdown, code
 
 
 def file_stem(name: str) -> str:
-    """A name of a part as part of a file name: `tokenising (numpy)` is `tokenising_numpy`."""
+    """A name of a part as part of a file name: `tokenizing (numpy)` is `tokenizing_numpy`."""
     letters = (c.lower() if c.isascii() and c.isalnum() else "_" for c in name)
     return "_".join(filter(None, "".join(letters).split("_")))
 
@@ -141,13 +141,13 @@ def roofline_title(frame: pd.DataFrame, size: int) -> str:
     return f"Batch {size}: {', '.join(words)}"
 
 
-def roofline_sentence(frame: pd.DataFrame, peaks: Peaks, size: int) -> str:
-    """The machine's peaks, and the kernel furthest from its floor."""
+def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
+    """The machine's rates, and the kernel furthest from its floor."""
     rows = frame[frame["batch_size"] == size]
     worst = rows.iloc[int(rows["ratio"].argmax())]
     text = (
-        f"This machine reads {peaks.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
-        f"{peaks.flops_per_s / 1e9:.0f} Gflop/s on {peaks.threads} thread(s). At batch {size}, "
+        f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
+        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {rates.threads} thread(s). At batch {size}, "
         f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
     below = frame[frame["ratio"] < 0.95]
@@ -225,7 +225,7 @@ def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan)
     """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
     if findings.empty:
         return Markdown("Nothing takes a share of the time that is worth a finding.")
-    ours = findings[findings["part"].str.match(r"(inference|decode|tokenising) \((?!baseline)")]
+    ours = findings[findings["part"].str.match(r"(inference|decode|tokenizing) \((?!baseline)")]
     ours = findings if ours.empty else ours
     parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
     words = [

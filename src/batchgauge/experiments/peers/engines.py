@@ -19,7 +19,8 @@ import pandas as pd
 from batchgauge.adapters.stepped import Stepper
 from batchgauge.errors import UserError
 from batchgauge.experiments.peers.participants import Peers
-from batchgauge.experiments.peers.rates import OURS, measured, rate_table
+from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table
+from batchgauge.measuring import Amount, Conditions, Labels, Stopping
 from batchgauge.redaction import redacted
 
 CONTEXT, RESERVE = 32, 32
@@ -94,15 +95,19 @@ def _compare(
     samples: list[pd.DataFrame],
 ) -> None:
     # a step is deterministic work of tens of milliseconds: few blocks, no second copy of ours
-    found, timings = measured(
-        calls, dict.fromkeys(calls, float(tokens)), place,
-        benchmark=f"{place['part']}/batch={place['batch_size']}/threads={place['threads']}",
-        tokens=tokens, budget_s=peers.context.budget.share(0.03),
-        min_blocks=peers.context.budget.choose(smoke=2, default=4, thorough=12), max_blocks=40,
-        seed=peers.context.seed, threads=place["threads"], part=place["part"],
-        batch_size=place["batch_size"], parameters={"tokens": place["tokens"]},
-        aa=peers.context.budget.name == "thorough",
+    part, size, budget = place["part"], place["batch_size"], peers.context.budget
+    least = budget.choose(smoke=2, default=4, thorough=12)
+    how = How(
+        Labels(
+            f"{part}/batch={size}/threads={place['threads']}", part=part,
+            parameters={"tokens": place["tokens"]},
+        ),
+        Amount(tokens=tokens, batch_size=size),
+        Stopping(budget.share(0.03), least, most=40),
+        Conditions(place["threads"], peers.context.seed),
+        aa=budget.name == "thorough",
     )  # fmt: skip
+    found, timings = measured(calls, dict.fromkeys(calls, float(tokens)), place, how)
     rows += found
     samples.append(timings)
 

@@ -7,36 +7,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchgauge.measuring import Comparison, compare_interleaved, location, measure
+from batchgauge.measuring import (
+    Amount,
+    Comparison,
+    Conditions,
+    Design,
+    Labels,
+    Stopping,
+    compare_interleaved,
+    location,
+    measure,
+)
 
 OURS = "numpy"
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How calls are measured, and what their samples say; see `measuring`."""
+
+    labels: Labels
+    amount: Amount
+    stopping: Stopping
+    conditions: Conditions
+    aa: bool = True
 
 
 def measured(
     calls: Mapping[str, Callable[[], object]],
     amounts: Mapping[str, float],
     place: Mapping[str, Any],
-    **options: Any,
+    how: How,
 ) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Rows and samples of all `calls`, interleaved; `options` are those of `compare_interleaved`.
+    """Rows and samples of all `calls`, interleaved.
 
     `amounts` is what one call does, `place` the columns that name the work.
     """
     if len(calls) > 1:
-        found = compare_interleaved(calls, baseline=OURS, progress=False, **options)
+        found = compare_interleaved(
+            calls, how.labels, how.amount, design=Design(OURS, aa=how.aa), stopping=how.stopping,
+            conditions=how.conditions, progress=False,
+        )  # fmt: skip
         return rates(found, amounts, place), found.frame()
     ((name, call),) = calls.items()
     alone = measure(
-        call, name=options["benchmark"], implementation=name, part=options["part"],
-        batch_size=options["batch_size"], parameters=options["parameters"],
-        budget_s=options["budget_s"], min_samples=5, threads=options["threads"],
-        seed=options["seed"],
+        call, replace(how.labels, implementation=name), how.amount,
+        stopping=Stopping(how.stopping.budget_s, least=5, most=1000), conditions=how.conditions,
     )  # fmt: skip
     time = location(np.log(alone.steady_ms / 1e3))
     row = {

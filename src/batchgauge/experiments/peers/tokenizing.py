@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from batchgauge import workload
+from batchgauge.clock import timed
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.peers.participants import Peers
-from batchgauge.experiments.peers.rates import OURS, measured, rate_table, verdict
+from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table, verdict
 from batchgauge.experiments.ways import Call, quickest, ways
-from batchgauge.measuring import location
-from batchgauge.measuring.timing import conditions, timed
+from batchgauge.measuring import Amount, Conditions, Labels, Stopping, location
 from batchgauge.protocols import Tokenizer
 
 
@@ -40,13 +40,17 @@ def measure_tokenizing(
         megabytes = sum(len(t.encode()) for t in texts) / 1e6
         place = {"threads": threads, "characters": length, "batch_size": batch}
         calls = {n: quickest(ways(t, texts, threads))[1] for n, t in peers.tokenizers.items()}
-        found, timings = measured(
-            calls, dict.fromkeys(calls, megabytes), {**place, "state": "warm"},
-            benchmark=f"tokenise/batch={batch}/chars={length}",
-            budget_s=peers.context.budget.share(0.15) / len(shapes), min_blocks=5, max_blocks=60,
-            seed=peers.context.seed, threads=threads, part="tokenise", batch_size=batch,
-            parameters={"characters": length},
+        how = How(
+            Labels(
+                f"tokenize/batch={batch}/chars={length}", part="tokenize",
+                parameters={"characters": length},
+            ),
+            Amount(batch_size=batch),
+            Stopping(peers.context.budget.share(0.15) / len(shapes), most=60),
+            Conditions(threads, peers.context.seed),
         )  # fmt: skip
+        warm = {**place, "state": "warm"}
+        found, timings = measured(calls, dict.fromkeys(calls, megabytes), warm, how)
         rows += found
         samples.append(timings)
         if threads == 1:
@@ -61,11 +65,11 @@ def _cold(
     repeats = peers.context.budget.choose(smoke=3, default=7, thorough=25)
     logs: dict[str, list[float]] = {name: [] for name in peers.tokenizers}
     order = np.random.default_rng(peers.context.seed)
-    with conditions(threads=1):
+    with Conditions(threads=1).held():
         for _ in range(repeats):
             for name in order.permutation(list(logs)).tolist():
                 call = _emptied(peers.tokenizers[name], texts)
-                logs[name].append(math.log(timed(call, 1)[0] / 1e9))
+                logs[name].append(math.log(timed(call).wall_ns / 1e9))
     rows = []
     for name, values in logs.items():
         time, ratio = location(values), location(np.subtract(values, logs[OURS]))

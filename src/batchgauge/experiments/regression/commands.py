@@ -50,7 +50,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Run the benchmarks of the suite and print their times.
 
-    Example: batchgauge bench -k 'tokenise/*' --seconds 1 --out data/mine.csv
+    Example: batchgauge bench -k 'tokenize/*' --seconds 1 --out data/mine.csv
     """
     from batchgauge.experiments.regression.runs import run_suite, summary
     from batchgauge.suite import select
@@ -158,7 +158,7 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
     if not options["allow_dirty"]:
         revisions.check_clean(root)
     subject = {key: options[key] for key in ("tokenizer", "engine", "model", "threads", "seed")}
-    plan = gate_process.Plan(
+    plan = gate_process.GatePlan(
         [b.name for b in suite.select(options["patterns"])],
         Path(suite.__file__),
         subject,

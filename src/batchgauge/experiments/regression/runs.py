@@ -14,13 +14,15 @@ from tqdm.auto import tqdm
 
 from batchgauge import suite
 from batchgauge.errors import UserError
+from batchgauge.machine.identity import Run
 from batchgauge.machine.limits import performance_cores
-from batchgauge.measuring import Estimate, Run, allocations, measure, proportion
+from batchgauge.measuring import Amount, Conditions, Labels, Stopping, allocations, measure
 from batchgauge.measuring.gate.instructions import count as count_instructions
-from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, Plan, Side
+from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, GatePlan, Side
 from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, measure_round
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.redaction import redacted
+from batchgauge.statistics import Estimate, proportion
 
 
 def run_suite(
@@ -43,20 +45,13 @@ def run_suite(
         work = {**prepared.counters, "peak_bytes": allocations(prepared.call).peak_bytes}
         if (instructions := count_instructions(prepared.call)) is not None:
             work["instructions"] = instructions  # passes of their own, before any timing
+        part, name = benchmark.part, _implementation(benchmark.part, subject_)
         measurement = measure(
             prepared.call,
-            name=benchmark.name,
-            implementation=_implementation(benchmark.part, subject_),
-            items=prepared.items,
-            tokens=prepared.tokens,
-            part=benchmark.part,
-            batch_size=benchmark.batch_size,
-            parameters=benchmark.parameters,
-            counters=work,
-            budget_s=seconds,
-            min_samples=min_samples,
-            max_samples=60,
-            threads=subject_.threads,
+            Labels(benchmark.name, name, part, benchmark.parameters),
+            Amount(prepared.items, prepared.tokens, benchmark.batch_size, work),
+            stopping=Stopping(seconds, min_samples, most=60),
+            conditions=Conditions(subject_.threads),
             run=run,
         )
         frames.append(measurement.to_frame())
@@ -64,7 +59,7 @@ def run_suite(
 
 
 def _implementation(part: str, subject: suite.Subject) -> str:
-    if part in {"tokenise", "detokenise"}:
+    if part in {"tokenize", "detokenize"}:
         return subject.tokenizer_spec
     return redacted(subject.engine_spec) if part in {"prefill", "decode", "end_to_end"} else "numpy"
 
@@ -88,7 +83,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def against_itself(plan: Plan, slowdown: float = 0.0) -> GateResult:
+def against_itself(plan: GatePlan, slowdown: float = 0.0) -> GateResult:
     """One real round of this checkout against itself, slowed down by `slowdown` (0.1 = 10 %).
 
     Raises UserError when no benchmark ran.
@@ -122,7 +117,7 @@ def trial(result: GateResult, *, trials: int, seed: int = 0) -> pd.DataFrame:
 
 def _trial(case: tuple[str, Evidence], *, trials: int, seed: int) -> pd.DataFrame:
     name, evidence = case
-    usual = Plan([], Path(), {})
+    usual = GatePlan([], Path(), {})
     noise = np.concatenate([evidence.ratios, evidence.aa_ratios])
     fit = int(usual.seconds / evidence.seconds)
     processes = min(max(fit, FEWEST), usual.processes)

@@ -18,7 +18,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.regression import figures, runs
 from batchgauge.measuring import Run, read, to_frame
 from batchgauge.measuring.gate.compare import Change, compare_runs, frame_of
-from batchgauge.measuring.gate.process import THRESHOLD, Plan
+from batchgauge.measuring.gate.process import THRESHOLD, GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.trial import SLOWDOWNS
 from batchgauge.reporting import Score, Section
@@ -26,17 +26,17 @@ from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 
 # What the gate is tried on: cheap calls, as a noisy one would need more rounds than a notebook has.
-CHEAP = "tokenise/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
+CHEAP = "tokenize/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
 
 
-def plan(budget: Profile, **subject: Any) -> Plan:
+def plan(budget: Profile, **subject: Any) -> GatePlan:
     """Process rounds and seconds that a profile has for this checkout against itself.
 
     `subject` are the arguments of `suite.Subject`.
     """
     benchmarks = budget.choose(smoke="statistics/items=1000", default=CHEAP, thorough=CHEAP)
     rounds = budget.choose(smoke=3, default=8, thorough=32)
-    return Plan(
+    return GatePlan(
         [b.name for b in suite.select(benchmarks)],
         Path(suite.__file__),
         subject,
@@ -47,7 +47,7 @@ def plan(budget: Profile, **subject: Any) -> Plan:
     )
 
 
-def same_code(plan: Plan) -> tuple[GateResult, Section]:
+def same_code(plan: GatePlan) -> tuple[GateResult, Section]:
     """Unchanged code against itself: what the gate saw, and its noise floors."""
     seen = runs.against_itself(plan)
     samples = to_frame(seen.samples, Run.here(threads=int(plan.options["threads"]), seed=plan.seed))
@@ -70,7 +70,7 @@ def same_code(plan: Plan) -> tuple[GateResult, Section]:
     return seen, section
 
 
-def slowed(plan: Plan, slowdown: float) -> Section:
+def slowed(plan: GatePlan, slowdown: float) -> Section:
     """The same with the third process slowed down on purpose by `slowdown` (0.1 = 10 %)."""
     changes = runs.against_itself(plan, slowdown).changes
     seen = f"{_slower(changes)} of {len(changes)}"

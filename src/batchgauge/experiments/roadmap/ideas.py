@@ -66,7 +66,7 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         ),
         server(
             "async pipeline", "async pipeline",
-            "small: tokenise and detokenise in another thread", overlap=True,
+            "small: tokenize and detokenize in another thread", overlap=True,
         ),
         server(
             "priority queues", "priority queue with ageing", "small: a heap instead of a list",

@@ -18,7 +18,6 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case
-from batchgauge.measuring.statistics import location
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -31,9 +30,11 @@ from batchgauge.sizing import (
     Lengths,
     MemoryModel,
     ModelShape,
+    SizingConfig,
     simulated_profiles,
     suggest_batch_size,
 )
+from batchgauge.statistics import location
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
@@ -143,12 +144,9 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
         costs, shared_s, shape = predicted_costs(case.context.model, profile)
+        memory, config = MemoryModel.from_shape(shape), SizingConfig(max_batch_size=most)
         size = suggest_batch_size(
-            workload=lengths,
-            cost_model=costs,
-            hardware=profile,
-            memory_model=MemoryModel.from_shape(shape),
-            max_batch_size=most,
+            lengths, costs, config, memory_model=memory, hardware=profile
         ).size
         table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
         rate = capacity(many, table, Server("continuous", size)) * tokens

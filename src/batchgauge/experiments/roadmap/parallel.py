@@ -30,13 +30,12 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Sample, to_frame
 from batchgauge.protocols import Engine
-from batchgauge.sizing.probes import probe_items
-from batchgauge.workload import texts
+from batchgauge.workload import exact_requests, texts
 
 Call = Callable[[], object]
 Pair = tuple[dict[str, Call], dict[str, Call]]  # the same stages for two threads
 WAYS = ("one thread", "two BLAS threads", "two Python threads", "two processes")
-STAGES = ("tokenise", "detokenise", "prefill", "decode", "memory stream")
+STAGES = ("tokenize", "detokenize", "prefill", "decode", "memory stream")
 
 
 def batch_sizes(context: Context) -> dict[str, int]:
@@ -49,21 +48,22 @@ def batch_sizes(context: Context) -> dict[str, int]:
 def make_stages(context: Context, engine: Engine | None = None) -> dict[str, Call]:
     """One call a stage; each is a fraction of a second, a smoke run's less.
 
-    tokenise and detokenise: 32 texts of 2,000 characters. prefill: 4 prompts of 32
+    tokenize and detokenize: 32 texts of 2,000 characters. prefill: 4 prompts of 32
     tokens. decode: 8 rows, 6 tokens after a prompt of 2. memory stream: a copy of
     64 MB, which does nothing but use bandwidth. `engine` takes the place of the context's.
     """
     quick, sizes = context.budget.name == "smoke", batch_sizes(context)
-    prefill = probe_items(sizes["prefill"], 16 if quick else 32, 1)
-    decode = probe_items(sizes["decode"], 2, 2 if quick else 6)
-    passages = texts("prose", 2000, sizes["tokenise"])
+    rows, count = sizes["prefill"], sizes["decode"]
+    prefill = exact_requests([16 if quick else 32] * rows, [1] * rows)
+    decode = exact_requests([2] * count, [2 if quick else 6] * count)
+    passages = texts("prose", 2000, sizes["tokenize"])
     ids = context.tokenizer.encode_many(passages).tolist()
     source = np.ones(16_000_000, np.float32)
     target = np.empty_like(source)
     engine = engine or context.engine
     return {
-        "tokenise": partial(context.tokenizer.encode_many, passages),
-        "detokenise": partial(context.tokenizer.decode_many, ids),
+        "tokenize": partial(context.tokenizer.encode_many, passages),
+        "detokenize": partial(context.tokenizer.decode_many, ids),
         "prefill": partial(engine.infer_batch, prefill),
         "decode": partial(engine.infer_batch, decode),
         "memory stream": partial(np.copyto, target, source),

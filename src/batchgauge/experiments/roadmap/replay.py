@@ -26,30 +26,11 @@ from batchgauge.request import (
 )
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.server import Run, Server, queue_order
+from batchgauge.simulate.server import Server, SimulatedRun, queue_order
 from batchgauge.simulate.steps import StepTime
+from batchgauge.workload import exact_requests
 
 MEAN_BOUND, P90_BOUND = 0.10, 0.15  # the validation's own goals, relative
-
-
-def to_requests(
-    arrivals: Arrivals, *, vocab_size: int = 256, seed: int = 0
-) -> list[BatchItem[InferenceBatchRequest]]:
-    """Requests of exactly the arrivals' lengths: random prompt ids, end tokens ignored."""
-    rng = np.random.default_rng(seed)
-    return [
-        BatchItem(
-            str(i),
-            InferenceBatchRequest(
-                tuple(rng.integers(0, vocab_size, size=context).tolist()),
-                max_tokens=generated,
-                ignore_eos=True,
-            ),
-        )
-        for i, (context, generated) in enumerate(
-            zip(arrivals.context.tolist(), arrivals.generated.tolist(), strict=True)
-        )
-    ]
 
 
 class Pace:
@@ -102,7 +83,7 @@ def replay(
     """
     if server.batching == "continuous" or server.workers != 1:
         raise UserError("A replay needs static or dynamic batching and one worker: infer_batch.")
-    requests = to_requests(arrivals, seed=seed)
+    requests = exact_requests(arrivals.context.tolist(), arrivals.generated.tolist(), seed=seed)
     place = np.argsort(queue_order(arrivals, server))
     times = arrivals.times_s.tolist()
     waiting: list[int] = []
@@ -175,7 +156,7 @@ def _answers(
     return answers
 
 
-def compare(policy: str, real: pd.DataFrame, run: Run) -> pd.DataFrame:
+def compare(policy: str, real: pd.DataFrame, run: SimulatedRun) -> pd.DataFrame:
     """Real against simulated: mean and p90 of the time to the answer and to the first token.
 
     One row a figure: real, simulated, their ratio, the bound, whether it was met. p90 is

@@ -28,6 +28,7 @@ from batchgauge.reporting import Score, Section
 from batchgauge.simulate.roadmap import rank
 from batchgauge.simulate.scaling import predictions
 
+Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
 
 

@@ -27,9 +27,9 @@ from batchgauge.simulate.metrics import capacity, stability
 from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
-from batchgauge.sizing import CostModel, calibrate_engine
-from batchgauge.sizing.probes import SteadyProbe, engine_probe, probe_items
-from batchgauge.workload import request_lengths, texts
+from batchgauge.sizing import CostModel, Extent, calibrate_engine
+from batchgauge.sizing.probes import SteadyProbe, engine_probe
+from batchgauge.workload import exact_requests, request_lengths, texts
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
 PATIENCE = 10.0  # latency target in unloaded requests when none is given
@@ -166,14 +166,8 @@ def prepare(context: Context, scenario: Scenario) -> Case:
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
     with threadpool_limits(context.threads, user_api="blas"):
         probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
-        costs = calibrate_engine(
-            probe,
-            max_batch_size=max_batch,
-            max_positions=128 if quick else 512,
-            sizes=4 if quick else 6,
-            steps=3,
-            repeats=1 if quick else 4,
-        )
+        extent = (128, 4, 3, 1) if quick else (512, 6, 3, 4)
+        costs = calibrate_engine(probe, Extent(max_batch, *extent))
         request_s, token_s = host_seconds(engine, tokenizer, sample)
     whole = StepTable.from_costs(costs, max_batch=max_batch)
     table = without_host(whole, token_s)
@@ -201,7 +195,7 @@ def _typical(sample: Arrivals) -> Arrivals:
 def host_seconds(
     engine: Engine, tokenizer: Tokenizer, sample: Arrivals, *, repeats: int = 5
 ) -> tuple[float, float]:
-    """Seconds of Python's own work for a request (tokenise, detokenise) and for a token (sample).
+    """Seconds of Python's own work for a request (tokenize, detokenize) and for a token (sample).
 
     The first by the tokenizer on texts of the traffic's mean length; the second from the
     engine's stages, 0 where it does not say them.
@@ -217,7 +211,7 @@ def host_seconds(
 
 
 def _sample_s(engine: Engine) -> float:
-    result = engine.infer_batch(probe_items(4, 4, 8))
+    result = engine.infer_batch(exact_requests([4] * 4, [8] * 4))
     tokens = result.counters.get("generated_tokens", 32)
     return result.stages_ms.get("sample", 0.0) / 1e3 / max(tokens, 1)
 

@@ -14,9 +14,15 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import between
-from batchgauge.experiments.steps import requests
-from batchgauge.measuring import compare_interleaved
-from batchgauge.workload import texts
+from batchgauge.measuring import (
+    Amount,
+    Conditions,
+    Design,
+    Labels,
+    Stopping,
+    compare_interleaved,
+)
+from batchgauge.workload import exact_requests, texts
 
 BASELINE, STRICT, OVER_BASELINE = "baseline", "same implementation", "over the baseline"
 
@@ -36,10 +42,11 @@ def tokenizing_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
                 "one at a time": partial(_each, ours.encode, chosen),
                 "batch": partial(ours.encode_many, chosen),
             },
-            benchmark=f"speedup/tokenise/batch={size}", items=size,
-            budget_s=context.budget.share(0.008),
-            min_blocks=context.budget.min_blocks, seed=context.seed, threads=context.threads,
-            part="tokenise", control=False, aa=False, progress=False,
+            Labels(f"speedup/tokenize/batch={size}", part="tokenize"),
+            Amount(items=size),
+            design=Design(aa=False, control=False),
+            stopping=Stopping(context.budget.share(0.008), context.budget.min_blocks),
+            conditions=Conditions(context.threads, context.seed), progress=False,
         )  # fmt: skip
         strict, over = between(found, "one at a time", "batch"), found.ratio("batch")
         rows += [
@@ -56,17 +63,17 @@ def inference_by_size(context: Context, sizes: Sequence[int]) -> pd.DataFrame:
     names = {size: f"batch {size}" for size in sorted({1, *sizes})}
     prompt, new = context.budget.choose(smoke=(8, 2), default=(16, 8), thorough=(16, 8))  # tokens
     calls: dict[str, Callable[[], object]] = {
-        BASELINE: partial(baseline.infer_batch, requests([prompt], [new]))
+        BASELINE: partial(baseline.infer_batch, exact_requests([prompt], [new]))
     }
     for size, name in names.items():
-        calls[name] = partial(ours.infer_batch, requests([prompt] * size, [new] * size))
-    items = {BASELINE: 1} | {name: size for size, name in names.items()}
+        calls[name] = partial(ours.infer_batch, exact_requests([prompt] * size, [new] * size))
+    amounts = {BASELINE: Amount()} | {name: Amount(items=size) for size, name in names.items()}
+    least = context.budget.choose(smoke=2, default=4, thorough=24)
     found = compare_interleaved(
-        calls, benchmark="speedup/inference", items=items,
-        budget_s=context.budget.share(0.14),
-        min_blocks=context.budget.choose(smoke=2, default=4, thorough=24),
-        seed=context.seed, threads=context.threads, part="inference", control=False, aa=False,
-        one_way=True,
+        calls, Labels("speedup/inference", part="inference"), amounts,
+        design=Design(aa=False, control=False, one_way=True),
+        stopping=Stopping(context.budget.share(0.14), least),
+        conditions=Conditions(context.threads, context.seed),
     )  # fmt: skip
     rows = []
     for size, name in names.items():

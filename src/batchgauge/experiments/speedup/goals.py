@@ -15,7 +15,14 @@ import pandas as pd
 
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import CUMULATIVE
-from batchgauge.measuring import compare_interleaved
+from batchgauge.measuring import (
+    Amount,
+    Conditions,
+    Design,
+    Labels,
+    Stopping,
+    compare_interleaved,
+)
 from batchgauge.reporting import Score
 
 Better = Literal["higher", "lower"]
@@ -99,7 +106,7 @@ def seconds(context: Context) -> float:
     return context.budget.share(0.007)
 
 
-def ratio(
+def ratio(  # noqa: PLR0913 - a goal and how its two calls are compared
     context: Context, part: str, goal: str, target: float,
     calls: Mapping[str, Callable[[], object]], *,
     note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
@@ -108,14 +115,15 @@ def ratio(
     """A goal on the throughput of the last call over the first one's, times `scale`.
 
     With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
-    `slow`, about half a second or more, run once a block: see `measuring.blocks`.
+    `slow`, about half a second or more, run once a block: see `measuring.Design`.
     """
-    first, *_, last = calls
+    *_, last = calls
+    amounts = {n: Amount(items=items if isinstance(items, int) else items[n]) for n in calls}
     found = compare_interleaved(
-        calls, baseline=first, benchmark=goal, items=items, budget_s=seconds(context),
-        min_blocks=min(6 if slow else 5, context.budget.min_blocks), seed=context.seed,
-        threads=context.threads, part=part, control=False, aa=False, progress=False,
-        one_way=slow,
+        calls, Labels(goal, part=part), amounts,
+        design=Design(aa=False, control=False, one_way=slow),
+        stopping=Stopping(seconds(context), min(6 if slow else 5, context.budget.min_blocks)),
+        conditions=Conditions(context.threads, context.seed), progress=False,
     )  # fmt: skip
     r = found.ratio(last)
     low, value, high = (scale * x for x in (r.low, r.value, r.high))

@@ -16,10 +16,10 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import TILE, LlamaModel
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.goals import Goal, ratio
-from batchgauge.experiments.steps import CONTEXT, decode_call, requests
+from batchgauge.experiments.steps import CONTEXT, decode_call
 from batchgauge.experiments.ways import quick_ms
 from batchgauge.measuring.memory import allocations, memory_overhead
-from batchgauge.workload import request_lengths
+from batchgauge.workload import exact_requests, request_lengths
 
 GEMM = 1024  # order of the product that stands for the machine's sgemm rate
 
@@ -122,8 +122,8 @@ def ragged(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
                 context,
             "ragged", "throughput of ragged prompts over equal ones", 85.0,
             {
-                "equal": partial(engine.infer_batch, requests(equal, new)),
-                "ragged": partial(engine.infer_batch, requests(lengths.tolist(), new)),
+                "equal": partial(engine.infer_batch, exact_requests(equal, new)),
+                "ragged": partial(engine.infer_batch, exact_requests(lengths.tolist(), new)),
             },
             scale=100.0, unit="%", slow=True,
             note=f"prompts of {lengths.min()} to {lengths.max()} tokens",
@@ -135,7 +135,7 @@ def memory(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Overhead over what must exist at batch 8 and 32, and growth over many decode steps."""
     goals = []
     for b in (8, 32):
-        items = requests([32] * b, [8] * b)
+        items = exact_requests([32] * b, [8] * b)
         held = engine.count_bytes([32] * b, [8] * b)
         peak = allocations(partial(engine.infer_batch, items)).peak_bytes
         value = 100 * memory_overhead(held["weights"] + peak, sum(held.values()))

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.clock import timed
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.goals import Goal, ratio, seconds
 from batchgauge.experiments.ways import quick_ms, quickest, ways
-from batchgauge.measuring import measure
-from batchgauge.measuring.timing import timed
+from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.protocols import Tokenizer
 from batchgauge.registry import open_tokenizer
 from batchgauge.workload import texts
@@ -124,12 +124,14 @@ def against_baseline(context: Context, ours: BPETokenizer, model: str) -> list[G
         "tokenizing", f"{goal}, warm", 100.0,
         {"baseline": slow, "numpy": partial(ours.encode_many, chosen)},
     )  # fmt: skip
-    slow_ms = measure(slow, name="baseline", budget_s=seconds(context), min_samples=3).steady_ms
+    slow_ms = measure(
+        slow, Labels("baseline"), stopping=Stopping(seconds(context), least=3, most=1000)
+    ).steady_ms
     fresh: list[BPETokenizer] = []
     cold_ms = []
     for _ in range(5):
         fresh.append(BPETokenizer(vocabulary))
-        cold_ms.append(timed(cold, 1)[0] / 1e6)
+        cold_ms.append(timed(cold).wall_ms)
     ratios = np.median(slow_ms) / np.sort(cold_ms)
     return [
         warm,

@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.baseline.rung import Rung, Work
-from batchgauge.measuring import Comparison, Ratio, compare_interleaved, location
+from batchgauge.measuring import (
+    Amount,
+    Comparison,
+    Conditions,
+    Design,
+    Labels,
+    Ratio,
+    Stopping,
+    compare_interleaved,
+    location,
+)
 from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import TokenBatch
 
@@ -71,16 +81,11 @@ def climb(ladder: Ladder, *, min_blocks: int, seed: int, threads: int) -> pd.Dat
         found = (
             compare_interleaved(
                 calls,
-                baseline=BASE,
-                benchmark=f"ladder/{ladder.part}/{form}",
-                items=ladder.items,
-                budget_s=ladder.budget_s / len(ladder.forms),
-                min_blocks=min_blocks,
-                seed=seed,
-                threads=threads,
-                part=ladder.part,
-                control=False,
-                one_way=ladder.slow,
+                Labels(f"ladder/{ladder.part}/{form}", part=ladder.part),
+                Amount(items=ladder.items),
+                design=Design(control=False, one_way=ladder.slow),
+                stopping=Stopping(ladder.budget_s / len(ladder.forms), min_blocks),
+                conditions=Conditions(threads, seed),
             )
             if works
             else None

@@ -20,10 +20,9 @@ from batchgauge.experiments.context import Context, checked_sizes
 from batchgauge.experiments.speedup import goals_engine, goals_tokenizing
 from batchgauge.experiments.speedup.goals import Goal, as_frame, ratio, seconds
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE, Ladder, climb
-from batchgauge.experiments.steps import requests
-from batchgauge.measuring import measure
+from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.request import BatchResponse, BatchResult, BatchStats
-from batchgauge.workload import texts
+from batchgauge.workload import exact_requests, texts
 
 
 def check(context: Context, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -68,7 +67,7 @@ def climb_inference(context: Context) -> pd.DataFrame:
     new = choose(smoke=1, default=2, thorough=16)
     every = engine_rungs.engine_rungs(path)
     rungs = choose(smoke=every[-2:], default=every, thorough=every)
-    work = requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
+    work = exact_requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
     ladder = Ladder(
         "inference", lambda: engine_rungs.baseline(path), rungs, work, rows,
         context.budget.share(0.3), forms=_forms(context), slow=True,
@@ -127,7 +126,8 @@ def statistics(context: Context) -> list[Goal]:
     goals = []
     for count, target in ((100, 50.0), (10_000, 1000.0)):
         call = partial(BatchStats.from_durations, rng.lognormal(1, 0.5, count), 1.0)
-        times = 1e3 * measure(call, name="statistics", budget_s=seconds(context) / 4).steady_ms
+        stopping = Stopping(seconds(context) / 4, least=10, most=1000)
+        times = 1e3 * measure(call, Labels("statistics"), stopping=stopping).steady_ms
         low, high = np.percentile(times, [2.5, 97.5])
         goals.append(
             Goal("statistics", f"{count:,} items", target, "lower", float(np.median(times)),

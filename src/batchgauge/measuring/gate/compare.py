@@ -19,14 +19,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.blocks import AA_CONTROL, CONTROL
-from batchgauge.measuring.statistics import (
-    Estimate,
-    clustered,
-    difference,
-    minimum_detectable_change,
-    relative,
-)
+from batchgauge.measuring.paired import AA_CONTROL, CONTROL
+from batchgauge.statistics import Estimate, difference, minimum_detectable_change, relative
 
 Status = Literal[
     "regression", "slower, not confirmed", "faster", "no significant difference", "inconclusive"
@@ -192,21 +186,20 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
 
 
 def _per_item(rows: pd.DataFrame) -> Logs:
-    times = rows["wall_ms"].to_numpy(np.float64) / rows["items"].to_numpy(np.float64)
-    return np.asarray(np.log(times), dtype=np.float64)
+    """log(time per item) [samples]."""
+    return np.asarray(np.log(rows["wall_ms"] / rows["items"]), np.float64)
 
 
 def _units(rows: pd.DataFrame) -> Logs:
-    """log(time per item) per process where several ran, else per block."""
+    """log(time per item), the mean per process where several ran, else per block."""
     keys = rows["process"] if len(set(rows["process"])) > 1 else rows["block"]
-    return clustered(_per_item(rows), keys.to_numpy())
+    return np.asarray(pd.Series(_per_item(rows)).groupby(keys.to_numpy()).mean(), np.float64)
 
 
 def _halves(rows: pd.DataFrame) -> tuple[Logs, Logs]:
     """log(time per item) of the first and of the second half, in order of time."""
     logs = _per_item(rows.sort_values(["process", "block", "position"]))
-    middle = logs.size // 2
-    return logs[:middle], logs[middle:]
+    return logs[: logs.size // 2], logs[logs.size // 2 :]
 
 
 def _counters(rows: pd.DataFrame) -> dict[str, float]:

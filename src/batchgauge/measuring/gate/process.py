@@ -41,7 +41,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GatePlan:
     """How much to measure: a round has at most `processes` process rounds.
 
     From `least` of them on, it ends for a benchmark as soon as the answer is clear. After
@@ -92,7 +92,7 @@ class WorkerError(Exception):
 class Worker:
     """A process that times one revision's benchmarks; a context manager that ends it."""
 
-    def __init__(self, side: Side, plan: Plan) -> None:
+    def __init__(self, side: Side, plan: GatePlan) -> None:
         self.side = side
         environment = {
             **os.environ,

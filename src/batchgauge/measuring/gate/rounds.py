@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from batchgauge.clock import Elapsed
 from batchgauge.errors import UserError
-from batchgauge.measuring.blocks import AA_CONTROL
 from batchgauge.measuring.gate.compare import (
     Change,
     changed_work,
@@ -31,9 +31,10 @@ from batchgauge.measuring.gate.compare import (
     is_conclusive,
     suspicious,
 )
-from batchgauge.measuring.gate.process import Plan, Side, Worker, WorkerError
-from batchgauge.measuring.record import Sample, as_json
-from batchgauge.measuring.statistics import Estimate, location, minimum_detectable_change, relative
+from batchgauge.measuring.gate.process import GatePlan, Side, Worker, WorkerError
+from batchgauge.measuring.paired import AA_CONTROL
+from batchgauge.measuring.record import Amount, Labels, Sample
+from batchgauge.statistics import Estimate, location, minimum_detectable_change, relative
 
 Logs = npt.NDArray[np.float64]
 
@@ -68,7 +69,7 @@ class GateResult:
     problems: dict[str, str]
 
 
-def gate(base: Side, new: Side, plan: Plan) -> GateResult:
+def gate(base: Side, new: Side, plan: GatePlan) -> GateResult:
     """Compare `new` with `base`; what looks slower is measured a second time.
 
     Raises UserError when no benchmark runs on both sides, or a worker does not start.
@@ -135,7 +136,7 @@ def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
 
 
 def measure_round(
-    base: Side, new: Side, plan: Plan, *, only: Sequence[str] = (), first_process: int = 0
+    base: Side, new: Side, plan: GatePlan, *, only: Sequence[str] = (), first_process: int = 0
 ) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
     """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
     sides = {"base": base, AA_CONTROL: base, "new": new}
@@ -206,7 +207,7 @@ def _one(
     workers: Mapping[str, Worker],
     process: int,
     rng: np.random.Generator,
-    plan: Plan,
+    plan: GatePlan,
     samples: list[Sample],
 ) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
     """Blocks of one benchmark in one process round: mean log(time per call) per side [blocks]."""
@@ -220,27 +221,12 @@ def _one(
         for position, key in enumerate(order + order[::-1]):
             worker = workers[key]
             took = worker.ask(sample=name, loops=loops, slow=worker.side.slow)
-            logs[key].append(math.log(took["wall_ns"] / loops / 1e6))
-            info = ready[key]
-            samples.append(
-                Sample(
-                    benchmark=name,
-                    implementation=key,
-                    part=info["part"],
-                    batch_size=info["batch_size"],
-                    parameters=as_json(info["parameters"]),
-                    process=process,
-                    block=block,
-                    position=position,
-                    is_warmup=False,
-                    inner_loops=loops,
-                    wall_ms=took["wall_ns"] / loops / 1e6,
-                    cpu_ms=took["cpu_ns"] / loops / 1e6,
-                    items=info["items"],
-                    tokens=info["tokens"],
-                    counters=as_json(info["counters"]),
-                )
-            )
+            elapsed, info = Elapsed(took["wall_ns"], took["cpu_ns"], loops), ready[key]
+            logs[key].append(math.log(elapsed.wall_ms))
+            labels = Labels(name, key, info["part"], info["parameters"], process)
+            amount = Amount(*(info[k] for k in ("items", "tokens", "batch_size", "counters")))
+            place = {"block": block, "position": position, "is_warmup": False}
+            samples.append(labels.sample(amount, elapsed, **place))
         block += 1
     work = (ready["base"]["counters"], ready["new"]["counters"])
     return {key: np.array(rows).reshape(-1, 2).mean(axis=1) for key, rows in logs.items()}, work

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.gate.process import Plan
+from batchgauge.measuring.gate.process import GatePlan
 from batchgauge.measuring.gate.rounds import Evidence, decide, is_clear, looks_slower
-from batchgauge.measuring.statistics import proportion
+from batchgauge.statistics import proportion
 
 SLOWDOWNS = (0.0, 0.03, 0.05, 0.10, 0.20)
 
@@ -44,7 +44,7 @@ def simulate(
     if seen.size < 4:
         raise UserError(f"A simulation needs the noise of 4 or more rounds; got {seen.size}.")
     centred = seen - np.median(seen)
-    plan = Plan([], Path(), {}, processes=processes)
+    plan = GatePlan([], Path(), {}, processes=processes)
     rows = []
     for slowdown in slowdowns:
         rng = np.random.default_rng((seed, round(slowdown * 1000)))
@@ -74,7 +74,7 @@ def _run(rounds: Sequence[Sequence[Evidence]], threshold: float) -> tuple[bool, 
     return fails, sum(e.ratios.size for e in seen)
 
 
-def _draw(noise: Logs, shift: float, plan: Plan, rng: np.random.Generator) -> list[Evidence]:
+def _draw(noise: Logs, shift: float, plan: GatePlan, rng: np.random.Generator) -> list[Evidence]:
     """One round of the most process rounds, as it stands at each look."""
     shape = (2, plan.processes)
     ratios, aa_ratios = rng.choice(noise, shape) * rng.choice([-1.0, 1.0], shape)

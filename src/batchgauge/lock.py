@@ -1,4 +1,4 @@
-"""One study at a time in a folder: a lock that the system frees when its process ends."""
+"""One study or job at a time in a folder: a lock that the system frees when its process ends."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BYTE = 2**20  # the byte that Windows locks: behind what the holder says of its
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold `<out>/.cache/study.lock`. Raises UserError, naming its holder, while another does.
+def locked(out: Path, what: str = "study") -> Iterator[None]:
+    """Hold `<out>/.cache/<what>.lock`. Raises UserError, naming its holder, while another does.
 
     The lock is advisory and the operating system's own (flock; a locked byte on Windows), so
-    a killed study leaves none behind. The file stays: removing it would race with the next.
+    a killed process leaves none behind. The file stays: removing it would race with the next.
     """
-    path = out / ".cache" / "study.lock"
+    path = out / ".cache" / f"{what}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("a+", encoding="utf-8")
@@ -31,13 +31,16 @@ def locked(out: Path) -> Iterator[None]:
         raise UserError(f"'{path}' cannot be locked: {error.strerror or error}.") from None
     with opened as file:
         if not _try_lock(file):
-            raise UserError(f"Another study is writing to '{out}': {_holder(file)}; wait for it.")
+            raise UserError(f"Another {what} is writing to '{out}': {_holder(file)}; wait for it.")
         started = datetime.now(UTC).isoformat(timespec="seconds")
         file.truncate(0)
         holder = {"pid": os.getpid(), "host": platform.node(), "since": started}
         file.write(json.dumps(holder))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 def _holder(file: IO[str]) -> str:

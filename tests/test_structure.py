@@ -1,4 +1,4 @@
-"""The house itself: layout, one-way imports, dependency lists, clean notebooks, no hosts."""
+"""The structure of the project: layout, one-way imports, dependencies, notebooks, no hosts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ from packaging.requirements import Requirement
 
 from batchgauge.core.default_model import REMEDY
 from batchgauge.reporting.parameters import declared
+from batchgauge.suite import select
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = PROJECT / "src" / "batchgauge"
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 TOP_LEVEL = {
     *("notebooks", "src", "data", "reports", "tests", "README.md", "LICENSE", "CHANGELOG.md"),
     *("CONTRIBUTING.md", "SECURITY.md", "environment.yml", "pyproject.toml", "requirements.lock"),
     *("Makefile", ".ci", ".github", ".gitignore", ".gitattributes", ".pre-commit-config.yaml"),
 }
-# What each room may import of the others; itself and `FLOOR` always.
+# What each layer (a package or a top module) may import of the others; itself and `FLOOR` always.
 FLOOR = {
     *("redaction", "text", "errors", "extras", "files", "request", "protocols", "batchgauge"),
+    *("clock", "lock", "statistics"),
 }
 DOWNWARDS = {
+    "clock": set(),
+    "statistics": set(),
     "redaction": set(),
     "text": set(),
     "errors": set(),
     "extras": set(),
     "files": set(),
+    "lock": set(),
     "request": set(),
     "protocols": set(),
     "machine": set(),
@@ -45,13 +51,15 @@ DOWNWARDS = {
     "baseline": {"core"},
     "workload": set(),
     "registry": {"core", "baseline", "adapters"},
-    "adapters": {"core", "baseline", "registry", "workload"},
+    "adapters": {"core", "baseline", "workload"},
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},
     "suite": {"registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
+    "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {
+        "jobs",
         "machine",
         "measuring",
         "registry",
@@ -66,6 +74,12 @@ DOWNWARDS = {
         *("adapters", "baseline", "core", "machine", "measuring", "profiling", "registry"),
         *("reporting", "simulate", "sizing", "suite", "workload"),
     },
+}
+# Public classes that share a name, and why.
+NAMED_TWICE = {
+    "Generation": "the child's Jinja extension has the name of the tag that it reads",
+    "Run": "reporting.matrix: a notebook's run; machine.identity: a measuring session",
+    "Subject": "what the suite runs, and what notebook 02 profiles; each within its own package",
 }
 EXPERIMENTS = PACKAGE / "experiments"
 PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").is_file())
@@ -85,12 +99,12 @@ def tracked() -> list[Path]:
     return [p for top in TOP_LEVEL for p in (PROJECT / top).rglob("*") if p.is_file()]
 
 
-def room_of(path: Path) -> str:
-    """The room that a module of the package is in."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def layer_of(path: Path, root: Path = PACKAGE) -> str:
+    """The package or top module of `root` that a module belongs to."""
+    return path.relative_to(root).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path, *, typing: bool = True) -> set[str]:
+def imports_of(path: Path, root: Path = PACKAGE, *, typing: bool = True) -> set[str]:
     """The modules that a module imports, wherever in it; those for types alone if `typing`."""
     found: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
@@ -100,22 +114,86 @@ def imports_of(path: Path, *, typing: bool = True) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            modules = [name for name in inner if is_module(name)]
+            modules = [name for name in inner if is_module(name, root)]
             found |= {*modules, *([node.module] if len(modules) < len(inner) else [])}
         elif typing or not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
             waiting += ast.iter_child_nodes(node)
     return found
 
 
-def is_module(name: str) -> bool:
+def is_module(name: str, root: Path) -> bool:
     """Whether a dotted name is a module of the package, not something that one defines."""
-    path = PACKAGE.parent.joinpath(*name.split("."))
+    path = root.parent.joinpath(*name.split("."))
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """The rooms of the package that a module imports, wherever in the module."""
-    return {n.split(".")[1] for n in imports_of(path) if n.startswith("batchgauge.")}
+def imported_layers(path: Path, root: Path = PACKAGE) -> set[str]:
+    """The layers of the package that a module imports, wherever in the module."""
+    return {n.split(".")[1] for n in imports_of(path, root) if n.startswith("batchgauge.")}
+
+
+def upward_imports(root: Path, table: dict[str, set[str]]) -> list[str]:
+    """Every import of a layer that `table` does not allow; `FLOOR` and itself always are."""
+    known = {layer_of(p, root) for p in root.rglob("*.py")}
+    return [
+        f"{path.relative_to(root)} imports {other}"
+        for path in root.rglob("*.py")
+        for layer in [layer_of(path, root)]
+        if layer in table
+        for other in (imported_layers(path, root) & known) - table[layer] - FLOOR - {layer}
+    ]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The first way through `graph` that comes back to where it began; empty when none does."""
+    done: set[str] = set()
+
+    def visit(node: str, way: tuple[str, ...]) -> list[str]:
+        if node in way:
+            return [*way[way.index(node) :], node]
+        if node not in done:
+            for other in sorted(graph.get(node, set()) - {node}):
+                if found := visit(other, (*way, node)):
+                    return found
+            done.add(node)
+        return []
+
+    return next((found for node in graph if (found := visit(node, ()))), [])
+
+
+def module_graph(root: Path) -> dict[str, set[str]]:
+    """Dotted name of every module to what it imports at run time, lazily or not."""
+    names = {p: ".".join(p.relative_to(root.parent).with_suffix("").parts) for p in
+             root.rglob("*.py")}  # fmt: skip
+    return {
+        name.removesuffix(".__init__"): imports_of(p, root, typing=False)
+        for p, name in names.items()
+    }
+
+
+def mixed_modules(package: Path, root: Path = PACKAGE) -> list[str]:
+    """Modules of an experiment that measure and draw: only `sections` knows both."""
+    found = []
+    for path in package.glob("*.py"):
+        names = imports_of(path, root)
+        if path.stem == "figures":
+            drawn = {n.split(".")[1] for n in names if n.startswith("batchgauge.")}
+            wrong = drawn - {"profiling", "reporting", *FLOOR}
+        else:
+            wrong = {n for n in names if PLOTTING.match(n)} if path.stem != "sections" else set()
+        found += [f"{path.name} imports {name}" for name in sorted(wrong)]
+    return found
+
+
+def foreign_experiments(package: Path, packages: list[str], root: Path = PACKAGE) -> list[str]:
+    """Which of the other experiments' packages the modules of one import."""
+    return [
+        f"{path.name} imports {name}"
+        for path in package.glob("*.py")
+        for name in imports_of(path, root)
+        if name.startswith("batchgauge.experiments.")
+        and name.split(".")[2] in {*packages} - {package.name}
+    ]
 
 
 def test_nothing_else_stands_at_the_top():
@@ -123,61 +201,71 @@ def test_nothing_else_stands_at_the_top():
     assert {path.relative_to(PROJECT).parts[0] for path in tracked()} <= TOP_LEVEL
 
 
-@pytest.mark.parametrize("room", DOWNWARDS)
-def test_imports_go_one_way(room):
-    """A room imports only rooms below it; the core never measures, draws or reports."""
-    files = [p for p in PACKAGE.rglob("*.py") if room_of(p) == room]
-    assert files, f"there is no room '{room}'"
-    allowed = DOWNWARDS[room] | FLOOR | {room}
-    known = {room_of(p) for p in PACKAGE.rglob("*.py")}
-    for path in files:
-        upwards = (imported_rooms(path) & known) - allowed
-        assert not upwards, f"{path.relative_to(PROJECT)} imports {upwards}"
+def test_imports_go_one_way():
+    """A layer imports only layers below it; the core never measures, draws or reports."""
+    assert not upward_imports(PACKAGE, DOWNWARDS)
 
 
-def test_the_import_table_has_every_room():
-    """A new room says what it may import."""
-    rooms = {room_of(p) for p in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert rooms == set(DOWNWARDS)
+def test_the_import_table_has_every_layer():
+    """A new layer says what it may import; none of them leads back to itself."""
+    layers = {layer_of(p) for p in PACKAGE.rglob("*.py")} - {"__init__"}
+    assert layers == set(DOWNWARDS)
+    assert not circle({layer: below & layers for layer, below in DOWNWARDS.items()})
 
 
-def test_no_experiment_imports_in_a_circle():
+def test_the_package_is_few_packages():
+    """At most eleven below the top, so that one page shows them all."""
+    assert len(list(PACKAGE.glob("*/__init__.py"))) <= 11
+
+
+def test_no_module_imports_in_a_circle():
     """Not even lazily: whoever is imported imports nobody back."""
-    graph = {
-        ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): imports_of(p, typing=False)
-        for p in EXPERIMENTS.rglob("*.py")
-    }
-    done: set[str] = set()
-
-    def visit(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " -> ".join((*way, module))
-        if module not in done:
-            for other in graph.get(module, set()) - {module}:
-                visit(other, (*way, module))
-            done.add(module)
-
-    for module in graph:
-        visit(module, ())
+    assert not circle(module_graph(PACKAGE))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_an_experiment_imports_no_other(package):
-    """A notebook's package imports the shared helpers, rooms below, and itself."""
-    for path in (EXPERIMENTS / package).glob("*.py"):
-        others = {n.split(".")[2] for n in imports_of(path) if n.count(".") > 1
-                  and n.startswith("batchgauge.experiments.")}  # fmt: skip
-        assert not others & (set(PACKAGES) - {package}), path.name
+    """A notebook's package imports the shared helpers, layers below, and itself."""
+    assert not foreign_experiments(EXPERIMENTS / package, PACKAGES)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_measuring_and_drawing_are_apart(package):
     """What runs imports no plotting, what draws opens no engine; `sections` knows both."""
-    for path in (EXPERIMENTS / package).glob("*.py"):
-        if path.stem == "figures":
-            names = {n for n in imports_of(path) if n.startswith("batchgauge.")}
-            assert {n.split(".")[1] for n in names} <= {"profiling", "reporting", *FLOOR}, names
-        elif path.stem != "sections":
-            assert not {n for n in imports_of(path) if PLOTTING.match(n)}, path.name
+    assert not mixed_modules(EXPERIMENTS / package)
+
+
+PLANTED = {
+    "core/model.py": "def f():\n    from batchgauge.reporting import report\n",
+    "reporting/report.py": "from batchgauge.core import model\n",
+    "experiments/one/runs.py": "import seaborn\nfrom batchgauge.experiments.two import runs\n",
+    "experiments/one/figures.py": "from batchgauge.core import model\n",
+    "experiments/two/runs.py": "from batchgauge.experiments.one import runs\n",
+}
+
+
+def test_the_rules_see_what_breaks_them(tmp_path):
+    """An upward import, a lazy circle, one experiment in another, plotting where one measures."""
+    root = tmp_path / "batchgauge"
+    for name, text in PLANTED.items():
+        path = root / name
+        for folder in (path.parent, *path.parent.parents):
+            if folder.is_relative_to(root):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "__init__.py").touch()
+        path.write_text(text)
+    table: dict[str, set[str]] = {"core": set(), "reporting": {"core"}}
+    assert upward_imports(root, table) == ["core/model.py imports reporting"]
+    graph = module_graph(root)
+    assert {*circle(graph)} == {"batchgauge.core.model", "batchgauge.reporting.report"}
+    del graph["batchgauge.core.model"]
+    assert {*circle(graph)} == {f"batchgauge.experiments.{name}.runs" for name in ("one", "two")}
+    assert sorted(mixed_modules(root / "experiments" / "one", root)) == [
+        "figures.py imports core", "runs.py imports seaborn",
+    ]  # fmt: skip
+    assert foreign_experiments(root / "experiments" / "two", ["one", "two"], root) == [
+        "runs.py imports batchgauge.experiments.one.runs"
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -201,6 +289,17 @@ def test_the_core_imports_without_the_rest():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_two_classes_have_one_name():
+    """A public class is named once in the package, so that its name says which is meant."""
+    places: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert twice.keys() <= NAMED_TWICE.keys(), twice
 
 
 def test_every_module_says_what_it_is():
@@ -277,6 +376,15 @@ def test_no_file_names_a_machine():
         assert not found, f"{path.relative_to(PROJECT)}: {found and found[0]}"
 
 
+def test_one_word_for_one_thing():
+    """One spelling of tokenize, and the field's terms in place of private ones."""
+    other = r"tokenis|Tokenis|folklore|cry wolf|\bweather|\bguests\b|TWIN"
+    for path in tracked():
+        if path.relative_to(PROJECT).parts[0] in {"src", "tests", "notebooks", ".github"}:
+            found = re.search(other, path.read_text(encoding="utf-8", errors="ignore"))
+            assert not found or path == Path(__file__), f"{path.relative_to(PROJECT)}: {found}"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_clean(path):
     """No outputs, no counts; kernel python3; ids that stay; a help for each typed parameter."""
@@ -295,16 +403,20 @@ def test_notebooks_are_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_hold_no_logic(path):
-    """Functions, classes and imports of private names live in the package, not in cells."""
+def test_cells_are_short_and_hold_no_logic(path):
+    """A few lines that a reader can change: functions and classes live in the package.
+
+    A cell of one line shows what a cell before it made.
+    """
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             tree = ast.parse(cell.source)
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            if "Report.begin" not in cell.source and "parameters" not in cell.metadata.get(
+            is_start = "Report.begin" in cell.source or "parameters" in cell.metadata.get(
                 "tags", []
-            ):
-                assert len(tree.body) <= 12, cell.source
+            )
+            assert is_start or len(cell.source.splitlines()) <= 10, cell.source
+            assert len(tree.body) > 1 or re.match(r"for |report\.show\(", cell.source), cell.source
 
 
 def test_notebooks_are_numbered_without_gaps():
@@ -343,12 +455,21 @@ def test_make_targets_exist(name):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_actions_are_pinned():
-    """Every action of the workflows is named by its commit, which a tag's owner cannot move."""
-    for path in (PROJECT / ".github" / "workflows").glob("*.yml"):
-        used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
-        assert used
-        assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used), path
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflows_are_bounded_and_pinned(path):
+    """Every job has a machine and an end; every action is named by its commit, which stays."""
+    jobs = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()
+    assert all(job["runs-on"] and job["timeout-minutes"] <= 60 for job in jobs)
+    used = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert used
+    assert all(re.search(r"@[0-9a-f]{40}$", action) for action in used)
+
+
+@pytest.mark.parametrize("path", [*WORKFLOWS, *NOTEBOOKS], ids=lambda p: p.stem)
+def test_benchmarks_that_are_named_exist(path):
+    """Every pattern behind `-k` picks a benchmark of the suite."""
+    for patterns in re.findall(r"batchgauge.* -k '([^']+)'", path.read_text(encoding="utf-8")):
+        assert all(select(pattern) for pattern in patterns.split(","))
 
 
 def test_the_committed_reports_are_whole(committed):

@@ -1,0 +1,1 @@
+"""Notebook 00: what happens between a prompt and its answer?"""

@@ -1,0 +1,225 @@
+"""Workers of `dask.distributed`, on this machine or on many; imported only when asked for.
+
+A worker plugin opens the engine or the tokenizer once a worker, on its own machine and with
+its own threads; the model is never sent. Where every worker sees the same input and output
+files (one machine, a shared file system), shards are read and written where they are worked
+on; otherwise their bytes travel, and this process writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
+from tqdm.auto import tqdm
+
+from batchgauge import extras
+from batchgauge.errors import UserError
+from batchgauge.jobs.manifest import ShardRecord, write_part
+from batchgauge.jobs.source import Input, Shard, loaded
+from batchgauge.jobs.where import Where
+from batchgauge.jobs.work import ShardOutput, Work
+from batchgauge.machine.limits import performance_cores
+
+_CONNECT_S = 15
+_ABSENT_S = 60.0  # so long without a worker, and the job stops
+_TOGETHER = ("python", "dask", "distributed", "msgpack", "cloudpickle", "batchgauge")
+
+
+class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
+    """A worker's engine or tokenizer, opened when the worker starts, used by one task at a time."""
+
+    def __init__(self, name: str, work: Work, folder: Path | None, threads: int) -> None:
+        self.name = name
+        self.work = work
+        self.folder = folder
+        self.threads = threads
+
+    def setup(self, worker: Worker) -> None:
+        """Open it with the worker's threads, unless a number of them was asked for."""
+        self.lock = threading.Lock()
+        self.run = self.work.open(self.threads or worker.state.nthreads)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {n: v for n, v in self.__dict__.items() if n not in {"lock", "run"}}
+
+
+def _work_on(name: str, shard: Shard) -> ShardRecord | ShardOutput:
+    """What a task does: the shard's part where the folder is seen, else its bytes."""
+    plugin = get_worker().plugins[name]
+    assert isinstance(plugin, Loaded)
+    with plugin.lock:
+        outcome = plugin.run(shard)
+    return outcome if plugin.folder is None else write_part(shard, outcome, plugin.folder)
+
+
+def _sees(files: Mapping[str, int]) -> bool:
+    """Whether this process has files of these names and sizes."""
+    with suppress(OSError):
+        return all(Path(name).stat().st_size == size for name, size in files.items())
+    return False
+
+
+class DaskPool:
+    """A client's workers as a pool."""
+
+    def __init__(self, client: Client, name: str, folder: Path, *, shared: bool) -> None:
+        self._client = client
+        self._executor = client.get_executor(pure=False)
+        self._name = name
+        self._folder = folder
+        self._shared = shared
+        self._seen = monotonic()
+        self.width = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+
+    def submit(self, shard: Shard) -> Future[ShardRecord]:
+        """Have a worker work on it."""
+        given = shard if self._shared else loaded(shard)
+        future: Future[Any] = self._executor.submit(_work_on, self._name, given)
+        return future if self._shared else _then(future, self._written, shard)
+
+    def _written(self, shard: Shard, outcome: ShardOutput) -> ShardRecord:
+        return write_part(shard, outcome, self._folder)
+
+    def check(self) -> None:
+        """Raise UserError when the scheduler is gone, or has had no worker for a minute."""
+        if self._client.status not in {"running", "connecting"}:
+            raise UserError("The Dask scheduler is gone; the same command goes on.", exit_code=1)
+        if self._client.scheduler_info(n_workers=-1)["workers"]:
+            self._seen = monotonic()
+        elif monotonic() - self._seen > _ABSENT_S:
+            raise UserError(
+                f"No Dask worker has been there for {_ABSENT_S:.0f} s; the same command goes on.",
+                exit_code=1,
+            )
+
+
+def _then(
+    future: Future[Any], last: Callable[[Shard, ShardOutput], ShardRecord], shard: Shard
+) -> Future[ShardRecord]:
+    """A future of what `last` makes of the shard and of the other future's result."""
+    following: Future[ShardRecord] = Future()
+
+    def done(finished: Future[Any]) -> None:
+        if finished.cancelled():
+            following.cancel()
+            return
+        try:
+            following.set_result(last(shard, finished.result()))
+        except BaseException as problem:  # noqa: BLE001 - handed on
+            following.set_exception(problem)
+
+    future.add_done_callback(done)
+    return following
+
+
+@contextmanager
+def dask_pool(
+    work: Work, inputs: Sequence[Input], folder: Path, where: Where
+) -> Iterator[DaskPool]:
+    """The workers of a scheduler, or new ones on this machine, with everything loaded.
+
+    Raises UserError for a scheduler that does not answer, has no worker, or runs other
+    versions, and for workers that lack the package or the model.
+    """
+    with _client(where) as client:
+        _check_versions(client)
+        name = f"batchgauge-{uuid.uuid4().hex}"
+        shared = _shared(client, inputs, folder)
+        plugin = Loaded(name, work, folder.resolve() if shared else None, where.threads)
+        try:
+            client.register_plugin(plugin, name=name)
+        except UserError as error:
+            raise UserError(f"A Dask worker cannot begin: {error}") from None
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"A Dask worker cannot begin: {error}; expected batchgauge installed there, and "
+                "what the engine needs."
+            ) from None
+        try:
+            if client.dashboard_link and sys.stderr.isatty():
+                tqdm.write(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr)
+            yield DaskPool(client, name, folder, shared=shared)
+        finally:
+            with suppress(Exception):  # the scheduler may be gone
+                client.unregister_worker_plugin(name)
+
+
+@contextmanager
+def _client(where: Where) -> Iterator[Client]:
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if where.dask:
+        try:
+            client = Client(where.dask, timeout=_CONNECT_S, set_as_default=False)
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"The Dask scheduler '{where.dask}' does not answer ({reason}); expected an "
+                "address such as tcp://10.0.0.1:8786."
+            ) from None
+        with client:
+            if not client.scheduler_info(n_workers=-1)["workers"]:
+                raise UserError(f"The Dask scheduler '{where.dask}' has no workers; start some.")
+            yield client
+        return
+    threads = where.threads or max(1, performance_cores() // where.workers)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # tried again by `run_job`
+        tempfile.TemporaryDirectory(prefix="batchgauge-dask-") as scratch,
+        LocalCluster(
+            n_workers=where.workers,
+            threads_per_worker=threads,
+            dashboard_address=None if extras.missing("bokeh") else "127.0.0.1:0",
+            local_directory=scratch,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _check_versions(client: Client) -> None:
+    """Raise UserError when scheduler, workers and this process differ in what must agree."""
+    found: Any = client.get_versions(packages=["batchgauge"])
+    own = _versions(found["client"])
+    for who, said in [("scheduler", found["scheduler"]), *found["workers"].items()]:
+        theirs = _versions(said)
+        place = "The Dask scheduler" if who == "scheduler" else f"The Dask worker '{who}'"
+        for name in _TOGETHER:
+            if who == "scheduler" and name == "batchgauge":
+                continue  # it never runs any of it
+            if own.get(name) != theirs.get(name):
+                raise UserError(
+                    f"{place} has {name} {theirs.get(name) or 'not at all'}, this process "
+                    f"{own.get(name)}; expected the same on both."
+                )
+
+
+def _versions(said: Mapping[str, Any] | None) -> dict[str, str]:
+    """Package to version; Python by its minor version."""
+    if not said:
+        return {}
+    host, packages = dict(said["host"]), dict(said["packages"])
+    python = str(packages.get("python") or host.get("python", ""))
+    return {**packages, "python": ".".join(python.split(".")[:2])}
+
+
+def _shared(client: Client, inputs: Sequence[Input], folder: Path) -> bool:
+    """Whether all workers see the input and what is written to the output folder."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as probe:
+        probe.write(uuid.uuid4().bytes)
+        probe.flush()
+        files = {str(i.path.resolve()): i.bytes for i in (*inputs[:20], *inputs[-20:])}
+        files[str(Path(probe.name).resolve())] = 16
+        return all(client.run(_sees, files).values())

@@ -1,0 +1,340 @@
+"""The input of a job: files cut into shards of whole lines, rows or files, read one at a time.
+
+A shard knows where its part of a file is, so that whoever sees the file can read it; only
+rows of Parquet and shards for workers on other machines carry their content. Whatever the
+size of the input, memory holds a few shards. One document is one line of a `.txt` or
+`.jsonl` file, one row of a `.parquet` file, or one whole `.txt` file.
+
+Lines end at a line feed; a carriage return before it and a byte order mark do not count.
+Left out: compressed files, and text that is not UTF-8 (a line that is not is an error of
+that line; a UTF-16 file is refused before anything runs).
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from batchgauge import extras
+from batchgauge.errors import UserError
+
+KINDS = {".txt", ".jsonl", ".parquet"}
+LONGEST_BYTES = 32 << 20  # a longer line or file is an error: it would have to be held whole
+_BLOCK = 4 << 20
+_SAMPLE = 1 << 20  # what tells one content from another: this much of both ends, and the size
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file of a job: its name in the manifest, where it is, and how large."""
+
+    name: str
+    path: Path
+    bytes: int
+
+    @property
+    def kind(self) -> str:
+        """`.txt`, `.jsonl` or `.parquet`."""
+        return self.path.suffix.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of the input: lines [first, first + ...) of one file, rows of one, or several files.
+
+    number       its place in the job, from 0
+    source       the name of its file; of several, of the first
+    first        number of its first line, row or file, from 1
+    path         where its bytes [start, stop) are; without bytes: `texts` or `files`
+    data         the same bytes, for a worker that does not see the file
+    texts        rows of a Parquet file; None where a row has no text
+    files        whole files, a document each
+    too_long     one line that is not read: it is longer than `LONGEST_BYTES`
+    size         bytes of input, for the progress bar
+    """
+
+    number: int
+    source: str
+    first: int
+    size: int
+    path: Path | None = None
+    start: int = 0
+    stop: int = 0
+    data: bytes | None = None
+    texts: tuple[str | None, ...] | None = None
+    files: tuple[Path, ...] | None = None
+    too_long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """What a shard holds: texts [documents], and what is wrong with those that are bad.
+
+    `errors` maps a position to its sentence; the text there is empty.
+    """
+
+    texts: list[str]
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+def find_inputs(source: Path, out: Path) -> list[Input]:
+    """The files of `source`, a file or a folder with its folders, in the order of their names.
+
+    Raises UserError for what cannot be read, is none of the three kinds or has no bytes, and
+    for an output folder within the input, where the next run would read it.
+    """
+    try:
+        if source.is_dir():
+            if out.resolve().is_relative_to(source.resolve()):
+                raise UserError(
+                    f"The output folder '{out}' is inside the input '{source}'; expected another."
+                )
+            paths = sorted(
+                Path(folder, name)
+                for folder, _, names in os.walk(source)
+                for name in names
+                if Path(name).suffix.lower() in KINDS
+                if not any(p[:1] == "." for p in (*Path(folder).relative_to(source).parts, name))
+            )
+        elif source.suffix.lower() not in KINDS:
+            raise UserError(
+                f"The input '{source}' is neither a folder nor a .txt, .jsonl or .parquet file."
+            )
+        else:
+            paths = [source]
+        top = source if source.is_dir() else source.parent
+        found = [Input(p.relative_to(top).as_posix(), p, _checked(p)) for p in paths]
+    except OSError as error:
+        raise UserError(
+            f"The input '{error.filename or source}' cannot be read: {error.strerror or error}."
+        ) from None
+    if not any(item.bytes for item in found):
+        raise UserError(f"The input '{source}' is empty; expected .txt, .jsonl or .parquet files.")
+    if any(item.kind == ".parquet" for item in found):
+        extras.require("A .parquet input", "parquet", "pyarrow")
+    return found
+
+
+def _checked(path: Path) -> int:
+    """Bytes of a file that can be opened. Raises UserError for UTF-16 and for no regular file."""
+    if not path.is_file():
+        if path.exists():
+            raise UserError(f"The input '{path}' is no regular file; expected UTF-8 text.")
+        raise FileNotFoundError(2, os.strerror(2), str(path))
+    with path.open("rb") as file:
+        if file.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+            raise UserError(f"The input '{path}' is UTF-16; expected UTF-8 text.")
+    return path.stat().st_size
+
+
+def digest_of(path: Path) -> str:
+    """Sixteen hex digits of a file's size and of both its ends; of a folder, of its files'."""
+    digest = sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    for each in files:
+        size = each.stat().st_size
+        digest.update(f"{each.name if each != path else ''}:{size}:".encode())
+        with each.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def cut(
+    inputs: Sequence[Input], *, most_bytes: int, most_lines: int, whole_files: bool = False
+) -> Iterator[Shard]:
+    """The shards of a job, in order; the same for the same input, whoever works on them.
+
+    A shard ends at `most_lines` lines or rows, or before `most_bytes`; it has one at least.
+    With `whole_files`, `.txt` files are documents, and small ones share a shard.
+    """
+    for number, shard in enumerate(_shards(inputs, most_bytes, most_lines, whole_files)):
+        yield replace(shard, number=number)
+
+
+def _shards(
+    inputs: Sequence[Input], most_bytes: int, most_lines: int, whole_files: bool
+) -> Iterator[Shard]:
+    group: list[Input] = []
+    for place, item in enumerate(inputs, start=1):
+        if whole_files and item.kind == ".txt":
+            if group and sum(i.bytes for i in group) + item.bytes > most_bytes:
+                yield _of_files(group, place - len(group))
+                group = []
+            group.append(item)
+            continue
+        if group:
+            yield _of_files(group, place - len(group))
+            group = []
+        if item.kind == ".parquet":
+            yield from _rows(item, most_bytes, most_lines)
+        else:
+            yield from _lines(item, most_bytes, most_lines)
+    if group:
+        yield _of_files(group, len(inputs) + 1 - len(group))
+
+
+def _of_files(group: Sequence[Input], first: int) -> Shard:
+    size = sum(item.bytes for item in group)
+    return Shard(0, group[0].name, first, size, files=tuple(item.path for item in group))
+
+
+def _lines(item: Input, most_bytes: int, most_lines: int) -> Iterator[Shard]:
+    with item.path.open("rb") as file:
+        for first, start, stop in line_spans(file, most_bytes, most_lines):
+            yield Shard(
+                0,
+                item.name,
+                first,
+                stop - start,
+                item.path,
+                start,
+                stop,
+                too_long=stop - start > max(LONGEST_BYTES, most_bytes),
+            )
+
+
+def line_spans(file: BinaryIO, most_bytes: int, most_lines: int) -> Iterator[tuple[int, int, int]]:
+    """(number of the first line, first byte, end) of runs of whole lines; holds no line itself."""
+    start = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+    file.seek(start)
+    position, first = start, 1
+    ends = np.zeros(0, dtype=np.int64)  # [lines that are whole and not yet given]
+    at_end = False
+    while not at_end:
+        block = file.read(_BLOCK)
+        at_end = not block
+        new = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == ord("\n")) + position + 1
+        position += len(block)
+        last = [position] if at_end and position > (ends[-1] if ends.size else start) else []
+        ends = np.concatenate([ends, new, np.asarray(last, dtype=np.int64)])
+        while ends.size:
+            within = int(np.searchsorted(ends, start + most_bytes, side="right"))
+            count = max(1, min(most_lines, within))
+            if count == ends.size < most_lines and not at_end and within == count:
+                break  # more lines may fit
+            yield first, start, int(ends[count - 1])
+            first, start, ends = first + count, int(ends[count - 1]), ends[count:]
+
+
+def _rows(item: Input, most_bytes: int, most_lines: int) -> Iterator[Shard]:
+    """Rows of the text column, a batch at a time. Raises UserError for a file without one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(item.path)  # type: ignore[no-untyped-call, unused-ignore]
+        names = [f.name for f in table.schema_arrow if f.type in (pa.string(), pa.large_string())]
+        column = next((n for n in ("text", "prompt", "content") if n in names), "")
+        if not column:
+            raise UserError(
+                f"The input '{item.path}' has no column 'text', 'prompt' or 'content' of texts; "
+                f"it has {', '.join(table.schema_arrow.names[:8]) or 'none'}."
+            )
+        rows = max(1, table.metadata.num_rows)
+        per_row = max(1, item.bytes // rows)
+        size = max(1, min(most_lines, most_bytes // per_row))
+        first = 1
+        for batch in table.iter_batches(batch_size=size, columns=[column]):
+            texts = tuple(batch.column(0).to_pylist())
+            yield Shard(0, item.name, first, per_row * len(texts), texts=texts)
+            first += len(texts)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The input '{item.path}' cannot be read as Parquet: {reason}.") from None
+
+
+def loaded(shard: Shard) -> Shard:
+    """The shard with its bytes, for a worker that does not see the file. Raises UserError."""
+    if shard.path is not None and not shard.too_long and shard.data is None:
+        return replace(shard, data=_bytes(shard))
+    if shard.files is not None:
+        found = _files(shard.files)
+        texts = tuple(None if i in found.errors else t for i, t in enumerate(found.texts))
+        return replace(shard, texts=texts, files=None)
+    return shard
+
+
+def read(shard: Shard) -> Documents:
+    """The documents of a shard. Raises UserError where its file cannot be read any more."""
+    if shard.too_long:
+        return Documents([""], {0: _too_long(shard.size)})
+    if shard.texts is not None:
+        errors = {i: "no text" for i, text in enumerate(shard.texts) if text is None}
+        return Documents([text or "" for text in shard.texts], errors)
+    if shard.files is not None:
+        return _files(shard.files)
+    return decoded(_bytes(shard))
+
+
+def _too_long(size: int) -> str:
+    return f"{size:,} bytes long; expected at most {LONGEST_BYTES:,}"
+
+
+def _bytes(shard: Shard) -> bytes:
+    if shard.data is not None:
+        return shard.data
+    assert shard.path is not None
+    try:
+        with shard.path.open("rb") as file:
+            file.seek(shard.start)
+            data = file.read(shard.stop - shard.start)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"The input '{shard.path}' cannot be read: {reason}.") from None
+    if len(data) < shard.stop - shard.start:
+        raise UserError(f"The input '{shard.path}' became shorter while it was read.")
+    return data
+
+
+def decoded(data: bytes) -> Documents:
+    """The lines of some bytes; a line that is not UTF-8 is an error of that line."""
+    errors: dict[int, str] = {}
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError:
+        lines = []
+        for line in data.split(b"\n"):
+            try:
+                lines.append(line.decode())
+            except UnicodeDecodeError as problem:
+                errors[len(lines)] = f"not UTF-8 ({problem.reason})"
+                lines.append("")
+    if data.endswith(b"\n"):
+        lines.pop()
+    if b"\r" in data:
+        lines = [line.removesuffix("\r") for line in lines]
+    return Documents(lines, errors)
+
+
+def _files(paths: Sequence[Path]) -> Documents:
+    texts: list[str] = []
+    errors: dict[int, str] = {}
+    for path in paths:
+        text = ""
+        try:
+            if (size := path.stat().st_size) > LONGEST_BYTES:
+                errors[len(texts)] = _too_long(size)
+            else:
+                text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as problem:
+            errors[len(texts)] = f"not UTF-8 ({problem.reason})"
+        except OSError as problem:
+            raise UserError(
+                f"The input '{path}' cannot be read: {problem.strerror or problem}."
+            ) from None
+        texts.append(text)
+    return Documents(texts, errors)
+
+
+def described(inputs: Sequence[Input]) -> list[Mapping[str, str | int]]:
+    """What a manifest keeps of the input: names, bytes and digests."""
+    return [{"name": i.name, "bytes": i.bytes, "digest": digest_of(i.path)} for i in inputs]
