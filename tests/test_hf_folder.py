@@ -105,7 +105,7 @@ def test_a_folder_is_the_gguf_of_the_same_weights(tmp_path, tied):
         assert ours[0] == theirs[0]
         np.testing.assert_array_equal(ours[1], theirs[1])
     one, other = (BatchInferenceEngine.from_gguf(path) for path in (gguf, folder))
-    assert one.ends == other.ends
+    assert one.reader.edges.ends == other.reader.edges.ends
     chat = InferenceBatchRequest("hello", chat=True, max_tokens=3)
     assert one.reader.read(chat) == other.reader.read(chat)
     text = "the  world's <|im_end|> 123 äöü\n"
@@ -278,7 +278,7 @@ def test_what_the_tokenizer_says_is_checked(folder, spoil, sentence):
 def test_ends_are_those_of_generation_too(folder):
     """`generation_config.json` may list more tokens that end an answer."""
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0, 5]}))
-    assert BatchInferenceEngine.from_gguf(folder).ends == {0, 2, 5}
+    assert BatchInferenceEngine.from_gguf(folder).reader.edges.ends == {0, 2, 5}
 
 
 def test_weights_that_do_not_fit_are_said(folder, pair, tmp_path):

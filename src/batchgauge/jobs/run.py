@@ -82,9 +82,7 @@ class _Threads:
     def __init__(self, work: Work, folder: Path, threads: int) -> None:
         self.width, each = work.places(threads)
         self._own = threading.local()
-        self._first: Callable[[Shard], ShardOutput] | None = work.open(
-            each
-        )  # fails now
+        self._first: Callable[[Shard], ShardOutput] | None = work.open(each)  # fails now
         self._open = partial(work.open, each)
         self._folder = folder
         self._lock = threading.Lock()
