@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from batchgauge.adapters.hf import from_vocabulary
 from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.core.quantised import as_bfloat16
@@ -52,6 +50,36 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str = "
         out.writelines(parts)
 
 
+def tokenizer_json(vocabulary: Vocabulary) -> dict[str, object]:
+    """The vocabulary as the `tokenizers` library saves it, with GPT-2's or SmolLM's words."""
+    tokens = vocabulary.tokens
+    words: dict[str, object] = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    if vocabulary.pre_tokenizer == "smollm":
+        digits = {"type": "Digits", "individual_digits": True}
+        words = {"type": "Sequence", "pretokenizers": [digits, words]}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": token, **plain, "special": token in vocabulary.control}
+            for token, i in vocabulary.special.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": words,
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "ignore_merges": False,
+            "vocab": vocabulary.ids,
+            "merges": [
+                [tokens[left], tokens[right]]
+                for left, right in zip(vocabulary.lefts, vocabulary.rights, strict=True)
+            ],
+        },
+    }
+
+
 def write_hf_folder(
     gguf: Path | None, folder: Path, *, dtype: str = "F32", shards: int = 1
 ) -> Path:
@@ -72,8 +100,7 @@ def write_hf_folder(
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = Vocabulary.from_metadata(metadata)
-    tokenizer: Tokenizer = from_vocabulary(vocabulary)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(vocabulary)))
     settings = {
         "chat_template": metadata.get("tokenizer.chat_template"),
         "eos_token": vocabulary.tokens[metadata["tokenizer.ggml.eos_token_id"]],
