@@ -313,6 +313,6 @@ def check_tensors(file: ModelFile, config: Config) -> None:
     for name in sorted(expected.keys() | present.keys()):
         if expected.get(name) != present.get(name):
             raise UserError(
-                f"The model file '{file.path}' has the tensor {shown(name)} in shape "
+                f"The model file '{file.path}' has the tensor {file.called(name)} in shape "
                 f"{present.get(name)}; expected {expected.get(name)}."
             )

@@ -188,6 +188,6 @@ def _in_turn(pairs: Pairs, data: Bytes, first: int, count: int) -> Bytes:
     """The bytes of so many heads, from that one on, with their rows in order."""
     heads = data.reshape(count, pairs.size, -1).copy()
     some = heads[: max(0, pairs.heads - first), : pairs.turned]
-    halves = some.reshape(len(some), 2, pairs.turned // 2, -1)
+    halves = some.reshape(len(some), 2, pairs.turned // 2, heads.shape[2])
     some[:] = halves.swapaxes(1, 2).reshape(some.shape)
     return heads.reshape(-1)

@@ -27,7 +27,11 @@ def _subject_options(command: Any) -> Any:
     for option in (
         click.option("--tokenizer", default="numpy", show_default=True, help="Tokenizer to run."),
         click.option("--engine", default="numpy", show_default=True, help="Engine to run."),
-        click.option("--model", default="", help="GGUF file; empty: the default model."),
+        click.option(
+            "--model",
+            default="",
+            help="GGUF file or Hugging Face folder; empty: the default model.",
+        ),
         click.option("--threads", default=1, show_default=True, type=click.IntRange(1)),
         click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
     ):
