@@ -12,11 +12,17 @@ from batchgauge.core.kernels.attention import CompiledAttention, PlainAttention,
 from batchgauge.core.kv_cache import Group
 from batchgauge.core.model import LlamaModel
 
-compiled = best_attention(64)
+LAYERS, J, G = 2, 2, 3
+ALL = [0] * LAYERS  # what the layers see
+compiled = best_attention(64, ALL)
+
+
 needs_kernel = pytest.mark.skipif(
     not isinstance(compiled, CompiledAttention), reason="no compiled attention here"
 )
-LAYERS, J, G = 2, 2, 3
+SIGHTS = pytest.mark.parametrize(
+    ("sights", "cap"), [(ALL, 0.0), ([7, 7], 0.0), ([64, 64], 1.5), (ALL, 0.5)]
+)
 
 
 def group(lengths, capacity, width, seed=0):
@@ -41,12 +47,13 @@ def new_positions(count, width, seed=1):
 @needs_kernel
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("lengths", [[0], [1, 0, 7], [62, 63, 64, 65], [127, 3, 130, 129]])
-def test_a_step_gives_what_the_plain_way_gives(width, lengths):
+@SIGHTS
+def test_a_step_gives_what_the_plain_way_gives(width, lengths, sights, cap):
     """Rows of unequal length, empty ones and full ones too; the new position is stored."""
     capacity = max(lengths) + 1
     queries, keys, values = new_positions(len(lengths), width)
     found = []
-    for way in (compiled, PlainAttention()):
+    for way in (best_attention(64, sights, cap), PlainAttention(sights, cap)):
         held = group(lengths, capacity, width)
         out = np.empty((len(lengths), G * J * width), np.float32)
         way.step(held, 1, queries, keys, values, out)
@@ -58,11 +65,12 @@ def test_a_step_gives_what_the_plain_way_gives(width, lengths):
 
 @needs_kernel
 @pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 5), (0, 70), (3, 64), (61, 7), (64, 130)])
-def test_a_prompt_gives_what_the_plain_way_gives(start, count):
+@SIGHTS
+def test_a_prompt_gives_what_the_plain_way_gives(start, count, sights, cap):
     """Every position sees those before it and itself, behind what the row held already."""
     queries, keys, values = new_positions(count, 64)
     found = []
-    for way in (compiled, PlainAttention()):
+    for way in (best_attention(64, sights, cap), PlainAttention(sights, cap)):
         held = group([2, start], start + count + 2, 64)
         out = np.full((count, G * J, 64), np.nan, np.float32)
         way.read(held, 0, 1, queries, keys, values, out)
@@ -132,9 +140,9 @@ def test_weights_are_a_softmax(scale):
 
 def test_the_plain_way_serves_what_tiles_do_not_fit(monkeypatch):
     """Narrow heads, and machines without the compiled code, attend by NumPy."""
-    assert isinstance(best_attention(6), PlainAttention)
+    assert isinstance(best_attention(6, ALL), PlainAttention)
     monkeypatch.setitem(sys.modules, "batchgauge.core.kernels.attention_kernel", None)
-    assert isinstance(best_attention(64), PlainAttention)
+    assert isinstance(best_attention(64, ALL), PlainAttention)
 
 
 @needs_kernel

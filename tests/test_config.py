@@ -100,6 +100,8 @@ NEUTRAL = [
     {"attention.head_count": [4, 4], "attention.head_count_kv": [2, 2]},
     {"feed_forward_length": [96, 96], "vocab_size": len(TOKENS)},
     {"tensor_data_layout": "Meta AI original pth"},
+    {"attention.sliding_window_pattern": [True, False]},
+    {"attention.sliding_window": 5, "attention.sliding_window_pattern": [False, False]},
 ]
 
 
@@ -111,18 +113,59 @@ def test_a_value_that_means_nothing_changes_nothing(tmp_path, keys):
     np.testing.assert_array_equal(logits(path), logits(write_tiny_model(tmp_path / "n.gguf")))
 
 
+APPLIED = [
+    {"attention.scale": 0.1},
+    {"attention.sliding_window": 1},
+    {"attention.sliding_window": 5},
+    {"attention.sliding_window": [5, 5]},
+    {"rope.dimension_count": 8},
+    {"rope.scaling.attn_factor": 0.5},
+    {"feed_forward_length": [96, 128]},
+    {"attention.head_count_kv": [4, 1]},
+    {"rope.scaling.type": "yarn", "rope.scaling.factor": 8.0},
+    {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16,
+        "rope.scaling.yarn_beta_fast": 4.0,
+        "rope.scaling.yarn_ext_factor": 1.0,
+    },
+    {
+        "rope.scaling.type": "dynamic",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 6,
+    },
+]
+
+
+@pytest.mark.parametrize("keys", APPLIED, ids=str)
+@pytest.mark.parametrize("model", [LlamaModel, BaselineModel])
+def test_a_key_that_changes_the_result_is_applied(tmp_path, keys, model):
+    """By the formulas, in both models; and it does change the result."""
+    keys = {f"llama.{key}": value for key, value in keys.items()}
+    path = write_tiny_model(tmp_path / "m.gguf", keys=keys)
+    expected = reference_logits(path, IDS)
+    np.testing.assert_allclose(logits(path, model), expected, rtol=0, atol=1e-3)
+    usual = logits(write_tiny_model(tmp_path / "n.gguf"))
+    assert np.abs(expected - usual).max() > 0.01
+
+
 REFUSED = [
-    *({"rope.scaling.type": kind} for kind in ("yarn", "longrope", "llama3", "dynamic", "su", "")),
+    *({"rope.scaling.type": kind} for kind in ("longrope", "llama3", "su", "")),
+    {"rope.scaling.type": ["yarn"]},
+    {"rope.scaling.type": "dynamic", "rope.scaling.factor": 0.5},
+    {"rope.scaling.type": "yarn", "rope.scaling.yarn_ext_factor": 0.0},
+    {"rope.scaling.original_context_length": 0},
+    *({"rope.scaling.yarn_beta_fast": value} for value in (0.0, np.nan, "32")),
     {"rope.scaling.type": 1},
     *({"rope.scaling.factor": value} for value in (-2.0, np.nan, np.inf, "4", True, [4.0])),
     {"rope.scale_linear": -4.0},
     {"rope.scale_linear": 4.0, "rope.scaling.factor": 2.0},
-    {"rope.scaling.attn_factor": 0.5},
-    {"rope.scaling.yarn_attn_factor": 0.5},
+    *({"rope.scaling.attn_factor": value} for value in (0.0, -1.0, np.nan)),
     {"rope.scaling.yarn_ext_factor": 1.0},
     {"rope.scaling.yarn_log_multiplier": 0.1},
     {"rope.scaling.alpha": 1000.0},
-    *({"rope.dimension_count": value} for value in (8, 0, 15, 17, 32)),
+    *({"rope.dimension_count": value} for value in (0, 15, 17, 32)),
     {"rope.dimension_count_swa": 8},
     {"rope.dimension_sections": [4, 2, 2, 0]},
     {"rope.freq_base_swa": 1e4},
@@ -130,12 +173,12 @@ REFUSED = [
         {"rope.freq_base": value}
         for value in (0.0, -1e4, 10_000, np.nan, np.inf, "1e4", [1e4], True)
     ),
-    {"attention.sliding_window": 64},
     {"attention.sliding_window": [0, 64]},
+    {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, True]},
+    {"attention.sliding_window": 8, "attention.sliding_window_pattern": -1.0},
+    {"attention.sliding_window": 8, "attention.sliding_window_pattern": ["a", "b"]},
     {"attention.sliding_window": -1.0},
-    {"attention.sliding_window_pattern": [True, False]},
-    {"attention.scale": 0.1},
-    {"attention.scale": np.nan},
+    *({"attention.scale": value} for value in (-0.1, np.nan, 1)),
     {"attention.output_scale": 2.0},
     {"attention.clamp_kqv": 8.0},
     {"attention.max_alibi_bias": 8.0},
@@ -167,7 +210,6 @@ REFUSED = [
     {"attention.head_count_kv": 3},
     {"attention.head_count_kv": 8},
     {"attention.head_count_kv": [True, True]},
-    {"feed_forward_length": [96, 128]},
     {"feed_forward_length": ["96", "96"]},
     *({"block_count": value} for value in (0, 1, 3, 1_000_000, 2.0, True, [2, 2], "2", None)),
     *({"embedding_length": value} for value in (0, 32, 1 << 31, 64.0, [64, 64], True, None)),
@@ -195,6 +237,49 @@ def test_what_would_change_the_result_is_refused_by_name(tmp_path, keys):
     assert re.search("|".join([*keys, "head sizes that do not fit together", "in shape"]), text)
     assert "\n" not in text
     assert text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("qwen2moe", {}), ("qwen2moe", {"qwen2moe.expert_count": 60}), ("deepseek2", {}),
+     ("gpt-oss", {}), ("llama", {"llama.expert_count": 8}), ("mine", {"mine.expert_count": 2})],
+)  # fmt: skip
+def test_a_mixture_of_experts_is_refused_by_name(tmp_path, name, keys):
+    """Whether its architecture says it or a number of experts."""
+    path = write_tiny_model(tmp_path / "m.gguf", architecture=name, keys=keys)
+    with pytest.raises(UserError, match=rf"is a mixture of experts \(architecture '{name}'"):
+        LlamaModel.load(path)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "sentence"),
+    [
+        ("qwen2", {}, r"blk\.0\.attn_k\.bias' in shape None; expected \(32,\)"),
+        ("qwen3", {}, r"attn_k_norm\.weight' in shape None; expected \(16,\)"),
+        ("phi3", {}, r"attn_k\.weight' in shape \(32, 64\); expected None"),
+        ("olmo2", {"norms": ("attn_q_norm", "attn_k_norm", "post_attention_norm",
+                             "post_ffw_norm")}, r"attn_k_norm\.weight' in shape \(16,\); exp"),
+        ("llama", {"fused": True}, r"attn_k\.weight' in shape None"),
+        ("llama", {"tensors": {"blk.1.attn_q.bias": np.ones(64)}}, r"blk\.0\.attn_q\.bias'"),
+        ("llama", {"biases": ("attn_q",), "tensors": {"blk.0.attn_qkv.bias": np.ones(64)}},
+         r"attn_qkv\.bias'"),
+        ("qwen2", {"biases": ("attn_q", "attn_k", "attn_v", "attn_output"),
+                   "tensors": {"blk.0.attn_gate.bias": np.ones(3)}}, r"attn_gate\.bias'"),
+        ("gemma", {"keys": {"gemma.attn_logit_softcapping": 30.0}}, "attn_logit_softcapping"),
+        ("gemma2", {"keys": {"gemma2.attn_logit_softcapping": -3.0}}, "attn_logit_softcapping"),
+        ("olmo2", {"keys": {"olmo2.attention.sliding_window": 8}}, "sliding_window"),
+        ("granite", {"keys": {"granite.logit_scale": float("nan")}}, "logit_scale"),
+    ],
+)  # fmt: skip
+def test_what_a_family_must_have_and_must_not_is_named(tmp_path, family, options, sentence):
+    """Biases, norms of queries and keys, fused tensors, and keys of others."""
+    options = {**options, "tensors": {
+        name: np.asarray(values, np.float32) for name, values in options.get("tensors", {}).items()
+    }}  # fmt: skip
+    path = write_tiny_model(tmp_path / "m.gguf", architecture=family, **options)
+    with pytest.raises(UserError, match=sentence) as error:
+        LlamaModel.load(path)
+    assert str(error.value).endswith(".")
 
 
 def test_the_keys_of_another_architecture_are_refused(tmp_path):

@@ -303,7 +303,8 @@ def test_scores_that_are_not_finite_fail_their_item_alone(tmp_path, kind, value,
     def reload():
         engine.model = (BaselineModel if baseline else LlamaModel).load(path)
         if kind == "core by NumPy":
-            engine.model.layers, engine.model.attention = None, PlainAttention()
+            windows = engine.model.config.windows
+            engine.model.layers, engine.model.attention = None, PlainAttention(windows)
 
     rng = np.random.default_rng(5)
     for length in (2, 3, 4, 5):

@@ -35,6 +35,14 @@ BASES: list[dict[str, Any]] = [
         "padding_rows": 5,
         "keys": {"llama.rope.freq_base": 3e4, "llama.rope.scaling.factor": 2.0},
     },
+    {**SMALL, "architecture": "qwen2", "biases": ("attn_q", "attn_k", "attn_v")},
+    {
+        **SMALL,
+        "architecture": "gemma2",
+        "quantisation": "Q8_0",
+        "norms": ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"),
+        "keys": {"gemma2.attention.sliding_window": 3, "gemma2.attn_logit_softcapping": 20.0},
+    },
 ]
 REQUESTS = [
     InferenceBatchRequest(IDS, max_tokens=3),
@@ -114,7 +122,7 @@ def check(path, intact=None):
     logits = engine.next_token_logits(REQUESTS[0])
     if intact is not None:
         np.testing.assert_array_equal(logits, intact)
-    if max(np.abs(engine.model.weights.frequencies).max(), largest(theirs)) > SANE:
+    if max(np.abs(engine.model.weights.turns[0].frequencies).max(), largest(theirs)) > SANE:
         return "taken"
     expected = reference_logits(path, IDS)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.abs(expected).max())

@@ -211,8 +211,8 @@ def transformers_logits(path, prompts):
         num_key_value_heads=c.kv_heads,
         max_position_embeddings=c.context_length,
         rms_norm_eps=c.norm_epsilon,
-        rope_theta=c.rope_base,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+        rope_theta=c.rotaries[0].base,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rotaries[0].base},
         tie_word_embeddings=c.tied,
         attn_implementation="eager",
     )

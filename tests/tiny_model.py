@@ -52,12 +52,20 @@ def write_tiny_model(  # noqa: PLR0913, PLR0915 - one list of what such a file m
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None,
     padding_rows: int = 0,
+    head_dim: int = 0,
+    biases: Sequence[str] = (),
+    norms: Sequence[str] = ("attn_norm", "ffn_norm"),
+    wide_norms: bool = False,
+    fused: bool = False,
 ) -> Path:
     """Write the model to `path` and return it. Matrices are normal with deviation `scale`.
 
     `keys` replace those of the file, or come on top (None: the key is left out); `tensors`
     come on top. `padding_rows` of the embedding, with large values, belong to no token.
+    `head_dim` 0 is the width by heads. `biases` names matrices that have one, `norms` a
+    layer's gains; `fused` puts queries, keys and values into one tensor, gate and up too.
     """
+    E = head_dim or d_model // heads
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(context_length)
     writer.add_embedding_length(d_model)
@@ -67,7 +75,10 @@ def write_tiny_model(  # noqa: PLR0913, PLR0915 - one list of what such a file m
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
-    writer.add_rope_dimension_count(d_model // heads)
+    writer.add_rope_dimension_count(E)
+    if head_dim:
+        writer.add_key_length(E)
+        writer.add_value_length(E)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
@@ -93,21 +104,40 @@ def write_tiny_model(  # noqa: PLR0913, PLR0915 - one list of what such a file m
         else:
             writer.add_tensor(name, quants.quantize(values, kind), raw_dtype=kind)
 
-    def gain(name: str) -> None:
-        writer.add_tensor(name, rng.uniform(0.5, 1.5, d_model).astype(np.float32))
+    def gain(name: str, width: int = d_model) -> None:
+        writer.add_tensor(name, rng.uniform(0.5, 1.5, width).astype(np.float32))
 
-    kv_width = d_model // heads * kv_heads
+    set_of = dict(keys or {})
+
+    def of_layer(key: str, default: int, layer: int) -> int:
+        value = set_of.get(f"{architecture}.{key}", default)
+        return int(value[layer % len(value)] if isinstance(value, list) else default)
+
     matrix("token_embd.weight", len(TOKENS), d_model)
     for layer in range(layers):
-        gain(f"blk.{layer}.attn_norm.weight")
-        matrix(f"blk.{layer}.attn_q.weight", d_model, d_model)
-        matrix(f"blk.{layer}.attn_k.weight", kv_width, d_model)
-        matrix(f"blk.{layer}.attn_v.weight", kv_width, d_model)
-        matrix(f"blk.{layer}.attn_output.weight", d_model, d_model)
-        gain(f"blk.{layer}.ffn_norm.weight")
-        matrix(f"blk.{layer}.ffn_gate.weight", d_ff, d_model)
-        matrix(f"blk.{layer}.ffn_up.weight", d_ff, d_model)
-        matrix(f"blk.{layer}.ffn_down.weight", d_model, d_ff)
+        Q, KV = E * heads, E * of_layer("attention.head_count_kv", kv_heads, layer)
+        F = of_layer("feed_forward_length", d_ff, layer)
+        widths = {"attn_q_norm": Q if wide_norms else E, "attn_k_norm": KV if wide_norms else E}
+        qkv = [("attn_qkv", Q + 2 * KV)] if fused else [
+            ("attn_q", Q), ("attn_k", KV), ("attn_v", KV)
+        ]  # fmt: skip
+        up = [("ffn_up", 2 * F)] if fused else [("ffn_gate", F), ("ffn_up", F)]
+        order = [
+            *[("attn_norm", 0, 0)], *((name, rows, d_model) for name, rows in qkv),
+            ("attn_output", d_model, Q), ("attn_q_norm", 0, 0), ("attn_k_norm", 0, 0),
+            ("post_attention_norm", 0, 0), ("ffn_norm", 0, 0),
+            *((name, rows, d_model) for name, rows in up),
+            ("ffn_down", d_model, F), ("post_ffw_norm", 0, 0),
+        ]  # fmt: skip
+        for name, rows, columns in order:
+            if rows:
+                matrix(f"blk.{layer}.{name}.weight", rows, columns)
+            elif name in norms:
+                gain(f"blk.{layer}.{name}.weight", widths.get(name, d_model))
+            if name in biases:
+                writer.add_tensor(
+                    f"blk.{layer}.{name}.bias", rng.normal(0.0, 0.5, rows).astype(np.float32)
+                )
     gain("output_norm.weight")
     if not tied:
         matrix("output.weight", len(TOKENS), d_model)

@@ -11,15 +11,15 @@ The order is the one in which ideas were tried, including those that do not pay.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import pairwise
+from dataclasses import replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge.baseline.engine import BaselineEngine
-from batchgauge.baseline.model import BaselineModel, Cache, Positions, softmax
+from batchgauge.baseline.model import BaselineModel, Cache, capped, softmax
 from batchgauge.baseline.rung import Rung
 from batchgauge.core import ops
 from batchgauge.core.config import Config
@@ -29,7 +29,8 @@ from batchgauge.core.kernels.attention import Attention, PlainAttention
 from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.ops import Floats
+from batchgauge.core.ops import Floats, Rotations
+from batchgauge.core.rotary import Turns
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
 from batchgauge.protocols import Engine
@@ -76,12 +77,11 @@ class PreallocatedCache(BaselineModel):
 class ComplexRotation(BaselineModel):
     """A pair of features as one complex number, turned by one multiplication."""
 
-    def rope(self, x: Floats, positions: Positions) -> Floats:
+    def rope(self, x: Floats, rotations: Rotations) -> Floats:
         """Rotate the pairs (2i, 2i + 1)."""
-        turns = np.exp(1j * self.angles(positions)).astype(np.complex64)  # [T, E / 2]
-        turned = np.ascontiguousarray(x).view(np.complex64) * turns[:, None]
-        rotated: Floats = turned.view(np.float32)
-        return rotated
+        turned = x.copy()
+        ops.rotate(turned, rotations)
+        return turned
 
 
 class GroupedHeads(BaselineModel):
@@ -91,28 +91,36 @@ class GroupedHeads(BaselineModel):
         self, queries: Floats, keys: Floats, values: Floats, hidden: npt.NDArray[np.bool_]
     ) -> Floats:
         """Softmax attention: [T, H * E]."""
-        T, J, E = len(queries), self.config.kv_heads, self.config.head_dim
+        c, T, J, E = self.config, len(queries), keys.shape[1], self.config.head_dim
         grouped = queries.reshape(T, J, -1, E).transpose(1, 2, 0, 3)  # [J, G, T, E]
-        scores = grouped @ keys.transpose(1, 2, 0)[:, None] / np.sqrt(np.float32(E))
-        mixed = softmax(np.where(hidden, -np.inf, scores)) @ values.transpose(1, 0, 2)[:, None]
+        scores = grouped @ keys.transpose(1, 2, 0)[:, None] * np.float32(c.query_scale)
+        scores = np.where(hidden, -np.inf, capped(scores, c.caps[0]))
+        mixed = softmax(scores) @ values.transpose(1, 0, 2)[:, None]
         return mixed.transpose(2, 0, 1, 3).reshape(T, -1)
 
 
 class FoldedGains(BaselineModel):
     """Gains of the norms within a layer are multiplied into the matrices behind them."""
 
-    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
-        super().__init__(config, weights)
+    def __init__(
+        self, config: Config, weights: Mapping[str, Floats], turns: Sequence[Turns]
+    ) -> None:
+        super().__init__(config, weights, turns)
         behind = {"attn_norm": ["attn_q", "attn_k", "attn_v"], "ffn_norm": ["ffn_gate", "ffn_up"]}
+        self.folded = set()
         for layer in range(config.layers):
             for norm, names in behind.items():
-                gain = self.weights.pop(f"blk.{layer}.{norm}")
+                at = f"blk.{layer}."
+                if at + norm not in self.weights or at + names[0] not in self.weights:
+                    continue
+                gain = self.weights.pop(at + norm)
+                self.folded.add(at + norm)
                 for name in names:
-                    self.weights[f"blk.{layer}.{name}"] = self.weights[f"blk.{layer}.{name}"] * gain
+                    self.weights[at + name] = self.weights[at + name] * gain
 
     def norm(self, x: Floats, name: str) -> Floats:
         """RMSNorm, with a gain only where one is left."""
-        if name in self.weights:
+        if name not in self.folded:
             return super().norm(x, name)
         mean_square = np.mean(x**2, axis=-1, keepdims=True)
         normed: Floats = x / np.sqrt(mean_square + np.float32(self.config.norm_epsilon))
@@ -122,24 +130,24 @@ class FoldedGains(BaselineModel):
 class FusedMatrices(BaselineModel):
     """Queries, keys and values in one product, gate and up in one."""
 
-    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
-        super().__init__(config, weights)
-        fused = {"qkv": ["attn_q", "attn_k", "attn_v"], "gate_up": ["ffn_gate", "ffn_up"]}
+    def __init__(
+        self, config: Config, weights: Mapping[str, Floats], turns: Sequence[Turns]
+    ) -> None:
+        super().__init__(config, weights, turns)
+        if config.family.fused:
+            return
+        fused = {"attn_qkv": ["attn_q", "attn_k", "attn_v"], "ffn_up": ["ffn_gate", "ffn_up"]}
         for layer in range(config.layers):
             for name, parts in fused.items():
-                matrices = [self.weights.pop(f"blk.{layer}.{part}") for part in parts]
+                at = [f"blk.{layer}.{part}" for part in parts]
+                matrices = [self.weights.pop(part) for part in at]
                 self.weights[f"blk.{layer}.{name}"] = np.concatenate(matrices)
-
-    def qkv(self, x: Floats, at: str) -> Sequence[Floats]:
-        """Queries, keys and values [T, heads * E]."""
-        c = self.config
-        ends = np.cumsum([0, *(heads * c.head_dim for heads in (c.heads, c.kv_heads, c.kv_heads))])
-        together = self.product(x, at + "qkv")
-        return [together[:, a:b] for a, b in pairwise(ends)]
-
-    def gate_up(self, x: Floats, at: str) -> Sequence[Floats]:
-        """Gate and up [T, F]."""
-        return np.split(self.product(x, at + "gate_up"), 2, axis=1)
+                if config.biases & set(parts):
+                    self.weights[f"blk.{layer}.{name}.bias"] = np.concatenate([
+                        self.weights.pop(part + ".bias", np.zeros(len(matrix), np.float32))
+                        for part, matrix in zip(at, matrices, strict=True)
+                    ])
+        self.config = replace(config, family=replace(config.family, fused=True))
 
 
 class FeatureMajor(BaselineModel):
@@ -155,8 +163,10 @@ class BlockedWeights(BaselineModel):
 
     by = staticmethod(blas_product)
 
-    def __init__(self, config: Config, weights: Mapping[str, Floats]) -> None:
-        super().__init__(config, weights)
+    def __init__(
+        self, config: Config, weights: Mapping[str, Floats], turns: Sequence[Turns]
+    ) -> None:
+        super().__init__(config, weights, turns)
         self.blocked = {
             name: _block(matrix, self.by)
             for name, matrix in self.weights.items()
@@ -194,12 +204,16 @@ class PlainActivations(StepByStep):
 
     rms_norm = staticmethod(ops.rms_norm)
     swiglu = staticmethod(ops.swiglu)
+    geglu = staticmethod(ops.geglu)
 
 
 class ByNumPy(PlainActivations):
     """And with the attention that runs everywhere."""
 
-    attention: Attention = PlainAttention()
+    @cached_property
+    def attention(self) -> Attention:
+        """NumPy's."""
+        return PlainAttention(self.config.windows, self.config.caps[0])
 
 
 class PromptByPrompt(ByNumPy):
@@ -208,8 +222,10 @@ class PromptByPrompt(ByNumPy):
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Logits [B, V] of what follows each prompt."""
         rows = []
+        held = cache.lengths + [len(prompt) for prompt in prompts]
         for row, prompt in enumerate(prompts):
-            x = self.read(np.asarray(prompt, np.int32), [cache.find(row)], [len(prompt)])
+            found, ids = [cache.find(row)], np.asarray(prompt, np.int32)
+            x = self.read(ids, found, [len(prompt)], held[[row]])
             rows.append(self.logits(x[-1:])[0])
         return np.stack(rows)
 
@@ -280,7 +296,9 @@ def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
     mixed: type[BaselineModel] = type("Mixed", tuple(reversed(ideas)) or (BaselineModel,), {})
     metadata = open_model(path).metadata
     engine = BaselineEngine(
-        mixed(base.config, base.weights), BPETokenizer.from_metadata(metadata, threads=1), metadata
+        mixed(base.config, base.weights, base.turns),
+        BPETokenizer.from_metadata(metadata, threads=1),
+        metadata,
     )
     return partial(_answers, engine)
 

@@ -1,70 +1,30 @@
 """What a GGUF file says of its model: the numbers that define it, checked, and its tensors.
 
 A file may say things that change what its model computes and that `model` does not do:
-every such key or tensor is refused by name, never ignored. `FAMILIES` tells for each
-architecture which keys are read, and which values of others mean nothing; kinds and
-meanings are those of llama.cpp's loader.
+every such key or tensor is refused by name, never ignored. `families` has the rules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
+from batchgauge.core.families import FAMILIES, MIXTURES, NEUTRAL, NOTHING, Family
 from batchgauge.core.gguf_head import one_apart
-from batchgauge.core.model_file import ModelFile, shown
+from batchgauge.core.model_file import ModelFile, Pairs, shown
+from batchgauge.core.rotary import SCALINGS, Rotary, yarn_magnitude
 from batchgauge.errors import UserError
 
 LARGEST = (1 << 31) - 1  # of the counts
 ROPE_FACTORS = "rope_freqs.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """An architecture: the keys of it that `Config` reads, or that never change a result.
-
-    neutral  for a key beside those, the values with which it changes nothing: by default
-             0, false, an empty text and "none"
-    """
-
-    applied: frozenset[str]
-    neutral: Mapping[str, tuple[Any, ...]]
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 
 
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-UNIT = (0, 1)  # of a factor: llama.cpp takes 0 for "none"
-FAMILIES = {
-    "llama": Family(
-        applied=frozenset({
-            "block_count", "context_length", "embedding_length", "feed_forward_length",
-            "vocab_size", "attention.head_count", "attention.head_count_kv",
-            "attention.key_length", "attention.value_length", "attention.sliding_window",
-            "attention.scale", "attention.layer_norm_rms_epsilon", "rope.dimension_count",
-            "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
-            # These say more of a scaling of another type than those that are applied.
-            "rope.scaling.original_context_length", "rope.scaling.finetuned",
-            "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
-        }),
-        neutral={
-            "attention.causal": (True,),
-            "attention.output_scale": UNIT,
-            "embedding_scale": UNIT,
-            "expert_weights_scale": UNIT,
-            "logit_scale": UNIT,
-            "residual_scale": UNIT,
-            "rope.scaling.alpha": UNIT,
-            "rope.scaling.attn_factor": (1,),
-            "rope.scaling.yarn_attn_factor": (1,),
-            "rope.scaling.yarn_ext_factor": (0, -1),
-            "tensor_data_layout": ("", "Meta AI original pth"),  # neighbours are pairs
-        },
-    ),
-}  # fmt: skip
-NOTHING = (0, "", "none")
 
 
 class Keys:
@@ -73,10 +33,19 @@ class Keys:
     def __init__(self, file: ModelFile) -> None:
         self.file = file
         name = file.metadata.get("general.architecture")
+        *names, last = map(repr, FAMILIES)
+        supported = f"{', '.join(names)} or {last}"
+        experts = file.metadata.get(f"{name}.expert_count", 0)
+        if name in MIXTURES or (isinstance(experts, int) and experts):
+            raise UserError(
+                f"The model '{file.path}' is a mixture of experts (architecture {_shown(name)}, "
+                f"expert_count {experts or 'not said'}), which is not supported; expected a dense "
+                f"model: {supported}."
+            )
         if name not in FAMILIES:
             raise UserError(
                 f"The model '{file.path}' has the architecture {_shown(name)}; "
-                f"expected {' or '.join(map(repr, FAMILIES))}."
+                f"expected {supported}."
             )
         self.architecture: str = name
         self.family = FAMILIES[name]
@@ -93,13 +62,23 @@ class Keys:
 
     def count(self, key: str, default: int | None = None, *, layers: int = 0) -> int:
         """A whole number above 0; of an array with one for each of `layers`, their one value."""
+        if not layers:
+            return self._whole(key, self.get(key, default))
+        values = self.counts(key, default, layers=layers)
+        if len(set(values)) > 1:
+            self.refuse(key, "differs from layer to layer", f"one number, or {layers} equal ones")
+        return values[0]
+
+    def counts(self, key: str, default: int | None = None, *, layers: int) -> tuple[int, ...]:
+        """A whole number above 0 for each layer, of an array or one for all."""
         value = self.get(key, default)
-        if isinstance(value, np.ndarray) and layers:
-            if len(value) != layers or (value != value[:1]).any():
-                self.refuse(
-                    key, "differs from layer to layer", f"one number, or {layers} equal ones"
-                )
-            value = value[0].item()
+        if not isinstance(value, np.ndarray):
+            return (self._whole(key, value),) * layers
+        if len(value) != layers:
+            self.refuse(key, _described(value), f"one number, or {layers} of them")
+        return tuple(self._whole(key, one) for one in value.tolist())
+
+    def _whole(self, key: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
             self.refuse(key, _described(value), f"a whole number from 1 to {LARGEST}")
         return int(value)
@@ -113,6 +92,16 @@ class Keys:
             self.refuse(key, _described(value), "a float above 0, within float32")
         return value
 
+    def factor(self, key: str) -> float:
+        """A number as above, 1 where there is none, or where the family does not apply it."""
+        return self.number(key, 0.0, zero=1.0) if key in self.family.more else 1.0
+
+    def cap(self, key: str, default: float) -> float:
+        """A soft limit; 0 where there is none, or where the family does not apply it."""
+        if key not in self.family.more or self.get(key, default) == 0.0:
+            return 0.0
+        return self.number(key, default)
+
     def refuse(self, key: str, found: str, expected: str) -> NoReturn:
         """Raise UserError for a key."""
         raise UserError(
@@ -122,7 +111,7 @@ class Keys:
 
     def refuse_unknown(self) -> None:
         """Raise UserError for a key that would change the result and that nothing applies."""
-        known = self.family.applied | self.family.neutral.keys()
+        known = self.family.applied | NEUTRAL.keys()
         ours = [f"{self.architecture}.{key}" for key in known]
         for name, value in self.file.metadata.items():
             owner, _, key = name.partition(".")
@@ -133,7 +122,7 @@ class Keys:
                         f"the architecture {self.architecture!r}."
                     )
                 continue
-            allowed = self.family.neutral.get(key, NOTHING)
+            allowed = NEUTRAL.get(key, NOTHING)
             if key not in self.family.applied and not _all_in(value, allowed):
                 raise UserError(
                     f"The model '{self.file.path}' has the key {shown(name)}, which "
@@ -159,21 +148,39 @@ def _all_in(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
-    """The numbers that define a Llama."""
+class LayerShape:
+    """Where one layer may differ from another.
 
-    layers: int
+    window  positions that a query sees, its own among them; 0: all before it
+    turns   which rotation queries and keys take, of `Config.rotaries`; None: none
+    """
+
+    kv_heads: int
+    d_ff: int
+    window: int
+    turns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The numbers and rules that define a model."""
+
+    family: Family
+    shapes: tuple[LayerShape, ...]
     d_model: int
     heads: int
-    kv_heads: int
     head_dim: int
-    d_ff: int
     vocab_size: int  # tokens: the embedding may have more rows, which are never used
     context_length: int
     norm_epsilon: float
-    rope_base: float
-    rope_scale: float
+    rotaries: tuple[Rotary, ...]
     tied: bool
+    biases: frozenset[str]  # matrices that have one
+    query_scale: float
+    embedding_scale: float
+    residual_scale: float  # of what attention and the feed-forward layer add
+    logit_scale: float  # that logits are divided by
+    caps: tuple[float, float]  # soft limits of scores and of logits; 0: none
 
     @classmethod
     def from_file(cls, file: ModelFile) -> Config:
@@ -183,7 +190,7 @@ class Config:
         one that asks for what is not done here.
         """
         keys = Keys(file)
-        layers = keys.count("block_count")
+        family, layers = keys.family, keys.count("block_count")
         named = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
         if layers != len(named):
             keys.refuse("block_count", f"is {layers}", f"the {len(named)} layers that it holds")
@@ -191,46 +198,78 @@ class Config:
             keys.count("embedding_length"),
             keys.count("attention.head_count", layers=layers),
         )
-        kv_heads = keys.count("attention.head_count_kv", heads, layers=layers)
+        kv_heads = keys.counts("attention.head_count_kv", heads, layers=layers)
         head_dim = keys.count("attention.key_length", max(d_model // heads, 1))
         value_dim = keys.count("attention.value_length", head_dim)
         rotated = keys.count("rope.dimension_count", head_dim)
-        if heads % kv_heads or head_dim % 2 or not head_dim == value_dim == rotated:
+        if (
+            any(heads % of_layer for of_layer in kv_heads)
+            or rotated % 2
+            or rotated > head_dim
+            or head_dim != value_dim
+        ):
             raise UserError(
                 f"The model '{file.path}' has head sizes that do not fit together: {heads} heads, "
-                f"{kv_heads} for keys and values, keys of {head_dim}, {rotated} of them rotated, "
-                f"values of {value_dim}; expected heads a multiple of those for keys and values, "
-                "and one even size."
+                f"{' or '.join(map(str, sorted(set(kv_heads))))} for keys and values, keys of "
+                f"{head_dim}, {rotated} of them rotated, values of {value_dim}; expected heads a "
+                "multiple of those for keys and values, one size, and an even number rotated."
             )
+        context = keys.count("context_length")
+        widths = keys.counts("feed_forward_length", layers=layers)
+        rotaries = tuple(_rotaries(keys, rotated, context))
+        windows = _windows(keys, layers, context)
         config = cls(
-            layers=layers,
+            family=family,
+            shapes=tuple(
+                LayerShape(*each, _turns(family, i, local=bool(each[2]) and len(rotaries) > 1))
+                for i, each in enumerate(zip(kv_heads, widths, windows, strict=True))
+            ),
             d_model=d_model,
             heads=heads,
-            kv_heads=kv_heads,
             head_dim=head_dim,
-            d_ff=keys.count("feed_forward_length", layers=layers),
             vocab_size=_vocab_size(keys),
-            context_length=keys.count("context_length"),
+            context_length=context,
             norm_epsilon=keys.number("attention.layer_norm_rms_epsilon"),
-            rope_base=keys.number("rope.freq_base", 10_000.0),
-            rope_scale=_rope_scale(keys),
+            rotaries=rotaries,
             tied="output.weight" not in file.tensors,
+            biases=family.biases | _biases(file),
+            query_scale=_query_scale(keys, layers, d_model // heads, head_dim),
+            embedding_scale=math.sqrt(d_model)
+            if family.scaled_embedding
+            else keys.factor("embedding_scale"),
+            residual_scale=keys.factor("residual_scale"),
+            logit_scale=keys.factor("logit_scale"),
+            caps=(
+                keys.cap("attn_logit_softcapping", family.caps[0]),
+                keys.cap("final_logit_softcapping", family.caps[1]),
+            ),
         )
-        window = keys.get("attention.sliding_window", 0)
-        if not _all_in(window, (0,)):
-            window = keys.count("attention.sliding_window", layers=layers)
-            if window < config.context_length:
-                keys.refuse("attention.sliding_window", f"is {window}", "none below the context")
-        usual = 1.0 / math.sqrt(head_dim)
-        scale = keys.number("attention.scale", 0.0, zero=usual)
-        if not math.isclose(scale, usual, rel_tol=1e-6):
-            keys.refuse("attention.scale", f"is {scale}", f"none but the usual {usual}")
         keys.refuse_unknown()
         return config
 
     @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self.shapes)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values in the layer that has most."""
+        return max(shape.kv_heads for shape in self.shapes)
+
+    @property
+    def d_ff(self) -> int:
+        """Width of the widest feed-forward layer."""
+        return max(shape.d_ff for shape in self.shapes)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Positions that each layer's queries see; 0: all."""
+        return tuple(shape.window for shape in self.shapes)
+
+    @property
     def qkv_width(self) -> int:
-        """Features of queries, keys and values together."""
+        """Features of queries, keys and values together, in the widest layer."""
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
@@ -240,30 +279,75 @@ class Config:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one position in all layers, in bytes of float32."""
+        """Keys and values of one position in all layers, in bytes of float32.
+
+        Every layer has room for as many heads as the one that has most.
+        """
         return 2 * self.layers * self.kv_heads * self.head_dim * 4
 
+    @property
+    def matrix_weights(self) -> int:
+        """Weights that every token is multiplied with, the head's included."""
+        matrices = (
+            features * inputs
+            for shape in self.shapes
+            for features, inputs in self.matrices(shape).values()
+        )
+        return sum(matrices) + self.vocab_size * self.d_model
+
+    @property
+    def plain(self) -> bool:
+        """Whether layers are a Llama's, but for biases of queries, keys and values."""
+        usual = LayerShape(self.kv_heads, self.d_ff, 0, 0)
+        return (
+            set(self.shapes) == {usual}
+            and self.family.norms == ("attn_norm", "ffn_norm")
+            and not (self.family.fused or self.family.gelu or any(self.caps))
+            and self.biases <= {"attn_q", "attn_k", "attn_v"}
+            and self.rotaries[0].width == self.head_dim
+            and self.embedding_scale == self.residual_scale == self.logit_scale == 1.0
+        )
+
+    @property
+    def vector_weights(self) -> int:
+        """Gains of the norms, and biases."""
+        shapes = self.tensor_shapes().values()
+        return sum(shape[0] for shape in shapes if len(shape) == 1)
+
+    def matrices(self, shape: LayerShape) -> dict[str, tuple[int, int]]:
+        """A layer's matrices, features and inputs, as the file has them."""
+        D, Q, KV, F = self.d_model, self.attention_width, shape.kv_heads * self.head_dim, shape.d_ff
+        if self.family.fused:
+            before = {"attn_qkv": (Q + 2 * KV, D), "ffn_up": (2 * F, D)}
+        else:
+            before = {"attn_q": (Q, D), "attn_k": (KV, D), "attn_v": (KV, D)}
+            before |= {"ffn_gate": (F, D), "ffn_up": (F, D)}
+        return before | {"attn_output": (D, Q), "ffn_down": (D, F)}
+
+    def layer_shapes(self, shape: LayerShape) -> dict[str, tuple[int, ...]]:
+        """The tensors of a layer."""
+        D, E, wide = self.d_model, self.head_dim, self.family.wide_norms
+        of_heads = {"attn_q_norm": self.heads, "attn_k_norm": shape.kv_heads}
+        found: dict[str, tuple[int, ...]] = {}
+        for name, sides in self.matrices(shape).items():
+            found[f"{name}.weight"] = sides
+            if name in self.biases:
+                found[f"{name}.bias"] = sides[:1]
+        for name in self.family.norms:
+            heads = of_heads.get(name)
+            found[f"{name}.weight"] = ((D if heads is None else E * heads if wide else E),)
+        return found
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors that a file of this model must have; it may have `ROPE_FACTORS` besides."""
-        D, Q, KV = self.d_model, self.attention_width, self.kv_heads * self.head_dim
-        layer = {
-            "attn_norm": (D,),
-            "attn_q": (Q, D),
-            "attn_k": (KV, D),
-            "attn_v": (KV, D),
-            "attn_output": (D, Q),
-            "ffn_norm": (D,),
-            "ffn_gate": (self.d_ff, D),
-            "ffn_up": (self.d_ff, D),
-            "ffn_down": (D, self.d_ff),
+        """The tensors that a file of this model must have; it may have factors besides."""
+        shapes = {
+            f"blk.{i}.{name}": sides
+            for i, shape in enumerate(self.shapes)
+            for name, sides in self.layer_shapes(shape).items()
         }
-        shapes: dict[str, tuple[int, ...]] = {
-            f"blk.{i}.{name}.weight": shape
-            for i in range(self.layers)
-            for name, shape in layer.items()
-        }
-        shapes |= {"token_embd.weight": (self.vocab_size, D), "output_norm.weight": (D,)}
-        return shapes if self.tied else shapes | {"output.weight": (self.vocab_size, D)}
+        D, V = self.d_model, self.vocab_size
+        shapes |= {"token_embd.weight": (V, D), "output_norm.weight": (D,)}
+        return shapes if self.tied else shapes | {"output.weight": (V, D)}
 
 
 def _vocab_size(keys: Keys) -> int:
@@ -281,11 +365,56 @@ def _vocab_size(keys: Keys) -> int:
     return tokens
 
 
-def _rope_scale(keys: Keys) -> float:
-    """By how much positions are divided. Without a type, a factor is a linear one."""
+def _biases(file: ModelFile) -> frozenset[str]:
+    """The matrices of a layer that have a bias anywhere in a file."""
+    biases = (name.split(".") for name in file.tensors if name.endswith(".bias"))
+    return frozenset(parts[2] for parts in biases if parts[0] == "blk" and len(parts) == 4)
+
+
+def _turns(family: Family, layer: int, *, local: bool) -> int | None:
+    """Which of a model's rotations a layer takes."""
+    if family.bare_period and layer % family.bare_period == family.bare_period - 1:
+        return None
+    return int(local)
+
+
+def _windows(keys: Keys, layers: int, context: int) -> list[int]:
+    """Positions that each layer sees; 0 where that is the whole context."""
+    family, key = keys.family, "attention.sliding_window"
+    said = keys.get(key, family.window)
+    if key not in family.more or _all_in(said, (0,)):
+        return [0] * layers
+    window = keys.count(key, family.window, layers=layers)
+    key += "_pattern"
+    pattern = keys.get(key, family.period)
+    if isinstance(pattern, np.ndarray):
+        if len(pattern) != layers or not _all_in(pattern, (0, 1)):
+            keys.refuse(key, _described(pattern), f"{layers} times true or false")
+        slides = pattern.astype(bool).tolist()
+    else:
+        period = keys.count(key, family.period) if pattern else 0
+        slides = [period == 0 or i % period < period - 1 for i in range(layers)]
+    return [window if slide and window < context else 0 for slide in slides]
+
+
+def _query_scale(keys: Keys, layers: int, width: int, head_dim: int) -> float:
+    """By what queries are multiplied before they meet keys."""
+    usual = width if layers in keys.family.scaled_by_width else head_dim
+    scale = 1.0 / math.sqrt(max(usual, 1))
+    return keys.number("attention.scale", 0.0, zero=scale)
+
+
+def _rotaries(keys: Keys, width: int, context: int) -> Iterator[Rotary]:
+    """The rotation of a model, and that of its layers with a window if it is another.
+
+    Without a type, a factor is a linear one.
+    """
     kind = keys.get("rope.scaling.type", "linear")
-    if not isinstance(kind, str) or kind not in {"none", "linear"}:
-        keys.refuse("rope.scaling.type", _described(kind), "'linear' or 'none'")
+    if LONG in keys.file.tensors and kind == "linear":  # files of Phi-3 have them and no type
+        kind = "longrope"
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        *names, last = map(repr, SCALINGS)
+        keys.refuse("rope.scaling.type", _described(kind), f"{', '.join(names)} or {last}")
     factors = {
         keys.number(key, 0.0, zero=1.0)
         for key in ("rope.scaling.factor", "rope.scale_linear")
@@ -293,18 +422,43 @@ def _rope_scale(keys: Keys) -> float:
     }
     if len(factors) > 1:
         keys.refuse("rope.scale_linear", "differs from its `rope.scaling.factor`", "one of them")
-    return factors.pop() if factors and kind == "linear" else 1.0
+    factor = factors.pop() if factors else 1.0
+    if kind == "dynamic" and (width < 4 or factor < 1.0):
+        keys.refuse("rope.scaling.type", "is 'dynamic'", "a factor from 1 on, and 4 features")
+    ours = (-1, 1) if kind == "yarn" else (-1, 0)
+    share = keys.get("rope.scaling.yarn_ext_factor", -1)
+    if not _all_in(share, ours):
+        keys.refuse("rope.scaling.yarn_ext_factor", _described(share), f"{ours[0]} or {ours[1]}")
+    magnitude = yarn_magnitude(factor) if kind == "yarn" else 1.0
+    for key in ("attn_factor", "yarn_attn_factor"):
+        magnitude *= keys.number(f"rope.scaling.{key}", 1.0)
+    main = Rotary(
+        width=width,
+        base=keys.number("rope.freq_base", 10_000.0),
+        scaling=kind,
+        factor=factor,
+        original=keys.count("rope.scaling.original_context_length", context),
+        magnitude=magnitude,
+        betas=(
+            keys.number("rope.scaling.yarn_beta_fast", 32.0),
+            keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        ),
+    )
+    yield main
+    if keys.family.local_base:
+        yield Rotary(width, keys.number("rope.freq_base_swa", keys.family.local_base))
 
 
 def check_tensors(file: ModelFile, config: Config) -> None:
     """Raise UserError unless the file has exactly the tensors of `config`, in shape too.
 
-    Rows of the embedding and of the head that no token has are padding: from now on `file`
-    knows nothing of them.
+    From now on `file` knows nothing of rows of the embedding and of the head that no token
+    has, which are padding, and has those of queries and keys so that neighbours are pairs.
     """
     expected = config.tensor_shapes()
-    if ROPE_FACTORS in file.tensors:
-        expected[ROPE_FACTORS] = (config.head_dim // 2,)
+    scaled = config.rotaries[0].scaling == "longrope"
+    for name in (SHORT, LONG) if scaled else {ROPE_FACTORS} & file.tensors.keys():
+        expected[name] = (config.rotaries[0].width // 2,)
     for name in ("token_embd.weight", "output.weight"):
         tensor = file.tensors.get(name)
         if tensor is not None and len(tensor.shape) > 1 and tensor.shape[0] > config.vocab_size:
@@ -316,3 +470,24 @@ def check_tensors(file: ModelFile, config: Config) -> None:
                 f"The model file '{file.path}' has the tensor {file.called(name)} in shape "
                 f"{present.get(name)}; expected {expected.get(name)}."
             )
+    if config.family.halves:
+        _pair_neighbours(file, config)
+
+
+def _pair_neighbours(file: ModelFile, config: Config) -> None:
+    """Have rows of queries and keys, and what goes with them, read in the order of pairs."""
+    for i, shape in enumerate(config.shapes):
+        heads = {"attn_q": config.heads, "attn_k": shape.kv_heads}
+        heads["attn_qkv"] = sum(heads.values())
+        for part, count in heads.items():
+            for name in (f"{part}.weight", f"{part}.bias", f"{part}_norm.weight"):
+                tensor = file.tensors.get(f"blk.{i}.{name}")
+                if tensor is None:
+                    continue
+                if len(tensor.shape) == 1 and tensor.layout.block > 1:
+                    raise UserError(
+                        f"The model file '{file.path}' has the tensor {shown(tensor.name)} in "
+                        f"{tensor.layout.name}; expected F32, F16 or BF16."
+                    )
+                pairs = Pairs(count, config.head_dim, config.rotaries[0].width)
+                file.tensors[tensor.name] = replace(tensor, pairs=pairs)

@@ -8,10 +8,11 @@ and outputs once; what stays in a cache between two steps counts nevertheless.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchgauge.core.config import Config
+from batchgauge.core.config import Config, LayerShape
 
 FLOAT = 4  # bytes of a float32
 
@@ -36,13 +37,17 @@ def linear(rows: int, inputs: int, features: int, weight_bytes: float = FLOAT) -
     return Count(2 * rows * inputs * features, moved)
 
 
-def attention(config: Config, queries: int, keys: int) -> Count:
+def attention(config: Config, layer: LayerShape, queries: int, keys: int) -> Count:
     """Causal attention of the last `queries` of `keys` positions of one request, one layer.
 
-    Scores and the mixing of values are a product each over all pairs that causality allows.
+    Scores and the mixing of values are a product each over all pairs that causality and the
+    layer's window allow.
     """
+    window = layer.window or keys
     pairs = queries * keys - queries * (queries - 1) // 2
-    cached = 2 * keys * config.kv_heads * config.head_dim
+    beyond = min(queries, max(0, keys - window))  # queries that no longer see everything
+    pairs -= beyond * (keys - window) - beyond * (beyond - 1) // 2
+    cached = 2 * min(keys, window + queries - 1) * layer.kv_heads * config.head_dim
     moved = cached + 2 * queries * config.attention_width
     return Count(4 * pairs * config.attention_width, FLOAT * moved)
 
@@ -70,16 +75,22 @@ def _pass(
     config: Config, spans: Sequence[tuple[int, int]], weight_bytes: float
 ) -> dict[str, Count]:
     T = sum(new for new, _ in spans)
-    D, L = config.d_model, config.layers
-    attended = sum((attention(config, new, seen) for new, seen in spans), Count())
-    return {
-        "qkv": linear(T, D, config.qkv_width, weight_bytes) * L,
-        "attention": attended * L,
-        "output": linear(T, config.attention_width, D, weight_bytes) * L,
-        "gate_up": linear(T, D, 2 * config.d_ff, weight_bytes) * L,
-        "down": linear(T, config.d_ff, D, weight_bytes) * L,
-        "head": linear(len(spans), D, config.vocab_size, weight_bytes),
-    }
+    D, Q = config.d_model, config.attention_width
+    counts = dict.fromkeys(("qkv", "attention", "output", "gate_up", "down"), Count())
+    for layer, alike in Counter(config.shapes).items():
+        attended = sum((attention(config, layer, new, seen) for new, seen in spans), Count())
+        of_layer = {
+            "qkv": linear(T, D, Q + 2 * layer.kv_heads * config.head_dim, weight_bytes),
+            "attention": attended,
+            "output": linear(T, Q, D, weight_bytes),
+            "gate_up": linear(T, D, 2 * layer.d_ff, weight_bytes),
+            "down": linear(T, layer.d_ff, D, weight_bytes),
+        }
+        for kernel, count in of_layer.items():
+            counts[kernel] += count * alike
+    counts["norms and biases"] = Count(0, FLOAT * config.vector_weights)
+    counts["head"] = linear(len(spans), D, config.vocab_size, weight_bytes)
+    return counts
 
 
 def held_bytes(

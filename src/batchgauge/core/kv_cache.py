@@ -5,7 +5,7 @@ in order of length, little is allocated or computed that nobody uses. What a row
 holds lies together, position after position, so that a decode step reads it and nothing
 else, however much room there is behind it.
 
-Left out: pages, sharing of common prefixes, eviction.
+Left out: pages, sharing of common prefixes, forgetting what no window shows any more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUP = 8  # rows whose attention is computed together in a decode step
 class Group:
     """Rows that are attended to together; row r holds lengths[r] positions.
 
-    keys, values  float32 [layers, R, J, C, E]
+    keys, values  float32 [layers, R, J, C, E]; J is that of the layer with most heads
     Zeros where nothing was written yet, since what is masked must still be finite, and room
     for `SLACK` more behind the last position, since compiled attention reads some at a time.
     """
@@ -59,13 +59,15 @@ class Group:
         """Put T positions behind those that row holds; keys and values [T, J, E]."""
         start = int(self.lengths[row])
         stop = start + len(keys)
-        self.keys[layer, row, :, start:stop] = keys.transpose(1, 0, 2)
-        self.values[layer, row, :, start:stop] = values.transpose(1, 0, 2)
+        J = keys.shape[1]
+        self.keys[layer, row, :J, start:stop] = keys.transpose(1, 0, 2)
+        self.values[layer, row, :J, start:stop] = values.transpose(1, 0, 2)
 
     def store_step(self, layer: int, keys: Floats, values: Floats) -> None:
         """Put one position behind those of every row; keys and values [R, J, E]."""
-        self.keys[layer, self._rows, :, self.lengths] = keys
-        self.values[layer, self._rows, :, self.lengths] = values
+        J = keys.shape[1]
+        self.keys[layer, self._rows, :J, self.lengths] = keys
+        self.values[layer, self._rows, :J, self.lengths] = values
 
     def clear(self, row: int) -> None:
         """Write zeros over what a row holds."""

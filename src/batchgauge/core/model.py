@@ -1,11 +1,14 @@
-"""A decoder-only Llama in NumPy: prefill of ragged prompts, decode of a batch, float32.
+"""Decoder-only Llamas in NumPy: prefill of ragged prompts, decode of a batch, float32.
+
+One way through the layers for all architectures of `families`, which say as data where they
+differ.
 
 Letters as in `batchgauge.core.ops`; B rows (requests), V vocabulary. Prompts of unequal
 length are laid end to end, so no position is ever computed that nobody asked for;
 attention goes prompt by prompt. Long batches go through in parts of `PART` positions,
 which bounds what activations need. One decode step takes all rows at once.
 
-Left out: training, other architectures, mixture of experts, sliding windows.
+Left out: training, mixture of experts.
 """
 
 from __future__ import annotations
@@ -28,11 +31,7 @@ from batchgauge.core.kv_cache import Group, KVCache
 from batchgauge.core.memory_need import check_memory
 from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.model_file import ModelFile
-from batchgauge.core.ops import (
-    Floats,
-    rope_rotations,
-    rotate,
-)
+from batchgauge.core.ops import Floats, Ints, Rotations, rotate, soft_cap
 from batchgauge.core.weights import Layer, Weights
 
 Ids = npt.NDArray[np.int32]
@@ -45,12 +44,13 @@ class LlamaModel:
 
     rms_norm = staticmethod(activations.rms_norm)
     swiglu = staticmethod(activations.swiglu)
+    geglu = staticmethod(activations.geglu)
 
     def __init__(self, file: ModelFile, weights: str = "float32") -> None:
         check_memory(ModelFacts.of(file), weights)
         self.config = Config.from_file(file)
         self.weights = Weights(file, self.config, weights)
-        self._query_scale = np.float32(1.0 / np.sqrt(self.config.head_dim))
+        self.gated = self.geglu if self.config.family.gelu else self.swiglu
 
     @classmethod
     def load(cls, path: str | Path | None = None, weights: str = "float32") -> LlamaModel:
@@ -64,7 +64,7 @@ class LlamaModel:
     @cached_property
     def attention(self) -> Attention:
         """How queries attend to the cache; found out with the first, as it may compile."""
-        return best_attention(self.config.head_dim)
+        return best_attention(self.config.head_dim, self.config.windows, self.config.caps[0])
 
     @cached_property
     def layers(self) -> CompiledLayers | None:
@@ -90,25 +90,29 @@ class LlamaModel:
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Read prompt b behind what row b of the cache holds; logits [B, V] of what comes next.
 
-        Prompts are not empty, their ids are below V, and the cache has room.
+        Prompts are not empty, their ids are below V, and the cache has room. A rotation that
+        depends on lengths is that of the whole prompt.
         """
         last = np.empty((len(prompts), self.config.d_model), np.float32)
+        held = cache.lengths + [len(prompt) for prompt in prompts]
         for rows, spans in _parts(prompts):
             ids = np.concatenate(
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]
             )
-            x = self.read(ids, [cache.find(b) for b in rows], [s.stop - s.start for s in spans])
-            ends = np.cumsum([s.stop - s.start for s in spans]) - 1
+            counts = [s.stop - s.start for s in spans]
+            x = self.read(ids, [cache.find(b) for b in rows], counts, held[rows])
+            ends = np.cumsum(counts) - 1
             last[rows] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
 
     @own_threads()
     def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
         """Read one token per row of the cache; logits [B, V] of what comes next."""
-        x = self.weights.embed(tokens)
-        rotations = rope_rotations(cache.lengths, self.weights.frequencies)
+        x = self._embed(tokens)
+        lengths = cache.lengths
+        rotations = [turns(lengths, lengths + 1) for turns in self.weights.turns]
         if self.layers is not None:
-            self.layers.run(x, rotations, cache.places(), None)
+            self.layers.run(x, rotations[0], cache.places(), None)
             cache.advance()
             return self.logits(x)
         spans = _spans(cache.groups)
@@ -120,7 +124,7 @@ class LlamaModel:
                     self.attention.step(
                         group, number, queries[span], keys[span], values[span], attended[span]
                     )
-                x += layer.output(attended)
+                x += self._added(layer, "post_attention_norm", layer.output(attended))
                 x += self._feed_forward(layer, x)
         cache.advance()
         return self.logits(x)
@@ -130,19 +134,30 @@ class LlamaModel:
         if self.layers is not None:
             return self.layers.logits(x)
         with np.errstate(over="ignore", invalid="ignore"):
-            return self.weights.head(self._norm(x, self.weights.final_gain))
+            logits = self.weights.head(self._norm(x, self.weights.final_gain))
+            if self.config.logit_scale != 1.0:
+                logits /= self.config.logit_scale
+            if self.config.caps[1]:
+                soft_cap(logits, self.config.caps[1])
+        return logits
 
-    def read(self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int]) -> Floats:
-        """Positions of several rows, end to end, through all layers: [T, D]."""
-        x = self.weights.embed(ids)
+    def read(
+        self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int], held: Ints
+    ) -> Floats:
+        """Positions of several rows, end to end, through all layers: [T, D].
+
+        `held` are the positions that each row will have when all of its prompt is read.
+        """
+        x = self._embed(ids)
         starts = [int(group.lengths[row]) for group, row in rows]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         )
-        rotations = rope_rotations(positions, self.weights.frequencies)
+        seen = np.repeat(held, counts)
+        rotations = [turns(positions, seen) for turns in self.weights.turns]
         if self.layers is not None:
             places = np.array([group.places()[row] for group, row in rows])
-            self.layers.run(x, rotations, places, counts)
+            self.layers.run(x, rotations[0], places, counts)
             for (group, row), n in zip(rows, counts, strict=True):
                 group.lengths[row] += n
             return x
@@ -156,7 +171,8 @@ class LlamaModel:
                     self.attention.read(
                         group, number, row, queries[span], keys[span], values[span], attended[span]
                     )
-                x += layer.output(attended.reshape(len(ids), -1))
+                added = layer.output(attended.reshape(len(ids), -1))
+                x += self._added(layer, "post_attention_norm", added)
                 for first in range(0, len(ids), TILE):
                     tile = x[first : first + TILE]
                     tile += self._feed_forward(layer, tile)
@@ -164,28 +180,49 @@ class LlamaModel:
             group.lengths[row] += n
         return x
 
+    def _embed(self, ids: npt.NDArray[np.integer]) -> Floats:
+        """Embeddings [T, D], scaled."""
+        x = self.weights.embed(ids)
+        if self.config.embedding_scale != 1.0:
+            x *= np.float32(self.config.embedding_scale)
+        return x
+
     def _qkv(
-        self, layer: Layer, x: Floats, rotations: npt.NDArray[np.complex64]
+        self, layer: Layer, x: Floats, rotations: Sequence[Rotations]
     ) -> tuple[Floats, Floats, Floats]:
         """Queries [T, H, E] and keys [T, J, E], rotated, and values [T, J, E].
 
-        Queries are scaled by 1 / sqrt(E).
+        Queries are scaled.
         """
-        c = self.config
-        qkv = layer.qkv(self._norm(x, layer.attention_gain)).reshape(len(x), -1, c.head_dim)
-        qkv[:, : c.heads] *= self._query_scale
-        rotate(qkv[:, : c.heads + c.kv_heads], rotations)
-        return (
-            qkv[:, : c.heads],
-            qkv[:, c.heads : c.heads + c.kv_heads],
-            qkv[:, c.heads + c.kv_heads :],
-        )
+        c, J = self.config, layer.shape.kv_heads
+        normed = self._norm(x, layer.gains.get("attn_norm"))
+        qkv = layer.qkv(normed).reshape(len(x), -1, c.head_dim)
+        queries, keys, values = qkv[:, : c.heads], qkv[:, c.heads : -J], qkv[:, -J:]
+        for part, name in ((queries, "attn_q_norm"), (keys, "attn_k_norm")):
+            if (gain := layer.gains.get(name)) is not None:
+                part[:] = self._norm(part.reshape(-1, gain.size), gain).reshape(part.shape)
+        queries *= np.float32(c.query_scale)
+        if layer.shape.turns is not None:
+            rotate(qkv[:, :-J], rotations[layer.shape.turns])
+        return queries, keys, values
 
     def _feed_forward(self, layer: Layer, x: Floats) -> Floats:
-        return layer.down(self.swiglu(layer.gate_up(self._norm(x, layer.feed_forward_gain))))
+        inner = self.gated(layer.gate_up(self._norm(x, layer.gains.get("ffn_norm"))))
+        return self._added(layer, "post_ffw_norm", layer.down(inner))
 
-    def _norm(self, x: Floats, gain: Floats) -> Floats:
-        normed = self.rms_norm(x, self.config.norm_epsilon)
+    def _added(self, layer: Layer, name: str, x: Floats) -> Floats:
+        """What a part of a layer adds: normed [T, D] where the layer does so, and scaled."""
+        if name in layer.gains:
+            x = self._norm(x, layer.gains[name])
+        if self.config.residual_scale != 1.0:
+            x *= np.float32(self.config.residual_scale)
+        return x
+
+    def _norm(self, x: Floats, gain: Floats | None) -> Floats:
+        """Normed, or as it is where there is no gain: [T, D]."""
+        if gain is None:
+            return x
+        normed = self.rms_norm(np.ascontiguousarray(x), self.config.norm_epsilon)
         normed *= gain
         return normed
 

@@ -11,7 +11,7 @@ All blocks lie in one allocation, which the system can back with large pages.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -19,15 +19,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core.config import ROPE_FACTORS, Config, check_tensors
+from batchgauge.core.config import (
+    LONG,
+    ROPE_FACTORS,
+    SHORT,
+    Config,
+    LayerShape,
+    check_tensors,
+)
 from batchgauge.core.kernels.products import Product, compiled, product
 from batchgauge.core.model_file import ModelFile, shown
-from batchgauge.core.ops import Floats, aligned, rope_frequencies
+from batchgauge.core.ops import Floats, aligned
 from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
+from batchgauge.core.rotary import Turns
 from batchgauge.errors import UserError
 
 MODES = ("float32", "file", "bfloat16")
 BLOCK = 64  # output features in a block, W: a multiple of what vector registers hold
+
+
+class Biased:
+    """A matrix whose products have a bias [N] added."""
+
+    def __init__(self, matrix: Matrix, bias: Floats) -> None:
+        self.matrix, self.bias = matrix, bias
+        self.features = matrix.features
+        self.nbytes = matrix.nbytes + bias.nbytes
+
+    def __call__(self, x: Floats) -> Floats:
+        """Product of x [T, K] and the transposed matrix, and the bias: [T, N]."""
+        y = self.matrix(x)
+        y += self.bias
+        return y
+
+    def rows(self, indices: npt.NDArray[np.integer[Any]]) -> Floats:
+        """Rows of the matrix: [len(indices), K]."""
+        return self.matrix.rows(indices)
+
+    def pieces(self) -> list[Piece]:
+        """Those of the matrix."""
+        return self.matrix.pieces()
 
 
 class Blocked:
@@ -63,12 +94,15 @@ def blocked_size(features: int, inputs: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer's gains [D] and matrices: queries, keys and values fused, gate and up fused."""
+    """A layer's matrices, queries, keys and values fused, gate and up fused, and its gains.
 
-    attention_gain: Floats
+    gains  [D], of queries and keys [E] or as wide as all heads, under the file's names
+    """
+
+    shape: LayerShape
+    gains: Mapping[str, Floats]
     qkv: Matrix
     output: Matrix
-    feed_forward_gain: Floats
     gate_up: Matrix
     down: Matrix
 
@@ -77,7 +111,7 @@ class Weights:
     """All weights of a model. `head` is the embedding too when that is tied to it.
 
     final_gain   [D]      gain of the last norm
-    frequencies  [E / 2]  rotary positions, radians per position
+    turns                 rotary positions, each way that layers have
     embedding    [V, D]   None when it is tied to the head
     """
 
@@ -86,22 +120,21 @@ class Weights:
             raise UserError(f"weights is {mode!r}; expected one of {', '.join(MODES)}.")
         check_tensors(file, config)
         self.mode = mode
-        self.frequencies = read_frequencies(file, config)
+        self.turns = read_turns(file, config)
         gains = [  # before the matrices are built, lest one be wrong
-            [
-                checked(file.read(f"blk.{i}.{norm}.weight"), f"blk.{i}.{norm}")
-                for norm in ("attn_norm", "ffn_norm")
-            ]
+            {name: read_vector(file, f"blk.{i}.{name}.weight") for name in config.family.norms}
             for i in range(config.layers)
         ]
-        self.final_gain = checked(file.read("output_norm.weight"), "output_norm")
-        D, Q, F = config.d_model, config.attention_width, config.d_ff
+        biases = [
+            {name: read_vector(file, f"blk.{i}.{name}.bias") for name in config.biases}
+            for i in range(config.layers)
+        ]
+        self.final_gain = read_vector(file, "output_norm.weight")
         sizes = [
-            blocked_size(config.qkv_width, D),
-            blocked_size(D, Q),
-            blocked_size(2 * F, D),
-            blocked_size(D, F),
-        ] * config.layers + [blocked_size(config.vocab_size, D)]
+            blocked_size(*_shape(file, [f"blk.{i}.{name}" for name in names]))
+            for i in range(config.layers)
+            for names in _parts(config)
+        ] + [blocked_size(config.vocab_size, config.d_model)]
         arena = aligned(sum(sizes) if mode == "float32" else 0)
         ends = np.cumsum([0, *sizes])
         places = (arena[a:b] for a, b in pairwise(ends))
@@ -119,19 +152,18 @@ class Weights:
                 file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32, room=room
             )
 
-        self.layers = []
-        for i, (before, after) in enumerate(gains):
-            at = f"blk.{i}."
-            self.layers.append(
-                Layer(
-                    attention_gain=before,
-                    qkv=matrix(at + "attn_q", at + "attn_k", at + "attn_v"),
-                    output=matrix(at + "attn_output"),
-                    feed_forward_gain=after,
-                    gate_up=matrix(at + "ffn_gate", at + "ffn_up"),
-                    down=matrix(at + "ffn_down"),
-                )
-            )
+        def part(layer: int, names: Sequence[str]) -> Matrix:
+            read = matrix(*(f"blk.{layer}.{name}" for name in names))
+            if not config.biases & set(names):
+                return read
+            sides = config.matrices(config.shapes[layer])
+            none = {name: np.zeros(sides[name][0], np.float32) for name in names}
+            return Biased(read, np.concatenate([(none | biases[layer])[name] for name in names]))
+
+        self.layers = [
+            Layer(shape, gains[i], *(part(i, names) for names in _parts(config)))
+            for i, shape in enumerate(config.shapes)
+        ]
         self.embedding: Floats | Matrix | None = None
         if not config.tied and mode == "float32":
             self.embedding = checked(file.read("token_embd.weight"), "token_embd")
@@ -142,10 +174,9 @@ class Weights:
             m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
         ]
         # What products read for a weight: at least the file's bits, with what fills up blocks.
-        self.bytes_each = sum(m.nbytes for m in matrices) / (
-            config.layers * (D * (config.qkv_width + Q) + 3 * D * F) + config.vocab_size * D
-        )
-        held = [*matrices, *chain(*gains), self.final_gain, self.frequencies, self.embedding]
+        self.bytes_each = sum(m.nbytes for m in matrices) / config.matrix_weights
+        vectors = chain(*(each.values() for each in gains), (t.frequencies for t in self.turns))
+        held = [*matrices, *vectors, self.final_gain, self.embedding]
         self.nbytes = sum(part.nbytes for part in held if part is not None)
 
     def embed(self, ids: npt.NDArray[np.integer[Any]]) -> Floats:
@@ -195,22 +226,35 @@ def checked(values: Floats, name: str) -> Floats:
     return values
 
 
-def read_frequencies(file: ModelFile, config: Config) -> Floats:
-    """Rotary positions, radians per position [E / 2], with the file's own factors if it has any.
+def read_vector(file: ModelFile, name: str) -> Floats:
+    """A vector in full. Raises UserError where a value is not finite."""
+    return checked(file.read(name), name.removesuffix(".weight"))
+
+
+def read_turns(file: ModelFile, config: Config) -> list[Turns]:
+    """A model's rotations, the first with the file's own factors if it has any.
 
     Raises UserError unless all are finite.
     """
-    factors = file.read(ROPE_FACTORS) if ROPE_FACTORS in file.tensors else None
-    with np.errstate(all="ignore"):
-        frequencies = rope_frequencies(
-            config.head_dim, config.rope_base, config.rope_scale, factors
-        )
-    if not np.isfinite(frequencies).all() or (factors is not None and not (factors > 0.0).all()):
+    first, *others = config.rotaries
+    names = (SHORT, LONG) if first.scaling == "longrope" else (ROPE_FACTORS,)
+    factors = [file.read(name) for name in names if name in file.tensors]
+    turns = [Turns(first, *(factors or [None])), *(Turns(rotary, None) for rotary in others)]
+    if not all(one.finite for one in turns) or not all((one > 0.0).all() for one in factors):
         raise UserError(
             f"The model '{file.path}' has rotary positions that are not finite; expected a "
             "frequency base, scaling and factors above 0."
         )
-    return frequencies
+    return turns
+
+
+def _parts(config: Config) -> tuple[tuple[str, ...], ...]:
+    """The file's names of a layer's four matrices."""
+    if config.family.fused:
+        return ("attn_qkv",), ("attn_output",), ("ffn_up",), ("ffn_down",)
+    return (
+        ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",),
+    )  # fmt: skip
 
 
 def place_rows(blocks: Floats, row: int, rows: Floats) -> None:

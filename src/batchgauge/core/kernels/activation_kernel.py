@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from batchgauge.core.kernels import team_kernel, vectors
 from batchgauge.core.kernels.team_kernel import floats_at, number
 from batchgauge.core.kernels.vectors import INT, LANES, VECTOR, Writer, digest, exponential
+from batchgauge.core.ops import GELU_CUBE, GELU_SCALE
 
 # The numbers of a job of `NORM`: x [COUNT, WIDTH], what is added to it first (address 0: nothing)
 # with the bytes from row to row, the gain, out [COUNT, WIDTH], epsilon's address, rows of a part.
@@ -25,29 +26,42 @@ G_IN, G_STEP, G_OUT, G_WIDTH, G_COUNT, G_ROWS = range(6)
 _SUMS = {"reassoc", "contract", "nsz"}  # a sum of squares may be added up in vectors
 
 
-@intrinsic
-def _gate(typing_context: Any, gate: Any, up: Any, out: Any, count: Any) -> Any:
-    """silu(gate) * up for `count` numbers, whole vectors of them, at addresses."""
+@intrinsic(prefer_literal=True)
+def _gate(typing_context: Any, gelu: Any, gate: Any, up: Any, out: Any, count: Any) -> Any:
+    """silu(gate) * up for `count` numbers, whole vectors of them, at addresses.
+
+    gelu(gate) * up where the literal `gelu` is 1.
+    """
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _write_gate(Writer(builder), *args)
+        _write_gate(Writer(builder), gelu.literal_value, *args[1:])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), generate
+    return types.void(gelu, *[types.int64] * 4), generate
 
 
-def _write_gate(to: Writer, gate: Any, up: Any, out: Any, count: Any) -> None:
-    """The instructions of `_gate`; exp(-|x|) serves both signs and never overflows."""
+def _write_gate(to: Writer, gelu: int, gate: Any, up: Any, out: Any, count: Any) -> None:
+    """The instructions of `_gate`; exp(-|x|) serves both signs and never overflows.
+
+    (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), so GELU's approximation is SiLU with another exponent.
+    """
     builder = to.builder
-    zero, one = (ir.Constant(VECTOR, [number] * LANES) for number in (0.0, 1.0))
+    zero, one, cube, scale = (
+        ir.Constant(VECTOR, [number] * LANES)
+        for number in (0.0, 1.0, GELU_CUBE, 2.0 * GELU_SCALE)
+    )
     before, loop = builder.block, builder.append_basic_block("loop")
     builder.branch(loop)
     builder.position_at_end(loop)
     phis = to.phis([(before, [INT(0)])], [INT])
     x = to.load(gate, phis[0])
-    positive = builder.fcmp_ordered(">", x, zero)
-    opposite = builder.fsub(zero, x)
-    small = exponential(to, builder.select(positive, opposite, x))
+    exponent = x
+    if gelu:
+        bend = to.fma(cube, builder.fmul(x, x), one)
+        exponent = builder.fmul(builder.fmul(x, scale), bend)
+    positive = builder.fcmp_ordered(">", exponent, zero)
+    opposite = builder.fsub(zero, exponent)
+    small = exponential(to, builder.select(positive, opposite, exponent))
     share = builder.fdiv(builder.select(positive, one, small), builder.fadd(one, small))
     to.store(builder.fmul(builder.fmul(x, share), to.load(up, phis[0])), out, phis[0])
     further = builder.add(phis[0], INT(4 * LANES))
@@ -64,8 +78,8 @@ def _scale(x, epsilon):
     return np.float32(1.0) / np.sqrt(squares / np.float32(x.size) + epsilon)
 
 
-def _compile(source: int) -> tuple[Any, Any, int, int]:
-    """`swiglu`, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
+def _compile(source: int) -> tuple[Any, Any, Any, int, int]:
+    """`swiglu`, `geglu`, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
 
     @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
     def swiglu(gate_up, out):
@@ -75,7 +89,17 @@ def _compile(source: int) -> tuple[Any, Any, int, int]:
         width = out.shape[1]
         for row in range(out.shape[0]):
             gate = gate_up.ctypes.data + row * gate_up.strides[0]
-            _gate(gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
+            _gate(0, gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
+
+    @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
+    def geglu(gate_up, out):
+        """gelu(gate) * up, as `swiglu`."""
+        if source < 0:
+            return
+        width = out.shape[1]
+        for row in range(out.shape[0]):
+            gate = gate_up.ctypes.data + row * gate_up.strides[0]
+            _gate(1, gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
 
     @njit("void(float32[:, ::1], float32, float32[:, ::1])", cache=True, nogil=True)
     def rms_norm(x, epsilon, out):
@@ -113,9 +137,9 @@ def _compile(source: int) -> tuple[Any, Any, int, int]:
         F, some = number(job, G_WIDTH), number(job, G_ROWS)
         for row in range(part * some, min((part + 1) * some, number(job, G_COUNT))):
             gate = number(job, G_IN) + number(job, G_STEP) * row
-            _gate(gate, gate + 4 * F, number(job, G_OUT) + 4 * F * row, F)
+            _gate(0, gate, gate + 4 * F, number(job, G_OUT) + 4 * F * row, F)
 
-    return swiglu, rms_norm, norm_rows.address, gate_rows.address
+    return swiglu, geglu, rms_norm, norm_rows.address, gate_rows.address
 
 
-swiglu, rms_norm, NORM, GATE = _compile(digest(vectors, team_kernel))
+swiglu, geglu, rms_norm, NORM, GATE = _compile(digest(vectors, team_kernel))

@@ -14,12 +14,22 @@ from batchgauge.core.ops import Floats
 
 def swiglu(gate_up: Floats) -> Floats:
     """As `ops.swiglu`: [T, 2F] -> [T, F]."""
+    return _gated("swiglu", gate_up)
+
+
+def geglu(gate_up: Floats) -> Floats:
+    """As `ops.geglu`: [T, 2F] -> [T, F]."""
+    return _gated("geglu", gate_up)
+
+
+def _gated(name: str, gate_up: Floats) -> Floats:
     T, width = gate_up.shape
     kernel = compiled()
     if kernel is None or width % (2 * kernel.LANES):
-        return ops.swiglu(gate_up)
+        plain: Floats = getattr(ops, name)(gate_up)
+        return plain
     out = np.empty((T, width // 2), np.float32)
-    kernel.swiglu(gate_up, out)
+    getattr(kernel, name)(gate_up, out)
     return out
 
 

@@ -1,7 +1,8 @@
 """Attention over a KV cache: store new positions, then attend to all; compiled, or by NumPy.
 
 Letters as in `ops`. `read` is for the positions of one prompt in a prefill, `step` for one
-new position of every row of a group. Both ways give the same numbers up to rounding.
+new position of every row of a group. Both ways give the same numbers up to rounding, and
+know how many positions each layer's queries see (0: all) and the soft cap of scores (0: none).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NO_PIECES: Numbers = np.empty((0, 2), np.int64)
 
 
 class Attention(Protocol):
-    """Queries are scaled by 1 / sqrt(E), last axis contiguous, as in keys, values and `out`."""
+    """Queries are scaled, their last axis contiguous, as in keys, values and `out`."""
 
     def read(
         self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
@@ -40,6 +41,9 @@ class Attention(Protocol):
 class PlainAttention:
     """By NumPy; a step takes the rows of a group together, as long as the longest, and masks."""
 
+    def __init__(self, windows: Sequence[int], cap: float = 0.0) -> None:
+        self._windows, self._cap = windows, cap
+
     def read(
         self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
         out: Floats,
@@ -47,9 +51,10 @@ class PlainAttention:
         """Attend from the positions of a prompt, block by block of queries."""
         group.store(layer, row, keys, values)
         seen = int(group.lengths[row]) + len(keys)
-        held_keys = group.keys[layer, row, :, :seen].swapaxes(1, 2)  # [J, E, C]
-        held_values = group.values[layer, row, :, :seen]  # [J, C, E]
-        attend_causal(queries, held_keys, held_values, out)
+        J = keys.shape[1]
+        held_keys = group.keys[layer, row, :J, :seen].swapaxes(1, 2)  # [J, E, C]
+        held_values = group.values[layer, row, :J, :seen]  # [J, C, E]
+        attend_causal(queries, held_keys, held_values, out, self._windows[layer], self._cap)
 
     def step(
         self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
@@ -57,16 +62,22 @@ class PlainAttention:
         """Attend from one position of every row."""
         group.store_step(layer, keys, values)
         seen = int(group.lengths.max()) + 1
-        held_keys = group.keys[layer, :, :, :seen].swapaxes(2, 3)  # [R, J, E, C]
-        held_values = group.values[layer, :, :, :seen]  # [R, J, C, E]
-        attend_step(queries, held_keys, held_values, unseen(group.lengths + 1), out)
+        J = keys.shape[1]
+        held_keys = group.keys[layer, :, :J, :seen].swapaxes(2, 3)  # [R, J, E, C]
+        held_values = group.values[layer, :, :J, :seen]  # [R, J, C, E]
+        mask = unseen(group.lengths + 1, self._windows[layer])
+        attend_step(queries, held_keys, held_values, mask, out, self._cap)
 
 
 class CompiledAttention:
     """By `attention_kernel`: every row at its own length, in one call for a whole group."""
 
-    def __init__(self, kernel: ModuleType) -> None:
+    def __init__(self, kernel: ModuleType, windows: Sequence[int], cap: float = 0.0) -> None:
         self._kernel = kernel
+        self._sights = [
+            np.array([window or kernel.ENDLESS, np.float32(cap).view(np.int32)], np.int64)
+            for window in windows
+        ]
 
     def read(
         self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
@@ -78,7 +89,7 @@ class CompiledAttention:
         with together(out.size * (int(group.lengths[row]) + len(out))) as team:
             self._kernel.attend_once(
                 queries, keys, values, flat, spans, pieces_of([len(keys)], self._kernel.PIECE),
-                layer, self._kernel.WORKS, team,
+                layer, self._sights[layer], self._kernel.WORKS, team,
             )  # fmt: skip
 
     def step(
@@ -88,8 +99,9 @@ class CompiledAttention:
         spans = spans_of(group.places(), [1] * len(group))
         with together(2 * out.size * group.keys.shape[3]) as team:
             self._kernel.attend_once(
-                queries, keys, values, out, spans, NO_PIECES, layer, self._kernel.WORKS, team
-            )
+                queries, keys, values, out, spans, NO_PIECES, layer, self._sights[layer],
+                self._kernel.WORKS, team,
+            )  # fmt: skip
 
 
 def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:
@@ -107,10 +119,12 @@ def pieces_of(counts: Sequence[int], size: int) -> Numbers:
     return np.array(pieces, np.int64)
 
 
-def best_attention(head_dim: int) -> Attention:
+def best_attention(head_dim: int, windows: Sequence[int], cap: float = 0.0) -> Attention:
     """The compiled way where it can run and whole tiles fill a head; else NumPy's."""
     try:
         kernel = import_module("batchgauge.core.kernels.attention_kernel")
     except ImportError:  # no Numba, or nothing that multiplies and adds at once
-        return PlainAttention()
-    return PlainAttention() if head_dim % kernel.FEATURES else CompiledAttention(kernel)
+        return PlainAttention(windows, cap)
+    if head_dim % kernel.FEATURES:
+        return PlainAttention(windows, cap)
+    return CompiledAttention(kernel, windows, cap)

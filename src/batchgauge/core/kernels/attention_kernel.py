@@ -12,6 +12,7 @@ the buffers of a `kv_cache.Group` have room for that. Importing this module need
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,16 +25,19 @@ from batchgauge.core.kernels.tile import ROWS, tile_alone
 from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
 
 PIECE = 24  # positions of a piece of a prompt
+ENDLESS = 1 << 62  # positions
 APART = 16  # numbers between rows of transposed keys, lest all begin in the same cache set
 
 
 # The numbers of a job: addresses of queries, keys, values and output with the bytes from row to
 # row, spans and pieces; the layer, heads; the angles' cosines and sines [T, E / 2, 2] (0: all is
-# rotated and scaled already), the address of what queries are multiplied by.
+# rotated and scaled already), the address of what queries are multiplied by; the address of
+# a sight, int64 [2]: how many positions a query sees, and the bits of the float32 soft cap of
+# scores, or 0 (0: all are seen, and there is no cap).
 (
     J_Q, J_Q_STEP, J_K, J_K_STEP, J_V, J_V_STEP, J_OUT, J_OUT_STEP, J_SPANS, J_PIECES, J_LAYER,
-    J_HEADS, J_WIDTH, J_KV_HEADS, J_ROTATIONS, J_SCALE, J_TURNED, JOB,
-) = range(18)  # fmt: skip
+    J_HEADS, J_WIDTH, J_KV_HEADS, J_ROTATIONS, J_SCALE, J_TURNED, J_SIGHT, JOB,
+) = range(19)  # fmt: skip
 # And of a span, neighbouring positions of one row of a cache: see `kv_cache.KVCache.places`;
 # then the first of its rows in the queries, how many there are, where keys lie transposed.
 S_KEYS, S_VALUES, S_LAYER, S_STEP, S_HELD, S_FIRST, S_COUNT, S_TURNED, SPAN = range(9)
@@ -56,6 +60,23 @@ def _copy(source, target, count):
 
 
 @njit(nogil=True)
+def _window(job):
+    """How many positions a query sees, its own among them."""
+    sight = number(job, J_SIGHT)
+    return number(sight, 0) if sight else ENDLESS
+
+
+@njit(nogil=True)
+def _cap(job, scores, count):
+    """Keep so many scores softly within a cap, in place."""
+    sight = number(job, J_SIGHT)
+    if sight and number(sight, 1):
+        cap, row = floats_at(sight + 8, 1)[0], floats_at(scores, count)
+        for i in range(count):
+            row[i] = cap * math.tanh(row[i] / cap)
+
+
+@njit(nogil=True)
 def _rotate(at, rotations, width, scale):
     """Turn the pairs of a head by a position's angles (`ops.rotate`), and scale them."""
     x, turns = floats_at(at, width), floats_at(rotations, width)
@@ -68,10 +89,10 @@ def _rotate(at, rotations, width, scale):
 def _turn(keys, seen, turned):
     """Keys [C, E], so many of them, into turned [E, at least C], a cache line at a time.
 
-    Zeros fill up the last tile's columns: what lies there is multiplied too, and numbers
-    by chance, too small to be normal, would make that a hundred times slower.
+    Zeros fill up the columns: what lies there is multiplied too, and numbers by chance, too
+    small to be normal, would make that a hundred times slower.
     """
-    turned[:, seen : (seen + FEATURES - 1) // FEATURES * FEATURES] = 0.0
+    turned[:, seen:] = 0.0
     for first in range(0, seen, LANES):
         last = min(first + LANES, seen)
         for e in range(keys.shape[1]):
@@ -143,13 +164,14 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
         row, j = part // J, part % J
         span = number(job, J_SPANS) + 8 * SPAN * row
-        G, seen = H // J, number(span, S_HELD) + 1
-        ready(job, row, span, seen - 1, j, 1)
+        G, total = H // J, number(span, S_HELD) + 1
+        ready(job, row, span, total - 1, j, 1)
+        seen = min(total, _window(job))
         width = (seen + LANES - 1) // LANES * LANES
         held = np.empty((ROWS, seen + FEATURES), np.float32)
         scores, s_step = held.ctypes.data, 4 * (seen + FEATURES)
         step = number(span, S_STEP)
-        here = number(job, J_LAYER) * number(span, S_LAYER) + j * step
+        here = number(job, J_LAYER) * number(span, S_LAYER) + j * step + 4 * E * (total - seen)
         k_at, v_at = number(span, S_KEYS) + here, number(span, S_VALUES) + here
         for g in range(0, G, ROWS):
             rows, head = min(ROWS, G - g), j * G + g
@@ -160,6 +182,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
                     scores, s_step, v_at + 4 * first, first == 0,
                 )  # fmt: skip
             for query in range(rows):
+                _cap(job, scores + query * s_step, seen)
                 weigh(scores + query * s_step, seen, width)
             out_at = number(job, J_OUT) + row * number(job, J_OUT_STEP) + 4 * E * head
             _mix(rows, scores, s_step, seen, v_at, E, out_at, 4 * E, k_at + step)
@@ -207,7 +230,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         piece, j = number(job, J_PIECES) + 16 * (part // J), part % J
         span, begin = number(job, J_SPANS) + 8 * SPAN * number(piece, 0), number(piece, 1)
         end = min(begin + PIECE, number(span, S_COUNT))
-        start, G = number(span, S_HELD), H // J
+        start, G, window = number(span, S_HELD), H // J, _window(job)
         q_step, out_step = number(job, J_Q_STEP), number(job, J_OUT_STEP)
         q_at = number(job, J_Q) + number(span, S_FIRST) * q_step
         out = number(job, J_OUT) + number(span, S_FIRST) * out_step
@@ -218,31 +241,35 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         scores, s_step = held.ctypes.data, 4 * (start + end + FEATURES)
         for head in range(j * G, (j + 1) * G):
             for query in range(begin, end, ROWS):
-                rows, seen = min(ROWS, end - query), start + query + 1
+                low = max(0, start + query + 1 - window)  # what the first of them still sees
+                rows, seen = min(ROWS, end - query), start + query + 1 - low
                 longest = seen + rows - 1
                 width = (longest + FEATURES - 1) // FEATURES * FEATURES
                 for first in range(0, width, FEATURES):
                     tile_alone(
                         rows, q_at + query * q_step + 4 * E * head, q_step,
-                        k_at + 4 * first, k_step, E,
+                        k_at + 4 * (low + first), k_step, E,
                         scores + 4 * first, s_step, v_at + 4 * E * first, 4 * FEATURES, 1,
                     )  # fmt: skip
                 for row in range(rows):
+                    _cap(job, scores + row * s_step, seen + row)
+                    held[row, : max(0, start + query + row + 1 - window - low)] = -np.inf
                     weigh(scores + row * s_step, seen + row, width)
                 out_at = out + query * out_step + 4 * E * head
-                _mix(rows, scores, s_step, longest, v_at, E, out_at, out_step, v_at)
+                v_low = v_at + 4 * E * low
+                _mix(rows, scores, s_step, longest, v_low, E, out_at, out_step, v_at)
         held[0, 0] = 0.0  # not freed before this
 
     @njit(
         "void(float32[:, :, :], float32[:, :, :], float32[:, :, :], float32[:, :], int64[:, ::1],"
-        " int64[:, ::1], int64, int64[::1], int64[::1])",
+        " int64[:, ::1], int64, int64[::1], int64[::1], int64[::1])",
         cache=True,
         nogil=True,
     )
-    def attend_once(queries, keys, values, out, spans, pieces, layer, works, team):
+    def attend_once(queries, keys, values, out, spans, pieces, layer, sight, works, team):
         """Store the positions of all spans in one layer, and attend from there: see `attend`.
 
-        queries      float32 [T, H, E]   scaled by 1 / sqrt(E), rotated, last axes contiguous
+        queries      float32 [T, H, E]   scaled, rotated, last axes contiguous
         keys, values float32 [T, J, E]   rotated, last axes contiguous
         out          float32 [T, H * E]  last axis contiguous
         """
@@ -253,6 +280,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         job[J_K], job[J_K_STEP] = keys.ctypes.data, keys.strides[0]
         job[J_V], job[J_V_STEP] = values.ctypes.data, values.strides[0]
         job[J_OUT], job[J_OUT_STEP], job[J_LAYER] = out.ctypes.data, out.strides[0], layer
+        job[J_SIGHT] = sight.ctypes.data
         job[J_HEADS], job[J_WIDTH], job[J_KV_HEADS] = (
             queries.shape[1], queries.shape[2], keys.shape[1],
         )  # fmt: skip

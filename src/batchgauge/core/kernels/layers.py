@@ -13,7 +13,7 @@ from batchgauge.core.kernels.attention import NO_PIECES, pieces_of, spans_of
 from batchgauge.core.kernels.products import together
 from batchgauge.core.kv_cache import Numbers
 from batchgauge.core.ops import Floats, Rotations
-from batchgauge.core.weights import Weights
+from batchgauge.core.weights import Biased, Weights
 
 
 class CompiledLayers:
@@ -21,7 +21,12 @@ class CompiledLayers:
 
     def __init__(self, kernel: ModuleType, config: Config, weights: Weights) -> None:
         self._kernel, self._weights = kernel, weights
-        matrices = [(m.qkv, m.output, m.gate_up, m.down) for m in weights.layers]
+        qkv = [layer.qkv for layer in weights.layers]
+        bare = [one.matrix if isinstance(one, Biased) else one for one in qkv]
+        matrices = [
+            (first, m.output, m.gate_up, m.down)
+            for first, m in zip(bare, weights.layers, strict=True)
+        ]
         most = max(len(matrix.pieces()) for layer in matrices for matrix in layer)
         self._matrices = np.zeros((len(matrices), 4, most, kernel.PIECE), np.int64)
         for number, layer in enumerate(matrices):
@@ -30,10 +35,11 @@ class CompiledLayers:
                 self._matrices[number, place, : len(pieces)] = pieces
         self._head = np.array(weights.head.pieces(), np.int64)
         self._gains = np.array(
-            [(layer.attention_gain, layer.feed_forward_gain) for layer in weights.layers],
-            np.float32,
+            [(m.gains["attn_norm"], m.gains["ffn_norm"]) for m in weights.layers], np.float32
         )
-        self._scales = np.array([config.norm_epsilon, 1.0 / np.sqrt(config.head_dim)], np.float32)
+        biases = [one.bias for one in qkv if isinstance(one, Biased)]
+        self._biases = np.array(biases or np.empty((len(qkv), 0)), np.float32)
+        self._scales = np.array([config.norm_epsilon, config.query_scale], np.float32)
         self._shape = np.array([config.heads, config.head_dim, config.kv_heads, config.d_ff])
 
     @classmethod
@@ -48,7 +54,9 @@ class CompiledLayers:
         ]
         if config.head_dim % kernel.HEAD_WIDTH or config.d_ff % kernel.INNER_WIDTH:
             return None
-        return cls(kernel, config, weights) if all(m.pieces() for m in matrices) else None
+        if not config.plain or not all(m.pieces() for m in matrices):
+            return None
+        return cls(kernel, config, weights)
 
     def run(
         self, x: Floats, rotations: Rotations, places: Numbers, counts: Sequence[int] | None
@@ -64,7 +72,7 @@ class CompiledLayers:
         with together() as team:
             k.run(
                 x, rotations.view(np.float32), spans, pieces, self._matrices, self._gains,
-                self._scales, self._shape, k.WORKS, team,
+                self._biases, self._scales, self._shape, k.WORKS, team,
             )  # fmt: skip
 
     def logits(self, x: Floats) -> Floats:

@@ -131,18 +131,19 @@ def _compile(source: int) -> tuple[Any, Any]:
 
     @njit(
         "void(float32[:, ::1], float32[:, ::1], int64[:, ::1], int64[:, ::1],"
-        " int64[:, :, :, ::1], float32[:, :, ::1], float32[::1], int64[::1], int64[::1],"
-        " int64[::1])",
+        " int64[:, :, :, ::1], float32[:, :, ::1], float32[:, ::1], float32[::1], int64[::1],"
+        " int64[::1], int64[::1])",
         cache=True,
         nogil=True,
     )
-    def run(x, rotations, spans, cut, matrices, gains, scales, shape, works, team):
+    def run(x, rotations, spans, cut, matrices, gains, biases, scales, shape, works, team):
         """Take x [T, D] through all layers, in place.
 
         rotations  float32 [T, E]          cosines and sines, side by side
         spans, cut                         see `attention_kernel.attend`
         matrices   int64 [L, 4, n, PIECE]
         gains      float32 [L, 2, D]
+        biases     float32 [L, n]          of queries, keys and values; n = 0: none
         scales     float32 [2]             epsilon of the norms; what queries are multiplied by
         shape      int64 [4]               H, E, J, F
         """
@@ -168,6 +169,9 @@ def _compile(source: int) -> tuple[Any, Any]:
         for layer in range(matrices.shape[0]):
             _norm(x, y[: 0 if layer == 0 else T], gains[layer, 0], normed, scales, works, team)
             _product(normed.ctypes.data, D, T, matrices[layer, QKV], qkv, team)
+            for row in range(T):
+                for n in range(biases.shape[1]):
+                    qkv[row, n] += biases[layer, n]
             job[J_LAYER] = layer
             attend(job, spans, cut, works, turned, team)
             _product(attended.ctypes.data, H * E, T, matrices[layer, OUTPUT], y, team)

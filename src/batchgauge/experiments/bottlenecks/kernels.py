@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.ops import swiglu
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call
@@ -34,7 +33,8 @@ DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
 def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     """The kernels of a decode step over all layers, a whole step, and a prefill, at B rows."""
     c, B = model.config, batch_size
-    D, H, E, F, V, L = c.d_model, c.heads, c.head_dim, c.d_ff, c.vocab_size, c.layers
+    D, H, E, V, L = c.d_model, c.heads, c.head_dim, c.vocab_size, c.layers
+    kv_heads, inner = (sum(getattr(s, name) for s in c.shapes) for name in ("kv_heads", "d_ff"))
     layers = model.weights.layers
     rng = np.random.default_rng(0)
     x = rng.standard_normal((B, D), dtype=np.float32)
@@ -53,7 +53,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
 
     def mlp() -> None:
         for layer in layers:
-            layer.down(swiglu(layer.gate_up(x)))
+            layer.down(model.gated(layer.gate_up(x)))
 
     def attention() -> None:
         out = np.empty((B, H * E), np.float32)
@@ -68,9 +68,9 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
 
     each = model.weights.bytes_each
     weights = {
-        "QKV": L * D * c.qkv_width,
+        "QKV": D * E * (L * H + 2 * kv_heads),
         "output": L * D * H * E,
-        "MLP": L * 3 * D * F,
+        "MLP": 3 * D * inner,
         "head": V * D,
     }
     kv_bytes = B * CONTEXT * c.kv_bytes_per_token
