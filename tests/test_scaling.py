@@ -16,7 +16,7 @@ from batchgauge.experiments.scaling import (
     MOST_TOKENS,
     SLACK,
     Cost,
-    Work,
+    WorkSize,
     blocks_s,
     fitted,
     said,
@@ -24,7 +24,7 @@ from batchgauge.experiments.scaling import (
 )
 from batchgauge.reporting import profile_named
 
-WANTED = Work((1, 4, 8, 16), 40, 12)
+WANTED = WorkSize((1, 4, 8, 16), 40, 12)
 SMALL = Cost(1.4e-3, 33e-3, 1.8e-3)  # as a model of 135 million weights on two cores
 HALF = Cost(6.5e-3, 130e-3, 7e-3)  # half a billion
 LARGE = Cost(40e-3, 800e-3, 45e-3)  # three billion

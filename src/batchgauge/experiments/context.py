@@ -20,7 +20,7 @@ from batchgauge.experiments.scaling import (
     PROMPT,
     SLACK,
     Cost,
-    Work,
+    WorkSize,
     blocks_s,
     fitted,
     pilot,
@@ -141,7 +141,7 @@ class Context:
 
         So many blocks of every batch, and of every item `alone`, must find room in it.
         """
-        wanted = Work(tuple(sizes), min(TYPICAL, self.longest_prompt), tokens)
+        wanted = WorkSize(tuple(sizes), min(TYPICAL, self.longest_prompt), tokens)
         block_s = partial(blocks_s, self.cost, blocks, alone=alone)
         done = fitted(
             wanted, self.cost, self.budget.share(share), block_s=block_s, room=self.room,

@@ -44,14 +44,14 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WorkSize:
     """Batch sizes in rising order, tokens of a prompt and of an answer."""
 
     sizes: tuple[int, ...]
     prompt: int
     tokens: int
 
-    def smaller(self) -> Work | None:
+    def smaller(self) -> WorkSize | None:
         """The next smaller work; None when there is none."""
         if self.tokens > FEW_TOKENS:
             return replace(self, tokens=max(FEW_TOKENS, self.tokens // 2))
@@ -74,14 +74,14 @@ def pilot(engine: Engine) -> Cost:
 
 
 def fitted(
-    wanted: Work,
+    wanted: WorkSize,
     cost: Cost,
     seconds: float,
     *,
-    block_s: Callable[[Work], float],
+    block_s: Callable[[WorkSize], float],
     room: int | None = None,
     lengthen: bool = True,
-) -> Work:
+) -> WorkSize:
     """The work to do in `seconds`: what was wanted, cut or lengthened by the module's rule.
 
     `block_s` gives the seconds that a work takes at the least, `room` the positions that the
@@ -104,14 +104,14 @@ def fitted(
     return work
 
 
-def blocks_s(cost: Cost, blocks: int, work: Work, *, alone: bool = True) -> float:
+def blocks_s(cost: Cost, blocks: int, work: WorkSize, *, alone: bool = True) -> float:
     """Seconds of so many blocks: every batch once, and every item of the largest `alone`."""
     one = cost.batch_s(1, work.prompt, work.tokens) if alone else 0.0
     batches = sum(cost.batch_s(size, work.prompt, work.tokens) for size in work.sizes)
     return blocks * (work.sizes[-1] * one + batches)
 
 
-def said(what: str, wanted: Work, done: Work) -> str:
+def said(what: str, wanted: WorkSize, done: WorkSize) -> str:
     """In what the work differs from what was wanted; empty when in nothing."""
     changes = []
     if done.tokens != wanted.tokens:
