@@ -19,7 +19,7 @@ from batchgauge.experiments.baseline import sections as baseline
 from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context, checked_sizes
-from batchgauge.experiments.speedup import by_size
+from batchgauge.experiments.speedup import beside, by_size
 from batchgauge.experiments.speedup import runs as speedup_runs
 from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.experiments.speedup.goals import Goal, as_frame
@@ -262,14 +262,16 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     )
     monkeypatch.setattr(speedup_runs, "measure_goals", lambda _: goals)
     ladder = Section("ladder", {"ladder": rungs("inference")})
-    met = speedup.reached(context, {"decode": ladder})
-    assert met.frame["verdict"].tolist() == ["missed", "met", "not measured", "open"]
-    assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", ""]
+    monkeypatch.setattr(beside, "goals", lambda _: [Goal("prefill", "two", 1.0, "higher")])
+    met = speedup.reached(context, {"decode": ladder}, ladder)
+    verdicts = ["missed", "met", "not measured", "open", "not measured"]
+    assert met.frame["verdict"].tolist() == verdicts
+    assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", "", ""]
     assert [s.verdict for s in met.scores()] == ["missed"]
     said = speedup.answer([ladder], met)
     assert "Inference: 3.6 × [3.5, 3.7] over the baseline, most of it from “cache”" in said
     assert "1 of 2 rungs did not pay" in said
-    assert "Of 4 goals: 1 met, 1 open, 1 missed, 1 not measured. Missed: S(8)" in said
+    assert "Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured. Missed: S(8)" in said
 
 
 def test_speedup_by_size(context, monkeypatch):

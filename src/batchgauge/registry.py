@@ -25,6 +25,7 @@ from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import default_threads
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.redaction import redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,15 @@ class Known:
 
     `factory` is `module:function`, called with (argument, model, threads), the
     tokenizers' with (argument, model). `extra` is the extra of this package that
-    installs `packages`; both are empty for our own.
+    installs `packages`; both are empty for our own. `weights` is how an engine keeps its
+    weights without an argument, empty where that is not known.
     """
 
     factory: str
     packages: tuple[str, ...] = ()
     extra: str = ""
     argument: str = ""
+    weights: str = ""
 
 
 _TOKENIZERS: Mapping[str, Known] = {
@@ -68,19 +71,22 @@ _ENGINES: Mapping[str, Known] = {
     "numpy": Known(
         "batchgauge.adapters.own:numpy_engine",
         argument="how weights are kept: float32 (default), file (as it has them) or bfloat16",
+        weights="float32",
     ),
-    "baseline": Known("batchgauge.adapters.own:baseline_engine"),
+    "baseline": Known("batchgauge.adapters.own:baseline_engine", weights="float32"),
     "transformers": Known(
         "batchgauge.adapters.transformers_adapter:open_engine",
         ("torch", "transformers"),
         "transformers",
         "float32 (default) or bfloat16, then optionally ',cuda'",
+        weights="float32",
     ),
     "llama-cpp": Known(
         "batchgauge.adapters.llama_cpp_adapter:open_engine",
         ("llama_cpp",),
         "llama-cpp",
         "'f32' to run the same weights dequantised",
+        weights="file",
     ),
     "openai": Known(
         "batchgauge.adapters.openai_http:open_engine",
@@ -114,6 +120,46 @@ def missing_packages(spec: str) -> tuple[str, ...]:
             raise _unknown("tokenizer or engine", spec, {**_TOKENIZERS, **_ENGINES})
         return ()
     return extras.missing(*known.packages)
+
+
+def weights_of(spec: str) -> str:
+    """How the engine of a spec keeps its weights: float32, file, bfloat16; "" where not known.
+
+    >>> weights_of("numpy:file"), weights_of("transformers:bfloat16,cuda"), weights_of("my:engine")
+    ('file', 'bfloat16', '')
+    """
+    name, _, argument = spec.partition(":")
+    known = _ENGINES.get(name)
+    if known is None or not known.weights:
+        return ""
+    argument = argument.partition(",")[0]
+    return {"": known.weights, "f32": "float32"}.get(argument, argument)
+
+
+def with_weights(spec: str, weights: str = "float32") -> str:
+    """The spec of an engine that keeps its weights in that way.
+
+    The default, float32, leaves a spec as it is; another one must be what the spec says, or
+    becomes the argument of `numpy`. Raises UserError for any other, before anything is loaded.
+
+    >>> with_weights("numpy", "file"), with_weights("numpy:file"), with_weights("baseline")
+    ('numpy:file', 'numpy:file', 'baseline')
+    """
+    from batchgauge.core.weights import MODES
+
+    name, _, argument = spec.partition(":")
+    for given in (weights, argument if name == "numpy" and argument else MODES[0]):
+        if given not in MODES:
+            raise UserError(f"weights is {given!r}; expected one of {', '.join(MODES)}.")
+    if weights in {MODES[0], weights_of(spec)}:
+        return spec
+    if spec == "numpy":
+        return f"{spec}:{weights}"
+    kept = weights_of(spec)
+    raise UserError(
+        f"weights is '{weights}', but the engine '{redacted(spec)}' keeps them "
+        f"{f'as {kept}' if kept else 'in its own way'}; expected the engine 'numpy', or no weights."
+    )
 
 
 def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Tokenizer:

@@ -1,9 +1,10 @@
 """The ladder from the baseline engine to the batched one, one named idea a rung.
 
 A rung is a small class that overrides little of `BaselineModel`, so that the difference
-between two of them is the idea and nothing else; the last four are the core's own model.
-Work is a list of batch items, output the token ids of every answer; all rungs give the
-same. All share the file's weights and copy only what their idea lays out anew.
+between two of them is the idea and nothing else; from batched decode on they are the core's
+own model. Work is a list of batch items, output the token ids of every answer; all rungs
+give the same, except where bfloat16 weights score another token higher. All share the file's
+weights and copy only what their idea lays out anew.
 
 The order is the one in which ideas were tried, including those that do not pay.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from batchgauge.baseline.engine import BaselineEngine
 from batchgauge.baseline.model import BaselineModel, Cache, capped, softmax
@@ -33,6 +35,7 @@ from batchgauge.core.ops import Floats, Rotations
 from batchgauge.core.rotary import Turns
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
+from batchgauge.machine.limits import performance_cores
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
@@ -287,6 +290,24 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
             None,
             partial(_batched, path, LlamaModel),
         ),
+        Rung(
+            "bfloat16 weights",
+            "Round weights to 16 bits: half the bytes, and other scores.",
+            None,
+            partial(_batched, path, LlamaModel, "bfloat16"),
+        ),
+        Rung(
+            "weights as in the file",
+            "Keep the file's bits, dequantise in registers: the same scores.",
+            None,
+            partial(_batched, path, LlamaModel, "file"),
+        ),
+        Rung(
+            "all cores",
+            "Share products and attention of a step among all full-speed cores.",
+            None,
+            partial(_on_all_cores, path),
+        ),
     )
 
 
@@ -309,10 +330,20 @@ def _plain(path: Path) -> BaselineModel:
     return BaselineModel.load(path)
 
 
-def _batched(path: Path | None, model: type[LlamaModel]) -> Infer:
+def _on_all_cores(path: Path | None) -> Infer:
+    infer, threads = _batched(path, LlamaModel, "file"), performance_cores()
+
+    def run(items: Items) -> Answers:
+        with threadpool_limits(threads, user_api="blas"):
+            return infer(items)
+
+    return run
+
+
+def _batched(path: Path | None, model: type[LlamaModel], weights: str = "float32") -> Infer:
     file = open_model(path)
     tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
-    return partial(_answers, BatchInferenceEngine(model(file), tokenizer, file.metadata))
+    return partial(_answers, BatchInferenceEngine(model(file, weights), tokenizer, file.metadata))
 
 
 def _answers(engine: Engine, items: Items) -> Answers:

@@ -30,7 +30,13 @@ from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
-from batchgauge.registry import check_fits, open_engine, open_tokenizer
+from batchgauge.registry import (
+    check_fits,
+    open_engine,
+    open_tokenizer,
+    weights_of,
+    with_weights,
+)
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
@@ -61,7 +67,11 @@ def checked_sizes(sizes: Sequence[int], most: int, what: str) -> tuple[int, ...]
 
 @dataclass(frozen=True)
 class Context:
-    """What is measured, and how much time it may take. Raises UserError for `threads` below 1."""
+    """What is measured, and how much time it may take.
+
+    `weights` becomes a part of `engine_spec`. Raises UserError for `threads` below 1, and for
+    weights that the engine does not keep.
+    """
 
     budget: Profile
     tokenizer_name: str = "numpy"
@@ -70,10 +80,22 @@ class Context:
     workload: str = ""
     threads: int = 1
     seed: int = 0
+    weights: str = "float32"
     notes: list[str] = field(default_factory=list, compare=False)  # what was cut or lengthened
 
     def __post_init__(self) -> None:
         whole(threads=self.threads)
+        object.__setattr__(self, "engine_spec", with_weights(self.engine_spec, self.weights))
+
+    @property
+    def weights_kept(self) -> str:
+        """How the engine keeps its weights; empty where its spec does not say."""
+        return weights_of(self.engine_spec)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """Conditions of the whole run, for every CSV."""
+        return {"weights": self.weights_kept, "threads": self.threads}
 
     @property
     def engine_name(self) -> str:

@@ -74,8 +74,9 @@ class Machine:
 class Run:
     """One measuring session: what its rows have in common.
 
-    `threads` is the BLAS thread limit the samples were taken under, `workload` a digest
-    of the data the benchmarks worked on ("" when it does not matter).
+    `threads` is the limit the samples were taken under, `workload` a digest of the data the
+    benchmarks worked on ("" when it does not matter), `weights` how the engine keeps its own
+    ("" without an engine).
     """
 
     run_id: str
@@ -86,9 +87,10 @@ class Run:
     seed: int
     workload: str
     timestamp: str
+    weights: str = ""
 
     @classmethod
-    def here(cls, *, threads: int = 1, seed: int = 0, workload: str = "") -> Run:
+    def here(cls, *, threads: int = 1, seed: int = 0, workload: str = "", weights: str = "") -> Run:
         """A new run on this machine, now, from the commit that is checked out."""
         return cls(
             run_id=uuid.uuid4().hex[:12],
@@ -99,6 +101,7 @@ class Run:
             seed=seed,
             workload=workload,
             timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
+            weights=weights,
         )
 
 

@@ -15,7 +15,8 @@
 | counters | deterministic work of one call as JSON: tokens, steps, bytes, instructions |
 | outlier | "" or low/high mild/severe by Tukey's fences; a label, no row is dropped |
 | gc | garbage collection while timing: `off` (young objects collected before), or `on` |
-| threads, seed | BLAS threads allowed; seed of the order and the data |
+| threads, seed | threads allowed; seed of the order and the data |
+| weights | how the engine keeps them: float32, file, bfloat16; empty: no engine, or not said |
 | git_commit, versions | what was measured; a `+` says the files differ from the commit |
 | machine_id, machine | digest and description of the machine |
 | workload | digest of the data worked on; different data are not compared |
@@ -113,10 +114,12 @@ class Labels:
 
 
 _RUN_COLUMNS = (
-    *("threads", "seed", "git_commit", "versions", "machine_id", "machine", "workload"),
+    *("threads", "weights", "seed", "git_commit", "versions", "machine_id", "machine"),
+    "workload",
     "timestamp",
 )
 COLUMNS: tuple[str, ...] = ("run_id", *(f.name for f in fields(Sample)), *_RUN_COLUMNS)
+_WITHOUT_ENGINE = ("tokenize", "detokenize", "statistics", "lookup", "sizing")  # parts
 _TIMES = ("wall_ms", "cpu_ms")
 _WHOLE = (
     *("batch_size", "process", "block", "position", "inner_loops", "items", "tokens"),
@@ -167,6 +170,7 @@ def to_frame(samples: Iterable[Sample], run: Run) -> pd.DataFrame:
     shared: dict[str, Any] = {
         "run_id": run.run_id,
         "threads": run.threads,
+        "weights": run.weights,
         "seed": run.seed,
         "git_commit": run.git_commit,
         "versions": run.versions,
@@ -175,7 +179,9 @@ def to_frame(samples: Iterable[Sample], run: Run) -> pd.DataFrame:
         "workload": run.workload,
         "timestamp": run.timestamp,
     }
-    return pd.DataFrame([asdict(s) for s in samples]).assign(**shared)[list(COLUMNS)]
+    frame = pd.DataFrame([asdict(s) for s in samples]).assign(**shared)[list(COLUMNS)]
+    frame["weights"] = frame["weights"].mask(frame["part"].isin(_WITHOUT_ENGINE), "")
+    return frame
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -206,6 +212,8 @@ def read(path: Path | str) -> pd.DataFrame:
 
 def checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     """`frame` with typed columns. Raises UserError when it is no table of samples."""
+    if "weights" not in frame.columns:  # tables of before weights modes
+        frame = frame.assign(weights="")
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
         raise UserError(

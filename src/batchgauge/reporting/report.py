@@ -112,7 +112,10 @@ class Score:
 
 @dataclass(slots=True)
 class Report:
-    """One notebook's report; made by `begin`, closed by `finish`."""
+    """One notebook's report; made by `begin`, closed by `finish`.
+
+    `columns` are conditions of the whole run; a CSV has those that its frame does not say itself.
+    """
 
     name: str
     title: str
@@ -122,6 +125,7 @@ class Report:
     seed: int
     parameters: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _answer: str = ""
     _findings: list[str] = field(default_factory=list)
@@ -180,7 +184,8 @@ class Report:
         with `=` stays one, and a spreadsheet should import such columns as text.
         """
         path = self.path("data", f"{self.name}_{name}.csv")
-        write_csv(frame, path)
+        more = {name: value for name, value in self.columns.items() if name not in frame}
+        write_csv(frame.assign(**more) if more else frame, path)
         return path
 
     def figure(self, figure: Figure, name: str, *, alt: str, caption: str) -> Path:

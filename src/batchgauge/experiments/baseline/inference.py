@@ -97,7 +97,7 @@ def long_sweep(  # noqa: PLR0913 - what it runs, how often and for how long
     largest = max((t for t in timings if t.item < 0), key=lambda t: t.batch_size)
     return InferenceSweep(
         what,
-        _table(context, timings, sizes),
+        _table(context, timings, sizes).assign(max_tokens=max_tokens),
         _samples(context, part, timings, max_tokens),
         pd.DataFrame([_phases(timings, size, context.seed) for size in sizes]),
         _answers(items, largest.result),
@@ -207,7 +207,8 @@ def _samples(
         )
         for t in timings
     ]
-    return to_frame(samples, Run.here(threads=context.threads, seed=context.seed))
+    run = Run.here(threads=context.threads, seed=context.seed, weights=context.weights_kept)
+    return to_frame(samples, run)
 
 
 def _answers(items: Items, result: Result) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def _short_sweep(
         )
         columns = {
             "alone_ms": found.median_ms(ONE_BY_ONE), "batch_ms": found.median_ms(BATCH),
-            "throughput_tokens_per_s": found.tokens_per_s(BATCH),
+            "throughput_tokens_per_s": found.tokens_per_s(BATCH), "characters": characters,
         }  # fmt: skip
         rows.append(row(found.ratio(BATCH), size, context.tokenizer_name, **columns))
         samples.append(found.frame())

@@ -22,6 +22,7 @@ from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table
 from batchgauge.measuring import Amount, Conditions, Labels, Stopping
 from batchgauge.redaction import redacted
+from batchgauge.registry import weights_of
 
 CONTEXT, RESERVE = 32, 32
 
@@ -74,7 +75,8 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
             calls = {name: _prefill(s, ids) for name, s in steppers.items()}
             place = {"part": "prefill", "threads": threads, "batch_size": batch, "tokens": length}
             _compare(peers, calls, batch * length, place, rows, samples)
-    return rate_table(rows), pd.concat(samples)
+    table = rate_table(rows)
+    return table.assign(weights=table["implementation"].map(weights_of)), pd.concat(samples)
 
 
 def _with_threads(peers: Peers, threads: int) -> dict[str, Stepper]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.rates import OURS
 from batchgauge.machine import preflight
+from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
@@ -137,7 +139,26 @@ def conditions_table(peers: Peers) -> pd.DataFrame:
             ("llama-cpp:f32", "the same weights in float32", version, way + "prefix reuse off"),
             ("llama-cpp", "the file as it is", version, way + quantised),
         ]
+    rows.append(("the processor", Machine.here().cpu, processor_features(), "everybody"))
     return pd.DataFrame(rows, columns=["peer", "version", "build", "used_by"])
+
+
+def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Which vector and matrix units decide about products, of those that Linux names."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "units unknown: this system does not name them"
+    flags = next((x for x in lines if x.lower().startswith(("flags", "features"))), "").split()
+    names = {
+        "avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI",
+        "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX tiles", "amx_bf16": "AMX BF16",
+        "amx_int8": "AMX INT8", "asimd": "NEON", "sve": "SVE", "bf16": "BF16", "i8mm": "I8MM",
+    }  # fmt: skip
+    has = [name for flag, name in names.items() if flag in flags]
+    wanted = [f for f in names if f.startswith(("avx", "amx")) == ("asimd" not in flags)]
+    lacks = [names[flag] for flag in wanted if flag not in flags]
+    return f"has {', '.join(has) or 'none of them'}" + (f"; lacks {', '.join(lacks)}" * bool(lacks))
 
 
 def _torch_rows(peers: Peers) -> list[tuple[str, str, str, str]]:

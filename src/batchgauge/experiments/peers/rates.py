@@ -24,6 +24,7 @@ from batchgauge.measuring import (
     location,
     measure,
 )
+from batchgauge.registry import weights_of
 
 OURS = "numpy"
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
@@ -55,7 +56,9 @@ def measured(
             calls, how.labels, how.amount, design=Design(OURS, aa=how.aa), stopping=how.stopping,
             conditions=how.conditions, progress=False,
         )  # fmt: skip
-        return rates(found, amounts, place), found.frame()
+        frame = found.frame()
+        kept = frame["implementation"].map(weights_of).mask(frame["part"] == "tokenize", "")
+        return rates(found, amounts, place), frame.assign(weights=kept)
     ((name, call),) = calls.items()
     alone = measure(
         call, replace(how.labels, implementation=name), how.amount,

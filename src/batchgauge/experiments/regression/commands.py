@@ -16,6 +16,7 @@ from batchgauge.measuring.gate import compare as comparing
 from batchgauge.measuring.gate import process as gate_process
 from batchgauge.measuring.gate import revisions
 from batchgauge.measuring.gate import rounds as gating
+from batchgauge.registry import weights_of
 from batchgauge.text import escaped, one_line, visible
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
@@ -27,6 +28,9 @@ def _subject_options(command: Any) -> Any:
     for option in (
         click.option("--tokenizer", default="numpy", show_default=True, help="Tokenizer to run."),
         click.option("--engine", default="numpy", show_default=True, help="Engine to run."),
+        click.option(
+            "--weights", default="float32", show_default=True, help="float32, file or bfloat16."
+        ),
         click.option(
             "--model",
             default="",
@@ -146,6 +150,7 @@ def _thresholds(pairs: tuple[str, ...]) -> dict[str, float]:
 def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[comparing.Change]:
     import batchgauge
     from batchgauge import suite
+    from batchgauge.experiments.regression.runs import suite_options
 
     package = Path(batchgauge.__file__).parent
     root = revisions.repository(Path.cwd())
@@ -157,7 +162,8 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
     revisions.resolve(root, revision)
     if not options["allow_dirty"]:
         revisions.check_clean(root)
-    subject = {key: options[key] for key in ("tokenizer", "engine", "model", "threads", "seed")}
+    kept = ("tokenizer", "engine", "weights", "model", "threads", "seed")
+    subject = suite_options(**{key: options[key] for key in kept})
     plan = gate_process.GatePlan(
         [b.name for b in suite.select(options["patterns"])],
         Path(suite.__file__),
@@ -174,7 +180,9 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
     for name, reason in result.problems.items():
         click.echo(one_line(f"not compared: {name}: {reason}"), err=True)
     if options["out"] is not None:
-        run = Run.here(threads=options["threads"], seed=options["seed"])
+        run = Run.here(
+            threads=options["threads"], seed=options["seed"], weights=weights_of(subject["engine"])
+        )
         write_csv(record.to_frame(result.samples, run), options["out"])
     return result.changes
 

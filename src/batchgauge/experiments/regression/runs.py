@@ -22,7 +22,18 @@ from batchgauge.measuring.gate.process import FEWEST, THRESHOLD, GatePlan, Side
 from batchgauge.measuring.gate.rounds import Evidence, GateResult, decide, measure_round
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.redaction import redacted
+from batchgauge.registry import weights_of, with_weights
 from batchgauge.statistics import Estimate, proportion
+
+
+def suite_options(
+    *, engine: str = "numpy", weights: str = "float32", **subject: Any
+) -> dict[str, Any]:
+    """Arguments of `suite.Subject`: the weights are part of the engine's spec there.
+
+    Another revision understands them so. Raises UserError as `registry.with_weights` does.
+    """
+    return {**subject, "engine": with_weights(engine, weights)}
 
 
 def run_suite(
@@ -35,10 +46,13 @@ def run_suite(
 ) -> pd.DataFrame:
     """Measure the benchmarks that match, `seconds` each: one row a sample.
 
-    `subject` are the arguments of `suite.Subject`.
+    `subject` are the arguments of `suite_options`.
     """
-    subject_ = suite.Subject(**subject)
-    run = Run.here(threads=subject_.threads, seed=subject_.seed, workload=subject_.workload_digest)
+    subject_ = suite.Subject(**suite_options(**subject))
+    run = Run.here(
+        threads=subject_.threads, seed=subject_.seed, workload=subject_.workload_digest,
+        weights=weights_of(subject_.engine_spec),
+    )  # fmt: skip
     frames = []
     for benchmark in tqdm(suite.select(patterns), desc="suite", disable=not progress):
         prepared = benchmark.prepare(subject_)

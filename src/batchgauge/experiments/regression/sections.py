@@ -21,6 +21,7 @@ from batchgauge.measuring.gate.compare import Change, compare_runs, frame_of
 from batchgauge.measuring.gate.process import THRESHOLD, GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.trial import SLOWDOWNS
+from batchgauge.registry import weights_of
 from batchgauge.reporting import Score, Section
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
@@ -32,14 +33,14 @@ CHEAP = "tokenize/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
 def plan(budget: Profile, **subject: Any) -> GatePlan:
     """Process rounds and seconds that a profile has for this checkout against itself.
 
-    `subject` are the arguments of `suite.Subject`.
+    `subject` are the arguments of `runs.suite_options`.
     """
     benchmarks = budget.choose(smoke="statistics/items=1000", default=CHEAP, thorough=CHEAP)
     rounds = budget.choose(smoke=3, default=8, thorough=32)
     return GatePlan(
         [b.name for b in suite.select(benchmarks)],
         Path(suite.__file__),
-        subject,
+        runs.suite_options(**subject),
         seconds=budget.choose(smoke=0.4, default=30.0, thorough=90.0),
         processes=rounds,
         least=rounds,  # no early end: the noise is what is looked for
@@ -50,7 +51,9 @@ def plan(budget: Profile, **subject: Any) -> GatePlan:
 def same_code(plan: GatePlan) -> tuple[GateResult, Section]:
     """Unchanged code against itself: what the gate saw, and its noise floors."""
     seen = runs.against_itself(plan)
-    samples = to_frame(seen.samples, Run.here(threads=int(plan.options["threads"]), seed=plan.seed))
+    kept = weights_of(plan.options["engine"])
+    run = Run.here(threads=int(plan.options["threads"]), seed=plan.seed, weights=kept)
+    samples = to_frame(seen.samples, run)
     changes = seen.changes
     alarms = _slower(changes)
     title = f"The same code twice: {alarms} of {len(changes)} benchmarks look slower"

@@ -199,7 +199,7 @@ def as_records(measured: pd.DataFrame, context: Context) -> pd.DataFrame:
         )
         for row, place in zip(measured.to_dict("records"), places, strict=True)
     ]
-    return to_frame(samples, Run.here(threads=0, seed=context.seed))
+    return to_frame(samples, Run.here(threads=0, seed=context.seed, weights=context.weights_kept))
 
 
 def throughputs(measured: pd.DataFrame, stage: str, way: str) -> dict[int, list[float]]:

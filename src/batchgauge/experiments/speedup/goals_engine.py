@@ -185,7 +185,7 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 begin = time.perf_counter()
-model = LlamaModel.load(sys.argv[1] or None)
+model = LlamaModel.load(sys.argv[1] or None, sys.argv[2])
 seconds = time.perf_counter() - begin
 of_model = peak_bytes()
 from batchgauge.core.engine import BatchInferenceEngine
@@ -196,7 +196,7 @@ print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_byte
 """
 
 
-def load(context: Context, model: str) -> list[Goal]:
+def load(context: Context) -> list[Goal]:
     """Seconds from a GGUF to a model in fresh processes, and their peak resident memory."""
     goals = (
         ("load time", 1.0, "s"),
@@ -204,7 +204,8 @@ def load(context: Context, model: str) -> list[Goal]:
     )
     found = []
     for _ in range(context.budget.choose(smoke=1, default=5, thorough=11)):
-        done = subprocess.run([sys.executable, "-c", _LOAD, model], capture_output=True, text=True)
+        command = [sys.executable, "-c", _LOAD, context.model, context.weights_kept]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             note = (done.stderr.strip().splitlines() or ["the process failed"])[-1]
             return [Goal("load", g, t, "lower", unit=u, note=note) for g, t, u in goals]

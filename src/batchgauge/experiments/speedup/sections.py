@@ -7,8 +7,9 @@ from functools import partial
 
 import pandas as pd
 
+from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.speedup import by_size, figures, goals, runs
+from batchgauge.experiments.speedup import beside, by_size, figures, goals, quality, runs
 from batchgauge.experiments.speedup.by_size import OVER_BASELINE, STRICT
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.reporting import Score, Section
@@ -79,9 +80,57 @@ def _by_size(
     )  # fmt: skip
 
 
-def reached(context: Context, ladders: Mapping[str, Section]) -> Section:
-    """Every goal of the core; beside one that was missed, what its part's ladder tried."""
-    measured = runs.measure_goals(context)
+def forms_of_weights(context: Context) -> tuple[Section, Section]:
+    """What each form of the weights costs in quality and buys in speed; S(b) by form."""
+    with quality.in_temporary_folder() as folder:
+        every, absent = quality.forms(context, folder)
+        windows = quality.measure_quality(context, every)
+        speed = quality.measure_speed(context, every)
+    table, gained = quality.summary(windows, speed), quality.gains(speed)
+    said = quality.sentence(table, absent)
+    shown = table[[c for c in table if not str(c).endswith(("_low", "_high"))]]
+    return (
+        Section(
+            "speedup_weights",
+            {"weights": table, "weights_windows": windows, "weights_samples": speed}, said, shown,
+            "Forms of the weights: bytes, quality on held-out text against float32 of the same "
+            f"file, and decode tokens/s on one thread from {fresh.rests_on(speed)}; intervals are "
+            "in the CSV.",
+            partial(figures.forms, table, "Speed and quality of the weights"),
+            "Further right is faster, further down is closer to float32; bars are 95 % intervals.",
+        ),
+        Section(
+            "speedup_weights_gains", {"weights_gains": gained}, quality.gains_sentence(gained),
+            picture=partial(figures.gains, gained),
+            picture_caption=f"What batching buys by weights, with 95 % intervals over "
+            f"{fresh.rests_on(speed)}.",
+        ),
+    )  # fmt: skip
+
+
+def in_fresh_processes(context: Context) -> Section:
+    """Weights modes and threads, beside peers, in fresh processes: rates, and how they scale."""
+    with quality.in_temporary_folder() as folder:
+        samples = beside.measure(context, folder)
+    table = beside.scaling(samples)
+    said = beside.scaling_sentence(table)
+    data = {"fresh_samples": samples, "fresh": fresh.rates(samples), "threads": table}
+    return Section(
+        "speedup_threads", data, said,
+        picture=partial(figures.scaling, table, "What threads give"),
+        picture_caption="Throughput with more threads over one, with 95 % intervals over "
+        f"{fresh.rests_on(samples)}; decode looks back on {fresh.CONTEXT} positions or a few more.",
+    )  # fmt: skip
+
+
+def reached(context: Context, ladders: Mapping[str, Section], steps: Section) -> Section:
+    """Every goal of the core, those of `steps` (`in_fresh_processes`) with them.
+
+    Beside one that was missed, what its part's ladder tried.
+    """
+    measured = pd.concat(
+        [runs.measure_goals(context), goals.as_frame(beside.goals(steps.frame))], ignore_index=True
+    )
     table = goals.with_tried(measured, {part: found.frame for part, found in ladders.items()})
     decode = table[table["goal"] == "S(8) of decode alone"].iloc[0]
     score = Score(

@@ -133,12 +133,10 @@ def _check_comparable(base: pd.DataFrame, new: pd.DataFrame, *, allow_other_mach
             f"{'; '.join(sorted(machines[1]))}), so times do not compare; --allow-other-machine "
             "compares all the same, and its verdicts then say nothing about the code."
         )
-    for column, what in (
-        ("workload", "workloads or models"),
-        ("seed", "seeds"),
-        ("threads", "threads"),
-    ):
-        ours, theirs = ({str(v) for v in frame[column]} for frame in (base, new))
+    columns = (("workload", "workloads or models"), ("seed", "seeds"), ("threads", "threads"))
+    for column, what in (*columns, ("weights", "weights")):
+        unsaid = "float32" if column == "weights" else ""  # all that there was before
+        ours, theirs = ({str(v) or unsaid for v in frame[column]} for frame in (base, new))
         if ours != theirs:
             raise UserError(
                 f"The runs have different {what} ({', '.join(sorted(ours))} and "

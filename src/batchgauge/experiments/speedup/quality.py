@@ -1,0 +1,220 @@
+"""What a form of the weights costs in quality and buys in speed.
+
+Quality is that of scores on text that no other measurement looks at, every position of some
+windows of it: perplexity, mean KL divergence from float32 of the same model, and how often the
+first choice is the same. Windows are the units of the intervals. Speed is measured in fresh
+processes by `fresh`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
+
+from batchgauge.adapters.gguf_copy import copy_as, obstacle
+from batchgauge.core.default_model import default_model_path
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.model import LlamaModel
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.weights import MODES
+from batchgauge.errors import UserError
+from batchgauge.experiments import fresh
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.fresh import Entrant, Plan
+from batchgauge.machine.limits import performance_cores
+from batchgauge.machine.preflight import limit_threads
+from batchgauge.measuring import Estimate, location
+from batchgauge.workload import corpus
+
+Floats = npt.NDArray[np.float32]
+KINDS = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A file and how its weights are kept."""
+
+    name: str
+    path: Path
+    weights: str
+
+
+def forms(context: Context, folder: Path) -> tuple[list[Form], dict[str, str]]:
+    """The model's own file in every mode, and copies in `folder` of every type that it can have.
+
+    Beside them, why a type is left out. A smoke run takes two modes and one type.
+    """
+    path = Path(context.model) if context.model else default_model_path()
+    file = GGUFFile.open(path)
+    quick = context.budget.name == "smoke"
+    found = [Form(f"{mode}, own file", path, mode) for mode in (MODES[:2] if quick else MODES)]
+    absent = {}
+    for kind in tqdm(("Q4_0",) if quick else KINDS, desc="Files", leave=False):
+        if why := obstacle(file, kind):
+            absent[kind] = why
+            continue
+        try:
+            found.append(Form(kind, copy_as(file, folder / f"{kind}.gguf", kind), "file"))
+        except UserError as problem:  # no room for it
+            absent[kind] = str(problem)
+    return found, absent
+
+
+def windows(context: Context, count: int, tokens: int) -> list[list[int]]:
+    """`count` windows of the reference text, evenly spread, `tokens` long each."""
+    ids = BPETokenizer.from_gguf(context.model or None).encode(corpus("prose"))
+    starts = np.linspace(0, max(0, len(ids) - tokens - 1), count).astype(int)
+    return [ids[start : start + tokens] for start in starts]
+
+
+def log_probabilities(model: LlamaModel, window: Sequence[int]) -> Floats:
+    """Log-probabilities [T - 1, V] of what follows each position but the last."""
+    cache = model.new_cache([len(window)])
+    x = model.read(np.array(window, np.int32), [cache.find(0)], [len(window)])
+    scores = model.logits(x[:-1])
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, dtype=np.float64))[:, None].astype(np.float32)
+    return scores
+
+
+def compared(mine: Floats, reference: Floats, window: Sequence[int]) -> tuple[float, float, float]:
+    """Mean surprise (nats), KL divergence from the reference (nats), same first choice (share)."""
+    surprise = -mine[np.arange(len(mine)), list(window[1:])].mean(dtype=np.float64)
+    divergence = (np.exp(reference) * (reference - mine)).sum(axis=1, dtype=np.float64).mean()
+    same = (mine.argmax(axis=1) == reference.argmax(axis=1)).mean()
+    return float(surprise), float(divergence), float(same)
+
+
+def measure_quality(context: Context, every: Sequence[Form]) -> pd.DataFrame:
+    """One row a form and window: surprise, divergence, agreement; and the bytes of each form."""
+    count, tokens = context.budget.choose(smoke=(3, 24), default=(8, 64), thorough=(48, 512))
+    texts, rows = windows(context, count, tokens), []
+    reference: list[Floats] = []
+    with limit_threads(performance_cores()):
+        for form in tqdm(every, desc="Quality", leave=False):
+            model = LlamaModel.load(form.path, form.weights)
+            for number, window in enumerate(texts):
+                mine = log_probabilities(model, window)
+                if len(reference) == number:
+                    reference.append(mine)
+                rows.append(
+                    (form.name, form.weights, number, tokens, form.path.stat().st_size,
+                     model.weights_bytes, *compared(mine, reference[number], window))
+                )  # fmt: skip
+    columns = ["form", "weights", "window", "window_tokens", "file_bytes", "resident_bytes"]
+    return pd.DataFrame(rows, columns=[*columns, "surprise", "divergence", "agreement"])
+
+
+def measure_speed(context: Context, every: Sequence[Form]) -> pd.DataFrame:
+    """Records of decode steps of every form, in fresh processes."""
+    entrants = [Entrant(f.name, f"numpy:{f.weights}", str(f.path)) for f in every]
+    choose = context.budget.choose
+    sizes = choose(smoke=(1, 4), default=(1, 8, 32), thorough=(1, 2, 4, 8, 16, 32))
+    plan = Plan(tuple(entrants), sizes, blocks=choose(smoke=2, default=4, thorough=10),
+                seed=context.seed)  # fmt: skip
+    return fresh.measure(plan, processes=choose(smoke=1, default=2, thorough=7))
+
+
+@contextmanager
+def in_temporary_folder() -> Iterator[Path]:
+    """A folder for copies, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="batchgauge-") as name:
+        yield Path(name)
+
+
+def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
+    """One row a form: bytes, perplexity, divergence, agreement, tokens/s, with 95 % intervals."""
+    found = fresh.rates(speed)
+    rows = []
+    for name, part in quality.groupby("form", sort=False):
+        first, surprise = part.iloc[0], location(part["surprise"])
+        divergence, agreement = location(part["divergence"]), location(100 * part["agreement"])
+        row = {
+            "form": name,
+            "weights": first["weights"],
+            "file_bytes": first["file_bytes"],
+            "resident_bytes": first["resident_bytes"],
+            **_with_interval("perplexity", *map(math.exp, _three(surprise))),
+            **_with_interval("divergence_nats", *_three(divergence)),
+            **_with_interval("same_first_percent", *_three(agreement)),
+            "windows": len(part),
+            "window_tokens": first["window_tokens"],
+        }
+        for rate in found[found["implementation"] == name].to_dict("records"):
+            values = (rate["tokens_per_s"], rate["low"], rate["high"])
+            row |= _with_interval(f"tokens_per_s_{rate['batch_size']}", *values)
+        rows.append({**row, "processes": len(set(speed["process"])), "threads": 1})
+    return pd.DataFrame(rows)
+
+
+def _three(middle: Estimate) -> tuple[float, float, float]:
+    return middle.value, middle.low, middle.high
+
+
+def _with_interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def gains(speed: pd.DataFrame) -> pd.DataFrame:
+    """What batching buys each form: S(b) of decode, with 95 % intervals."""
+    rows = []
+    sizes = sorted(set(speed["batch_size"]))
+    for name in dict.fromkeys(speed["implementation"]):
+        for size in sizes[1:]:
+            of = {"implementation": name}
+            found = fresh.ratio(speed, {**of, "batch_size": size}, {**of, "batch_size": sizes[0]})
+            if found:
+                rows.append((name, size, *found, len(set(speed["process"]))))
+    return pd.DataFrame(rows, columns=["form", "batch_size", "value", "low", "high", "processes"])
+
+
+def gains_sentence(table: pd.DataFrame) -> str:
+    """S(b) of each mode at the largest batch, and whether smaller weights gain less."""
+    last = table[table["batch_size"] == table["batch_size"].max()]
+    own = last[last["form"].str.endswith("own file")].set_index("form")
+    said = "; ".join(
+        f"{name.partition(',')[0]} {row['value']:.1f} × [{row['low']:.1f}, {row['high']:.1f}]"
+        for name, row in own.iterrows()
+    )
+    full, file = own.loc["float32, own file"], own.loc["file, own file"]
+    smaller = (
+        "smaller weights leave batching less to share: S(b) shrinks with them"
+        if file["high"] < full["low"]
+        else "the intervals do not tell float32 and file apart"
+    )
+    return f"S({last['batch_size'].iloc[0]}) of decode by weights: {said}; {smaller}."
+
+
+def sentence(table: pd.DataFrame, absent: dict[str, str]) -> str:
+    """What the file's own weights give, which form loses least and most, what is left out."""
+    full, file = table.iloc[0], table.iloc[1]
+    others = table.iloc[2:].sort_values("divergence_nats")
+    text = (
+        f"Weights as the file has them take {file['resident_bytes'] / 2**20:.0f} MiB instead of "
+        f"{full['resident_bytes'] / 2**20:.0f} and decode one request at "
+        f"{file['tokens_per_s_1'] / full['tokens_per_s_1']:.2f} × float32's rate; their KL "
+        f"divergence from float32 is {file['divergence_nats']:.2g} nats. "
+    )
+    hows = ("loses least of the others", "most") if len(others) > 1 else ("loses some",)
+    ends = others.iloc[[0, -1] if len(others) > 1 else slice(None)].to_dict("records")
+    text += "; ".join(
+        f"{row['form']} {how} ({row['divergence_nats']:.2g} nats, "
+        f"{row['same_first_percent']:.1f} % the same first choice)"
+        for row, how in zip(ends, hows, strict=False)
+    ) + ("." if ends else "")
+    why: dict[str, list[str]] = {}
+    for kind, reason in absent.items():
+        why.setdefault(reason, []).append(kind)
+    left = "; ".join(f"{', '.join(kinds)}: {reason}" for reason, kinds in why.items())
+    return f"{text} Losses are against this model's own file, which is quantised already." + (
+        f" Left out: {left}." if left else ""
+    )

@@ -1,0 +1,266 @@
+"""Weights in the study: the parameter, the column, fresh processes, quality; on invented data."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from tests.tiny_model import write_tiny_model
+
+from batchgauge.adapters.gguf_copy import copy_as, obstacle
+from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.model import LlamaModel
+from batchgauge.errors import UserError
+from batchgauge.experiments import fresh
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.peers.participants import processor_features
+from batchgauge.experiments.speedup import beside, figures, quality
+from batchgauge.machine.identity import Run
+from batchgauge.measuring import read
+from batchgauge.measuring.gate.compare import compare_runs
+from batchgauge.measuring.record import Sample, to_frame
+from batchgauge.registry import weights_of, with_weights
+from batchgauge.reporting import Report
+from batchgauge.reporting.profiles import profile_named
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "expected"),
+    [
+        ("numpy", "float32", "numpy"),
+        ("numpy", "file", "numpy:file"),
+        ("numpy:file", "float32", "numpy:file"),
+        ("numpy:file", "file", "numpy:file"),
+        ("llama-cpp", "file", "llama-cpp"),
+        ("llama-cpp", "float32", "llama-cpp"),
+        ("transformers:bfloat16,cuda", "bfloat16", "transformers:bfloat16,cuda"),
+        ("package.module:factory", "float32", "package.module:factory"),
+    ],
+)
+def test_weights_become_part_of_the_spec(spec, weights, expected):
+    """The default says nothing against the spec; another mode goes to our engine."""
+    assert with_weights(spec, weights) == expected
+    assert (
+        Context(profile_named("smoke"), engine_spec=spec, weights=weights).engine_spec == expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "said"),
+    [
+        ("numpy", "int8", "expected one of float32, file, bfloat16"),
+        ("numpy", "", "expected one of"),
+        ("numpy:int8", "float32", "expected one of"),
+        ("numpy:file", "bfloat16", "keeps them as file"),
+        ("numpy:float32", "file", "keeps them as float32"),
+        ("baseline", "file", "keeps them as float32"),
+        ("llama-cpp:f32", "file", "keeps them as float32"),
+        ("openai:http://127.0.0.1:1/v1", "file", "in its own way"),
+        ("package.module:factory", "bfloat16", "in its own way"),
+    ],
+)
+def test_weights_that_contradict_are_refused(spec, weights, said):
+    """One sentence, before anything is opened."""
+    with pytest.raises(UserError, match=said):
+        Context(profile_named("smoke"), engine_spec=spec, weights=weights)
+
+
+def test_what_is_kept_is_known_by_the_spec():
+    """Ours and the peers' by name; nothing is said of a stranger's."""
+    specs = ("numpy", "numpy:file", "baseline", "llama-cpp", "llama-cpp:f32")
+    expected = ["float32", "file", "float32", "file", "float32"]
+    assert [weights_of(spec) for spec in specs] == expected
+    assert weights_of("openai:http://x") == weights_of("a.b:c") == ""
+
+
+def sample(part, ms, **more):
+    """A record of 4 items."""
+    values = {
+        "benchmark": part, "implementation": "numpy", "part": part, "batch_size": 4,
+        "parameters": "{}", "process": 0, "block": 0, "position": 0, "is_warmup": False,
+        "inner_loops": 1, "wall_ms": ms, "cpu_ms": ms, "items": 4, "tokens": 4,
+    }  # fmt: skip
+    return Sample(**{**values, **more})
+
+
+def test_records_carry_weights_and_older_ones_are_read(tmp_path):
+    """Parts without an engine have none; a table of before is read, and is float32."""
+    samples = [sample(p, 2.0 + 0.1 * b, block=b) for p in ("decode", "tokenize") for b in range(6)]
+    frame = to_frame(samples, Run.here(weights="file"))
+    assert frame.groupby("part")["weights"].unique().map(list).to_dict() == {
+        "decode": ["file"], "tokenize": [""],
+    }  # fmt: skip
+    old = tmp_path / "old.csv"
+    frame.drop(columns="weights").to_csv(old, index=False)
+    before = read(old)
+    assert before["weights"].unique().tolist() == [""]
+    same = to_frame(samples[:6], Run.here(weights="float32"))
+    decode = before[before["part"] == "decode"]
+    assert [c.benchmark for c in compare_runs(decode, same)] == ["decode"]
+    with pytest.raises(UserError, match="different weights"):
+        compare_runs(same, frame[frame["part"] == "decode"])
+
+
+def test_a_csv_has_the_conditions_that_its_frame_does_not_say(tmp_path):
+    """What a frame says itself stays."""
+    report = Report.begin("mine", title="t", question="q", profile="smoke", out_dir=tmp_path)
+    report.columns = Context(profile_named("smoke"), threads=2, weights="file").columns
+    path = report.csv(pd.DataFrame({"x": [1], "threads": [7]}), "table")
+    assert pd.read_csv(path).to_dict("list") == {"x": [1], "threads": [7], "weights": ["file"]}
+
+
+def test_copies_in_other_types(tmp_path):
+    """Values are those of the format's own package; what it cannot do is said."""
+    source = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf"))
+    assert obstacle(source, "Q8_0") == ""
+    copy = GGUFFile.open(copy_as(source, tmp_path / "q8.gguf", "Q8_0"))
+    for name, tensor in copy.tensors.items():
+        matrix = len(tensor.shape) == 2
+        assert tensor.layout.name == ("Q8_0" if matrix else "F32")
+        kind = gguf.GGMLQuantizationType.Q8_0
+        values = source.read(name)
+        if matrix:
+            values = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+        np.testing.assert_array_equal(copy.read(name), values)
+    assert copy.metadata["tokenizer.ggml.tokens"] == source.metadata["tokenizer.ggml.tokens"]
+    assert "blocks of 256" in obstacle(source, "Q4_K")
+    with pytest.raises(UserError, match="cannot be Q4_K"):
+        copy_as(source, tmp_path / "q4k.gguf", "Q4_K")
+    assert not (tmp_path / "q4k.gguf").exists()
+
+
+def test_scores_are_those_of_a_prefill(tmp_path):
+    """Each position's log-probabilities, and the measures taken of them."""
+    model = LlamaModel.load(write_tiny_model(tmp_path / "tiny.gguf"))
+    window = [5, 9, 3, 7]
+    found = quality.log_probabilities(model, window)
+    scores = model.prefill([window[:3]], model.new_cache([3]))[0].astype(np.float64)
+    expected = scores - np.log(np.exp(scores).sum())
+    np.testing.assert_allclose(found[2], expected, rtol=1e-4, atol=1e-5)
+    surprise, divergence, same = quality.compared(found, found, window)
+    assert (divergence, same) == (0.0, 1.0)
+    assert surprise == pytest.approx(-found[[0, 1, 2], window[1:]].mean(), rel=1e-5)
+    reference = np.log(np.array([[0.5, 0.5], [0.5, 0.5]], np.float32))
+    other = np.log(np.array([[0.25, 0.75], [0.75, 0.25]], np.float32))
+    surprise, divergence, same = quality.compared(other, reference, [0, 1, 1])
+    assert divergence == pytest.approx(0.5 * np.log(4 / 3), rel=1e-5)
+    assert surprise == pytest.approx(-0.5 * np.log(0.75 * 0.25), rel=1e-5)
+    assert same == 0.5
+
+
+def records(rates, *, processes=3, blocks=2, part="decode", characters=0):
+    """Records of fresh processes: {(implementation, weights, threads, batch): tokens a second}."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for process in range(processes):
+        pace = np.exp(0.2 * rng.normal())  # of a process, which ratios do not see
+        for (name, weights, threads, batch), rate in rates.items():
+            rows = [
+                sample(part, 1e3 * batch / (rate * pace), implementation=name, batch_size=batch,
+                       tokens=batch, process=process, block=b, is_warmup=b == 0)
+                for b in range(blocks + 1)
+            ]  # fmt: skip
+            more = {"threads": threads, "weights": weights, "characters": characters}
+            frames.append(to_frame(rows, Run.here()).assign(**more))
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_ratios_are_taken_within_processes():
+    """The pace of a process is in rates and not in ratios; with one process, blocks count."""
+    samples = records({("a", "file", 1, 1): 10.0, ("b", "file", 1, 1): 40.0})
+    over, under = {"implementation": "b"}, {"implementation": "a"}
+    assert fresh.ratio(samples, over, under) == pytest.approx((4.0, 4.0, 4.0))
+    assert fresh.ratio(samples, over, {"implementation": "nobody"}) is None
+    table = fresh.rates(samples).set_index("implementation")
+    assert (table["processes"] == 3).all()
+    assert (table["high"] / table["low"] > 1.1).all()
+    assert "3 fresh processes" in fresh.rests_on(samples)
+    alone = samples[samples["process"] == 0]
+    assert fresh.ratio(alone, over, under) == pytest.approx((4.0, 4.0, 4.0))
+    assert "one fresh process" in fresh.rests_on(alone)
+
+
+def test_goals_of_what_was_measured_only():
+    """A peer that is not there has no row; one that wins is a goal missed."""
+    rates = {
+        (beside.FLOAT, "float32", 1, 1): 30.0, (beside.FLOAT, "float32", 2, 1): 45.0,
+        (beside.FILE, "file", 1, 1): 120.0, (beside.FILE, "file", 2, 1): 210.0,
+    }  # fmt: skip
+    found = {g.goal: g for g in beside.goals(records(rates))}
+    assert not any("llama.cpp" in goal or "torch" in goal for goal in found)
+    first = found["weights as in the file over float32, batch 1, one thread"]
+    assert (round(first.value, 6), first.verdict) == (4.0, "met")
+    assert found["two threads over one, float32, batch 1"].verdict == "missed"
+    assert found["two threads over one, file, batch 1"].value == pytest.approx(1.75)
+    rates[beside.AS_IS, "file", 1, 1] = 240.0
+    beaten = {g.goal: g for g in beside.goals(records(rates))}
+    goal = "weights as in the file over llama.cpp on the same file, batch 1, one thread"
+    assert (round(beaten[goal].value, 6), beaten[goal].verdict) == (0.5, "missed")
+
+
+def test_scaling_table_sentence_and_picture():
+    """Each shape over itself with one thread."""
+    rates = {(beside.FILE, "file", n, b): b * 50.0 * n**0.8 for n in (1, 2, 4) for b in (1, 8)}
+    table = beside.scaling(records(rates))
+    assert table[table["threads"] == 4]["value"].tolist() == pytest.approx([4**0.8] * 2)
+    said = beside.scaling_sentence(table)
+    assert "4 threads over one: decode 3.03 to 3.03 ×" in said
+    assert "3 fresh processes" in said
+    figure = figures.scaling(table, said)
+    assert len(figure.axes[0].lines) >= 2
+    plt.close(figure)
+    alone = beside.scaling(records({(beside.FILE, "file", 1, 1): 50.0}))
+    assert "one full-speed core" in beside.scaling_sentence(alone)
+
+
+def test_forms_in_table_words_and_picture():
+    """Bytes, quality and rates of a form in one row; less weight, less to gain from batches."""
+    names = ("float32, own file", "file, own file", "Q4_0")
+    rates = {
+        (name, mode, 1, size): rate
+        for name, mode, pair in zip(
+            names, ("float32", "file", "file"), ((20, 300), (80, 320), (90, 330)), strict=True
+        )
+        for size, rate in zip((1, 32), pair, strict=True)
+    }
+    rows = [
+        (name, mode, window, 64, 100, size, 2.0 + 0.1 * window + worse, worse, 1.0 - worse)
+        for name, mode, size, worse in (
+            (names[0], "float32", 500 * 2**20, 0.0), (names[1], "file", 100 * 2**20, 0.0),
+            (names[2], "file", 70 * 2**20, 0.2),
+        )
+        for window in range(4)
+    ]  # fmt: skip
+    columns = ["form", "weights", "window", "window_tokens", "file_bytes", "resident_bytes"]
+    windows = pd.DataFrame(rows, columns=[*columns, "surprise", "divergence", "agreement"])
+    speed = records(rates)
+    table = quality.summary(windows, speed)
+    assert table["form"].tolist() == list(names)
+    assert table["perplexity"].iloc[0] == pytest.approx(np.exp(2.15))
+    assert table["divergence_nats"].tolist() == pytest.approx([0.0, 0.0, 0.2])
+    assert table["same_first_percent"].tolist() == pytest.approx([100.0, 100.0, 80.0])
+    said = quality.sentence(table, {"Q4_K": "no whole blocks", "Q6_K": "no whole blocks"})
+    assert "100 MiB instead of 500" in said
+    assert "4.00 × float32's rate" in said
+    assert "Left out: Q4_K, Q6_K: no whole blocks." in said
+    gained = quality.gains(speed)
+    assert "S(32) of decode by weights" in quality.gains_sentence(gained)
+    assert "shrinks with them" in quality.gains_sentence(gained)
+    level = gained.assign(low=1.0, high=20.0)
+    assert "do not tell float32 and file apart" in quality.gains_sentence(level)
+    for figure in (figures.forms(table, "t"), figures.gains(gained)):
+        assert figure.axes
+        plt.close(figure)
+
+
+def test_the_processor_says_what_it_has(tmp_path):
+    """Flags of x86 and Arm, and a system that names none."""
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name: x\nflags : fpu avx2 avx512f avx512_bf16\n", encoding="utf-8")
+    said = processor_features(file)
+    assert said.startswith("has AVX2, AVX-512, AVX-512 BF16; lacks AVX-512 VNNI, AMX tiles")
+    file.write_text("Features : fp asimd bf16\n", encoding="utf-8")
+    assert processor_features(file) == "has NEON, BF16; lacks SVE, I8MM"
+    assert "unknown" in processor_features(tmp_path / "none")
