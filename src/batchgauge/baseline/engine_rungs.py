@@ -56,14 +56,14 @@ class RoomForAll(Cache):
     """Keys and values with room for all positions to come."""
 
     def __init__(self, config: Config, capacity: int) -> None:
-        shape = (config.layers, 2, capacity, config.kv_heads, config.head_dim)
+        shape = (config.layers, 2, capacity, config.kv_heads, config.head_dim)  # J: the most
         self.length = 0
         self.rows = np.empty(shape, np.float32)
 
     def extend(self, layer: int, keys: Floats, values: Floats) -> tuple[Floats, Floats]:
         """Write new positions behind those held; a view of all."""
         end = self.length + len(keys)
-        held_keys, held_values = self.rows[layer]
+        held_keys, held_values = self.rows[layer, :, :, : keys.shape[1]]
         held_keys[self.length : end] = keys
         held_values[self.length : end] = values
         return held_keys[:end], held_values[:end]
