@@ -12,9 +12,11 @@ from tests.tiny_model import TOKENS
 
 from batchgauge.baseline.engine_rungs import baseline, engine_rungs
 from batchgauge.baseline.model import BaselineModel
+from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.kernels import activations, attention, products
 from batchgauge.core.kernels.attention import CompiledAttention
 from batchgauge.core.model import LlamaModel
+from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, InferenceBatchRequest
 
 RNG = np.random.default_rng(11)
@@ -89,7 +91,9 @@ def test_logits_and_greedy_ids_are_those_of_transformers(case):
     for prompt in PROMPTS:
         ours, tokens = greedy(model, [prompt], 4)
         logits = transformers_logits(theirs, prompt)
-        np.testing.assert_allclose(ours[0, 0], logits, rtol=0, atol=1e-4 * max(1, np.abs(logits).max()))
+        np.testing.assert_allclose(
+            ours[0, 0], logits, rtol=0, atol=1e-4 * max(1, np.abs(logits).max())
+        )
         if model.config.rotaries[0].scaling not in {"dynamic", "longrope"}:
             for step in range(4):
                 logits = transformers_logits(theirs, [*prompt, *tokens[: step + 1, 0].tolist()])
@@ -114,6 +118,26 @@ def test_llama_cpp_reads_the_same_from_the_file(case):
         theirs = LlamaCppStepper(path).prefill([prompt], 1)[0]
         ours = model.prefill([prompt], model.new_cache([len(prompt)]))[0]
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.03 * np.abs(theirs).max())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "name", ["llama biases", "llama yarn magnitude", "qwen2", "qwen3", "gemma2", "mistral"]
+)
+def test_the_adapter_of_transformers_runs_it_or_says_why_not(tmp_path, name):
+    """On the same weights; one sentence for what it does not do."""
+    pytest.importorskip("transformers")
+    from batchgauge.adapters.transformers_adapter import TransformersStepper, load_model
+
+    path = write_family(tmp_path / "m.gguf", CASES[name])
+    if name in {"gemma2", "mistral"}:
+        with pytest.raises(UserError, match="'transformers' cannot run"):
+            load_model(GGUFFile.open(path))
+        return
+    model = LlamaModel.load(path)
+    theirs = TransformersStepper(load_model(GGUFFile.open(path)), 1).prefill(PROMPTS, 1)
+    ours = model.prefill(PROMPTS, model.new_cache([len(prompt) for prompt in PROMPTS]))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "phi3", "qwen2", "olmo2", "granite", "llama uneven"])

@@ -60,9 +60,7 @@ GEMMA2 = {
 }
 CASES: dict[str, Case] = {
     "llama": Case("llama", {"tied": False}, {}, {"tie_word_embeddings": False}),
-    "llama biases": Case(
-        "llama", {"biases": ALL}, {}, {"attention_bias": True, "mlp_bias": True}
-    ),
+    "llama biases": Case("llama", {"biases": ALL}, {}, {"attention_bias": True, "mlp_bias": True}),
     "llama head size": Case("llama", {"head_dim": 24}, {}, {"head_dim": 24}),
     "llama linear": Case(
         "llama",
@@ -86,17 +84,32 @@ CASES: dict[str, Case] = {
     "llama yarn magnitude": Case(
         "llama",
         {},
-        {**YARN, "rope.scaling.attn_factor": 1.5 / (0.1 * np.log(4.0) + 1.0),
-         "rope.scaling.yarn_beta_fast": 8.0, "rope.scaling.yarn_beta_slow": 2.0},
-        _rope("yarn", factor=4.0, original_max_position_embeddings=32, attention_factor=1.5,
-              beta_fast=8.0, beta_slow=2.0),
+        {
+            **YARN,
+            "rope.scaling.attn_factor": 1.5 / (0.1 * np.log(4.0) + 1.0),
+            "rope.scaling.yarn_beta_fast": 8.0,
+            "rope.scaling.yarn_beta_slow": 2.0,
+        },
+        _rope(
+            "yarn",
+            factor=4.0,
+            original_max_position_embeddings=32,
+            attention_factor=1.5,
+            beta_fast=8.0,
+            beta_slow=2.0,
+        ),
     ),
     "llama 3": Case(
         "llama",
         {"rope_factors": "llama3"},
         {},
-        _rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=64),
+        _rope(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
+        ),
     ),
     "llama uneven": Case(
         "llama",
@@ -105,9 +118,7 @@ CASES: dict[str, Case] = {
         {"none": True},
     ),
     "llama partial": Case("llama", {}, {"rope.dimension_count": 24}, {"none": True}),
-    "mistral": Case(
-        "llama", {}, {"attention.sliding_window": 8}, {"sliding_window": 8}, "mistral"
-    ),
+    "mistral": Case("llama", {}, {"attention.sliding_window": 8}, {"sliding_window": 8}, "mistral"),
     "qwen2": Case("qwen2", {"biases": QKV}),
     "qwen2 untied yarn": Case(
         "qwen2",
@@ -155,9 +166,10 @@ CASES: dict[str, Case] = {
         "gemma3_text",
     ),
     "phi3": Case(
-        "phi3", {"tied": False}, {"attention.sliding_window": 20}, {
-            "sliding_window": 20, "tie_word_embeddings": False
-        }
+        "phi3",
+        {"tied": False},
+        {"attention.sliding_window": 20},
+        {"sliding_window": 20, "tie_word_embeddings": False},
     ),  # fmt: skip
     "phi3 longrope": Case(
         "phi3",
@@ -186,7 +198,9 @@ CASES: dict[str, Case] = {
         {
             "tie_word_embeddings": False,
             "rope_parameters": {
-                "rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.5,
             },
         },
     ),  # fmt: skip

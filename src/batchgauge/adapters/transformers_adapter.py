@@ -1,7 +1,7 @@
 """PyTorch through `transformers` as an engine, on the weights of the same GGUF.
 
-The weights are dequantised by our loader and put into a `LlamaForCausalLM`, so
-that a difference in speed is no difference in weights. Batches are left-padded
+The weights are dequantised by our loader and put into the library's own model of the
+architecture, so that a difference in speed is no difference in weights. Batches are left-padded
 with an attention mask, as the library documents, and run by `forward` with its KV
 cache: the loop of `generate` without its work per step. On a CPU, float32 goes
 through oneDNN's matrix products (`torch.utils.mkldnn`), which measured faster than
@@ -26,14 +26,16 @@ from torch.utils import mkldnn
 
 from batchgauge.adapters.hf import HFTokenizer, from_vocabulary
 from batchgauge.adapters.stepped import FloatArray, SteppedEngine
-from batchgauge.core.config import Config, check_tensors
+from batchgauge.core.config import Config, LayerShape, check_tensors
 from batchgauge.core.default_model import open_model
 from batchgauge.core.model_file import ModelFile
+from batchgauge.core.rotary import Rotary
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 
 # The faster of the library's two attentions, as measured at batch 8 and 32 on a CPU.
 _ATTENTION = {"float32": "sdpa", "bfloat16": "eager"}
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # under the library's names
 _OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -44,6 +46,8 @@ _IN_LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
@@ -154,12 +158,26 @@ class TransformersStepper:
 
 def load_model(
     file: ModelFile, dtype: str = "float32", device: str = "cpu"
-) -> transformers.LlamaForCausalLM:
-    """A `LlamaForCausalLM` with the weights of `file`. Raises UserError for other models."""
+) -> transformers.PreTrainedModel:
+    """The library's model with the weights of `file`. Raises UserError for other models."""
     config = Config.from_file(file)
     check_tensors(file, config)
-    scaling = {"rope_type": "linear", "factor": config.rope_scale}
-    theirs = transformers.LlamaConfig(
+    architecture = file.metadata["general.architecture"]
+    usual = LayerShape(config.kv_heads, config.d_ff, 0, 0)
+    if (
+        architecture not in _ARCHITECTURES
+        or set(config.shapes) != {usual}
+        or config.rotaries[0].width != config.head_dim
+        or config.rotaries[0].scaling == "longrope"
+        or not np.isclose(config.query_scale, config.head_dim**-0.5)
+    ):
+        raise UserError(
+            f"The engine 'transformers' cannot run '{file.path}' ({architecture}); expected one of "
+            f"{', '.join(_ARCHITECTURES)}, with layers alike, no windows and whole heads rotated."
+        )
+    attention = bool(config.biases & {"attn_q", "attn_k", "attn_v", "attn_output"})
+    theirs = transformers.AutoConfig.for_model(
+        architecture,
         vocab_size=config.vocab_size,
         hidden_size=config.d_model,
         intermediate_size=config.d_ff,
@@ -169,18 +187,20 @@ def load_model(
         head_dim=config.head_dim,
         max_position_embeddings=config.context_length,
         rms_norm_eps=config.norm_epsilon,
-        rope_parameters={
-            "rope_theta": config.rope_base,
-            **(scaling if config.rope_scale != 1.0 else {"rope_type": "default"}),
-        },
+        rope_parameters=_rope(config.rotaries[0]),
         tie_word_embeddings=config.tied,
+        attention_bias=attention,
+        mlp_bias=bool(config.biases & {"ffn_gate", "ffn_up", "ffn_down"}),
         attn_implementation=_ATTENTION[dtype],
     )
     with torch.device("meta"):  # no memory, no random numbers
-        model = transformers.LlamaForCausalLM(theirs)
+        model: Any = transformers.AutoModelForCausalLM.from_config(theirs)
     kind = getattr(torch, dtype)
     state = {name: torch.from_numpy(array).to(kind) for name, array in _weights(file, config)}
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # the library has all of a kind or none
+            state.setdefault(name, torch.zeros(parameter.shape, dtype=kind))
     model.load_state_dict(state, assign=True)
     rotary = type(model.model.rotary_emb)(config=theirs)  # its buffers were on the meta device
     if "rope_freqs.weight" in file.tensors:
@@ -194,20 +214,35 @@ def load_model(
     return model
 
 
+def _rope(rotary: Rotary) -> dict[str, Any]:
+    """A rotation in the library's words."""
+    found: dict[str, Any] = {"rope_theta": rotary.base, "rope_type": "default"}
+    if rotary.scaling == "none" or (rotary.scaling == "linear" and rotary.factor == 1.0):
+        return found
+    found |= {"rope_type": rotary.scaling, "factor": rotary.factor}
+    if rotary.scaling == "yarn":
+        found |= {
+            "original_max_position_embeddings": rotary.original,
+            "attention_factor": rotary.magnitude,
+            "beta_fast": rotary.betas[0],
+            "beta_slow": rotary.betas[1],
+        }
+    return found
+
+
 def _weights(file: ModelFile, config: Config) -> Iterator[tuple[str, FloatArray]]:
     """The weights of `file` under the library's names, in its order of rotated features.
 
-    GGUF pairs neighbouring features of queries and keys for rotation, the library
+    Ours pairs neighbouring features of queries and keys for rotation, the library
     pairs each feature of a head's first half with one of the second.
     """
-    heads = {"attn_q": config.heads, "attn_k": config.kv_heads}
     for name in config.tensor_shapes():
         weight = file.read(name)
         if name in _OUTSIDE:
             yield _OUTSIDE[name], weight
             continue
-        _, layer, kind, _ = name.split(".")
-        if kind in heads:
-            pairs = weight.reshape(heads[kind], config.head_dim // 2, 2, -1)
+        _, layer, part, kind = name.split(".")
+        if part.removesuffix("_norm") in {"attn_q", "attn_k"}:
+            pairs = weight.reshape(len(weight) // config.head_dim, config.head_dim // 2, 2, -1)
             weight = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
-        yield f"model.layers.{layer}.{_IN_LAYER[kind]}.weight", weight
+        yield f"model.layers.{layer}.{_IN_LAYER[part]}.{kind}", weight

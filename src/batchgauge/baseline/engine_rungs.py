@@ -146,10 +146,12 @@ class FusedMatrices(BaselineModel):
                 matrices = [self.weights.pop(part) for part in at]
                 self.weights[f"blk.{layer}.{name}"] = np.concatenate(matrices)
                 if config.biases & set(parts):
-                    self.weights[f"blk.{layer}.{name}.bias"] = np.concatenate([
-                        self.weights.pop(part + ".bias", np.zeros(len(matrix), np.float32))
-                        for part, matrix in zip(at, matrices, strict=True)
-                    ])
+                    self.weights[f"blk.{layer}.{name}.bias"] = np.concatenate(
+                        [
+                            self.weights.pop(part + ".bias", np.zeros(len(matrix), np.float32))
+                            for part, matrix in zip(at, matrices, strict=True)
+                        ]
+                    )
         self.config = replace(config, family=replace(config.family, fused=True))
 
 

@@ -77,9 +77,7 @@ def longrope_magnitude(factor: float, original: int) -> float:
     return math.sqrt(1.0 + math.log(factor) / math.log(original)) if factor > 1.0 else 1.0
 
 
-def llama3_factors(
-    rotary: Rotary, factor: float, low: float, high: float, original: int
-) -> Floats:
+def llama3_factors(rotary: Rotary, factor: float, low: float, high: float, original: int) -> Floats:
     """The factors tensor [n / 2] that a GGUF file of Llama 3.1 has for these numbers.
 
     Wavelengths above original / low are stretched by the factor, those below original /

@@ -47,8 +47,7 @@ def _write_gate(to: Writer, gelu: int, gate: Any, up: Any, out: Any, count: Any)
     """
     builder = to.builder
     zero, one, cube, scale = (
-        ir.Constant(VECTOR, [number] * LANES)
-        for number in (0.0, 1.0, GELU_CUBE, 2.0 * GELU_SCALE)
+        ir.Constant(VECTOR, [number] * LANES) for number in (0.0, 1.0, GELU_CUBE, 2.0 * GELU_SCALE)
     )
     before, loop = builder.block, builder.append_basic_block("loop")
     builder.branch(loop)
