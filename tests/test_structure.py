@@ -49,7 +49,7 @@ DOWNWARDS = {
     "machine": set(),
     "sizing": {"machine", "workload"},
     "core": {"machine", "sizing"},
-    "baseline": {"core"},
+    "baseline": {"core", "machine"},
     "workload": set(),
     "registry": {"core", "baseline", "adapters", "machine"},
     "adapters": {"core", "baseline", "workload"},

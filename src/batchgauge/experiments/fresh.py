@@ -56,6 +56,7 @@ class Plan:
     entrants: tuple[Entrant, ...]
     decode_sizes: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()  # tokens of the one prompt of a prefill
+    readers: tuple[str, ...] = ()  # names of entrants that prefill; empty: all
     texts: tuple[tuple[int, int], ...] = ()  # texts of a batch, characters of each
     threads: tuple[int, ...] = (1,)
     blocks: int = 3
@@ -70,13 +71,16 @@ def thread_counts() -> tuple[int, ...]:
 
 
 def measure(plan: Plan, *, processes: int, budget_s: float = math.inf) -> pd.DataFrame:
-    """Records of so many fresh processes, one row a call; of two at least where time is up.
+    """Records of so many fresh processes, one row a call.
+
+    Of fewer where `budget_s` has no room for one more like those before; of one at least.
 
     An entrant that cannot be opened has no rows. Raises UserError when a process dies.
     """
     spawn, frames, begin = multiprocessing.get_context("spawn"), [], time.perf_counter()
     for process in range(processes):
-        if process >= 2 and time.perf_counter() - begin > budget_s:
+        spent_s = time.perf_counter() - begin
+        if process and spent_s * (process + 1) / process > budget_s:
             break
         try:
             with ProcessPoolExecutor(1, spawn) as pool:
@@ -132,7 +136,7 @@ def _works(
         steps: Calls = {}
         for name, stepper in steppers.items():
             rows = rng.integers(0, stepper.vocab_size, (batch, CONTEXT)).tolist()
-            with Conditions(max(plan.threads)).held():
+            with Conditions(performance_cores()).held():
                 stepper.prefill(rows, room)
             steps[name] = partial(stepper.decode, np.arange(batch, dtype=np.int32))
         shape = {"batch_size": batch, "tokens": batch, "characters": 0}
@@ -140,6 +144,8 @@ def _works(
     for length in plan.prompts:
         prompts: Calls = {}
         for name, stepper in steppers.items():
+            if plan.readers and name not in plan.readers:
+                continue
             ids = rng.integers(0, stepper.vocab_size, (1, length)).tolist()
             prompts[name] = partial(stepper.prefill, ids, 1)
         shape = {"batch_size": 1, "tokens": length, "characters": 0}

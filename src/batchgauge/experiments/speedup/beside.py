@@ -47,6 +47,7 @@ def measure(context: Context, folder: Path) -> pd.DataFrame:
         entrants(context, folder),
         choose(smoke=(1, 4), default=(1, 2, 8, 32), thorough=(1, 2, 8, 32)),
         choose(smoke=(16,), default=(PROMPT,), thorough=(PROMPT,)),
+        (FLOAT, FILE, TORCH),
         choose(smoke=TEXTS[:1], default=TEXTS, thorough=TEXTS),
         fresh.thread_counts(),
         blocks=choose(smoke=2, default=2, thorough=6),

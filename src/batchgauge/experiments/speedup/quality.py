@@ -121,7 +121,9 @@ def measure_speed(context: Context, every: Sequence[Form]) -> pd.DataFrame:
     sizes = choose(smoke=(1, 4), default=(1, 8, 32), thorough=(1, 2, 4, 8, 16, 32))
     plan = Plan(tuple(entrants), sizes, blocks=choose(smoke=2, default=4, thorough=10),
                 seed=context.seed)  # fmt: skip
-    return fresh.measure(plan, processes=choose(smoke=1, default=2, thorough=7))
+    return fresh.measure(
+        plan, processes=choose(smoke=1, default=3, thorough=7), budget_s=context.budget.share(0.6)
+    )
 
 
 @contextmanager
