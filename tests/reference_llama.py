@@ -57,16 +57,19 @@ def rotary(keys: Mapping[str, Any], w: Mapping[str, Array], width: int, length: 
     elif kind == "yarn":
         magnitude *= 1.0 + 0.1 * np.log(factor)
         fast, slow = (
-            width * np.log(original / (keys.get(f"rope.scaling.yarn_beta_{name}", turns) * 2 * np.pi))
-            / (2 * np.log(base)) for name, turns in (("fast", 32.0), ("slow", 1.0))
-        )  # fmt: skip
+            width * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
+            for turns in (
+                keys.get("rope.scaling.yarn_beta_fast", 32.0),
+                keys.get("rope.scaling.yarn_beta_slow", 1.0),
+            )
+        )
         low, high = max(0, np.floor(fast)), min(width - 1, np.ceil(slow))
         ramp = 1 - np.clip((np.arange(width // 2) - low) / max(0.001, high - low), 0, 1)
         found = found / factor * (1 - ramp) + found * ramp
     return found, magnitude
 
 
-def reference_logits(
+def reference_logits(  # noqa: C901, PLR0915 - read from top to bottom, like the papers
     path: Path, ids: Sequence[int], frequencies: Array | None = None
 ) -> npt.NDArray[np.float64]:
     """Scores of all tokens behind the ids: [V]. `frequencies` [E / 2] replace the file's own."""

@@ -17,7 +17,7 @@ from tests.hf_folder import write_hf_folder, write_safetensors
 from tests.test_gguf_file import split_model
 from tests.tiny_model import TOKENS, write_tiny_model
 
-from batchgauge.core.config import FAMILIES
+from batchgauge.core.families import FAMILIES
 from batchgauge.core.default_model import VARIABLE, default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.hf_config import MODELS, describe

@@ -170,7 +170,7 @@ CASES: dict[str, Case] = {
         {"tied": False},
         {"attention.sliding_window": 20},
         {"sliding_window": 20, "tie_word_embeddings": False},
-    ),  # fmt: skip
+    ),
     "phi3 longrope": Case(
         "phi3",
         {"tied": False, "tensors": FACTORS},
@@ -203,7 +203,7 @@ CASES: dict[str, Case] = {
                 "partial_rotary_factor": 0.5,
             },
         },
-    ),  # fmt: skip
+    ),
     "granite": Case(
         "granite",
         {},

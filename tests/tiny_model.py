@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(  # noqa: PLR0913, PLR0915 - one list of what such a file may have
+def write_tiny_model(  # noqa: C901, PLR0913, PLR0915 - one list of what such a file may have
     path: Path,
     *,
     layers: int = 2,

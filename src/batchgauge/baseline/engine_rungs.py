@@ -227,7 +227,7 @@ class PromptByPrompt(ByNumPy):
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Logits [B, V] of what follows each prompt."""
         rows = []
-        held = cache.lengths + [len(prompt) for prompt in prompts]
+        held = cache.lengths + np.asarray([len(prompt) for prompt in prompts], np.int64)
         for row, prompt in enumerate(prompts):
             found, ids = [cache.find(row)], np.asarray(prompt, np.int32)
             x = self.read(ids, found, [len(prompt)], held[[row]])

@@ -42,7 +42,7 @@ class Keys:
                 f"expert_count {experts or 'not said'}), which is not supported; expected a dense "
                 f"model: {supported}."
             )
-        if name not in FAMILIES:
+        if not isinstance(name, str) or name not in FAMILIES:
             raise UserError(
                 f"The model '{file.path}' has the architecture {_shown(name)}; "
                 f"expected {supported}."

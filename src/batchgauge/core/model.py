@@ -94,7 +94,7 @@ class LlamaModel:
         depends on lengths is that of the whole prompt.
         """
         last = np.empty((len(prompts), self.config.d_model), np.float32)
-        held = cache.lengths + [len(prompt) for prompt in prompts]
+        held = cache.lengths + np.asarray([len(prompt) for prompt in prompts], np.int64)
         for rows, spans in _parts(prompts):
             ids = np.concatenate(
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]

@@ -64,7 +64,8 @@ class Rotary:
         first = max(np.floor(pair(self.betas[0])), 0.0)
         last = min(np.ceil(pair(self.betas[1])), self.width - 1.0)
         numbers = np.arange(self.width // 2)
-        return np.clip((numbers - first) / max(0.001, last - first), 0.0, 1.0)
+        share: Doubles = np.clip((numbers - first) / max(0.001, last - first), 0.0, 1.0)
+        return share
 
 
 def yarn_magnitude(factor: float) -> float:
