@@ -17,9 +17,9 @@ from tests.hf_folder import write_hf_folder, write_safetensors
 from tests.test_gguf_file import split_model
 from tests.tiny_model import TOKENS, write_tiny_model
 
-from batchgauge.core.families import FAMILIES
 from batchgauge.core.default_model import VARIABLE, default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.core.families import FAMILIES
 from batchgauge.core.hf_config import MODELS, describe
 from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer

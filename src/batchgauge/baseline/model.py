@@ -202,8 +202,8 @@ def capped(scores: Floats, cap: float) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """A gate's activation: tanh's approximation of x times the normal distribution's integral."""
-    inner: Floats = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    activated: Floats = np.float32(0.5) * x * (1.0 + np.tanh(inner))
+    inner = math.sqrt(2.0 / math.pi) * (x + np.float32(0.044715) * x**3)
+    activated: Floats = (0.5 * x * (1.0 + np.tanh(inner))).astype(np.float32, copy=False)
     return activated
 
 
