@@ -171,7 +171,8 @@ def dask_pool(
 @contextmanager
 def client_of(where: Where) -> Iterator[Client]:
     """A client of the scheduler asked for, or of new worker processes on this machine."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):  # whose levels Dask's configuration sets
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if where.dask:
         with connected(where.dask) as client:
             yield client

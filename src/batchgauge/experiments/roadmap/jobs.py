@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ EMPTY, COLD = "empty task", "cold start to first answer"
 SOUND, SLOW, KILLED = "both sound", f"one {SLOWER:g} × slower", "one killed"
 OVERHEAD, SIZES = "in process", "batch size"
 _LINE = 2000  # characters of a document
-_PART_LINES = 256  # documents of a part: about half a megabyte
+_PART_LINES = 2048  # documents of a part: the four megabytes of `SHARD_BYTES`
 _PROMPTS = 8  # prompts of a part, and in a batch
 _PROMPT = 24  # characters of a prompt
 
@@ -64,7 +64,6 @@ class Amounts:
 
     empty_tasks, blocks, repeats  empty tasks; blocks of one and two workers; pairs in process
     text_parts, prompt_parts      parts that one worker gets in a block
-    job_parts                     parts of the jobs with trouble
     tokens                        generated for a prompt
     sizes                         fixed batch sizes
     """
@@ -74,15 +73,14 @@ class Amounts:
     repeats: int
     text_parts: int
     prompt_parts: int
-    job_parts: int
     tokens: int
     sizes: tuple[int, ...]
 
 
 AMOUNTS = {
-    "smoke": Amounts(16, 3, 3, 1, 1, 8, 2, (1, 4)),
-    "default": Amounts(200, 6, 8, 16, 2, 128, 8, (1, 4, 8, 16, 32)),
-    "thorough": Amounts(1000, 12, 16, 20, 4, 256, 16, (1, 2, 4, 8, 16, 32)),
+    "smoke": Amounts(16, 3, 3, 1, 1, 2, (1, 4)),
+    "default": Amounts(100, 6, 6, 4, 2, 8, (1, 4, 8, 16, 32)),
+    "thorough": Amounts(1000, 12, 16, 8, 4, 16, (1, 2, 4, 8, 16, 32)),
 }
 
 
@@ -146,7 +144,9 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
     from batchgauge.jobs.dask_pool import client_of, dask_pool
 
     first, each = 1 + WORKERS, amounts.blocks * (1 + WORKERS)
-    documents = _write_documents(folder / "text.txt", first + each * amounts.text_parts)
+    documents = _write_documents(
+        folder / "text.txt", first + 2 * (1 + WORKERS) * amounts.text_parts
+    )
     prompts = _write_prompts(folder / "prompts.jsonl", first + each * amounts.prompt_parts, amounts)
     tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=_PART_LINES)
     generating = PromptWork(
@@ -162,7 +162,7 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
             (TOKENIZING, tokenizing, documents, amounts.text_parts),
         ):
             inputs = find_inputs(source, folder / name)
-            shards = cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines)
+            shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
             (folder / name).mkdir()
             opening = time.perf_counter()
             with dask_pool(work, inputs, folder / name, where) as pool:
@@ -180,7 +180,7 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
                         rate = _rate(pools[way], mine, by_tokens=work is generating)
                         rows.append(_row(name, way, block, rate))
         _empty_tasks(client, amounts.empty_tasks, rows)
-        _trouble(client, tokenizing, amounts.job_parts, folder, rows)
+        _trouble(client, tokenizing, documents, rows)
 
 
 def _rate(pool: Pool, shards: Sequence[Shard], *, by_tokens: bool) -> float:
@@ -204,26 +204,25 @@ def _empty_tasks(client: Client, count: int, rows: list[dict[str, Any]]) -> None
         rows.append(_row(EMPTY, "round trip", number, 1e3 * (time.perf_counter() - begin)))
 
 
-def _trouble(
-    client: Client, work: TokenizeWork, parts: int, folder: Path, rows: list[dict[str, Any]]
-) -> None:
+def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[dict[str, Any]]) -> None:
     """One job three times: both workers sound, one of them slowed down, one killed in the middle.
 
     Outputs that differ from the first one's are counted.
     """
-    source = _write_documents(folder / "job.txt", parts)
     where = Where(dask=client.scheduler.address, threads=1)
     process = min(client.run(_process).values())  # and have the workers import this module
     fields = (work.tokenizer, work.model)
     slowed = SlowedTokenizing(*fields, most_lines=_PART_LINES, process=process, factor=SLOWER)
     found: dict[str, Mapping[str, bytes]] = {}
+    parts = 0
     for way, job in ((SOUND, work), (SLOW, slowed), (KILLED, work)):
-        out = folder / f"job-{len(found)}"
+        out = source.with_name(f"job-{len(found)}")
         begin = time.perf_counter()
         if way == KILLED:
             killer = threading.Thread(target=_kill, args=(process, out, parts, begin, rows))
             killer.start()
         summary = run_job(job, source, out, where=where, progress=False)
+        parts = summary.parts
         rows.append(_row(way, "job, s", 0, summary.seconds))
         if way == KILLED:
             killer.join()
@@ -241,7 +240,7 @@ def _kill(process: int, out: Path, parts: int, begin: float, rows: list[dict[str
     while time.perf_counter() - begin < 60.0:
         progress = out / PROGRESS
         done = progress.read_bytes().count(b"\n") if progress.exists() else 0
-        if done >= parts // 3:
+        if done >= max(1, parts // 3):
             os.kill(process, signal.SIGKILL)
             rows.append(_row(KILLED, "after, s", 0, time.perf_counter() - begin))
             return
@@ -314,7 +313,7 @@ def _batch_sizes(
         order = list(workers) if block % 2 == 0 else list(workers)[::-1]
         for way in order:
             worker, size = workers[way]
-            count = size * -(-_PROMPTS // size)  # whole batches
+            count = size * -(-_PROMPTS // 2 // size)  # whole batches
             shard = _one_part(folder / f"{way}-{block}.jsonl", count, amounts, seed=2000 + block)
             begin = time.perf_counter()
             output = worker(shard)
@@ -487,7 +486,8 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _named(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The rows that no simulation gave, by what they say."""
-    return {str(r["what"]): dict(r) for r in table.to_dict("records") if r["basis"] != "simulated"}
+    rows = table[table["basis"] != "simulated"].to_dict("records")
+    return {str(row["what"]): {str(k): v for k, v in row.items()} for row in rows}
 
 
 def sentence(table: pd.DataFrame) -> str:
