@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from time import monotonic
 
-AREAS = ("gguf", "event streams", "requests", "workload files", "templates")
+AREAS = ("gguf", "folders", "event streams", "requests", "workload files", "templates")
 FEWEST = 20  # cases that even the slowest machine tries
 
 

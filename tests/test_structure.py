@@ -72,7 +72,7 @@ DOWNWARDS = {
     },
     "__main__": {"cli"},
     "experiments": {
-        *("adapters", "baseline", "core", "machine", "measuring", "profiling", "registry"),
+        *("adapters", "baseline", "core", "jobs", "machine", "measuring", "profiling", "registry"),
         *("reporting", "simulate", "sizing", "suite", "workload"),
     },
 }

@@ -70,7 +70,7 @@ _TOKENIZERS: Mapping[str, Known] = {
 _ENGINES: Mapping[str, Known] = {
     "numpy": Known(
         "batchgauge.adapters.own:numpy_engine",
-        argument="how weights are kept: float32 (default), file (as the GGUF has them) or bfloat16",
+        argument="how weights are kept: float32 (default), file (as it has them) or bfloat16",
         weights="float32",
     ),
     "baseline": Known("batchgauge.adapters.own:baseline_engine", weights="float32"),
@@ -163,12 +163,12 @@ def with_weights(spec: str, weights: str = "float32") -> str:
 
 
 def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Tokenizer:
-    """The tokenizer that `spec` names, with the vocabulary of `model` (a GGUF; None: the default).
+    """The tokenizer that `spec` names, with the vocabulary of `model` (None: the default).
 
-    `hf`, `tiktoken` and ours read the vocabulary from the model; `hf:PATH`,
-    `tiktoken:ENCODING` and `sentencepiece:PATH` bring their own. Raises UserError
-    for an unknown name, a library that is not installed, or a factory whose result
-    is no tokenizer.
+    `model` is a GGUF file or a Hugging Face folder. `hf`, `tiktoken` and ours read the
+    vocabulary from the model; `hf:PATH`, `tiktoken:ENCODING` and `sentencepiece:PATH` bring
+    their own. Raises UserError for an unknown name, a library that is not installed, or a
+    factory whose result is no tokenizer.
     """
     factory, argument = _resolve("tokenizer", spec, _TOKENIZERS)
     path = Path(model) if model else None
@@ -182,7 +182,7 @@ def open_tokenizer(spec: str = "numpy", model: str | Path | None = None) -> Toke
 def open_engine(
     spec: str = "numpy", model: str | Path | None = None, threads: int | None = None
 ) -> Engine:
-    """The engine that `spec` names, on `model` (a GGUF; None: the default) with `threads` threads.
+    """The engine that `spec` names, on `model` (None: the default) with `threads` threads.
 
     Where no number is given, as many as `limits.default_threads` says.
     An `openai:` server keeps its own model and threads. A user's engine is wrapped

@@ -43,7 +43,7 @@ class Keys:
                 f"expert_count {experts or 'not said'}), which is not supported; expected a dense "
                 f"model: {supported}."
             )
-        if name not in FAMILIES:
+        if not isinstance(name, str) or name not in FAMILIES:
             raise UserError(
                 f"The model '{file.path}' has the architecture {_shown(name)}; "
                 f"expected {supported}."
@@ -468,7 +468,7 @@ def check_tensors(file: ModelFile, config: Config) -> None:
     for name in sorted(expected.keys() | present.keys()):
         if expected.get(name) != present.get(name):
             raise UserError(
-                f"The model file '{file.path}' has the tensor {shown(name)} in shape "
+                f"The model file '{file.path}' has the tensor {file.called(name)} in shape "
                 f"{present.get(name)}; expected {expected.get(name)}."
             )
     if config.family.halves:

@@ -284,10 +284,10 @@ def _windows(config: Settings, model: HFModel, layers: int) -> dict[str, Any]:
         if not {*types} <= {"full_attention", "sliding_attention"}:
             config.refuse("layer_types", types, "'full_attention' and 'sliding_attention'")
         slides = [kind == "sliding_attention" for kind in types]
-    return {
-        "attention.sliding_window": config.count("sliding_window") if any(slides) else 0,
-        "attention.sliding_window_pattern": np.array(slides),
-    }
+    key = "attention.sliding_window"
+    found: dict[str, Any] = {key: config.count("sliding_window") if any(slides) else 0}
+    pattern = {} if all(slides) and not model.period else {f"{key}_pattern": np.array(slides)}
+    return found | pattern
 
 
 def _rotation(

@@ -239,8 +239,8 @@ def read_turns(file: ModelFile, config: Config) -> list[Turns]:
     first, *others = config.rotaries
     names = (SHORT, LONG) if first.scaling == "longrope" else (ROPE_FACTORS,)
     factors = [file.read(name) for name in names if name in file.tensors]
-    given: Sequence[Floats | None] = factors or [None]
-    turns = [Turns(first, *given), *(Turns(rotary, None) for rotary in others)]
+    own = Turns(first, *factors) if factors else Turns(first, None)
+    turns = [own, *(Turns(rotary, None) for rotary in others)]
     if not all(one.finite for one in turns) or not all((one > 0.0).all() for one in factors):
         raise UserError(
             f"The model '{file.path}' has rotary positions that are not finite; expected a "

@@ -73,14 +73,27 @@ def _sees(files: Mapping[str, int]) -> bool:
 class DaskPool:
     """A client's workers as a pool."""
 
-    def __init__(self, client: Client, name: str, folder: Path, *, shared: bool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        folder: Path,
+        *,
+        shared: bool,
+        workers: Sequence[str] | None = None,
+    ) -> None:
         self._client = client
-        self._executor = client.get_executor(pure=False)
+        self._executor = client.get_executor(pure=False, workers=workers)
         self._name = name
         self._folder = folder
         self._shared = shared
         self._seen = monotonic()
-        self.width = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        self.width = max(1, len(workers or client.scheduler_info(n_workers=-1)["workers"]))
+
+    def on(self, workers: Sequence[str]) -> DaskPool:
+        """The same pool on some of its workers, by their addresses."""
+        own = self._client, self._name, self._folder
+        return DaskPool(*own, shared=self._shared, workers=workers)
 
     def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have a worker work on it."""
@@ -132,7 +145,7 @@ def dask_pool(
     Raises UserError for a scheduler that does not answer, has no worker, or runs other
     versions, and for workers that lack the package or the model.
     """
-    with _client(where) as client:
+    with client_of(where) as client:
         check_versions(client)
         name = f"batchgauge-{uuid.uuid4().hex}"
         shared = _shared(client, inputs, folder)
@@ -156,8 +169,10 @@ def dask_pool(
 
 
 @contextmanager
-def _client(where: Where) -> Iterator[Client]:
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+def client_of(where: Where) -> Iterator[Client]:
+    """A client of the scheduler asked for, or of new worker processes on this machine."""
+    for name in ("distributed", "distributed.client"):  # whose levels Dask's configuration sets
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if where.dask:
         with connected(where.dask) as client:
             yield client

@@ -123,10 +123,10 @@ class PromptWork:
 
     def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
         """The engine, loaded."""
-        return _PromptWorker(self, registry.open_engine(self.engine, self.model or None, threads))
+        return PromptWorker(self, registry.open_engine(self.engine, self.model or None, threads))
 
 
-class _PromptWorker:
+class PromptWorker:
     """An engine that answers shards."""
 
     def __init__(self, work: PromptWork, engine: Engine) -> None:
@@ -135,6 +135,7 @@ class _PromptWorker:
         self.size = min(work.batch_size, engine.max_batch_size())
 
     def __call__(self, shard: Shard) -> ShardOutput:
+        """Its answers, in the order of its lines."""
         documents = read(shard)
         rows: dict[int, dict[str, Any]] = {}  # by line, in order; a blank line has none
         prompts: list[tuple[int, Prompt]] = []

@@ -17,7 +17,7 @@ _PATHS = {"model", "workload", "trace", "baseline_dir"}  # parameters that name 
 @click.option(
     "--profile", default="default", show_default=True, help=f"One of {', '.join(PROFILES)}."
 )
-@click.option("--model", help="A Llama-architecture GGUF instead of the default model.")
+@click.option("--model", help="A GGUF file or Hugging Face folder instead of the default model.")
 @click.option("--tokenizer", help="numpy, baseline, hf, tiktoken, … or package.module:factory.")
 @click.option("--engine", help="numpy, baseline, transformers, … or package.module:factory.")
 @click.option("--workload", help="A .txt or .jsonl file of your own prompts.")

@@ -31,7 +31,11 @@ def _subject_options(command: Any) -> Any:
         click.option(
             "--weights", default="float32", show_default=True, help="float32, file or bfloat16."
         ),
-        click.option("--model", default="", help="GGUF file; empty: the default model."),
+        click.option(
+            "--model",
+            default="",
+            help="GGUF file or Hugging Face folder; empty: the default model.",
+        ),
         click.option("--threads", default=1, show_default=True, type=click.IntRange(1)),
         click.option("--seed", default=0, show_default=True, type=click.IntRange(0)),
     ):

@@ -217,6 +217,52 @@ def draw_distributed(table: pd.DataFrame) -> Figure:
     return fig
 
 
+def draw_jobs(table: pd.DataFrame, goal: float) -> Figure:
+    """Efficiency by workers, hollow where extrapolated; and whole jobs, measured and simulated."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.8, 4.0))
+    named = table["what"].str.extract(r"^(\w+), (\d+) workers?$")  # [rows, (work, workers)]
+    for shift, work, colour, marker in (
+        (-0.08, "tokenizing", "#0072B2", "o"), (0.08, "generating", "#D55E00", "s"),
+    ):  # fmt: skip
+        rows = table[named[0] == work]
+        x = np.log2(named[1][rows.index].astype(float)) + shift
+        for basis, fill in (("measured", colour), ("extrapolated", "white")):
+            mine = (rows["basis"] == basis).to_numpy()
+            value, low, high = (100 * rows[c][mine].to_numpy() for c in ("value", "low", "high"))
+            left.errorbar(
+                x[mine], value, yerr=[value - low, high - value], fmt=marker, color=colour,
+                markerfacecolor=fill, capsize=3, label=work if basis == "measured" else None,
+            )  # fmt: skip
+    counts = sorted(set(named[1].dropna().astype(int)))
+    left.set_xticks(np.log2(counts), [str(count) for count in counts])
+    left.axvspan(1.5, np.log2(counts[-1]) + 0.3, color="0.5", alpha=0.07, linewidth=0)
+    left.annotate(
+        "extrapolated", (1.5, 1), (5, -12), xycoords=left.get_xaxis_transform(),
+        textcoords="offset points", color=plots.MUTED, fontsize=9,
+    )  # fmt: skip
+    plots.reference_line(left, 100 * goal, "goal at 2")
+    left.set(xlabel="worker processes", ylabel="efficiency (%)")
+    left.set_ylim(bottom=0)
+    left.legend(loc="lower left")
+    two = table[named[1] == "2"].to_dict("records")
+    left.set_title("Two workers: " + ", ".join(f"{100 * row['value']:.0f} %" for row in two))
+    jobs = list(table[table["basis"] == "simulated"]["what"])
+    for basis, colour, marker in (("measured", REAL, "o"), ("simulated", SIMULATED, "s")):
+        rows = table[table["what"].isin(jobs) & (table["basis"] == basis)]
+        right.plot(rows["value"], range(len(jobs)), marker, color=colour, label=basis)
+    right.set_yticks(range(len(jobs)), jobs)
+    right.set_ylim(len(jobs) - 0.5, -0.5)
+    right.set(xlabel="tokenizing job (s)")
+    right.set_xlim(left=0)
+    right.legend(loc="lower left")
+    pairs = table[table["what"].isin(jobs)].pivot_table(
+        index="what", columns="basis", values="value"
+    )
+    worst = (pairs["measured"] / pairs["simulated"] - 1).loc[lambda off: [off.abs().idxmax()]]
+    right.set_title(f"Measured against simulated: {worst.iloc[0]:+.0%}, {worst.index[0]}")
+    return fig
+
+
 def draw_ranking(table: pd.DataFrame) -> Figure:
     """Goodput and waiting of every candidate over today's server, in ranked order."""
     best = table.to_dict("records")[0]

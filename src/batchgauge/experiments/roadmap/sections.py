@@ -10,12 +10,14 @@ from functools import partial
 
 import numpy as np
 
+from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import whole
 from batchgauge.experiments.roadmap import (
     async_points,
     figures,
     ideas,
+    jobs,
     machines,
     parallel,
     policies,
@@ -181,6 +183,25 @@ def many_machines(case: Case, *, sizes: Sequence[int]) -> Section:
         "What to measure before choosing what distributes the work, and what this study expects.",
         partial(figures.draw_distributed, table),
         "Simulated efficiency of a batch job against one sound machine.",
+    )  # fmt: skip
+
+
+def measured_jobs(case: Case) -> Section:
+    """The job layer on worker processes: empty tasks, starts, efficiency, trouble, overhead."""
+    if extras.missing("distributed"):
+        said = f"Left out: Dask is not installed here; {extras.remedy('distributed')}."
+        return Section("roadmap_jobs", {}, said)
+    rows = jobs.measure(case.context)
+    table = jobs.results(rows)
+    scores = jobs.scores(table)
+    assert scores[0].goal is not None
+    return Section(
+        "roadmap_jobs", {"jobs": table, "jobs_blocks": rows}, jobs.sentence(table),
+        picture=partial(figures.draw_jobs, table, scores[0].goal),
+        picture_caption="Left: throughput over that of one worker times their number, 95 % "
+        "intervals over blocks; hollow marks are the Universal Scalability Law, not measured. "
+        "Right: one job with both workers sound, one slowed down, one killed.",
+        targets=scores,
     )  # fmt: skip
 
 

@@ -1,0 +1,516 @@
+"""What the job layer really costs, on worker processes of this machine.
+
+Two Dask workers of one thread each are started once. What they do is timed as parts of a job,
+with the model loaded, except where loading is the question. Whatever is compared is
+interleaved in blocks, each on parts of its own.
+
+Left out: more than one machine. What is said of more than two workers is extrapolated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from batchgauge.experiments.context import Context
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job
+from batchgauge.jobs.manifest import PROGRESS
+from batchgauge.jobs.run import SHARD_BYTES, Pool
+from batchgauge.jobs.source import Shard, cut, find_inputs
+from batchgauge.jobs.work import PromptWorker, ShardOutput
+from batchgauge.protocols import Engine
+from batchgauge.reporting import Score
+from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.simulate.scaling import fit_scaling
+from batchgauge.statistics import Interval, mean_ratio, percentile
+from batchgauge.workload import texts
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+WORKERS = 2
+SLOWER = 3.0
+BEYOND = (4, 8)  # workers that are not here
+TOKENIZING, GENERATING = "tokenizing", "generating"
+ONE, TWO = "1 worker", "2 workers"
+PLAIN, LAYER = "plain loop", "job layer"
+AUTO = "auto"
+EMPTY, COLD = "empty task", "cold start to first answer"
+SOUND, SLOW, KILLED = "both sound", f"one {SLOWER:g} × slower", "one killed"
+OVERHEAD, SIZES = "in process", "batch size"
+_LINE = 2000  # characters of a document
+_PART_LINES = 2048  # documents of a part: the four megabytes of `SHARD_BYTES`
+_PROMPTS = 8  # prompts of a part, and in a batch
+_PROMPT = 24  # characters of a prompt
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of each is done.
+
+    empty_tasks, blocks, repeats  empty tasks; blocks of one and two workers; pairs in process
+    text_parts, prompt_parts      parts that one worker gets in a block
+    tokens                        generated for a prompt
+    sizes                         fixed batch sizes
+    """
+
+    empty_tasks: int
+    blocks: int
+    repeats: int
+    text_parts: int
+    prompt_parts: int
+    tokens: int
+    sizes: tuple[int, ...]
+
+
+AMOUNTS = {
+    "smoke": Amounts(16, 3, 3, 1, 1, 2, (1, 4)),
+    "default": Amounts(100, 6, 6, 4, 2, 8, (1, 4, 8, 16, 32)),
+    "thorough": Amounts(1000, 12, 16, 8, 4, 16, (1, 2, 4, 8, 16, 32)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SlowedTokenizing(TokenizeWork):
+    """The same job, whose worker of one process takes `factor` times as long: it sleeps."""
+
+    process: int = 0
+    factor: float = 1.0
+
+    def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
+        """The tokenizer, loaded."""
+        run = TokenizeWork.open(self, threads)
+        if os.getpid() != self.process:
+            return run
+
+        def slowed(shard: Shard) -> ShardOutput:
+            begin = time.perf_counter()
+            output = run(shard)
+            time.sleep((self.factor - 1.0) * (time.perf_counter() - begin))
+            return output
+
+        return slowed
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPrompts(PromptWork):
+    """The same job in this process, with an engine that is loaded already."""
+
+    loaded: Engine | None = None
+
+    def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
+        """The engine as it is."""
+        assert self.loaded is not None
+        return PromptWorker(self, self.loaded)
+
+
+def measure(context: Context) -> pd.DataFrame:
+    """Everything as it was timed: one row a measure, way and block, with its value.
+
+    Values are milliseconds of an empty task, megabytes or tokens per second of a way, and
+    seconds of a start, of a job's parts and of whole jobs. Needs `distributed`.
+    """
+    amounts = AMOUNTS[context.budget.name]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="batchgauge-measured-") as scratch:
+        folder = Path(scratch)
+        _workers(context, amounts, folder, rows)
+        with threadpool_limits(1, user_api="blas"):
+            _in_process(context, amounts, folder, rows)
+            _batch_sizes(context, amounts, folder, rows)
+    return pd.DataFrame(rows)
+
+
+def _row(measure: str, way: str, block: int, value: float) -> dict[str, Any]:
+    return {"measure": measure, "way": way, "block": block, "value": value}
+
+
+def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Whatever needs worker processes; they are started here, and one is killed at the end."""
+    from batchgauge.jobs.dask_pool import client_of, dask_pool
+
+    first, each = 1 + WORKERS, amounts.blocks * (1 + WORKERS)
+    documents = _write_documents(
+        folder / "text.txt", first + 2 * (1 + WORKERS) * amounts.text_parts
+    )
+    prompts = _write_prompts(folder / "prompts.jsonl", first + each * amounts.prompt_parts, amounts)
+    tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=_PART_LINES)
+    generating = PromptWork(
+        context.engine_spec, context.model, batch_size=_PROMPTS, most_lines=_PROMPTS, chat=False
+    )
+    begin = time.perf_counter()
+    with client_of(Where(workers=WORKERS, threads=1)) as client:
+        started_s = time.perf_counter() - begin
+        rows.append(_row(COLD, "workers started", 0, started_s))
+        where = Where(dask=client.scheduler.address, threads=1)
+        for name, work, source, count in (
+            (GENERATING, generating, prompts, amounts.prompt_parts),
+            (TOKENIZING, tokenizing, documents, amounts.text_parts),
+        ):
+            inputs = find_inputs(source, folder / name)
+            shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
+            (folder / name).mkdir()
+            opening = time.perf_counter()
+            with dask_pool(work, inputs, folder / name, where) as pool:
+                rows.append(_row(name, "opened, s", 0, time.perf_counter() - opening))
+                pool.submit(next(shards)).result()
+                if work is generating:
+                    rows.append(_row(COLD, "first answer", 0, time.perf_counter() - begin))
+                addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
+                for address in addresses:  # so that both have compiled what they compile
+                    pool.on([address]).submit(next(shards)).result()
+                pools = {ONE: pool.on(addresses[:1]), TWO: pool}
+                for block in range(amounts.blocks):
+                    for way in (ONE, TWO) if block % 2 == 0 else (TWO, ONE):
+                        mine = list(islice(shards, count * pools[way].width))
+                        rate = _rate(pools[way], mine, by_tokens=work is generating)
+                        rows.append(_row(name, way, block, rate))
+        _empty_tasks(client, amounts.empty_tasks, rows)
+        _trouble(client, tokenizing, documents, rows)
+
+
+def _rate(pool: Pool, shards: Sequence[Shard], *, by_tokens: bool) -> float:
+    """Tokens, or megabytes of input, per second; so many parts under way as in `run_job`."""
+    waiting, running, tokens = iter(shards), set(), 0
+    begin = time.perf_counter()
+    running = {pool.submit(shard) for shard in islice(waiting, 2 * pool.width)}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        tokens += sum(future.result().counts["tokens"] for future in done)
+        running |= {pool.submit(shard) for shard in islice(waiting, len(done))}
+    seconds = time.perf_counter() - begin
+    return (tokens if by_tokens else sum(shard.size for shard in shards) / 1e6) / seconds
+
+
+def _empty_tasks(client: Client, count: int, rows: list[dict[str, Any]]) -> None:
+    client.submit(os.getpid, pure=False).result()
+    for number in range(count):
+        begin = time.perf_counter()
+        client.submit(os.getpid, pure=False).result()
+        rows.append(_row(EMPTY, "round trip", number, 1e3 * (time.perf_counter() - begin)))
+
+
+def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[dict[str, Any]]) -> None:
+    """One job three times: both workers sound, one of them slowed down, one killed in the middle.
+
+    Outputs that differ from the first one's are counted.
+    """
+    where = Where(dask=client.scheduler.address, threads=1)
+    process = min(client.run(_process).values())  # and have the workers import this module
+    fields = (work.tokenizer, work.model)
+    slowed = SlowedTokenizing(*fields, most_lines=_PART_LINES, process=process, factor=SLOWER)
+    found: dict[str, Mapping[str, bytes]] = {}
+    parts = 0
+    for way, job in ((SOUND, work), (SLOW, slowed), (KILLED, work)):
+        out = source.with_name(f"job-{len(found)}")
+        begin = time.perf_counter()
+        if way == KILLED:
+            killer = threading.Thread(target=_kill, args=(process, out, parts, begin, rows))
+            killer.start()
+        summary = run_job(job, source, out, where=where, progress=False)
+        parts = summary.parts
+        rows.append(_row(way, "job, s", 0, summary.seconds))
+        if way == KILLED:
+            killer.join()
+        found[way] = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+        rows.append(_row(way, "differs", 0, float(found[way] != found[SOUND])))
+    rows.append(_row(SOUND, "parts", 0, parts))
+
+
+def _process() -> int:
+    return os.getpid()
+
+
+def _kill(process: int, out: Path, parts: int, begin: float, rows: list[dict[str, Any]]) -> None:
+    """End a worker without warning when a third of the parts is done; or not, when it is late."""
+    while time.perf_counter() - begin < 60.0:
+        progress = out / PROGRESS
+        done = progress.read_bytes().count(b"\n") if progress.exists() else 0
+        if done >= max(1, parts // 3):
+            os.kill(process, signal.SIGKILL)
+            rows.append(_row(KILLED, "after, s", 0, time.perf_counter() - begin))
+            return
+        time.sleep(0.005)
+
+
+def _in_process(
+    context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]
+) -> None:
+    """A job in this process against a plain loop over the same batches."""
+    for block in range(-1, amounts.repeats):  # the first one warms up
+        count = amounts.prompt_parts
+        source = _write_prompts(folder / f"plain-{block}.jsonl", count, amounts, seed=1000 + block)
+        for way in (PLAIN, LAYER) if block % 2 == 0 else (LAYER, PLAIN):
+            begin = time.perf_counter()
+            if way == PLAIN:
+                _plain_loop(context.engine, source, folder / f"plain-{block}.out")
+            else:
+                _job(context, source, folder / f"layer-{block}")
+            if block >= 0:
+                rows.append(_row(OVERHEAD, way, block, time.perf_counter() - begin))
+
+
+def _plain_loop(engine: Engine, source: Path, out: Path) -> None:
+    """What somebody would write who needs no job layer: read, answer in batches, write."""
+    lines = [json.loads(line) for line in source.read_text("utf-8").splitlines()]
+    with out.open("w", encoding="utf-8") as file:
+        for i in range(0, len(lines), _PROMPTS):
+            group = lines[i : i + _PROMPTS]
+            items = [BatchItem(row["id"], _request(row)) for row in group]
+            for answer in engine.infer_batch(items).responses:
+                file.write(json.dumps({"id": answer.id, "text": _text(answer.data)}) + "\n")
+
+
+def _request(row: Mapping[str, Any]) -> InferenceBatchRequest:
+    return InferenceBatchRequest(row["prompt"], max_tokens=row["max_tokens"], chat=False)
+
+
+def _text(data: object) -> str | None:
+    return getattr(data, "text", None)
+
+
+def _job(context: Context, source: Path, out: Path) -> None:
+    work = LoadedPrompts(
+        context.engine_spec, context.model, batch_size=_PROMPTS, chat=False, loaded=context.engine
+    )
+    run_job(work, source, out, where=Where(threads=1), progress=False)
+
+
+def _batch_sizes(
+    context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]
+) -> None:
+    """Tokens per second of parts at every fixed size, and at the one that `auto` chooses.
+
+    The engine's worker chooses once, on its first part; that is not in the rates.
+    """
+    sizes = [size for size in amounts.sizes if size <= context.engine.max_batch_size()]
+    most = max(*sizes, _PROMPTS)
+    workers = {
+        str(size): (PromptWorker(PromptWork(batch_size=size, chat=False), context.engine), size)
+        for size in sizes
+    }
+    auto = PromptWorker(PromptWork(chat=False), context.engine)
+    begin = time.perf_counter()
+    auto(_one_part(folder / "auto.jsonl", most, amounts, seed=1))
+    rows.append(_row(SIZES, "advice, s", 0, time.perf_counter() - begin))
+    rows.append(_row(SIZES, "size chosen", 0, auto.size))
+    workers[AUTO] = (auto, auto.size)
+    for block in range(max(2, amounts.repeats // 2)):
+        order = list(workers) if block % 2 == 0 else list(workers)[::-1]
+        for way in order:
+            worker, size = workers[way]
+            count = size * -(-_PROMPTS // 2 // size)  # whole batches
+            shard = _one_part(folder / f"{way}-{block}.jsonl", count, amounts, seed=2000 + block)
+            begin = time.perf_counter()
+            output = worker(shard)
+            seconds = time.perf_counter() - begin
+            rows.append(_row(SIZES, way, block, output.counts["tokens"] / seconds))
+
+
+def _one_part(path: Path, prompts: int, amounts: Amounts, *, seed: int) -> Shard:
+    _write_lines(path, _prompt_lines(prompts, amounts.tokens, seed))
+    inputs = find_inputs(path, path.parent / "none")
+    return next(cut(inputs, most_bytes=SHARD_BYTES, most_lines=prompts))
+
+
+def _write_documents(path: Path, parts: int) -> Path:
+    """Lines of prose for so many parts, each line from a place of its own."""
+    some = (texts("prose", _LINE, _PART_LINES, seed) for seed in range(parts))
+    return _write_lines(path, (line.replace("\n", " ") for line in chain.from_iterable(some)))
+
+
+def _write_prompts(path: Path, parts: int, amounts: Amounts, *, seed: int = 0) -> Path:
+    return _write_lines(path, _prompt_lines(parts * _PROMPTS, amounts.tokens, seed))
+
+
+def _prompt_lines(count: int, tokens: int, seed: int) -> Iterator[str]:
+    """Prompts of one length, so that every way makes the same batches of them."""
+    for number, text in enumerate(texts("prose", _PROMPT, count, seed)):
+        yield json.dumps({"id": f"p{number}", "prompt": text, "max_tokens": tokens})
+
+
+def _write_lines(path: Path, lines: Iterator[str]) -> Path:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return path
+
+
+# --- what follows from it ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What befalls workers: time factors of each, and a worker that ends at a time and comes back.
+
+    `lost` parts that it had, running or waiting, are done at the end, one at a time.
+    """
+
+    speeds: tuple[float, ...] = (1.0,) * WORKERS
+    dies_s: float = np.inf
+    back_s: float = np.inf
+    lost: int = 2
+
+
+def makespan(parts: int, part_s: float, trouble: Trouble) -> float:
+    """Seconds of a job of equal parts in one queue; the last worker is the one that dies."""
+    free = [0.0] * len(trouble.speeds)
+    mortal, again, waiting, ended = len(free) - 1, 0, parts, 0.0
+    dead = False
+    while waiting:
+        worker = int(np.argmin(free))
+        end = free[worker] + part_s * trouble.speeds[worker]
+        if worker == mortal and not dead and end > trouble.dies_s:
+            dead, again = True, min(trouble.lost, waiting)
+            waiting -= again
+            free[worker] = trouble.back_s
+            continue
+        waiting -= 1
+        free[worker] = end
+        ended = max(ended, end)
+    return ended + again * part_s * min(trouble.speeds)
+
+
+def results(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a figure: value, 95 % interval, unit, whether measured, simulated or extrapolated."""
+    found: list[dict[str, Any]] = []
+
+    def add(what: str, value: Interval | float, unit: str, basis: str = "measured") -> None:
+        if not isinstance(value, Interval):
+            value = Interval(value, value, value)
+        ends = {"value": value.value, "low": value.low, "high": value.high}
+        found.append({"what": what, **ends, "unit": unit, "basis": basis})
+
+    empty = _values(rows, EMPTY, "round trip")
+    add(f"{EMPTY}, median", percentile(empty, 50), "ms")
+    if np.isfinite(high := percentile(empty, 90)):
+        add(f"{EMPTY}, p90", high, "ms")
+    add(COLD, _value(rows, COLD, "first answer"), "s")
+    for work in (TOKENIZING, GENERATING):
+        by_size = {n: _values(rows, work, way) for n, way in ((1, ONE), (WORKERS, TWO))}
+        add(_efficiency(work, 1), 1.0, "of one worker")
+        ratio = mean_ratio(by_size[WORKERS] / WORKERS, by_size[1])
+        add(_efficiency(work, WORKERS), ratio, "of one worker")
+        fit = fit_scaling({n: v.tolist() for n, v in by_size.items()}, "USL")
+        for workers in BEYOND:
+            far = fit.predict(workers)
+            ends = Interval(*(v / workers for v in (far.value, far.low, far.high)))
+            add(_efficiency(work, workers), ends, "of one worker", "extrapolated")
+    for way, seconds in simulated(rows).items():
+        add(way, _value(rows, way, "job, s"), "s")
+        add(way, seconds, "s", "simulated")
+    add(
+        "outputs that differ",
+        sum(_value(rows, w, "differs") for w in (SOUND, SLOW, KILLED)),
+        "jobs",
+    )
+    layer, plain = (_values(rows, OVERHEAD, way) for way in (LAYER, PLAIN))
+    extra = mean_ratio(layer, plain)
+    add(OVERHEAD, Interval(*(100 * (v - 1) for v in (extra.value, extra.low, extra.high))), "%")
+    sizes = rows[(rows["measure"] == SIZES) & rows["way"].str.isdigit()]
+    best = str(sizes.groupby("way", sort=False)["value"].median().idxmax())
+    add(AUTO, mean_ratio(_values(rows, SIZES, AUTO), _values(rows, SIZES, best)), "of the best")
+    add("size of auto", _value(rows, SIZES, "size chosen"), "prompts")
+    add("best fixed size", int(best), "prompts")
+    add("advice", _value(rows, SIZES, "advice, s"), "s")
+    return pd.DataFrame(found)
+
+
+def simulated(rows: pd.DataFrame) -> dict[str, float]:
+    """What the three jobs should take, by what a part took with both workers busy.
+
+    A worker that was killed is back after as long as the workers took to start.
+    """
+    parts = int(_value(rows, SOUND, "parts"))
+    opened_s = _value(rows, TOKENIZING, "opened, s")
+    part_s = WORKERS * _part_mb() / float(np.median(_values(rows, TOKENIZING, TWO)))
+    dies_s = np.inf if (after := _values(rows, KILLED, "after, s")).size == 0 else after[0]
+    back_s = dies_s + _value(rows, COLD, "workers started") + opened_s
+    sound = Trouble()
+    troubles = {
+        SOUND: sound,
+        SLOW: replace(sound, speeds=(1.0,) * (WORKERS - 1) + (SLOWER,)),
+        KILLED: replace(sound, dies_s=dies_s - opened_s, back_s=back_s - opened_s),
+    }
+    return {way: opened_s + makespan(parts, part_s, t) for way, t in troubles.items()}
+
+
+def _part_mb() -> float:
+    return _PART_LINES * (_LINE + 1) / 1e6
+
+
+def _efficiency(work: str, workers: int) -> str:
+    return f"{work}, {workers} worker{'s' * (workers > 1)}"
+
+
+def _values(rows: pd.DataFrame, measure: str, way: str) -> np.ndarray:
+    """Values of one way by block."""
+    mine = rows[(rows["measure"] == measure) & (rows["way"] == way)]
+    return mine.sort_values("block")["value"].to_numpy(np.float64)
+
+
+def _value(rows: pd.DataFrame, measure: str, way: str) -> float:
+    return float(_values(rows, measure, way)[0])
+
+
+def scores(table: pd.DataFrame) -> list[Score]:
+    """The goals of the job layer against what was measured."""
+    named = _named(table)
+    work = "Jobs: efficiency of two workers,"
+    two = [named[_efficiency(name, WORKERS)] for name in (TOKENIZING, GENERATING)]
+    over, beside = "Jobs: overhead in process over a plain loop", "the best fixed batch size"
+    return [
+        Score("jobs_tokenizing", f"{work} tokenizing", 0.92, *_ends(two[0])),
+        Score("jobs_generating", f"{work} generating", 0.92, *_ends(two[1])),
+        Score("jobs_overhead", over, 2.0, *_ends(named[OVERHEAD]), "%", "lower"),
+        Score("jobs_auto", f"Jobs: `auto` against {beside}", 0.97, *_ends(named[AUTO])),
+    ]
+
+
+def _ends(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    return row["value"], row["low"], row["high"]
+
+
+def _named(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The rows that no simulation gave, by what they say."""
+    rows = table[table["basis"] != "simulated"].to_dict("records")
+    return {str(row["what"]): {str(k): v for k, v in row.items()} for row in rows}
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """Every figure against its goal or against what was simulated."""
+    named = _named(table)
+    said = {r["what"]: r["value"] for r in table.to_dict("records") if r["basis"] == "simulated"}
+    p90 = named.get(f"{EMPTY}, p90")
+    empty = f"{named[f'{EMPTY}, median']['value']:.1f} ms" + (
+        f" (p90 {p90['value']:.1f} ms)" if p90 else ""
+    )
+    jobs = "; ".join(
+        f"{way}: {named[way]['value']:.1f} s, simulated {seconds:.1f} s"
+        for way, seconds in said.items()
+    )
+    differ = int(named["outputs that differ"]["value"])
+    far = [named[_efficiency(work, BEYOND[-1])] for work in (TOKENIZING, GENERATING)]
+    return (
+        f"On {WORKERS} worker processes of one thread each an empty task takes {empty}, and a cold "
+        f"start {named[COLD]['value']:.1f} s to the first answer. "
+        f"{' '.join(score.sentence() for score in scores(table))} `auto` chose "
+        f"{named['size of auto']['value']:.0f} in {named['advice']['value']:.1f} s, and the best "
+        f"fixed size was {named['best fixed size']['value']:.0f}. A tokenizing job with {jobs}; "
+        f"{'all outputs are the same bytes' if not differ else f'{differ} outputs differ'}. "
+        f"Extrapolated to {BEYOND[-1]} workers, not measured: efficiency {far[0]['low']:.2f} to "
+        f"{far[0]['high']:.2f} tokenizing, {far[1]['low']:.2f} to {far[1]['high']:.2f} generating."
+    )
