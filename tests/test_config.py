@@ -161,6 +161,7 @@ REFUSED = [
     *({"rope.scaling.factor": value} for value in (-2.0, np.nan, np.inf, "4", True, [4.0])),
     {"rope.scale_linear": -4.0},
     {"rope.scale_linear": 4.0, "rope.scaling.factor": 2.0},
+    {"rope.scaling.yarn_attn_factor": 0.5},
     *({"rope.scaling.attn_factor": value} for value in (0.0, -1.0, np.nan)),
     {"rope.scaling.yarn_ext_factor": 1.0},
     {"rope.scaling.yarn_log_multiplier": 0.1},

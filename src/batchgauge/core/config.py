@@ -430,9 +430,9 @@ def _rotaries(keys: Keys, width: int, context: int) -> Iterator[Rotary]:
     share = keys.get("rope.scaling.yarn_ext_factor", -1)
     if not _all_in(share, ours):
         keys.refuse("rope.scaling.yarn_ext_factor", _described(share), f"{ours[0]} or {ours[1]}")
-    magnitude = yarn_magnitude(factor) if kind == "yarn" else 1.0
-    for key in ("attn_factor", "yarn_attn_factor"):
-        magnitude *= keys.number(f"rope.scaling.{key}", 1.0)
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn":
+        magnitude *= yarn_magnitude(factor)
     main = Rotary(
         width=width,
         base=keys.number("rope.freq_base", 10_000.0),

@@ -3,8 +3,8 @@
 A file may say things that change what its model computes and that nothing here does: every
 such key is refused by name, never ignored. For each architecture a `Family` tells which
 keys are applied, which values of others mean nothing, and what no key says. Kinds and
-meanings are those of llama.cpp's loader; `dynamic` scaling, which it does not know, and
-windows of architectures for which it has none are those of `transformers`.
+meanings are those of llama.cpp's loader. Where that has none they are those of `transformers`:
+`dynamic` scaling, windows of Llama and Phi-3, betas of YaRN, long factors by a prompt's length.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _COMMON = frozenset({
     "attention.value_length", "attention.scale", "attention.layer_norm_rms_epsilon",
     "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
     "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.finetuned",
-    "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_ext_factor",
+    "rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor",
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 })  # fmt: skip
 _WINDOW = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
@@ -37,6 +37,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": _UNIT,
     "residual_scale": _UNIT,
     "rope.scaling.alpha": _UNIT,
+    "rope.scaling.yarn_attn_factor": (1,),
     "tensor_data_layout": ("", "Meta AI original pth"),  # neighbours are pairs
 }
 
