@@ -56,20 +56,18 @@ def rotary(keys: Mapping[str, Any], w: Mapping[str, Array], width: int, length: 
         found = found / factor
     elif kind == "yarn":
         magnitude *= 1.0 + 0.1 * np.log(factor)
-        fast, slow = (
-            width * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
-            for turns in (
-                keys.get("rope.scaling.yarn_beta_fast", 32.0),
-                keys.get("rope.scaling.yarn_beta_slow", 1.0),
-            )
+        betas = (
+            keys.get("rope.scaling.yarn_beta_fast", 32.0),
+            keys.get("rope.scaling.yarn_beta_slow", 1.0),
         )
+        fast, slow = width * np.log(original / (np.array(betas) * 2 * np.pi)) / (2 * np.log(base))
         low, high = max(0, np.floor(fast)), min(width - 1, np.ceil(slow))
         ramp = 1 - np.clip((np.arange(width // 2) - low) / max(0.001, high - low), 0, 1)
         found = found / factor * (1 - ramp) + found * ramp
     return found, magnitude
 
 
-def reference_logits(  # noqa: C901, PLR0915 - read from top to bottom, like the papers
+def reference_logits(  # noqa: C901, PLR0915 - the whole model in one place, as formulas
     path: Path, ids: Sequence[int], frequencies: Array | None = None
 ) -> npt.NDArray[np.float64]:
     """Scores of all tokens behind the ids: [V]. `frequencies` [E / 2] replace the file's own."""

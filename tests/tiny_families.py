@@ -343,7 +343,7 @@ def transformers_model(path: Path, case: Case) -> Any:
                 pairs = values.reshape(heads, -1, 2, values.size // len(values))
                 values = pairs.swapaxes(1, 2).reshape(values.shape)
             name = f"model.layers.{layer}.{names[part]}.{kind}"
-        if family.gains_less_one and name.endswith("norm.weight"):
+        if case.family.startswith("gemma") and name.endswith("norm.weight"):
             values = values - 1.0
         state[name] = torch.from_numpy(np.ascontiguousarray(values))
     with torch.no_grad():

@@ -107,37 +107,24 @@ def write_tiny_model(  # noqa: C901, PLR0913, PLR0915 - one list of what such a 
     def gain(name: str, width: int = d_model) -> None:
         writer.add_tensor(name, rng.uniform(0.5, 1.5, width).astype(np.float32))
 
-    set_of = dict(keys or {})
-
     def of_layer(key: str, default: int, layer: int) -> int:
-        value = set_of.get(f"{architecture}.{key}", default)
-        return int(value[layer % len(value)] if isinstance(value, list) else default)
+        value = (keys or {}).get(f"{architecture}.{key}")
+        return int(value[layer % len(value)]) if isinstance(value, list) else default
 
     matrix("token_embd.weight", len(TOKENS), d_model)
     for layer in range(layers):
-        Q, KV = E * heads, E * of_layer("attention.head_count_kv", kv_heads, layer)
+        KV = E * of_layer("attention.head_count_kv", kv_heads, layer)
         F = of_layer("feed_forward_length", d_ff, layer)
-        widths = {"attn_q_norm": Q if wide_norms else E, "attn_k_norm": KV if wide_norms else E}
-        qkv = [("attn_qkv", Q + 2 * KV)] if fused else [
-            ("attn_q", Q), ("attn_k", KV), ("attn_v", KV)
-        ]  # fmt: skip
-        up = [("ffn_up", 2 * F)] if fused else [("ffn_gate", F), ("ffn_up", F)]
-        order = [
-            *[("attn_norm", 0, 0)], *((name, rows, d_model) for name, rows in qkv),
-            ("attn_output", d_model, Q), ("attn_q_norm", 0, 0), ("attn_k_norm", 0, 0),
-            ("post_attention_norm", 0, 0), ("ffn_norm", 0, 0),
-            *((name, rows, d_model) for name, rows in up),
-            ("ffn_down", d_model, F), ("post_ffw_norm", 0, 0),
-        ]  # fmt: skip
-        for name, rows, columns in order:
+        heads_wide = {"attn_q_norm": E * heads, "attn_k_norm": KV}
+        for name, rows, columns in layer_parts(d_model, E * heads, KV, F, fused=fused):
             if rows:
                 matrix(f"blk.{layer}.{name}.weight", rows, columns)
             elif name in norms:
-                gain(f"blk.{layer}.{name}.weight", widths.get(name, d_model))
+                wide = heads_wide[name] if name in heads_wide and wide_norms else E
+                gain(f"blk.{layer}.{name}.weight", wide if name in heads_wide else d_model)
             if name in biases:
-                writer.add_tensor(
-                    f"blk.{layer}.{name}.bias", rng.normal(0.0, 0.5, rows).astype(np.float32)
-                )
+                values = rng.normal(0.0, 0.5, rows).astype(np.float32)
+                writer.add_tensor(f"blk.{layer}.{name}.bias", values)
     gain("output_norm.weight")
     if not tied:
         matrix("output.weight", len(TOKENS), d_model)
@@ -150,6 +137,24 @@ def write_tiny_model(  # noqa: C901, PLR0913, PLR0915 - one list of what such a 
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def layer_parts(D: int, Q: int, KV: int, F: int, *, fused: bool) -> list[tuple[str, int, int]]:
+    """A layer's tensors with their rows and columns; 0 rows are a gain."""
+    qkv = [("attn_q", Q), ("attn_k", KV), ("attn_v", KV)]
+    up = [("ffn_gate", F), ("ffn_up", F)]
+    if fused:
+        qkv, up = [("attn_qkv", Q + 2 * KV)], [("ffn_up", 2 * F)]
+    return [
+        ("attn_norm", 0, 0),
+        *((name, rows, D) for name, rows in qkv),
+        ("attn_output", D, Q),
+        *((name, 0, 0) for name in ("attn_q_norm", "attn_k_norm", "post_attention_norm")),
+        ("ffn_norm", 0, 0),
+        *((name, rows, D) for name, rows in up),
+        ("ffn_down", D, F),
+        ("post_ffw_norm", 0, 0),
+    ]
 
 
 def set_keys(writer: gguf.GGUFWriter, keys: Mapping[str, Any]) -> None:

@@ -227,10 +227,8 @@ class PromptByPrompt(ByNumPy):
     def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
         """Logits [B, V] of what follows each prompt."""
         rows = []
-        held = cache.lengths + np.asarray([len(prompt) for prompt in prompts], np.int64)
         for row, prompt in enumerate(prompts):
-            found, ids = [cache.find(row)], np.asarray(prompt, np.int32)
-            x = self.read(ids, found, [len(prompt)], held[[row]])
+            x = self.read(np.asarray(prompt, np.int32), [cache.find(row)], [len(prompt)])
             rows.append(self.logits(x[-1:])[0])
         return np.stack(rows)
 

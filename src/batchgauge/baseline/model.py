@@ -197,14 +197,17 @@ class BaselineModel:
 
 def capped(scores: Floats, cap: float) -> Floats:
     """Scores kept between -cap and cap; 0 is no limit."""
-    return scores if not cap else np.float32(cap) * np.tanh(scores / np.float32(cap))
+    if not cap:
+        return scores
+    limited: Floats = np.float32(cap) * np.tanh(scores / np.float32(cap))
+    return limited
 
 
 def gelu(x: Floats) -> Floats:
     """A gate's activation: tanh's approximation of x times the normal distribution's integral."""
-    inner = math.sqrt(2.0 / math.pi) * (x + np.float32(0.044715) * x**3)
-    activated: Floats = (0.5 * x * (1.0 + np.tanh(inner))).astype(np.float32, copy=False)
-    return activated
+    inner = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2.0 / math.pi))
+    half: Floats = x * np.float32(0.5)
+    return half + half * np.tanh(inner)
 
 
 def silu(x: Floats) -> Floats:

@@ -22,6 +22,7 @@ from batchgauge.errors import UserError
 LARGEST = (1 << 31) - 1  # of the counts
 ROPE_FACTORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+FACTORS = {ROPE_FACTORS, SHORT, LONG}
 
 
 _LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
@@ -47,8 +48,8 @@ class Keys:
                 f"The model '{file.path}' has the architecture {_shown(name)}; "
                 f"expected {supported}."
             )
-        self.architecture: str = name
-        self.family = FAMILIES[name]
+        self.architecture = str(name)
+        self.family = FAMILIES[self.architecture]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value as it is. Raises UserError where there is none, nor a default."""

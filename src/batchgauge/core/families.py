@@ -52,7 +52,6 @@ class Family:
     wide_norms      norms of queries and keys go over all heads together, not over each
     fused           queries, keys and values are one tensor, gate and up are another
     gelu            the gate is tanh's approximation of GELU, not SiLU
-    gains_less_one  a Hugging Face folder has the norms' gains less one (GGUF files have not)
     scaled_embedding  embeddings are multiplied by the square root of their width
     window          positions that a layer with a window sees where no key says it; 0: all
     period          every so many layers the last one has no window; 0: all of them have one
@@ -69,7 +68,6 @@ class Family:
     wide_norms: bool = False
     fused: bool = False
     gelu: bool = False
-    gains_less_one: bool = False
     scaled_embedding: bool = False
     window: int = 0
     period: int = 0
@@ -90,12 +88,11 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(more=_WINDOW, halves=False),
     "qwen2": Family(more=_WINDOW, biases=frozenset({"attn_q", "attn_k", "attn_v"})),
     "qwen3": Family(more=_WINDOW, norms=("attn_norm", *_HEAD_NORMS, "ffn_norm")),
-    "gemma": Family(gelu=True, gains_less_one=True, scaled_embedding=True),
+    "gemma": Family(gelu=True, scaled_embedding=True),
     "gemma2": Family(
         more=_WINDOW | _CAPS,
         norms=("attn_norm", "ffn_norm", *_BEHIND),
         gelu=True,
-        gains_less_one=True,
         scaled_embedding=True,
         window=4096,
         period=2,
@@ -106,7 +103,6 @@ FAMILIES: Mapping[str, Family] = {
         more=_WINDOW | _CAPS | {"rope.freq_base_swa"},
         norms=("attn_norm", *_HEAD_NORMS, "ffn_norm", *_BEHIND),
         gelu=True,
-        gains_less_one=True,
         scaled_embedding=True,
         period=6,
         local_base=10_000.0,

@@ -94,7 +94,7 @@ class LlamaModel:
         depends on lengths is that of the whole prompt.
         """
         last = np.empty((len(prompts), self.config.d_model), np.float32)
-        held = cache.lengths + np.asarray([len(prompt) for prompt in prompts], np.int64)
+        held = cache.lengths + np.array([len(prompt) for prompt in prompts], np.intp)
         for rows, spans in _parts(prompts):
             ids = np.concatenate(
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]
@@ -142,18 +142,23 @@ class LlamaModel:
         return logits
 
     def read(
-        self, ids: Ids, rows: Sequence[tuple[Group, int]], counts: Sequence[int], held: Ints
+        self,
+        ids: Ids,
+        rows: Sequence[tuple[Group, int]],
+        counts: Sequence[int],
+        held: Ints | None = None,
     ) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D].
 
-        `held` are the positions that each row will have when all of its prompt is read.
+        `held` are the positions that each row will have when all of its prompt is read; None:
+        with these.
         """
         x = self._embed(ids)
         starts = [int(group.lengths[row]) for group, row in rows]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         )
-        seen = np.repeat(held, counts)
+        seen = np.repeat(np.add(starts, counts) if held is None else held, counts)
         rotations = [turns(positions, seen) for turns in self.weights.turns]
         if self.layers is not None:
             places = np.array([group.places()[row] for group, row in rows])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from batchgauge.core.config import ROPE_FACTORS, Config, check_tensors
+from batchgauge.core.config import FACTORS, Config, check_tensors
 from batchgauge.core.default_model import open_model
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Layout
 from batchgauge.core.model_file import ModelFile, Tensor
@@ -132,12 +132,12 @@ def counted(number: int) -> str:
 
 def _bytes(file: ModelFile, config: Config, mode: str) -> int:
     """Bytes of all weights in memory, as `Weights` keeps them."""
-    total = config.head_dim // 2 * 4  # the rotary frequencies
+    total = sum(rotary.width // 2 for rotary in config.rotaries) * 4  # the frequencies
     fused: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in file.tensors.items():
         place, _, part = name.removesuffix(".weight").rpartition(".")
         if len(tensor.shape) < 2:
-            total += 4 * tensor.size if name != ROPE_FACTORS else 0
+            total += 4 * tensor.size if name not in FACTORS else 0
         elif name == "token_embd.weight" and not config.tied and mode == "float32":
             total += 4 * tensor.size  # looked up only, so in no blocks
         else:

@@ -46,13 +46,15 @@ class Rotary:
     @property
     def exponents(self) -> Doubles:
         """Of the base, negative ones of which are frequencies: [n / 2]."""
-        return np.arange(0, self.width, 2) / self.width
+        exponents: Doubles = np.arange(0, self.width, 2) / self.width
+        return exponents
 
     def dynamic_base(self, seen: Ints) -> Doubles:
         """The base [T] for rows that have become so long [T]: NTK scaling beyond the original."""
         beyond = np.maximum(seen / self.original, 1.0)
         grown = self.factor * beyond - (self.factor - 1.0)
-        return self.base * np.power(grown, self.width / (self.width - 2))
+        bases: Doubles = self.base * np.power(grown, self.width / (self.width - 2))
+        return bases
 
     def _interpolated(self) -> Doubles:
         """YaRN: how much each pair is slowed down by the factor, from 0 to 1."""
@@ -71,23 +73,6 @@ class Rotary:
 def yarn_magnitude(factor: float) -> float:
     """By how much YaRN enlarges cosine and sine where a file says nothing else."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0
-
-
-def longrope_magnitude(factor: float, original: int) -> float:
-    """The same for long and short factors."""
-    return math.sqrt(1.0 + math.log(factor) / math.log(original)) if factor > 1.0 else 1.0
-
-
-def llama3_factors(rotary: Rotary, factor: float, low: float, high: float, original: int) -> Floats:
-    """The factors tensor [n / 2] that a GGUF file of Llama 3.1 has for these numbers.
-
-    Wavelengths above original / low are stretched by the factor, those below original /
-    high not at all.
-    """
-    turns = original * rotary.frequencies() / (2.0 * math.pi)  # within the original context
-    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    factors: Floats = (1.0 / ((1.0 - smooth) / factor + smooth)).astype(np.float32)
-    return factors
 
 
 class Turns:

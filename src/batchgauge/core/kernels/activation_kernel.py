@@ -78,7 +78,7 @@ def _scale(x, epsilon):
 
 
 def _compile(source: int) -> tuple[Any, Any, Any, int, int]:
-    """`swiglu`, `geglu`, `rms_norm` and work, compiled for these sources."""
+    """Gates, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
 
     @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
     def swiglu(gate_up, out):
