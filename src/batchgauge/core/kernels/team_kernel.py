@@ -32,7 +32,8 @@ INT, INT32 = ir.IntType(64), ir.IntType(32)
 # then come how many others are at work, and of each thread's range the next part and the end.
 OPEN, WORK, JOB, CALLER, THREADS, JOBS = range(0, 48, 8)
 ACTIVE, RANGES, LINE, END = 64, 128, 64, 8
-WATCH = 4000  # looks for work before a thread blocks, some 0.2 ms
+WATCH = 16_000  # looks for work before a thread blocks, some 0.2 ms
+LAST = 400  # looks after that, for whoever was taken to be awake
 PATIENCE = 2000  # looks for the end of others' parts before each time the processor is yielded
 NOBODY = np.empty(0, np.int64)  # the numbers of a team of one
 
@@ -275,7 +276,8 @@ class Team:
                 if others := self.processors - {caller}:
                     os.sched_setaffinity(0, others)
                 continue
-            call.clear()  # who is called just before this misses one job at most
+            call.clear()
+            _watch(self.numbers, me, LAST)  # who was called just before that has not slept yet
             call.wait()
 
 

@@ -44,6 +44,7 @@ _SCRATCH = 1 << 20  # ids, 4 MiB; longer batches get memory of their own for the
 _PARTS = 4  # of a batch for each thread: who is free takes the next one
 _MOST_PARTS = 4 * 1024
 _WORTH_SHARING = 3072  # bytes of text from which another thread saves more than it costs
+_PART = 16_384  # bytes of text in a part, where there is much of it
 _WORTH_A_PART = 192  # bytes of text: about a microsecond
 _WORTH_WAKING = 16_384  # bytes of text for which threads are woken
 _SOON_S = 0.001  # after another shared batch they are woken for any
@@ -121,7 +122,8 @@ class KernelEncoder:
         """Ids of texts with a separator after each; None if it is in a text. Fills `ends`."""
         state, blocks, out = self._at
         ids, room = self._ids, self._room_at
-        parts = min(_PARTS * self.threads, len(data) // _WORTH_A_PART, texts)
+        parts = max(min(_PARTS * self.threads, len(data) // _WORTH_A_PART), len(data) // _PART)
+        parts = min(parts, texts, _MOST_PARTS)
         if len(data) >= _SCRATCH:  # memory of its own for the call
             ids = np.empty(len(data) + _MOST_PARTS * 4 + 4, dtype=np.int32)
             out = ids.ctypes.data
