@@ -53,7 +53,13 @@ def test_what_is_free_decides(model):
     check_memory(facts, "file", (int(said), 128), free=need(facts, "file", batch).total - 1)
 
 
-@pytest.mark.parametrize("spec", ["numpy", "numpy:file", "baseline", "transformers", "llama-cpp"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("numpy", "numpy:file", "baseline"),
+        *(pytest.param(spec, marks=pytest.mark.peers) for spec in ("transformers", "llama-cpp")),
+    ],
+)
 def test_every_way_to_open_asks_first(model, monkeypatch, spec):
     """As function, by the registry and in a notebook's context: before anything is loaded."""
     monkeypatch.setattr(memory_need, "usable_memory", lambda: (2**30, 10_000_000))
