@@ -225,7 +225,7 @@ def test_the_float32_copy_has_the_same_weights(tmp_path, monkeypatch):
     need("llama-cpp")
     from batchgauge.adapters.gguf_copy import float32_copy
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path / "cache"))
     source = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0"))
     path = float32_copy(source)
     copy = GGUFFile.open(path)

@@ -391,7 +391,7 @@ def test_other_engines_open_folders(pair, monkeypatch, tmp_path, spec):
     """llama.cpp by a GGUF that is written for it; the same greedy ids in float32."""
     if missing := missing_packages(spec):
         pytest.skip(f"{missing[0]} not installed")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path))
     engine = open_engine(spec, pair[1])
     data = engine.infer_batch([BatchItem("1", PROMPT)]).responses[0].data
     assert data is not None

@@ -52,7 +52,7 @@ DOWNWARDS = {
     "baseline": {"core", "machine"},
     "workload": set(),
     "registry": {"core", "baseline", "adapters", "machine"},
-    "adapters": {"core", "baseline", "workload"},
+    "adapters": {"core", "baseline", "machine", "workload"},
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},

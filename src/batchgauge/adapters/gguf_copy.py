@@ -7,7 +7,6 @@ tensor, into the user's cache folder; a model's older copy is replaced), and to 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,10 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model_file import ModelFile
 from batchgauge.errors import UserError
 from batchgauge.files import atomic_path
+from batchgauge.machine.rates import cache_folder
 
 _KINDS = gguf.GGUFValueType
 _OF_TYPE = {bool: _KINDS.BOOL, int: _KINDS.UINT32, float: _KINDS.FLOAT32, str: _KINDS.STRING}
-
-
-def cache_folder() -> Path:
-    """`batchgauge` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "batchgauge"
 
 
 def as_gguf(file: ModelFile, folder: Path | None = None) -> Path:

@@ -9,143 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
 
 import numpy as np
 
-from batchgauge.core.families import FAMILIES, MIXTURES, NEUTRAL, NOTHING, Family
-from batchgauge.core.gguf_head import one_apart
+from batchgauge.core.families import Family
+from batchgauge.core.keys import Keys, all_in, described
 from batchgauge.core.model_file import ModelFile, Pairs, shown
 from batchgauge.core.rotary import SCALINGS, Rotary, yarn_magnitude
 from batchgauge.errors import UserError
 
-LARGEST = (1 << 31) - 1  # of the counts
 ROPE_FACTORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 FACTORS = {ROPE_FACTORS, SHORT, LONG}
-
-
-_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-
-
-class Keys:
-    """The keys of one architecture, each of the right kind or a UserError that names it."""
-
-    def __init__(self, file: ModelFile) -> None:
-        self.file = file
-        name = file.metadata.get("general.architecture")
-        *names, last = map(repr, FAMILIES)
-        supported = f"{', '.join(names)} or {last}"
-        experts = file.metadata.get(f"{name}.expert_count", 0)
-        if name in MIXTURES or (isinstance(experts, int) and experts):
-            raise UserError(
-                f"The model '{file.path}' is a mixture of experts (architecture {_shown(name)}, "
-                f"expert_count {experts or 'not said'}), which is not supported; expected a dense "
-                f"model: {supported}."
-            )
-        if not isinstance(name, str) or name not in FAMILIES:
-            raise UserError(
-                f"The model '{file.path}' has the architecture {_shown(name)}; "
-                f"expected {supported}."
-            )
-        self.architecture = str(name)
-        self.family = FAMILIES[self.architecture]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value as it is. Raises UserError where there is none, nor a default."""
-        value = self.file.metadata.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            raise UserError(
-                f"The model '{self.file.path}' lacks `{self.architecture}.{key}`; expected a "
-                f"{self.architecture.capitalize()}."
-            )
-        return value
-
-    def count(self, key: str, default: int | None = None, *, layers: int = 0) -> int:
-        """A whole number above 0; of an array with one for each of `layers`, their one value."""
-        if not layers:
-            return self._whole(key, self.get(key, default))
-        values = self.counts(key, default, layers=layers)
-        if len(set(values)) > 1:
-            self.refuse(key, "differs from layer to layer", f"one number, or {layers} equal ones")
-        return values[0]
-
-    def counts(self, key: str, default: int | None = None, *, layers: int) -> tuple[int, ...]:
-        """A whole number above 0 for each layer, of an array or one for all."""
-        value = self.get(key, default)
-        if not isinstance(value, np.ndarray):
-            return (self._whole(key, value),) * layers
-        if len(value) != layers:
-            self.refuse(key, _described(value), f"one number, or {layers} of them")
-        return tuple(self._whole(key, one) for one in value.tolist())
-
-    def _whole(self, key: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
-            self.refuse(key, _described(value), f"a whole number from 1 to {LARGEST}")
-        return int(value)
-
-    def number(self, key: str, default: float | None = None, *, zero: float | None = None) -> float:
-        """A finite float32 above 0; `zero`, if given, is what 0 stands for."""
-        value = self.get(key, default)
-        if isinstance(value, float) and value == 0.0 and zero is not None:
-            return zero
-        if not isinstance(value, float) or not _LEAST <= value <= _MOST:
-            self.refuse(key, _described(value), "a float above 0, within float32")
-        return value
-
-    def factor(self, key: str) -> float:
-        """A number as above, 1 where there is none, or where the family does not apply it."""
-        return self.number(key, 0.0, zero=1.0) if key in self.family.more else 1.0
-
-    def cap(self, key: str, default: float) -> float:
-        """A soft limit; 0 where there is none, or where the family does not apply it."""
-        if key not in self.family.more or self.get(key, default) == 0.0:
-            return 0.0
-        return self.number(key, default)
-
-    def refuse(self, key: str, found: str, expected: str) -> NoReturn:
-        """Raise UserError for a key."""
-        raise UserError(
-            f"The model '{self.file.path}' has a `{self.architecture}.{key}` that {found}; "
-            f"expected {expected}."
-        )
-
-    def refuse_unknown(self) -> None:
-        """Raise UserError for a key that would change the result and that nothing applies."""
-        known = self.family.applied | NEUTRAL.keys()
-        ours = [f"{self.architecture}.{key}" for key in known]
-        for name, value in self.file.metadata.items():
-            owner, _, key = name.partition(".")
-            if owner != self.architecture:
-                if key in known or any(one_apart(name, other) for other in ours):
-                    raise UserError(
-                        f"The model '{self.file.path}' has the key {shown(name)}; expected one of "
-                        f"the architecture {self.architecture!r}."
-                    )
-                continue
-            allowed = NEUTRAL.get(key, NOTHING)
-            if key not in self.family.applied and not _all_in(value, allowed):
-                raise UserError(
-                    f"The model '{self.file.path}' has the key {shown(name)}, which "
-                    f"{_described(value)}: it would change the result and is not supported; "
-                    "expected a model without it."
-                )
-
-
-def _described(value: Any) -> str:
-    """What an error says of a value."""
-    if isinstance(value, list | np.ndarray):
-        return f"is an array of {len(value)}"
-    return f"is {_shown(value)}"
-
-
-def _shown(value: Any) -> str:
-    return shown(value) if isinstance(value, str) else repr(value)
-
-
-def _all_in(value: Any, allowed: tuple[Any, ...]) -> bool:
-    values = value.tolist() if isinstance(value, np.ndarray) else value
-    return all(one in allowed for one in (values if isinstance(values, list) else [values]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,14 +258,14 @@ def _windows(keys: Keys, layers: int, context: int) -> list[int]:
     """Positions that each layer sees; 0 where that is the whole context."""
     family, key = keys.family, "attention.sliding_window"
     said = keys.get(key, family.window)
-    if key not in family.more or _all_in(said, (0,)):
+    if key not in family.more or all_in(said, (0,)):
         return [0] * layers
     window = keys.count(key, family.window, layers=layers)
     key += "_pattern"
     pattern = keys.get(key, family.period)
     if isinstance(pattern, np.ndarray):
-        if len(pattern) != layers or not _all_in(pattern, (0, 1)):
-            keys.refuse(key, _described(pattern), f"{layers} times true or false")
+        if len(pattern) != layers or not all_in(pattern, (0, 1)):
+            keys.refuse(key, described(pattern), f"{layers} times true or false")
         slides = pattern.astype(bool).tolist()
     else:
         period = keys.count(key, family.period) if pattern else 0
@@ -415,7 +290,7 @@ def _rotaries(keys: Keys, width: int, context: int) -> Iterator[Rotary]:
         kind = "longrope"
     if not isinstance(kind, str) or kind not in SCALINGS:
         *names, last = map(repr, SCALINGS)
-        keys.refuse("rope.scaling.type", _described(kind), f"{', '.join(names)} or {last}")
+        keys.refuse("rope.scaling.type", described(kind), f"{', '.join(names)} or {last}")
     factors = {
         keys.number(key, 0.0, zero=1.0)
         for key in ("rope.scaling.factor", "rope.scale_linear")
@@ -428,8 +303,8 @@ def _rotaries(keys: Keys, width: int, context: int) -> Iterator[Rotary]:
         keys.refuse("rope.scaling.type", "is 'dynamic'", "a factor from 1 on, and 4 features")
     ours = (-1, 1) if kind == "yarn" else (-1, 0)
     share = keys.get("rope.scaling.yarn_ext_factor", -1)
-    if not _all_in(share, ours):
-        keys.refuse("rope.scaling.yarn_ext_factor", _described(share), f"{ours[0]} or {ours[1]}")
+    if not all_in(share, ours):
+        keys.refuse("rope.scaling.yarn_ext_factor", described(share), f"{ours[0]} or {ours[1]}")
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     if kind == "yarn":
         magnitude *= yarn_magnitude(factor)

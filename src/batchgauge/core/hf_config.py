@@ -16,6 +16,7 @@ import numpy as np
 
 from batchgauge.core.gguf_layouts import Floats
 from batchgauge.core.model_file import shown
+from batchgauge.core.rotary import yarn_magnitude
 from batchgauge.errors import UserError
 
 LARGEST = (1 << 31) - 1  # of counts
@@ -349,7 +350,7 @@ def _local_base(config: Settings, given: Any, where: str) -> float:
 def _yarn(rope: Settings, context: int, original: int) -> dict[str, Any]:
     """YaRN's keys."""
     factor = rope.number("factor", context / original)
-    usual = 0.1 * math.log(max(factor, 1.0)) + 1.0  # what YaRN multiplies with by itself
+    usual = yarn_magnitude(factor)
     magnitude = rope.number("attention_factor", _mscale(rope, factor) or usual)
     if not rope.flag("truncate", True):
         rope.refuse("truncate", False, "true")

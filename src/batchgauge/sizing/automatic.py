@@ -105,11 +105,19 @@ def suggest_for_engine(
     identity = engine_identity(engine, model)
     cost = recalled(identity, cache)
     if cost is None or cost.decode.knots[-1] < wanted:
-        extent = Extent(max(1, wanted), max_positions=256, sizes=10, repeats=2)
+        most_positions = _longest_prefill(engine)
+        extent = Extent(max(1, wanted), max_positions=most_positions, sizes=10, repeats=2)
         cost = calibrate_engine(engine_probe(engine), extent, identity=identity)
         remember(cost, cache)
     config = config or SizingConfig(max_batch_size=min(most, int(cost.decode.knots[-1])))
     return suggest_batch_size(workload or traffic_lengths(), cost, config)
+
+
+def _longest_prefill(engine: Engine) -> int:
+    """Positions of a calibration's largest prefill: 256, or what twice of fits a short context."""
+    config = getattr(getattr(engine, "model", None), "config", None)
+    context = getattr(config, "context_length", None)
+    return max(1, min(256, (context - 8) // 2)) if isinstance(context, int) else 256
 
 
 def optimal_for_tokenizer(
