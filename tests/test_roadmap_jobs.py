@@ -12,8 +12,8 @@ from tests.conftest import axes_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.roadmap import jobs, sections
-from batchgauge.experiments.roadmap.jobs import Trouble, makespan
+from batchgauge.experiments.roadmap import jobs, jobs_results, sections
+from batchgauge.experiments.roadmap.jobs_results import Trouble, makespan
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.files import write_csv
 from batchgauge.reporting import profile_named
@@ -33,25 +33,29 @@ def invented(*, efficiency: float = 0.95, overhead: float = 1.01, auto: float = 
     pace = np.array([1.0, 1.1, 0.9, 1.05, 0.97, 1.2])
     near = pace * np.array([1.001, 0.999, 1.002, 0.998, 1.0, 1.0])
     part_s = 0.1
-    rate = jobs._part_mb() / part_s
-    add(jobs.EMPTY, "round trip", np.linspace(4.0, 6.0, 101))
-    add(jobs.COLD, "workers started", 2.0)
-    add(jobs.COLD, "first answer", 3.5)
-    for work in (jobs.TOKENIZING, jobs.GENERATING):
+    rate = jobs_results._part_mb() / part_s
+    add(jobs_results.EMPTY, "round trip", np.linspace(4.0, 6.0, 101))
+    add(jobs_results.COLD, "workers started", 2.0)
+    add(jobs_results.COLD, "first answer", 3.5)
+    for work in (jobs_results.TOKENIZING, jobs_results.GENERATING):
         add(work, "opened, s", 0.5)
-        add(work, jobs.TWO, 2 * rate * near / np.median(near))
-        add(work, jobs.ONE, rate * pace / efficiency / np.median(near))
-    for way, seconds in ((jobs.SOUND, 0.9), (jobs.SLOW, 1.2), (jobs.KILLED, 1.5)):
+        add(work, jobs_results.TWO, 2 * rate * near / np.median(near))
+        add(work, jobs_results.ONE, rate * pace / efficiency / np.median(near))
+    for way, seconds in (
+        (jobs_results.SOUND, 0.9),
+        (jobs_results.SLOW, 1.2),
+        (jobs_results.KILLED, 1.5),
+    ):
         add(way, "job, s", seconds)
         add(way, "differs", 0.0)
-    add(jobs.SOUND, "parts", 8)
-    add(jobs.KILLED, "after, s", 0.75)
-    add(jobs.OVERHEAD, jobs.PLAIN, pace)
-    add(jobs.OVERHEAD, jobs.LAYER, overhead * near)
-    for size, speed in (("1", 30.0), ("8", 100.0), ("32", 90.0), (jobs.AUTO, auto * 100.0)):
-        add(jobs.SIZES, size, speed * (near if size == jobs.AUTO else pace))
-    add(jobs.SIZES, "advice, s", 0.2)
-    add(jobs.SIZES, "size chosen", 8)
+    add(jobs_results.SOUND, "parts", 8)
+    add(jobs_results.KILLED, "after, s", 0.75)
+    add(jobs_results.OVERHEAD, jobs_results.PLAIN, pace)
+    add(jobs_results.OVERHEAD, jobs_results.LAYER, overhead * near)
+    for size, speed in (("1", 30.0), ("8", 100.0), ("32", 90.0), (jobs_results.AUTO, auto * 100.0)):
+        add(jobs_results.SIZES, size, speed * (near if size == jobs_results.AUTO else pace))
+    add(jobs_results.SIZES, "advice, s", 0.2)
+    add(jobs_results.SIZES, "size chosen", 8)
     return pd.DataFrame(rows)
 
 
@@ -78,16 +82,18 @@ def test_a_killed_worker_loses_its_parts_and_helps_again_when_it_is_back():
 
 def test_results_are_the_ratios_that_went_in():
     """Efficiency, overhead and `auto` come out as they were invented, with narrow intervals."""
-    table = jobs.results(invented(efficiency=0.9, overhead=1.03, auto=0.98)).set_index("what")
+    table = jobs_results.results(invented(efficiency=0.9, overhead=1.03, auto=0.98)).set_index(
+        "what"
+    )
     for what, value in (
         ("tokenizing, 2 workers", 0.9),
         ("generating, 2 workers", 0.9),
-        (jobs.OVERHEAD, 3.0),
-        (jobs.AUTO, 0.98),
+        (jobs_results.OVERHEAD, 3.0),
+        (jobs_results.AUTO, 0.98),
         ("best fixed size", 8),
-        (f"{jobs.EMPTY}, median", 5.0),
-        (f"{jobs.EMPTY}, p90", 5.8),
-        (jobs.COLD, 3.5),
+        (f"{jobs_results.EMPTY}, median", 5.0),
+        (f"{jobs_results.EMPTY}, p90", 5.8),
+        (jobs_results.COLD, 3.5),
     ):
         assert table.loc[what, "value"] == pytest.approx(value, rel=0.02), what
     far = table[table["basis"] == "extrapolated"]
@@ -97,10 +103,10 @@ def test_results_are_the_ratios_that_went_in():
 
 def test_simulated_jobs_begin_when_all_is_loaded():
     """0.5 s of loading, 8 parts of 0.1 s: 0.9 s; three times slower on one, and killed."""
-    said = jobs.simulated(invented())
-    assert said[jobs.SOUND] == pytest.approx(0.9)
-    assert said[jobs.SLOW] == pytest.approx(0.5 + 0.6)
-    assert said[jobs.KILLED] == pytest.approx(0.5 + makespan(8, 0.1, Trouble(dies_s=0.25)))
+    said = jobs_results.simulated(invented())
+    assert said[jobs_results.SOUND] == pytest.approx(0.9)
+    assert said[jobs_results.SLOW] == pytest.approx(0.5 + 0.6)
+    assert said[jobs_results.KILLED] == pytest.approx(0.5 + makespan(8, 0.1, Trouble(dies_s=0.25)))
 
 
 @pytest.mark.parametrize(
@@ -112,10 +118,10 @@ def test_simulated_jobs_begin_when_all_is_loaded():
 )
 def test_goals_are_judged_and_said(changes, verdicts):
     """Each goal is met or missed by its interval, and the sentence says so."""
-    table = jobs.results(invented(**changes))
-    scores = jobs.scores(table)
+    table = jobs_results.results(invented(**changes))
+    scores = jobs_results.scores(table)
     assert [score.verdict for score in scores] == verdicts
-    said = jobs.sentence(table)
+    said = jobs_results.sentence(table)
     assert all(score.sentence() in said for score in scores)
     assert "Extrapolated to 8 workers, not measured" in said
     assert "all outputs are the same bytes" in said
@@ -125,12 +131,12 @@ def test_goals_are_judged_and_said(changes, verdicts):
 def test_few_empty_tasks_have_no_p90_and_other_bytes_are_said():
     """16 tasks give no p90; an output that differs is no success."""
     rows = invented()
-    rows = rows[(rows["measure"] != jobs.EMPTY) | (rows["block"] < 16)].copy()
-    rows.loc[(rows["measure"] == jobs.KILLED) & (rows["way"] == "differs"), "value"] = 1.0
-    table = jobs.results(rows)
-    assert f"{jobs.EMPTY}, p90" not in set(table["what"])
-    assert "p90" not in jobs.sentence(table)
-    assert "1 outputs differ" in jobs.sentence(table)
+    rows = rows[(rows["measure"] != jobs_results.EMPTY) | (rows["block"] < 16)].copy()
+    rows.loc[(rows["measure"] == jobs_results.KILLED) & (rows["way"] == "differs"), "value"] = 1.0
+    table = jobs_results.results(rows)
+    assert f"{jobs_results.EMPTY}, p90" not in set(table["what"])
+    assert "p90" not in jobs_results.sentence(table)
+    assert "1 outputs differ" in jobs_results.sentence(table)
 
 
 def test_without_dask_the_section_is_one_sentence(monkeypatch):
@@ -153,7 +159,7 @@ def test_the_section_is_written_and_drawn(monkeypatch, tmp_path):
         pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
     left, right = axes_of(section)
     assert "95 %, 95 %" in (left.get_title("left") or left.get_title())
-    names = [jobs.SOUND, jobs.SLOW, jobs.KILLED]
+    names = [jobs_results.SOUND, jobs_results.SLOW, jobs_results.KILLED]
     assert [text.get_text() for text in right.get_yticklabels()] == names
     assert right.lines[0].get_xdata() == pytest.approx([0.9, 1.2, 1.5])
 
@@ -164,7 +170,7 @@ def test_everything_is_measured_once_on_two_workers(tmp_path, monkeypatch):
     model = write_tiny_model(tmp_path / "tiny.gguf", context_length=1024)
     monkeypatch.setattr(jobs, "_PART_LINES", 16)
     context = Context(profile_named("smoke"), engine_spec="numpy", model=str(model))
-    table = jobs.results(jobs.measure(context)).set_index("what")
+    table = jobs_results.results(jobs.measure(context)).set_index("what")
     assert table.loc["outputs that differ", "value"] == 0
-    assert (table["value"].drop(jobs.OVERHEAD) >= 0).all()
+    assert (table["value"].drop(jobs_results.OVERHEAD) >= 0).all()
     assert np.isfinite(table["value"]).all()

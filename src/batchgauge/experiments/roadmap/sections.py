@@ -18,6 +18,7 @@ from batchgauge.experiments.roadmap import (
     figures,
     ideas,
     jobs,
+    jobs_results,
     machines,
     parallel,
     policies,
@@ -192,11 +193,11 @@ def measured_jobs(case: Case) -> Section:
         said = f"Left out: Dask is not installed here; {extras.remedy('distributed')}."
         return Section("roadmap_jobs", {}, said)
     rows = jobs.measure(case.context)
-    table = jobs.results(rows)
-    scores = jobs.scores(table)
+    table = jobs_results.results(rows)
+    scores = jobs_results.scores(table)
     assert scores[0].goal is not None
     return Section(
-        "roadmap_jobs", {"jobs": table, "jobs_blocks": rows}, jobs.sentence(table),
+        "roadmap_jobs", {"jobs": table, "jobs_blocks": rows}, jobs_results.sentence(table),
         picture=partial(figures.draw_jobs, table, scores[0].goal),
         picture_caption="Left: throughput over that of one worker times their number, 95 % "
         "intervals over blocks; hollow marks are the Universal Scalability Law, not measured. "
