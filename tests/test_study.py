@@ -604,3 +604,9 @@ def test_tokens_cost_what_the_machine_costs_in_the_time(tmp_path):
     row = matrix_module._machines([matrix_module.Run("a", {}, 0.36)], said, tmp_path).iloc[0]
     assert (row["best_batch_size"], row["tokens_per_s"]) == (8, 100.0)
     assert row["price_per_million_tokens"] == pytest.approx(1.0)
+    assert "decode_over_floor_x" not in row
+    (folder / "bottleneck_analysis_roofline.csv").write_text(
+        "kernel,batch_size,floor_ms,ratio\nMLP,1,9,9\ndecode,1,20,1.5\ndecode,8,30,1.7\n"
+    )
+    row = matrix_module._machines([matrix_module.Run("a", {}, 0.36)], said, tmp_path).iloc[0]
+    assert (row["decode_floor_ms"], row["decode_over_floor_x"]) == (20.0, 1.5)

@@ -201,7 +201,8 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
 def _machines(
     runs: Sequence[Run], facts: Mapping[str, Sequence[Mapping[str, Any]]], base: Path
 ) -> pd.DataFrame:
-    """One row a run: its machine and threads, its best batch size where 04 ran, and the costs.
+    """One row a run: machine and threads; where 04 ran the best batch size and what tokens cost;
+    where 02 ran how far a decode step at batch 1 is from its roofline.
 
     Cost per million tokens = price per hour / (tokens per second x 3600) x 1,000,000.
     """
@@ -228,6 +229,13 @@ def _machines(
             if run.price_per_hour is not None:
                 cost = run.price_per_hour / (rate * 3600) * 1e6
                 row["price_per_million_tokens"] = round(cost, 4)
+        roofline = base / run.name / "data" / "bottleneck_analysis_roofline.csv"
+        if roofline.is_file():
+            kernels = pd.read_csv(roofline)
+            steps = kernels[(kernels["kernel"] == "decode") & (kernels["batch_size"] == 1)]
+            if len(steps):
+                row["decode_floor_ms"] = round(float(steps["floor_ms"].iloc[0]), 2)
+                row["decode_over_floor_x"] = round(float(steps["ratio"].iloc[0]), 2)
         rows.append(row)
     return pd.DataFrame(rows)
 
