@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import PROJECT
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
@@ -340,6 +341,20 @@ def run_until_done(arguments: list[str], out: Path, seed: int, end: int) -> int:
         if process.returncode == 0:
             return stopped
     raise AssertionError("it never came to its end")
+
+
+def test_the_model_is_part_of_what_a_job_is(tmp_path, monkeypatch):
+    """By its content, also where an engine has an argument; not of who brings its own."""
+    one, other = (write_tiny_model(tmp_path / f"{n}.gguf", seed=n) for n in (1, 2))
+    for engine in ("numpy", "numpy:file", "llama-cpp"):
+        said = [PromptWork(engine, str(path)).settings()["model"] for path in (one, other)]
+        assert said[0] != said[1]
+        monkeypatch.setenv("BATCHGAUGE_MODEL", str(one))
+        assert PromptWork(engine).settings()["model"] == said[0]
+    assert PromptWork("openai:http://127.0.0.1:1/v1").settings()["model"] == ""
+    assert ECHO.settings()["model"] == ""
+    with pytest.raises(UserError, match=r"no\.gguf"):
+        PromptWork(model=str(tmp_path / "no.gguf")).settings()
 
 
 @pytest.mark.slow

@@ -11,14 +11,13 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge import extras, registry
-from batchgauge.core.default_model import default_model_path
+from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
 from batchgauge.jobs.source import Documents, Shard, digest_of, read
@@ -356,14 +355,19 @@ def _parquet(
 
 
 def _model_identity(model: str, spec: str) -> str:
-    """The model's file by name and content; empty for an `openai:` server, which has its own."""
-    if spec.partition(":")[0] == "openai" or (not model and ":" in spec):
+    """The model by name and content; empty where the spec brings its own and none is named."""
+    name, _, argument = spec.partition(":")
+    known = name in {*registry.known_engines(), *registry.known_tokenizers()}
+    own = name in {"openai", "sentencepiece"} or (name in {"hf", "tiktoken"} and argument)
+    if not model and (own or not known):
         return ""
-    path = Path(model) if model else default_model_path()
+    file = open_model(model or None)
     try:
-        return f"{path.name} {digest_of(path)}"
+        return " ".join([file.path.name, *(digest_of(path) for path in file.files)])
     except OSError as error:
-        raise UserError(f"The model '{path}' cannot be read: {error.strerror or error}.") from None
+        raise UserError(
+            f"The model '{file.path}' cannot be read: {error.strerror or error}."
+        ) from None
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from batchgauge.adapters.gguf_copy import copy_as, obstacle
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import open_model
 from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.fresh import Entrant, Plan
@@ -34,7 +33,7 @@ def entrants(context: Context, folder: Path) -> tuple[Entrant, ...]:
     found.append(Entrant(ROUNDED, ROUNDED, model))
     peers = [s for s in (AS_IS, IN_FLOAT, TORCH) if not missing_packages(s)]
     found += [Entrant(spec, spec, model) for spec in peers]
-    file = GGUFFile.open(Path(model) if model else default_model_path())
+    file = open_model(model or None)
     if AS_IS in peers and not obstacle(file, "Q4_0"):
         found.append(Entrant(FEWER, AS_IS, str(copy_as(file, folder / "fewer.gguf", "Q4_0"))))
     return tuple(found)

@@ -21,8 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.adapters.gguf_copy import copy_as, obstacle
-from batchgauge.core.default_model import default_model_path
-from batchgauge.core.gguf_file import GGUFFile
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import MODES
@@ -54,7 +53,7 @@ def forms(context: Context, folder: Path) -> tuple[list[Form], dict[str, str]]:
     Beside them, why a type is left out. A smoke run takes two modes and one type.
     """
     path = Path(context.model) if context.model else default_model_path()
-    file = GGUFFile.open(path)
+    file = open_model(path)
     quick = context.budget.name == "smoke"
     found = [Form(f"{mode}, own file", path, mode) for mode in (MODES[:2] if quick else MODES)]
     absent = {}
