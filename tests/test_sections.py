@@ -232,7 +232,8 @@ def rungs(part="tokenizing"):
         "rung", "form", "status", "speedup_x", "low_x", "high_x", "step_x", "step_low_x",
         "step_high_x",
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns).assign(part=part, idea="i", peak_change_bytes=0)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(part=part, idea="i", peak_change_bytes=0, weights="", threads=1)
 
 
 def test_a_ladder_says_what_paid(context, monkeypatch):
@@ -269,7 +270,10 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", "", ""]
     assert [s.verdict for s in met.scores()] == ["missed"]
     said = speedup.answer([ladder], met)
-    assert "Inference: 3.6 × [3.5, 3.7] over the baseline, most of it from “cache”" in said
+    assert "Inference: 3.6 × [3.5, 3.7] over the baseline, the largest step “cache”" in said
+    quick = rungs("inference").assign(weights="file", threads=2)
+    said = speedup.answer([Section("ladder", {"ladder": quick})], met)
+    assert "over the baseline (weights file, 2 threads), the largest step" in said
     assert "1 of 2 rungs did not pay" in said
     assert "Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured. Missed: S(8)" in said
 

@@ -295,18 +295,22 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
             "Round weights to 16 bits: half the bytes, and other scores.",
             None,
             partial(_batched, path, LlamaModel, "bfloat16"),
+            weights="bfloat16",
         ),
         Rung(
             "weights as in the file",
             "Keep the file's bits, dequantise in registers: the same scores.",
             None,
             partial(_batched, path, LlamaModel, "file"),
+            weights="file",
         ),
         Rung(
             "all cores",
             "Share products and attention of a step among all full-speed cores.",
             None,
             partial(_on_all_cores, path),
+            weights="file",
+            threads=performance_cores(),
         ),
     )
 

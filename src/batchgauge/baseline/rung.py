@@ -24,3 +24,5 @@ class Rung:
     idea: str
     make_alone: Callable[[], Work] | None
     make_cumulative: Callable[[], Work]
+    weights: str = ""  # how a model's are kept; empty where there is none, or as in float32
+    threads: int = 1

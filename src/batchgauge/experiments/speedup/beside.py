@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
@@ -64,7 +66,9 @@ def goals(samples: pd.DataFrame) -> list[Goal]:
     rows = []
     for part, goal, target, over, under in _pairs(samples):
         if found := fresh.ratio(samples, over, under):
-            rows.append(Goal(part, goal, target, "higher", *found, note=f"over {rests}"))
+            row = Goal(part, goal, target, "higher", *found, note=f"over {rests}")
+            mode = str(over.get("implementation", "")).partition(":")[2]
+            rows.append(replace(row, weights=mode, threads=cast(int, over["threads"])))
     return rows
 
 

@@ -41,6 +41,8 @@ class Goal:
     high: float = math.nan
     unit: str = "×"
     note: str = ""
+    weights: str = ""  # how the model's are kept; empty where there is none
+    threads: int = 1
 
     @property
     def verdict(self) -> str:
@@ -64,6 +66,8 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
             "unit": g.unit,
             "verdict": g.verdict if comparable or g.part == "statistics" else "not comparable",
             "note": g.note,
+            "weights": g.weights,
+            "threads": g.threads,
         }
         for g in goals
     ]

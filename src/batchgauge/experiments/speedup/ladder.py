@@ -147,6 +147,8 @@ def _rows(
                 "peak_bytes": peak.get(rung.name, math.nan),
                 "peak_change_bytes": peak.get(rung.name, math.nan) - peak[BASE],
                 "idea": rung.idea,
+                "weights": rung.weights or ("float32" if ladder.part == "inference" else ""),
+                "threads": rung.threads,
             }
         )
         if ok:

@@ -1,6 +1,6 @@
 """What a form of the weights costs in quality and buys in speed.
 
-Quality is that of scores on text that no other measurement looks at, every position of some
+Quality is that of scores on prose that nothing was fitted to, every position of some
 windows of it: perplexity, mean KL divergence from float32 of the same model, and how often the
 first choice is the same. Windows are the units of the intervals. Speed is measured in fresh
 processes by `fresh`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -134,6 +135,8 @@ def measure_goals(context: Context) -> pd.DataFrame:
     for group in tqdm(groups, desc="Goals", leave=False):
         goals += group()
         gc.collect()
+    of_model = {"decode", "prefill", "ragged", "memory", "load"}
+    goals = [replace(g, weights=context.weights_kept) if g.part in of_model else g for g in goals]
     return as_frame(goals, comparable=context.is_reference)
 
 

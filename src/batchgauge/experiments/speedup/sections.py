@@ -153,10 +153,19 @@ def answer(ladders: Sequence[Section], met: Section) -> str:
         idle = int((whole["step_low_x"] <= 1).sum())
         parts.append(
             f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
-            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline, most of it from "
-            f"“{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs did not pay."
+            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline{_conditions(top)}, the "
+            f"largest step “{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs "
+            "did not pay."
         )
     return " ".join([*parts, met.sentence()])
+
+
+def _conditions(row: pd.Series) -> str:
+    """What the last rung differs in from the baseline, which has float32 and one thread."""
+    threads = int(row["threads"])
+    said = [f"weights {row['weights']}"] if row["weights"] not in {"", "float32"} else []
+    said += [f"{threads} threads"] if threads > 1 else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def of_form(table: pd.DataFrame, form: str) -> pd.DataFrame:
