@@ -55,10 +55,11 @@ class Summary:
         done = "Answered" if job == "run" else "Tokenized"
         what = "prompts" if job == "run" else "documents"
         bad = f", {self.errors:,} of them errors" if self.errors else ""
-        before = f" ({self.parts_before:,} were there)" if self.parts_before else ""
+        before = f" ({self.parts_before:,} there before)" if self.parts_before else ""
         return (
             f"{done} {self.documents:,} {what}{bad}: {self.tokens:,} tokens in {self.parts:,} "
-            f"parts{before}, {self.seconds:.1f} s; '{self.out / MANIFEST}' lists them."
+            f"part{'s' * (self.parts != 1)}{before}, {self.seconds:.1f} s; listed in "
+            f"'{self.out / MANIFEST}'."
         )
 
 
