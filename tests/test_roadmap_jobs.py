@@ -167,8 +167,9 @@ def test_the_section_is_written_and_drawn(monkeypatch, tmp_path):
 def test_everything_is_measured_once_on_two_workers(tmp_path, monkeypatch):
     """A smoke run on a tiny model: every figure is there, and the outputs are the same bytes."""
     pytest.importorskip("distributed")
-    model = write_tiny_model(tmp_path / "tiny.gguf", context_length=1024)
-    monkeypatch.setattr(jobs, "_PART_LINES", 16)
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    for module in (jobs, jobs_results):
+        monkeypatch.setattr(module, "PART_LINES", 16)
     context = Context(profile_named("smoke"), engine_spec="numpy", model=str(model))
     table = jobs_results.results(jobs.measure(context)).set_index("what")
     assert table.loc["outputs that differ", "value"] == 0
