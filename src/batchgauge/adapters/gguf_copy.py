@@ -98,7 +98,8 @@ def _write(file: ModelFile, target: Path, kind: Type | None) -> None:
             value = _file_type(kind)  # noqa: PLW2901 - of the copy
         writer.add_key_value(key, *_typed(value))
     for name, tensor in file.tensors.items():
-        of = Type.F32 if len(tensor.shape) == 1 else kind or Type[tensor.layout.name]
+        of_matrices = Type[tensor.layout.name] if kind is None else kind  # F32 is 0
+        of = Type.F32 if len(tensor.shape) == 1 else of_matrices
         block, block_bytes = gguf.GGML_QUANT_SIZES[of]
         size = tensor.size // block * block_bytes
         writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), size, of)
