@@ -220,27 +220,6 @@ def test_variants_that_do_not_exist(tiny):
             open_engine("transformers:float32,cuda", tiny)
 
 
-def test_the_float32_copy_has_the_same_weights(tmp_path, monkeypatch):
-    """The float32 file of a quantised model holds what our loader reads from the model itself."""
-    need("llama-cpp")
-    from batchgauge.adapters.gguf_copy import float32_copy
-
-    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path / "cache"))
-    source = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0"))
-    path = float32_copy(source)
-    copy = GGUFFile.open(path)
-    assert path.is_relative_to(tmp_path / "cache")
-    assert float32_copy(source) == path
-    assert copy.tensors.keys() == source.tensors.keys()
-    assert all(tensor.layout.name == "F32" for tensor in copy.tensors.values())
-    for name in source.tensors:
-        np.testing.assert_array_equal(copy.read(name), source.read(name))
-    assert copy.metadata["tokenizer.ggml.tokens"] == source.metadata["tokenizer.ggml.tokens"]
-    newer = write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0", seed=1)
-    assert float32_copy(GGUFFile.open(newer)) != path
-    assert not path.exists()
-
-
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch not installed")
 @pytest.mark.parametrize("spec", ["transformers", "llama-cpp:f32"])
 def test_greedy_text_on_the_default_model(spec, default_model):

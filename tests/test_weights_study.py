@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot as plt
 from tests.tiny_model import write_tiny_model
 
-from batchgauge.adapters.gguf_copy import copy_as, obstacle
+from batchgauge.adapters.gguf_copy import copy_as, float32_copy, obstacle
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
@@ -264,3 +264,21 @@ def test_the_processor_says_what_it_has(tmp_path):
     file.write_text("Features : fp asimd bf16\n", encoding="utf-8")
     assert processor_features(file) == "has NEON, BF16; lacks SVE, I8MM"
     assert "unknown" in processor_features(tmp_path / "none")
+
+
+def test_the_float32_copy_has_the_same_weights(tmp_path, monkeypatch):
+    """The float32 file of a quantised model holds what our loader reads from the model itself."""
+    monkeypatch.setenv("BATCHGAUGE_CACHE", str(tmp_path / "cache"))
+    source = GGUFFile.open(write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0"))
+    path = float32_copy(source)
+    copy = GGUFFile.open(path)
+    assert path.is_relative_to(tmp_path / "cache")
+    assert float32_copy(source) == path
+    assert copy.tensors.keys() == source.tensors.keys()
+    assert all(tensor.layout.name == "F32" for tensor in copy.tensors.values())
+    for name in source.tensors:
+        np.testing.assert_array_equal(copy.read(name), source.read(name))
+    assert copy.metadata["tokenizer.ggml.tokens"] == source.metadata["tokenizer.ggml.tokens"]
+    newer = write_tiny_model(tmp_path / "tiny.gguf", quantisation="Q8_0", seed=1)
+    assert float32_copy(GGUFFile.open(newer)) != path
+    assert not path.exists()
