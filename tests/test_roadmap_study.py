@@ -16,6 +16,7 @@ from tests.conftest import axes_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
+from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import (
     async_points,
@@ -243,7 +244,7 @@ def test_a_trace_becomes_streams_at_any_rate(tmp_path):
 
 def test_the_host_part_moves_but_does_not_change_the_total():
     """A step without Python's share plus that share is the step as measured."""
-    bare = study.without_host(TABLE, 1e-3)
+    bare = step_times.without_host(TABLE, 1e-3)
     for rows in (1, 4, 8):
         assert bare(rows, 0, 0, 0.0) + rows * 1e-3 == pytest.approx(TABLE(rows, 0, 0, 0.0))
 

@@ -15,22 +15,22 @@ from functools import cache, cached_property
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap.parallel import Pair, stage_pair
 from batchgauge.experiments.scaling import SLACK
-from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.experiments.step_times import measure_steps
+from batchgauge.protocols import Engine
 from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text, stability
 from batchgauge.simulate.roadmap import Setup
-from batchgauge.simulate.server import Host, Server
+from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
-from batchgauge.sizing import CostModel, Extent, calibrate_engine
-from batchgauge.sizing.probes import SteadyProbe, engine_probe
-from batchgauge.workload import exact_requests, request_lengths, texts
+from batchgauge.sizing import CostModel
+from batchgauge.sizing.probes import SteadyProbe
+from batchgauge.workload import request_lengths
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
 PATIENCE = 10.0  # latency target in unloaded requests when none is given
@@ -157,10 +157,9 @@ def prepare(context: Context, scenario: Scenario) -> Case:
     Raises UserError for anything that makes no sense, before the model is loaded where that
     is possible.
     """
-    quick = context.budget.name == "smoke"
     server, max_batch = scenario.server(), scenario.max_batch
     scenario.traffic(1)(1.0, context.seed)  # a trace that cannot be read is said first
-    tokenizer = context.tokenizer
+    _ = context.tokenizer  # a name that is none is said before the model loads
     begin = time.perf_counter()
     engine = context.engine
     load_s = time.perf_counter() - begin
@@ -172,20 +171,13 @@ def prepare(context: Context, scenario: Scenario) -> Case:
     sample = traffic(1.0, context.seed)
     if max_batch > engine.max_batch_size():
         raise UserError(f"max_batch is {max_batch}; the engine takes {engine.max_batch_size()}.")
-    with threadpool_limits(context.threads, user_api="blas"):
-        probe = SteadyProbe(engine_probe(engine), settle_runs=5 if quick else 15)
-        positions = min(context.positions(128 if quick else 512), longest // 2)
-        rest = (4, 3, 1) if quick else (6, 3, 4)  # sizes, steps, repeats
-        costs = calibrate_engine(probe, Extent(max_batch, positions, *rest))
-        request_s, token_s = host_seconds(engine, tokenizer, sample)
-    whole = StepTable.from_costs(costs, max_batch=max_batch)
-    table = without_host(whole, token_s)
-    server = replace(server, host=Host(request_s, token_s))
+    steps = measure_steps(context, sample, max_batch, longest)
+    server, table = replace(server, host=steps.host), steps.table
     limit = capacity(sample, table, server)
     own_rate = read_trace(scenario.trace).rate if scenario.trace else BUSY * limit
     alone = simulate(_typical(sample), table, replace(server, batching="continuous"))
     return Case(
-        context, scenario, load_s, probe, costs, whole, traffic,
+        context, scenario, load_s, steps.probe, steps.costs, steps.whole, traffic,
         today=Setup(server, table, price_per_hour=scenario.own_price_per_hour),
         limit=limit,
         rate=scenario.arrival_rate or own_rate,
@@ -216,36 +208,6 @@ def _typical(sample: Arrivals) -> Arrivals:
         np.array([np.median(lengths)], np.int64) for lengths in (sample.context, sample.generated)
     )
     return Arrivals(np.zeros(1), context, generated, np.zeros(1, np.int64))
-
-
-def host_seconds(
-    engine: Engine, tokenizer: Tokenizer, sample: Arrivals, *, repeats: int = 5
-) -> tuple[float, float]:
-    """Seconds of Python's own work for a request (tokenize, detokenize) and for a token (sample).
-
-    The first by the tokenizer on texts of the traffic's mean length; the second from the
-    engine's stages, 0 where it does not say them.
-    """
-    length = max(1, int(sample.context.mean()) * 4)  # about four characters a token
-    seconds = []
-    for text in texts("prose", length, 1 + repeats):
-        begin = time.perf_counter()
-        tokenizer.decode(tokenizer.encode(text))
-        seconds.append(time.perf_counter() - begin)
-    request_s = float(np.median(seconds[1:]))  # the first warms caches
-    return request_s, _sample_s(engine)
-
-
-def _sample_s(engine: Engine) -> float:
-    result = engine.infer_batch(exact_requests([4] * 4, [8] * 4))
-    tokens = result.counters.get("generated_tokens", 32)
-    return result.stages_ms.get("sample", 0.0) / 1e3 / max(tokens, 1)
-
-
-def without_host(table: StepTable, token_s: float) -> StepTable:
-    """The table less what Python does for each token of a step, which the server adds itself."""
-    decode = tuple(max(s - n * token_s, 1e-9) for n, s in enumerate(table.decode_s))
-    return replace(table, decode_s=(0.0, *decode[1:]))
 
 
 def traffic_sentence(case: Case) -> str:
