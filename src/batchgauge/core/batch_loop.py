@@ -16,7 +16,7 @@ loop), prompt positions and decode steps in one pass through the layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter_ns
