@@ -119,6 +119,11 @@ class BatchLoop:
         return name in self._seats or name in self._ended
 
     @property
+    def ids(self) -> list[str]:
+        """Of the requests under way, in the order of joining."""
+        return list(self._seats)
+
+    @property
     def idle(self) -> bool:
         """Whether a step would do nothing and say nothing."""
         return not self._seats and not self._events
