@@ -1,0 +1,1 @@
+"""Requests from arrival to answer: queue, policies, and the scheduler around a `BatchLoop`."""

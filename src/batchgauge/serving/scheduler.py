@@ -1,0 +1,408 @@
+"""The scheduler around a `BatchLoop`: a bounded queue, admission, preemption, deadlines.
+
+It is synchronous and pure: `submit`, `cancel` and `step` come from one thread, and its clock can
+be replaced. A step ends what is too late, lets requests join as order and batching say while
+batch limit and KV memory have room, then makes one step of the loop. Room for all tokens
+that a request may get is reserved as it joins, so that nobody runs out of memory on the way.
+Nobody joins before the one who is next, even where a smaller one would fit.
+
+With `preempt`, a request whose order allows it throws out the least urgent of those under
+way, if that makes enough room; they go back to their place in the queue and are recomputed later,
+to the same tokens.
+
+Left out: threads, processes and sockets, which are built on top.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
+
+from batchgauge.core.batch_loop import BatchLoop, Response, StepEvent
+from batchgauge.core.generation import Generation
+from batchgauge.errors import UserError
+from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
+from batchgauge.serving.policies import CONTINUOUS, Batching, Fifo, Order, Submission
+from batchgauge.sizing.adaptive import AdaptiveBatchSizer
+
+DEADLINE_PASSED = "The deadline passed"  # how the error of such a request begins
+RECENT = 0.1  # weight of the last completion in the rate that `retry_after_s` rests on
+
+
+class QueueFullError(UserError):
+    """The queue is full. `retry_after_s` is about how long those who wait will take."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"The queue is full with {waiting} requests; expected another try in about "
+            f"{math.ceil(retry_after_s)} s."
+        )
+        self.retry_after_s = retry_after_s
+
+
+class ClosedError(UserError):
+    """The scheduler takes no more requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a scheduler decides. Raises UserError for what makes no sense.
+
+    batch    requests under way, at most; the loop's slots where those are fewer
+    queue    requests that may wait; more are refused
+    preempt  whether the order may throw out requests that are under way
+    sizer    lowers the batch by what a step of the loop took that only decoded (batching
+             together: by what the whole batch took)
+    """
+
+    batch: int = 8
+    order: Order = Fifo()
+    batching: Batching = CONTINUOUS
+    queue: int = 256
+    preempt: bool = False
+    sizer: AdaptiveBatchSizer | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "queue"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}; expected a whole number from 1 on.")
+        if self.preempt and self.batching.together:
+            raise UserError("Preemption needs continuous batching.")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: when it ended on the scheduler's clock, what it did, and what it cost.
+
+    rows and prompt_positions are what the model computed, `waiting`, `running` and
+    `used_positions` what was there as it began; own_s is all but the loop's step.
+    """
+
+    at_s: float
+    loop_s: float
+    own_s: float
+    rows: int
+    prompt_positions: int
+    waiting: int
+    running: int
+    used_positions: int
+
+
+class Scheduler:
+    """Requests from arrival to answer.
+
+    counts  of submitted, refused, joined, evicted, cancelled, expired, finished, failed
+    last    the record of the last step that did something; None before the first
+    """
+
+    def __init__(
+        self,
+        loop: BatchLoop,
+        rules: Rules = Rules(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.loop, self.rules, self.clock = loop, rules, clock
+        self.counts: Counter[str] = Counter()
+        self.last: StepRecord | None = None
+        self.closed = False
+        self._number = count()
+        self._queue: list[tuple[tuple[float, float], int, Submission]] = []
+        self._waiting: dict[str, Submission] = {}
+        self._running: dict[str, Submission] = {}
+        self._deadlines: list[tuple[float, int, Submission]] = []
+        self._held: list[StepEvent] = []  # ends of a batch that is not done
+        self._ended: dict[str, Response] = {}
+        self._batch_began_s, self._batch_size = 0.0, 0
+        self._last_done_s = math.nan
+        self._seconds_each = 1.0  # between two completions
+
+    # -- what callers ask
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests under way."""
+        return len(self._running)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nobody is under way."""
+        return not self._waiting and not self._running and self.loop.idle
+
+    @property
+    def batch_limit(self) -> int:
+        """Requests that may be under way now."""
+        most = min(self.rules.batch, self.loop.slots)
+        return min(most, self.rules.sizer.size) if self.rules.sizer else most
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._waiting or name in self._ended or name in self.loop
+
+    def wake_s(self) -> float:
+        """Seconds until a step has something to do: 0 for now; infinity: not before a `submit`."""
+        if self._running or not self.loop.idle:
+            return 0.0
+        now = self.clock()
+        wake = self._deadlines[0][0] if self._waiting and self._deadlines else math.inf
+        if self._waiting:
+            if self._is_due(now):
+                return 0.0
+            wake = min(wake, self._oldest_s() + self.rules.batching.max_wait_s)
+        return max(0.0, wake - now)
+
+    # -- what callers do
+
+    def submit(
+        self,
+        request: BatchItem[InferenceBatchRequest] | Generation,
+        *,
+        priority: int = 0,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Put a request in the queue: an item, or what `loop.read` made of it elsewhere.
+
+        `priority` is its class, 0 the most urgent; it must be over `deadline_s` from now.
+        Raises UserError for a prompt that the model cannot take, an id that is in use, a
+        request that never fits, QueueFullError, ClosedError.
+        """
+        if self.closed:
+            raise ClosedError("The server is shutting down; expected requests before that.")
+        if not isinstance(priority, int) or isinstance(priority, bool) or priority < 0:
+            raise UserError(f"priority is {priority!r}; expected a whole number from 0 on.")
+        if deadline_s is not None and not deadline_s > 0.0:
+            raise UserError(f"deadline_s is {deadline_s}; expected seconds above 0.")
+        if request.id in self:
+            raise UserError("A request of this id is under way; expected an id of its own.")
+        if self.waiting >= self.rules.queue:
+            self.counts["refused"] += 1
+            raise QueueFullError(self.waiting, self.retry_after_s())
+        one = request if isinstance(request, Generation) else self._read(request)
+        if not self.loop.could_fit(one):
+            raise UserError(
+                f"The request may need {one.capacity} positions of the KV cache; expected at most "
+                f"{self.loop.positions}."
+            )
+        now = self.clock()
+        coming = Submission(one, priority, now, now + (deadline_s or math.inf))
+        coming.key = self.rules.order.key(coming)
+        if deadline_s is not None:
+            heappush(self._deadlines, (coming.deadline_s, next(self._number), coming))
+            self._forget_deadlines()
+        self.counts["submitted"] += 1
+        self._wait(coming)
+
+    def retry_after_s(self) -> float:
+        """Seconds that those who wait will take, at the pace of the last completions."""
+        return max(1.0, self._seconds_each * self.waiting)
+
+    def cancel(self, name: str) -> bool:
+        """Drop a request, its room and its answer; whether it waited or was under way."""
+        self._ended.pop(name, None)
+        self._held = [event for event in self._held if event.id != name]
+        found = self._waiting.pop(name, None) or self._running.pop(name, None)
+        self.loop.cancel(name)
+        self.counts["cancelled"] += found is not None
+        return found is not None
+
+    def step(self) -> list[StepEvent]:
+        """End what is too late, let requests join, and make one step of the loop."""
+        began = time.perf_counter()
+        now = self.clock()
+        events = self._expire(now)
+        self._admit(now)
+        waiting, running, used = self.waiting, self.running, self.loop.used_positions
+        before = time.perf_counter()
+        stepped = [] if self.loop.idle else self.loop.step()
+        loop_s = time.perf_counter() - before
+        now = self.clock()
+        events += self._sort_out(stepped, now)
+        if running:
+            rows, positions = self.loop.decoded, self.loop.prefilled
+            self._observe(rows, positions, loop_s, now)
+            own_s = time.perf_counter() - began - loop_s
+            self.last = StepRecord(now, loop_s, own_s, rows, positions, waiting, running, used)
+        return events
+
+    def response(self, name: str) -> Response:
+        """The answer of a request that has ended, once. Raises KeyError where there is none."""
+        if (found := self._ended.pop(name, None)) is not None:
+            return found
+        if name in self._running:
+            raise KeyError(name)
+        return self.loop.response(name)
+
+    def close(self) -> None:
+        """Take no more requests; those that wait or are under way go on."""
+        self.closed = True
+
+    def hand_back(self) -> list[Submission]:
+        """Take out all requests that wait or are under way, the next first, with their tokens."""
+        for name in list(self._running):
+            self._evict(name)
+        found = sorted(self._waiting.values(), key=lambda one: one.key)
+        self._waiting.clear()
+        self._queue.clear()
+        return found
+
+    # -- inside
+
+    def _read(self, item: BatchItem[InferenceBatchRequest]) -> Generation:
+        (found,) = self.loop.read([item])
+        if isinstance(found, Generation):
+            return found
+        raise UserError(found.error or "")
+
+    def _wait(self, coming: Submission) -> None:
+        self._waiting[coming.one.id] = coming
+        heappush(self._queue, (coming.key, next(self._number), coming))
+        if len(self._queue) > 2 * self.waiting + 64:  # most of them were cancelled
+            self._queue = [entry for entry in self._queue if self._is_waiting(entry[2])]
+            heapify(self._queue)
+
+    def _next(self) -> Submission | None:
+        """Who is next; entries of those who left are dropped on the way."""
+        while self._queue:
+            found = self._queue[0][2]
+            if self._is_waiting(found):
+                return found
+            heappop(self._queue)
+        return None
+
+    def _is_waiting(self, one: Submission) -> bool:
+        return self._waiting.get(one.one.id) is one
+
+    def _is_running(self, one: Submission) -> bool:
+        return self._running.get(one.one.id) is one
+
+    def _oldest_s(self) -> float:
+        return min(one.arrived_s for one in self._waiting.values())
+
+    def _is_due(self, now: float) -> bool:
+        """Whether requests that wait may join."""
+        batching = self.rules.batching
+        if not batching.together:
+            return True
+        if self._running:
+            return False
+        full = self.waiting >= self.batch_limit or self.closed
+        return full or now >= self._oldest_s() + batching.max_wait_s
+
+    def _admit(self, now: float) -> None:
+        if not self._waiting or not self._is_due(now):
+            return
+        coming: list[Submission] = []
+        ones: list[Generation] = []
+        while (found := self._next()) is not None:
+            ones.append(found.one)
+            fits = len(self._running) + len(ones) <= self.batch_limit and self.loop.fits(ones)
+            if not fits and not self._make_room(found, ones):
+                break
+            heappop(self._queue)
+            del self._waiting[found.one.id]
+            coming.append(found)
+        self.loop.join([found.one for found in coming])
+        for found in coming:
+            self._running[found.one.id] = found
+            if math.isnan(found.joined_s):
+                found.joined_s = now
+        self.counts["joined"] += len(coming)
+        self._batch_began_s, self._batch_size = now, len(coming)
+
+    def _make_room(self, coming: Submission, ones: list[Generation]) -> bool:
+        """Throw out who must give way to the last of `ones`, if that makes enough room."""
+        if not self.rules.preempt:
+            return False
+        order = self.rules.order
+        below = [one for one in self._running.values() if order.may_evict(coming, one)]
+        below.sort(key=lambda one: one.key, reverse=True)
+        rows = len(self._running) + len(ones) - self.batch_limit
+        for number in range(1, len(below) + 1):
+            victims = below[:number]
+            if number >= rows and self.loop.fits(ones, [one.one.id for one in victims]):
+                for victim in victims:
+                    self._evict(victim.one.id)
+                return True
+        return False
+
+    def _evict(self, name: str) -> None:
+        found = self._running.pop(name)
+        self.loop.evict(name)
+        found.evictions += 1
+        self.counts["evicted"] += 1
+        self._wait(found)
+
+    def _forget_deadlines(self) -> None:
+        """Those of requests that are over, before they are the most."""
+        if len(self._deadlines) > 2 * (self.waiting + self.running) + 64:
+            self._deadlines = [
+                entry
+                for entry in self._deadlines
+                if self._is_waiting(entry[2]) or self._is_running(entry[2])
+            ]
+            heapify(self._deadlines)
+
+    def _expire(self, now: float) -> list[StepEvent]:
+        """End requests whose deadline is over."""
+        events = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            found = heappop(self._deadlines)[2]
+            name, waited = found.one.id, self._is_waiting(found)
+            if not waited and not self._is_running(found):
+                continue
+            (self._waiting if waited else self._running).pop(name)
+            self.loop.cancel(name)
+            self._held = [event for event in self._held if event.id != name]
+            state = "it still waited" if waited else f"it had {len(found.one.tokens)} tokens"
+            error = f"{DEADLINE_PASSED} after {now - found.arrived_s:.3g} s, when {state}."
+            self._ended[name] = BatchResponse(name, None, (now - found.arrived_s) * 1e3, error)
+            self.counts["expired"] += 1
+            events.append(StepEvent(name, error=error))
+        return events
+
+    def _sort_out(self, events: list[StepEvent], now: float) -> list[StepEvent]:
+        """What may be shown of a step: the ends of a batch that is run together wait for all."""
+        if not self.rules.batching.together:
+            for event in events:
+                if event.ended:
+                    self._done(event, now)
+            return events
+        shown = []
+        for event in events:
+            if event.ended:
+                self._held.append(event._replace(token=None))
+            if event.token is not None:
+                shown.append(event._replace(finish=None, error=None))
+        if self._held and not len(self.loop):
+            for event in self._held:
+                self._done(event, now)
+            shown += self._held
+            self._held = []
+        return shown
+
+    def _done(self, event: StepEvent, now: float) -> None:
+        del self._running[event.id]
+        self.counts["failed" if event.error is not None else "finished"] += 1
+        if not math.isnan(self._last_done_s):
+            self._seconds_each += RECENT * (now - self._last_done_s - self._seconds_each)
+        self._last_done_s = now if self._running or self._waiting else math.nan
+
+    def _observe(self, rows: int, positions: int, loop_s: float, now: float) -> None:
+        """Tell the sizer what a batch, or a step that only decoded, took."""
+        sizer = self.rules.sizer
+        if sizer is None:
+            return
+        if not self.rules.batching.together:
+            if rows and not positions:
+                sizer.observe(rows, loop_s * 1e3)
+        elif not self._running and now > self._batch_began_s:
+            sizer.observe(self._batch_size, (now - self._batch_began_s) * 1e3)
