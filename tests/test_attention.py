@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from batchgauge.core.kernels.attention import CompiledAttention, PlainAttention, best_attention
-from batchgauge.core.kv_cache import Group
+from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 
 LAYERS, J, G = 2, 2, 3
@@ -25,15 +25,22 @@ SIGHTS = pytest.mark.parametrize(
 )
 
 
-def group(lengths, capacity, width, seed=0):
-    """A group that holds random positions, so many in each row."""
-    made = Group(LAYERS, J, width, [capacity] * len(lengths))
+def held_by(lengths, capacity, width, seed=0):
+    """A cache of one group that holds random positions, so many in each row."""
+    made = KVCache((LAYERS, J, width), [capacity] * len(lengths))
+    keys, values = held_in(made)
     rng = np.random.default_rng(seed)
     for row, length in enumerate(lengths):
-        made.keys[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
-        made.values[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
-    made.lengths[:] = lengths
+        keys[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
+        values[:, row, :, :length] = rng.standard_normal((LAYERS, J, length, width))
+    made.lengths[: len(lengths)] = lengths
     return made
+
+
+def held_in(cache):
+    """Keys and values [layers, R, J, C, E] of its only group."""
+    group, _ = cache.find(0)
+    return group.keys, group.values
 
 
 def new_positions(count, width, seed=1):

@@ -108,17 +108,18 @@ def test_a_second_prefill_goes_on_behind_the_first(tiny):
 
 
 def test_rows_that_leave_do_not_disturb_those_that_stay(tiny):
-    """After `keep`, the remaining rows go on as if nothing had happened."""
+    """The remaining rows go on as if nothing had happened."""
     alone = [greedy(tiny, [prompt], 6)[0] for prompt in PROMPTS]
     cache = tiny.new_cache([len(prompt) + 6 for prompt in PROMPTS])
     tokens = tiny.prefill(PROMPTS, cache).argmax(axis=1)
-    rows = np.arange(len(PROMPTS))
+    rows = cache.rows
     got = {row: [int(token)] for row, token in zip(rows, tokens, strict=True)}
     for leaving in ({0, 9}, {4}, {1, 2, 3}, set(), {8}):
-        wanted = {place for place, row in enumerate(rows) if row not in leaving}
-        order = cache.keep(wanted)
-        rows, tokens = rows[order], tokens[order]
-        tokens = tiny.decode(tokens, cache).argmax(axis=1)
+        stay = ~np.isin(rows, list(leaving))
+        for row in leaving:
+            cache.give(row)
+        rows, tokens = rows[stay], tokens[stay]
+        tokens = tiny.decode(tokens, cache, rows).argmax(axis=1)
         for row, token in zip(rows, tokens, strict=True):
             got[row].append(int(token))
     for row, tokens in got.items():
@@ -126,14 +127,59 @@ def test_rows_that_leave_do_not_disturb_those_that_stay(tiny):
     assert sorted(rows) == [5, 6, 7]
 
 
-def test_the_cache_holds_only_what_it_was_asked_for():
-    """Groups of rows are as long as their own longest row, and empty groups vanish."""
-    cache = KVCache(layers=2, kv_heads=3, head_dim=4, capacities=[10] * 8 + [100])
-    assert cache.nbytes == 2 * 2 * 3 * 4 * 4 * (8 * 10 + 100)
-    assert cache.keep({8}).tolist() == [8]
-    assert cache.nbytes == 2 * 2 * 3 * 4 * 4 * 100
-    with pytest.raises(IndexError):
-        cache.find(1)
+def test_groups_of_the_cache_are_as_long_as_they_need():
+    """Groups of rows are as long as their own longest row, rows alone as they asked for."""
+    shape = (2, 3, 4)
+    each = 2 * 2 * 3 * 4 * 4  # bytes of a position
+    cache = KVCache(shape, [10] * 7 + [11, 100])
+    assert cache.nbytes == each * (8 * 11 + 100)
+    assert KVCache(shape, [10, 30], group=1).nbytes == each * 40
+    cache.give(8)
+    assert cache.rows.tolist() == list(range(8))
+    with pytest.raises(KeyError):
+        cache.find(8)
+
+
+def test_rooms_go_to_newcomers_and_nothing_else_moves():
+    """A newcomer gets a clean room that was left; there are never more than were once in use."""
+    cache = KVCache((2, 1, 4), [10, 20, 30], group=1)
+    for row in range(3):
+        group, place = cache.find(row)
+        group.keys[:, place] = group.values[:, place] = np.nan
+        cache.lengths[row] = 9
+    before = cache.places([0, 2])
+    cache.give(1)
+    (row,) = cache.take([15])
+    assert row == 1
+    group, place = cache.find(row)
+    assert not group.keys[:, place, :, :9].any()
+    assert (group.capacity, cache.used, cache.lengths[row]) == (20, 60, 0)
+    np.testing.assert_array_equal(cache.places([0, 2]), before)
+    cache.give(1)
+    cache.take([9])  # 20 would be more than twice as long
+    assert (cache.used, cache.positions) == (49, 49)
+
+
+def test_a_limit_of_the_cache_holds():
+    """Through thousands of random comings and goings: newcomers that fit never break it."""
+    rng = np.random.default_rng(4)
+    for group in (1, 3):
+        limit = 200 if group == 1 else 10_000
+        cache = KVCache((1, 1, 2), group=group, limit=limit)
+        for _ in range(2000):
+            if len(cache) and rng.random() < 0.5:
+                cache.give(int(rng.choice(cache.rows)))
+                continue
+            coming = rng.integers(1, 40, rng.integers(1, 4)).tolist()
+            if cache.used + sum(coming) <= 200:
+                rows = cache.take(coming)
+                assert all(
+                    cache.find(row)[0].capacity >= need
+                    for row, need in zip(rows, coming, strict=True)
+                )
+            assert cache.used == sum(cache.find(row)[0].capacity for row in cache.rows.tolist())
+            assert cache.used <= cache.positions <= limit
+        assert len({cache.find(row) for row in cache.rows.tolist()}) == len(cache)
 
 
 def test_blocks_give_the_plain_product():

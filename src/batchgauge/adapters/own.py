@@ -62,25 +62,28 @@ class NumpyStepper:
         self.model = model
         self.vocab_size = model.config.vocab_size
         self.context_length = model.config.context_length
-        self._cache = model.new_cache([1])
-        self._lengths: list[Any] = []  # [rows] of each group, as prefill left them
+        self._cache = model.new_cache()
+        self._rows = self._cache.rows  # [B]
+        self._lengths = self._cache.lengths  # as prefill left them
 
     def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> npt.NDArray[np.float32]:
         """Run prompts from empty caches; logits [B, V]."""
         self._cache = self.model.new_cache([len(row) + reserve for row in rows])
         logits = self.model.prefill(rows, self._cache)
-        self._lengths = [group.lengths.copy() for group in self._cache.groups]
+        self._rows, self._lengths = self._cache.rows, self._cache.lengths.copy()
         return logits
 
     def decode(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Append one token [B] to every row; logits [B, V]."""
-        return self.model.decode(ids, self._cache)
+        return self.model.decode(ids, self._cache, self._rows)
 
     def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Go on with only these rows; their former numbers, in the order they have now."""
-        return self._cache.keep(set(rows.tolist()))
+        """Go on with only these of the rows, in this order."""
+        for row in np.delete(self._rows, rows).tolist():
+            self._cache.give(row)
+        self._rows = self._rows[rows]
+        return rows
 
     def rewind(self) -> None:
         """Forget what was decoded since `prefill`."""
-        for group, lengths in zip(self._cache.groups, self._lengths, strict=True):
-            group.lengths = lengths.copy()
+        self._cache.lengths[:] = self._lengths

@@ -224,13 +224,22 @@ class ByNumPy(PlainActivations):
 class PromptByPrompt(ByNumPy):
     """Batched decode steps, prompts still read one after the other."""
 
-    def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        cache: KVCache,
+        rows: Sequence[int] | None = None,
+        totals: Sequence[int] | None = None,
+    ) -> Floats:
         """Logits [B, V] of what follows each prompt."""
-        rows = []
-        for row, prompt in enumerate(prompts):
-            x = self.read(np.asarray(prompt, np.int32), [cache.find(row)], [len(prompt)])
-            rows.append(self.logits(x[-1:])[0])
-        return np.stack(rows)
+        numbers = cache.rows.tolist() if rows is None else rows
+        ends = [None] * len(prompts) if totals is None else [[total] for total in totals]
+        return np.concatenate(
+            [
+                super(PromptByPrompt, self).prefill([prompt], cache, [row], end)
+                for prompt, row, end in zip(prompts, numbers, ends, strict=True)
+            ]
+        )
 
 
 _IDEAS: tuple[tuple[str, type[BaselineModel], str], ...] = (

@@ -1,12 +1,10 @@
 """The batch inference engine: prompts to continuations, all requests of a batch together.
 
-One prefill reads all prompts, then every decode step takes all requests that are still
-going; a finished one leaves the batch at once and its room goes to its neighbours.
-Requests are ordered by length inside, so that the attention of a group of neighbours
-wastes little; answers come in the order of the items.
+All requests of a batch join a `BatchLoop`, whose first step reads all prompts; then every
+decode step takes all requests that are still going. Answers come in the order of the items.
+`open_loop` is for requests that join a batch under way.
 
-Left out: requests that join a batch under way (continuous batching), streaming, a fork of
-the process while another of its threads is in `infer_batch` (OpenBLAS, which NumPy's wheels
+Left out: streaming, a fork of the process while another of its threads is in `infer_batch` (OpenBLAS, which NumPy's wheels
 bring, can wait for its own threads for ever then; tokenizers and templates allow it).
 """
 
@@ -16,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from batchgauge.core.batch_loop import BatchLoop
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import open_model
 from batchgauge.core.generation import (
@@ -25,7 +22,6 @@ from batchgauge.core.generation import (
     PromptReader,
     Stages,
     answer_batch,
-    take_tokens,
 )
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
@@ -85,7 +81,16 @@ class BatchInferenceEngine:
         model) and padded_positions (those of them that nobody asked for: none).
         Raises UserError for an empty batch, one above `max_batch_size()`, or equal ids.
         """
-        return answer_batch(items, self.reader, MAX_BATCH_SIZE, self._generate)
+        return answer_batch(items, self.reader, MAX_BATCH_SIZE, self._run)
+
+    def open_loop(
+        self,
+        slots: int = MAX_BATCH_SIZE,
+        positions: int | None = None,
+        prefill_tokens: int | None = None,
+    ) -> BatchLoop:
+        """A loop that requests can join and leave between steps: see `BatchLoop`."""
+        return BatchLoop(self.model, self.reader, slots, positions, prefill_tokens)
 
     def next_token_logits(self, request: InferenceBatchRequest) -> Floats:
         """Scores [V] of the token after a request's prompt. Raises UserError for a bad prompt."""
@@ -109,25 +114,11 @@ class BatchInferenceEngine:
 
         return optimal_for_engine(self)
 
-    def _generate(self, going: list[Generation], stages: Stages) -> dict[str, int]:
+    def _run(self, going: list[Generation], stages: Stages) -> dict[str, int]:
         """Run requests to their ends; decode steps, and positions that the model computed."""
-        with stages.stage("pad"):
-            going = sorted(going, key=lambda one: (len(one.prompt), one.limit))
-            cache = self.model.new_cache([one.capacity for one in going])
-            prompts = [one.prompt for one in going]
-        steps, positions = 0, sum(map(len, prompts))
-        with stages.stage("prefill"):
-            logits = self.model.prefill(prompts, cache)
-        while left := take_tokens(going, logits, stages):
-            with stages.stage("bookkeeping"):
-                for row, one in enumerate(going):
-                    if one.error is not None:  # what is not finite must not stay near others
-                        cache.clear(row)
-                if len(left) < len(going):
-                    going = [going[row] for row in cache.keep(set(left))]
-                tokens = np.array([one.tokens[-1] for one in going], dtype=np.int32)
-            with stages.stage("decode"):
-                logits = self.model.decode(tokens, cache)
-            steps += 1
-            positions += len(going)
-        return {"decode_steps": steps, "positions": positions}
+        loop = BatchLoop(self.model, self.reader, MAX_BATCH_SIZE)
+        loop.stages = stages
+        loop.join(going)
+        while len(loop):
+            loop.step()
+        return {name: loop.counters[name] for name in ("decode_steps", "positions")}

@@ -148,6 +148,7 @@ class Generation:
         self.id, self.request, self.prompt = item.id, checked(item.data), prompt
         self.sample = Sampler(self.request)
         self.error: str | None = None
+        self.started_ns, self.prefill_ms = perf_counter_ns(), 0.0
         # The last token is never read back, so it may lie one beyond the context.
         room = reader.context_length - len(prompt) + 1
         self.limit = min(self.request.max_tokens, room)

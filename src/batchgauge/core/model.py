@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,18 @@ import numpy.typing as npt
 from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.core.kernels import activations
-from batchgauge.core.kernels.attention import Attention, best_attention
+from batchgauge.core.kernels.attention import Attention, PlainAttention, best_attention
 from batchgauge.core.kernels.layers import CompiledLayers
 from batchgauge.core.kernels.products import own_threads
-from batchgauge.core.kv_cache import Group, KVCache
+from batchgauge.core.kv_cache import GROUP, KVCache
 from batchgauge.core.memory_need import check_memory
 from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import Floats, Ints, Rotations, rotate, soft_cap
 from batchgauge.core.weights import Layer, Weights
 
-Ids = npt.NDArray[np.int32]
 PART = 512  # positions that a prefill computes at a time
+CUT = 24  # positions at multiples of which a prompt can be cut and no bit of a score changes
 TILE = 256  # positions that the feed-forward layer computes at a time: its inside is wide
 
 
@@ -81,52 +81,68 @@ class LlamaModel:
         """Bytes of keys and values of one position."""
         return self.config.kv_bytes_per_token
 
-    def new_cache(self, capacities: Sequence[int]) -> KVCache:
-        """An empty cache with room for capacities[b] positions in row b."""
+    def new_cache(self, capacities: Sequence[int] = (), limit: float = inf) -> KVCache:
+        """A cache with empty rows, with room for capacities[b] positions in row b.
+
+        `limit` as for `KVCache`. Only attention by NumPy gains by groups of rows.
+        """
         c = self.config
-        return KVCache(c.layers, c.kv_heads, c.head_dim, capacities)
+        group = GROUP if isinstance(self.attention, PlainAttention) else 1
+        shape = (c.layers, c.kv_heads, c.head_dim)
+        return KVCache(shape, capacities, group=group, limit=limit)
 
     @own_threads()
-    def prefill(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Floats:
-        """Read prompt b behind what row b of the cache holds; logits [B, V] of what comes next.
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        cache: KVCache,
+        rows: Sequence[int] | None = None,
+        totals: Sequence[int] | None = None,
+    ) -> Floats:
+        """Read prompt b behind what rows[b] of the cache holds; logits [B, V] of what comes next.
 
-        Prompts are not empty, their ids are below V, and the cache has room. A rotation that
-        depends on lengths is that of the whole prompt.
+        Prompts are not empty, their ids are below V, and the cache has room. None: all rows. A
+        rotation that depends on lengths is that of the whole prompt: `totals` says how many
+        positions a row will hold then, if this is not the end of its prompt. A prompt cut at
+        multiples of `CUT` gives the bits of one that is not, where attention is compiled.
         """
+        numbers = cache.rows if rows is None else np.asarray(rows, np.intp)
+        starts = cache.lengths[numbers]
+        held = starts + [len(prompt) for prompt in prompts] if totals is None else totals
+        held = np.asarray(held, np.intp)
         last = np.empty((len(prompts), self.config.d_model), np.float32)
-        held = cache.lengths + np.array([len(prompt) for prompt in prompts], np.intp)
-        for rows, spans in _parts(prompts):
+        for some, spans in _parts(list(map(len, prompts)), starts.tolist()):
             ids = np.concatenate(
-                [np.asarray(prompts[b][s], np.int32) for b, s in zip(rows, spans, strict=True)]
+                [np.asarray(prompts[b][s], np.int32) for b, s in zip(some, spans, strict=True)]
             )
             counts = [s.stop - s.start for s in spans]
-            x = self.read(ids, [cache.find(b) for b in rows], counts, held[rows])
+            x = self.read(ids, cache, numbers[some], counts, held[some])
             ends = np.cumsum(counts) - 1
-            last[rows] = x[ends]  # of a prompt in several parts the last one stays
+            last[some] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
 
     @own_threads()
-    def decode(self, tokens: npt.NDArray[np.integer], cache: KVCache) -> Floats:
-        """Read one token per row of the cache; logits [B, V] of what comes next."""
+    def decode(
+        self, tokens: npt.NDArray[np.integer], cache: KVCache, rows: Ints | None = None
+    ) -> Floats:
+        """Read one token for each of rows; logits [B, V] of what comes next. None: all rows."""
+        if rows is None:
+            rows = cache.rows
         x = self._embed(tokens)
-        lengths = cache.lengths
+        lengths = cache.lengths[rows]
         rotations = [turns(lengths, lengths + 1) for turns in self.weights.turns]
         if self.layers is not None:
-            self.layers.run(x, rotations[0], cache.places(), None)
-            cache.advance()
+            self.layers.run(x, rotations[0], cache.places(rows), None)
+            cache.lengths[rows] += 1
             return self.logits(x)
-        spans = _spans(cache.groups)
         attended = np.empty((len(x), self.config.attention_width), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
-                for group, span in zip(cache.groups, spans, strict=True):
-                    self.attention.step(
-                        group, number, queries[span], keys[span], values[span], attended[span]
-                    )
+                self.attention.step(cache, number, rows, queries, keys, values, attended)
                 x += self._added(layer, "post_attention_norm", layer.output(attended))
                 x += self._feed_forward(layer, x)
-        cache.advance()
+        cache.lengths[rows] += 1
         return self.logits(x)
 
     def logits(self, x: Floats) -> Floats:
@@ -143,8 +159,9 @@ class LlamaModel:
 
     def read(
         self,
-        ids: Ids,
-        rows: Sequence[tuple[Group, int]],
+        ids: npt.NDArray[np.integer],
+        cache: KVCache,
+        rows: Ints,
         counts: Sequence[int],
         held: Ints | None = None,
     ) -> Floats:
@@ -154,35 +171,32 @@ class LlamaModel:
         with these.
         """
         x = self._embed(ids)
-        starts = [int(group.lengths[row]) for group, row in rows]
+        starts = cache.lengths[rows]
         positions = np.concatenate(
             [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
         )
         seen = np.repeat(np.add(starts, counts) if held is None else held, counts)
         rotations = [turns(positions, seen) for turns in self.weights.turns]
         if self.layers is not None:
-            places = np.array([group.places()[row] for group, row in rows])
-            self.layers.run(x, rotations[0], places, counts)
-            for (group, row), n in zip(rows, counts, strict=True):
-                group.lengths[row] += n
+            self.layers.run(x, rotations[0], cache.places(rows), counts)
+            cache.lengths[rows] += counts
             return x
         ends = np.cumsum([0, *counts])
         attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
-                for (group, row), first, n in zip(rows, ends[:-1], counts, strict=True):
+                for row, first, n in zip(rows, ends[:-1], counts, strict=True):
                     span = slice(first, first + n)
                     self.attention.read(
-                        group, number, row, queries[span], keys[span], values[span], attended[span]
+                        cache, number, row, queries[span], keys[span], values[span], attended[span]
                     )
                 added = layer.output(attended.reshape(len(ids), -1))
                 x += self._added(layer, "post_attention_norm", added)
                 for first in range(0, len(ids), TILE):
                     tile = x[first : first + TILE]
                     tile += self._feed_forward(layer, tile)
-        for (group, row), n in zip(rows, counts, strict=True):
-            group.lengths[row] += n
+        cache.lengths[rows] += counts
         return x
 
     def _embed(self, ids: npt.NDArray[np.integer]) -> Floats:
@@ -254,26 +268,39 @@ def logit_errors(
     }
 
 
-def _spans(groups: Sequence[Group]) -> list[slice]:
-    ends = np.cumsum([0, *map(len, groups)])
-    return [slice(a, b) for a, b in pairwise(ends)]
+def cut(start: int, most: int) -> int:
+    """How many of the next positions of a prompt to read, `most` at most: up to a `CUT`.
+
+    0 where none lies within.
+    """
+    return max(0, (start + most) // CUT * CUT - start)
 
 
-def _parts(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[slice]]]:
-    """Cut prompts laid end to end into parts of at most PART positions: rows and their spans."""
-    rows: list[int] = []
+def _parts(
+    counts: Sequence[int], starts: Sequence[int]
+) -> Iterator[tuple[list[int], list[slice]]]:
+    """Cut prompts laid end to end into parts of at most PART positions: which, and their spans.
+
+    `starts` are the positions that lie before each prompt.
+    """
+    some: list[int] = []
     spans: list[slice] = []
     room = PART
-    for row, prompt in enumerate(prompts):
-        start = 0
-        while start < len(prompt):
-            stop = min(len(prompt), start + room)
-            rows.append(row)
-            spans.append(slice(start, stop))
-            room -= stop - start
-            start = stop
-            if not room:
-                yield rows, spans
-                rows, spans, room = [], [], PART
-    if rows:
-        yield rows, spans
+    for number, count in enumerate(counts):
+        first = 0
+        while first < count:
+            n = count - first
+            if n > room:
+                n = cut(starts[number] + first, room)
+                if not n and not some:
+                    n = room
+            if n:
+                some.append(number)
+                spans.append(slice(first, first + n))
+                room -= n
+                first += n
+            if first < count or not room:
+                yield some, spans
+                some, spans, room = [], [], PART
+    if some:
+        yield some, spans

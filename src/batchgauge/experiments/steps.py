@@ -19,16 +19,12 @@ def filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
     Written to, because pages of zeros that nobody wrote to share one page of memory.
     """
     cache = model.new_cache([length + 8] * rows)
-    for group in cache.groups:
+    for row in cache.rows.tolist():
+        group, _ = cache.find(row)
         group.keys.fill(0.01)
         group.values.fill(0.01)
-    _set_lengths(cache, length)
+    cache.lengths[:] = length
     return cache
-
-
-def _set_lengths(cache: KVCache, length: int) -> None:
-    for group in cache.groups:
-        group.lengths[:] = [length] * len(group)
 
 
 def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callable[[], object]:
@@ -37,7 +33,7 @@ def decode_call(model: LlamaModel, rows: int, context: int = CONTEXT) -> Callabl
     tokens = np.arange(rows, dtype=np.int32)
 
     def decode_step() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, context)
+        cache.lengths[:] = context
         return model.decode(tokens, cache)
 
     return decode_step
@@ -49,7 +45,7 @@ def prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], o
     prompts = [list(range(positions))] * rows
 
     def prefill() -> npt.NDArray[np.float32]:
-        _set_lengths(cache, 0)
+        cache.lengths[:] = 0
         return model.prefill(prompts, cache)
 
     return prefill

@@ -1,7 +1,7 @@
 """Attention over a KV cache: store new positions, then attend to all; compiled, or by NumPy.
 
 Letters as in `ops`. `read` is for the positions of one prompt in a prefill, `step` for one
-new position of every row of a group. Both ways give the same numbers up to rounding, and
+new position of each of some rows. Both ways give the same numbers up to rounding, and
 know how many positions each layer's queries see (0: all) and the soft cap of scores (0: none).
 """
 
@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from batchgauge.core.kernels.products import together
-from batchgauge.core.kv_cache import Group, Numbers
-from batchgauge.core.ops import Floats, attend_causal, attend_step, unseen
+from batchgauge.core.kv_cache import KVCache, Numbers
+from batchgauge.core.ops import Floats, Ints, attend_causal, attend_step, unseen
 
 NO_PIECES: Numbers = np.empty((0, 2), np.int64)
 
@@ -25,52 +25,59 @@ class Attention(Protocol):
     """Queries are scaled, their last axis contiguous, as in keys, values and `out`."""
 
     def read(
-        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        self, cache: KVCache, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
         """Keys and values [T, J, E] behind those of a row; queries [T, H, E] to `out` [T, H, E]."""
         ...
 
     def step(
-        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
-    ) -> None:
-        """Keys and values [R, J, E], one for each row; queries [R, H, E] to `out` [R, H * E]."""
+        self, cache: KVCache, layer: int, rows: Ints, queries: Floats, keys: Floats,
+        values: Floats, out: Floats,
+    ) -> None:  # fmt: skip
+        """Keys and values [B, J, E], one for each of rows; queries [B, H, E], `out` [B, H * E]."""
         ...
 
 
 class PlainAttention:
-    """By NumPy; a step takes the rows of a group together, as long as the longest, and masks."""
+    """By NumPy; a step takes neighbours in a group together, as long as the longest, and masks."""
 
     def __init__(self, windows: Sequence[int], cap: float = 0.0) -> None:
         self._windows, self._cap = windows, cap
 
     def read(
-        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        self, cache: KVCache, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
         """Attend from the positions of a prompt, block by block of queries."""
-        group.store(layer, row, keys, values)
-        seen = int(group.lengths[row]) + len(keys)
-        J = keys.shape[1]
-        held_keys = group.keys[layer, row, :J, :seen].swapaxes(1, 2)  # [J, E, C]
-        held_values = group.values[layer, row, :J, :seen]  # [J, C, E]
+        (group, place), start = cache.find(row), int(cache.lengths[row])
+        group.store(layer, place, start, keys, values)
+        seen, J = start + len(keys), keys.shape[1]
+        held_keys = group.keys[layer, place, :J, :seen].swapaxes(1, 2)  # [J, E, C]
+        held_values = group.values[layer, place, :J, :seen]  # [J, C, E]
         attend_causal(queries, held_keys, held_values, out, self._windows[layer], self._cap)
 
     def step(
-        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
-    ) -> None:
+        self, cache: KVCache, layer: int, rows: Ints, queries: Floats, keys: Floats,
+        values: Floats, out: Floats,
+    ) -> None:  # fmt: skip
         """Attend from one position of every row."""
-        group.store_step(layer, keys, values)
-        seen = int(group.lengths.max()) + 1
-        J = keys.shape[1]
-        held_keys = group.keys[layer, :, :J, :seen].swapaxes(2, 3)  # [R, J, E, C]
-        held_values = group.values[layer, :, :J, :seen]  # [R, J, C, E]
-        mask = unseen(group.lengths + 1, self._windows[layer])
-        attend_step(queries, held_keys, held_values, mask, out, self._cap)
+        J, every = keys.shape[1], cache.lengths[rows]
+        for span, group, first in cache.runs(rows):
+            lengths = every[span]
+            places = slice(first, first + len(lengths))
+            numbers = np.arange(first, first + len(lengths))
+            group.keys[layer, numbers, :J, lengths] = keys[span]
+            group.values[layer, numbers, :J, lengths] = values[span]
+            seen = int(lengths.max()) + 1
+            held_keys = group.keys[layer, places, :J, :seen].swapaxes(2, 3)  # [R, J, E, C]
+            held_values = group.values[layer, places, :J, :seen]  # [R, J, C, E]
+            mask = unseen(lengths + 1, self._windows[layer])
+            attend_step(queries[span], held_keys, held_values, mask, out[span], self._cap)
 
 
 class CompiledAttention:
-    """By `attention_kernel`: every row at its own length, in one call for a whole group."""
+    """By `attention_kernel`: every row at its own length, in one call for all."""
 
     def __init__(self, kernel: ModuleType, windows: Sequence[int], cap: float = 0.0) -> None:
         self._kernel = kernel
@@ -80,24 +87,26 @@ class CompiledAttention:
         ]
 
     def read(
-        self, group: Group, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
+        self, cache: KVCache, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
         """Attend from the positions of a prompt, six queries of a head at a time."""
-        spans = spans_of(group.places()[row : row + 1], [len(keys)])
+        spans = spans_of(cache.places([row]), [len(keys)])
         flat = out.reshape(len(keys), -1)
-        with together(out.size * (int(group.lengths[row]) + len(out))) as team:
+        with together(out.size * (int(cache.lengths[row]) + len(out))) as team:
             self._kernel.attend_once(
                 queries, keys, values, flat, spans, pieces_of([len(keys)], self._kernel.PIECE),
                 layer, self._sights[layer], self._kernel.WORKS, team,
             )  # fmt: skip
 
     def step(
-        self, group: Group, layer: int, queries: Floats, keys: Floats, values: Floats, out: Floats
-    ) -> None:
+        self, cache: KVCache, layer: int, rows: Ints, queries: Floats, keys: Floats,
+        values: Floats, out: Floats,
+    ) -> None:  # fmt: skip
         """Attend from one position of every row, the heads that share keys together."""
-        spans = spans_of(group.places(), [1] * len(group))
-        with together(2 * out.size * group.keys.shape[3]) as team:
+        places = cache.places(rows)
+        spans = spans_of(places, [1] * len(places))
+        with together(2 * out.shape[1] * int(places[:, 4].sum() + len(places))) as team:
             self._kernel.attend_once(
                 queries, keys, values, out, spans, NO_PIECES, layer, self._sights[layer],
                 self._kernel.WORKS, team,

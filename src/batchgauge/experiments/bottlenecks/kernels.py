@@ -42,6 +42,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     queries = wide.reshape(B, H, E)
     news = rng.standard_normal((B, c.kv_heads, E), dtype=np.float32)  # keys and values
     cache = filled_cache(model, B, CONTEXT - 1)
+    rows = cache.rows
 
     def qkv() -> None:
         for layer in layers:
@@ -58,13 +59,7 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     def attention() -> None:
         out = np.empty((B, H * E), np.float32)
         for number in range(L):
-            first = 0
-            for group in cache.groups:
-                span = slice(first, first + len(group))
-                model.attention.step(
-                    group, number, queries[span], news[span], news[span], out[span]
-                )
-                first += len(group)
+            model.attention.step(cache, number, rows, queries, news, news, out)
 
     each = model.weights.bytes_each
     weights = {

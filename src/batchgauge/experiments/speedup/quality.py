@@ -79,7 +79,7 @@ def log_probabilities(model: LlamaModel, window: Sequence[int]) -> Floats:
     """Log-probabilities [T - 1, V] of what follows each position but the last."""
     cache = model.new_cache([len(window)])
     length = np.array([len(window)])
-    x = model.read(np.array(window, np.int32), [cache.find(0)], [len(window)], length)
+    x = model.read(np.array(window, np.int32), cache, cache.rows, [len(window)], length)
     scores = model.logits(x[:-1])
     scores -= scores.max(axis=1, keepdims=True)
     scores -= np.log(np.exp(scores).sum(axis=1, dtype=np.float64))[:, None].astype(np.float32)
