@@ -14,13 +14,12 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
-from batchgauge.core.chat import Conversation
 from batchgauge.core.generation import PromptReader
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
@@ -30,7 +29,7 @@ from batchgauge.serving.messages import Event, Failing, Job, State
 from batchgauge.serving.workers import Workers
 
 T = TypeVar("T")
-READERS = 2  # threads that read prompts and hand jobs over
+READERS = 2  # threads that read prompts
 
 
 class Piece(NamedTuple):
@@ -99,28 +98,33 @@ class _Stream:
 
 
 class AsyncEngine:
-    """Answers for asyncio from `workers`; `most` requests at once, more are refused.
+    """Answers for asyncio from `workers`; `queue` requests may wait beside those that run.
 
     Belongs to the event loop in which it is first used.
     """
 
     def __init__(
-        self, workers: Workers, reader: PromptReader, most: int, watch: Watch | None = None
+        self, workers: Workers, reader: PromptReader, queue: int, watch: Watch | None = None
     ) -> None:
         assert isinstance(reader.tokenizer, BPETokenizer)
-        self.workers, self.reader, self.most = workers, reader, most
+        self.workers, self.reader, self._queue = workers, reader, queue
         self._tokenizer = reader.tokenizer
         self._watch = watch
         self._streams: dict[str, _Stream] = {}
         self._pool = ThreadPoolExecutor(READERS, "read")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_closing = False
+        self.is_closing = False
         self._ends: list[float] = []  # of the last requests, by time.monotonic
         self._thread = threading.Thread(target=self._deliver, name="deliver", daemon=True)
         self._thread.start()
 
-    async def read(self, prompt: InferenceBatchRequest | Conversation) -> list[int]:
-        """The ids of a prompt or of a conversation, read beside the loop. Raises UserError."""
+    @property
+    def most(self) -> int:
+        """How many requests are taken at once."""
+        return self.workers.slots + self._queue
+
+    async def read(self, prompt: InferenceBatchRequest | Sequence[Mapping[str, str]]) -> list[int]:
+        """The ids of a prompt, or of a chat's messages, read beside the loop. Raises UserError."""
         if isinstance(prompt, InferenceBatchRequest):
             return await self._aside(self.reader.read, prompt)
         return await self._aside(self.reader.read_conversation, prompt)
@@ -130,7 +134,7 @@ class AsyncEngine:
 
         Raises FullError, StoppedError, or AnswerError for a name that is in use.
         """
-        if self._is_closing:
+        if self.is_closing:
             raise StoppedError
         if name in self._streams:
             raise AnswerError(
@@ -148,7 +152,7 @@ class AsyncEngine:
         priority: int = 0,
         deadline_s: float | None = None,
         name: str | None = None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """The answer, piece by piece as its tokens come; the last one has a `finish`.
 
         Lower `priority` goes first, as far as the scheduler heeds it. An answer that is not
@@ -162,11 +166,9 @@ class AsyncEngine:
         self._streams[name] = one
         prompt: Sequence[int] = ()
         try:
-            prompt = (
-                await self.read(request) if isinstance(request.prompt, str) else request.prompt
-            )
+            prompt = await self.read(request) if isinstance(request.prompt, str) else request.prompt
             job = _job(name, request, tuple(prompt), priority, deadline_s)
-            await self._aside(self.workers.submit, job)
+            self.workers.submit(job)
             while True:
                 given = await one.queue.get()
                 if isinstance(given, UserError):
@@ -191,7 +193,7 @@ class AsyncEngine:
 
         Who waits for one of those gets StoppedError, which has the request.
         """
-        self._is_closing = True
+        self.is_closing = True
         until = time.monotonic() + grace_s
         while self._streams and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -209,16 +211,13 @@ class AsyncEngine:
 
     async def _aside(self, function: Callable[..., T], *arguments: object) -> T:
         """Call in a thread of the engine's own."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _leave(self, name: str, one: _Stream, prompt_tokens: int) -> None:
         del self._streams[name]
         now = time.monotonic()
         if one.how in {"cancelled", "stopped"}:
-            if not self._is_closing:
-                self._pool.submit(self.workers.cancel, name)
+            self.workers.cancel(name)
         else:
             self._ends = [*self._ends[-31:], now]
         if self._watch:

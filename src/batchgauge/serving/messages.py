@@ -1,7 +1,7 @@
 """What a worker is told and what it tells: plain values that go through a pipe.
 
-A worker is told `Job`, the id of one that nobody waits for any more, or None: no more will
-come. It tells `Ready` once, then `News` after every step.
+A worker is told `Job`, or the id of one that nobody waits for any more. It tells `Ready` once,
+then `News` after every step; `Unfit` where no worker of its kind can ever be ready.
 """
 
 from __future__ import annotations
@@ -53,6 +53,12 @@ class Ready(NamedTuple):
 
     pid: int
     slots: int
+
+
+class Unfit(NamedTuple):
+    """Why there is no worker: what is the user's to mend, in a sentence."""
+
+    message: str
 
 
 class News(NamedTuple):

@@ -72,7 +72,7 @@ class APIError(Exception):
 class Call:
     """One request to the API.
 
-    prompt      text, token ids, or the messages of a chat
+    prompt      text or token ids; messages are those of a chat in its place
     options     fields of `InferenceBatchRequest` beside the prompt; no `max_tokens`: as many as
                 the context has room for
     usage       "" (none in a stream), "end" or "each" (with every chunk)
@@ -80,13 +80,18 @@ class Call:
     """
 
     model: str
-    prompt: str | tuple[int, ...] | tuple[Message, ...]
-    is_chat: bool
+    prompt: str | tuple[int, ...]
+    messages: tuple[Message, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     is_stream: bool = False
     usage: str = ""
     wants_ids: bool = False
     priority: int = 0
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether this is a chat."""
+        return bool(self.messages)
 
     def request(self, ids: Sequence[int], room: int) -> InferenceBatchRequest:
         """What the engine runs: the prompt's ids, in a context with so much room behind them.
@@ -133,8 +138,8 @@ def read_call(body: bytes, *, is_chat: bool) -> Call:
         )
     return Call(
         model,
-        _messages(said) if is_chat else _prompt(said),
-        is_chat,
+        "" if is_chat else _prompt(said),
+        _messages(said) if is_chat else (),
         options,
         is_stream,
         _usage(said, is_stream),

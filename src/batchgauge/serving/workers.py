@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
 from typing import Protocol
 
 from batchgauge.errors import UserError
-from batchgauge.serving.messages import Event, Job, News, Ready, State
+from batchgauge.serving.messages import Event, Job, News, Ready, State, Unfit
 
 MOST_RUNS = 25  # of a request: after so many workers that died over it, it is to blame
 MOST_STILLBORN = 5  # workers in a row that never were ready, before no more are started
@@ -59,15 +60,23 @@ class _Worker:
     has_worked: bool = False
     state: State = field(default_factory=State)
     jobs: dict[str, _Running] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    outbox: SimpleQueue[Job | str | None] = field(default_factory=SimpleQueue)
 
-    def tell(self, said: Job | str) -> None:
-        """Send a message; a worker that is gone is found out by who reads."""
-        with self.lock:
+    def __post_init__(self) -> None:
+        threading.Thread(target=self._send, daemon=True, name="send").start()
+
+    def leave(self) -> None:
+        """Close the pipe: the worker ends."""
+        self.outbox.put(None)
+        self.connection.close()
+
+    def _send(self) -> None:
+        """In a thread: a worker may look up only after its step, and its pipe be full."""
+        while (said := self.outbox.get()) is not None:
             try:
                 self.connection.send(said)
             except OSError:
-                return
+                return  # it is gone: who reads finds out
 
 
 class Workers:
@@ -80,7 +89,8 @@ class Workers:
         self._waiting: list[_Running] = []  # for a worker
         self._starts: list[float] = []  # when others are to be started
         self._lost: list[Event] = []  # ends that no worker tells
-        self._stillborn = self._idle_deaths = self.restarts = 0
+        self._stillborn = self._idle_deaths = self._slots_each = self.restarts = 0
+        self._problem = ""
         self._wake, self._woken = Pipe()
         self._is_closed = False
         for _ in range(count):
@@ -89,11 +99,11 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Give a job to the worker with the fewest, now or as soon as there is one.
 
-        May wait for as long as a step takes. Raises UserError where all workers failed.
+        Raises UserError where all workers failed.
         """
         with self._lock:
             if self.is_broken:
-                raise UserError("The workers ended again and again; see the server's log.")
+                raise UserError(self._problem or "The workers ended again and again.")
             until = None if job.deadline_s is None else time.monotonic() + job.deadline_s
             self._assign(_Running(job, until))
 
@@ -103,7 +113,7 @@ class Workers:
             self._waiting = [one for one in self._waiting if one.job.id != job_id]
             found = [w for w in self._workers if w.jobs.pop(job_id, None)]
         for worker in found:
-            worker.tell(job_id)
+            worker.outbox.put(job_id)
 
     def events(self) -> Iterator[list[Event]]:
         """What became of jobs, as workers tell it; ends when this is closed."""
@@ -125,21 +135,20 @@ class Workers:
     def wait_ready(self, timeout_s: float) -> None:
         """Raise UserError unless a worker is ready in time; while another thread reads events."""
         until = time.monotonic() + timeout_s
-        while not self.slots:
+        while not self.pids:
             if self.is_broken or time.monotonic() > until:
-                raise UserError("No worker of the server could be started; see its log.")
+                raise UserError(self._problem or "No worker could be started; see what it said.")
             time.sleep(0.01)
 
     @property
     def is_broken(self) -> bool:
         """Whether workers failed so often that no more are started."""
-        return self._stillborn >= MOST_STILLBORN
+        return self._stillborn >= MOST_STILLBORN or bool(self._problem)
 
     @property
     def slots(self) -> int:
-        """How many requests the ready workers run at once."""
-        with self._lock:
-            return sum(w.ready.slots for w in self._workers if w.ready)
+        """How many requests all workers run at once; 0 before the first was ready."""
+        return self._slots_each * self._count
 
     @property
     def pids(self) -> list[int]:
@@ -162,7 +171,7 @@ class Workers:
             self._is_closed = True
             self._starter.close()
             for worker in self._workers:
-                worker.connection.close()
+                worker.leave()
         self._wake.send_bytes(b"x")
 
     def _start(self) -> None:
@@ -188,7 +197,7 @@ class Workers:
         one.seen, one.runs = 0, one.runs + 1
         worker.jobs[one.job.id] = one
         left = None if one.until is None else max(0.001, one.until - time.monotonic())
-        worker.tell(one.job._replace(deadline_s=left))
+        worker.outbox.put(one.job._replace(deadline_s=left))
 
     def _read(self, worker: _Worker) -> list[Event]:
         """Events to give of what a worker said; takes leave of one that is gone."""
@@ -199,10 +208,13 @@ class Workers:
             return []
         with self._lock:
             if isinstance(said, Ready):
-                worker.ready, self._stillborn = said, 0
+                worker.ready, self._stillborn, self._slots_each = said, 0, said.slots
                 waiting, self._waiting = self._waiting, []
                 for one in waiting:
                     self._assign(one)
+                return []
+            if isinstance(said, Unfit):
+                self._problem = said.message
                 return []
             assert isinstance(said, News)
             worker.state, worker.has_worked = said.state, True
@@ -216,7 +228,7 @@ class Workers:
         known = one.tokens[one.seen : one.seen + len(event.tokens)]
         if tuple(known) != event.tokens[: len(known)]:
             del worker.jobs[event.id]
-            worker.tell(event.id)
+            worker.outbox.put(event.id)
             return Event(event.id, failing="failed", error="Its second run gave other tokens.")
         fresh = event.tokens[len(known) :]
         one.seen += len(event.tokens)
@@ -231,7 +243,7 @@ class Workers:
             if self._is_closed:
                 return
             self._workers.remove(worker)
-            worker.connection.close()
+            worker.leave()
             self._stillborn += worker.ready is None
             self._idle_deaths = 0 if worker.has_worked else self._idle_deaths + 1
             pause = min(LONGEST_PAUSE_S, PAUSE_S * (2**self._idle_deaths - 1))
@@ -247,7 +259,7 @@ class Workers:
     def _take_lost(self) -> list[Event]:
         with self._lock:
             if self.is_broken and not self._workers:
-                said = "All workers ended."
+                said = self._problem or "All workers ended."
                 self._lost += [Event(w.job.id, failing="failed", error=said) for w in self._waiting]
                 self._waiting = []
             lost, self._lost = self._lost, []
