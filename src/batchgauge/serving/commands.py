@@ -1,4 +1,4 @@
-"""`batchgauge serve`: options to `server.run`, nothing more."""
+"""`batchgauge serve`: options to `server.Options`, nothing more."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     extras.require("batchgauge serve", "serve", "prometheus_client", "starlette", "uvicorn")
     from batchgauge.machine.limits import default_threads
     from batchgauge.serving.http import Limits
-    from batchgauge.serving.server import Options, run
+    from batchgauge.serving.server import Options, open_server
     from batchgauge.serving.worker import Plan
 
     if slots != "auto" and not (slots.isdecimal() and 1 <= int(slots) <= MAX_BATCH_SIZE):
@@ -99,4 +99,7 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
         grace_s=options["grace"],
         **{name: options[name] for name in names},
     )
-    run(given, lambda said: click.echo(visible(said)))
+    opened = open_server(given)
+    slots_now = opened.engine.workers.slots
+    click.echo(visible(f"{opened.model} on {opened.url}, {slots_now} requests at once."))
+    opened.run()

@@ -112,9 +112,9 @@ class Service:
         name = _name(request)
         try:
             self.engine.check_room(name)
-            asked = call.request(*await self._ids(call))
         except UserError as problem:
             raise _api_error(problem) from None
+        asked = call.request(*await self._ids(call))
         answer = Answer(
             f"{'chatcmpl' if call.is_chat else 'cmpl'}-{name}", call.model, call.is_chat
         )
@@ -124,16 +124,17 @@ class Service:
         return _Reply(call, answer, len(asked.prompt), pieces, self.limits)
 
     async def _ids(self, call: Call) -> tuple[list[int], int]:
-        """The prompt's ids, and the room for tokens behind them. Raises UserError, APIError."""
+        """The prompt's ids, and the room for tokens behind them. Raises APIError."""
         context = self.engine.reader.context_length
-        ids = await self.engine.read(call.messages or InferenceBatchRequest(call.prompt))
+        param = "messages" if call.is_chat else "prompt"
+        try:
+            ids = await self.engine.read(call.messages or InferenceBatchRequest(call.prompt))
+        except UserError as problem:
+            raise invalid(str(problem), param) from None
         most = self.limits.prompt_tokens or context - 1
         if len(ids) > most:
-            raise invalid(
-                f"The prompt has {len(ids)} tokens; expected at most {most}.",
-                "messages" if call.is_chat else "prompt",
-                "context_length_exceeded",
-            )
+            said = f"The prompt has {len(ids)} tokens; expected at most {most}."
+            raise invalid(said, param, "context_length_exceeded")
         return ids, context - len(ids)
 
     def _check_model(self, name: str) -> None:

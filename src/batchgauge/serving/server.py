@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import uvicorn
@@ -21,6 +20,7 @@ from batchgauge.serving.worker import Plan, starter
 from batchgauge.serving.workers import Workers
 
 START_S = 600.0  # that a model may take to load, and its slots to be found out
+LEAVE_S = 5  # that answers may take to leave after the engine is closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,28 @@ class _Server(uvicorn.Server):
         await closing
 
 
-def run(options: Options, say: Callable[[str], None]) -> None:
-    """Serve until a signal says to end; `say` gets the address. Raises UserError."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A server whose workers are ready and whose socket listens, though nobody answers yet."""
+
+    server: uvicorn.Server
+    engine: AsyncEngine
+    model: str
+    url: str
+    _socket: socket.socket
+
+    def run(self) -> None:
+        """Answer until a signal, or `stop`, says to end."""
+        with self._socket:
+            self.server.run([self._socket])
+
+    def stop(self) -> None:
+        """Have `run` end, from any thread: what is under way is finished or handed back."""
+        self.server.should_exit = True
+
+
+def open_server(options: Options) -> Opened:
+    """Load the model, start workers and listen. Raises UserError, with nothing left behind."""
     reader, title = read_model(options.plan.model)
     taken = _listen(options.host, options.port)
     metrics = Metrics()
@@ -64,19 +84,22 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         workers.wait_ready(START_S)
     except BaseException:
         asyncio.run(engine.close())
+        taken.close()
         raise
     model = options.name or title
     service = Service(engine, model, metrics, options.api_key, options.limits)
     config = uvicorn.Config(
-        service.app(), log_level="warning", access_log=False, server_header=False,
-        timeout_graceful_shutdown=round(options.grace_s) + 5, lifespan="off",
-        h11_max_incomplete_event_size=1 << 16,
-    )  # fmt: skip
+        service.app(),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=round(options.grace_s) + LEAVE_S,
+    )
     host, port = taken.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    say(f"{model} on http://{shown}:{port}/v1, {workers.slots} requests at once.")
-    with taken:
-        _Server(config, engine, options.grace_s).run([taken])
+    server = _Server(config, engine, options.grace_s)
+    return Opened(server, engine, model, f"http://{shown}:{port}/v1", taken)
 
 
 def read_model(path: str) -> tuple[PromptReader, str]:

@@ -86,6 +86,8 @@ def work(connection: Connection, opened: Callable[[], Scheduler]) -> None:
         connection.send(Ready(os.getpid(), scheduler.slots))
         while True:
             while scheduler.idle or connection.poll():
+                if not connection.poll():
+                    connection.send(News([], scheduler.state()))
                 obey(scheduler, connection.recv())
             events = scheduler.step()
             connection.send(News(events, scheduler.state()))

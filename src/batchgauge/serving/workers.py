@@ -217,7 +217,8 @@ class Workers:
                 self._problem = said.message
                 return []
             assert isinstance(said, News)
-            worker.state, worker.has_worked = said.state, True
+            worker.state = said.state
+            worker.has_worked |= bool(said.events)
             return [e for event in said.events if (e := self._given(worker, event))]
 
     def _given(self, worker: _Worker, event: Event) -> Event | None:
