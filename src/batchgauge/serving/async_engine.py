@@ -181,7 +181,7 @@ class AsyncEngine:
 
     async def answer(self, request: InferenceBatchRequest, **how: object) -> list[Piece]:
         """All pieces of an answer; arguments and errors are those of `stream`."""
-        async with aclosing(self.stream(request, **how)) as pieces:  # type: ignore[arg-type,type-var]
+        async with aclosing(self.stream(request, **how)) as pieces:  # type: ignore[arg-type]
             return [piece async for piece in pieces]
 
     def state(self) -> State:
