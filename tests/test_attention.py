@@ -10,7 +10,7 @@ import pytest
 
 from batchgauge.core.kernels.attention import CompiledAttention, PlainAttention, best_attention
 from batchgauge.core.kv_cache import KVCache
-from batchgauge.core.model import LlamaModel
+from batchgauge.core.model import CUT, LlamaModel
 
 LAYERS, J, G = 2, 2, 3
 ALL = [0] * LAYERS  # what the layers see
@@ -61,10 +61,10 @@ def test_a_step_gives_what_the_plain_way_gives(width, lengths, sights, cap):
     queries, keys, values = new_positions(len(lengths), width)
     found = []
     for way in (best_attention(64, sights, cap), PlainAttention(sights, cap)):
-        held = group(lengths, capacity, width)
+        cache = held_by(lengths, capacity, width)
         out = np.empty((len(lengths), G * J * width), np.float32)
-        way.step(held, 1, queries, keys, values, out)
-        found.append((out, held.keys, held.values))
+        way.step(cache, 1, cache.rows, queries, keys, values, out)
+        found.append((out, *held_in(cache)))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=0, atol=2e-6)
     for ours, plain in zip(found[0][1:], found[1][1:], strict=True):
         np.testing.assert_array_equal(ours, plain)
@@ -78,11 +78,31 @@ def test_a_prompt_gives_what_the_plain_way_gives(start, count, sights, cap):
     queries, keys, values = new_positions(count, 64)
     found = []
     for way in (best_attention(64, sights, cap), PlainAttention(sights, cap)):
-        held = group([2, start], start + count + 2, 64)
+        cache = held_by([2, start], start + count + 2, 64)
         out = np.full((count, G * J, 64), np.nan, np.float32)
-        way.read(held, 0, 1, queries, keys, values, out)
+        way.read(cache, 0, 1, queries, keys, values, out)
         found.append(out)
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2e-6)
+
+
+@needs_kernel
+@SIGHTS
+def test_where_a_prompt_is_cut_changes_no_bit(sights, cap):
+    """Whole, or in parts that end at multiples of `CUT`: windows and caps too."""
+    queries, keys, values = new_positions(150, 64)
+    way = best_attention(64, sights, cap)
+    found = []
+    for ends in ([150], [24, 150], [48, 72, 96, 150], [24, 48, 144, 150]):
+        cache = KVCache((LAYERS, J, 64), [150])
+        out = np.empty((150, G * J, 64), np.float32)
+        for first, last in zip([0, *ends], ends, strict=False):
+            assert last in {150, *range(0, 150, CUT)}
+            span = slice(first, last)
+            way.read(cache, 0, 0, queries[span], keys[span], values[span], out[span])
+            cache.lengths[0] = last
+        found.append(out)
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
 
 
 @needs_kernel
@@ -90,14 +110,14 @@ def test_a_row_does_not_depend_on_its_neighbours():
     """The same bits alone and beside longer rows."""
     queries, keys, values = new_positions(3, 64)
     together = np.empty((3, G * J * 64), np.float32)
-    compiled.step(group([5, 40, 17], 41, 64), 0, queries, keys, values, together)
-    beside = group([5, 40, 17], 41, 64)
-    alone = Group(LAYERS, J, 64, [18])
-    alone.keys[:, 0, :, :17] = beside.keys[:, 2, :, :17]
-    alone.values[:, 0, :, :17] = beside.values[:, 2, :, :17]
-    alone.lengths[:] = 17
+    beside = held_by([5, 40, 17], 41, 64)
+    compiled.step(beside, 0, beside.rows, queries, keys, values, together)
+    alone = KVCache((LAYERS, J, 64), [18])
+    for mine, theirs in zip(held_in(alone), held_in(beside), strict=True):
+        mine[:, 0, :, :17] = theirs[:, 2, :, :17]
+    alone.lengths[0] = 17
     out = np.empty((1, G * J * 64), np.float32)
-    compiled.step(alone, 0, queries[2:], keys[2:], values[2:], out)
+    compiled.step(alone, 0, alone.rows, queries[2:], keys[2:], values[2:], out)
     np.testing.assert_array_equal(out[0], together[2])
 
 
@@ -118,12 +138,13 @@ def test_a_prompts_last_tile_is_filled_with_zeros(seen):
 def test_what_no_position_has_written_never_counts():
     """Old content behind a row's end, infinite or not, changes nothing."""
     queries, keys, values = new_positions(2, 64)
-    clean, dirty = group([9, 30], 40, 64), group([9, 30], 40, 64)
-    dirty.keys[:, 0, :, 10:] = np.inf
-    dirty.values[:, 0, :, 11:] = 1e30
+    clean, dirty = held_by([9, 30], 40, 64), held_by([9, 30], 40, 64)
+    dirty_keys, dirty_values = held_in(dirty)
+    dirty_keys[:, 0, :, 10:] = np.inf
+    dirty_values[:, 0, :, 11:] = 1e30
     out, out_dirty = np.empty((2, 2, G * J * 64), np.float32)
-    compiled.step(clean, 0, queries, keys, values, out)
-    compiled.step(dirty, 0, queries, keys, values, out_dirty)
+    compiled.step(clean, 0, clean.rows, queries, keys, values, out)
+    compiled.step(dirty, 0, dirty.rows, queries, keys, values, out_dirty)
     np.testing.assert_array_equal(out, out_dirty)
 
 
@@ -133,15 +154,16 @@ def test_weights_are_a_softmax(scale):
     """Flat, ordinary and one-sided scores give weights that add up to one."""
     queries, keys, values = new_positions(1, 64)
     queries = queries * np.float32(scale)
-    held = group([50], 51, 64)
+    cache = held_by([50], 51, 64)
+    held_keys, held_values = held_in(cache)
     out = np.empty((1, G * J * 64), np.float32)
-    compiled.step(held, 0, queries, keys, values, out)
+    compiled.step(cache, 0, cache.rows, queries, keys, values, out)
     scores = np.einsum(
-        "jge,jce->jgc", queries[0].reshape(J, G, 64).astype(np.float64), held.keys[0, 0]
+        "jge,jce->jgc", queries[0].reshape(J, G, 64).astype(np.float64), held_keys[0, 0]
     )
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    mixed = np.einsum("jgc,jce->jge", weights, held.values[0, 0]).reshape(1, -1)
+    mixed = np.einsum("jgc,jce->jge", weights, held_values[0, 0]).reshape(1, -1)
     np.testing.assert_allclose(out, mixed, rtol=0, atol=1e-5 if scale < 100 else 2e-2)
 
 

@@ -57,6 +57,7 @@ DOWNWARDS = {
     "simulate": {"sizing"},
     "measuring": {"machine"},
     "profiling": {"machine", "measuring"},
+    "serving": {"core", "machine", "sizing", "workload"},
     "suite": {"core", "registry", "sizing", "workload"},
     "reporting": {"machine", "core", "workload"},
     "jobs": {"core", "machine", "registry", "sizing", "workload"},

@@ -16,7 +16,7 @@ loop), prompt positions and decode steps in one pass through the layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter_ns
@@ -80,6 +80,7 @@ class BatchLoop:
     stages          where time went so far
     counters        decode_steps, positions (computed by the model) and replayed (those of them
                     that had been computed before an eviction)
+    decoded, prefilled   rows and prompt positions of the last step
 
     Both limits may be changed between steps; requests under way stay. Raises UserError for
     limits that make no sense.
@@ -105,6 +106,7 @@ class BatchLoop:
         self.slots, self.positions, self.prefill_tokens = slots, positions, prefill_tokens
         self.stages = Stages()
         self.counters = dict.fromkeys(("decode_steps", "positions", "replayed"), 0)
+        self.decoded = self.prefilled = 0
         self._cache = model.new_cache(limit=inf if positions is None else positions)
         self._seats: dict[str, _Seat] = {}
         self._ended: dict[str, Generation | Response] = {}
@@ -117,6 +119,11 @@ class BatchLoop:
     def __contains__(self, name: object) -> bool:
         """Whether a request of this id is under way, or its answer waits."""
         return name in self._seats or name in self._ended
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the requests under way, in the order of joining."""
+        return list(self._seats)
 
     @property
     def idle(self) -> bool:
@@ -155,10 +162,14 @@ class BatchLoop:
                 found.append(one)
         return found
 
-    def fits(self, coming: Sequence[Generation]) -> bool:
-        """Whether there is room for all of these now."""
-        needed = self._cache.used + sum(one.capacity for one in coming)
-        return len(self) + len(coming) <= self.slots and needed <= (self.positions or inf)
+    def fits(self, coming: Sequence[Generation], leaving: Sequence[str] = ()) -> bool:
+        """Whether there is room for all of these, once requests under way have left."""
+        used = self._cache.used - sum(
+            self._cache.find(self._seats[name].row)[0].capacity for name in leaving
+        )
+        needed = used + sum(one.capacity for one in coming)
+        rows = len(self) - len(leaving) + len(coming)
+        return rows <= self.slots and needed <= (self.positions or inf)
 
     def could_fit(self, one: Generation) -> bool:
         """Whether there is room for a request once nobody else is here."""
@@ -198,6 +209,7 @@ class BatchLoop:
     def step(self) -> list[StepEvent]:
         """Decode a token for each request whose prompt is read, then read on in the others'."""
         ready = [seat for seat in self._seats.values() if not seat.missing]
+        self.decoded, self.prefilled = len(ready), 0
         if ready:
             self._decode(ready)
         if len(ready) < len(self._seats):
@@ -271,6 +283,7 @@ class BatchLoop:
             ]
             rows = [seat.row for seat in seats]
             totals = [len(seat.one.prompt) for seat in seats]
+            self.prefilled = sum(counts)
         began_ns = perf_counter_ns()
         with self.stages.stage("prefill"):
             logits = self.model.prefill(chunks, self._cache, rows, totals)

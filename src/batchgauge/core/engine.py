@@ -4,8 +4,9 @@ All requests of a batch join a `BatchLoop`, whose first step reads all prompts; 
 decode step takes all requests that are still going. Answers come in the order of the items.
 `open_loop` is for requests that join a batch under way.
 
-Left out: streaming, a fork of the process while another of its threads is in `infer_batch` (OpenBLAS, which NumPy's wheels
-bring, can wait for its own threads for ever then; tokenizers and templates allow it).
+Left out: a fork of the process while another of its threads is in a step (OpenBLAS, which
+NumPy's wheels bring, can wait for its own threads for ever then; tokenizers and templates
+allow it).
 """
 
 from __future__ import annotations

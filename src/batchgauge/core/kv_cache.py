@@ -41,12 +41,10 @@ class Group:
     for `SLACK` more behind the last position, since compiled attention reads some at a time.
     """
 
-    def __init__(
-        self, layers: int, kv_heads: int, width: int, rows: int, capacity: int
-    ) -> None:
+    def __init__(self, layers: int, kv_heads: int, width: int, rows: int, capacity: int) -> None:
         self.keys: Floats = _zeros((layers, rows, kv_heads, capacity, width))
         self.values: Floats = _zeros((layers, rows, kv_heads, capacity, width))
-        self.capacity, self.users = capacity, 0
+        self.capacity, self.users = capacity, rows
         self.written = np.zeros(rows, np.intp)
 
     def __len__(self) -> int:
@@ -194,7 +192,6 @@ class KVCache:
         row = self._numbers.pop()
         group, place = self._rooms[row] = room
         self._places[row] = group.place(place)
-        group.users += 1
         return row
 
     def _left_room(self, capacity: int, coming: int) -> Room | None:
@@ -206,6 +203,7 @@ class KVCache:
         room = min(fitting, key=lambda one: one[0].capacity)
         self._left.remove(room)
         room[0].clean(room[1])
+        room[0].users += 1
         return room
 
     def _give_up(self, positions: int) -> None:

@@ -108,16 +108,16 @@ class LlamaModel:
         """
         numbers = cache.rows if rows is None else np.asarray(rows, np.intp)
         starts = cache.lengths[numbers]
-        held = starts + [len(prompt) for prompt in prompts] if totals is None else totals
-        held = np.asarray(held, np.intp)
+        counts = [len(prompt) for prompt in prompts]
+        held = np.add(starts, counts) if totals is None else np.asarray(totals, np.intp)
         last = np.empty((len(prompts), self.config.d_model), np.float32)
-        for some, spans in _parts(list(map(len, prompts)), starts.tolist()):
+        for some, spans in _parts(counts, starts.tolist()):
             ids = np.concatenate(
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(some, spans, strict=True)]
             )
-            counts = [s.stop - s.start for s in spans]
-            x = self.read(ids, cache, numbers[some], counts, held[some])
-            ends = np.cumsum(counts) - 1
+            each = [s.stop - s.start for s in spans]
+            x = self.read(ids, cache, numbers[some], each, held[some])
+            ends = np.cumsum(each) - 1
             last[some] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
 
@@ -276,9 +276,7 @@ def cut(start: int, most: int) -> int:
     return max(0, (start + most) // CUT * CUT - start)
 
 
-def _parts(
-    counts: Sequence[int], starts: Sequence[int]
-) -> Iterator[tuple[list[int], list[slice]]]:
+def _parts(counts: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[list[int], list[slice]]]:
     """Cut prompts laid end to end into parts of at most PART positions: which, and their spans.
 
     `starts` are the positions that lie before each prompt.

@@ -85,6 +85,9 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
         threads=threads or max(1, default_threads() // max(1, workers)),
         slots=0 if slots == "auto" else int(slots),
         policy=options["policy"],
+        batching=options["batching"],
+        budget_ms=options["budget_ms"],
+        workers=max(1, workers),
     )
     limits = Limits(
         body_bytes=options["max_body"],

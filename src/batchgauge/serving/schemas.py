@@ -19,7 +19,7 @@ from batchgauge.files import json_line
 from batchgauge.request import InferenceBatchRequest
 
 MOST_STOPS, LONGEST_STOP = 16, 256  # stop texts of a request, and characters of each
-MOST_PRIORITY = 1_000_000
+MOST_PRIORITY = 1000  # the least urgent
 COMPLETION_TOKENS = 16  # without `max_tokens`, as OpenAI has it; a chat goes on to the context
 _SERVED = frozenset({
     *("model", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options"),
@@ -131,9 +131,9 @@ def read_call(body: bytes, *, is_chat: bool) -> Call:
     if not isinstance(model, str):
         raise invalid("You must provide a model parameter: its name in a text.", "model")
     priority = said.get("priority", 0)
-    if not _is_whole(priority) or abs(priority) > MOST_PRIORITY:
+    if not _is_whole(priority) or not 0 <= priority <= MOST_PRIORITY:
         raise invalid(
-            f"priority is {priority!r:.40}; expected a whole number within ±{MOST_PRIORITY}.",
+            f"priority is {priority!r:.40}; expected a whole number from 0 to {MOST_PRIORITY}.",
             "priority",
         )
     return Call(

@@ -8,6 +8,7 @@ on its own, where processes cannot fork. None outlives the other end of its pipe
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -15,22 +16,50 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from batchgauge.core.batch_loop import StepEvent
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
-from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.machine.limits import usable_memory
 from batchgauge.registry import open_engine, with_weights
-from batchgauge.serving._fifo import Scheduler
-from batchgauge.serving.messages import Job, News, Ready, Unfit
+from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.serving.admission import open_scheduler
+from batchgauge.serving.messages import Event, Failing, Job, News, Ready, State, Unfit
+from batchgauge.serving.policies import (
+    CONTINUOUS,
+    STATIC,
+    Batching,
+    Fifo,
+    Order,
+    PriorityClasses,
+    ShortestFirst,
+    dynamic,
+)
+from batchgauge.serving.rules import DEADLINE_PASSED, Rules
+from batchgauge.serving.scheduler import Scheduler
 from batchgauge.serving.workers import Starter
+from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
 CAN_FORK = sys.platform.startswith("linux") and hasattr(socket, "send_fds")
 END_S = 5.0  # that a nursery is given to end
 MOST_STARTS = 16  # workers that a nursery is asked for at once
+MOST_WAITING = 10**6  # in a worker's own queue: how many may wait, the engine before it says
+AGEING_S = 10.0  # that make up for one class, or for the mean length
+MAX_WAIT_S = 0.05  # of a dynamic batch
+POLICIES: Mapping[str, Order] = {
+    "fifo": Fifo(),
+    "priority": PriorityClasses(AGEING_S),
+    "shortest": ShortestFirst(ageing_s=AGEING_S),
+}
+BATCHINGS: Mapping[str, Batching] = {
+    "continuous": CONTINUOUS,
+    "dynamic": dynamic(MAX_WAIT_S),
+    "static": STATIC,
+}
 WARM_UP = BatchItem("warm-up", InferenceBatchRequest((0,), max_tokens=2, ignore_eos=True))
 
 
@@ -41,7 +70,10 @@ class Plan:
     model, weights  what `registry.open_engine` takes; "" is the default model
     threads         of each worker
     slots           requests in the batch; 0 asks the sizing advisor
-    policy          the order in which requests are taken
+    policy          who goes first: one of `POLICIES`
+    batching        when: one of `BATCHINGS`
+    budget_ms       what a step may take; the batch adapts to it (0: no budget)
+    workers         how many share the machine's memory
     """
 
     model: str = ""
@@ -49,6 +81,25 @@ class Plan:
     threads: int = 1
     slots: int = 0
     policy: str = "fifo"
+    batching: str = "continuous"
+    budget_ms: float = 0.0
+    workers: int = 1
+
+    def rules(self, slots: int) -> Rules:
+        """How a scheduler with so many slots decides. Raises UserError for an unknown name."""
+        for name, known in (("policy", POLICIES), ("batching", BATCHINGS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}."
+                )
+        return Rules(
+            batch=slots,
+            order=POLICIES[self.policy],
+            batching=BATCHINGS[self.batching],
+            queue=MOST_WAITING,
+            preempt=self.policy == "priority" and not BATCHINGS[self.batching].together,
+            sizer=AdaptiveBatchSizer(self.budget_ms, slots, slots) if self.budget_ms else None,
+        )
 
 
 class Opener:
@@ -64,6 +115,7 @@ class Opener:
         with self._lock:
             if self._engine is not None:
                 return
+            self._plan.rules(1)  # are its names known?
             spec = with_weights("numpy", self._plan.weights)
             engine = open_engine(spec, self._plan.model or None, self._plan.threads)
             assert isinstance(engine, BatchInferenceEngine)
@@ -74,23 +126,30 @@ class Opener:
     def __call__(self) -> Scheduler:
         """A scheduler without requests. Raises UserError."""
         self.load()
-        assert self._engine is not None
-        self._engine.infer_batch([WARM_UP])  # threads begin, and what is compiled is looked up
-        return Scheduler(self._engine.open_loop(self._slots), self._plan.policy)
+        engine = self._engine
+        assert engine is not None
+        engine.infer_batch([WARM_UP])  # threads begin, and what is compiled is looked up
+        memory = usable_memory()[1] // self._plan.workers + engine.model.weights_bytes
+        return open_scheduler(engine, self._plan.rules(self._slots), memory_bytes=memory)
 
 
 def work(connection: Connection, opened: Callable[[], Scheduler]) -> None:
     """Run jobs until the pipe's other end is closed, then close this one."""
     try:
         scheduler = opened()
-        connection.send(Ready(os.getpid(), scheduler.slots))
+        connection.send(Ready(os.getpid(), scheduler.batch_limit))
+        is_told = True
         while True:
-            while scheduler.idle or connection.poll():
-                if not connection.poll():
-                    connection.send(News([], scheduler.state()))
-                obey(scheduler, connection.recv())
-            events = scheduler.step()
-            connection.send(News(events, scheduler.state()))
+            rest_s = scheduler.wake_s()
+            if rest_s and not is_told:
+                connection.send(News([], state_of(scheduler)))
+                is_told = True
+            if connection.poll(None if math.isinf(rest_s) else rest_s):
+                events, is_told = obey(scheduler, connection.recv()), False
+            else:
+                events, is_told = [seen(scheduler, e) for e in scheduler.step()], True
+            if events or is_told:
+                connection.send(News(events, state_of(scheduler)))
     except UserError as problem:
         connection.send(Unfit(str(problem)))
     except (EOFError, OSError):
@@ -99,12 +158,41 @@ def work(connection: Connection, opened: Callable[[], Scheduler]) -> None:
         connection.close()
 
 
-def obey(scheduler: Scheduler, said: Job | str) -> None:
-    """Take a job, or forget one."""
+def obey(scheduler: Scheduler, said: Job | str) -> list[Event]:
+    """Take a job, or forget one; the event of a job that cannot be taken."""
     if isinstance(said, str):
         scheduler.cancel(said)
-    else:
-        scheduler.submit(said)
+        return []
+    try:
+        item = BatchItem(said.id, said.request)
+        scheduler.submit(item, priority=said.priority, deadline_s=said.deadline_s)
+    except UserError as problem:
+        return [Event(said.id, failing="invalid", error=str(problem))]
+    return []
+
+
+def seen(scheduler: Scheduler, event: StepEvent) -> Event:
+    """A step's event as a worker tells it; the whole answer of one that is over is let go."""
+    if event.ended:
+        scheduler.cancel(event.id)
+    failing: Failing | None = None
+    if event.error is not None:
+        failing = "deadline" if event.error.startswith(DEADLINE_PASSED) else "failed"
+    tokens = () if event.token is None else (event.token,)
+    return Event(event.id, tokens, event.finish, failing, event.error or "")
+
+
+def state_of(scheduler: Scheduler) -> State:
+    """What a scheduler has under way."""
+    loop = scheduler.loop
+    each = loop.model.kv_bytes_per_token
+    return State(
+        waiting=scheduler.waiting,
+        running=scheduler.running,
+        kv_used_bytes=loop.used_positions * each,
+        kv_bytes=(loop.positions or 0) * each,
+        steps=loop.counters["decode_steps"],
+    )
 
 
 class Threads:

@@ -143,7 +143,8 @@ class MemoryModel:
         """
         if len(prefill) < 3 or len(decode) < 2:
             raise UserError("A memory fit needs at least 3 prefill and 2 decode peaks.")
-        first = self._fit([self._activation_row(p.plan()) for p in prefill], prefill)
+        rows = [self._activation_row(p.plan().positions(padded=False)) for p in prefill]
+        first = self._fit(rows, prefill)
         later = self._fit([np.asarray([1.0, p.rows]) for p in decode], decode)
         found = replace(
             self,
@@ -160,14 +161,19 @@ class MemoryModel:
 
     def batch_bytes(self, plan: BatchWork) -> float:
         """Peak bytes above the loaded model while this batch runs."""
-        passing = [
-            float(np.dot(self._activation_row(plan), self.activation_terms)),
-            self.scores_bytes_per_row * plan.size,
-        ]
-        if plan.new_tokens.max(initial=0) > 1:  # the first token comes with the prefill
-            fixed, row = self.decode_terms
-            passing.append(fixed + row * plan.size)
-        return self.kv_bytes_per_token * self._held(plan) + max(passing)
+        decodes = plan.new_tokens.max(initial=0) > 1  # the first token comes with the prefill
+        passing = self._passing_bytes(plan.positions(padded=False), plan.size, decodes=decodes)
+        return self.kv_bytes_per_token * self._held(plan) + passing
+
+    def positions_within(self, budget_bytes: float, rows: int, at_once: int) -> int:
+        """Positions of KV cache that a budget has room for beside the weights; 0 for none.
+
+        And beside what passes by with so many rows and positions prefilled at once, all of it
+        at the upper end of its interval.
+        """
+        above = (budget_bytes - self.weight_bytes) / (1.0 + self.error)
+        left = above - self._passing_bytes(at_once, rows, decodes=True)
+        return max(0, int(left / self.kv_bytes_per_token))
 
     def peak_bytes(self, lengths: Lengths, size: int) -> float:
         """Peak bytes of the process' model and batch; the worst of the drawn batches."""
@@ -178,8 +184,24 @@ class MemoryModel:
         above = max(0.0, value - self.weight_bytes)
         return value - above * min(1.0, self.error), value + above * self.error
 
-    def _activation_row(self, plan: BatchWork) -> Floats:
-        positions = plan.positions(padded=False)
+    def bytes_for(self, positions: int, rows: int, at_once: int) -> float:
+        """The budget that `positions_within` needs for so many positions."""
+        above = self.kv_bytes_per_token * positions
+        above += self._passing_bytes(at_once, rows, decodes=True)
+        return self.weight_bytes + (1.0 + self.error) * above
+
+    def _passing_bytes(self, positions: int, rows: int, *, decodes: bool) -> float:
+        """The largest of what passes by."""
+        passing = [
+            float(np.dot(self._activation_row(positions), self.activation_terms)),
+            self.scores_bytes_per_row * rows,
+        ]
+        if decodes:
+            fixed, row = self.decode_terms
+            passing.append(fixed + row * rows)
+        return max(passing)
+
+    def _activation_row(self, positions: int) -> Floats:
         wide = min(positions, self.tile) if self.tile else positions
         at_once = min(positions, self.part) if self.part else positions
         return np.asarray([1.0, wide, at_once], dtype=np.float64)

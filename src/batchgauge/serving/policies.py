@@ -1,0 +1,151 @@
+"""Who is next, and when a batch begins: the policies of a scheduler.
+
+An order gives each submission a key that never changes: linear ageing adds the same to
+everybody's claim, so "class, minus time waited" is "arrival + class x ageing". The smallest
+key is next, and nobody is served before the one who is next. The simulator's `Server` has
+the same orders and the same three kinds of batching (`batchgauge.simulate.server`).
+
+Left out: policies that look at the deadline, or share by user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from batchgauge.core.generation import Generation
+from batchgauge.errors import UserError
+
+Key = tuple[float, float]
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """A request in a scheduler. Times in seconds of the scheduler's clock.
+
+    priority    class; 0 is the most urgent
+    deadline_s  when it must be over
+    key         its place in the queue, the smallest first
+    joined_s    when it joined the batch for the first time; NaN: not yet
+    """
+
+    one: Generation
+    priority: int
+    arrived_s: float
+    deadline_s: float = math.inf
+    key: Key = (0.0, 0.0)
+    joined_s: float = math.nan
+    evictions: int = 0
+
+
+class Order(Protocol):
+    """Which of those who wait is next."""
+
+    def key(self, coming: Submission) -> Key:
+        """The place of a submission in the queue."""
+        ...
+
+    def may_evict(self, coming: Submission, running: Submission) -> bool:
+        """Whether `running` may be thrown out so that `coming` has room."""
+        ...
+
+
+def _check_ageing(ageing_s: float) -> None:
+    if not ageing_s >= 0.0:
+        raise UserError(f"Ageing is {ageing_s} s; expected 0 or more, or infinity for none.")
+
+
+@dataclass(frozen=True)
+class Fifo:
+    """First come, first served."""
+
+    def key(self, coming: Submission) -> Key:
+        """By arrival."""
+        return coming.arrived_s, 0.0
+
+    def may_evict(self, coming: Submission, running: Submission) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
+class PriorityClasses:
+    """By class, then arrival; `ageing_s` of waiting make up for one class (infinity: never)."""
+
+    ageing_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check_ageing(self.ageing_s)
+
+    def key(self, coming: Submission) -> Key:
+        """Class and arrival, or both in one."""
+        if math.isinf(self.ageing_s):
+            return coming.priority, coming.arrived_s
+        return coming.arrived_s + self.ageing_s * coming.priority, coming.priority
+
+    def may_evict(self, coming: Submission, running: Submission) -> bool:
+        """Where the class is more urgent, whatever the age: two never throw out each other."""
+        return coming.priority < running.priority
+
+
+def limit_tokens(one: Generation) -> float:
+    """The prediction that every request uses all tokens that it may: prompt and `max_tokens`."""
+    return float(len(one.prompt) + one.limit)
+
+
+@dataclass(frozen=True)
+class ShortestFirst:
+    """The fewest tokens first, as `predict` says (prompt and answer; see `limit_tokens`).
+
+    `ageing_s` of waiting make up for `mean_tokens` (infinity: never).
+    """
+
+    predict: Callable[[Generation], float] = limit_tokens
+    ageing_s: float = math.inf
+    mean_tokens: float = 256.0
+
+    def __post_init__(self) -> None:
+        _check_ageing(self.ageing_s)
+        if not self.mean_tokens > 0.0:
+            raise UserError(f"mean_tokens is {self.mean_tokens}; expected a number above 0.")
+
+    def key(self, coming: Submission) -> Key:
+        """Length and arrival, or both in one."""
+        tokens = self.predict(coming.one)
+        if math.isinf(self.ageing_s):
+            return tokens, coming.arrived_s
+        return coming.arrived_s + self.ageing_s * tokens / self.mean_tokens, tokens
+
+    def may_evict(self, coming: Submission, running: Submission) -> bool:
+        """Never: what runs has been paid for."""
+        return False
+
+
+@dataclass(frozen=True)
+class Batching:
+    """When requests that wait may join.
+
+    together    a batch begins when nobody is under way, and its answers are handed over when
+                all of it is done; else requests join at any step and answers are free at once
+    max_wait_s  a batch begins when it is full or its oldest request has waited so long;
+                infinity: when it is full or nobody else will come
+    """
+
+    name: str
+    together: bool = False
+    max_wait_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.max_wait_s >= 0.0:
+            raise UserError(f"max_wait_s is {self.max_wait_s}; expected 0 or more.")
+
+
+CONTINUOUS = Batching("continuous")
+STATIC = Batching("static", together=True)
+
+
+def dynamic(max_wait_s: float = 0.05) -> Batching:
+    """Batches that wait for `max_wait_s` at most."""
+    return Batching("dynamic", together=True, max_wait_s=max_wait_s)
