@@ -17,7 +17,12 @@ import pytest
 from batchgauge.core.batch_loop import BatchLoop
 from batchgauge.core.generation import Generation
 from batchgauge.core.ops import Floats
-from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+)
 
 Answer = tuple[object, ...]  # all of an answer but times
 STOPS = ("he", " and", "the", "\n", "o w", "🙂")
@@ -30,7 +35,7 @@ def record_scores() -> Iterator[dict[str, list[int]]]:
     choose = Generation.choose
 
     def recording(self: Generation, logits: Floats) -> int | None:
-        digests.setdefault(self.id, []).append(zlib.crc32(np.ascontiguousarray(logits)))
+        digests.setdefault(self.id, []).append(zlib.crc32(logits.tobytes()))
         return choose(self, logits)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +71,7 @@ def draw_requests(
     return found
 
 
-def shown(response: BatchResponse) -> Answer:
+def shown(response: BatchResponse[InferenceBatchResponse]) -> Answer:
     """What must be the same however a request was run."""
     if response.data is None:
         return (response.error,)

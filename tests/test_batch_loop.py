@@ -225,7 +225,7 @@ def test_rooms_do_not_grow(engine):
 def test_what_is_not_finite_stays_where_it_was(tmp_path, numpy):
     """A newcomer in the room of a request that overflowed, or was cancelled before it showed."""
     path = write_tiny_model(tmp_path / "m.gguf", context_length=CONTEXT, **SHAPE)
-    engine = BatchInferenceEngine.from_gguf(path)
+    engine: Any = BatchInferenceEngine.from_gguf(path)
     if numpy:
         engine.model.layers = None
         engine.model.attention = PlainAttention(engine.model.config.windows)
@@ -233,7 +233,7 @@ def test_what_is_not_finite_stays_where_it_was(tmp_path, numpy):
     clean = [shown(row) for row in engine.infer_batch(others).responses]
     engine.model.weights.embedding[len(TOKENS) - 1] = np.nan
     bad = BatchItem("bad", InferenceBatchRequest((len(TOKENS) - 1,) * 60, ignore_eos=True))
-    loop = engine.open_loop(3, 150, prefill_tokens=24)
+    loop: Any = engine.open_loop(3, 150, prefill_tokens=24)
     for cancelled in (True, False):
         loop.add([bad])
         events = loop.step()

@@ -131,6 +131,21 @@ def test_real_templates_give_these_texts():
     assert ChatTemplate("{% generation %}{% set x = 1 %}a{% endgeneration %}{{ x }}")("x") == "a"
 
 
+def test_a_conversation_has_several_messages():
+    """Roles and contents in their order; a prompt alone is what the user says."""
+    said = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Why?"},
+    ]
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in said)
+    assert ChatTemplate(SMOLLM)(said) == f"{turns}<|im_start|>assistant\n"
+    assert ChatTemplate(CHATML).render([said[1:2], "hi"]) == [ChatTemplate(CHATML)("hi")] * 2
+    refused = ChatTemplate(MISTRAL, SPECIAL).render([[said[1], said[1]]])[0]
+    assert "roles must alternate" in str(refused)
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("name", REAL)
 def test_texts_are_those_of_transformers(name):

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
     "run": ("batchgauge.jobs.commands:run", "Answer a file of prompts."),
     "tokenize": ("batchgauge.jobs.commands:tokenize", "Turn a corpus into token ids."),
+    "serve": ("batchgauge.serving.commands:serve", "Serve a model over HTTP, as OpenAI does."),
     "bench": (
         "batchgauge.experiments.regression.commands:bench",
         "Time named benchmarks.",

@@ -6,7 +6,7 @@ all templates; it starts at the first conversation (about 0.1 s) and costs about
 text from then on. A model whose template is never used never starts it, and is never
 refused for it.
 
-Left out: conversations of more than one message, tools.
+Left out: tools, and messages whose content is more than text.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ _SPECIAL = {
 }  # fmt: skip
 
 
+# What was said so far, or what the user alone says: messages have a `role` and a `content`.
+Conversation = str | Sequence[Mapping[str, str]]
+
+
 class ChatTemplate:
     """One model's way to write a conversation as text. `special`: token name to text."""
 
@@ -76,8 +80,8 @@ class ChatTemplate:
                 special[name] = tokens[token]
         return cls(source, special)
 
-    def __call__(self, prompt: str) -> str:
-        """The text of a conversation in which the user said `prompt` and the model is next.
+    def __call__(self, prompt: Conversation) -> str:
+        """The text of a conversation in which the model is next.
 
         Raises UserError when the template cannot be read, refuses, fails, or wants more
         time or memory than it is given.
@@ -87,8 +91,8 @@ class ChatTemplate:
             raise text
         return text
 
-    def render(self, prompts: Sequence[str]) -> list[str | UserError]:
-        """The text for each prompt, or what is wrong with it."""
+    def render(self, prompts: Sequence[Conversation]) -> list[str | UserError]:
+        """The text for each conversation, or what is wrong with it."""
         answers: list[str | UserError] = []
         if problem := self._unfit():
             return [problem] * len(prompts)
@@ -115,7 +119,7 @@ class ChatTemplate:
             )
         return self._hopeless
 
-    def _ask(self, prompts: Sequence[str]) -> list[str | UserError]:
+    def _ask(self, prompts: Sequence[Conversation]) -> list[str | UserError]:
         return _renderer.ask({"source": self._source, "special": self._special}, prompts)
 
 
@@ -130,7 +134,9 @@ class _Renderer:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, job: dict[str, Any], prompts: Sequence[str]) -> list[str | UserError]:
+    def ask(
+        self, job: dict[str, Any], prompts: Sequence[Conversation]
+    ) -> list[str | UserError]:
         """Answers to the first prompts, at least one: all, or up to one that ended the process."""
         bounds = {"cpu_s": MAX_CPU_S, "memory": MAX_MEMORY, "characters": MAX_TEXT}
         line = json.dumps(job | bounds | {"prompts": list(prompts)}).encode() + b"\n"

@@ -6,11 +6,11 @@ text takes more than the computing time it is given, and refuses memory beyond a
 (both where the system has them: not on Windows; macOS bounds time only).
 
 Lines of JSON go in and out: `{"source", "special", "prompts", "cpu_s", "memory"}` gives a
-line `{"text"}` or `{"error"}` for every prompt. What a template finds is what HF's
+line `{"text"}` or `{"error"}` for every prompt, a text or a list of messages. What a template finds is what HF's
 `apply_chat_template` gives it: its `tojson`, `raise_exception`, `strftime_now`, loop
 controls, `{% generation %}`, `tools` and `documents` (none).
 
-Left out: more than one message, tools. Imports nothing of the package: it must start fast.
+Left out: tools. Imports nothing of the package: it must start fast.
 """
 
 import json
@@ -84,8 +84,8 @@ def compiled(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def answer(job: dict[str, object], prompt: str, limit: int) -> dict[str, str]:
-    """The text of a conversation in which the user said `prompt` and the model is next."""
+def answer(job: dict[str, object], messages: list[object], limit: int) -> dict[str, str]:
+    """The text of a conversation in which the model is next."""
     try:
         template = compiled(str(job["source"]))
     except (jinja2.TemplateError, SyntaxError, ValueError) as error:
@@ -93,7 +93,6 @@ def answer(job: dict[str, object], prompt: str, limit: int) -> dict[str, str]:
     except (RecursionError, MemoryError):
         return {"error": "cannot be read: it is nested too deeply, or too large"}
     try:
-        messages = [{"role": "user", "content": prompt}]
         variables = dict(job["special"])  # type: ignore[call-overload]
         variables |= {"messages": messages, "tools": None, "documents": None}
         size, parts = 0, []
@@ -136,7 +135,9 @@ def main() -> None:
         for prompt in job["prompts"]:
             if resource:
                 signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])  # its signal ends the process
-            reply = answer(job, prompt, job["characters"] + 8 * len(prompt))
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            size = sum(len(text) for message in messages for text in message.values())
+            reply = answer(job, messages, job["characters"] + 8 * size)
             if resource:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             out.write(json.dumps(reply).encode() + b"\n")

@@ -13,7 +13,7 @@ from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
-from batchgauge.core.chat import ChatTemplate
+from batchgauge.core.chat import ChatTemplate, Conversation
 from batchgauge.core.ops import Floats
 from batchgauge.core.sampling import Sampler
 from batchgauge.core.tokenizer.vocabulary import Edges
@@ -87,7 +87,16 @@ class PromptReader:
             raise found
         return found
 
-    def _chats(self, prompts: list[str]) -> Sequence[str | UserError]:
+    def read_conversation(self, messages: Conversation) -> list[int]:
+        """Ids of what was said so far, by the model's template. Raises UserError."""
+        (text,) = self._chats([messages])
+        found = self._encode([text], chat=True)[0] if isinstance(text, str) else text
+        ids = self._finish(found) if isinstance(found, list) else found
+        if isinstance(ids, UserError):
+            raise ids
+        return ids
+
+    def _chats(self, prompts: Sequence[Conversation]) -> Sequence[str | UserError]:
         if not prompts:
             return []
         if self.template is None:

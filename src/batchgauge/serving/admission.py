@@ -9,7 +9,8 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import CUT, PART, TILE
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import usable_memory
-from batchgauge.serving.scheduler import Rules, Scheduler
+from batchgauge.serving.rules import Rules
+from batchgauge.serving.scheduler import Scheduler
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 
 
@@ -35,7 +36,7 @@ def kv_positions(engine: BatchInferenceEngine, rows: int, memory_bytes: int | No
 
 def open_scheduler(
     engine: BatchInferenceEngine,
-    rules: Rules = Rules(),
+    rules: Rules | None = None,
     *,
     batch: int | Literal["auto"] | None = None,
     memory_bytes: int | None = None,
@@ -50,6 +51,7 @@ def open_scheduler(
 
     Raises UserError for limits that make no sense.
     """
+    rules = rules or Rules()
     if batch is not None:
         rules = replace(rules, batch=engine.optimal_batch_size() if batch == "auto" else batch)
     positions = kv_positions(engine, rules.batch, memory_bytes)

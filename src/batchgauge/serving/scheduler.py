@@ -19,79 +19,22 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
-from itertools import count
 
 from batchgauge.core.batch_loop import BatchLoop, Response, StepEvent
 from batchgauge.core.generation import Generation
 from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.serving.policies import CONTINUOUS, Batching, Fifo, Order, Submission
-from batchgauge.sizing.adaptive import AdaptiveBatchSizer
+from batchgauge.serving.policies import Submission
+from batchgauge.serving.queue import Deadlines, WaitingQueue
+from batchgauge.serving.rules import (
+    DEADLINE_PASSED,
+    ClosedError,
+    QueueFullError,
+    Rules,
+    StepRecord,
+)
 
-DEADLINE_PASSED = "The deadline passed"  # how the error of such a request begins
 RECENT = 0.1  # weight of the last completion in the rate that `retry_after_s` rests on
-
-
-class QueueFullError(UserError):
-    """The queue is full. `retry_after_s` is about how long those who wait will take."""
-
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"The queue is full with {waiting} requests; expected another try in about "
-            f"{math.ceil(retry_after_s)} s."
-        )
-        self.retry_after_s = retry_after_s
-
-
-class ClosedError(UserError):
-    """The scheduler takes no more requests."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How a scheduler decides. Raises UserError for what makes no sense.
-
-    batch    requests under way, at most; the loop's slots where those are fewer
-    queue    requests that may wait; more are refused
-    preempt  whether the order may throw out requests that are under way
-    sizer    lowers the batch by what a step of the loop took that only decoded (batching
-             together: by what the whole batch took)
-    """
-
-    batch: int = 8
-    order: Order = Fifo()
-    batching: Batching = CONTINUOUS
-    queue: int = 256
-    preempt: bool = False
-    sizer: AdaptiveBatchSizer | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "queue"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} is {value!r}; expected a whole number from 1 on.")
-        if self.preempt and self.batching.together:
-            raise UserError("Preemption needs continuous batching.")
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step: when it ended on the scheduler's clock, what it did, and what it cost.
-
-    rows and prompt_positions are what the model computed, `waiting`, `running` and
-    `used_positions` what was there as it began; own_s is all but the loop's step.
-    """
-
-    at_s: float
-    loop_s: float
-    own_s: float
-    rows: int
-    prompt_positions: int
-    waiting: int
-    running: int
-    used_positions: int
 
 
 class Scheduler:
@@ -104,18 +47,16 @@ class Scheduler:
     def __init__(
         self,
         loop: BatchLoop,
-        rules: Rules = Rules(),
+        rules: Rules | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.loop, self.rules, self.clock = loop, rules, clock
+        self.loop, self.rules, self.clock = loop, rules or Rules(), clock
         self.counts: Counter[str] = Counter()
         self.last: StepRecord | None = None
         self.closed = False
-        self._number = count()
-        self._queue: list[tuple[tuple[float, float], int, Submission]] = []
-        self._waiting: dict[str, Submission] = {}
+        self._waiting = WaitingQueue()
         self._running: dict[str, Submission] = {}
-        self._deadlines: list[tuple[float, int, Submission]] = []
+        self._deadlines = Deadlines(lambda one: one in self._waiting or self._is_running(one))
         self._held: list[StepEvent] = []  # ends of a batch that is not done
         self._ended: dict[str, Response] = {}
         self._batch_began_s, self._batch_size = 0.0, 0
@@ -153,12 +94,13 @@ class Scheduler:
         if self._running or not self.loop.idle:
             return 0.0
         now = self.clock()
-        wake = self._deadlines[0][0] if self._waiting and self._deadlines else math.inf
-        if self._waiting:
-            if self._is_due(now):
-                return 0.0
-            wake = min(wake, self._oldest_s() + self.rules.batching.max_wait_s)
-        return max(0.0, wake - now)
+        if not self._waiting:
+            return math.inf
+        if self._is_due(now):
+            return 0.0
+        nearest = self._deadlines.first()
+        begin_s = self._waiting.oldest_s() + self.rules.batching.max_wait_s
+        return max(0.0, min(begin_s, nearest.deadline_s if nearest else math.inf) - now)
 
     # -- what callers do
 
@@ -196,10 +138,9 @@ class Scheduler:
         coming = Submission(one, priority, now, now + (deadline_s or math.inf))
         coming.key = self.rules.order.key(coming)
         if deadline_s is not None:
-            heappush(self._deadlines, (coming.deadline_s, next(self._number), coming))
-            self._forget_deadlines()
+            self._deadlines.push(coming)
         self.counts["submitted"] += 1
-        self._wait(coming)
+        self._waiting.push(coming)
 
     def retry_after_s(self) -> float:
         """Seconds that those who wait will take, at the pace of the last completions."""
@@ -209,7 +150,7 @@ class Scheduler:
         """Drop a request, its room and its answer; whether it waited or was under way."""
         self._ended.pop(name, None)
         self._held = [event for event in self._held if event.id != name]
-        found = self._waiting.pop(name, None) or self._running.pop(name, None)
+        found = self._waiting.remove(name) or self._running.pop(name, None)
         self.loop.cancel(name)
         self.counts["cancelled"] += found is not None
         return found is not None
@@ -249,9 +190,8 @@ class Scheduler:
         """Take out all requests that wait or are under way, the next first, with their tokens."""
         for name in list(self._running):
             self._evict(name)
-        found = sorted(self._waiting.values(), key=lambda one: one.key)
-        self._waiting.clear()
-        self._queue.clear()
+        found = sorted(self._waiting, key=lambda one: one.key)
+        self._waiting = WaitingQueue()
         return found
 
     # -- inside
@@ -262,30 +202,8 @@ class Scheduler:
             return found
         raise UserError(found.error or "")
 
-    def _wait(self, coming: Submission) -> None:
-        self._waiting[coming.one.id] = coming
-        heappush(self._queue, (coming.key, next(self._number), coming))
-        if len(self._queue) > 2 * self.waiting + 64:  # most of them were cancelled
-            self._queue = [entry for entry in self._queue if self._is_waiting(entry[2])]
-            heapify(self._queue)
-
-    def _next(self) -> Submission | None:
-        """Who is next; entries of those who left are dropped on the way."""
-        while self._queue:
-            found = self._queue[0][2]
-            if self._is_waiting(found):
-                return found
-            heappop(self._queue)
-        return None
-
-    def _is_waiting(self, one: Submission) -> bool:
-        return self._waiting.get(one.one.id) is one
-
     def _is_running(self, one: Submission) -> bool:
         return self._running.get(one.one.id) is one
-
-    def _oldest_s(self) -> float:
-        return min(one.arrived_s for one in self._waiting.values())
 
     def _is_due(self, now: float) -> bool:
         """Whether requests that wait may join."""
@@ -295,20 +213,19 @@ class Scheduler:
         if self._running:
             return False
         full = self.waiting >= self.batch_limit or self.closed
-        return full or now >= self._oldest_s() + batching.max_wait_s
+        return full or now >= self._waiting.oldest_s() + batching.max_wait_s
 
     def _admit(self, now: float) -> None:
         if not self._waiting or not self._is_due(now):
             return
         coming: list[Submission] = []
         ones: list[Generation] = []
-        while (found := self._next()) is not None:
+        while (found := self._waiting.next()) is not None:
             ones.append(found.one)
             fits = len(self._running) + len(ones) <= self.batch_limit and self.loop.fits(ones)
             if not fits and not self._make_room(found, ones):
                 break
-            heappop(self._queue)
-            del self._waiting[found.one.id]
+            self._waiting.remove(found.one.id)
             coming.append(found)
         self.loop.join([found.one for found in coming])
         for found in coming:
@@ -339,27 +256,15 @@ class Scheduler:
         self.loop.evict(name)
         found.evictions += 1
         self.counts["evicted"] += 1
-        self._wait(found)
-
-    def _forget_deadlines(self) -> None:
-        """Those of requests that are over, before they are the most."""
-        if len(self._deadlines) > 2 * (self.waiting + self.running) + 64:
-            self._deadlines = [
-                entry
-                for entry in self._deadlines
-                if self._is_waiting(entry[2]) or self._is_running(entry[2])
-            ]
-            heapify(self._deadlines)
+        self._waiting.push(found)
 
     def _expire(self, now: float) -> list[StepEvent]:
         """End requests whose deadline is over."""
         events = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            found = heappop(self._deadlines)[2]
-            name, waited = found.one.id, self._is_waiting(found)
-            if not waited and not self._is_running(found):
-                continue
-            (self._waiting if waited else self._running).pop(name)
+        while (found := self._deadlines.first()) is not None and found.deadline_s <= now:
+            name, waited = found.one.id, found in self._waiting
+            self._waiting.remove(name)
+            self._running.pop(name, None)
             self.loop.cancel(name)
             self._held = [event for event in self._held if event.id != name]
             state = "it still waited" if waited else f"it had {len(found.one.tokens)} tokens"
