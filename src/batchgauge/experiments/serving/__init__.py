@@ -1,0 +1,1 @@
+"""08 · Serving: continuous batching built, measured live, and held against its forecast."""

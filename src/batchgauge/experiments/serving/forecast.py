@@ -1,0 +1,184 @@
+"""The forecast, written first; the same runs live; and which figures of the forecast held.
+
+A figure holds when the 95 % interval of forecast ÷ live lies within its bound, fails when it
+lies outside, and is undecided otherwise. Runs of other seeds are the observations: intervals
+are the jackknife's (Quenouille 1956; Tukey 1958), which leaves out one seed at a time, so that
+a percentile can be taken over the requests of all seeds together.
+
+Left out: corrections for the machine's speed at the time. What a forecast does not know
+about the machine it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.serving.live import Run, scheduler_of, serve
+from batchgauge.experiments.serving.study import Case
+from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.simulate.events import simulate
+from batchgauge.statistics import Interval, location
+
+KIND = ["policy", "load", "shape"]
+MEAN_BOUND, P90_BOUND = 0.10, 0.15
+FIGURES: tuple[tuple[str, float, Callable[[pd.Series], float]], ...] = (
+    ("mean", MEAN_BOUND, lambda times: float(times.mean())),
+    ("p90", P90_BOUND, lambda times: float(np.percentile(times, 90))),
+)
+TIMES = {"first token": "first_s", "whole answer": "returned_s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is served: a policy, how much comes, and how evenly."""
+
+    policy: str
+    load: float
+    shape: str = "Poisson"
+
+
+def kinds(case: Case, loads: Sequence[float], bursty_load: float) -> list[Kind]:
+    """Every policy at every load, and with bursts at one. Raises UserError for a load below 0."""
+    if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
+        raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
+    even = [Kind(policy, load) for load in loads for policy in case.servers]
+    return even + [Kind(policy, bursty_load, "bursty") for policy in case.servers]
+
+
+def forecast(case: Case, what: Iterable[Kind]) -> pd.DataFrame:
+    """Simulated moments of every request of every run, and when this was written.
+
+    One row a request: policy, load, shape, seed, request, arrival_s, first_s, done_s,
+    returned_s (seconds from the run's beginning), written_at (UTC).
+    """
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    frames = []
+    for kind in what:
+        for seed in case.seeds:
+            arrivals = case.arrivals(kind.load, seed, kind.shape)
+            run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
+            moments = {
+                "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
+                "first_s": run.first_s, "done_s": run.done_s, "returned_s": run.returned_s,
+            }  # fmt: skip
+            frames.append(_labelled(pd.DataFrame(moments), kind, seed))
+    return pd.concat(frames, ignore_index=True).assign(written_at=written)
+
+
+def measure(
+    case: Case, what: Sequence[Kind], progress: Callable[[int], object] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same runs live: rows as in `forecast`, and one row a step of each run.
+
+    Policies take turns seed by seed, so that a slow minute of the machine meets all of them.
+    """
+    requests, steps = [], []
+    for seed in case.seeds:
+        for kind in what:
+            run = serve_kind(case, kind, seed, progress)
+            requests.append(_labelled(run.requests, kind, seed))
+            steps.append(_labelled(run.steps, kind, seed))
+    return pd.concat(requests, ignore_index=True), pd.concat(steps, ignore_index=True)
+
+
+def serve_kind(
+    case: Case, kind: Kind, seed: int, progress: Callable[[int], object] | None = None
+) -> Run:
+    """One run, live."""
+    arrivals = case.arrivals(kind.load, seed, kind.shape)
+    scheduler = scheduler_of(case, kind.policy, len(arrivals))
+    return serve(scheduler, arrivals, seed=seed, progress=progress)
+
+
+def _labelled(frame: pd.DataFrame, kind: Kind, seed: int) -> pd.DataFrame:
+    return frame.assign(policy=kind.policy, load=kind.load, shape=kind.shape, seed=seed)
+
+
+def jackknife(seeds: Sequence[int], statistic: Callable[[set[int]], float]) -> Interval:
+    """A positive statistic over all seeds, with the 95 % interval of its logarithm.
+
+    `statistic` gets the seeds that count. One seed alone has an interval without ends.
+    """
+    everyone = set(seeds)
+    whole = math.log(statistic(everyone))
+    if len(everyone) < 2:
+        return Interval(math.exp(whole), 0.0, math.inf)
+    k = len(everyone)
+    pseudo = [k * whole - (k - 1) * math.log(statistic(everyone - {one})) for one in everyone]
+    half = location(pseudo).half_width
+    return Interval(math.exp(whole), math.exp(whole - half), math.exp(whole + half))
+
+
+def compare(written: pd.DataFrame, live: pd.DataFrame) -> pd.DataFrame:
+    """Forecast against live: one row a policy, load, shape, time and figure.
+
+    A percentile needs as many requests as its floor asks for, all seeds together.
+    """
+    rows = []
+    for kind, measured in live.groupby(KIND, sort=False):
+        said = written.set_index(KIND).loc[[kind]]
+        for time_to, column in TIMES.items():
+            real, simulated = (f[column] - f["arrival_s"] for f in (measured, said))
+            for figure, bound, take in FIGURES:
+                if figure == "p90" and len(real) < PERCENTILE_FLOOR[90]:
+                    continue
+
+                def ratio(
+                    seeds: set[int],
+                    take: Callable[[pd.Series], float] = take,
+                    pair: tuple[pd.Series, pd.Series] = (simulated, real),
+                    of: tuple[pd.Series, pd.Series] = (said["seed"], measured["seed"]),
+                ) -> float:
+                    above, below = (
+                        take(times[mask.isin(seeds)]) for times, mask in zip(pair, of, strict=True)
+                    )
+                    return above / below
+
+                found = jackknife(sorted(set(measured["seed"])), ratio)
+                rows.append(
+                    (*kind, time_to, figure, 1e3 * take(simulated), 1e3 * take(real), found.value,
+                     found.low, found.high, bound, verdict(found, bound),
+                     measured["seed"].nunique(), len(real))
+                )  # fmt: skip
+    columns = ["time_to", "figure", "forecast_ms", "live_ms", "forecast_over_live", "low", "high"]
+    return pd.DataFrame(rows, columns=[*KIND, *columns, "bound", "verdict", "seeds", "requests"])
+
+
+def verdict(ratio: Interval, bound: float) -> str:
+    """`held`, `failed` or `undecided`: whether an interval lies within 1 ± bound."""
+    if 1.0 - bound <= ratio.low and ratio.high <= 1.0 + bound:
+        return "held"
+    return "failed" if ratio.high < 1.0 - bound or ratio.low > 1.0 + bound else "undecided"
+
+
+def goodput_gain(live: pd.DataFrame, load: float, target_s: float, over: str) -> pd.DataFrame:
+    """Requests in time of each policy ÷ those of `over`, the same arrivals seed by seed.
+
+    One row a policy: in_time_share, value, low, high, seeds.
+    """
+    rows = live[(live["load"] == load) & (live["shape"] == "Poisson")]
+    good = rows.assign(good=rows["returned_s"] - rows["arrival_s"] <= target_s)
+    shares = good.pivot_table(index="policy", columns="seed", values="good", sort=False)
+    least = 0.5 / rows["request"].nunique()  # none in time counts as half of one
+
+    def gain(policy: str) -> Interval:
+        def ratio(seeds: set[int]) -> float:
+            above, below = (
+                float(shares.loc[name, sorted(seeds)].to_numpy().mean()) for name in (policy, over)
+            )
+            return max(above, least) / max(below, least)
+
+        return jackknife([int(seed) for seed in shares.columns], ratio)
+
+    found = [(policy, shares.loc[policy].mean(), gain(policy)) for policy in shares.index]
+    return pd.DataFrame(
+        [(p, share, g.value, g.low, g.high, shares.shape[1]) for p, share, g in found],
+        columns=["policy", "in_time_share", "value", "low", "high", "seeds"],
+    )

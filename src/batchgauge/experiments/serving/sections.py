@@ -1,0 +1,199 @@
+"""The serving notebook's questions, one function each: forecast, measured live, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from batchgauge.experiments.serving import figures, forecast, study, trouble, workers_run
+from batchgauge.experiments.serving.forecast import Kind
+from batchgauge.experiments.serving.study import Case
+from batchgauge.reporting import Score, Section
+from batchgauge.statistics import Interval
+
+Question, prepare, kinds = study.Question, study.prepare, forecast.kinds
+GAIN_GOAL, OWN_GOAL = 1.5, 0.02
+
+
+def traffic(case: Case) -> Section:
+    """How long requests are, and what today's server manages of them."""
+    return Section("serving_traffic", {}, study.sentence(case))
+
+
+def write_forecast(case: Case, what: Sequence[Kind]) -> Section:
+    """The simulator's word on every run, before any of them is made; the CSV has the date."""
+    frame = forecast.forecast(case, what)
+    waits = (frame["returned_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
+    firsts = (frame["first_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
+    table = pd.DataFrame(
+        {
+            "mean_first_token_ms": 1e3 * firsts.mean(),
+            "mean_answer_ms": 1e3 * waits.mean(),
+            "in_time_share": waits.agg(lambda times: float((times <= case.target_s).mean())),
+        }
+    ).reset_index()
+    said = (
+        f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
+        f"of {frame['request'].nunique()} requests for each of {len(table)} kinds of run."
+    )
+    return Section(
+        "serving_forecast", {"serving_forecast": frame}, said, table,
+        "Forecast times and share of answers in time, by policy, load and evenness of arrivals.",
+    )  # fmt: skip
+
+
+def run_live(case: Case, what: Sequence[Kind], written: Section) -> Section:
+    """The same requests in real time, and which figures of the forecast held."""
+    total = len(what) * len(case.seeds) * case.requests
+    with tqdm(total=total, desc="requests, in real time") as bar:
+        requests, steps = forecast.measure(case, what, bar.update)
+    table = forecast.compare(written.frame, requests)
+    counts = table["verdict"].value_counts()
+    worst = max(table.to_dict("records"), key=lambda row: abs(row["forecast_over_live"] - 1.0))
+    said = (
+        f"Of {len(table)} figures {counts.get('held', 0)} held, {counts.get('failed', 0)} failed "
+        f"and {counts.get('undecided', 0)} are undecided, their interval across the bound. Furthest off: the "
+        f"{worst['figure']} time to the {worst['time_to']} of {worst['policy']} batching at load "
+        f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
+        f"{worst['live_ms']:,.0f} ms."
+    )
+    return Section(
+        "serving_forecast_held",
+        {"serving_compared": table, "serving_requests": requests, "serving_steps": steps}, said,
+        table, "Forecast against live; bounds were set beforehand: 10 % for means, 15 % for p90.",
+        partial(figures.draw_forecast, table),
+        "Forecast over live with 95 % intervals over seeds; shaded: the bound. Round marks held, "
+        "crosses failed, diamonds are undecided.",
+        [_error_score(table, figure, bound) for figure, bound, _ in forecast.FIGURES
+         if (table["figure"] == figure).any()],
+    )  # fmt: skip
+
+
+def _error_score(table: pd.DataFrame, figure: str, bound: float) -> Score:
+    """The largest error of a kind of figure, with the interval of that very row."""
+    rows = table[table["figure"] == figure].to_dict("records")
+    errors = [
+        (abs(row["forecast_over_live"] - 1.0), row["low"] - 1.0, row["high"] - 1.0) for row in rows
+    ]
+    worst, low, high = max(errors)
+    inside = low <= 0.0 <= high
+    ends = sorted((abs(low), abs(high)))
+    return Score(
+        f"serving_forecast_{figure}", f"Serving: forecast {figure}, off by at most", bound, worst,
+        0.0 if inside else ends[0], ends[1], better="lower",
+    )  # fmt: skip
+
+
+def goodput(case: Case, live: Section, *, load: float) -> Section:
+    """What continuous batching is worth against static batches, live, at a load."""
+    requests = live.frames()["serving_requests"]
+    table = forecast.goodput_gain(requests, load, case.target_s, "static")
+    gain = table[table["policy"] == "continuous"].to_dict("records")[0]
+    said = (
+        f"At load {load:g} continuous batching answers {gain['value']:.2f} × "
+        f"[{gain['low']:.2f}, {gain['high']:.2f}] as many requests within "
+        f"{1e3 * case.target_s:,.0f} ms as static batches of {case.question.max_batch} "
+        f"({gain['seeds']} seeds)."
+    )
+    score = Score(
+        "serving_goodput", f"Serving: requests in time, continuous over static, load {load:g}",
+        GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
+    )  # fmt: skip
+    return Section(
+        "serving_goodput", {"serving_goodput": table}, said,
+        picture=partial(figures.draw_goodput, table, load),
+        picture_caption="Requests whose whole answer came in time, over those of static batches; "
+        "95 % intervals over seeds.",
+        targets=[score],
+    )  # fmt: skip
+
+
+def course(case: Case, live: Section, *, load: float) -> Section:
+    """Queue and batch over time; what the scheduler itself takes."""
+    requests, steps = (live.frames()[f"serving_{name}"] for name in ("requests", "steps"))
+    own = trouble.scheduler_share(steps, case.question.max_batch)
+    score = Score(
+        "serving_scheduler", "Serving: scheduler's own time, share of a step", OWN_GOAL, own.value,
+        own.low, own.high, better="lower",
+    )  # fmt: skip
+    said = (
+        f"The scheduler itself takes {own.value:.2%} [{own.low:.2%}, {own.high:.2%}] of the time "
+        f"of a step."
+    )
+    return Section(
+        "serving_course", {}, said, picture=partial(figures.draw_course, steps, requests, load),
+        picture_caption=f"Requests under way and waiting, live: first seed, load {load:g}.",
+        targets=[score],
+    )  # fmt: skip
+
+
+def two_cores(case: Case, *, rounds: int) -> Section:
+    """Continuous batching on one thread and on two."""
+    table = trouble.two_cores(case, rounds)
+    gain = trouble.second_core_gain(table)
+    said = (
+        f"A second core answers the same requests {_times(gain)} as fast "
+        f"(one process, {rounds} rounds)."
+    )
+    return Section("serving_cores", {"serving_cores": table}, said)
+
+
+def classes(case: Case) -> Section:
+    """Who waits when too much comes, by order of the queue."""
+    table = trouble.by_order(case)
+    share = table.set_index(["order", "class"])["in_time_share"]
+    said = "; ".join(
+        f"{name}: {share['fifo', name]:.0%} in time first come first served, "
+        f"{share['priority', name]:.0%} by class"
+        for name in dict.fromkeys(table["class"])
+    )
+    return Section(
+        "serving_classes", {"serving_classes": table}, f"At load {trouble.OVERLOAD:g}, {said}.",
+        table, "Continuous batching when too much comes, by order of the queue; one run each.",
+    )  # fmt: skip
+
+
+def cancelled(case: Case, *, load: float) -> Section:
+    """Every tenth client goes away half-way: is the room given back, and do others gain?"""
+    whole, cut, left = trouble.cancelled_tenth(case, load)
+    stay = ~cut.requests["cancelled"]
+    waits = [
+        1e3 * float((run.requests["returned_s"] - run.requests["arrival_s"])[stay].mean())
+        for run in (whole, cut)
+    ]
+    frame = cut.requests.assign(run="a tenth cancelled")
+    said = (
+        f"{int((~stay).sum())} of {len(stay)} requests were cancelled half-way; "
+        f"{'all' if left == 0 else 'not all'} of their room was given back ({left} positions are "
+        f"still taken). The others waited {waits[1]:,.0f} ms on average, {waits[0]:,.0f} ms where "
+        "nobody was cancelled (one run each)."
+    )
+    return Section("serving_cancelled", {"serving_cancelled": frame}, said)
+
+
+def killed(case: Case) -> Section:
+    """A worker process is killed in the middle: is anything lost, or answered twice?"""
+    sound, hurt = (workers_run.answer(case, kill=kill) for kill in (False, True))
+    rows = [
+        (name, run.seconds, run.restarts, len(run.tokens), sum(n == 1 for n in run.ends.values()),
+         sum(run.tokens[i] == ids for i, ids in sound.tokens.items()))
+        for name, run in (("undisturbed", sound), ("one worker killed", hurt))
+    ]  # fmt: skip
+    columns = ["run", "seconds", "restarts", "requests", "answered_once", "same_tokens"]
+    table = pd.DataFrame(rows, columns=columns)
+    said = workers_run.sentence(sound, hurt)
+    return Section(
+        "serving_killed", {"serving_killed": table}, said, table, "One job on two workers, twice."
+    )
+
+
+def answer(gain: Section, live: Section) -> str:
+    """What continuous batching was worth, and whether the forecast said so."""
+    return f"{gain.sentence()} {live.sentence()}"
+
+
+def _times(gain: Interval) -> str:
+    return f"{gain.value:.2f} × [{gain.low:.2f}, {gain.high:.2f}]"

@@ -1,0 +1,215 @@
+"""What the serving notebook's sections share: step times, traffic, policies, the target.
+
+Servers are described once, as the simulator's `Server`, and made real by `rules_of`: what is
+forecast and what runs cannot differ in a setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context, whole
+from batchgauge.experiments.scaling import SLACK
+from batchgauge.experiments.step_times import StepTimes, measure_steps
+from batchgauge.serving.policies import (
+    CONTINUOUS,
+    STATIC,
+    Batching,
+    Fifo,
+    Order,
+    PriorityClasses,
+    ShortestFirst,
+    dynamic,
+)
+from batchgauge.serving.rules import Rules
+from batchgauge.simulate.arrivals import Arrivals, bursty
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.metrics import capacity, rate_text
+from batchgauge.simulate.server import Server
+from batchgauge.workload import request_lengths
+
+PATIENCE = 10.0  # latency target in unloaded requests when none is given
+LONGEST = 512  # tokens of a prompt or an answer after scaling
+CHUNK = 256  # prompt tokens a step of continuous batching
+MAX_WAIT_S = 0.25  # of dynamic batching
+SHAPES: Mapping[str, float] = {"Poisson": 1.0, "bursty": 4.0}  # squared variation of the gaps
+BACKGROUND = 0.5  # share of requests of the low class
+SAMPLE = 800  # requests that capacity is simulated with
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the notebook asks about. Raises UserError for what makes no sense.
+
+    max_batch           most requests under way
+    latency_target_ms   until the whole answer; 0: `PATIENCE` times an unloaded request
+    length_scale        lengths against those of the Azure trace
+    requests, seeds     of a run, and runs of each kind; 0: by the profile
+    """
+
+    max_batch: int = 8
+    latency_target_ms: float = 0.0
+    length_scale: float = 1 / 32
+    requests: int = 0
+    seeds: int = 0
+
+    def __post_init__(self) -> None:
+        whole(max_batch=self.max_batch)
+        if not 0.0 <= self.latency_target_ms < math.inf or not 0.0 < self.length_scale < math.inf:
+            raise UserError(
+                f"latency_target_ms is {self.latency_target_ms} and length_scale "
+                f"{self.length_scale}; expected numbers from 0, the second above."
+            )
+        for name in ("requests", "seeds"):
+            if (value := getattr(self, name)) != 0:
+                whole(**{name: value})
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the sections share.
+
+    steps     what a step costs, as calibrated
+    servers   the policies, by name, as the simulator knows them
+    limit     requests a second that static batching manages
+    target_s  until the whole answer
+    """
+
+    context: Context
+    question: Question
+    steps: StepTimes
+    servers: Mapping[str, Server]
+    limit: float
+    target_s: float
+    longest: int
+
+    @property
+    def engine(self) -> BatchInferenceEngine:
+        """The context's engine, which has a loop."""
+        return loop_engine(self.context)
+
+    @property
+    def requests(self) -> int:
+        """Of one run."""
+        return self.question.requests or _requests(self.context)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the runs of one kind."""
+        return _seeds(self.context, self.question)
+
+    def arrivals(self, load: float, seed: int, shape: str = "Poisson", count: int = 0) -> Arrivals:
+        """Requests that come at `load` of static batching's capacity."""
+        return _drawn(
+            self.question.length_scale, self.longest, count or self.requests, seed,
+            rate=load * self.limit, burstiness=SHAPES[shape],
+        )  # fmt: skip
+
+    def server(self, policy: str, **changes: object) -> Server:
+        """A policy with other fields."""
+        return replace(self.servers[policy], **changes)  # type: ignore[arg-type]
+
+
+def loop_engine(context: Context) -> BatchInferenceEngine:
+    """The context's engine. Raises UserError for one that requests cannot join under way."""
+    if not isinstance(context.engine, BatchInferenceEngine):
+        raise UserError(
+            f"Requests cannot join the engine '{context.engine_name}' between steps; expected our "
+            "own: numpy, numpy:file or numpy:bfloat16."
+        )
+    return context.engine
+
+
+def _requests(context: Context) -> int:
+    return context.budget.choose(smoke=8, default=24, thorough=120)
+
+
+def _seeds(context: Context, question: Question) -> tuple[int, ...]:
+    count = question.seeds or context.budget.choose(smoke=2, default=5, thorough=10)
+    return tuple(range(context.seed, context.seed + count))
+
+
+def _drawn(
+    scale: float, longest: int, count: int, seed: int, *, rate: float, burstiness: float
+) -> Arrivals:
+    context, generated = request_lengths(count, scale=scale, longest=longest, seed=seed)
+    return bursty(
+        rate, context, generated, burstiness=burstiness, background=BACKGROUND, seed=seed
+    ).at_rate(rate)
+
+
+def prepare(context: Context, question: Question) -> Case:
+    """Load the engine, calibrate it, and settle lengths, capacity and target.
+
+    Raises UserError for an engine without a loop, and for a batch that it does not take.
+    """
+    most = loop_engine(context).max_batch_size()
+    if question.max_batch > most:
+        raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
+    question = _shortened(context, question)
+    longest = min(LONGEST, (context.room or 2 * LONGEST) // 2)
+    drawn = {"rate": 1.0, "burstiness": 1.0}
+    sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
+    steps = measure_steps(context, sample, question.max_batch, longest)
+    plain = Server("static", question.max_batch, host=steps.host)
+    servers = {
+        "static": plain,
+        "dynamic": replace(plain, batching="dynamic", max_wait_s=MAX_WAIT_S),
+        "continuous": replace(plain, batching="continuous", chunk_tokens=CHUNK),
+    }
+    prompt, tokens = (
+        np.array([np.median(a)], np.int64) for a in (sample.context, sample.generated)
+    )
+    one = Arrivals(np.zeros(1), prompt, tokens, np.zeros(1, np.int64))
+    unloaded = float(simulate(one, steps.table, servers["continuous"]).returned_s[0])
+    return Case(
+        context, question, steps, servers, capacity(sample, steps.table, plain),
+        question.latency_target_ms / 1e3 or PATIENCE * unloaded, longest,
+    )  # fmt: skip
+
+
+def _shortened(context: Context, question: Question) -> Question:
+    """Lengths for which a model of this cost leaves time for all runs, in real time."""
+    runs = 2.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
+    requests = runs * (question.requests or _requests(context))
+    scale = question.length_scale
+    each = 1155 * scale * context.cost.position_s + 211 * scale * (
+        context.cost.step_s / 4 + context.cost.row_s
+    )  # means of the trace; about four requests share a step
+    factor = min(1.0, SLACK * context.budget.share(3.0) / (requests * each))
+    if factor >= 1.0:
+        return question
+    context.note(f"Lengths of requests: {factor:.2g} times those of the parameter length_scale.")
+    return replace(question, length_scale=factor * scale)
+
+
+def rules_of(server: Server, queue: int) -> Rules:
+    """The scheduler's rules that do what the simulated server does."""
+    batching: Batching = {
+        "static": STATIC, "dynamic": dynamic(server.max_wait_s), "continuous": CONTINUOUS,
+    }[server.batching]  # fmt: skip
+    orders: dict[str, Order] = {
+        "fifo": Fifo(),
+        "priority": PriorityClasses(server.ageing_s),
+        "shortest": ShortestFirst(ageing_s=server.ageing_s),
+    }
+    order = orders[server.order]
+    return Rules(server.max_batch, order, batching, queue, preempt=server.preempt)
+
+
+def sentence(case: Case) -> str:
+    """How long requests are, what static batching manages, and when an answer is in time."""
+    sample = case.arrivals(1.0, case.context.seed, count=SAMPLE)
+    prompt, answer = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))
+    return (
+        f"Requests bring {prompt[0]:.0f} tokens and take {answer[0]:.0f} (medians; p90 "
+        f"{prompt[1]:.0f} and {answer[1]:.0f}). Static batches of {case.question.max_batch} manage "
+        f"{rate_text(case.limit)} requests/s; loads below are shares of that. An answer is in "
+        f"time when all of it is there within {1e3 * case.target_s:,.0f} ms."
+    )
