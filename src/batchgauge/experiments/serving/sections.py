@@ -55,7 +55,8 @@ def run_live(case: Case, what: Sequence[Kind], written: Section) -> Section:
     worst = max(table.to_dict("records"), key=lambda row: abs(row["forecast_over_live"] - 1.0))
     said = (
         f"Of {len(table)} figures {counts.get('held', 0)} held, {counts.get('failed', 0)} failed "
-        f"and {counts.get('undecided', 0)} are undecided, their interval across the bound. Furthest off: the "
+        f"and {counts.get('undecided', 0)} are undecided, their interval across the bound. "
+        f"Furthest off: the "
         f"{worst['figure']} time to the {worst['time_to']} of {worst['policy']} batching at load "
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
         f"{worst['live_ms']:,.0f} ms."
