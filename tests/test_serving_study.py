@@ -1,0 +1,193 @@
+"""The serving notebook's own steps: forecast against live, goodput, runs of a tiny model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.tiny_model import write_tiny_model
+
+from batchgauge.errors import UserError
+from batchgauge.experiments.context import Context
+from batchgauge.experiments.serving import forecast, sections, study, trouble, workers_run
+from batchgauge.experiments.serving.forecast import Kind, compare, jackknife, verdict
+from batchgauge.experiments.serving.live import scheduler_of, serve
+from batchgauge.experiments.serving.study import Question, prepare, rules_of
+from batchgauge.experiments.serving.workers_run import Answers
+from batchgauge.reporting import profile_named
+from batchgauge.serving.policies import PriorityClasses
+from batchgauge.simulate.arrivals import Arrivals
+from batchgauge.simulate.server import Server
+from batchgauge.statistics import Interval
+
+
+def moments(times_s: list[float], *, policy="static", load=0.8, seeds=4, slower=1.0):
+    """Requests that arrive at 0, with answers after these times, the same for each seed."""
+    rows = [
+        (policy, load, "Poisson", seed, i, 0.0, slower * t / 2, slower * t, slower * t)
+        for seed in range(seeds)
+        for i, t in enumerate(times_s)
+    ]
+    columns = ["request", "arrival_s", "first_s", "done_s", "returned_s"]
+    return pd.DataFrame(rows, columns=[*forecast.KIND, "seed", *columns])
+
+
+def test_the_jackknife_of_a_mean_is_students_interval_of_logs():
+    """Of a geometric mean the pseudo-values are the observations themselves."""
+    values = {0: 1.0, 1: 1.2, 2: 0.9, 3: 1.1}
+
+    def geometric(seeds):
+        return math.exp(sum(math.log(values[s]) for s in seeds) / len(seeds))
+
+    found = jackknife(list(values), geometric)
+    logs = np.log(list(values.values()))
+    assert found.value == pytest.approx(math.exp(logs.mean()))
+    least = 3.1824 * logs.std(ddof=1) / 2.0  # Student's t with 3 degrees of freedom
+    assert math.log(found.high / found.low) / 2.0 >= least - 1e-3
+    assert jackknife([7], lambda _: 2.0).high == math.inf
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.95, 1.05, "held"), (0.85, 1.02, "undecided"), (1.2, 1.3, "failed"), (0.5, 0.8, "failed"),
+     (0.0, math.inf, "undecided")],
+)  # fmt: skip
+def test_a_figure_is_held_failed_or_undecided_by_its_interval(low, high, said):
+    """Against a bound of 10 %."""
+    assert verdict(Interval(1.0, low, high), 0.10) == said
+
+
+def test_forecast_over_live_is_above_one_where_the_forecast_is_slower():
+    """A forecast of 1.3 times the live times fails by exactly that."""
+    times = np.linspace(1.0, 3.0, 20).tolist()
+    table = compare(moments(times, slower=1.3), moments(times))
+    assert set(table["figure"]) == {"mean", "p90"}  # 4 x 20 requests are enough for p90
+    assert table["forecast_over_live"].to_numpy() == pytest.approx(1.3)
+    assert set(table["verdict"]) == {"failed"}
+    few = compare(moments(times[:4]), moments(times[:4]))
+    assert set(few["figure"]) == {"mean"}
+    assert set(few["verdict"]) == {"held"}
+
+
+def test_goodput_counts_answers_in_time_seed_by_seed():
+    """Static answers half of its requests in time, continuous all: twice as many."""
+    live = pd.concat(
+        [moments([1.0, 9.0]), moments([1.0, 2.0], policy="continuous")], ignore_index=True
+    )
+    table = forecast.goodput_gain(live, 0.8, 5.0, "static").set_index("policy")
+    assert table.loc["continuous", "value"] == pytest.approx(2.0)
+    assert table.loc["static", "in_time_share"] == pytest.approx(0.5)
+    none = forecast.goodput_gain(live, 0.8, 0.5, "static").set_index("policy")
+    assert none.loc["continuous", "value"] == pytest.approx(1.0)  # none in time, either way
+
+
+def test_rules_say_what_the_simulated_server_says():
+    """Batching, order, most requests, ageing."""
+    rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0), 9)
+    assert (rules.batch, rules.queue, rules.batching.together) == (5, 9, True)
+    assert rules.batching.max_wait_s == 0.5
+    assert rules.order == PriorityClasses(3.0)
+    assert not rules_of(Server("continuous"), 1).batching.together
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"max_batch": 0}, "max_batch is 0"), ({"length_scale": 0.0}, "length_scale 0.0"),
+     ({"latency_target_ms": -1.0}, "latency_target_ms is -1.0"), ({"seeds": -2}, "seeds is -2")],
+)  # fmt: skip
+def test_questions_that_make_no_sense_are_refused(wrong, said):
+    """One sentence each."""
+    with pytest.raises(UserError, match=said):
+        Question(**wrong)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A tiny model, quickly."""
+    path = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    context = Context(profile_named("smoke"), model=str(path))
+    return prepare(context, Question(max_batch=4, requests=6, seeds=2))
+
+
+def at_once(lengths: list[tuple[int, int]], ranks: list[int] | None = None) -> Arrivals:
+    """Requests of these prompt and answer lengths, all there at 0."""
+    context, generated = (np.array(part, np.int64) for part in zip(*lengths, strict=True))
+    rank = np.array(ranks or [0] * len(lengths), np.int64)
+    return Arrivals(np.zeros(len(lengths)), context, generated, rank)
+
+
+@pytest.mark.parametrize("policy", ["static", "dynamic", "continuous"])
+def test_every_request_is_answered_once_with_all_its_tokens(case, policy):
+    """Moments are in order; static answers come with the whole batch."""
+    arrivals = at_once([(5, 3), (20, 6), (3, 1), (9, 4), (4, 5)])
+    run = serve(scheduler_of(case, policy, 5), arrivals)
+    frame = run.requests
+    assert frame["tokens"].tolist() == arrivals.generated.tolist()
+    assert (frame["first_s"] <= frame["done_s"]).all()
+    assert (frame["done_s"] <= frame["returned_s"]).all()
+    assert not frame["cancelled"].any()
+    assert (len(set(frame["returned_s"][:4])) == 1) == (policy != "continuous")
+    assert run.steps["rows"].max() <= 4
+    assert (run.steps["own_s"] >= 0.0).all()
+
+
+def test_a_cancelled_request_ends_half_way_and_gives_its_room_back(case):
+    """The others are answered; nothing of the cache stays taken."""
+    scheduler = scheduler_of(case, "continuous", 3)
+    run = serve(scheduler, at_once([(5, 8), (5, 8), (5, 8)]), cancelled=frozenset({1}))
+    assert run.requests["cancelled"].tolist() == [False, True, False]
+    assert run.requests["tokens"].tolist() == [8, 4, 8]
+    assert scheduler.loop.used_positions == 0
+
+
+def test_the_forecast_is_of_the_very_requests_that_are_served(case):
+    """Arrivals agree request by request; every kind and seed is there; a date stands in it."""
+    what = [Kind("static", 0.5), Kind("continuous", 0.8, "bursty")]
+    fast = replace(case, limit=500.0)
+    written = forecast.forecast(fast, what)
+    requests, steps = forecast.measure(fast, what)
+    keys = [*forecast.KIND, "seed", "request"]
+    both = written.merge(requests, on=keys, suffixes=("_forecast", "_live"))
+    assert len(both) == len(written) == len(requests) == 2 * 2 * 6
+    assert both["arrival_s_forecast"].to_numpy() == pytest.approx(both["arrival_s_live"])
+    assert written["written_at"].str.match(r"\d{4}-\d\d-\d\dT").all()
+    assert set(steps["policy"]) == {"static", "continuous"}
+
+
+def test_the_schedulers_share_is_of_steps_with_a_full_batch():
+    """Steps with prompts, or with fewer rows, do not count."""
+
+    def run(seed, own, loop, rows=4, prompt=0):
+        return ("static", 0.8, "Poisson", seed, own, loop, rows, prompt)
+
+    columns = ["policy", "load", "shape", "seed", "own_s", "loop_s", "rows", "prompt_positions"]
+    rows = [run(0, 1.0, 100.0), run(1, 1.0, 100.0), run(0, 50.0, 1.0, 3), run(1, 9.0, 1.0, 4, 5)]
+    share = trouble.scheduler_share(pd.DataFrame(rows, columns=columns), 4)
+    assert share.value == pytest.approx(0.01)
+
+
+def test_an_engine_without_a_loop_is_refused_in_one_sentence():
+    """Continuous batching needs our own engine."""
+    context = Context(profile_named("smoke"), engine_spec="tests.user_engine:make_engine")
+    with pytest.raises(UserError, match="cannot join the engine"):
+        study.loop_engine(context)
+
+
+def test_loads_that_make_no_sense_are_refused(case):
+    """None, and one of nothing."""
+    for loads in ([], [0.0]):
+        with pytest.raises(UserError, match="expected shares above 0"):
+            sections.kinds(case, loads, 0.8)
+
+
+def test_what_a_killed_worker_lost_is_said():
+    """An answer given twice, or with other tokens, is no answer given once."""
+    sound = Answers({"0": (1, 2), "1": (3,)}, Counter("01"), 1.0)
+    hurt = Answers({"0": (1, 2), "1": (4,)}, Counter("0011"), 2.0, 1)
+    said = workers_run.sentence(sound, hurt)
+    assert "0 of 2 exactly once" in said
+    assert "1 with the tokens" in said
