@@ -536,3 +536,17 @@ def test_titles_state_the_errors_and_what_is_extrapolated(shown):
     solid = [line for line in stages[0].lines if line.get_label() == "processes"]
     assert [np.asarray(line.get_xdata()).tolist() for line in solid] == [[1, 2]]
     assert np.asarray(solid[0].get_ydata())[1] == pytest.approx(1.8, rel=0.01)
+
+
+def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
+    """And said to be missing where it was not run."""
+    assert "not run live here yet" in sections.built(tmp_path).sentence()
+    compared = {"policy": ["static", "continuous", "continuous"],
+                "verdict": ["held", "failed", "held"]}  # fmt: skip
+    goodput = {"policy": ["static", "continuous"], "value": [1.0, 1.9], "low": [1.0, 1.6],
+               "high": [1.0, 2.2]}  # fmt: skip
+    write_csv(pd.DataFrame(compared), tmp_path / "serving_compared.csv")
+    write_csv(pd.DataFrame(goodput), tmp_path / "serving_goodput.csv")
+    said = sections.built(tmp_path).sentence()
+    assert "1.90 × [1.60, 2.20]" in said
+    assert "static: 1 of 1; continuous: 1 of 2; 1 failed, 0 are undecided" in said

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from batchgauge import extras
 from batchgauge.errors import UserError
@@ -232,6 +234,28 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         picture=partial(figures.draw_ladder, ladder),
         picture_caption="The software candidates on top of each other, each row on top of the rows "
         "above; 95 % intervals over seeds.",
+    )  # fmt: skip
+
+
+def built(folder: Path) -> Section:
+    """What notebook 08 measured live of continuous batching, from its CSV files in `folder`."""
+    compared, goodput = (folder / f"serving_{name}.csv" for name in ("compared", "goodput"))
+    if not (compared.is_file() and goodput.is_file()):
+        return Section(
+            "built", {}, "Continuous batching was not run live here yet: notebook 08 does."
+        )
+    rows, gains = pd.read_csv(compared), pd.read_csv(goodput).set_index("policy")
+    gain, verdicts = gains.loc["continuous"], rows["verdict"].value_counts()
+    said = "; ".join(
+        f"{policy}: {int((part['verdict'] == 'held').sum())} of {len(part)}"
+        for policy, part in rows.groupby("policy", sort=False)
+    )
+    return Section(
+        "built", {},
+        f"Continuous batching was built and run live (notebook 08): {gain['value']:.2f} × "
+        f"[{gain['low']:.2f}, {gain['high']:.2f}] as many answers in time as static batches. "
+        f"Figures of its forecast that held: {said}; {verdicts.get('failed', 0)} failed, "
+        f"{verdicts.get('undecided', 0)} are undecided.",
     )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def write_forecast(case: Case, what: Sequence[Kind]) -> Section:
         f"of {frame['request'].nunique()} requests for each of {len(table)} kinds of run."
     )
     return Section(
-        "serving_forecast", {"serving_forecast": frame}, said, table,
+        "serving_forecast", {"forecast": frame}, said, table,
         "Forecast times and share of answers in time, by policy, load and evenness of arrivals.",
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ def run_live(case: Case, what: Sequence[Kind], written: Section) -> Section:
     )
     return Section(
         "serving_forecast_held",
-        {"serving_compared": table, "serving_requests": requests, "serving_steps": steps}, said,
+        {"compared": table, "requests": requests, "steps": steps}, said,
         table, "Forecast against live; bounds were set beforehand: 10 % for means, 15 % for p90.",
         partial(figures.draw_forecast, table),
         "Forecast over live with 95 % intervals over seeds; shaded: the bound. Round marks held, "
@@ -90,7 +90,7 @@ def _error_score(table: pd.DataFrame, figure: str, bound: float) -> Score:
 
 def goodput(case: Case, live: Section, *, load: float) -> Section:
     """What continuous batching is worth against static batches, live, at a load."""
-    requests = live.frames()["serving_requests"]
+    requests = live.frames()["requests"]
     table = forecast.goodput_gain(requests, load, case.target_s, "static")
     gain = table[table["policy"] == "continuous"].to_dict("records")[0]
     said = (
@@ -104,7 +104,7 @@ def goodput(case: Case, live: Section, *, load: float) -> Section:
         GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
     )  # fmt: skip
     return Section(
-        "serving_goodput", {"serving_goodput": table}, said,
+        "serving_goodput", {"goodput": table}, said,
         picture=partial(figures.draw_goodput, table, load),
         picture_caption="Requests whose whole answer came in time, over those of static batches; "
         "95 % intervals over seeds.",
@@ -114,7 +114,7 @@ def goodput(case: Case, live: Section, *, load: float) -> Section:
 
 def course(case: Case, live: Section, *, load: float) -> Section:
     """Queue and batch over time; what the scheduler itself takes."""
-    requests, steps = (live.frames()[f"serving_{name}"] for name in ("requests", "steps"))
+    requests, steps = (live.frames()[name] for name in ("requests", "steps"))
     own = trouble.scheduler_share(steps, case.question.max_batch)
     score = Score(
         "serving_scheduler", "Serving: scheduler's own time, share of a step", OWN_GOAL, own.value,
@@ -139,7 +139,7 @@ def two_cores(case: Case, *, rounds: int) -> Section:
         f"A second core answers the same requests {_times(gain)} as fast "
         f"(one process, {rounds} rounds)."
     )
-    return Section("serving_cores", {"serving_cores": table}, said)
+    return Section("serving_cores", {"cores": table}, said)
 
 
 def classes(case: Case) -> Section:
@@ -152,7 +152,7 @@ def classes(case: Case) -> Section:
         for name in dict.fromkeys(table["class"])
     )
     return Section(
-        "serving_classes", {"serving_classes": table}, f"At load {trouble.OVERLOAD:g}, {said}.",
+        "serving_classes", {"classes": table}, f"At load {trouble.OVERLOAD:g}, {said}.",
         table, "Continuous batching when too much comes, by order of the queue; one run each.",
     )  # fmt: skip
 
@@ -172,7 +172,7 @@ def cancelled(case: Case, *, load: float) -> Section:
         f"still taken). The others waited {waits[1]:,.0f} ms on average, {waits[0]:,.0f} ms where "
         "nobody was cancelled (one run each)."
     )
-    return Section("serving_cancelled", {"serving_cancelled": frame}, said)
+    return Section("serving_cancelled", {"cancelled": frame}, said)
 
 
 def killed(case: Case) -> Section:
@@ -187,7 +187,7 @@ def killed(case: Case) -> Section:
     table = pd.DataFrame(rows, columns=columns)
     said = workers_run.sentence(sound, hurt)
     return Section(
-        "serving_killed", {"serving_killed": table}, said, table, "One job on two workers, twice."
+        "serving_killed", {"killed": table}, said, table, "One job on two workers, twice."
     )
 
 
