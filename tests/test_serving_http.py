@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.tiny_serving import serving, until  # noqa: E402
 from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
+from batchgauge.serving import server as server_module  # noqa: E402
 from batchgauge.serving.http import Limits  # noqa: E402
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
@@ -327,6 +329,30 @@ def test_a_body_that_is_too_large_or_too_slow(server):
         said = one.recv(9999)
     assert said.startswith(b"HTTP/1.1 408")
     assert b"more than 1 s" in said
+
+
+def test_a_connection_that_says_nothing_is_closed(model, monkeypatch):
+    """Or that says the beginning of a request, byte by byte; one that is used stays."""
+    monkeypatch.setattr(server_module, "HEAD_S", 0.5)
+    with serving(model) as server, httpx.Client() as client:
+        assert client.get(f"{server.url}/models").status_code == 200
+        for head in (b"", b"GET /v1/models HTTP/1.1\r\nHost"):
+            with socket.create_connection(address_of(server)) as one:
+                one.settimeout(0.1)
+                for turn in range(200):
+                    if head:
+                        with suppress(OSError):
+                            one.sendall(head if not turn else b"t")
+                    try:
+                        assert one.recv(9) == b""
+                        break
+                    except ConnectionError:
+                        break
+                    except TimeoutError:
+                        continue
+                else:
+                    pytest.fail("the connection stays open")
+        assert client.get(f"{server.url}/models").status_code == 200
 
 
 def address_of(server):
