@@ -46,6 +46,19 @@ KEY = "BATCHGAUGE_API_KEY"
     show_default=True,
     help="Who goes first.",
 )
+@click.option(
+    "--batching",
+    type=click.Choice(["continuous", "dynamic", "static"]),
+    default="continuous",
+    show_default=True,
+    help="When requests join: at any step, or in batches that run to their end.",
+)
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="What a step may take; the batch adapts to it. Without: no budget.",
+)
 @click.option("--weights", default="float32", show_default=True, help="float32, file or bfloat16.")
 @click.option("--threads", type=int, default=0, help="Of each worker; else what there is.")
 @click.option("--api-key", envvar=KEY, default="", help=f"Asked of clients; or {KEY}.")
