@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 from tests.tiny_model import write_tiny_model
 
@@ -65,6 +68,65 @@ def test_it_serves_until_it_is_told_to_end(model):
             assert [line for line in lines if line][-1] == "data: [DONE]"
         process.wait(60)
     assert process.returncode in {0, -signal.SIGTERM}
+
+
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_three_times_what_it_can(model, seconds):
+    """Refusals say when to come again, the others are answered, memory stays, and it recovers."""
+    with started(model, "--slots", 4, "--queue", 8, "--threads", 1) as (process, url):
+        found = asyncio.run(overload(process.pid, f"{url}/completions", seconds))
+    assert found["refused"] > 0.3 * found["sent"], found
+    assert found["answered"] + found["refused"] == found["sent"], found
+    assert found["grown_mb"] < 40, found
+    assert found["recovered_s"] < 10, found
+
+
+async def overload(pid, url, seconds):
+    """Send three times as many requests as are answered when each waits for the one before."""
+    said = {"model": "tiny", "prompt": "hello", "max_tokens": 150, "ignore_eos": True}
+    found = {"sent": 0, "answered": 0, "refused": 0}
+
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=500)) as client:
+
+        async def ask():
+            reply = await client.post(url, json=said)
+            if reply.status_code == 429:
+                assert 1 <= int(reply.headers["retry-after"]) <= 60
+                return "refused"
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["usage"]["completion_tokens"] == 150
+            return "answered"
+
+        async def in_turn(until):
+            done = 0
+            while time.monotonic() < until:
+                done += await ask() == "answered"
+            return done
+
+        for run_s in (1.0, 2.0):  # the first pays for pages and threads
+            until = time.monotonic() + run_s
+            capacity = sum(await asyncio.gather(*(in_turn(until) for _ in range(8)))) / run_s
+        before = resident_mb(pid)
+        began, tasks = time.monotonic(), []
+        while (now := time.monotonic() - began) < seconds:
+            due = int(3 * capacity * now) - len(tasks)
+            tasks += [asyncio.create_task(ask()) for _ in range(due)]
+            await asyncio.sleep(0.005)
+        after = time.monotonic()
+        for how in await asyncio.gather(*tasks):
+            found[how] += 1
+        found["sent"] = len(tasks)
+        while await ask() != "answered":
+            await asyncio.sleep(0.01)
+        recovered_s = time.monotonic() - after
+        grown_mb = resident_mb(pid) - before
+    return found | {"capacity": capacity, "recovered_s": recovered_s, "grown_mb": grown_mb}
+
+
+def resident_mb(pid):
+    """Memory of a process and those that it started."""
+    process = psutil.Process(pid)
+    return sum(p.memory_info().rss for p in (process, *process.children(recursive=True))) / 1e6
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -188,6 +191,33 @@ def test_our_own_adapter(server, model, expected):
     assert said["options"] == "all taken by the server"
     assert said["generated tokens counted by"] == "the server's own usage"
     engine.close()
+
+
+@pytest.mark.peers
+def test_a_public_load_generator(server, tmp_path):
+    """guidellm, wherever BATCHGAUGE_GUIDELLM or PATH has it: no errors, all tokens counted."""
+    program = os.environ.get("BATCHGAUGE_GUIDELLM") or shutil.which("guidellm")
+    if program is None:
+        pytest.skip("guidellm is not installed")
+    rows = [{"prompt": f"hello world {i}", "output_tokens_count": 20} for i in range(40)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    options = {
+        "backend": f"kind=openai_http,target={server.url.removesuffix('/v1')}",
+        "profile": "kind=concurrent,streams=4",
+        "constraint": "kind=max_requests,count=20",
+        "data": f"kind=json_file,path={prompts}",
+        "output": f"kind=json,path={tmp_path / 'report.json'}",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+    subprocess.run([program, "run", *words, "--disable-progress"], check=True, timeout=300,
+                   env=quiet, capture_output=True)  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    (run,) = report["benchmarks"]
+    totals = run["metrics"]["request_totals"]
+    assert (totals["successful"], totals["errored"]) == (20, 0)
+    assert run["metrics"]["output_token_count"]["successful"]["total_sum"] == 400
 
 
 def test_a_conversation_goes_through_the_template(server, engine):
