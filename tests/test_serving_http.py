@@ -26,7 +26,7 @@ from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
 from batchgauge.serving import server as server_module  # noqa: E402
-from batchgauge.serving.http import Limits  # noqa: E402
+from batchgauge.serving.replies import Limits  # noqa: E402
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
 USER = [{"role": "user", "content": "hello world"}]

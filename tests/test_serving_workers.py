@@ -22,7 +22,8 @@ from batchgauge.serving import workers as workers_module
 from batchgauge.serving.async_engine import AnswerError, AsyncEngine, FullError, StoppedError
 from batchgauge.serving.messages import Event, Job, News, Ready, State
 from batchgauge.serving.server import read_model
-from batchgauge.serving.worker import CAN_FORK, Nursery, Opener, Plan, Spawned, Threads
+from batchgauge.serving.starters import CAN_FORK, Nursery, Spawned, Threads
+from batchgauge.serving.worker import Opener, Plan
 from batchgauge.serving.workers import Starter, Workers
 
 forks = pytest.mark.skipif(not CAN_FORK, reason="processes do not fork here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -84,7 +85,7 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     """Serve MODEL, a file or folder, by OpenAI's HTTP interface; without it the default model."""
     extras.require("batchgauge serve", "serve", "prometheus_client", "starlette", "uvicorn")
     from batchgauge.machine.limits import default_threads
-    from batchgauge.serving.http import Limits
+    from batchgauge.serving.replies import Limits
     from batchgauge.serving.server import Options, open_server
     from batchgauge.serving.worker import Plan
 
@@ -118,4 +119,5 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     opened = open_server(given)
     slots_now = opened.engine.workers.slots
     click.echo(visible(f"{opened.model} on {opened.url}, {slots_now} requests at once."))
-    opened.run()
+    with suppress(KeyboardInterrupt):  # uvicorn's last word, when all is done
+        opened.run()

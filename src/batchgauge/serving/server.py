@@ -16,9 +16,11 @@ from batchgauge.core.generation import PromptReader
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.serving.async_engine import AsyncEngine
-from batchgauge.serving.http import Limits, Service
+from batchgauge.serving.http import Service
 from batchgauge.serving.metrics import Metrics
-from batchgauge.serving.worker import Plan, starter
+from batchgauge.serving.replies import Limits
+from batchgauge.serving.starters import starter
+from batchgauge.serving.worker import Plan
 from batchgauge.serving.workers import Workers
 
 START_S = 600.0  # that a model may take to load, and its slots to be found out
