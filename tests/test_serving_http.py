@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -26,7 +27,14 @@ from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
 from batchgauge.serving import server as server_module  # noqa: E402
-from batchgauge.serving.replies import Limits  # noqa: E402
+from batchgauge.serving.answers import Answer  # noqa: E402
+from batchgauge.serving.async_engine import AsyncEngine  # noqa: E402
+from batchgauge.serving.replies import Limits, Reply  # noqa: E402
+from batchgauge.serving.schemas import Call  # noqa: E402
+from batchgauge.serving.server import read_model  # noqa: E402
+from batchgauge.serving.starters import Threads  # noqa: E402
+from batchgauge.serving.worker import Opener, Plan  # noqa: E402
+from batchgauge.serving.workers import Workers  # noqa: E402
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
 USER = [{"role": "user", "content": "hello world"}]
@@ -359,6 +367,36 @@ def test_a_body_that_is_too_large_or_too_slow(server):
         said = one.recv(9999)
     assert said.startswith(b"HTTP/1.1 408")
     assert b"more than 1 s" in said
+
+
+def test_a_client_that_does_not_read_is_cancelled(roomy):
+    """Once a chunk has waited for so long."""
+
+    async def reads_the_first_chunk_only(message):
+        if message["type"] == "http.response.body":
+            read.append(message)
+            if len(read) > 1:
+                await asyncio.Event().wait()
+
+    async def stays(*_):
+        await asyncio.Event().wait()
+
+    async def answer(request):
+        pieces = engine.stream(request)
+        call = Call("tiny", (5,), is_stream=True)
+        reply = Reply(call, Answer("cmpl-1", "tiny", False), 1, pieces, Limits(send_s=0.05))
+        await reply({"type": "http"}, stays, reads_the_first_chunk_only)
+
+    read: list[Any] = []
+    workers = Workers(Threads(Opener(Plan(str(roomy), slots=1))))
+    engine = AsyncEngine(workers, read_model(str(roomy))[0], 4)
+    try:
+        workers.wait_ready(60)
+        asyncio.run(answer(InferenceBatchRequest((5,), **LONG)))
+        until(lambda: engine.state().running == 0)
+        assert len(read) == 2
+    finally:
+        asyncio.run(engine.close())
 
 
 def test_a_connection_that_says_nothing_is_closed(model, monkeypatch):
