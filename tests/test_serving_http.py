@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import shutil
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,7 +26,15 @@ from tests.tiny_serving import serving, until  # noqa: E402
 from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
-from batchgauge.serving.http import Limits  # noqa: E402
+from batchgauge.serving import server as server_module  # noqa: E402
+from batchgauge.serving.answers import Answer  # noqa: E402
+from batchgauge.serving.async_engine import AsyncEngine  # noqa: E402
+from batchgauge.serving.replies import Limits, Reply  # noqa: E402
+from batchgauge.serving.schemas import Call  # noqa: E402
+from batchgauge.serving.server import read_model  # noqa: E402
+from batchgauge.serving.starters import Threads  # noqa: E402
+from batchgauge.serving.worker import Opener, Plan  # noqa: E402
+from batchgauge.serving.workers import Workers  # noqa: E402
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
 USER = [{"role": "user", "content": "hello world"}]
@@ -188,6 +201,33 @@ def test_our_own_adapter(server, model, expected):
     engine.close()
 
 
+@pytest.mark.peers
+def test_a_public_load_generator(server, tmp_path):
+    """guidellm, wherever BATCHGAUGE_GUIDELLM or PATH has it: no errors, all tokens counted."""
+    program = os.environ.get("BATCHGAUGE_GUIDELLM") or shutil.which("guidellm")
+    if program is None:
+        pytest.skip("guidellm is not installed")
+    rows = [{"prompt": f"hello world {i}", "output_tokens_count": 20} for i in range(40)]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    options = {
+        "backend": f"kind=openai_http,target={server.url.removesuffix('/v1')}",
+        "profile": "kind=concurrent,streams=4",
+        "constraint": "kind=max_requests,count=20",
+        "data": f"kind=json_file,path={prompts}",
+        "output": f"kind=json,path={tmp_path / 'report.json'}",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+    subprocess.run([program, "run", *words, "--disable-progress"], check=True, timeout=300,
+                   env=quiet, capture_output=True)  # fmt: skip
+    report = json.loads((tmp_path / "report.json").read_text())
+    (run,) = report["benchmarks"]
+    totals = run["metrics"]["request_totals"]
+    assert (totals["successful"], totals["errored"]) == (20, 0)
+    assert run["metrics"]["output_token_count"]["successful"]["total_sum"] == 400
+
+
 def test_a_conversation_goes_through_the_template(server, engine):
     """Several messages; the answer is that to the text that the model's template makes of them."""
     said = [
@@ -327,6 +367,60 @@ def test_a_body_that_is_too_large_or_too_slow(server):
         said = one.recv(9999)
     assert said.startswith(b"HTTP/1.1 408")
     assert b"more than 1 s" in said
+
+
+def test_a_client_that_does_not_read_is_cancelled(roomy):
+    """Once a chunk has waited for so long."""
+
+    async def reads_the_first_chunk_only(message):
+        if message["type"] == "http.response.body":
+            read.append(message)
+            if len(read) > 1:
+                await asyncio.Event().wait()
+
+    async def stays(*_):
+        await asyncio.Event().wait()
+
+    async def answer(request):
+        pieces = engine.stream(request)
+        call = Call("tiny", (5,), is_stream=True)
+        reply = Reply(call, Answer("cmpl-1", "tiny", False), 1, pieces, Limits(send_s=0.05))
+        await reply({"type": "http"}, stays, reads_the_first_chunk_only)
+
+    read: list[Any] = []
+    workers = Workers(Threads(Opener(Plan(str(roomy), slots=1))))
+    engine = AsyncEngine(workers, read_model(str(roomy))[0], 4)
+    try:
+        workers.wait_ready(60)
+        asyncio.run(answer(InferenceBatchRequest((5,), **LONG)))
+        until(lambda: engine.state().running == 0)
+        assert len(read) == 2
+    finally:
+        asyncio.run(engine.close())
+
+
+def test_a_connection_that_says_nothing_is_closed(model, monkeypatch):
+    """Or that says the beginning of a request, byte by byte; one that is used stays."""
+    monkeypatch.setattr(server_module, "HEAD_S", 0.5)
+    with serving(model) as server, httpx.Client() as client:
+        assert client.get(f"{server.url}/models").status_code == 200
+        for head in (b"", b"GET /v1/models HTTP/1.1\r\nHost"):
+            with socket.create_connection(address_of(server)) as one:
+                one.settimeout(0.1)
+                for turn in range(200):
+                    if head:
+                        with suppress(OSError):
+                            one.sendall(head if not turn else b"t")
+                    try:
+                        assert one.recv(9) == b""
+                        break
+                    except ConnectionError:
+                        break
+                    except TimeoutError:
+                        continue
+                else:
+                    pytest.fail("the connection stays open")
+        assert client.get(f"{server.url}/models").status_code == 200
 
 
 def address_of(server):

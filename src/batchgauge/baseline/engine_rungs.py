@@ -31,7 +31,7 @@ from batchgauge.core.kernels.attention import Attention, PlainAttention
 from batchgauge.core.kernels.products import Product, blas_product, product
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.core.ops import Floats, Rotations
+from batchgauge.core.ops import Floats, Ints, Rotations
 from batchgauge.core.rotary import Turns
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.weights import BLOCK, Blocked, blocked_size, place_rows
@@ -228,16 +228,20 @@ class PromptByPrompt(ByNumPy):
         self,
         prompts: Sequence[Sequence[int]],
         cache: KVCache,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | Ints | None = None,
         totals: Sequence[int] | None = None,
+        steps: int = 0,
     ) -> Floats:
         """Logits [B, V] of what follows each prompt."""
-        numbers = cache.rows.tolist() if rows is None else rows
+        numbers = cache.rows if rows is None else rows
         ends = [None] * len(prompts) if totals is None else [[total] for total in totals]
+        read = super().prefill
         return np.concatenate(
             [
-                super(PromptByPrompt, self).prefill([prompt], cache, [row], end)
-                for prompt, row, end in zip(prompts, numbers, ends, strict=True)
+                read([prompt], cache, [row], end, int(number < steps))
+                for number, (prompt, row, end) in enumerate(
+                    zip(prompts, numbers, ends, strict=True)
+                )
             ]
         )
 

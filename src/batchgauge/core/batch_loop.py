@@ -1,17 +1,17 @@
 """The loop of a batch: requests join and leave between the steps of one model.
 
-A step is a decode step for the requests whose prompts are read, then the next prompt
-positions of the others, as many as a budget allows. Each request gets the tokens that it
-gets alone, whoever joins, leaves, is cancelled or evicted beside it, and to the last bit of
-its scores where attention is compiled: a row's numbers do not depend on its neighbours, and
-prompts are cut where that changes nothing (`model.CUT`).
+A step is a decode step for the requests whose prompts are read, and the next prompt
+positions of the others, as many as a budget allows, in one pass through the layers. Each
+request gets the tokens that it gets alone, whoever joins, leaves, is cancelled or evicted
+beside it, and to the last bit of its scores where attention is compiled: a row's numbers do
+not depend on its neighbours, and prompts are cut where that changes nothing (`model.CUT`).
 
 A request that was evicted can join again, here or in another loop. Its prompt is read anew and
 its tokens so far go through decode steps, as they did before, because a prefill of them would
 add up in another order; nothing is sampled twice.
 
 Left out: waiting, order and deadlines (`batchgauge.serving`), threads (one at a time may use a
-loop), prompt positions and decode steps in one pass through the layers.
+loop).
 """
 
 from __future__ import annotations
@@ -71,13 +71,18 @@ class _Seat:
         """Positions of the prompt that are still to be read."""
         return len(self.one.prompt) - self.prompt
 
+    @property
+    def length(self) -> int:
+        """Positions of the row after this step, or once its prompt is read."""
+        return len(self.one.prompt) + self.tokens + (not self.missing)
+
 
 class BatchLoop:
     """Requests under way on one model, at most `slots` at a time.
 
     positions       of the KV cache for all of them together; None: no limit
     prefill_tokens  prompt positions that a step reads; None: all of them
-    stages          where time went so far
+    stages          where time went so far; a step that reads prompts is prefill, all of it
     counters        decode_steps, positions (computed by the model) and replayed (those of them
                     that had been computed before an eviction)
     decoded, prefilled   rows and prompt positions of the last step
@@ -207,13 +212,9 @@ class BatchLoop:
                 self._seats[one.id] = _Seat(one, row)
 
     def step(self) -> list[StepEvent]:
-        """Decode a token for each request whose prompt is read, then read on in the others'."""
-        ready = [seat for seat in self._seats.values() if not seat.missing]
-        self.decoded, self.prefilled = len(ready), 0
-        if ready:
-            self._decode(ready)
-        if len(ready) < len(self._seats):
-            self._prefill([seat for seat in self._seats.values() if seat.missing])
+        """Decode a token for each request whose prompt is read, and read on in the others'."""
+        if self._seats:
+            self._step()
         events, self._events = self._events, []
         return events
 
@@ -249,56 +250,67 @@ class BatchLoop:
             if name in self:
                 raise UserError("A request of this id is under way; expected an id of its own.")
 
-    def _decode(self, seats: list[_Seat]) -> None:
+    def _step(self) -> None:
         with self.stages.stage("bookkeeping"):
-            tokens = np.array([seat.one.tokens[seat.tokens] for seat in seats], np.int32)
+            ready = [seat for seat in self._seats.values() if not seat.missing]
+            counts = self._chunks() if len(ready) < len(self._seats) else {}
+            seats = [*ready, *counts]
             rows = np.array([seat.row for seat in seats], np.intp)
-        with self.stages.stage("decode"):
-            logits = self.model.decode(tokens, self._cache, rows)
+            tokens = [seat.one.tokens[seat.tokens] for seat in ready]
+        began_ns = perf_counter_ns()
+        if counts:
+            with self.stages.stage("prefill"):
+                chunks = [
+                    seat.one.prompt[seat.prompt : seat.prompt + n] for seat, n in counts.items()
+                ]
+                logits = self.model.prefill(
+                    [*([token] for token in tokens), *chunks],
+                    self._cache,
+                    rows,
+                    [seat.length for seat in seats],
+                    len(ready),
+                )
+        else:
+            with self.stages.stage("decode"):
+                logits = self.model.decode(np.array(tokens, np.int32), self._cache, rows)
         with self.stages.stage("bookkeeping"):
-            self.counters["decode_steps"] += 1
-            self.counters["positions"] += len(seats)
-            fresh = []
-            for row, seat in enumerate(seats):
-                seat.tokens += 1
-                if seat.tokens == len(seat.one.tokens):
-                    fresh.append(row)
-            self.counters["replayed"] += len(seats) - len(fresh)
+            fresh = self._read(ready, counts, (perf_counter_ns() - began_ns) / 1e6)
         self._take([seats[row] for row in fresh], [logits[row] for row in fresh])
 
-    def _prefill(self, seats: list[_Seat]) -> None:
-        with self.stages.stage("bookkeeping"):
-            left = self.prefill_tokens or inf
-            counts = []
-            for seat in seats:
-                n = seat.missing if seat.missing <= left else cut(seat.prompt, int(left))
+    def _chunks(self) -> dict[_Seat, int]:
+        """How many of the next prompt positions to read of each request, within the budget."""
+        left, counts = self.prefill_tokens or inf, {}
+        for seat in self._seats.values():
+            if n := seat.missing:
+                n = n if n <= left else cut(seat.prompt, int(left))
                 if not n:
                     break
-                counts.append(n)
+                counts[seat] = n
                 left -= n
-            seats = seats[: len(counts)]
-            chunks = [
-                seat.one.prompt[seat.prompt : seat.prompt + n]
-                for seat, n in zip(seats, counts, strict=True)
-            ]
-            rows = [seat.row for seat in seats]
-            totals = [len(seat.one.prompt) for seat in seats]
-            self.prefilled = sum(counts)
-        began_ns = perf_counter_ns()
-        with self.stages.stage("prefill"):
-            logits = self.model.prefill(chunks, self._cache, rows, totals)
-        took_ms = (perf_counter_ns() - began_ns) / 1e6
-        with self.stages.stage("bookkeeping"):
-            fresh = []
-            for row, (seat, n) in enumerate(zip(seats, counts, strict=True)):
-                seat.prompt += n
-                seat.one.prefill_ms += took_ms
-                self.counters["positions"] += n
-                if seat.one.tokens:
-                    self.counters["replayed"] += n
-                elif not seat.missing:
-                    fresh.append(row)
-        self._take([seats[row] for row in fresh], [logits[row] for row in fresh])
+        return counts
+
+    def _read(self, ready: list[_Seat], counts: dict[_Seat, int], took_ms: float) -> list[int]:
+        """Note what the model has read; which of all these rows have new scores."""
+        fresh = []
+        replayed = 0
+        for row, seat in enumerate(ready):
+            seat.tokens += 1
+            if seat.tokens == len(seat.one.tokens):
+                fresh.append(row)
+            else:
+                replayed += 1
+        for row, (seat, n) in enumerate(counts.items(), len(ready)):
+            seat.prompt += n
+            seat.one.prefill_ms += took_ms
+            if seat.one.tokens:
+                replayed += n
+            elif not seat.missing:
+                fresh.append(row)
+        self.decoded, self.prefilled = len(ready), sum(counts.values())
+        self.counters["decode_steps"] += bool(ready)
+        self.counters["positions"] += self.decoded + self.prefilled
+        self.counters["replayed"] += replayed
+        return fresh
 
     def _take(self, seats: list[_Seat], logits: list[Floats]) -> None:
         """Choose and take a token for each request by its scores [V]; those that end leave."""

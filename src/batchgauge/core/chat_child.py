@@ -6,9 +6,9 @@ text takes more than the computing time it is given, and refuses memory beyond a
 (both where the system has them: not on Windows; macOS bounds time only).
 
 Lines of JSON go in and out: `{"source", "special", "prompts", "cpu_s", "memory"}` gives a
-line `{"text"}` or `{"error"}` for every prompt, a text or a list of messages. What a template finds is what HF's
-`apply_chat_template` gives it: its `tojson`, `raise_exception`, `strftime_now`, loop
-controls, `{% generation %}`, `tools` and `documents` (none).
+line `{"text"}` or `{"error"}` for every prompt, a text or a list of messages. What a template
+finds is what HF's `apply_chat_template` gives it: its `tojson`, `raise_exception`,
+`strftime_now`, loop controls, `{% generation %}`, `tools` and `documents` (none).
 
 Left out: tools. Imports nothing of the package: it must start fast.
 """

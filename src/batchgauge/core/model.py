@@ -96,19 +96,20 @@ class LlamaModel:
         self,
         prompts: Sequence[Sequence[int]],
         cache: KVCache,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | Ints | None = None,
         totals: Sequence[int] | None = None,
+        steps: int = 0,
     ) -> Floats:
         """Read prompt b behind what rows[b] of the cache holds; logits [B, V] of what comes next.
 
         Prompts are not empty, their ids are below V, and the cache has room. None: all rows. A
         rotation that depends on lengths is that of the whole prompt: `totals` says how many
         positions a row will hold then, if this is not the end of its prompt. A prompt cut at
-        multiples of `CUT` gives the bits of one that is not, where attention is compiled.
+        multiples of `CUT` gives the bits of one that is not, where attention is compiled. The
+        first `steps` prompts are one token each, read as `decode` does.
         """
         numbers = cache.rows if rows is None else np.asarray(rows, np.intp)
-        starts = cache.lengths[numbers]
-        counts = [len(prompt) for prompt in prompts]
+        starts, counts = cache.lengths[numbers], [len(prompt) for prompt in prompts]
         held = np.add(starts, counts) if totals is None else np.asarray(totals, np.intp)
         last = np.empty((len(prompts), self.config.d_model), np.float32)
         for some, spans in _parts(counts, starts.tolist()):
@@ -116,7 +117,8 @@ class LlamaModel:
                 [np.asarray(prompts[b][s], np.int32) for b, s in zip(some, spans, strict=True)]
             )
             each = [s.stop - s.start for s in spans]
-            x = self.read(ids, cache, numbers[some], each, held[some])
+            decoded = sum(b < steps for b in some)
+            x = self.read(ids, cache, numbers[some], each, held[some], decoded)
             ends = np.cumsum(each) - 1
             last[some] = x[ends]  # of a prompt in several parts the last one stays
         return self.logits(last)
@@ -126,24 +128,8 @@ class LlamaModel:
         self, tokens: npt.NDArray[np.integer], cache: KVCache, rows: Ints | None = None
     ) -> Floats:
         """Read one token for each of rows; logits [B, V] of what comes next. None: all rows."""
-        if rows is None:
-            rows = cache.rows
-        x = self._embed(tokens)
-        lengths = cache.lengths[rows]
-        rotations = [turns(lengths, lengths + 1) for turns in self.weights.turns]
-        if self.layers is not None:
-            self.layers.run(x, rotations[0], cache.places(rows), None)
-            cache.lengths[rows] += 1
-            return self.logits(x)
-        attended = np.empty((len(x), self.config.attention_width), np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for number, layer in enumerate(self.weights.layers):
-                queries, keys, values = self._qkv(layer, x, rotations)
-                self.attention.step(cache, number, rows, queries, keys, values, attended)
-                x += self._added(layer, "post_attention_norm", layer.output(attended))
-                x += self._feed_forward(layer, x)
-        cache.lengths[rows] += 1
-        return self.logits(x)
+        numbers, B = cache.rows if rows is None else rows, len(tokens)
+        return self.logits(self.read(tokens, cache, numbers, [1] * B, steps=B))
 
     def logits(self, x: Floats) -> Floats:
         """Scores over the vocabulary from the last layer's output x [T, D]: [T, V]."""
@@ -164,36 +150,41 @@ class LlamaModel:
         rows: Ints,
         counts: Sequence[int],
         held: Ints | None = None,
+        steps: int = 0,
     ) -> Floats:
         """Positions of several rows, end to end, through all layers: [T, D].
 
         `held` are the positions that each row will have when all of its prompt is read; None:
-        with these.
+        with these. The first `steps` rows have one position each, which is a decode step.
         """
         x = self._embed(ids)
+        ends = np.cumsum(counts)
         starts = cache.lengths[rows]
-        positions = np.concatenate(
-            [np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)]
-        )
+        positions = np.arange(len(x)) + np.repeat(starts - ends + counts, counts)
         seen = np.repeat(np.add(starts, counts) if held is None else held, counts)
         rotations = [turns(positions, seen) for turns in self.weights.turns]
         if self.layers is not None:
-            self.layers.run(x, rotations[0], cache.places(rows), counts)
+            self.layers.run(x, rotations[0], cache.places(rows), counts, steps)
             cache.lengths[rows] += counts
             return x
-        ends = np.cumsum([0, *counts])
-        attended = np.empty((len(ids), self.config.heads, self.config.head_dim), np.float32)
+        prompts = list(zip(rows[steps:], ends[steps:] - counts[steps:], ends[steps:], strict=True))
+        attended = np.empty((len(x), self.config.heads, self.config.head_dim), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for number, layer in enumerate(self.weights.layers):
                 queries, keys, values = self._qkv(layer, x, rotations)
-                for row, first, n in zip(rows, ends[:-1], counts, strict=True):
-                    span = slice(first, first + n)
+                if steps:
+                    self.attention.step(
+                        cache, number, rows[:steps], queries[:steps], keys[:steps], values[:steps],
+                        attended[:steps].reshape(steps, -1),
+                    )  # fmt: skip
+                for row, first, last in prompts:
+                    span = slice(first, last)
                     self.attention.read(
                         cache, number, row, queries[span], keys[span], values[span], attended[span]
                     )
-                added = layer.output(attended.reshape(len(ids), -1))
+                added = layer.output(attended.reshape(len(x), -1))
                 x += self._added(layer, "post_attention_norm", added)
-                for first in range(0, len(ids), TILE):
+                for first in range(0, len(x), TILE):
                     tile = x[first : first + TILE]
                     tile += self._feed_forward(layer, tile)
         cache.lengths[rows] += counts

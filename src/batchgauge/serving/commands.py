@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -46,6 +47,19 @@ KEY = "BATCHGAUGE_API_KEY"
     show_default=True,
     help="Who goes first.",
 )
+@click.option(
+    "--batching",
+    type=click.Choice(["continuous", "dynamic", "static"]),
+    default="continuous",
+    show_default=True,
+    help="When requests join: at any step, or in batches that run to their end.",
+)
+@click.option(
+    "--budget-ms",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="What a step may take; the batch adapts to it. Without: no budget.",
+)
 @click.option("--weights", default="float32", show_default=True, help="float32, file or bfloat16.")
 @click.option("--threads", type=int, default=0, help="Of each worker; else what there is.")
 @click.option("--api-key", envvar=KEY, default="", help=f"Asked of clients; or {KEY}.")
@@ -71,7 +85,7 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     """Serve MODEL, a file or folder, by OpenAI's HTTP interface; without it the default model."""
     extras.require("batchgauge serve", "serve", "prometheus_client", "starlette", "uvicorn")
     from batchgauge.machine.limits import default_threads
-    from batchgauge.serving.http import Limits
+    from batchgauge.serving.replies import Limits
     from batchgauge.serving.server import Options, open_server
     from batchgauge.serving.worker import Plan
 
@@ -105,4 +119,5 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     opened = open_server(given)
     slots_now = opened.engine.workers.slots
     click.echo(visible(f"{opened.model} on {opened.url}, {slots_now} requests at once."))
-    opened.run()
+    with suppress(KeyboardInterrupt):  # uvicorn's last word, when all is done
+        opened.run()

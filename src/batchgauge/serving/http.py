@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,34 +21,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
-from batchgauge.serving.answers import DONE, Answer, event, usage_of
+from batchgauge.serving.answers import Answer
 from batchgauge.serving.async_engine import (
-    AnswerError,
     AsyncEngine,
-    FullError,
-    Piece,
-    StoppedError,
 )
 from batchgauge.serving.metrics import Metrics
+from batchgauge.serving.replies import Limits, Reply, api_error, error_response
 from batchgauge.serving.schemas import APIError, Call, invalid, read_call
 
 LONGEST_ID = 128
-_STATUS = {"invalid": 400, "deadline": 504, "failed": 500}
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may take, in bytes, tokens (0: the model's context) and seconds."""
-
-    body_bytes: int = 4 << 20
-    prompt_tokens: int = 0
-    body_s: float = 30.0
-    request_s: float = 600.0
-    send_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +95,7 @@ class Service:
         try:
             self.engine.check_room(name)
         except UserError as problem:
-            raise _api_error(problem) from None
+            raise api_error(problem) from None
         asked = call.request(*await self._ids(call))
         answer = Answer(
             f"{'chatcmpl' if call.is_chat else 'cmpl'}-{name}", call.model, call.is_chat
@@ -121,7 +103,7 @@ class Service:
         pieces = self.engine.stream(
             asked, priority=call.priority, deadline_s=self.limits.request_s, name=name
         )
-        return _Reply(call, answer, len(asked.prompt), pieces, self.limits)
+        return Reply(call, answer, len(asked.prompt), pieces, self.limits)
 
     async def _ids(self, call: Call) -> tuple[list[int], int]:
         """The prompt's ids, and the room for tokens behind them. Raises APIError."""
@@ -154,103 +136,6 @@ class Service:
         }  # fmt: skip
 
 
-class _Reply(Response):
-    """An answer on its way, in one body or as a stream; cancelled when its client goes away."""
-
-    def __init__(
-        self,
-        call: Call,
-        answer: Answer,
-        prompt_tokens: int,
-        pieces: AsyncGenerator[Piece],
-        limits: Limits,
-    ) -> None:
-        self.call, self.answer, self.prompt_tokens = call, answer, prompt_tokens
-        self.pieces, self.limits = pieces, limits
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, unless the client goes away first."""
-        work = asyncio.create_task(self._answer(scope, receive, send))
-        gone = asyncio.create_task(_gone(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-            with suppress(asyncio.CancelledError, TimeoutError, OSError):
-                await work
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.pieces) as pieces:
-            try:
-                first = await anext(pieces)
-                if not self.call.is_stream:
-                    found = [first, *[piece async for piece in pieces]]
-                    await self._whole(found)(scope, receive, send)
-                    return
-            except UserError as problem:
-                await _error(_api_error(problem))(scope, receive, send)
-                return
-            await self._stream(first, pieces, send)
-
-    def _whole(self, pieces: list[Piece]) -> Response:
-        tokens = [token for piece in pieces for token in piece.tokens]
-        finish = pieces[-1].finish
-        assert finish is not None
-        said = self.answer.whole(
-            "".join(piece.text for piece in pieces),
-            finish,
-            usage_of(self.prompt_tokens, len(tokens)),
-            **({"token_ids": tokens} if self.call.wants_ids else {}),
-        )
-        return JSONResponse(said)
-
-    async def _stream(self, first: Piece, pieces: AsyncGenerator[Piece], send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"),
-                   (b"cache-control", b"no-store")]  # fmt: skip
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        opening = b"".join(event(said) for said in self.answer.opening())
-        tokens = len(first.tokens)
-        last = b""
-        await self._send(send, opening + self._chunk(first, tokens))
-        try:
-            async for piece in pieces:
-                tokens += len(piece.tokens)
-                if chunk := self._chunk(piece, tokens):
-                    await self._send(send, chunk)
-        except UserError as problem:
-            last = event(_api_error(problem).body())
-        else:
-            if self.call.usage:
-                last = event(self.answer.accounted(usage_of(self.prompt_tokens, tokens)))
-            last += DONE
-        await self._send(send, last, is_last=True)
-
-    def _chunk(self, piece: Piece, tokens: int) -> bytes:
-        """A piece's event; none for tokens that are no text yet, unless somebody counts them."""
-        if not (piece.text or piece.finish or self.call.wants_ids):
-            return b""
-        more = {"token_ids": list(piece.tokens)} if self.call.wants_ids else {}
-        said = self.answer.piece(piece.text, piece.finish, **more)
-        if self.call.usage == "each":
-            said["usage"] = usage_of(self.prompt_tokens, tokens)
-        elif self.call.usage:
-            said["usage"] = None
-        return event(said)
-
-    async def _send(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
-        """Give the client a part. Raises TimeoutError where it does not read."""
-        async with asyncio.timeout(self.limits.send_s):
-            await send({"type": "http.response.body", "body": data, "more_body": not is_last})
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _body(request: Request, limits: Limits) -> bytes:
     """The body. Raises APIError for one that is too large or takes too long."""
     too_large = APIError(413, f"The body is larger than {limits.body_bytes} bytes.")
@@ -281,41 +166,16 @@ def _name(request: Request) -> str:
     return name
 
 
-def _api_error(problem: UserError) -> APIError:
-    """The engine's errors as the API's."""
-    if isinstance(problem, FullError):
-        error = APIError(429, str(problem), code="rate_limit_exceeded")
-        error.retry_after_s = problem.retry_after_s
-        return error
-    if isinstance(problem, StoppedError):
-        error = APIError(503, str(problem), code="shutting_down")
-        error.retry_after_s = 1
-        return error
-    failing = problem.failing if isinstance(problem, AnswerError) else "invalid"
-    return APIError(_STATUS[failing], str(problem))
-
-
-def _error(error: APIError) -> Response:
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if error.status in {408, 413}:
-        headers["connection"] = "close"  # the rest of the body is not read
-    return Response(json.dumps(error.body()), error.status, headers, "application/json")
-
-
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
-    return _error(error)
+    return error_response(error)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = f"{request.method} {request.url.path:.100} is not served: {error.detail}."
-    return _error(APIError(error.status_code, said))
+    return error_response(APIError(error.status_code, said))
 
 
 async def _broken(_request: Request, _error_seen: Exception) -> Response:
-    return _error(APIError(500, "The server failed; its log says why."))
+    return error_response(APIError(500, "The server failed; its log says why."))

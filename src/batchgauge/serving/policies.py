@@ -27,17 +27,24 @@ class Submission:
 
     priority    class; 0 is the most urgent
     deadline_s  when it must be over
-    key         its place in the queue, the smallest first
+    number      how many came before it
+    key         what its order says of it; see `place`
     joined_s    when it joined the batch for the first time; NaN: not yet
     """
 
     one: Generation
     priority: int
     arrived_s: float
+    number: int
     deadline_s: float = math.inf
     key: Key = (0.0, 0.0)
     joined_s: float = math.nan
     evictions: int = 0
+
+    @property
+    def place(self) -> tuple[Key, int]:
+        """Its place in the queue, the smallest first: by key, then by arrival."""
+        return self.key, self.number
 
 
 class Order(Protocol):

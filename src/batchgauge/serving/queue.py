@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import count
 
 from batchgauge.serving.policies import Submission
 
@@ -18,13 +17,12 @@ class _Heap:
         self, by: Callable[[Submission], object], there: Callable[[Submission], bool]
     ) -> None:
         self._by, self._there = by, there
-        self._number = count()
         self._entries: list[tuple[object, int, Submission]] = []
         self._sweep_at = SPARE
 
     def push(self, one: Submission) -> None:
         """Put one in; a sweep from time to time keeps memory to those that are there."""
-        heappush(self._entries, (self._by(one), next(self._number), one))
+        heappush(self._entries, (self._by(one), one.number, one))
         if len(self._entries) > self._sweep_at:
             self._entries = [entry for entry in self._entries if self._there(entry[2])]
             heapify(self._entries)
@@ -41,7 +39,7 @@ class _Heap:
 
 
 class WaitingQueue:
-    """Who waits, by the key that their order gave them."""
+    """Who waits, in the order of their places."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, Submission] = {}

@@ -135,7 +135,8 @@ class Scheduler:
                 f"{self.loop.positions}."
             )
         now = self.clock()
-        coming = Submission(one, priority, now, now + (deadline_s or math.inf))
+        number = self.counts["submitted"]
+        coming = Submission(one, priority, now, number, now + (deadline_s or math.inf))
         coming.key = self.rules.order.key(coming)
         if deadline_s is not None:
             self._deadlines.push(coming)
@@ -190,7 +191,7 @@ class Scheduler:
         """Take out all requests that wait or are under way, the next first, with their tokens."""
         for name in list(self._running):
             self._evict(name)
-        found = sorted(self._waiting, key=lambda one: one.key)
+        found = sorted(self._waiting, key=lambda one: one.place)
         self._waiting = WaitingQueue()
         return found
 
@@ -241,7 +242,7 @@ class Scheduler:
             return False
         order = self.rules.order
         below = [one for one in self._running.values() if order.may_evict(coming, one)]
-        below.sort(key=lambda one: one.key, reverse=True)
+        below.sort(key=lambda one: one.place, reverse=True)
         rows = len(self._running) + len(ones) - self.batch_limit
         for number in range(1, len(below) + 1):
             victims = below[:number]

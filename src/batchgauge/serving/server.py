@@ -6,7 +6,9 @@ import asyncio
 import socket
 from dataclasses import dataclass, field
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
@@ -14,12 +16,15 @@ from batchgauge.core.generation import PromptReader
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.serving.async_engine import AsyncEngine
-from batchgauge.serving.http import Limits, Service
+from batchgauge.serving.http import Service
 from batchgauge.serving.metrics import Metrics
-from batchgauge.serving.worker import Plan, starter
+from batchgauge.serving.replies import Limits
+from batchgauge.serving.starters import starter
+from batchgauge.serving.worker import Plan
 from batchgauge.serving.workers import Workers
 
 START_S = 600.0  # that a model may take to load, and its slots to be found out
+HEAD_S = 20.0  # that the head of a request may take to arrive
 LEAVE_S = 5  # that answers may take to leave after the engine is closed
 
 
@@ -36,6 +41,36 @@ class Options:
     name: str = ""
     limits: Limits = field(default_factory=Limits)
     grace_s: float = 30.0
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed where the head of a request takes longer than `HEAD_S`."""
+
+    _watch: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on where a head is not complete; else until the next begins."""
+        super().data_received(data)
+        is_head = self.conn.their_state is h11.IDLE
+        if not is_head:
+            self._stop_watching()
+        elif self._watch is None:
+            self._watch = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there any more."""
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
 
 class _Server(uvicorn.Server):
@@ -94,6 +129,7 @@ def open_server(options: Options) -> Opened:
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=_Connection,
         timeout_graceful_shutdown=round(options.grace_s) + LEAVE_S,
     )
     host, port = taken.getsockname()[:2]

@@ -1,24 +1,16 @@
 """A worker: a scheduler over one model, and a pipe through which jobs come and news goes.
 
-Three ways to start some. `Threads`: in this process. `Nursery`: forked from a process that
-loads the model once, so that all share its pages and another begins at once. `Spawned`: each
-on its own, where processes cannot fork. None outlives the other end of its pipe.
+`Plan` says what a worker is like, `Opener` makes its scheduler, `work` is its loop: the same
+in a thread and in a process (`starters`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from batchgauge.core.batch_loop import StepEvent
@@ -41,12 +33,8 @@ from batchgauge.serving.policies import (
 )
 from batchgauge.serving.rules import DEADLINE_PASSED, Rules
 from batchgauge.serving.scheduler import Scheduler
-from batchgauge.serving.workers import Starter
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
-CAN_FORK = sys.platform.startswith("linux") and hasattr(socket, "send_fds")
-END_S = 5.0  # that a nursery is given to end
-MOST_STARTS = 16  # workers that a nursery is asked for at once
 MOST_WAITING = 10**6  # in a worker's own queue: how many may wait, the engine before it says
 AGEING_S = 10.0  # that make up for one class, or for the mean length
 MAX_WAIT_S = 0.05  # of a dynamic batch
@@ -193,140 +181,3 @@ def state_of(scheduler: Scheduler) -> State:
         kv_bytes=(loop.positions or 0) * each,
         steps=loop.counters["decode_steps"],
     )
-
-
-class Threads:
-    """Workers in threads of this process; one that fails is followed by another."""
-
-    def __init__(self, opened: Callable[[], Scheduler]) -> None:
-        self._opened = opened
-
-    def start(self, connection: Connection) -> None:
-        """Begin one."""
-        threading.Thread(
-            target=work, args=(connection, self._opened), name="model", daemon=True
-        ).start()
-
-    def close(self) -> None:
-        """Nothing to do: they end with their pipes."""
-
-
-class Spawned:
-    """Workers in processes that load the model each on its own."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def start(self, connection: Connection) -> None:
-        """Begin one."""
-        process = get_context("spawn").Process(target=_alone, args=(connection, self._plan))
-        process.daemon = True
-        process.start()
-        connection.close()
-
-    def close(self) -> None:
-        """Nothing to do: they end with their pipes."""
-
-
-class Nursery:
-    """Workers forked from a process that has the model; that process too is started again."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process that workers are forked from; 0 before the first."""
-        return self._process.pid if self._process else 0
-
-    def start(self, connection: Connection) -> None:
-        """Have one forked, as soon as the model is loaded."""
-        if self._process is None or self._process.poll() is not None:
-            self._launch()
-        assert self._control is not None
-        try:
-            socket.send_fds(self._control, [b"w"], [connection.fileno()])
-        except OSError:
-            self.close()  # it ended just now; the pipe says so to who reads
-        connection.close()
-
-    def close(self) -> None:
-        """End it; its workers go on."""
-        if self._process is None or self._control is None:
-            return
-        self._control.close()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:  # in the middle of loading
-            self._process.kill()
-            self._process.wait()
-        self._process = self._control = None
-
-    def _launch(self) -> None:
-        if self._control is not None:
-            self._control.close()
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-            self._process = subprocess.Popen(
-                [*command, json.dumps(asdict(self._plan))], pass_fds=[theirs.fileno()]
-            )
-
-
-def starter(plan: Plan, workers: int) -> Starter:
-    """The way to start so many workers here; 0 is one in a thread of this process."""
-    if not workers:
-        return Threads(Opener(plan))
-    return Nursery(plan) if CAN_FORK else Spawned(plan)
-
-
-def _alone(connection: Connection, plan: Plan) -> None:
-    _ignore_signals()
-    work(connection, Opener(plan))
-
-
-def _ignore_signals() -> None:
-    """Those that are sent to a whole group: when to end, the server says."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _nursery(control: socket.socket, plan: Plan) -> None:
-    """Fork a worker for every pipe that comes, until no more can."""
-    _ignore_signals()
-    opened, problem = Opener(plan), ""
-    try:
-        opened.load()
-    except UserError as error:
-        problem = str(error)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    while True:
-        said, descriptors, _, _ = socket.recv_fds(control, 1, MOST_STARTS)
-        if not said:
-            return
-        for descriptor in descriptors:
-            with Connection(descriptor) as connection:
-                if problem:
-                    connection.send(Unfit(problem))
-                elif os.fork() == 0:
-                    control.close()
-                    _forked(connection, opened)
-
-
-def _forked(connection: Connection, opened: Opener) -> None:
-    """A worker's whole life: never returns."""
-    code = 1
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        work(connection, opened)
-        code = 0
-    except BaseException:  # noqa: BLE001  (whatever it was, the log says it)
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    _nursery(socket.socket(fileno=int(sys.argv[1])), Plan(**json.loads(sys.argv[2])))

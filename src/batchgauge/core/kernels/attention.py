@@ -122,10 +122,17 @@ def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:
     return spans
 
 
-def pieces_of(counts: Sequence[int], size: int) -> Numbers:
-    """Spans of so many positions cut up: (span, first position) of each piece, [n, 2]."""
-    pieces = [(span, first) for span, count in enumerate(counts) for first in range(0, count, size)]
-    return np.array(pieces, np.int64)
+def pieces_of(counts: Sequence[int], size: int, steps: int = 0) -> Numbers:
+    """Spans of so many positions cut up: (span, first position) of each piece, [n, 2].
+
+    The first `steps` of them are decode steps and stay whole.
+    """
+    pieces = [
+        (span, first)
+        for span, count in enumerate(counts[steps:], steps)
+        for first in range(0, count, size)
+    ]
+    return np.array(pieces, np.int64).reshape(-1, 2)
 
 
 def best_attention(head_dim: int, windows: Sequence[int], cap: float = 0.0) -> Attention:

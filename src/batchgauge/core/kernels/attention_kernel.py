@@ -33,11 +33,11 @@ APART = 16  # numbers between rows of transposed keys, lest all begin in the sam
 # row, spans and pieces; the layer, heads; the angles' cosines and sines [T, E / 2, 2] (0: all is
 # rotated and scaled already), the address of what queries are multiplied by; the address of
 # a sight, int64 [2]: how many positions a query sees, and the bits of the float32 soft cap of
-# scores, or 0 (0: all are seen, and there is no cap).
+# scores, or 0 (0: all are seen, and there is no cap); how many spans are decode steps.
 (
     J_Q, J_Q_STEP, J_K, J_K_STEP, J_V, J_V_STEP, J_OUT, J_OUT_STEP, J_SPANS, J_PIECES, J_LAYER,
-    J_HEADS, J_WIDTH, J_KV_HEADS, J_ROTATIONS, J_SCALE, J_TURNED, J_SIGHT, JOB,
-) = range(19)  # fmt: skip
+    J_HEADS, J_WIDTH, J_KV_HEADS, J_ROTATIONS, J_SCALE, J_TURNED, J_SIGHT, J_STEPS, JOB,
+) = range(20)  # fmt: skip
 # And of a span, neighbouring positions of one row of a cache: see `kv_cache.KVCache.places`;
 # then the first of its rows in the queries, how many there are, where keys lie transposed.
 S_KEYS, S_VALUES, S_LAYER, S_STEP, S_HELD, S_FIRST, S_COUNT, S_TURNED, SPAN = range(9)
@@ -101,10 +101,16 @@ def _turn(keys, seen, turned):
 
 
 @njit(nogil=True)
-def _lay_out(spans, kv_heads, width):
+def _steps(spans, pieces):
+    """Decode steps among spans: all that come before those of pieces."""
+    return spans.shape[0] if pieces.shape[0] == 0 else pieces[0, 0]
+
+
+@njit(nogil=True)
+def _lay_out(spans, steps, kv_heads, width):
     """Say where the turned keys of each span lie; how many float32 all of them take."""
     size = 0
-    for span in range(spans.shape[0]):
+    for span in range(steps, spans.shape[0]):
         spans[span, S_TURNED] = 4 * size
         size += kv_heads * width * (spans[span, S_HELD] + spans[span, S_COUNT] + FEATURES + APART)
     return size
@@ -115,21 +121,21 @@ def attend(job, spans, pieces, works, turned, team):
     """Store the positions of all spans, and attend from there to all up to themselves.
 
     job     int64 [JOB]            see above; the last ones are filled in here
-    spans   int64 [S, SPAN]
-    pieces  int64 [n, 2]           spans cut up: span, first of `PIECE` positions; none where
-                                   every span is one position
+    spans   int64 [S, SPAN]        first the decode steps, one position each
+    pieces  int64 [n, 2]           the other spans cut up: span, first of `PIECE` positions
     works   int64 [:]              addresses: `WORKS`
     turned  float32 [`_lay_out`]   room
     """
     job[J_SPANS], job[J_PIECES], job[J_TURNED] = (
         spans.ctypes.data, pieces.ctypes.data, turned.ctypes.data,
     )  # fmt: skip
-    J = job[J_KV_HEADS]
-    if pieces.shape[0] == 0:
-        lead(team, works[0], job, spans.shape[0] * J)
-    else:
+    J, steps = job[J_KV_HEADS], _steps(spans, pieces)
+    job[J_STEPS] = steps
+    if steps:
+        lead(team, works[0], job, steps * J)
+    if pieces.shape[0]:
         lead(team, works[1], job, pieces.shape[0])
-        lead(team, works[2], job, spans.shape[0] * J)
+        lead(team, works[2], job, (spans.shape[0] - steps) * J)
         lead(team, works[3], job, pieces.shape[0] * J)
 
 
@@ -212,13 +218,14 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         if source < 0:
             return
         E, J = number(job, J_WIDTH), number(job, J_KV_HEADS)
-        span, j = number(job, J_SPANS) + 8 * SPAN * (part // J), part % J
+        at = number(job, J_STEPS) + part // J
+        span, j = number(job, J_SPANS) + 8 * SPAN * at, part % J
         seen = number(span, S_HELD) + number(span, S_COUNT)
         keys = number(job, J_LAYER) * number(span, S_LAYER) + j * number(span, S_STEP)
-        at, step = turned_keys(job, span, j)
+        begin, step = turned_keys(job, span, j)
         _turn(
             carray(floats(number(span, S_KEYS) + keys), (seen, E)), seen,
-            carray(floats(at), (E, step // 4)),
+            carray(floats(begin), (E, step // 4)),
         )  # fmt: skip
 
     @cfunc("void(int64, int64)", cache=True)
@@ -297,7 +304,7 @@ def room_for_keys(spans, pieces, job):
     """Float32 of the room that `attend` needs, one at least; spans are told their places."""
     if pieces.shape[0] == 0:
         return 1
-    return _lay_out(spans, job[J_KV_HEADS], job[J_WIDTH])
+    return _lay_out(spans, pieces[0, 0], job[J_KV_HEADS], job[J_WIDTH])
 
 
 attend_once, _works = _compile(digest(tile, vectors, score_kernel, team_kernel))

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from batchgauge.core.config import Config
-from batchgauge.core.kernels.attention import NO_PIECES, pieces_of, spans_of
+from batchgauge.core.kernels.attention import pieces_of, spans_of
 from batchgauge.core.kernels.products import together
 from batchgauge.core.kv_cache import Numbers
 from batchgauge.core.ops import Floats, Rotations
@@ -59,16 +59,20 @@ class CompiledLayers:
         return cls(kernel, config, weights)
 
     def run(
-        self, x: Floats, rotations: Rotations, places: Numbers, counts: Sequence[int] | None
+        self,
+        x: Floats,
+        rotations: Rotations,
+        places: Numbers,
+        counts: Sequence[int],
+        steps: int,
     ) -> None:
         """Take positions x [T, D] through all layers, in place, and store their keys and values.
 
         `places` are those of `KVCache.places`, `counts` how many positions each row gets, end
-        to end; None: one each.
+        to end; the first `steps` rows make a decode step.
         """
         k = self._kernel
-        spans = spans_of(places, counts or [1] * len(places))
-        pieces = NO_PIECES if counts is None else pieces_of(counts, k.SPAN)
+        spans, pieces = spans_of(places, counts), pieces_of(counts, k.SPAN, steps)
         with together() as team:
             k.run(
                 x, rotations.view(np.float32), spans, pieces, self._matrices, self._gains,

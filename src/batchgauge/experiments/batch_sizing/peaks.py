@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from batchgauge.core.model import PART, TILE
 from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import Engine
 from batchgauge.sizing import MemoryModel, ModelShape
@@ -35,10 +36,10 @@ def fresh_peaks(engine: Engine, largest: int) -> list[Peak]:
 def fit_memory(engine: Engine, shape: ModelShape) -> tuple[MemoryModel, list[Peak]]:
     """A memory model fitted to a few small batches, and their peaks.
 
-    The core prefills 512 positions at a time and gives eight neighbours room for the
-    longest of them; from about 256 positions on, only its narrow buffers still grow.
+    The core prefills `PART` positions at a time; beyond `TILE`, only its narrow buffers
+    still grow.
     """
-    blank = MemoryModel.from_shape(shape, part=512, tile=256, group=8)
+    blank = MemoryModel.from_shape(shape, part=PART, tile=TILE)
     engine.infer_batch(exact_requests([2], [2]))  # what is made once is not the batch's
     prefill, decode = measure_peaks(engine, PREFILL_PEAKS), measure_peaks(engine, DECODE_PEAKS)
     return blank.fitted_to(prefill, decode), [*prefill, *decode]
