@@ -74,7 +74,17 @@ DOWNWARDS = {
     },
     "__main__": {"cli"},
     "experiments": {
-        *("adapters", "baseline", "core", "jobs", "machine", "measuring", "profiling", "registry"),
+        *(
+            "adapters",
+            "baseline",
+            "core",
+            "jobs",
+            "machine",
+            "measuring",
+            "profiling",
+            "registry",
+            "serving",
+        ),
         *("reporting", "simulate", "sizing", "suite", "workload"),
     },
 }
