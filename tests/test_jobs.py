@@ -25,7 +25,7 @@ from tests.tiny_model import write_tiny_model
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source
-from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, read
+from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 
 ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
 
@@ -86,9 +86,26 @@ def test_spans_cross_blocks_of_the_file(monkeypatch):
 
 def test_a_line_that_is_not_utf8_is_an_error_of_that_line_alone():
     """Its neighbours are read."""
-    found = decoded(b"a\r\nb\n" + b"\xff\xfe\n" + "ü".encode())
-    assert found.texts == ["a", "b", "", "ü"]
-    assert list(found.errors) == [2]
+    for bad in (b"\xff\xfe", b"\xc3", b"\xed\xa0\x80"):
+        texts, errors = decoded(of_lines(b"a\r\nb\n" + bad + b"\n" + "ü".encode()))
+        assert texts == ["a", "b", "", "ü"]
+        assert errors == {2: errors[2]}
+        assert errors[2].startswith("not UTF-8 (")
+
+
+def test_a_column_whose_bytes_are_no_utf8_has_error_rows(tmp_path):
+    """Parquet promises UTF-8 and does not check; a null is no text."""
+    rows = [b"one", None, b"a\xffb", b"\xc3", b"", "ü".encode()]
+    column = pa.array(rows, pa.binary()).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    run_job(TokenizeWork(), tmp_path / "a.parquet", tmp_path / "o", progress=False)
+    offsets = np.load(tmp_path / "o" / "part-000000.offsets.npy")
+    assert (np.diff(offsets) > 0).tolist() == [True, False, False, False, False, True]
+    said = (tmp_path / "o" / "part-000000.errors.jsonl").read_text().splitlines()
+    errors = {row["line"]: row["error"] for row in map(json.loads, said)}
+    assert list(errors) == [2, 3, 4]
+    assert errors[2] == "no text"
+    assert errors[3].startswith("not UTF-8")
 
 
 def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
@@ -99,7 +116,7 @@ def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
     shards = list(cut(find_inputs(path, tmp_path / "o"), most_bytes=50, most_lines=10))
     assert [s.too_long for s in shards] == [False, True, False]
     found = [read(s) for s in shards]
-    assert [d.texts for d in found] == [["short"], [""], ["last"]]
+    assert [decoded(d)[0] for d in found] == [["short"], [""], ["last"]]
     assert "5,001 bytes" in found[1].errors[0]
 
 
@@ -236,7 +253,7 @@ def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=100, most_lines=9)
     sent = loaded(shard)
     path.unlink()
-    assert read(sent).texts == ["one", "two"]
+    assert decoded(read(sent))[0] == ["one", "two"]
     with pytest.raises(UserError, match="cannot be read"):
         read(shard)
 

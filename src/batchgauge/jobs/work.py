@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,8 +21,8 @@ from batchgauge import extras, registry
 from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
-from batchgauge.jobs.source import Documents, Shard, digest_of, read
-from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.jobs.source import END, Documents, Shard, decoded, digest_of, read
+from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
 from batchgauge.sizing.automatic import LARGEST, suggest_for_engine
@@ -29,6 +30,7 @@ from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
 from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
 
+_PIECE = 1 << 18  # bytes that are tokenized at once: their ids stay in the processor's caches
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
@@ -135,11 +137,11 @@ class PromptWorker:
 
     def __call__(self, shard: Shard) -> ShardOutput:
         """Its answers, in the order of its lines."""
-        documents = read(shard)
+        texts, errors = decoded(read(shard))
         rows: dict[int, dict[str, Any]] = {}  # by line, in order; a blank line has none
         prompts: list[tuple[int, Prompt]] = []
-        for position, text in enumerate(documents.texts):
-            line, error = shard.first + position, documents.errors.get(position)
+        for position, text in enumerate(texts):
+            line, error = shard.first + position, errors.get(position)
             if error is None and not text.strip():
                 continue
             rows[line] = {"line": line}
@@ -277,42 +279,51 @@ class _TokenizeWorker:
     def __init__(self, work: TokenizeWork, tokenizer: Tokenizer) -> None:
         self.work = work
         self.tokenizer = tokenizer
+        self.encode_ended = getattr(tokenizer, "encode_ended", None)  # that of `BPETokenizer`
         small = tokenizer.vocab_size <= 1 << 16
         self.type: type[np.uint16 | np.int32] = np.uint16 if small else np.int32
 
     def __call__(self, shard: Shard) -> ShardOutput:
         documents = read(shard)
-        if shard.path is not None and shard.source.lower().endswith(".jsonl"):
-            documents = self._from_json(documents, shard.first)
-        batch = self.tokenizer.encode_many(documents.texts)
-        ids = batch.ids.astype(self.type)
-        errors = [
-            {"source": shard.source, "line": shard.first + at, "error": documents.errors[at]}
-            for at in sorted(documents.errors)
+        bad = dict(documents.errors)
+        as_json = shard.path is not None and shard.source.lower().endswith(".jsonl")
+        ids, ends, texts, tokens = [], [np.zeros(1, np.int64)], 0, 0
+        for piece in _pieces(documents.data):
+            batch, errors = self._encode(piece, shard.first + texts if as_json else None)
+            bad |= {texts + at: error for at, error in errors.items() if texts + at not in bad}
+            ids.append(batch.ids.astype(self.type))
+            ends.append(batch.offsets[1:] + tokens)
+            texts += len(batch)
+            tokens += batch.ids.size
+        errors_by_line = [
+            {"source": shard.source, "line": shard.first + at, "error": bad[at]}
+            for at in sorted(bad)
         ]
+        all_ids, offsets = np.concatenate(ids), np.concatenate(ends)
         if self.work.form == "npy":
-            files = {".ids.npy": _npy(ids), ".offsets.npy": _npy(batch.offsets)}
+            files = {".ids.npy": _npy(all_ids), ".offsets.npy": _npy(offsets)}
         else:
-            files = {".parquet": _parquet(shard, ids, batch.offsets, documents.errors)}
-        if errors:
-            files[".errors.jsonl"] = "".join(json.dumps(row) + "\n" for row in errors).encode()
-        return ShardOutput(
-            files,
-            {"documents": len(documents.texts), "errors": len(errors), "tokens": int(ids.size)},
-        )
+            files = {".parquet": _parquet(shard, all_ids, offsets, bad)}
+        if bad:
+            rows = "".join(json.dumps(row) + "\n" for row in errors_by_line)
+            files[".errors.jsonl"] = rows.encode()
+        return ShardOutput(files, {"documents": texts, "errors": len(bad), "tokens": tokens})
 
-    def _from_json(self, lines: Documents, first: int) -> Documents:
-        """The texts of lines of JSON; blank lines stay empty documents."""
-        texts, errors = [], dict(lines.errors)
-        for position, line in enumerate(lines.texts):
-            text = ""
-            if line.strip():
+    def _encode(self, piece: bytes, json_line: int | None) -> tuple[TokenBatch, dict[int, str]]:
+        """Ids and errors by position; lines of JSON from the number `json_line` on, or text."""
+        if json_line is None and self.encode_ended is not None:
+            with suppress(UnicodeError):
+                return self.encode_ended(piece), {}
+        texts, errors = decoded(Documents(piece))
+        for position, text in enumerate(texts if json_line is not None else ()):
+            if text.strip():
                 try:
-                    text = self._text(line, f"line {first + position}")
+                    texts[position] = self._text(text, f"line {json_line + position}")
                 except UserError as problem:
                     errors[position] = str(problem)
-            texts.append(text)
-        return Documents(texts, errors)
+            if not text.strip() or position in errors:
+                texts[position] = ""  # a blank line is an empty document
+        return self.tokenizer.encode_many(texts), errors
 
     def _text(self, line: str, where: str) -> str:
         row = json_line(line, where)
@@ -326,6 +337,15 @@ class _TokenizeWorker:
         if has_surrogate(text):
             raise UserError(f"{where} has a lone surrogate; expected text that UTF-8 can hold.")
         return text
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Some whole documents at a time; one at least."""
+    at = 0
+    while at < len(data):
+        end = 1 + max(data.rfind(END, at, at + _PIECE), data.index(END, at))
+        yield data[at:end]
+        at = end
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
