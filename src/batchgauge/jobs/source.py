@@ -29,7 +29,7 @@ from batchgauge.errors import UserError
 END = b"\xff"  # a byte that UTF-8 does not have
 KINDS = {".txt", ".jsonl", ".parquet"}
 LONGEST_BYTES = 32 << 20  # a longer line or file is an error: it would have to be held whole
-_BLOCK = 4 << 20
+_BLOCK = 1 << 18  # bytes that are read and worked on at once: they stay in a processor's caches
 _SAMPLE = 1 << 20  # what tells one content from another: this much of both ends, and the size
 
 
@@ -279,7 +279,25 @@ def read(shard: Shard) -> Documents:
         return shard.content
     if shard.files is not None:
         return _files(shard.files)
-    return of_lines(_bytes(shard))
+    return of_lines(b"".join(_blocks(shard)))
+
+
+def pieces(shard: Shard) -> Iterator[Documents]:
+    """The documents of a shard some at a time, as `read` gives them together.
+
+    Lines of a file are read as they are needed. Raises UserError as `read` does.
+    """
+    if shard.path is not None and shard.content is None and not shard.too_long:
+        yield from map(of_lines, _blocks(shard))
+        return
+    whole = read(shard)
+    at, texts, data = 0, 0, whole.data
+    while at < len(data):
+        end = 1 + max(data.rfind(END, at, at + _BLOCK), data.index(END, at))
+        count = data.count(END, at, end)
+        errors = {i - texts: e for i, e in whole.errors.items() if texts <= i < texts + count}
+        yield Documents(data[at:end], errors)
+        at, texts = end, texts + count
 
 
 def of_lines(data: bytes) -> Documents:
@@ -326,18 +344,26 @@ def _too_long(size: int) -> str:
     return f"{size:,} bytes long; expected at most {LONGEST_BYTES:,}"
 
 
-def _bytes(shard: Shard) -> bytes:
+def _blocks(shard: Shard) -> Iterator[bytes]:
+    """Whole lines of a shard's part of its file. Raises UserError."""
     assert shard.path is not None
+    left, rest = shard.stop - shard.start, b""
     try:
-        with shard.path.open("rb") as file:
+        with shard.path.open("rb", buffering=0) as file:
             file.seek(shard.start)
-            data = file.read(shard.stop - shard.start)
+            while left:
+                if not (block := file.read(min(_BLOCK, left))):
+                    raise UserError(f"The input '{shard.path}' became shorter while it was read.")
+                left -= len(block)
+                end = len(block) if not left else block.rfind(b"\n") + 1
+                if end:
+                    yield rest + block[:end]
+                    rest = block[end:]
+                else:
+                    rest += block
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"The input '{shard.path}' cannot be read: {reason}.") from None
-    if len(data) < shard.stop - shard.start:
-        raise UserError(f"The input '{shard.path}' became shorter while it was read.")
-    return data
 
 
 def _files(paths: Sequence[Path]) -> Documents:

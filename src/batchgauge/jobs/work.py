@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from batchgauge import extras, registry
 from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
-from batchgauge.jobs.source import END, Documents, Shard, decoded, digest_of, read
+from batchgauge.jobs.source import Documents, Shard, decoded, digest_of, pieces, read
 from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
@@ -30,7 +30,6 @@ from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
 from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
 
-_PIECE = 1 << 18  # bytes that are tokenized at once: their ids stay in the processor's caches
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
@@ -284,45 +283,44 @@ class _TokenizeWorker:
         self.type: type[np.uint16 | np.int32] = np.uint16 if small else np.int32
 
     def __call__(self, shard: Shard) -> ShardOutput:
-        documents = read(shard)
-        bad = dict(documents.errors)
-        as_json = shard.path is not None and shard.source.lower().endswith(".jsonl")
-        ids, ends, texts, tokens = [], [np.zeros(1, np.int64)], 0, 0
-        for piece in _pieces(documents.data):
-            batch, errors = self._encode(piece, shard.first + texts if as_json else None)
-            bad |= {texts + at: error for at, error in errors.items() if texts + at not in bad}
+        lines = shard.path is not None and shard.source.lower().endswith(".jsonl")
+        ids: list[npt.NDArray[Any]] = []
+        ends, texts, tokens = [np.zeros(1, np.int64)], 0, 0
+        bad: dict[int, str] = {}
+        for piece in pieces(shard):
+            batch, errors = self._encode(piece, shard.first + texts if lines else None)
+            bad |= {texts + at: errors[at] for at in sorted(errors)}
             ids.append(batch.ids.astype(self.type))
             ends.append(batch.offsets[1:] + tokens)
             texts += len(batch)
             tokens += batch.ids.size
-        errors_by_line = [
-            {"source": shard.source, "line": shard.first + at, "error": bad[at]}
-            for at in sorted(bad)
-        ]
-        all_ids, offsets = np.concatenate(ids), np.concatenate(ends)
+        offsets = np.concatenate(ends)
         if self.work.form == "npy":
-            files = {".ids.npy": _npy(all_ids), ".offsets.npy": _npy(offsets)}
+            files = {".ids.npy": _npy(ids, tokens), ".offsets.npy": _npy([offsets], offsets.size)}
         else:
-            files = {".parquet": _parquet(shard, all_ids, offsets, bad)}
+            files = {".parquet": _parquet(shard, np.concatenate(ids), offsets, bad)}
         if bad:
-            rows = "".join(json.dumps(row) + "\n" for row in errors_by_line)
-            files[".errors.jsonl"] = rows.encode()
+            rows = [
+                {"source": shard.source, "line": shard.first + at, "error": error}
+                for at, error in bad.items()
+            ]
+            files[".errors.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
         return ShardOutput(files, {"documents": texts, "errors": len(bad), "tokens": tokens})
 
-    def _encode(self, piece: bytes, json_line: int | None) -> tuple[TokenBatch, dict[int, str]]:
-        """Ids and errors by position; lines of JSON from the number `json_line` on, or text."""
-        if json_line is None and self.encode_ended is not None:
+    def _encode(self, piece: Documents, line: int | None) -> tuple[TokenBatch, dict[int, str]]:
+        """Ids and errors by position; of lines of JSON from number `line` on, or of text."""
+        if line is None and self.encode_ended is not None:
             with suppress(UnicodeError):
-                return self.encode_ended(piece), {}
-        texts, errors = decoded(Documents(piece))
-        for position, text in enumerate(texts if json_line is not None else ()):
-            if text.strip():
-                try:
-                    texts[position] = self._text(text, f"line {json_line + position}")
-                except UserError as problem:
-                    errors[position] = str(problem)
-            if not text.strip() or position in errors:
-                texts[position] = ""  # a blank line is an empty document
+                return self.encode_ended(piece.data), piece.errors
+        texts, errors = decoded(piece)
+        if line is not None:
+            for at, text in enumerate(texts):
+                texts[at] = ""  # what is blank or bad
+                if text.strip():
+                    try:
+                        texts[at] = self._text(text, f"line {line + at}")
+                    except UserError as problem:
+                        errors[at] = str(problem)
         return self.tokenizer.encode_many(texts), errors
 
     def _text(self, line: str, where: str) -> str:
@@ -339,19 +337,13 @@ class _TokenizeWorker:
         return text
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
-    """Some whole documents at a time; one at least."""
-    at = 0
-    while at < len(data):
-        end = 1 + max(data.rfind(END, at, at + _PIECE), data.index(END, at))
-        yield data[at:end]
-        at = end
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
+def _npy(parts: Sequence[npt.NDArray[Any]], size: int) -> bytes:
+    """An .npy file of one array that is the parts together."""
+    header = io.BytesIO()
+    kind = np.lib.format.dtype_to_descr(parts[0].dtype)
+    about = {"descr": kind, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    return b"".join([header.getvalue(), *parts])
 
 
 def _parquet(
