@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import PROJECT
+from tests.job_engine import EchoEngine
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source, work
 from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 
 ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
@@ -166,6 +168,35 @@ def test_answers_do_not_depend_on_batch_size_or_neighbours(tmp_path):
     run_job(ECHO, path, tmp_path / "a", progress=False)
     run_job(replace(ECHO, batch_size=1), path, tmp_path / "b", progress=False)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path, monkeypatch):
+    """A calibration that is there is used at once; the answers are the same bytes."""
+    asked: list[str] = []
+    advice = SimpleNamespace(size=2)
+    monkeypatch.setattr(work, "suggest_for_engine", lambda *_, **__: asked.append("") or advice)
+    sizes: list[int] = []
+    infer = EchoEngine.infer_batch
+    monkeypatch.setattr(
+        EchoEngine, "infer_batch", lambda e, items: sizes.append(len(items)) or infer(e, items)
+    )
+    path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
+    (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)
+    auto = replace(ECHO, batch_size=0)
+    answers = []
+    for calibrated, patience_s, expected in (
+        (False, 60.0, [7, 7, 6]),
+        (False, 0.1, [7, *[2] * 6, 1]),
+        (True, 60.0, [2] * 10),
+    ):
+        monkeypatch.setattr(work, "is_calibrated", lambda *_, known=calibrated: known)
+        worker = work.PromptWorker(auto, EchoEngine(), patience_s=patience_s)
+        answers += [worker(shard), worker(shard)]
+        assert sizes[: len(expected)] == expected
+        assert len(asked) == (patience_s < 1 or calibrated)
+        sizes.clear()
+        asked.clear()
+    assert all(answer == answers[0] for answer in answers)
 
 
 def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):

@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,11 +27,13 @@ from batchgauge.jobs.source import Documents, Shard, decoded, digest_of, pieces,
 from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.sizing.automatic import LARGEST, suggest_for_engine
+from batchgauge.sizing.automatic import LARGEST, is_calibrated, suggest_for_engine
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
 from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
 
+_FIRST = 8
+_CALIBRATION_S = 15.0  # what one takes, about: no job is held up by more than it lasts
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
@@ -82,7 +86,9 @@ class PromptWork:
 
     engine, model  as in `batchgauge.registry`
     batch_size     prompts at once; 0: what the sizing advisor says on the worker's machine for
-                   prompts of the first shard's lengths
+                   prompts of a shard's lengths, from a calibration that is kept for the machine.
+                   Where there is none, prompts are answered `_FIRST` at once until that took as
+                   long as a calibration does: only then is one made
     max_tokens     for prompts that name none; 0: 64
 
     A prompt that the engine refuses is answered by its error. Where all prompts of a part fail
@@ -127,12 +133,20 @@ class PromptWork:
 
 
 class PromptWorker:
-    """An engine that answers shards."""
+    """An engine that answers shards.
 
-    def __init__(self, work: PromptWork, engine: Engine) -> None:
+    Where `auto` has no calibration, it waits for `patience_s` seconds of work before it makes one.
+    """
+
+    def __init__(
+        self, work: PromptWork, engine: Engine, *, patience_s: float = _CALIBRATION_S
+    ) -> None:
         self.work = work
         self.engine = engine
-        self.size = min(work.batch_size, engine.max_batch_size())
+        self.size = min(work.batch_size, engine.max_batch_size())  # 0: not known yet
+        self._most = engine.max_batch_size()
+        self._patience_s = patience_s
+        self._calibrated: bool | None = None  # not looked at yet
 
     def __call__(self, shard: Shard) -> ShardOutput:
         """Its answers, in the order of its lines."""
@@ -174,14 +188,14 @@ class PromptWorker:
         """(line, answer) of every prompt, in batches of like lengths."""
         if not prompts:
             return []
-        if not self.size:
-            self.size = _advised(self.engine, [prompt for _, prompt in prompts])
         order = sorted(prompts, key=lambda p: (p[1].max_tokens, len(p[1].prompt), p[0]))
         found: list[tuple[int, dict[str, Any]]] = []
-        for i in range(0, len(order), self.size):
-            group = order[i : i + self.size]
+        at_once = iter(order)
+        while group := list(islice(at_once, self._size([prompt for _, prompt in prompts]))):
             items = [BatchItem(str(at), self._request(prompt)) for at, prompt in group]
+            begin = perf_counter()
             result = self.engine.infer_batch(items)
+            self._patience_s -= perf_counter() - begin
             found += [
                 (at, {"id": prompt.id, **_row(answer)})
                 for (at, prompt), answer in zip(group, result.responses, strict=True)
@@ -190,6 +204,17 @@ class PromptWorker:
         if len(found) > 1 and len(reasons) == 1 and (reason := reasons.pop()) is not None:
             raise UserError(f"Every prompt failed alike: {reason}")  # a server that is gone, say
         return found
+
+    def _size(self, prompts: Sequence[Prompt]) -> int:
+        """Prompts of the next batch: as asked for, or the advisor's size, or the first one."""
+        if not self.size:
+            largest = min(LARGEST, self._most)
+            if self._calibrated is None:
+                self._calibrated = is_calibrated(self.engine, largest)
+            if not self._calibrated and self._patience_s > 0:
+                return min(_FIRST, self._most)
+            self.size = _advised(self.engine, prompts, largest)
+        return self.size
 
     def _request(self, prompt: Prompt) -> InferenceBatchRequest:
         return InferenceBatchRequest(
@@ -214,13 +239,12 @@ def _row(answer: BatchResponse[Any]) -> dict[str, Any]:
     return {**row, "reasoning": answer.data.reasoning} if answer.data.reasoning else row
 
 
-def _advised(engine: Engine, prompts: Sequence[Prompt]) -> int:
+def _advised(engine: Engine, prompts: Sequence[Prompt], largest: int) -> int:
     """The advisor's size for prompts of these lengths on this machine."""
     lengths = Lengths(
         tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
         tuple(p.max_tokens for p in prompts),
     )
-    largest = min(LARGEST, engine.max_batch_size())
     return suggest_for_engine(engine, SizingConfig(max_batch_size=largest), workload=lengths).size
 
 

@@ -299,7 +299,7 @@ def _batch_sizes(
 ) -> None:
     """Tokens per second of parts at every fixed size, and at the one that `auto` chooses.
 
-    The engine's worker chooses once, on its first part; that is not in the rates.
+    The engine's worker chooses once, at once, on its first part; that is not in the rates.
     """
     sizes = [size for size in amounts.sizes if size <= context.engine.max_batch_size()]
     most = max(*sizes, _PROMPTS)
@@ -307,7 +307,7 @@ def _batch_sizes(
         str(size): (PromptWorker(PromptWork(batch_size=size, chat=False), context.engine), size)
         for size in sizes
     }
-    auto = PromptWorker(PromptWork(chat=False), context.engine)
+    auto = PromptWorker(PromptWork(chat=False), context.engine, patience_s=0.0)
     begin = time.perf_counter()
     auto(_one_part(folder / "auto.jsonl", most, amounts, seed=1))
     rows.append(_row(SIZES, "advice, s", 0, time.perf_counter() - begin))
