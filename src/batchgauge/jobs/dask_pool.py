@@ -34,6 +34,13 @@ from batchgauge.jobs.where import Where
 from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.machine.limits import performance_cores
 
+_LOCAL = {  # a cluster for one job on one machine: no core's time is for watching it
+    "distributed.scheduler.allowed-failures": 0,  # tried again by `run_job`
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",
+}
 T = TypeVar("T")
 _ABSENT_S = 60.0  # so long without a worker, and the job stops
 
@@ -197,7 +204,7 @@ def client_of(where: Where) -> Iterator[Client]:
         return
     threads = where.threads or max(1, performance_cores() // where.workers)
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # tried again by `run_job`
+        dask.config.set(_LOCAL),
         tempfile.TemporaryDirectory(prefix="batchgauge-dask-") as scratch,
         LocalCluster(
             n_workers=where.workers,
