@@ -154,7 +154,7 @@ def json_line(line: str, where: str) -> dict[str, Any]:
     """The object in one line of JSON. Raises UserError for none, and for double keys."""
     try:
         row = _DECODER.decode(line)
-    except _NotOurs as problem:
+    except _NotOursError as problem:
         raise UserError(f"{where} {problem}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply; expected a flat object.") from None
@@ -165,7 +165,7 @@ def json_line(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-class _NotOurs(Exception):
+class _NotOursError(Exception):
     """What Python's own reader of JSON would take, and we do not."""
 
 
@@ -174,12 +174,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         double = next(name for name in names if names.count(name) > 1)
-        raise _NotOurs(f"has the key '{double}' twice; expected it once.")
+        raise _NotOursError(f"has the key '{double}' twice; expected it once.")
     return found
 
 
 def _no_number(name: str) -> None:
-    raise _NotOurs(f"is not JSON: {name} is no number of JSON's.")
+    raise _NotOursError(f"is not JSON: {name} is no number of JSON's.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)  # made once
