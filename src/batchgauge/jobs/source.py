@@ -313,7 +313,8 @@ def of_lines(data: bytes) -> Documents:
 
 def _ended(rows: Iterable[bytes]) -> Documents:
     """Documents of bytes that may hold what ends them here: those are no UTF-8."""
-    kept, errors = [], {}
+    kept: list[bytes] = []
+    errors: dict[int, str] = {}
     for row in rows:
         if END in row:
             errors[len(kept)] = _not_utf8(row)

@@ -12,7 +12,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge import extras, registry
-from batchgauge.core.default_model import open_model
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
 from batchgauge.jobs.source import Documents, Shard, decoded, digest_of, pieces, read
@@ -367,7 +369,7 @@ def _npy(parts: Sequence[npt.NDArray[Any]], size: int) -> bytes:
     kind = np.lib.format.dtype_to_descr(parts[0].dtype)
     about = {"descr": kind, "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(header, about)
-    return b"".join([header.getvalue(), *parts])
+    return b"".join([header.getvalue(), *(part.data for part in parts)])
 
 
 def _parquet(
@@ -397,6 +399,23 @@ def _model_identity(model: str, spec: str) -> str:
     own = name in {"openai", "sentencepiece"} or (name in {"hf", "tiktoken"} and argument)
     if not model and (own or not known):
         return ""
+    place = Path(model) if model else default_model_path()
+    try:
+        written = place.stat() if place.is_file() else None
+    except OSError:
+        written = None
+    if written is None:
+        return _identity(model)
+    return _identity_of_file(str(place), written.st_mtime_ns, written.st_size)
+
+
+@lru_cache(maxsize=8)
+def _identity_of_file(model: str, _written_ns: int, _size: int) -> str:
+    """The same of a file, whose head takes longer to read than a small job may cost."""
+    return _identity(model)
+
+
+def _identity(model: str) -> str:
     file = open_model(model or None)
     try:
         return " ".join([file.path.name, *(digest_of(path) for path in file.files)])
