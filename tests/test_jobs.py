@@ -172,14 +172,19 @@ def test_answers_do_not_depend_on_batch_size_or_neighbours(tmp_path):
 
 def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path, monkeypatch):
     """A calibration that is there is used at once; the answers are the same bytes."""
-    asked: list[str] = []
-    advice = SimpleNamespace(size=2)
-    monkeypatch.setattr(work, "suggest_for_engine", lambda *_, **__: asked.append("") or advice)
-    sizes: list[int] = []
+    asked, sizes = [], []
     infer = EchoEngine.infer_batch
-    monkeypatch.setattr(
-        EchoEngine, "infer_batch", lambda e, items: sizes.append(len(items)) or infer(e, items)
-    )
+
+    def advised(*_, **__):
+        asked.append(True)
+        return SimpleNamespace(size=2)
+
+    def seen(engine, items):
+        sizes.append(len(items))
+        return infer(engine, items)
+
+    monkeypatch.setattr(work, "suggest_for_engine", advised)
+    monkeypatch.setattr(EchoEngine, "infer_batch", seen)
     path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)
     auto = replace(ECHO, batch_size=0)

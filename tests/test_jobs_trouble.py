@@ -95,10 +95,10 @@ def cluster(folder: Path, hosts: tuple[tuple[list[str], str], ...]) -> Iterator[
                 )
 
             def end() -> None:
-                family = [process, *psutil.Process(process.pid).children(recursive=True)]
-                for member in reversed(family):
-                    with suppress(psutil.Error, ProcessLookupError):
-                        member.kill()
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    with suppress(psutil.Error):
+                        child.kill()
+                process.kill()
                 process.wait()
 
             stack.callback(end)
@@ -129,7 +129,7 @@ def test_workers_killed_at_random_moments_leave_the_bytes_of_an_undisturbed_job(
     path = write_prompts(tmp_path / "p.jsonl", [f"wait {i}" for i in range(300)])
     run_job(ECHO, path, tmp_path / "a", progress=False)
     rng = random.Random(1)
-    here = ([], "127.0.0.1")
+    here: tuple[list[str], str] = ([], "127.0.0.1")
     killed = 0
     with cluster(tmp_path, (here, here)) as address, Client(address) as client:
         client.wait_for_workers(2, timeout=60)
