@@ -5,6 +5,8 @@ import os
 import numpy as np
 import pytest
 import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
@@ -50,6 +52,29 @@ def test_every_ascii_triple_is_cut_as_the_pattern_cuts_it(name):
     assert kernel.encode_many(rows) == plain.encode_many(rows)
     no_nul = [row for row in rows if "\0" not in row]
     assert kernel.encode_many(no_nul) == plain.encode_many(no_nul)
+
+
+@given(st.lists(st.binary(max_size=9) | st.text(max_size=9).map(str.encode), max_size=6))
+@settings(max_examples=300, deadline=None)
+@example([b"\xed\xa0\x80"])
+@example([b"\xf4\x90\x80\x80"])
+@example([b"\xe0\x9f\xbf", b"abcdefgh"])
+@example([b"abcdefg\xc3", b"\xa9"])
+def test_bytes_that_are_utf8_give_the_ids_of_their_text_and_others_none(rows):
+    """What is UTF-8 is what Python's decoder takes; texts may hold NUL."""
+    data = b"".join(row + b"\xff" for row in rows)
+    plain = PlainEncoder(VOCABULARY)
+    try:
+        texts = [row.decode() for row in rows]
+    except UnicodeDecodeError:
+        for encoder in (ENCODER, plain):
+            with pytest.raises(UnicodeError):
+                encoder.encode_ended(data)
+        return
+    assert ENCODER.encode_ended(data) == plain.encode_ended(data) == ENCODER.encode_many(texts)
+    for encoder in (ENCODER, plain):
+        with pytest.raises(UnicodeError):
+            encoder.encode_ended(data + b"no end")
 
 
 @pytest.mark.parametrize("unit", ["a", "ab", "the", "漢字", "=-", " "])

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import PROJECT
+from tests.job_engine import EchoEngine
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source
-from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, read
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source, work
+from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 
 ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
 
@@ -86,9 +88,26 @@ def test_spans_cross_blocks_of_the_file(monkeypatch):
 
 def test_a_line_that_is_not_utf8_is_an_error_of_that_line_alone():
     """Its neighbours are read."""
-    found = decoded(b"a\r\nb\n" + b"\xff\xfe\n" + "ü".encode())
-    assert found.texts == ["a", "b", "", "ü"]
-    assert list(found.errors) == [2]
+    for bad in (b"\xff\xfe", b"\xc3", b"\xed\xa0\x80"):
+        texts, errors = decoded(of_lines(b"a\r\nb\n" + bad + b"\n" + "ü".encode()))
+        assert texts == ["a", "b", "", "ü"]
+        assert errors == {2: errors[2]}
+        assert errors[2].startswith("not UTF-8 (")
+
+
+def test_a_column_whose_bytes_are_no_utf8_has_error_rows(tmp_path):
+    """Parquet promises UTF-8 and does not check; a null is no text."""
+    rows = [b"one", None, b"a\xffb", b"\xc3", b"", "ü".encode()]
+    column = pa.array(rows, pa.binary()).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    run_job(TokenizeWork(), tmp_path / "a.parquet", tmp_path / "o", progress=False)
+    offsets = np.load(tmp_path / "o" / "part-000000.offsets.npy")
+    assert (np.diff(offsets) > 0).tolist() == [True, False, False, False, False, True]
+    said = (tmp_path / "o" / "part-000000.errors.jsonl").read_text().splitlines()
+    errors = {row["line"]: row["error"] for row in map(json.loads, said)}
+    assert list(errors) == [2, 3, 4]
+    assert errors[2] == "no text"
+    assert errors[3].startswith("not UTF-8")
 
 
 def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
@@ -99,7 +118,7 @@ def test_a_line_too_long_is_never_read(tmp_path, monkeypatch):
     shards = list(cut(find_inputs(path, tmp_path / "o"), most_bytes=50, most_lines=10))
     assert [s.too_long for s in shards] == [False, True, False]
     found = [read(s) for s in shards]
-    assert [d.texts for d in found] == [["short"], [""], ["last"]]
+    assert [decoded(d)[0] for d in found] == [["short"], [""], ["last"]]
     assert "5,001 bytes" in found[1].errors[0]
 
 
@@ -149,6 +168,40 @@ def test_answers_do_not_depend_on_batch_size_or_neighbours(tmp_path):
     run_job(ECHO, path, tmp_path / "a", progress=False)
     run_job(replace(ECHO, batch_size=1), path, tmp_path / "b", progress=False)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path, monkeypatch):
+    """A calibration that is there is used at once; the answers are the same bytes."""
+    asked, sizes = [], []
+    infer = EchoEngine.infer_batch
+
+    def advised(*_, **__):
+        asked.append(True)
+        return SimpleNamespace(size=2)
+
+    def seen(engine, items):
+        sizes.append(len(items))
+        return infer(engine, items)
+
+    monkeypatch.setattr(work, "suggest_for_engine", advised)
+    monkeypatch.setattr(EchoEngine, "infer_batch", seen)
+    path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
+    (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)
+    auto = replace(ECHO, batch_size=0)
+    answers = []
+    for calibrated, patience_s, expected in (
+        (False, 60.0, [7, 7, 6]),
+        (False, 0.1, [7, *[2] * 6, 1]),
+        (True, 60.0, [2] * 10),
+    ):
+        monkeypatch.setattr(work, "is_calibrated", lambda *_, known=calibrated: known)
+        worker = work.PromptWorker(auto, EchoEngine(), patience_s=patience_s)
+        answers += [worker(shard), worker(shard)]
+        assert sizes[: len(expected)] == expected
+        assert len(asked) == (patience_s < 1 or calibrated)
+        sizes.clear()
+        asked.clear()
+    assert all(answer == answers[0] for answer in answers)
 
 
 def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):
@@ -236,7 +289,7 @@ def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=100, most_lines=9)
     sent = loaded(shard)
     path.unlink()
-    assert read(sent).texts == ["one", "two"]
+    assert decoded(read(sent))[0] == ["one", "two"]
     with pytest.raises(UserError, match="cannot be read"):
         read(shard)
 

@@ -152,20 +152,10 @@ def text_lines(path: Path | str, what: str) -> list[tuple[int, str]]:
 
 def json_line(line: str, where: str) -> dict[str, Any]:
     """The object in one line of JSON. Raises UserError for none, and for double keys."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            double = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{where} has the key '{double}' twice; expected it once.")
-        return found
-
-    def no_number(name: str) -> None:
-        raise UserError(f"{where} is not JSON: {name} is no number of JSON's.")
-
     try:
-        row = json.loads(line, object_pairs_hook=unique, parse_constant=no_number)
+        row = _DECODER.decode(line)
+    except _NotOursError as problem:
+        raise UserError(f"{where} {problem}") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply; expected a flat object.") from None
     except ValueError as problem:  # no JSON, or a whole number of thousands of digits
@@ -173,3 +163,23 @@ def json_line(line: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{where} is a {type(row).__name__}; expected an object of JSON.")
     return row
+
+
+class _NotOursError(Exception):
+    """What Python's own reader of JSON would take, and we do not."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise _NotOursError(f"has the key '{double}' twice; expected it once.")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise _NotOursError(f"is not JSON: {name} is no number of JSON's.")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_number)  # made once

@@ -54,7 +54,8 @@ def _common(command: F) -> F:
     "--batch-size",
     default="auto",
     show_default=True,
-    help="Prompts at once; auto asks the sizing advisor on each worker's machine.",
+    help="Prompts at once; auto asks the sizing advisor on each worker's machine, and measures "
+    "for it only once the job has run for as long as that takes: 8 until then.",
 )
 @click.option("--max-tokens", type=int, default=0, help="For prompts that name none; else 64.")
 @click.option("--temperature", type=float, default=0.0, show_default=True)

@@ -16,9 +16,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from time import monotonic
-from typing import Any
+from time import monotonic, sleep
+from typing import Any, TypeVar
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
@@ -27,26 +28,45 @@ from tqdm.auto import tqdm
 from batchgauge import extras
 from batchgauge.dask_client import check_versions, connected
 from batchgauge.errors import UserError
-from batchgauge.jobs.manifest import ShardRecord, write_part
+from batchgauge.jobs.manifest import MANIFEST, ShardRecord, write_part
 from batchgauge.jobs.source import Input, Shard, loaded
 from batchgauge.jobs.where import Where
 from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.machine.limits import performance_cores
 
+_LOCAL = {  # a cluster for one job on one machine: no core's time is for watching it
+    "distributed.scheduler.allowed-failures": 0,  # tried again by `run_job`
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",
+}
+T = TypeVar("T")
 _ABSENT_S = 60.0  # so long without a worker, and the job stops
 
 
 class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
-    """A worker's engine or tokenizer, opened when the worker starts, used by one task at a time."""
+    """A worker's engine or tokenizer, opened when the worker starts, used by one task at a time.
 
-    def __init__(self, name: str, work: Work, folder: Path | None, threads: int) -> None:
-        self.name = name
+    `folder` is the output folder where all workers see it, and `files` what one that joins later
+    must see as well: it would write parts where nobody looks.
+    """
+
+    def __init__(
+        self, work: Work, threads: int, folder: Path | None, files: Mapping[str, int]
+    ) -> None:
         self.work = work
         self.folder = folder
+        self.files = files
         self.threads = threads
 
     def setup(self, worker: Worker) -> None:
-        """Open it with the worker's threads, unless a number of them was asked for."""
+        """Open it with the worker's threads, unless a number of them was asked for.
+
+        Raises UserError where that cannot be.
+        """
+        if self.folder is not None and not _sees(self.files):
+            raise UserError(f"the worker does not see the input and the folder '{self.folder}'")
         self.lock = threading.Lock()
         self.run = self.work.open(self.threads or worker.state.nthreads)
 
@@ -148,10 +168,14 @@ def dask_pool(
     with client_of(where) as client:
         check_versions(client)
         name = f"batchgauge-{uuid.uuid4().hex}"
-        shared = _shared(client, inputs, folder)
-        plugin = Loaded(name, work, folder.resolve() if shared else None, where.threads)
+        files = {str(i.path.resolve()): i.bytes for i in (*inputs[:20], *inputs[-20:])}
+        manifest = (folder / MANIFEST).resolve()
+        files[str(manifest)] = manifest.stat().st_size
+        shared = _in_time(partial(_shared, client, files, folder))
+        plugin = Loaded(work, where.threads, folder.resolve() if shared else None, files)
+        plugin.name = name
         try:
-            client.register_plugin(plugin, name=name)
+            _in_time(partial(client.register_plugin, plugin, name=name))
         except UserError as error:
             raise UserError(f"A Dask worker cannot begin: {error}") from None
         except (ImportError, AttributeError) as error:
@@ -160,8 +184,9 @@ def dask_pool(
                 "what the engine needs."
             ) from None
         try:
-            if client.dashboard_link and sys.stderr.isatty():
-                tqdm.write(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr)
+            if sys.stderr.isatty():
+                link = client.dashboard_link or "none, as bokeh is not installed"
+                tqdm.write(f"Dask's dashboard: {link}", file=sys.stderr)
             yield DaskPool(client, name, folder, shared=shared)
         finally:
             with suppress(Exception):  # the scheduler may be gone
@@ -179,7 +204,7 @@ def client_of(where: Where) -> Iterator[Client]:
         return
     threads = where.threads or max(1, performance_cores() // where.workers)
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),  # tried again by `run_job`
+        dask.config.set(_LOCAL),
         tempfile.TemporaryDirectory(prefix="batchgauge-dask-") as scratch,
         LocalCluster(
             n_workers=where.workers,
@@ -193,11 +218,22 @@ def client_of(where: Where) -> Iterator[Client]:
         yield client
 
 
-def _shared(client: Client, inputs: Sequence[Input], folder: Path) -> bool:
+def _in_time(call: Callable[[], T]) -> T:
+    """What a call to all workers gives; again, where one of them ended meanwhile.
+
+    Raises UserError where that goes on.
+    """
+    for _ in range(5):
+        with suppress(OSError):
+            return call()
+        sleep(1.0)
+    raise UserError("Dask workers end as the job begins; expected some that stay.", exit_code=1)
+
+
+def _shared(client: Client, files: Mapping[str, int], folder: Path) -> bool:
     """Whether all workers see the input and what is written to the output folder."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as probe:
         probe.write(uuid.uuid4().bytes)
         probe.flush()
-        files = {str(i.path.resolve()): i.bytes for i in (*inputs[:20], *inputs[-20:])}
-        files[str(Path(probe.name).resolve())] = 16
-        return all(client.run(_sees, files).values())
+        probed = {**files, str(Path(probe.name).resolve()): 16}
+        return all(client.run(_sees, probed).values())

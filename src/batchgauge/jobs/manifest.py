@@ -24,7 +24,7 @@ from batchgauge.jobs.work import ShardOutput, Work
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.jsonl"
-FORMAT = 1
+FORMAT = 2  # 1 cut other parts
 
 
 class OutputError(UserError):

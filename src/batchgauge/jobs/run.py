@@ -34,7 +34,7 @@ from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.lock import locked
 from batchgauge.machine.limits import default_threads
 
-SHARD_BYTES = 4 << 20
+SHARD_BYTES = 16 << 20
 _PATIENCE_S = 1.0  # between two looks at whether anybody is still at work
 
 

@@ -3,7 +3,8 @@
 A shard knows where its part of a file is, so that whoever sees the file can read it; only
 rows of Parquet and shards for workers on other machines carry their content. Whatever the
 size of the input, memory holds a few shards. One document is one line of a `.txt` or
-`.jsonl` file, one row of a `.parquet` file, or one whole `.txt` file.
+`.jsonl` file, one row of a `.parquet` file, or one whole `.txt` file. Documents stay bytes,
+`END` behind each, for as long as nobody needs a `str`: of a large corpus, nobody does.
 
 Lines end at a line feed; a carriage return before it and a byte order mark do not count.
 Left out: compressed files, and text that is not UTF-8 (a line that is not is an error of
@@ -14,20 +15,21 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from batchgauge import extras
 from batchgauge.errors import UserError
 
+END = b"\xff"  # a byte that UTF-8 does not have
 KINDS = {".txt", ".jsonl", ".parquet"}
 LONGEST_BYTES = 32 << 20  # a longer line or file is an error: it would have to be held whole
-_BLOCK = 4 << 20
+_BLOCK = 1 << 18  # bytes that are read and worked on at once: they stay in a processor's caches
 _SAMPLE = 1 << 20  # what tells one content from another: this much of both ends, and the size
 
 
@@ -46,6 +48,18 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Documents:
+    """What a shard holds: the bytes of each document, `END` behind it and nowhere else.
+
+    `errors` maps the position of a bad one to its sentence; it is empty there. What is not
+    UTF-8 may not have been found yet: `decoded` finds it.
+    """
+
+    data: bytes = field(repr=False)
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A part of the input: lines [first, first + ...) of one file, rows of one, or several files.
 
@@ -53,9 +67,8 @@ class Shard:
     source       the name of its file; of several, of the first
     first        number of its first line, row or file, from 1
     path         where its bytes [start, stop) are; without bytes: `texts` or `files`
-    data         the same bytes, for a worker that does not see the file
-    texts        rows of a Parquet file; None where a row has no text
     files        whole files, a document each
+    content      what it holds: of Parquet, and for a worker that does not see the file
     too_long     one line that is not read: it is longer than `LONGEST_BYTES`
     size         bytes of input, for the progress bar
     """
@@ -67,21 +80,9 @@ class Shard:
     path: Path | None = None
     start: int = 0
     stop: int = 0
-    data: bytes | None = None
-    texts: tuple[str | None, ...] | None = None
     files: tuple[Path, ...] | None = None
+    content: Documents | None = None
     too_long: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """What a shard holds: texts [documents], and what is wrong with those that are bad.
-
-    `errors` maps a position to its sentence; the text there is empty.
-    """
-
-    texts: list[str]
-    errors: dict[int, str] = field(default_factory=dict)
 
 
 def find_inputs(source: Path, out: Path) -> list[Input]:
@@ -241,95 +242,147 @@ def _rows(item: Input, most_bytes: int, most_lines: int) -> Iterator[Shard]:
         size = max(1, min(most_lines, most_bytes // per_row))
         first = 1
         for batch in table.iter_batches(batch_size=size, columns=[column]):
-            texts = tuple(batch.column(0).to_pylist())
-            yield Shard(0, item.name, first, per_row * len(texts), texts=texts)
-            first += len(texts)
+            content = _of_column(batch.column(0))
+            yield Shard(0, item.name, first, per_row * batch.num_rows, content=content)
+            first += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The input '{item.path}' cannot be read as Parquet: {reason}.") from None
 
 
+def _of_column(column: Any) -> Documents:
+    """The texts of a column of Arrow's, without making a `str` of any."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    binary = pc.fill_null(column.cast(pa.large_binary()), b"")
+    missing = dict.fromkeys(np.flatnonzero(column.is_null()).tolist(), "no text")
+    ends = pa.scalar(END, pa.large_binary())
+    ended = pc.binary_join_element_wise(binary, ends, pa.scalar(b"", pa.large_binary()))
+    data = ended.buffers()[2].to_pybytes()[: pc.sum(pc.binary_length(ended)).as_py()]
+    if data.count(END) == len(column):
+        return Documents(data, missing)
+    found = _ended(binary.to_pylist())
+    return Documents(found.data, found.errors | missing)
+
+
 def loaded(shard: Shard) -> Shard:
-    """The shard with its bytes, for a worker that does not see the file. Raises UserError."""
-    if shard.path is not None and not shard.too_long and shard.data is None:
-        return replace(shard, data=_bytes(shard))
-    if shard.files is not None:
-        found = _files(shard.files)
-        texts = tuple(None if i in found.errors else t for i, t in enumerate(found.texts))
-        return replace(shard, texts=texts, files=None)
-    return shard
+    """The shard with its content, for a worker that does not see the file. Raises UserError."""
+    return shard if shard.too_long else replace(shard, content=read(shard), files=None)
 
 
 def read(shard: Shard) -> Documents:
     """The documents of a shard. Raises UserError where its file cannot be read any more."""
     if shard.too_long:
-        return Documents([""], {0: _too_long(shard.size)})
-    if shard.texts is not None:
-        errors = {i: "no text" for i, text in enumerate(shard.texts) if text is None}
-        return Documents([text or "" for text in shard.texts], errors)
+        return Documents(END, {0: _too_long(shard.size)})
+    if shard.content is not None:
+        return shard.content
     if shard.files is not None:
         return _files(shard.files)
-    return decoded(_bytes(shard))
+    return of_lines(b"".join(_blocks(shard)))
+
+
+def pieces(shard: Shard) -> Iterator[Documents]:
+    """The documents of a shard some at a time, as `read` gives them together.
+
+    Lines of a file are read as they are needed. Raises UserError as `read` does.
+    """
+    if shard.path is not None and shard.content is None and not shard.too_long:
+        yield from map(of_lines, _blocks(shard))
+        return
+    whole = read(shard)
+    at, texts, data = 0, 0, whole.data
+    while at < len(data):
+        end = 1 + max(data.rfind(END, at, at + _BLOCK), data.index(END, at))
+        count = data.count(END, at, end)
+        errors = {i - texts: e for i, e in whole.errors.items() if texts <= i < texts + count}
+        yield Documents(data[at:end], errors)
+        at, texts = end, texts + count
+
+
+def of_lines(data: bytes) -> Documents:
+    """The lines of some bytes."""
+    if not data.endswith(b"\n"):
+        data += b"\n"
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    if END in data:
+        return _ended(data.split(b"\n")[:-1])
+    return Documents(data.replace(b"\n", END))
+
+
+def _ended(rows: Iterable[bytes]) -> Documents:
+    """Documents of bytes that may hold what ends them here: those are no UTF-8."""
+    kept: list[bytes] = []
+    errors: dict[int, str] = {}
+    for row in rows:
+        if END in row:
+            errors[len(kept)] = _not_utf8(row)
+        kept.append(b"" if END in row else row)
+    return Documents(b"".join(row + END for row in kept), errors)
+
+
+def decoded(documents: Documents) -> tuple[list[str], dict[int, str]]:
+    """Texts and errors by position; what is not UTF-8 is an error of that document alone."""
+    rows, errors = documents.data.split(END)[:-1], dict(documents.errors)
+    try:
+        return [row.decode() for row in rows], errors
+    except UnicodeDecodeError:
+        errors |= {i: why for i, row in enumerate(rows) if (why := _not_utf8(row))}
+        return ["" if i in errors else row.decode() for i, row in enumerate(rows)], errors
+
+
+def _not_utf8(data: bytes) -> str:
+    """What is wrong with bytes that are no UTF-8; empty where nothing is."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as problem:
+        return f"not UTF-8 ({problem.reason})"
+    return ""
 
 
 def _too_long(size: int) -> str:
     return f"{size:,} bytes long; expected at most {LONGEST_BYTES:,}"
 
 
-def _bytes(shard: Shard) -> bytes:
-    if shard.data is not None:
-        return shard.data
+def _blocks(shard: Shard) -> Iterator[bytes]:
+    """Whole lines of a shard's part of its file. Raises UserError."""
     assert shard.path is not None
+    left, rest = shard.stop - shard.start, b""
     try:
-        with shard.path.open("rb") as file:
+        with shard.path.open("rb", buffering=0) as file:
             file.seek(shard.start)
-            data = file.read(shard.stop - shard.start)
+            while left:
+                if not (block := file.read(min(_BLOCK, left))):
+                    raise UserError(f"The input '{shard.path}' became shorter while it was read.")
+                left -= len(block)
+                end = len(block) if not left else block.rfind(b"\n") + 1
+                if end:
+                    yield rest + block[:end]
+                    rest = block[end:]
+                else:
+                    rest += block
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"The input '{shard.path}' cannot be read: {reason}.") from None
-    if len(data) < shard.stop - shard.start:
-        raise UserError(f"The input '{shard.path}' became shorter while it was read.")
-    return data
-
-
-def decoded(data: bytes) -> Documents:
-    """The lines of some bytes; a line that is not UTF-8 is an error of that line."""
-    errors: dict[int, str] = {}
-    try:
-        lines = data.decode().split("\n")
-    except UnicodeDecodeError:
-        lines = []
-        for line in data.split(b"\n"):
-            try:
-                lines.append(line.decode())
-            except UnicodeDecodeError as problem:
-                errors[len(lines)] = f"not UTF-8 ({problem.reason})"
-                lines.append("")
-    if data.endswith(b"\n"):
-        lines.pop()
-    if b"\r" in data:
-        lines = [line.removesuffix("\r") for line in lines]
-    return Documents(lines, errors)
 
 
 def _files(paths: Sequence[Path]) -> Documents:
-    texts: list[str] = []
+    """Whole files; one that is too long is not read. Raises UserError for one that is gone."""
+    rows: list[bytes] = []
     errors: dict[int, str] = {}
     for path in paths:
-        text = ""
         try:
-            if (size := path.stat().st_size) > LONGEST_BYTES:
-                errors[len(texts)] = _too_long(size)
-            else:
-                text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as problem:
-            errors[len(texts)] = f"not UTF-8 ({problem.reason})"
+            size = path.stat().st_size
+            if size > LONGEST_BYTES:
+                errors[len(rows)] = _too_long(size)
+            rows.append(path.read_bytes() if size <= LONGEST_BYTES else b"")
         except OSError as problem:
             raise UserError(
                 f"The input '{path}' cannot be read: {problem.strerror or problem}."
             ) from None
-        texts.append(text)
-    return Documents(texts, errors)
+    found = _ended(row.removeprefix(codecs.BOM_UTF8) for row in rows)
+    return Documents(found.data, found.errors | errors)
 
 
 def described(inputs: Sequence[Input]) -> list[Mapping[str, str | int]]:

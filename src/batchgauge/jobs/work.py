@@ -10,25 +10,32 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from batchgauge import extras, registry
-from batchgauge.core.default_model import open_model
+from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
-from batchgauge.jobs.source import Documents, Shard, digest_of, read
-from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.jobs.source import Documents, Shard, decoded, digest_of, pieces, read
+from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.sizing.automatic import LARGEST, suggest_for_engine
+from batchgauge.sizing.automatic import LARGEST, is_calibrated, suggest_for_engine
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
 from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
 
+_FIRST = 8
+_CALIBRATION_S = 15.0  # what one takes, about: no job is held up by more than it lasts
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
@@ -81,7 +88,9 @@ class PromptWork:
 
     engine, model  as in `batchgauge.registry`
     batch_size     prompts at once; 0: what the sizing advisor says on the worker's machine for
-                   prompts of the first shard's lengths
+                   prompts of a shard's lengths, from a calibration that is kept for the machine.
+                   Where there is none, prompts are answered `_FIRST` at once until that took as
+                   long as a calibration does: only then is one made
     max_tokens     for prompts that name none; 0: 64
 
     A prompt that the engine refuses is answered by its error. Where all prompts of a part fail
@@ -126,20 +135,28 @@ class PromptWork:
 
 
 class PromptWorker:
-    """An engine that answers shards."""
+    """An engine that answers shards.
 
-    def __init__(self, work: PromptWork, engine: Engine) -> None:
+    Where `auto` has no calibration, it waits for `patience_s` seconds of work before it makes one.
+    """
+
+    def __init__(
+        self, work: PromptWork, engine: Engine, *, patience_s: float = _CALIBRATION_S
+    ) -> None:
         self.work = work
         self.engine = engine
-        self.size = min(work.batch_size, engine.max_batch_size())
+        self.size = min(work.batch_size, engine.max_batch_size())  # 0: not known yet
+        self._most = engine.max_batch_size()
+        self._patience_s = patience_s
+        self._calibrated: bool | None = None  # not looked at yet
 
     def __call__(self, shard: Shard) -> ShardOutput:
         """Its answers, in the order of its lines."""
-        documents = read(shard)
+        texts, errors = decoded(read(shard))
         rows: dict[int, dict[str, Any]] = {}  # by line, in order; a blank line has none
         prompts: list[tuple[int, Prompt]] = []
-        for position, text in enumerate(documents.texts):
-            line, error = shard.first + position, documents.errors.get(position)
+        for position, text in enumerate(texts):
+            line, error = shard.first + position, errors.get(position)
             if error is None and not text.strip():
                 continue
             rows[line] = {"line": line}
@@ -173,14 +190,14 @@ class PromptWorker:
         """(line, answer) of every prompt, in batches of like lengths."""
         if not prompts:
             return []
-        if not self.size:
-            self.size = _advised(self.engine, [prompt for _, prompt in prompts])
         order = sorted(prompts, key=lambda p: (p[1].max_tokens, len(p[1].prompt), p[0]))
         found: list[tuple[int, dict[str, Any]]] = []
-        for i in range(0, len(order), self.size):
-            group = order[i : i + self.size]
+        at_once = iter(order)
+        while group := list(islice(at_once, self._size([prompt for _, prompt in prompts]))):
             items = [BatchItem(str(at), self._request(prompt)) for at, prompt in group]
+            begin = perf_counter()
             result = self.engine.infer_batch(items)
+            self._patience_s -= perf_counter() - begin
             found += [
                 (at, {"id": prompt.id, **_row(answer)})
                 for (at, prompt), answer in zip(group, result.responses, strict=True)
@@ -189,6 +206,17 @@ class PromptWorker:
         if len(found) > 1 and len(reasons) == 1 and (reason := reasons.pop()) is not None:
             raise UserError(f"Every prompt failed alike: {reason}")  # a server that is gone, say
         return found
+
+    def _size(self, prompts: Sequence[Prompt]) -> int:
+        """Prompts of the next batch: as asked for, or the advisor's size, or the first one."""
+        if not self.size:
+            largest = min(LARGEST, self._most)
+            if self._calibrated is None:
+                self._calibrated = is_calibrated(self.engine, largest)
+            if not self._calibrated and self._patience_s > 0:
+                return min(_FIRST, self._most)
+            self.size = _advised(self.engine, prompts, largest)
+        return self.size
 
     def _request(self, prompt: Prompt) -> InferenceBatchRequest:
         return InferenceBatchRequest(
@@ -213,13 +241,12 @@ def _row(answer: BatchResponse[Any]) -> dict[str, Any]:
     return {**row, "reasoning": answer.data.reasoning} if answer.data.reasoning else row
 
 
-def _advised(engine: Engine, prompts: Sequence[Prompt]) -> int:
+def _advised(engine: Engine, prompts: Sequence[Prompt], largest: int) -> int:
     """The advisor's size for prompts of these lengths on this machine."""
     lengths = Lengths(
         tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
         tuple(p.max_tokens for p in prompts),
     )
-    largest = min(LARGEST, engine.max_batch_size())
     return suggest_for_engine(engine, SizingConfig(max_batch_size=largest), workload=lengths).size
 
 
@@ -277,42 +304,50 @@ class _TokenizeWorker:
     def __init__(self, work: TokenizeWork, tokenizer: Tokenizer) -> None:
         self.work = work
         self.tokenizer = tokenizer
+        self.encode_ended = getattr(tokenizer, "encode_ended", None)  # that of `BPETokenizer`
         small = tokenizer.vocab_size <= 1 << 16
         self.type: type[np.uint16 | np.int32] = np.uint16 if small else np.int32
 
     def __call__(self, shard: Shard) -> ShardOutput:
-        documents = read(shard)
-        if shard.path is not None and shard.source.lower().endswith(".jsonl"):
-            documents = self._from_json(documents, shard.first)
-        batch = self.tokenizer.encode_many(documents.texts)
-        ids = batch.ids.astype(self.type)
-        errors = [
-            {"source": shard.source, "line": shard.first + at, "error": documents.errors[at]}
-            for at in sorted(documents.errors)
-        ]
+        lines = shard.path is not None and shard.source.lower().endswith(".jsonl")
+        ids: list[npt.NDArray[Any]] = []
+        ends, texts, tokens = [np.zeros(1, np.int64)], 0, 0
+        bad: dict[int, str] = {}
+        for piece in pieces(shard):
+            batch, errors = self._encode(piece, shard.first + texts if lines else None)
+            bad |= {texts + at: errors[at] for at in sorted(errors)}
+            ids.append(batch.ids.astype(self.type))
+            ends.append(batch.offsets[1:] + tokens)
+            texts += len(batch)
+            tokens += batch.ids.size
+        offsets = np.concatenate(ends)
         if self.work.form == "npy":
-            files = {".ids.npy": _npy(ids), ".offsets.npy": _npy(batch.offsets)}
+            files = {".ids.npy": _npy(ids, tokens), ".offsets.npy": _npy([offsets], offsets.size)}
         else:
-            files = {".parquet": _parquet(shard, ids, batch.offsets, documents.errors)}
-        if errors:
-            files[".errors.jsonl"] = "".join(json.dumps(row) + "\n" for row in errors).encode()
-        return ShardOutput(
-            files,
-            {"documents": len(documents.texts), "errors": len(errors), "tokens": int(ids.size)},
-        )
+            files = {".parquet": _parquet(shard, np.concatenate(ids), offsets, bad)}
+        if bad:
+            rows = [
+                {"source": shard.source, "line": shard.first + at, "error": error}
+                for at, error in bad.items()
+            ]
+            files[".errors.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        return ShardOutput(files, {"documents": texts, "errors": len(bad), "tokens": tokens})
 
-    def _from_json(self, lines: Documents, first: int) -> Documents:
-        """The texts of lines of JSON; blank lines stay empty documents."""
-        texts, errors = [], dict(lines.errors)
-        for position, line in enumerate(lines.texts):
-            text = ""
-            if line.strip():
-                try:
-                    text = self._text(line, f"line {first + position}")
-                except UserError as problem:
-                    errors[position] = str(problem)
-            texts.append(text)
-        return Documents(texts, errors)
+    def _encode(self, piece: Documents, line: int | None) -> tuple[TokenBatch, dict[int, str]]:
+        """Ids and errors by position; of lines of JSON from number `line` on, or of text."""
+        if line is None and self.encode_ended is not None:
+            with suppress(UnicodeError):
+                return self.encode_ended(piece.data), piece.errors
+        texts, errors = decoded(piece)
+        if line is not None:
+            for at, text in enumerate(texts):
+                texts[at] = ""  # what is blank or bad
+                if text.strip():
+                    try:
+                        texts[at] = self._text(text, f"line {line + at}")
+                    except UserError as problem:
+                        errors[at] = str(problem)
+        return self.tokenizer.encode_many(texts), errors
 
     def _text(self, line: str, where: str) -> str:
         row = json_line(line, where)
@@ -328,10 +363,13 @@ class _TokenizeWorker:
         return text
 
 
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
+def _npy(parts: Sequence[npt.NDArray[Any]], size: int) -> bytes:
+    """An .npy file of one array that is the parts together."""
+    header = io.BytesIO()
+    kind = np.lib.format.dtype_to_descr(parts[0].dtype)
+    about = {"descr": kind, "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(header, about)
+    return b"".join([header.getvalue(), *(part.data for part in parts)])
 
 
 def _parquet(
@@ -361,6 +399,23 @@ def _model_identity(model: str, spec: str) -> str:
     own = name in {"openai", "sentencepiece"} or (name in {"hf", "tiktoken"} and argument)
     if not model and (own or not known):
         return ""
+    place = Path(model) if model else default_model_path()
+    try:
+        written = place.stat() if place.is_file() else None
+    except OSError:
+        written = None
+    if written is None:
+        return _identity(model)
+    return _identity_of_file(str(place), written.st_mtime_ns, written.st_size)
+
+
+@lru_cache(maxsize=8)
+def _identity_of_file(model: str, _written_ns: int, _size: int) -> str:
+    """The same of a file, whose head takes longer to read than a small job may cost."""
+    return _identity(model)
+
+
+def _identity(model: str) -> str:
     file = open_model(model or None)
     try:
         return " ".join([file.path.name, *(digest_of(path) for path in file.files)])

@@ -113,6 +113,14 @@ def suggest_for_engine(
     return suggest_batch_size(workload or traffic_lengths(), cost, config)
 
 
+def is_calibrated(
+    engine: Engine, largest: int, *, model: str = "", cache: Path | None = None
+) -> bool:
+    """Whether advice up to this size is there without measuring anything."""
+    cost = recalled(engine_identity(engine, model), cache)
+    return cost is not None and cost.decode.knots[-1] >= largest
+
+
 def _longest_prefill(engine: Engine) -> int:
     """Positions of a calibration's largest prefill: 256, or what twice of fits a short context."""
     config = getattr(getattr(engine, "model", None), "config", None)

@@ -116,6 +116,24 @@ class KernelEncoder:
         assert ids is not None, "UTF-8 has no 0xFF"
         return TokenBatch(ids, ends)
 
+    def encode_ended(self, data: bytes) -> TokenBatch:
+        """Ids of texts that are UTF-8 already, each with 0xFF behind it.
+
+        Python's lock is free meanwhile, and this thread works alone. Raises UnicodeError where
+        a text is no UTF-8, or the last one has no end.
+        """
+        ends = np.zeros(data.count(b"\xff") + 1, dtype=np.int64)
+        out, ids = self._at[2], self._ids
+        with self._lock:
+            if len(data) >= _SCRATCH:  # memory of its own for the call
+                ids = np.empty(len(data) + 4, dtype=np.int32)
+                out = ids.ctypes.data
+            padded = data + _PAD_BYTES[1:]
+            total = KERNEL.encode_ended(padded, ends.size - 1, *self._at[:2], out, ends[1:])
+            if total < 0:
+                raise UnicodeError("expected texts of UTF-8 that 0xFF ends")
+            return TokenBatch(ids[:total].copy(), ends)
+
     def _encode(
         self, data: bytes, texts: int, separator: int, ends: Int64s
     ) -> npt.NDArray[np.int32] | None:

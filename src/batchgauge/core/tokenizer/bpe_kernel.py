@@ -50,6 +50,7 @@ from batchgauge.core.tokenizer.bpe_layout import (
 from batchgauge.core.tokenizer.bpe_merge import merge_word, section, slot_of
 from batchgauge.core.tokenizer.bpe_words import (
     byte_at,
+    count_texts,
     id_at,
     load_eight,
     plain_word_length,
@@ -73,6 +74,7 @@ class BpeKernel(NamedTuple):
     """The compiled functions, and the address of the work that threads share."""
 
     encode: Any
+    encode_ended: Any
     encode_shared: Any
     encode_without_tables: Any
     part: int
@@ -269,6 +271,18 @@ def _compile(source: int) -> BpeKernel:
         return ids if end == stop else -1
 
     @njit(cache=True, nogil=True)
+    def encode_ended(data, texts, state, own, out, ends):
+        """The same for texts that 0xFF ends; -1 where they are not so many, or not UTF-8."""
+        if source < 0:
+            return source
+        at = _address(data)
+        stop = at + len(data) - PADDING + 1
+        if count_texts(at, stop) != texts:
+            return -1
+        ids, _, end = _encode(at, stop, 0xFF, state, own, out, ends.ctypes.data, texts)
+        return ids if end == stop else -1
+
+    @njit(cache=True, nogil=True)
     def encode_without_tables(data, texts, separator, state, own, out, ends):
         """The same as `encode`, merging every word anew."""
         if source < 0:
@@ -340,7 +354,7 @@ def _compile(source: int) -> BpeKernel:
             text += found
         return o
 
-    return BpeKernel(encode, encode_shared, encode_without_tables, part.address)
+    return BpeKernel(encode, encode_ended, encode_shared, encode_without_tables, part.address)
 
 
 KERNEL = _compile(

@@ -100,6 +100,13 @@ class PlainEncoder:
         """Ids of many texts, one after the other: plain Python has no work to share."""
         return TokenBatch.from_lists([self.encode(text) for text in texts])
 
+    def encode_ended(self, data: bytes) -> TokenBatch:
+        """Ids of texts of UTF-8 with 0xFF behind each. Raises UnicodeError for any other."""
+        *texts, rest = data.split(b"\xff")
+        if rest:
+            raise UnicodeError("expected 0xFF behind each text")
+        return self.encode_many([text.decode() for text in texts])
+
     def encode_word(self, word: str) -> list[int]:
         """Ids of one word, computed."""
         data = word.encode()

@@ -63,6 +63,10 @@ class Encoder(Protocol):
         """Ids of many texts."""
         ...
 
+    def encode_ended(self, data: bytes) -> TokenBatch:
+        """Ids of many texts of UTF-8, 0xFF behind each. Raises UnicodeError for any other."""
+        ...
+
 
 class BPETokenizer:
     """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`.
@@ -129,6 +133,18 @@ class BPETokenizer:
             return TokenBatch.from_lists(self._encode_parts(parts))
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
             raise _text_error(texts, error) from error
+
+    def encode_ended(self, data: bytes) -> TokenBatch:
+        """Ids of many texts that are UTF-8 already: for files, whose text need never be a `str`.
+
+        0xFF, which UTF-8 does not have, stands behind each text. Other threads of Python's go on
+        meanwhile. Raises UnicodeError where a text is no UTF-8, or the last one has no end.
+        """
+        if any(token.encode() in data for token in self.vocabulary.user_defined):
+            if data and not data.endswith(b"\xff"):
+                raise UnicodeError("expected 0xFF behind each text")
+            return self.encode_many([text.decode() for text in data.split(b"\xff")[:-1]])
+        return self.encoder.encode_ended(data)
 
     def encode_stream(
         self, texts: Iterable[str], *, allow_special: bool = False, characters: int = STREAM

@@ -5,7 +5,7 @@ backtracking. Texts end with a separator byte of class END, so that nothing here
 bounds; the caller keeps `PADDING` bytes behind the last text. Words and hashes are in
 uint64, which wraps; Numba leaves the overflow of int64 undefined.
 
-Left out: checking that the bytes are UTF-8; Python's encoder made them.
+`count_texts` checks bytes that Python's encoder did not make: they may be no UTF-8.
 """
 
 from __future__ import annotations
@@ -99,6 +99,38 @@ def _first_byte(typing_context: Any, flags: Any) -> Any:
         return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
 
     return types.int64(types.uint64), generate
+
+
+@njit(nogil=True)
+def count_texts(at, stop):
+    """How many texts, ended by 0xFF each, the bytes are; -1 where one of them is no UTF-8.
+
+    Unicode's table 3-7 of well-formed byte sequences: of the second byte of a character, the
+    first one narrows what there may be. The byte behind the last one is no continuation.
+    """
+    texts = 0
+    while at < stop:
+        while at + 8 <= stop and load_eight(at) & _HIGH == 0:
+            at += 8
+        lead = byte_at(at)
+        at += 1
+        if lead < 0x80:
+            continue
+        if lead == 0xFF:
+            texts += 1
+            continue
+        if lead < 0xC2 or lead > 0xF4:
+            return -1
+        low = 0xA0 if lead == 0xE0 else 0x90 if lead == 0xF0 else 0x80
+        high = 0x9F if lead == 0xED else 0x8F if lead == 0xF4 else 0xBF
+        if not low <= byte_at(at) <= high:
+            return -1
+        at += 1
+        for _ in range((lead >= 0xE0) + (lead >= 0xF0)):
+            if byte_at(at) & 0xC0 != 0x80:
+                return -1
+            at += 1
+    return texts
 
 
 @njit(forceinline=True)

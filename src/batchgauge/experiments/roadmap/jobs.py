@@ -58,6 +58,7 @@ from batchgauge.workload import texts
 if TYPE_CHECKING:
     from distributed import Client
 
+_TEXT_PARTS = 4  # different ones
 _PROMPTS = 8  # prompts of a part, and in a batch
 _PROMPT = 24  # characters of a prompt
 
@@ -83,8 +84,8 @@ class Amounts:
 
 AMOUNTS = {
     "smoke": Amounts(16, 3, 3, 1, 1, 2, (1, 4)),
-    "default": Amounts(100, 6, 6, 4, 2, 8, (1, 4, 8, 16, 32)),
-    "thorough": Amounts(1000, 12, 16, 8, 4, 16, (1, 2, 4, 8, 16, 32)),
+    "default": Amounts(100, 6, 6, 2, 2, 8, (1, 4, 8, 16, 32)),
+    "thorough": Amounts(1000, 12, 16, 4, 4, 16, (1, 2, 4, 8, 16, 32)),
 }
 
 
@@ -299,7 +300,7 @@ def _batch_sizes(
 ) -> None:
     """Tokens per second of parts at every fixed size, and at the one that `auto` chooses.
 
-    The engine's worker chooses once, on its first part; that is not in the rates.
+    The engine's worker chooses once, at once, on its first part; that is not in the rates.
     """
     sizes = [size for size in amounts.sizes if size <= context.engine.max_batch_size()]
     most = max(*sizes, _PROMPTS)
@@ -307,7 +308,7 @@ def _batch_sizes(
         str(size): (PromptWorker(PromptWork(batch_size=size, chat=False), context.engine), size)
         for size in sizes
     }
-    auto = PromptWorker(PromptWork(chat=False), context.engine)
+    auto = PromptWorker(PromptWork(chat=False), context.engine, patience_s=0.0)
     begin = time.perf_counter()
     auto(_one_part(folder / "auto.jsonl", most, amounts, seed=1))
     rows.append(_row(SIZES, "advice, s", 0, time.perf_counter() - begin))
@@ -332,9 +333,10 @@ def _one_part(path: Path, prompts: int, amounts: Amounts, *, seed: int) -> Shard
 
 
 def _write_documents(path: Path, parts: int) -> Path:
-    """Lines of prose for so many parts, each line from a place of its own."""
-    some = (texts("prose", LINE, PART_LINES, seed) for seed in range(parts))
-    return _write_lines(path, (line.replace("\n", " ") for line in chain.from_iterable(some)))
+    """Lines of prose for so many parts, each line from a place of its own; parts come again."""
+    kinds = range(min(parts, _TEXT_PARTS))
+    some = [[t.replace("\n", " ") for t in texts("prose", LINE, PART_LINES, n)] for n in kinds]
+    return _write_lines(path, chain.from_iterable(islice(cycle(some), parts)))
 
 
 def _write_prompts(path: Path, parts: int, amounts: Amounts, *, seed: int = 0) -> Path:

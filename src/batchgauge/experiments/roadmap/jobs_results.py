@@ -27,7 +27,7 @@ EMPTY, COLD = "empty task", "cold start to first answer"
 SOUND, SLOW, KILLED = "both sound", f"one {SLOWER:g} × slower", "one killed"
 OVERHEAD, SIZES = "in process", "batch size"
 LINE = 2000  # characters of a document
-PART_LINES = 2048  # documents of a part: the four megabytes of `SHARD_BYTES`
+PART_LINES = 8192  # documents of a part: the 16 MiB of `SHARD_BYTES`
 
 
 @dataclass(frozen=True)
