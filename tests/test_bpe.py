@@ -117,5 +117,7 @@ def test_words_of_the_four_pre_tokenizers():
 
 def test_unknown_pre_tokenizer_is_a_user_error():
     """The sentence names what was asked for and what there is."""
-    with pytest.raises(UserError, match="'bloom' is not supported; expected one of gpt-2, llama"):
+    with pytest.raises(
+        UserError, match="'bloom' is not supported; expected one of deepseek-coder, "
+    ):
         split("bloom", "x")

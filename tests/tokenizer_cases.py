@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
 from batchgauge.core.tokenizer.vocabulary import byte_alphabet
 
-PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
+PRE_TOKENIZERS = (
+    "smollm", "gpt-2", "llama-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm", "deepseek-coder",
+    "deepseek-v3",
+)  # fmt: skip
 
 TEXTS = {
     "prose": "The quick brown fox, who'd been resting, didn't jump: it walked. “Why?” she'll ask…",
