@@ -201,105 +201,7 @@ def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, g
 
 
 def _compile(source, bits, exact, zero, size, wide, least, group):
-    """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
-
-    @njit(nogil=True)
-    def groups_of(rows, x, x_step, w, lane, n, y, y_step, ahead):
-        if rows == 0:
-            _groups(
-                0,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 1:
-            _groups(
-                1,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 2:
-            _groups(
-                2,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 3:
-            _groups(
-                3,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        else:
-            _groups(
-                4,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
+    """`multiply`, compiled for these sources: see `attention_kernel._compile`."""
 
     @cfunc("void(int64, int64)", cache=True)
     def multiply(job, block):
@@ -323,7 +225,26 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = w_at + AHEAD
                 if PANELS > 1:
                     ahead = w_at + codes_step + panel * (codes_step // PANELS)
-                groups_of(T, x_at, x_step, w_at, lane, groups, y_at + 4 * lane, y_step, ahead)
+                if T == 1:
+                    _groups(
+                        1, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                elif T == 2:
+                    _groups(
+                        2, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                elif T == 3:
+                    _groups(
+                        3, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                else:
+                    _groups(
+                        4, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
             return
         turns = turns_of(T)
         chunk = CHUNK // GROUP if turns < MANY else groups
@@ -337,7 +258,10 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = here + AHEAD
                 if PANELS > 1:
                     ahead = here + codes_step + panel * (codes_step // PANELS)
-                groups_of(0, x_at, x_step, here, lane, some, w, w_step, ahead)
+                _groups(
+                    0, bits, exact, zero, size, wide, least, group, x_at, x_step, here, lane,
+                    some, w, w_step, ahead,
+                )  # fmt: skip
                 row = 0
                 for turn in range(turns):
                     rows = height(T, turns, turn, row)
