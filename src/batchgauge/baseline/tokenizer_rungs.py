@@ -19,7 +19,7 @@ from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, WordCache, merge
 from batchgauge.core.tokenizer.bpe_tokenizer import Encoder, read_metadata
-from batchgauge.core.tokenizer.normalise import Normaliser
+from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import TokenBatch
 
@@ -165,7 +165,7 @@ def _kernel(path: Path | None, *, table: bool, one_call: bool) -> Encode:
 def _prepared(vocabulary: Vocabulary, encode: Encode) -> Encode:
     """The same of texts as they are before they are prepared, where that changes them."""
     normal = vocabulary.normaliser
-    return encode if normal == Normaliser() else lambda texts: encode([normal(t) for t in texts])
+    return encode if normal == AS_IS else lambda texts: encode([normal(t) for t in texts])
 
 
 @cache

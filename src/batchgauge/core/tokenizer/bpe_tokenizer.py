@@ -26,7 +26,7 @@ import numpy.typing as npt
 import regex
 
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
-from batchgauge.core.tokenizer.normalise import Normaliser
+from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.pieces import joined_pieces, last_cut
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
@@ -71,7 +71,8 @@ class BPETokenizer:
     `encoder` turns plain text into ids: the compiled kernel by default, plain Python
     where Numba is missing and for SentencePiece's kind; `PlainEncoder(vocabulary)` asks for
     it. `threads` share a batch in compiled code, one for each full-speed core where nobody says
-    how many; ids are the same with any number. Raises UserError for a number that this machine does not have.
+    how many; ids are the same with any number. Raises UserError for a number that this machine
+    does not have.
     """
 
     name = "numpy"
@@ -88,7 +89,7 @@ class BPETokenizer:
         kind = PlainEncoder if vocabulary.pieces else FastEncoder
         self.encoder: Encoder = encoder or kind(vocabulary, self.threads)
         self._normal = vocabulary.normaliser
-        self._as_is = self._normal == Normaliser()
+        self._as_is = self._normal == AS_IS
         self._cuts = last_cut(vocabulary.pre_tokenizer)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special

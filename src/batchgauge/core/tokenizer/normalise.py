@@ -65,3 +65,6 @@ class Normaliser:
         ):
             return SPACE + text
         return text
+
+
+AS_IS = Normaliser()

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from batchgauge.core.tokenizer.normalise import SPACE, Normaliser
+from batchgauge.core.tokenizer.normalise import AS_IS, SPACE, Normaliser
 from batchgauge.core.tokenizer.pretokenize import (
     ADD_BOS,
     IGNORE_MERGES,
@@ -169,7 +169,7 @@ class Vocabulary:
     eos_id: int | None
     add_bos: bool
     whole: bool = False
-    normaliser: Normaliser = Normaliser()
+    normaliser: Normaliser = AS_IS
     scores: npt.NDArray[np.floating] | None = None
 
     @classmethod
@@ -203,7 +203,7 @@ class Vocabulary:
         scored = pieces and "tokenizer.ggml.merges" not in metadata
         lefts, rights, merged = _merge_ids([] if scored else need("merges"), ids)
         bos, eos = (_special_ids(metadata, key, len(tokens)) for key in ("bos", "eos"))
-        return cls(
+        vocabulary = cls(
             tokens=tokens,
             lefts=lefts,
             rights=rights,
@@ -217,16 +217,14 @@ class Vocabulary:
             whole=bool(metadata.get(WHOLE_KEY, pre in IGNORE_MERGES)),
             normaliser=Normaliser.from_metadata(metadata, spaces=pieces),
             scores=_scores(need("scores"), types) if scored else None,
-        )._checked()
-
-    def _checked(self) -> Vocabulary:
-        if self.pieces and self.missing_bytes:
-            first = self.missing_bytes[0]
+        )
+        if pieces and vocabulary.missing_bytes:
+            first = vocabulary.missing_bytes[0]
             raise UserError(
                 f"The model file's vocabulary lacks the token '<0x{first:02X}>'; expected one for "
                 "each of the 256 bytes, as SentencePiece's byte fallback has them."
             )
-        return self
+        return vocabulary
 
     @property
     def pieces(self) -> bool:
