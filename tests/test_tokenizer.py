@@ -171,7 +171,7 @@ def test_text_that_is_no_str_is_a_user_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer.ggml.pre": "deepseek-llm"}, "'deepseek-llm' is not supported"),
+        ({"tokenizer.ggml.pre": "youtu"}, "'youtu' is not supported"),
         ({"tokenizer.ggml.model": "llama"}, "'llama' is not supported"),
         ({"tokenizer.ggml.merges": None}, "lacks `tokenizer.ggml.merges`"),
         ({"tokenizer.ggml.merges": ["a b", "no-space"]}, "not two tokens"),
