@@ -50,7 +50,7 @@ def split_file(whole: Path, folder: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return sorted(folder.glob("m-*.gguf"))[-1]
+    return max(folder.glob("m-*.gguf"))
 
 
 def saved_folder(path: Path, name: str, folder: Path) -> Path:

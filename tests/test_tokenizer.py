@@ -172,7 +172,7 @@ def test_text_that_is_no_str_is_a_user_error():
     ("change", "message"),
     [
         ({"tokenizer.ggml.pre": "youtu"}, "'youtu' is not supported"),
-        ({"tokenizer.ggml.model": "llama"}, "'llama' is not supported"),
+        ({"tokenizer.ggml.model": "bert"}, r"'bert' \\(WordPiece\\) is not supported"),
         ({"tokenizer.ggml.merges": None}, "lacks `tokenizer.ggml.merges`"),
         ({"tokenizer.ggml.merges": ["a b", "no-space"]}, "not two tokens"),
         ({"tokenizer.ggml.merges": ["a qqqqq"]}, "'qqqqq', which is not in its vocabulary"),
