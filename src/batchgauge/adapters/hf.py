@@ -141,9 +141,11 @@ def _with_spaces(tokenizer: tokenizers.Tokenizer, normaliser: Normaliser) -> Non
     steps = [getattr(normalizers, normaliser.form)()] if normaliser.form else []
     if normaliser.prefix == "every":
         steps.append(normalizers.Prepend(SPACE))
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     if scheme := {"missing": "always", "first": "first"}.get(normaliser.prefix):
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme, split=False)
+    else:
+        steps.append(normalizers.Replace(" ", SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
     behind = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if normaliser.prefix:
         behind.append(decoders.Strip(" ", 1, 0))

@@ -137,7 +137,8 @@ def _unknown_normaliser(where: str, kind: object) -> UserError:
 def _normaliser(tokenizer: JSON, where: str) -> tuple[str, tuple[str, ...]]:
     """The form of Unicode that texts get, and what is done to their spaces, in order."""
     whole = tokenizer.get("normalizer") or {"type": "Sequence", "normalizers": []}
-    form, spaces = "", []
+    form = ""
+    spaces: list[str] = []
     for step in whole.get("normalizers", [whole]):
         kind = step.get("type")
         if kind in FORMS and not form and not spaces:

@@ -9,10 +9,11 @@ SentencePiece's vocabularies, nothing is cut.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 import regex
 
-Cuts = regex.Pattern[str] | None
+Cuts: TypeAlias = regex.Pattern[str] | None
 
 
 def last_cut(pre_tokenizer: str) -> Cuts:
