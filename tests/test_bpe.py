@@ -11,7 +11,7 @@ from tests.tokenizer_cases import PRE_TOKENIZERS, default_metadata, texts
 
 from batchgauge import UserError
 from batchgauge.core.tokenizer.bpe_plain import MAX_CACHED_CHARS, MAX_CACHED_WORDS, WordCache, merge
-from batchgauge.core.tokenizer.pretokenize import ascii_splitter, split, unicode_splitter
+from batchgauge.core.tokenizer.pretokenize import PATTERNS, ascii_splitter, split, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 
 
@@ -81,7 +81,7 @@ def test_word_cache_is_bounded():
     assert long_word not in cache
 
 
-@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+@pytest.mark.parametrize("name", PATTERNS)
 def test_white_space_is_unicodes(name):
     """The separators that only Python's `re` counts as white space are none here."""
     assert split(name, "a\x1c\x1d") == ["a", "\x1c\x1d"]
@@ -117,5 +117,7 @@ def test_words_of_the_four_pre_tokenizers():
 
 def test_unknown_pre_tokenizer_is_a_user_error():
     """The sentence names what was asked for and what there is."""
-    with pytest.raises(UserError, match="'bloom' is not supported; expected one of gpt-2, llama"):
+    with pytest.raises(
+        UserError, match="'bloom' is not supported; expected one of deepseek-coder, "
+    ):
         split("bloom", "x")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
+from types import SimpleNamespace
 
 import pytest
 
+from batchgauge.experiments import scaling
 from batchgauge.experiments.batch_sizing.bench import affordable, effort, effort_note, effort_s
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap.study import Scenario, shortened
@@ -120,3 +122,22 @@ def test_spread_keeps_order_and_floor():
     """Equal numbers become one."""
     assert spread((50, 200, 500), 0.1, 10) == (10, 20, 50)
     assert spread((50, 200, 500), 1.0, 4) == (50, 200, 500)
+
+
+def test_a_loaded_machine_costs_no_more(monkeypatch):
+    """What other processes add to most of the probes is not the engine's cost."""
+    busy = cycle([9.0, 4.0, 30.0, 1.0, 7.0])
+    monkeypatch.setattr(
+        scaling,
+        "engine_probe",
+        lambda _engine: (
+            lambda rows, prompt, steps: (  # noqa: ARG005
+                1.4 * rows * prompt * next(busy),
+                (33 + 1.8 * (rows - 1)) * next(busy),
+            )
+        ),
+    )
+    found = scaling.pilot(SimpleNamespace(max_batch_size=lambda: 16))
+    assert found.position_s == pytest.approx(SMALL.position_s)
+    assert found.step_s == pytest.approx(SMALL.step_s)
+    assert found.row_s == pytest.approx(SMALL.row_s)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_families import CASES, write_family
 
+from batchgauge.core.counts import held_bytes
+from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
 from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing import calibration
@@ -356,3 +359,16 @@ def test_the_held_out_check_does_not_count_its_own_noise():
     assert seen == pytest.approx(1.4826 * math.log(1.05))
     assert stated_error(held_out, noise=0.6 * seen) == pytest.approx(0.8 * seen)
     assert stated_error(held_out, noise=2 * seen) == LEAST_ERROR
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "llama uneven"])
+def test_the_cache_is_counted_as_it_is_held(tmp_path, name):
+    """A layer with a window keeps every position all the same, and one of few heads their room."""
+    model = LlamaModel.load(write_family(tmp_path / "m.gguf", CASES[name]))
+    lengths = [40, 40, 40]
+    cache = model.new_cache(lengths)
+    memory = MemoryModel.from_shape(ModelShape.of(model.config, model.weights_bytes))
+    assert memory.kv_bytes_per_token == model.config.kv_bytes_per_token
+    held = held_bytes(model.config, 0, lengths, [1, 1, 1])["kv_cache"]
+    assert held == sum(lengths) * memory.kv_bytes_per_token
+    assert held == cache.nbytes

@@ -32,6 +32,43 @@ LLAMA3 = (
 )
 
 
+CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+ENDING"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*ENDING"
+    r"|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
+DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿ\u0386\u0388-\u038a\u038c\u038e-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽ"
+    "Ა-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ"
+    "\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+)
+STEPS: dict[str, list[str | None]] = {
+    "gpt-4o": [CASED.replace("ENDING", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?").replace("DIGITS", "{1,3}")],
+    "tekken": [CASED.replace("ENDING", "").replace("DIGITS", "")],
+    "llama-bpe": [LLAMA3],
+    "qwen2": [LLAMA3.replace("{1,3}", "")],
+    "deepseek-v3": [
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        (
+            "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
+            "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
+            "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+        ),
+    ],
+    "deepseek-llm": [
+        "[\r\n]",
+        DEEPSEEK_LETTERS,
+        "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+        "\\s+$",
+        DEEPSEEK_CJK,
+        None,
+    ],
+    "deepseek-coder": ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, None],
+}
+
+
 def hf_pre_tokenizer(name):
     """What the model's own `tokenizer.json` has."""
     pre = tokenizers.pre_tokenizers
@@ -40,13 +77,11 @@ def hf_pre_tokenizer(name):
         return gpt2
     if name == "smollm":
         return pre.Sequence([pre.Digits(individual_digits=True), gpt2])
-    pattern = LLAMA3 if name == "llama-bpe" else LLAMA3.replace("{1,3}", "")
-    return pre.Sequence(
-        [
-            pre.Split(tokenizers.Regex(pattern), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    steps = [
+        pre.Split(tokenizers.Regex(step), "isolated") if step else pre.Digits(True)
+        for step in STEPS[name]
+    ]
+    return pre.Sequence([*steps, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def hf_tokenizer(metadata):
@@ -56,7 +91,7 @@ def hf_tokenizer(metadata):
     model = tokenizers.models.BPE(
         {token: i for i, token in enumerate(tokens)},
         [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]],
-        ignore_merges=name == "llama-bpe",
+        ignore_merges=name in {"llama-bpe", "tekken"},
     )
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = hf_pre_tokenizer(name)

@@ -6,12 +6,16 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
 from batchgauge.core.tokenizer.vocabulary import byte_alphabet
 
-PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
+PRE_TOKENIZERS = (
+    "smollm", "gpt-2", "llama-bpe", "qwen2", "gpt-4o", "tekken", "deepseek-llm", "deepseek-coder",
+    "deepseek-v3",
+)  # fmt: skip
 
 TEXTS = {
     "prose": "The quick brown fox, who'd been resting, didn't jump: it walked. “Why?” she'll ask…",
@@ -77,15 +81,7 @@ def toy_metadata(pre_tokenizer: str = "smollm") -> dict[str, Any]:
         for text in TEXTS.values()
         for word in text.replace(" ", "\0 ").split("\0")
     )
-    merges: list[str] = []
-    while len(merges) < 120:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += count
-        best = max(pairs, key=pairs.__getitem__)
-        merges.append(" ".join(best))
-        words = Counter({_merged(word, best): count for word, count in words.items()})
+    merges = _learned(words, 120)
     tokens = ["<|a|>", "<|a|>b", "<u>", *alphabet, *(m.replace(" ", "") for m in merges)]
     tokens = list(dict.fromkeys(tokens))
     return {
@@ -94,6 +90,45 @@ def toy_metadata(pre_tokenizer: str = "smollm") -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [3, 3, 4] + [1] * (len(tokens) - 3),
         "tokenizer.ggml.merges": merges,
+    }
+
+
+def _learned(words: Counter[tuple[str, ...]], count: int) -> list[str]:
+    """So many merges, each of the pair that is met most."""
+    merges: list[str] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += times
+        best = max(pairs, key=pairs.__getitem__)
+        merges.append(" ".join(best))
+        words = Counter({_merged(word, best): times for word, times in words.items()})
+    return merges
+
+
+@cache
+def pieces_metadata(*, crossing: bool = False) -> dict[str, Any]:
+    """A vocabulary of SentencePiece's kind with 150 merges learned from `TEXTS`, as scores.
+
+    `crossing`: one more token goes on behind a space, so that no text is cut into words.
+    """
+    texts = [text.replace(" ", "▁") for text in TEXTS.values()]
+    words = Counter(
+        tuple(word) for text in texts for word in text.replace("▁", "\0▁").split("\0") if word
+    )
+    known = sorted({char for word in words for char in word if char < "\u1000" or char == "▁"})
+    merges = _learned(Counter({w: n for w, n in words.items() if {*w} <= {*known}}), 150)
+    learned = [merge.replace(" ", "") for merge in merges] + ["s▁", "s▁a"] * crossing
+    learned = list(dict.fromkeys(learned))
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), "<u>"]
+    scores = [0.0] * len(first) + [-float(n) for n in range(len(learned))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [*first, *learned, *known],
+        "tokenizer.ggml.scores": np.array([*scores, *[-1e6] * len(known)], np.float32),
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, 4] + [1] * len(learned + known),
     }
 
 

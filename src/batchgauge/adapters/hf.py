@@ -10,11 +10,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
-from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, PATTERNS
+from batchgauge.core.tokenizer.normalise import SPACE, Normaliser
+from batchgauge.core.tokenizer.pretokenize import STEPS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
@@ -100,15 +102,61 @@ class HFTokenizer:
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
-    """The library's own byte-level BPE with this vocabulary and these merges."""
-    tokens, kind = vocabulary.tokens, vocabulary.pre_tokenizer
-    merges = [
-        (tokens[left], tokens[right])
-        for left, right in zip(vocabulary.lefts, vocabulary.rights, strict=True)
-    ]
+    """The library's own BPE with this vocabulary and these merges."""
     tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocabulary.ids, merges, ignore_merges=kind in IGNORE_MERGES)
+        models.BPE(
+            vocabulary.ids,
+            _merges(vocabulary),
+            ignore_merges=vocabulary.whole,
+            byte_fallback=vocabulary.pieces,
+        )
     )
+    if vocabulary.pieces:
+        _with_spaces(tokenizer, vocabulary.normaliser)
+    else:
+        _with_words(tokenizer, vocabulary)
+    for special, group in ((True, vocabulary.control), (False, vocabulary.user_defined)):
+        tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in group])
+    return tokenizer
+
+
+def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Pairs of tokens in order of rank; of a vocabulary with scores every one that merges."""
+    tokens, scores = vocabulary.tokens, vocabulary.scores
+    if scores is None:
+        both = zip(vocabulary.lefts.tolist(), vocabulary.rights.tolist(), strict=True)
+        return [(tokens[left], tokens[right]) for left, right in both]
+    ids = vocabulary.ids
+    return [
+        (token[:at], token[at:])
+        for token in (tokens[i] for i in np.argsort(-scores, kind="stable").tolist())
+        if np.isfinite(scores[ids[token]])
+        for at in range(1, len(token))
+        if token[:at] in ids and token[at:] in ids
+    ]
+
+
+def _with_spaces(tokenizer: tokenizers.Tokenizer, normaliser: Normaliser) -> None:
+    """SentencePiece's way with spaces, before and after."""
+    steps = [getattr(normalizers, normaliser.form)()] if normaliser.form else []
+    if normaliser.prefix == "every":
+        steps.append(normalizers.Prepend(SPACE))
+    if scheme := {"missing": "always", "first": "first"}.get(normaliser.prefix):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme, split=False)
+    else:
+        steps.append(normalizers.Replace(" ", SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    behind = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if normaliser.prefix:
+        behind.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(behind)
+
+
+def _with_words(tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+    """The pre-tokenizer of a byte-level vocabulary."""
+    kind = vocabulary.pre_tokenizer
+    if form := vocabulary.normaliser.form:
+        tokenizer.normalizer = getattr(normalizers, form)()
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # GPT-2's pattern
     if kind == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -116,13 +164,10 @@ def from_vocabulary(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     elif kind == "gpt-2":
         tokenizer.pre_tokenizer = words
     else:
-        split = pre_tokenizers.Split(Regex(PATTERNS[kind]), "isolated")
+        steps = [pre_tokenizers.Split(Regex(step), "isolated") for step in STEPS[kind]]
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, bytes_only])
     tokenizer.decoder = decoders.ByteLevel()
-    for special, group in ((True, vocabulary.control), (False, vocabulary.user_defined)):
-        tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t in group])
-    return tokenizer
 
 
 def _not_text() -> UserError:

@@ -98,8 +98,13 @@ class TiktokenTokenizer:
 def from_vocabulary(vocabulary: Vocabulary) -> TiktokenTokenizer:
     """A tiktoken encoding with the ids of `vocabulary`.
 
-    Raises UserError when its ids are not in order of its merges.
+    Raises UserError when its ids are not in order of its merges, or no single pattern cuts words.
     """
+    if vocabulary.pre_tokenizer not in PATTERNS or vocabulary.normaliser.form:
+        raise UserError(
+            "tiktoken cannot hold this vocabulary: its words are not cut by one regular "
+            "expression of the text as it is."
+        )
     order = np.concatenate([[max(vocabulary.byte_ids)], vocabulary.merged])
     if (np.diff(order) <= 0).any():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Byte-level BPE as one writes it from the papers: the baseline, and the oracle of the tests.
+"""BPE as one writes it from the papers: the baseline, and the oracle of the tests.
 
 One text at a time, one word at a time: cut the text with the pre-tokenizer's
 regular expression, spell the word in GPT-2's byte alphabet, then find the
@@ -16,11 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
-from batchgauge.core.tokenizer.pretokenize import PATTERNS
-from batchgauge.core.tokenizer.vocabulary import Vocabulary, byte_alphabet
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.protocols import TokenBatch
 
@@ -33,8 +30,8 @@ class BaselineTokenizer:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.vocab_size = len(vocabulary.tokens)
-        self._pattern = regex.compile(PATTERNS[vocabulary.pre_tokenizer])
-        self._alphabet = byte_alphabet()
+        _, self._words = vocabulary.splitters
+        self._normal = vocabulary.normaliser
         tokens = vocabulary.tokens
         self._ranks = {
             (tokens[left], tokens[right]): rank
@@ -57,18 +54,17 @@ class BaselineTokenizer:
         """Ids of one text. Raises UserError for a lone surrogate."""
         special = self.vocabulary.special
         wanted = special if allow_special else self.vocabulary.user_defined
-        if not wanted:
-            return self.encode_plain(text)
         ids: list[int] = []
         start = at = 0
-        while at < len(text):
+        while wanted and at < len(text):
             found = max((s for s in special if text.startswith(s, at)), key=len, default="")
             end = at + max(len(found), 1)
             if found in wanted:
-                ids += [*self.encode_plain(text[start:at]), wanted[found]]
+                before = self._normal(text[start:at], first=start == 0)
+                ids += [*self.encode_plain(before), wanted[found]]
                 start = end
             at = end
-        return ids + self.encode_plain(text[start:])
+        return ids + self.encode_plain(self._normal(text[start:], first=start == 0))
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text in which nothing is special."""
@@ -79,8 +75,7 @@ class BaselineTokenizer:
 
     def split(self, text: str) -> list[str]:
         """The words of a text, which joined give it back."""
-        words: list[str] = self._pattern.findall(text)
-        return words
+        return self._words(text)
 
     def encode_word(self, word: str) -> list[int]:
         """Ids of one word."""
@@ -93,21 +88,29 @@ class BaselineTokenizer:
             ) from error
         if data in self.vocabulary.whole_words:
             return [self.vocabulary.whole_words[data]]
-        ids = self.vocabulary.ids
-        symbols = [char for char in (self._alphabet[byte] for byte in data) if char in ids]
+        tokens, ids = self.vocabulary.tokens, self.vocabulary.ids
+        symbols = [tokens[i] for i in self.vocabulary.symbols(word)]
         return [ids[symbol] for symbol in self.merge(symbols)]
 
     def merge(self, symbols: list[str]) -> list[str]:
         """Merge the lowest-ranked pair of neighbours until none has a rank."""
+        none = len(self.vocabulary.tokens) + len(self.vocabulary.merged)
         while len(symbols) > 1:
-            none = len(self.vocabulary.merged)
-            ranks = [self._ranks.get(pair, none) for pair in pairwise(symbols)]
+            ranks = [self.rank(pair, none) for pair in pairwise(symbols)]
             lowest = min(ranks)
             if lowest == none:
                 break
             at = ranks.index(lowest)
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
         return symbols
+
+    def rank(self, pair: tuple[str, str], none: int) -> int:
+        """When two neighbours merge; `none` if they never do."""
+        if self.vocabulary.scores is None:
+            return self._ranks.get(pair, none)
+        left, right = map(self.vocabulary.ids.__getitem__, pair)
+        found = self.vocabulary.pairs.get((left, right))
+        return none if found is None else found[0]
 
     def encode_many(self, texts: Sequence[str], *, allow_special: bool = False) -> TokenBatch:
         """Ids of many texts, one after the other. Raises UserError for a lone surrogate."""
@@ -123,7 +126,8 @@ class BaselineTokenizer:
                     f"expected 0 to {self.vocab_size - 1}."
                 )
             data += self.vocabulary.token_bytes[token_id]
-        return data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._normal.prefix else text
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of many id sequences. Raises UserError for an unknown id."""

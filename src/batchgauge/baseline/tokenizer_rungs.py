@@ -19,7 +19,7 @@ from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, WordCache, merge
 from batchgauge.core.tokenizer.bpe_tokenizer import Encoder, read_metadata
-from batchgauge.core.tokenizer.pretokenize import ascii_splitter
+from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import TokenBatch
 
@@ -35,15 +35,14 @@ class IntegerPairs(BaselineTokenizer):
         data = word.encode()
         if data in self.vocabulary.whole_words:
             return [self.vocabulary.whole_words[data]]
-        ids = [i for i in map(self.vocabulary.byte_ids.__getitem__, data) if i >= 0]
-        return self.merge_ids(ids)
+        return self.merge_ids(self.vocabulary.symbols(word))
 
     def merge_ids(self, ids: list[int]) -> list[int]:
         """Merge the lowest-ranked pair of neighbours until none has a rank."""
         pairs = self.vocabulary.pairs
-        none = (len(pairs), -1)
+        none = (len(self.vocabulary.tokens) + len(self.vocabulary.merged), -1)
         while len(ids) > 1:
-            found = [pairs.get(pair, none) for pair in pairwise(ids)]
+            found = [pairs.get(pair) or none for pair in pairwise(ids)]
             lowest = min(found)
             if lowest is none:
                 break
@@ -66,7 +65,7 @@ class AsciiScan(BaselineTokenizer):
     def split(self, text: str) -> list[str]:
         """The words of a text."""
         if text.isascii():
-            return ascii_splitter(self.vocabulary.pre_tokenizer)(text)
+            return self.vocabulary.splitters[0](text)
         return super().split(text)
 
 
@@ -93,7 +92,7 @@ class WholeTokens(BaselineTokenizer):
         self._single = {
             word: i
             for word, i in _decodable(vocabulary).items()
-            if merge([vocabulary.byte_ids[byte] for byte in word.encode()], vocabulary.pairs) == [i]
+            if merge(vocabulary.symbols(word), vocabulary.pairs) == [i]
         }
 
     def encode_word(self, word: str) -> list[int]:
@@ -110,7 +109,7 @@ class DistinctWords(BaselineTokenizer):
         special = self.vocabulary.special if allow_special else self.vocabulary.user_defined
         if special:
             return super().encode_many(texts, allow_special=allow_special)
-        words = [self.split(text) for text in texts]
+        words = [self.split(self._normal(text)) for text in texts]
         distinct = {word: self.encode_plain(word) for word in set(chain.from_iterable(words))}
         return TokenBatch.from_lists(
             [list(chain.from_iterable(map(distinct.__getitem__, row))) for row in words]
@@ -158,8 +157,15 @@ def _kernel(path: Path | None, *, table: bool, one_call: bool) -> Encode:
     """The compiled kernel, with or without its word table. Raises ImportError without Numba."""
     from batchgauge.core.tokenizer.bpe_compiled import KernelEncoder, WithoutWordTable
 
-    encoder = (KernelEncoder if table else WithoutWordTable)(_vocabulary(path))
-    return encoder.encode_many if one_call else TextByText(encoder)
+    vocabulary = _vocabulary(path)
+    encoder = (KernelEncoder if table else WithoutWordTable)(vocabulary)
+    return _prepared(vocabulary, encoder.encode_many if one_call else TextByText(encoder))
+
+
+def _prepared(vocabulary: Vocabulary, encode: Encode) -> Encode:
+    """The same of texts as they are before they are prepared, where that changes them."""
+    normal = vocabulary.normaliser
+    return encode if normal == AS_IS else lambda texts: encode([normal(t) for t in texts])
 
 
 @cache
@@ -188,7 +194,7 @@ def tokenizer_rungs(path: Path | None = None) -> tuple[Rung, ...]:
     ]
 
     def plain() -> Encode:
-        return PlainEncoder(_vocabulary(path)).encode_many
+        return _prepared(_vocabulary(path), PlainEncoder(_vocabulary(path)).encode_many)
 
     without_table = partial(_kernel, path, table=False, one_call=False)
     with_table = partial(_kernel, path, table=True, one_call=False)

@@ -1,25 +1,41 @@
 """What `tokenizer.json` and its neighbours say, under GGUF's keys.
 
-The vocabulary is byte-level BPE; its way to cut words is told from its pre-tokenizer, whose
-patterns `pretokenize` knows. Begin and end of a text are those of its post-processor.
+The vocabulary is byte-level BPE, whose way to cut words is told from its pre-tokenizer
+(`pretokenize` knows the patterns), or BPE with byte fallback, as SentencePiece's are written.
+Begin and end of a text are those of its post-processor. Unicode normalisation and the ways to
+put a space before a text, which no GGUF tells, stand under keys of our own (`normalise`).
 
-Left out: SentencePiece's kinds of vocabulary, WordPiece, normalisers (NFC, which Qwen's files
-have and no GGUF carries, is passed over as there).
+Left out: Unigram, WordPiece, any other normaliser: refused by name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, PATTERNS
-from batchgauge.core.tokenizer.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from batchgauge.core.tokenizer.normalise import FORM_KEY, FORMS, PREFIX_KEY, SPACE
+from batchgauge.core.tokenizer.pretokenize import STEPS
+from batchgauge.core.tokenizer.vocabulary import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    NORMAL,
+    PIECES,
+    UNUSED,
+    USER_DEFINED,
+    WHOLE_KEY,
+)
 from batchgauge.errors import UserError
 
 MOST_TOKENS = 1 << 21
-_PLAIN = ((r"[\p{L}]", r"\p{L}"), (r"[\p{N}]", r"\p{N}"), (r"[^\s]", r"\S"), (r"[\s]", r"\s"))
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_PLAIN = (
+    (r"[\p{L}]", r"\p{L}"), (r"[\p{N}]", r"\p{N}"), (r"[^\s]", r"\S"), (r"[\s]", r"\s"),
+    ("\r", r"\r"), ("\n", r"\n"),
+)  # fmt: skip
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 JSON = Mapping[str, Any]
 
@@ -34,9 +50,18 @@ def tokenizer_metadata(
     """
     try:
         tokens, types = _tokens(tokenizer, int(ids["vocab_size"]), where)
+        form, spaces = _normaliser(tokenizer, where)
+        own: dict[str, Any] = {FORM_KEY: form}
+        pieces = bool(tokenizer["model"].get("byte_fallback"))
+        if pieces:
+            own[PREFIX_KEY] = _space_prefix(tokenizer, spaces, where)
+        elif spaces:
+            raise _unknown_normaliser(where, "Replace")
+        else:
+            own[WHOLE_KEY] = bool(tokenizer["model"].get("ignore_merges"))
         found: dict[str, Any] = {
-            "model": "gpt2",
-            "pre": _pre_tokenizer(tokenizer, where),
+            "model": PIECES if pieces else BYTES,
+            "pre": "default" if pieces else _pre_tokenizer(tokenizer, where),
             "tokens": tokens,
             "token_type": np.array(types, np.int32),
             "merges": [
@@ -63,20 +88,20 @@ def tokenizer_metadata(
             f"{where} is not a tokenizer as the `tokenizers` library writes it "
             f"({type(problem).__name__} at {str(problem)[:60]!r}); expected one."
         ) from None
-    return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()} | own
 
 
 def _tokens(tokenizer: JSON, rows: int, where: str) -> tuple[list[str], list[int]]:
     """Tokens and their types in a GGUF; ids that no token has are unused, as in its converter."""
     model = tokenizer["model"]
-    if (kind := model.get("type", "BPE")) != "BPE" or model.get("byte_fallback"):
+    if (kind := model.get("type", "BPE")) != "BPE":
         raise UserError(
-            f"{where} is a tokenizer of the kind {kind!r}"
-            f"{' with byte fallback, as SentencePiece has it' if kind == 'BPE' else ''}, which is "
-            "not supported; expected byte-level BPE."
+            f"{where} is a tokenizer of the kind {kind!r}, which is not supported; expected "
+            "byte-level BPE, or BPE with byte fallback."
         )
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
+    pieces = bool(model.get("byte_fallback"))
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(key) and (pieces or key != "ignore_merges"):
             raise UserError(f"{where} has {key!r}, which is not supported; expected none.")
     vocabulary: dict[str, int] = model["vocab"]
     added = tokenizer.get("added_tokens") or []
@@ -95,20 +120,67 @@ def _tokens(tokenizer: JSON, rows: int, where: str) -> tuple[list[str], list[int
         raise ValueError(f"an id of {count - 1}")
     tokens, types = [f"[PAD{i}]" for i in range(count)], [UNUSED] * count
     for token, i in vocabulary.items():
-        tokens[i], types[i] = token, NORMAL
+        is_byte = pieces and _BYTE.fullmatch(token)
+        tokens[i], types[i] = token, BYTE if is_byte else NORMAL
     for token, (i, is_special) in special.items():
         tokens[i], types[i] = token, CONTROL if is_special else USER_DEFINED
     return tokens, types
 
 
+def _unknown_normaliser(where: str, kind: object) -> UserError:
+    return UserError(
+        f"{where} has the normaliser {kind!r}, which is not supported; expected none, one of "
+        f"{', '.join(FORMS)}, or SentencePiece's spaces."
+    )
+
+
+def _normaliser(tokenizer: JSON, where: str) -> tuple[str, tuple[str, ...]]:
+    """The form of Unicode that texts get, and what is done to their spaces, in order."""
+    whole = tokenizer.get("normalizer") or {"type": "Sequence", "normalizers": []}
+    form = ""
+    spaces: list[str] = []
+    for step in whole.get("normalizers", [whole]):
+        kind = step.get("type")
+        if kind in FORMS and not form and not spaces:
+            form = kind
+        elif (kind == "Prepend" and step["prepend"] == SPACE and not spaces) or (
+            kind == "Replace" and (step["pattern"], step["content"]) == ({"String": " "}, SPACE)
+        ):
+            spaces.append(kind)
+        else:
+            raise _unknown_normaliser(where, kind)
+    return form, tuple(spaces)
+
+
+def _space_prefix(tokenizer: JSON, spaces: tuple[str, ...], where: str) -> str:
+    """Where `▁` stands before a text, by normaliser and pre-tokenizer: see `normalise`."""
+    steps = tokenizer.get("pre_tokenizer") or {"type": "Sequence", "pretokenizers": []}
+    steps = steps.get("pretokenizers", [steps])
+    if spaces and all(_cuts_nothing(step) for step in steps):
+        if spaces == ("Replace",):
+            return ""
+        if spaces == ("Prepend", "Replace"):
+            return "every"
+    if not spaces and len(steps) == 1 and steps[0].get("type") == "Metaspace":
+        step = steps[0]
+        schemes = {"always": "missing", "first": "first", "never": ""}
+        scheme = step.get("prepend_scheme", "always")
+        if step["replacement"] == SPACE and not step.get("split", True) and scheme in schemes:
+            return schemes[scheme]
+    kinds = [*spaces, *(str(step.get("type")) for step in steps)] or ["nothing"]
+    raise UserError(
+        f"{where} prepares texts by {' and '.join(kinds)} in a way that is not known; expected "
+        "spaces that become '▁', as in the files of Llama 2, Mistral and Gemma."
+    )
+
+
+def _cuts_nothing(step: JSON) -> bool:
+    """Whether a step only looks for spaces, of which none are left."""
+    return step.get("type") == "Split" and bool(step["pattern"] == {"String": " "})
+
+
 def _pre_tokenizer(tokenizer: JSON, where: str) -> str:
     """The name of the pre-tokenizer in a GGUF."""
-    normal = tokenizer.get("normalizer")
-    if normal is not None and normal.get("type") != "NFC":
-        raise UserError(
-            f"{where} has the normaliser {normal.get('type')!r}, which is not supported; expected "
-            "none, or NFC."
-        )
     steps = tokenizer.get("pre_tokenizer") or {"type": "none"}
     steps = steps.get("pretokenizers", [steps])
     kinds = [step.get("type") for step in steps]
@@ -118,28 +190,30 @@ def _pre_tokenizer(tokenizer: JSON, where: str) -> str:
         found = "gpt-2"
     elif kinds == ["Digits", "ByteLevel"] and regex == [True] and steps[0]["individual_digits"]:
         found = "smollm"
-    elif kinds == ["Split", "ByteLevel"] and regex == [False]:
-        pattern = _canonical(steps[0]["pattern"].get("Regex", ""))
-        usual = steps[0].get("behavior") == "Isolated" and not steps[0].get("invert")
-        names = [name for name, one in PATTERNS.items() if usual and _canonical(one) == pattern]
+    elif kinds[-1] == "ByteLevel" and regex == [False]:
+        cuts = [_cut(step) for step in steps[:-1]]
+        names = [name for name, some in STEPS.items() if [*map(_canonical, some)] == cuts]
         found = names[0] if names else None
-    whole = bool(tokenizer["model"].get("ignore_merges"))
     if found is None or any(step.get("add_prefix_space") for step in steps):
         raise UserError(
             f"{where} cuts words by {' and '.join(map(str, kinds))} in a way that is not known; "
-            f"expected the pre-tokenizer of {', '.join(PATTERNS)}."
-        )
-    if whole != (found in IGNORE_MERGES):
-        raise UserError(
-            f"{where} has `ignore_merges` {str(whole).lower()} with the pre-tokenizer {found!r}, "
-            "which is not supported together."
+            f"expected the pre-tokenizer of {', '.join(STEPS)}."
         )
     return found
 
 
+def _cut(step: JSON) -> str | None:
+    """The pattern whose matches stand apart behind a step; None where it does something else."""
+    if step.get("type") == "Digits" and step["individual_digits"]:
+        return r"\p{N}"
+    if step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert"):
+        return None
+    return _canonical(step["pattern"].get("Regex", ""))
+
+
 def _canonical(pattern: str) -> str:
-    for bracketed, plain in _PLAIN:
-        pattern = pattern.replace(bracketed, plain)
+    for one, other in _PLAIN:
+        pattern = pattern.replace(one, other)
     return pattern
 
 

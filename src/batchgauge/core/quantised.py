@@ -32,6 +32,8 @@ from batchgauge.core.ops import LINE, Floats, aligned
 
 BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
 PIECE = 1 << 25  # bytes of memory taken at a time
+AT_ONCE = 8  # blocks that are read at a time
+KERNELS = "batchgauge.core.kernels.quantised_kernel"
 BF16 = OWN_LAYOUTS[30]
 
 Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
@@ -91,7 +93,7 @@ class Kind:
 
     def kernel(self) -> int:
         """The address of the compiled product."""
-        module = import_module("batchgauge.core.kernels.quantised_kernel")
+        module = import_module(KERNELS)
         numbers = (self.bits, self.exact, self.zero, self.size, self.wide, self.least)
         made: int = module.kernel(*map(int, numbers), self.group_bytes)
         return made
@@ -206,22 +208,34 @@ class Packed:
         if features % BLOCK:
             self.blocks[-1] = 0
         self._multiply = kind.kernel()
+        self._turn = import_module(KERNELS).turn
 
     def place(self, row: int, data: Bytes) -> None:
         """Put rows [R, bytes] of a file where they belong, from `row` on. All are finite."""
+        self.place_parts(row, len(data), self.kind.unpack(data.reshape(-1)))
+
+    def place_parts(self, row: int, count: int, parts: Parts) -> None:
+        """The same with so many rows unpacked already."""
         groups = self.blocks.shape[1]
-        codes, *factors = self.kind.unpack(data.reshape(-1))
+        codes, *factors = parts
         if self.kind.bits == 4:
             codes = _words(codes)
-        codes = codes.reshape(len(data), groups, -1)
+        made = [part.reshape(count, groups, -1) for part in (codes, *factors) if part is not None]
         done = 0
-        while done < len(data):
+        while done < count:
             block, lane = divmod(row + done, BLOCK)
-            some = min(BLOCK - lane, len(data) - done)
-            for at, part in zip(self._parts(block), (codes, *factors), strict=False):
-                if part is not None:
-                    rows = part.reshape(len(data), groups, -1)[done : done + some]
-                    at[:, :, lane : lane + some] = rows.transpose(1, 2, 0)
+            some = min(BLOCK - lane, count - done)
+            if whole := 0 if lane else (count - done) // BLOCK:  # blocks at once
+                some = whole * BLOCK
+            for at, part in zip(
+                self._parts(slice(block, block + max(whole, 1))), made, strict=True
+            ):
+                rows = part[done : done + some].reshape(max(whole, 1), -1, groups, part.shape[2])
+                lanes = at[..., lane : lane + rows.shape[1]]
+                if rows.itemsize == lanes.itemsize == 1 and not (lane | rows.shape[1]) % 8:
+                    self._turn(np.ascontiguousarray(rows).view("<u8"), lanes.view("<u8"))
+                else:
+                    lanes[:] = rows.transpose(0, 2, 3, 1)
             done += some
 
     def _parts(self, block: int | slice | Ids) -> Iterator[npt.NDArray[Any]]:
@@ -375,13 +389,23 @@ def _read(
     row = 0
     for name in names:
         tensor = file.tensors[f"{name}.weight"]
-        for part, data in file.chunks(tensor, BLOCK * inputs):
+        stays = tensor.layout.name == layout.name
+        for part, data in file.chunks(tensor, AT_ONCE * BLOCK * inputs):
             rows = (part.stop - part.start) // inputs
+            if stays and isinstance(matrix, Packed) and matrix.kind.size:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    parts = matrix.kind.unpack(data)
+                for factor in parts[1:]:  # weights are finite where these are
+                    if factor is not None:
+                        check(np.asarray(factor, np.float32), name)
+                matrix.place_parts(row, rows, parts)
+                row += rows
+                continue
             values = np.empty((rows, inputs), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):  # `check` sees what comes of it
                 tensor.layout.dequantise(data, values.reshape(-1))
             check(values, name)
-            stored = data if tensor.layout.name == layout.name else as_bfloat16(values)
+            stored = data if stays else as_bfloat16(values)
             matrix.place(row, stored.reshape(rows, -1))
             row += rows
     return matrix

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from batchgauge.protocols import Engine
 from batchgauge.sizing.probes import engine_probe
@@ -19,6 +20,7 @@ FEW_TOKENS, LEAST_TOKENS = 4, 2  # before batches go, and after
 SMALL_BATCH = 4  # the largest batch stays at least as large, of those asked for
 LEAST_S = 0.005  # a request below this is lengthened
 MOST_TOKENS = 64  # of a lengthened one
+TRIES, TRIES_S = 25, 1.0  # probes of a kind at the most, and seconds in which they begin
 PILOT, PROMPT = 32, 16  # tokens of the pilot's prompt, and the least that prompts are cut to
 
 
@@ -67,10 +69,19 @@ def pilot(engine: Engine) -> Cost:
     probe = engine_probe(engine)
     rows = min(SMALL_BATCH, engine.max_batch_size())
     probe(rows, 1, 1)  # compiles and fills caches
-    first, step = (min(seen) for seen in zip(*(probe(1, PILOT, 1) for _ in range(2)), strict=True))
-    wide = min(probe(rows, 1, 1)[1] for _ in range(2)) if rows > 1 else step
+    first, step = _least(lambda: probe(1, PILOT, 1))
+    wide = _least(lambda: probe(rows, 1, 1))[1] if rows > 1 else step
     further = max(0.0, wide - step) / max(rows - 1, 1)
     return Cost(first / PILOT / 1e3, step / 1e3, further / 1e3)
+
+
+def _least(probe: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """The least of several probes, each number by itself: what other processes do only adds."""
+    started, seen = perf_counter(), [probe(), probe()]
+    while len(seen) < TRIES and perf_counter() - started < TRIES_S:
+        seen.append(probe())
+    first, step = (min(each) for each in zip(*seen, strict=True))
+    return first, step
 
 
 def fitted(

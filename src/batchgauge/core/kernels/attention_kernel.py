@@ -139,28 +139,41 @@ def attend(job, spans, pieces, works, turned, team):
         lead(team, works[3], job, pieces.shape[0] * J)
 
 
-def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
-    """`attend_once` and the works, compiled for these sources: see `bpe_kernel._compile`."""
-
-    @njit(nogil=True)
-    def ready(job, row, span, position, head, heads):
-        """Rotate and store one position of some key/value heads, and rotate their queries."""
-        H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
-        q_at = number(job, J_Q) + row * number(job, J_Q_STEP)
-        k_at = number(job, J_K) + row * number(job, J_K_STEP)
-        v_at = number(job, J_V) + row * number(job, J_V_STEP)
-        turns, G = number(job, J_ROTATIONS), H // J
+@njit(nogil=True)
+def _ready(job, row, span, position, head, heads):
+    """Rotate and store one position of some key/value heads, and rotate their queries."""
+    H, E, J = number(job, J_HEADS), number(job, J_WIDTH), number(job, J_KV_HEADS)
+    q_at = number(job, J_Q) + row * number(job, J_Q_STEP)
+    k_at = number(job, J_K) + row * number(job, J_K_STEP)
+    v_at = number(job, J_V) + row * number(job, J_V_STEP)
+    turns, G = number(job, J_ROTATIONS), H // J
+    if turns:
+        scale = floats_at(number(job, J_SCALE), 1)[0]
+        for query in range(head * G, (head + heads) * G):
+            _rotate(q_at + 4 * E * query, turns + 4 * E * row, E, scale)
+    layer, step = number(job, J_LAYER), number(span, S_STEP)
+    for j in range(head, head + heads):
         if turns:
-            scale = floats_at(number(job, J_SCALE), 1)[0]
-            for query in range(head * G, (head + heads) * G):
-                _rotate(q_at + 4 * E * query, turns + 4 * E * row, E, scale)
-        layer, step = number(job, J_LAYER), number(span, S_STEP)
-        for j in range(head, head + heads):
-            if turns:
-                _rotate(k_at + 4 * E * j, turns + 4 * E * row, E, np.float32(1.0))
-            here = layer * number(span, S_LAYER) + j * step + 4 * E * position
-            _copy(k_at + 4 * E * j, number(span, S_KEYS) + here, E)
-            _copy(v_at + 4 * E * j, number(span, S_VALUES) + here, E)
+            _rotate(k_at + 4 * E * j, turns + 4 * E * row, E, np.float32(1.0))
+        here = layer * number(span, S_LAYER) + j * step + 4 * E * position
+        _copy(k_at + 4 * E * j, number(span, S_KEYS) + here, E)
+        _copy(v_at + 4 * E * j, number(span, S_VALUES) + here, E)
+
+
+@njit(nogil=True)
+def _turned_keys(job, span, j):
+    """Where a head's keys lie transposed, and the bytes from row to row."""
+    length = number(span, S_HELD) + number(span, S_COUNT) + FEATURES + APART
+    begin = number(job, J_TURNED) + number(span, S_TURNED)
+    return begin + 4 * length * number(job, J_WIDTH) * j, 4 * length
+
+
+def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
+    """`attend_once` and the works, compiled for these sources: see `bpe_kernel._compile`.
+
+    They close over numbers only: a function among them would be another one to Numba's cache
+    in every process, which then compiled them each time.
+    """
 
     @cfunc("void(int64, int64)", cache=True)
     def one_row(job, part):
@@ -171,7 +184,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         row, j = part // J, part % J
         span = number(job, J_SPANS) + 8 * SPAN * row
         G, total = H // J, number(span, S_HELD) + 1
-        ready(job, row, span, total - 1, j, 1)
+        _ready(job, row, span, total - 1, j, 1)
         seen = min(total, _window(job))
         width = (seen + LANES - 1) // LANES * LANES
         held = np.empty((ROWS, seen + FEATURES), np.float32)
@@ -203,14 +216,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         span, first = number(job, J_SPANS) + 8 * SPAN * number(piece, 0), number(piece, 1)
         for i in range(first, min(first + PIECE, number(span, S_COUNT))):
             row, position = number(span, S_FIRST) + i, number(span, S_HELD) + i
-            ready(job, row, span, position, 0, number(job, J_KV_HEADS))
-
-    @njit(nogil=True)
-    def turned_keys(job, span, j):
-        """Where a head's keys lie transposed, and the bytes from row to row."""
-        length = number(span, S_HELD) + number(span, S_COUNT) + FEATURES + APART
-        begin = number(job, J_TURNED) + number(span, S_TURNED)
-        return begin + 4 * length * number(job, J_WIDTH) * j, 4 * length
+            _ready(job, row, span, position, 0, number(job, J_KV_HEADS))
 
     @cfunc("void(int64, int64)", cache=True)
     def turn_head(job, part):
@@ -222,7 +228,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         span, j = number(job, J_SPANS) + 8 * SPAN * at, part % J
         seen = number(span, S_HELD) + number(span, S_COUNT)
         keys = number(job, J_LAYER) * number(span, S_LAYER) + j * number(span, S_STEP)
-        begin, step = turned_keys(job, span, j)
+        begin, step = _turned_keys(job, span, j)
         _turn(
             carray(floats(number(span, S_KEYS) + keys), (seen, E)), seen,
             carray(floats(begin), (E, step // 4)),
@@ -243,7 +249,7 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         out = number(job, J_OUT) + number(span, S_FIRST) * out_step
         here = number(job, J_LAYER) * number(span, S_LAYER) + j * number(span, S_STEP)
         v_at = number(span, S_VALUES) + here
-        k_at, k_step = turned_keys(job, span, j)
+        k_at, k_step = _turned_keys(job, span, j)
         held = np.empty((ROWS, start + end + FEATURES), np.float32)
         scores, s_step = held.ctypes.data, 4 * (start + end + FEATURES)
         for head in range(j * G, (j + 1) * G):

@@ -193,6 +193,53 @@ def _write_groups(
         to.store(value, builder.add(y, builder.mul(y_step, INT(row))), 4 * LANES * column)
 
 
+@njit(forceinline=True)
+def _exchange(a, b, shift, mask):
+    """Two words, the upper parts of the first exchanged with the lower ones of the second."""
+    other = (a >> shift ^ b) & mask
+    return a ^ other << shift, b ^ other
+
+
+@njit("void(uint64[:, :, :, ::1], uint64[:, :, :, :])", cache=True, nogil=True)
+def turn(rows, lanes):
+    """Codes of rows [B, 8 n, groups, GROUP] into blocks [B, groups, GROUP, 8 n], eight a word.
+
+    Eight words of eight bytes change rows for columns by halves, quarters and bytes
+    (Warren, Hacker's Delight, section 7-3).
+    """
+    S32, S16, S8 = np.uint64(32), np.uint64(16), np.uint64(8)
+    M32, M16 = np.uint64(0xFFFFFFFF), np.uint64(0x0000FFFF0000FFFF)
+    M8 = np.uint64(0x00FF00FF00FF00FF)
+    for block in range(rows.shape[0]):
+        for group in range(rows.shape[2]):
+            for word in range(rows.shape[3]):
+                for some in range(rows.shape[1] // 8):
+                    a, b, c, d, e, f, g, h = (
+                        rows[block, 8 * some, group, word],
+                        rows[block, 8 * some + 1, group, word],
+                        rows[block, 8 * some + 2, group, word],
+                        rows[block, 8 * some + 3, group, word],
+                        rows[block, 8 * some + 4, group, word],
+                        rows[block, 8 * some + 5, group, word],
+                        rows[block, 8 * some + 6, group, word],
+                        rows[block, 8 * some + 7, group, word],
+                    )
+                    a, e = _exchange(a, e, S32, M32)
+                    b, f = _exchange(b, f, S32, M32)
+                    c, g = _exchange(c, g, S32, M32)
+                    d, h = _exchange(d, h, S32, M32)
+                    a, c = _exchange(a, c, S16, M16)
+                    b, d = _exchange(b, d, S16, M16)
+                    e, g = _exchange(e, g, S16, M16)
+                    f, h = _exchange(f, h, S16, M16)
+                    a, b = _exchange(a, b, S8, M8)
+                    c, d = _exchange(c, d, S8, M8)
+                    e, f = _exchange(e, f, S8, M8)
+                    g, h = _exchange(g, h, S8, M8)
+                    for i, whole in enumerate((a, b, c, d, e, f, g, h)):
+                        lanes[block, group, 8 * word + i, some] = whole
+
+
 @cache
 def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> int:
     """The address of `multiply` for a kind of weights, see `_Codes`, in groups of `group` bytes."""
@@ -201,105 +248,7 @@ def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, g
 
 
 def _compile(source, bits, exact, zero, size, wide, least, group):
-    """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
-
-    @njit(nogil=True)
-    def groups_of(rows, x, x_step, w, lane, n, y, y_step, ahead):
-        if rows == 0:
-            _groups(
-                0,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 1:
-            _groups(
-                1,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 2:
-            _groups(
-                2,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        elif rows == 3:
-            _groups(
-                3,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
-        else:
-            _groups(
-                4,
-                bits,
-                exact,
-                zero,
-                size,
-                wide,
-                least,
-                group,
-                x,
-                x_step,
-                w,
-                lane,
-                n,
-                y,
-                y_step,
-                ahead,
-            )
+    """`multiply`, compiled for these sources: see `attention_kernel._compile`."""
 
     @cfunc("void(int64, int64)", cache=True)
     def multiply(job, block):
@@ -323,7 +272,26 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = w_at + AHEAD
                 if PANELS > 1:
                     ahead = w_at + codes_step + panel * (codes_step // PANELS)
-                groups_of(T, x_at, x_step, w_at, lane, groups, y_at + 4 * lane, y_step, ahead)
+                if T == 1:
+                    _groups(
+                        1, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                elif T == 2:
+                    _groups(
+                        2, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                elif T == 3:
+                    _groups(
+                        3, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
+                else:
+                    _groups(
+                        4, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
+                        lane, groups, y_at + 4 * lane, y_step, ahead,
+                    )  # fmt: skip
             return
         turns = turns_of(T)
         chunk = CHUNK // GROUP if turns < MANY else groups
@@ -337,7 +305,10 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = here + AHEAD
                 if PANELS > 1:
                     ahead = here + codes_step + panel * (codes_step // PANELS)
-                groups_of(0, x_at, x_step, here, lane, some, w, w_step, ahead)
+                _groups(
+                    0, bits, exact, zero, size, wide, least, group, x_at, x_step, here, lane,
+                    some, w, w_step, ahead,
+                )  # fmt: skip
                 row = 0
                 for turn in range(turns):
                     rows = height(T, turns, turn, row)

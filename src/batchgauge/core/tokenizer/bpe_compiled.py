@@ -25,13 +25,13 @@ from batchgauge.core.kernels import team_kernel
 from batchgauge.core.tokenizer import bpe_layout as layout
 from batchgauge.core.tokenizer.bpe_kernel import KERNEL
 from batchgauge.core.tokenizer.bpe_merge import fill_pairs, fill_wholes
-from batchgauge.core.tokenizer.pretokenize import IGNORE_MERGES, unicode_splitter
+from batchgauge.core.tokenizer.pretokenize import ascii_splitter, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import usable_cpus
 from batchgauge.protocols import TokenBatch
 
-# (style, most digits in a word; 0: any number)
+# (style, most digits in a word; 0: any number); for all others `regex` cuts words
 _STYLES = {
     "gpt-2": (layout.GPT2, 0),
     "smollm": (layout.GPT2, 1),
@@ -85,6 +85,10 @@ class KernelEncoder:
         self._at = tuple(a.ctypes.data for a in (self._state, self._blocks, self._ids))
         self._shared_at = 0.0
         self._lock = Lock()  # blocks and scratch space are shared by all callers
+        self._splitters = None
+        if vocabulary.pre_tokenizer not in _STYLES:
+            name = vocabulary.pre_tokenizer
+            self._splitters = ascii_splitter(name), unicode_splitter(name)
         _encoders.add(self)
         started = perf_counter()
         self.encode("")
@@ -92,6 +96,9 @@ class KernelEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text. Raises UnicodeEncodeError for a lone surrogate."""
+        if self._splitters:
+            row: list[int] = self.encode_many([text]).ids.tolist()
+            return row
         data = (text + _PAD).encode()
         if len(data) >= _SCRATCH:
             whole: list[int] = self.encode_many([text]).ids.tolist()
@@ -105,6 +112,14 @@ class KernelEncoder:
 
     def encode_many(self, texts: Sequence[str]) -> TokenBatch:
         """Ids of many texts in one call. Raises UnicodeEncodeError for a lone surrogate."""
+        if self._splitters:
+            of_ascii, of_any = self._splitters
+            rows = [of_ascii(text) if text.isascii() else of_any(text) for text in texts]
+            words = self._encode_texts([word for row in rows for word in row])
+            return TokenBatch(words.ids, words.offsets[np.cumsum([0, *map(len, rows)])])
+        return self._encode_texts(texts)
+
+    def _encode_texts(self, texts: Sequence[str]) -> TokenBatch:
         ends = np.empty(len(texts) + 1, dtype=np.int64)
         ends[0] = 0
         joined = "\0".join([*texts, _PAD[1:]] if texts else [_PAD[1:]]).encode()
@@ -275,7 +290,7 @@ def _lay_out(vocabulary: Vocabulary) -> Int64s:
         raise UserError(
             f"The vocabulary has {len(vocabulary.tokens)} tokens; expected less than 2^24."
         )
-    style, most_digits = _STYLES[vocabulary.pre_tokenizer]
+    style, most_digits = _STYLES.get(vocabulary.pre_tokenizer, (layout.WORDS_ALONE, 0))
     header = np.zeros(layout.HEADER, dtype=np.int64)
     header[layout.STYLE], header[layout.DIGITS] = style, most_digits
     header[layout.PAIR_SHIFT], pairs = _empty_table(len(vocabulary.merged), columns=2)
@@ -287,7 +302,7 @@ def _lay_out(vocabulary: Vocabulary) -> Int64s:
         (layout.BYTE_IDS, np.array(vocabulary.byte_ids, dtype=np.int64)),
         (layout.PAIRS, pairs),
     ]
-    if vocabulary.pre_tokenizer in IGNORE_MERGES:
+    if vocabulary.whole:
         ids = np.array(list(vocabulary.whole_words.values()), dtype=np.int64)
         spelled = [vocabulary.token_bytes[i] for i in range(len(vocabulary.tokens))]
         offsets = np.concatenate([[0], np.cumsum([len(word) for word in spelled])])

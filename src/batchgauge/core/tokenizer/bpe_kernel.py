@@ -46,6 +46,7 @@ from batchgauge.core.tokenizer.bpe_layout import (
     STYLE,
     TAKEN,
     WORDS,
+    WORDS_ALONE,
 )
 from batchgauge.core.tokenizer.bpe_merge import merge_word, section, slot_of
 from batchgauge.core.tokenizer.bpe_words import (
@@ -188,8 +189,10 @@ def _encode(at, stop, separator, state, own, out, ends, most):
     while at < stop and text < most:
         while True:
             low, high = load_eight(at), load_eight(at + 8)
-            length = plain_word_length(at, low, high)
-            if length == 0:
+            length = 0
+            if style != WORDS_ALONE:
+                length = plain_word_length(at, low, high)
+            if length == 0 and style != WORDS_ALONE:
                 length = _short_word_length(classes, first, low)
             if length == 0:
                 end = word_end(at, style, digits, classes, first)

@@ -30,7 +30,7 @@ N_WORDS, N_MERGED, N_LOOKUPS, TAKEN = range(4)
 RANKS = 64
 
 OTHER, LETTER, NUMBER, SPACE, END, LEAD = range(6)  # classes of characters; LEAD: not ASCII
-GPT2, LLAMA = 0, 1  # styles of pre-tokenizers
+GPT2, LLAMA, WORDS_ALONE = 0, 1, 2  # styles of pre-tokenizers; the last cuts elsewhere
 # Kinds of bytes; UNCLEAR: an apostrophe, or not ASCII.
 LETTERS, DIGIT, BLANK, LINE_END, TAB, SIGN, UNCLEAR, STOP = range(8)
 KINDS, LENGTHS, BLOCKS = 512, 1024, 1536  # in `classes`

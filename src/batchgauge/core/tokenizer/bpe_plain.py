@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
 
-from batchgauge.core.tokenizer.pretokenize import ascii_splitter, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Pairs, Vocabulary
 from batchgauge.protocols import TokenBatch
 
@@ -84,9 +83,8 @@ class PlainEncoder:
     """Text to ids without compiled code of our own: regular expression, word cache, heap merges."""
 
     def __init__(self, vocabulary: Vocabulary, threads: int = 1) -> None:
-        self._ascii_words = ascii_splitter(vocabulary.pre_tokenizer)
-        self._words = unicode_splitter(vocabulary.pre_tokenizer)
-        self._byte_ids = vocabulary.byte_ids
+        self._ascii_words, self._words = vocabulary.splitters
+        self._symbols = vocabulary.symbols
         self._pairs = vocabulary.pairs
         self._whole_words = vocabulary.whole_words
         self.cache = WordCache(self.encode_word)
@@ -109,7 +107,6 @@ class PlainEncoder:
 
     def encode_word(self, word: str) -> list[int]:
         """Ids of one word, computed."""
-        data = word.encode()
-        if (whole := self._whole_words.get(data)) is not None:
+        if self._whole_words and (whole := self._whole_words.get(word.encode())) is not None:
             return [whole]
-        return merge([i for i in map(self._byte_ids.__getitem__, data) if i >= 0], self._pairs)
+        return merge(self._symbols(word), self._pairs)

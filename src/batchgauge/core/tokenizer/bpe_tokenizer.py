@@ -1,4 +1,4 @@
-"""The tokenizer to use: `BPETokenizer`, exact byte-level BPE from a GGUF's own vocabulary.
+"""The tokenizer to use: `BPETokenizer`, exact BPE from a model's own vocabulary.
 
 Ids are those of HF `tokenizers` built from the same vocabulary and merges. Special
 tokens in a text are read as plain text unless `allow_special` asks for tokens; user
@@ -9,7 +9,7 @@ says whether the model wants one.
 `BatchTokenizer` is the batch interface: items in, responses out, one bad item never
 fails its neighbours.
 
-Left out: normalisation, truncation, padding.
+Left out: truncation, padding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy.typing as npt
 import regex
 
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
-from batchgauge.core.tokenizer.pieces import joined_pieces
+from batchgauge.core.tokenizer.normalise import AS_IS
+from batchgauge.core.tokenizer.pieces import joined_pieces, last_cut
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import performance_cores
@@ -69,12 +70,13 @@ class Encoder(Protocol):
 
 
 class BPETokenizer:
-    """Byte-level BPE: satisfies `batchgauge.protocols.Tokenizer`.
+    """BPE of either kind: satisfies `batchgauge.protocols.Tokenizer`.
 
     `encoder` turns plain text into ids: the compiled kernel by default, plain Python
-    where Numba is missing; `PlainEncoder(vocabulary)` asks for the latter. `threads` share a
-    batch in compiled code, one for each full-speed core where nobody says how many; ids are the
-    same with any number. Raises UserError for a number that this machine does not have.
+    where Numba is missing and for SentencePiece's kind; `PlainEncoder(vocabulary)` asks for
+    it. `threads` share a batch in compiled code, one for each full-speed core where nobody says
+    how many; ids are the same with any number. Raises UserError for a number that this machine
+    does not have.
     """
 
     name = "numpy"
@@ -88,7 +90,11 @@ class BPETokenizer:
     ) -> None:
         self.vocabulary = vocabulary
         self.threads = performance_cores() if threads is None else _checked_threads(threads)
-        self.encoder: Encoder = encoder or FastEncoder(vocabulary, self.threads)
+        kind = PlainEncoder if vocabulary.pieces else FastEncoder
+        self.encoder: Encoder = encoder or kind(vocabulary, self.threads)
+        self._normal = vocabulary.normaliser
+        self._as_is = self._normal == AS_IS
+        self._cuts = last_cut(vocabulary.pre_tokenizer)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
@@ -115,7 +121,7 @@ class BPETokenizer:
         try:
             cut = self._cut_special if allow_special else self._cut_always
             if cut is None or not (parts := cut(text)):
-                return self.encoder.encode(text)
+                return self.encoder.encode(text if self._as_is else self._normal(text))
             return self._encode_parts([parts])[0]
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
             raise _text_error([text], error) from error
@@ -124,11 +130,9 @@ class BPETokenizer:
         """Ids of many texts at once. Raises UserError when one of them has a lone surrogate."""
         try:
             cut = self._cut_special if allow_special else self._cut_always
-            if cut is None:
-                return self.encoder.encode_many(texts)
-            rows = [cut(text) for text in texts]
+            rows = [cut(text) for text in texts] if cut else []
             if not any(rows):
-                return self.encoder.encode_many(texts)
+                return self.encoder.encode_many(self._all_normal(texts))
             parts = [row or [text] for row, text in zip(rows, texts, strict=True)]
             return TokenBatch.from_lists(self._encode_parts(parts))
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
@@ -161,7 +165,7 @@ class BPETokenizer:
                 for text in some:
                     size = characters // 8
                     blocks = (text[start : start + size] for start in range(0, len(text), size))
-                    pieces = joined_pieces(blocks, self.special_ids, size)
+                    pieces = joined_pieces(blocks, self.special_ids, size, self._cuts)
                     yield np.concatenate(list(self._batched(pieces, allow_special, characters)))
             else:
                 yield from self._batched(some, allow_special, characters)
@@ -177,7 +181,8 @@ class BPETokenizer:
         try:
             with Path(path).open(encoding="utf-8", newline="") as file:
                 blocks = iter(lambda: file.read(characters // 8), "")
-                pieces = joined_pieces(blocks, self.special_ids, characters // 8)
+                size = characters // 8
+                pieces = joined_pieces(blocks, self.special_ids, size, self._cuts)
                 yield from self._batched(pieces, allow_special, characters)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{path}' cannot be read as UTF-8 text: {error}.") from error
@@ -197,9 +202,16 @@ class BPETokenizer:
             size += length
         yield from self.encode_many(taken, allow_special=allow_special)
 
+    def _all_normal(self, texts: Sequence[str]) -> Sequence[str]:
+        return texts if self._as_is else [self._normal(text) for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; invalid UTF-8 shows as U+FFFD. Raises UserError for an unknown id."""
-        return self.token_bytes_of(ids).decode("utf-8", "replace")
+        """Text of ids; invalid UTF-8 shows as U+FFFD. Raises UserError for an unknown id.
+
+        The space that was put before a text (`normalise`) is taken away again.
+        """
+        text = self.token_bytes_of(ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._normal.prefix else text
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of many id sequences. Raises UserError for an unknown id."""
@@ -222,7 +234,11 @@ class BPETokenizer:
 
     def _encode_parts(self, rows: Sequence[Sequence[str]]) -> list[list[int]]:
         """Texts cut into parts; a part at an odd position is a special token."""
-        flat = [part for parts in rows for part in parts[::2]]
+        flat = [
+            self._normal(part, first=place == 0)
+            for parts in rows
+            for place, part in enumerate(parts[::2])
+        ]
         plain = iter(self.encoder.encode_many(flat))
         result = []
         for parts in rows:

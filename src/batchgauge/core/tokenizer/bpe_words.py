@@ -28,6 +28,7 @@ from batchgauge.core.tokenizer.bpe_layout import (
     OTHER,
     PLANES,
     SPACE,
+    WORDS_ALONE,
 )
 
 _HIGH, _FOLD = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
@@ -224,6 +225,11 @@ def word_end(at, style, digits, classes, first):
     """
     kind, after = _class_at(at, classes, first)
     if kind == END:
+        return at
+    if style == WORDS_ALONE:
+        while kind != END:
+            at = after
+            kind, after = _class_at(at, classes, first)
         return at
     if byte_at(at) == 0x27:
         end = _contraction_end(at, style)

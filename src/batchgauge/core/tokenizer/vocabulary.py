@@ -1,7 +1,10 @@
-"""A byte-level BPE vocabulary as a GGUF's metadata carries it: tokens, merges, token types.
+"""A BPE vocabulary as a GGUF's metadata carries it: tokens, merges, token types.
 
-Tokens are written in GPT-2's byte alphabet, where each of the 256 bytes has a
-printable character of its own (space is `Ġ`). Special tokens (types `control`, which
+In the byte-level kind (`gpt2`) tokens are written in GPT-2's byte alphabet, where each of the
+256 bytes has a printable character of its own (space is `Ġ`). In SentencePiece's (`llama`)
+they are text with `▁` for space, a character that is no token is spelled by the 256 tokens
+`<0x00>` to `<0xFF>`, and any two neighbours merge whose text together is a token, that with
+the highest score first, unless the file lists merges. Special tokens (types `control`, which
 `unknown` counts as, and `user defined`) are written as they are.
 
 Of several ordinary tokens with one text the last counts, as in HF and llama.cpp; a
@@ -13,7 +16,7 @@ unknown token) and llama.cpp it is dropped. SmolLM2 lacks the control characters
 U+0004, U+0006, U+0013, U+0014, U+0016, U+001D and the bytes F1 and F2, which only
 code points from U+40000 to U+BFFFF use, all unassigned; `missing_bytes` names them.
 
-Left out: other kinds of vocabularies (SentencePiece, WordPiece), normalisers.
+Left out: other kinds of vocabularies (Unigram, WordPiece, RWKV's), refused by name.
 """
 
 from __future__ import annotations
@@ -21,12 +24,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
-from batchgauge.core.tokenizer.pretokenize import ADD_BOS, IGNORE_MERGES, check_name
+from batchgauge.core.tokenizer.normalise import AS_IS, SPACE, Normaliser
+from batchgauge.core.tokenizer.pretokenize import (
+    ADD_BOS,
+    IGNORE_MERGES,
+    Splitter,
+    ascii_splitter,
+    check_name,
+    unicode_splitter,
+)
 from batchgauge.errors import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF token types
@@ -41,7 +53,36 @@ END_NAMES = frozenset({
     "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
 })  # fmt: skip
 _END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-Pairs = Mapping[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
+BYTES, PIECES = "gpt2", "llama"  # kinds of vocabularies, by their names in a GGUF
+KINDS = {
+    "bert": "WordPiece", "t5": "SentencePiece's Unigram", "rwkv": "RWKV's", "plamo2": "PLaMo-2's",
+    "none": "no vocabulary at all", "no_vocab": "no vocabulary at all",
+}  # fmt: skip
+WHOLE_KEY = "tokenizer.batchgauge.ignore_merges"  # no GGUF has it; a `tokenizer.json` says so
+_DEFAULT_IDS = {"bos": 1, "eos": 2}  # of SentencePiece, where a file names none
+
+
+class Pairs(Protocol):
+    """Which two neighbours merge: a mapping, or what answers like one."""
+
+    def get(self, pair: tuple[int, int], /) -> tuple[int, int] | None:
+        """(rank, merged id) of (left id, right id); None where they do not merge."""
+        ...
+
+
+class ScoredPairs:
+    """Neighbours whose text together is a token, the highest score first."""
+
+    def __init__(
+        self, tokens: list[str], ids: Mapping[str, int], scores: npt.NDArray[np.floating]
+    ) -> None:
+        _, ranks = np.unique(-scores, return_inverse=True)  # equal scores have one rank
+        self._tokens, self._ids, self._ranks = tokens, ids, ranks.tolist()
+
+    def get(self, pair: tuple[int, int], /) -> tuple[int, int] | None:
+        """(rank, merged id) of (left id, right id); None where they do not merge."""
+        merged = self._ids.get(self._tokens[pair[0]] + self._tokens[pair[1]])
+        return None if merged is None else (self._ranks[merged], merged)
 
 
 def byte_alphabet() -> list[str]:
@@ -88,8 +129,9 @@ class Edges:
                 )
             return bool(value)
 
+        pieces = metadata.get("tokenizer.ggml.model") == PIECES
         try:
-            implied = check_name(metadata.get("tokenizer.ggml.pre")) in ADD_BOS
+            implied = pieces or check_name(metadata.get("tokenizer.ggml.pre")) in ADD_BOS
         except UserError:  # a tokenizer of another kind, which a foreign engine may know
             implied = False
         ends = {i for key in _END_KEYS for i in listed(key)}
@@ -126,12 +168,15 @@ class Vocabulary:
     bos_id: int | None
     eos_id: int | None
     add_bos: bool
+    whole: bool = False
+    normaliser: Normaliser = AS_IS
+    scores: npt.NDArray[np.floating] | None = None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Vocabulary:
         """Read the `tokenizer.ggml.*` keys of a GGUF's metadata.
 
-        Raises UserError when a key is missing, the vocabulary is not byte-level BPE,
+        Raises UserError when a key is missing, the vocabulary is of another kind,
         the pre-tokenizer is unknown, or a merge names a token that is not there.
         """
 
@@ -142,30 +187,49 @@ class Vocabulary:
                 )
             return value
 
-        if (kind := need("model")) != "gpt2":
+        if (kind := need("model")) not in {BYTES, PIECES}:
+            named = f" ({KINDS[kind]})" if kind in KINDS else ""
             raise UserError(
-                f"The tokenizer model {kind!r} is not supported; expected 'gpt2' (BPE)."
+                f"The tokenizer model {kind!r}{named} is not supported; expected {BYTES!r} "
+                f"(byte-level BPE) or {PIECES!r} (SentencePiece's BPE)."
             )
-        pre_tokenizer = check_name(metadata.get("tokenizer.ggml.pre"))
+        pieces = kind == PIECES
+        pre = "" if pieces else check_name(metadata.get("tokenizer.ggml.pre"))
         tokens = _texts(need("tokens"))
         types = _types(metadata.get("tokenizer.ggml.token_type"), len(tokens))
         ids = {token: i for i, token in enumerate(tokens)}
         control = _special(tokens, np.flatnonzero((types == CONTROL) | (types == UNKNOWN)), ids)
         user_defined = _special(tokens, np.flatnonzero(types == USER_DEFINED), ids)
-        lefts, rights, merged = _merge_ids(need("merges"), ids)
+        scored = pieces and "tokenizer.ggml.merges" not in metadata
+        lefts, rights, merged = _merge_ids([] if scored else need("merges"), ids)
         bos, eos = (_special_ids(metadata, key, len(tokens)) for key in ("bos", "eos"))
-        return cls(
+        vocabulary = cls(
             tokens=tokens,
             lefts=lefts,
             rights=rights,
             merged=merged,
-            pre_tokenizer=pre_tokenizer,
+            pre_tokenizer=pre,
             control=control,
             user_defined=user_defined,
             bos_id=bos[0] if bos else None,
             eos_id=eos[0] if eos else None,
             add_bos=bool(Edges.from_metadata(metadata).begin),
+            whole=bool(metadata.get(WHOLE_KEY, pre in IGNORE_MERGES)),
+            normaliser=Normaliser.from_metadata(metadata, spaces=pieces),
+            scores=_scores(need("scores"), types) if scored else None,
         )
+        if pieces and vocabulary.missing_bytes:
+            first = vocabulary.missing_bytes[0]
+            raise UserError(
+                f"The model file's vocabulary lacks the token '<0x{first:02X}>'; expected one for "
+                "each of the 256 bytes, as SentencePiece's byte fallback has them."
+            )
+        return vocabulary
+
+    @property
+    def pieces(self) -> bool:
+        """Whether it is of SentencePiece's kind."""
+        return self.normaliser.spaces
 
     @property
     def special(self) -> dict[str, int]:
@@ -180,7 +244,8 @@ class Vocabulary:
     @cached_property
     def byte_ids(self) -> list[int]:
         """Id of each byte's own token, 256 of them; -1 where there is none."""
-        return [self.ids.get(char, -1) for char in byte_alphabet()]
+        names = [f"<0x{n:02X}>" for n in range(256)] if self.pieces else byte_alphabet()
+        return [self.ids.get(name, -1) for name in names]
 
     @property
     def missing_bytes(self) -> tuple[int, ...]:
@@ -188,15 +253,57 @@ class Vocabulary:
         return tuple(byte for byte, i in enumerate(self.byte_ids) if i < 0)
 
     @cached_property
+    def splitters(self) -> tuple[Splitter, Splitter]:
+        """What cuts a text into words: ASCII text, and any text.
+
+        In SentencePiece's kind a whole text is one word. Where no token goes on with `▁` behind
+        something else, none spans that place: the text is cut there, and the ids are the same.
+        """
+        if not self.pieces:
+            return ascii_splitter(self.pre_tokenizer), unicode_splitter(self.pre_tokenizer)
+        spans, special = regex.compile(f"[^{SPACE}]{SPACE}").search, self.special
+        whole = any(spans(token) for token in self.tokens if token not in special)
+        word = ".+" if whole else f"{SPACE}*[^{SPACE}]+|{SPACE}+"
+        cut: Splitter = regex.compile(word, regex.DOTALL).findall
+        return cut, cut
+
+    def symbols(self, word: str) -> list[int]:
+        """What merging begins with: ids of a word's bytes, or of its characters.
+
+        A byte without a token is left out, a character without one is spelled by its bytes.
+        """
+        bytes_ = self.byte_ids
+        if not self.pieces:
+            return [i for i in map(bytes_.__getitem__, word.encode()) if i >= 0]
+        symbols: list[int] = []
+        for char in word:
+            if (i := self._characters.get(char)) is None:
+                symbols += map(bytes_.__getitem__, char.encode())
+            else:
+                symbols.append(i)
+        return symbols
+
+    @cached_property
+    def _characters(self) -> dict[str, int]:
+        special = self.special
+        return {
+            token: i for token, i in self.ids.items() if len(token) == 1 and token not in special
+        }
+
+    @cached_property
     def pairs(self) -> Pairs:
         """(left id, right id) -> (rank, merged id)."""
+        if self.scores is not None:
+            inside = np.isfinite(self.scores).tolist()
+            ids = {token: i for token, i in self.ids.items() if inside[i]}
+            return ScoredPairs(self.tokens, ids, self.scores)
         both = zip(self.lefts.tolist(), self.rights.tolist(), strict=True)
         return dict(zip(both, enumerate(self.merged.tolist()), strict=True))
 
     @cached_property
     def whole_words(self) -> Mapping[bytes, int]:
         """Words that are taken as they stand, without merging; empty for most pre-tokenizers."""
-        if self.pre_tokenizer not in IGNORE_MERGES:
+        if not self.whole:
             return {}
         alphabet = set(byte_alphabet())
         special = set(self.special.values())
@@ -209,6 +316,13 @@ class Vocabulary:
     @cached_property
     def token_bytes(self) -> dict[int, bytes]:
         """The bytes of each token, by id."""
+        if self.pieces:
+            special = set(self.special.values())
+            bytes_ = {i: bytes([byte]) for byte, i in enumerate(self.byte_ids)}
+            return {
+                i: (token if i in special else token.replace(SPACE, " ")).encode()
+                for i, token in enumerate(self.tokens)
+            } | bytes_
         alphabet = byte_alphabet()
         table = {ord(char): byte for byte, char in enumerate(alphabet)}
         foreign = set(self.special.values())
@@ -255,6 +369,18 @@ def _types(types: object, count: int) -> npt.NDArray[np.integer]:
     return found
 
 
+def _scores(scores: Any, types: npt.NDArray[np.integer]) -> npt.NDArray[np.floating]:
+    """Scores [V], -inf for tokens that no merge gives. Raises UserError."""
+    found = np.asarray(scores)
+    if found.shape != types.shape or not np.issubdtype(found.dtype, np.floating):
+        raise UserError(
+            f"The model file has {types.size} tokens and {found.size} scores; "
+            "expected a number for each."
+        )
+    never = np.isin(types, (UNKNOWN, CONTROL, BYTE)) | np.isnan(found)
+    return np.where(never, -np.inf, found)
+
+
 def _special(
     tokens: list[str], which: npt.NDArray[np.intp], ids: Mapping[str, int]
 ) -> dict[str, int]:
@@ -275,7 +401,9 @@ def _special(
 def _special_ids(metadata: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
     """The ids, one or an array of them, under a special token's key. Raises UserError."""
     name = f"tokenizer.ggml.{key}_token_id"
-    if (value := metadata.get(name)) is None:
+    pieces = metadata.get("tokenizer.ggml.model") == PIECES
+    implied = _DEFAULT_IDS.get(key) if pieces and count > max(_DEFAULT_IDS.values()) else None
+    if (value := metadata.get(name, implied)) is None:
         return ()
     ids = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
     for i in ids:
