@@ -233,7 +233,10 @@ def rungs(part="tokenizing"):
         "step_high_x",
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(part=part, idea="i", peak_change_bytes=0, weights="", threads=1)
+    verdicts = ["faster", "", "slower", ""]
+    return table.assign(
+        part=part, idea="i", peak_change_bytes=0, weights="", threads=1, step_verdict=verdicts
+    )
 
 
 def test_a_ladder_says_what_paid(context, monkeypatch):

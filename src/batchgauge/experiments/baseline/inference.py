@@ -109,7 +109,7 @@ def _table(
 ) -> pd.DataFrame:
     logs = {size: block_ratios(timings, size, _wall_ms) for size in sizes}
     twice = 1 in sizes and len(logs[1]) > 1  # a batch of one is an item alone: an A/A comparison
-    half = location(logs[1], seed=context.seed).half_width if twice else math.nan
+    half = location(logs[1]).half_width if twice else math.nan
     floor, mdc = math.expm1(half), minimum_detectable_change(half)
     rows = []
     for size in sizes:
@@ -128,7 +128,7 @@ def _ratio(
     logs: npt.NDArray[np.float64], seed: int, floor: float = math.nan, mdc: float = math.nan
 ) -> Ratio:
     return Ratio.of(
-        location(logs, seed=seed), name=BATCH, baseline=ONE_BY_ONE, noise_floor=floor,
+        location(logs), name=BATCH, baseline=ONE_BY_ONE, noise_floor=floor,
         minimum_detectable_change=mdc,
     )  # fmt: skip
 

@@ -150,7 +150,7 @@ def answer(ladders: Sequence[Section], met: Section) -> str:
         if whole.empty:
             continue
         top, best = whole.iloc[-1], whole.sort_values("step_x").iloc[-1]
-        idle = int((whole["step_low_x"] <= 1).sum())
+        idle = int((whole["step_verdict"] != "faster").sum())
         parts.append(
             f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
             f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline{_conditions(top)}, the "
@@ -178,11 +178,7 @@ def sentence(row: pd.Series) -> str:
     if row["status"] != "ok":
         return f"{row['rung']}: {row['status']}, not timed."
     step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
-    paid = (
-        "it paid"
-        if row["step_low_x"] > 1
-        else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
-    )
+    paid = {"faster": "it paid", "slower": "it cost"}.get(row["step_verdict"], row["step_verdict"])
     return (
         f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
         f"baseline; {paid}."
