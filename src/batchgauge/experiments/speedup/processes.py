@@ -43,7 +43,7 @@ def measure(context: Context, forms: Sequence[Form]) -> pd.DataFrame:
     own = tuple(e for e in entrants if e.name.endswith("own file"))
     lengths, _ = request_lengths(8, scale=0.03, seed=context.seed)
     sizes = choose(smoke=(1, 4), default=(1, 2, 8, 32), thorough=(1, 2, 4, 8, 16, 32))
-    blocks = choose(smoke=2, default=2, thorough=4)
+    blocks = choose(smoke=4, default=2, thorough=4)
     plan = Plan(
         own, sizes,
         prompts=(choose(smoke=16, default=256, thorough=512),),
