@@ -48,7 +48,7 @@ def scenarios(
 
     Latency budgets are multiples of what a batch of one takes by `alone`, a measurement apart
     from calibration and sweep, so that they bind at small, middle and large sizes on any
-    machine; 0.5 is impossible on purpose. The seed moves each multiple by up to a fifth, so
+    machine; 0.5 is impossible on purpose. The seed moves each multiple by up to a tenth, so
     that another seed asks other questions.
     `threads` are those that all is asked about; about others, less.
     """
@@ -61,7 +61,7 @@ def scenarios(
                 continue
             one = batch_times(alone["engine", count], work, 1).latency_ms("request", "p95")
             for about in (None, 1.3, 1.6, 2.0, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
-                factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
+                factor = about and round(about * float(rng.uniform(0.9, 1.1)), 3)
                 label = scenario_name(name, factor, count)
                 budget = None if factor is None else factor * one
                 found.append(SizingScenario(label, "engine", work, most, budget, threads=count))

@@ -14,12 +14,14 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.goals import Goal
 from batchgauge.statistics import location
 
+SETTLED = 50  # steps before the first that counts
+
 
 def growth(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Growth of memory over many decode steps; notebook 01 has the overhead of a batch."""
-    steps = context.budget.choose(smoke=60, default=200, thorough=1000)
+    steps = context.budget.choose(smoke=60, default=250, thorough=1000)
     steps = max(20, min(steps, int(context.budget.share(0.6) / context.cost.step_s)))
-    steps = min(steps, (context.room or steps) - 2)
+    steps = min(steps, (context.room or steps + SETTLED + 2) - SETTLED - 2)
     grown = _growth_bytes(engine, steps)
     return [
         Goal(
@@ -31,9 +33,11 @@ def growth(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
 
 def _growth_bytes(engine: BatchInferenceEngine, steps: int) -> float:
     model = engine.model
-    cache = model.new_cache([steps + 2])
+    cache = model.new_cache([steps + SETTLED + 2])
     model.prefill([[1]], cache)
     token = np.array([1], dtype=np.int32)
+    for _ in range(SETTLED):
+        model.decode(token, cache)
     held = np.zeros(steps)  # made before, so that noting what is held does not add to it
     tracemalloc.start()
     try:

@@ -58,7 +58,7 @@ def measure(context: Context, forms: Sequence[Form]) -> pd.DataFrame:
     others = Plan(entrants[len(own) :], ends, blocks=blocks, seed=context.seed)
     return turns.measure(
         plan, others, processes=fresh.PROCESSES[context.budget.name],
-        budget_s=3 * context.budget.seconds,
+        budget_s=10 * context.budget.seconds,
     )  # fmt: skip
 
 
