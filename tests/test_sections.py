@@ -18,7 +18,7 @@ from batchgauge.experiments.baseline import runs as baseline_runs
 from batchgauge.experiments.baseline import sections as baseline
 from batchgauge.experiments.baseline.inference import InferenceSweep, blocks
 from batchgauge.experiments.baseline.inference import sweep as sweep_of
-from batchgauge.experiments.baseline.runs import Measured, Work
+from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context, checked_sizes
 from batchgauge.experiments.speedup import processes as speedup_processes
@@ -134,7 +134,7 @@ def test_baseline_sections(context, monkeypatch):
     sweep = InferenceSweep("Inference", table, samples, phases, pd.DataFrame({"answer": ["x"]}))
     monkeypatch.setattr(baseline_runs, "tokenizing", lambda *_: Sweep("Tokenizing", table, samples))
     monkeypatch.setattr(baseline_runs, "requests", lambda *_: sweep)
-    done = Measured(context, Work((1, 32), 9, (1, 32), 4), [])
+    done = Measured(context, PageWork((1, 32), 9, (1, 32), 4), [])
     tokens = baseline.tokenizing(done, target=(16, 3.0))
     assert set(tokens.frames()) == {"tokenizing", "tokenizing_samples"}
     assert "S(32) = 5.66 × [5.09, 6.22], faster" in tokens.sentence()

@@ -43,7 +43,7 @@ Calls = tuple[Callable[[], Any], Callable[[], Any], int]  # alone, together, tok
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PageWork:
     """What each process does: batch sizes and characters of texts, sizes and tokens of answers."""
 
     text_sizes: tuple[int, ...]
@@ -66,11 +66,11 @@ class Measured:
     """The work, and what fresh processes measured of it."""
 
     context: Context
-    work: Work
+    work: PageWork
     processes: list[Process]
 
 
-def in_processes(context: Context, work: Work) -> Measured:
+def in_processes(context: Context, work: PageWork) -> Measured:
     """Run it; fewer processes where a model is so slow that they would take ten minutes."""
     alike = replace(context, notes=[])  # without an engine, which is opened there
     found = fresh.each(
@@ -80,7 +80,7 @@ def in_processes(context: Context, work: Work) -> Measured:
     return Measured(context, work, found)
 
 
-def _in_process(context: Context, work: Work, process: int) -> Process:
+def _in_process(context: Context, work: PageWork, process: int) -> Process:
     samples = [
         _both_ways(context, part, size, work.characters, calls, process)
         for part, calls in (("tokenize", _tokenize), ("detokenize", _detokenize))
@@ -94,7 +94,7 @@ def _in_process(context: Context, work: Work, process: int) -> Process:
     return Process(pd.concat(samples, ignore_index=True), timings, _statistics(context))
 
 
-def _items(context: Context, work: Work) -> inference.Items:
+def _items(context: Context, work: PageWork) -> inference.Items:
     prompts = short_prompts(context, max(work.request_sizes))
     return to_items(prompts, max_tokens=work.max_tokens, seed=context.seed, ignore_eos=True)
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline import costs, figures, runs
-from batchgauge.experiments.baseline.runs import Measured, Work
+from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Score, Section, plots
@@ -27,7 +27,7 @@ def in_processes(
     inference_sizes: Sequence[int], max_tokens: int,
 ) -> Measured:  # fmt: skip
     """Everything that this page answers, measured in fresh processes."""
-    work = Work(tuple(tokenize_sizes), characters, tuple(inference_sizes), max_tokens)
+    work = PageWork(tuple(tokenize_sizes), characters, tuple(inference_sizes), max_tokens)
     return runs.in_processes(context, work)
 
 
