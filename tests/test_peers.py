@@ -134,11 +134,12 @@ def records(rates, *, processes=5, blocks=4):
 def test_ratios_are_ours_over_theirs():
     """A slower peer gives a ratio above 1 and `faster`; each of ours beside it has its own."""
     rows = {"numpy:float32": (300, 0.01), "numpy:file": (50, 0.01), "torch": (100, 0.01)}
-    table = peers_rates.table(records(rows)).set_index(["implementation", "ours"])
-    ours = table.loc["numpy:float32", ""]
+    table = peers_rates.table(records(rows)).to_dict("records")
+    found = {(row["implementation"], row["ours"]): row for row in table}
+    ours = found["numpy:float32", ""]
     assert np.isnan(ours["ours_over_theirs_x"])
     assert ours["low"] <= ours["value"] <= ours["high"]
-    won, lost = (table.loc["torch", f"numpy:{mode}"] for mode in ("float32", "file"))
+    won, lost = (found["torch", f"numpy:{mode}"] for mode in ("float32", "file"))
     assert won["ours_over_theirs_x"] == pytest.approx(3.0, rel=0.05)
     assert won["ratio_low_x"] <= won["ours_over_theirs_x"] <= won["ratio_high_x"]
     assert (won["ours_is"], lost["ours_is"]) == ("faster", "slower")

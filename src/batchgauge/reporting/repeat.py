@@ -30,7 +30,7 @@ def two_runs(one: Path, other: Path) -> pd.DataFrame:
     """
     left, right = _scores(one), _scores(other)
     rows = []
-    for key in left.keys() & right.keys():
+    for key in (key for key in left if key in right):
         a, b = left[key], right[key]
         pairs = [(x, y.value) for x, y in ((a, b), (b, a)) if x.low is not None]
         holds = [low <= value <= high for s, value in pairs for low, high in [_ends(s)]]
@@ -46,8 +46,7 @@ def two_runs(one: Path, other: Path) -> pd.DataFrame:
         )  # fmt: skip
     if not rows:
         raise UserError(f"The studies under '{one}' and '{other}' share no score to compare.")
-    order = {key: place for place, key in enumerate(left)}
-    return pd.DataFrame(sorted(rows, key=lambda row: order[str(row["key"])]))
+    return pd.DataFrame(rows)
 
 
 def sentence(table: pd.DataFrame) -> str:
