@@ -109,7 +109,7 @@ def _both_ways(
         Labels(f"{part}/batch={size}/chars={characters}", part=part, process=process),
         {ONE_BY_ONE: Amount(size, tokens), BATCH: Amount(size, tokens, batch_size=size)},
         design=Design(aa=False, control=False),
-        stopping=Stopping(context.budget.share(0.004), least=4),
+        stopping=Stopping(context.budget.share(0.002), least=4),
         conditions=Conditions(context.threads, context.seed + process), progress=False,
     )  # fmt: skip
     return found.frame()

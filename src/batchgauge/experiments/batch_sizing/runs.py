@@ -80,7 +80,7 @@ def alone(bench: Bench) -> dict[Key, Costs]:
         with threadpool_limits(threads, user_api="blas"):
             found["engine", threads] = sweep_engine(
                 bench.judges[threads], largest=1, max_positions=effort.max_positions,
-                passes=min(2, effort.passes), threads=threads, seed=bench.exam_seed,
+                passes=1 + effort.passes // 4, threads=threads, seed=bench.exam_seed,
             ).costs  # fmt: skip
     found["tokenizer", 1] = sweep_tokenizer(
         bench.text_judge, largest=8, passes=4, seed=bench.exam_seed

@@ -38,7 +38,7 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
     length = (
         32
         if context.budget.name == "smoke"
-        else context.positions(choose(smoke=32, default=256, thorough=512))
+        else context.positions(choose(smoke=32, default=128, thorough=512))
     )
     found = []
     with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:

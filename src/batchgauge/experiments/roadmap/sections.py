@@ -56,7 +56,7 @@ def step_times(case: Case) -> Section:
 def check_simulation(case: Case, *, loads: Sequence[float]) -> Section:
     """The same arrivals on the real engine and simulated, at `loads` of capacity."""
     choose = case.context.budget.choose
-    count = choose(smoke=4, default=12, thorough=200)
+    count = choose(smoke=4, default=10, thorough=200)
     seeds = choose(smoke=1, default=4, thorough=5)
     loads = choose(smoke=loads[:1], default=loads, thorough=loads)
     checked = validation.validate(case, requests=count, seeds=seeds, loads=loads)

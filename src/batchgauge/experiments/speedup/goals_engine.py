@@ -19,7 +19,7 @@ SETTLED = 50  # steps before the first that counts
 
 def growth(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
     """Growth of memory over many decode steps; notebook 01 has the overhead of a batch."""
-    steps = context.budget.choose(smoke=60, default=250, thorough=1000)
+    steps = context.budget.choose(smoke=60, default=150, thorough=1000)
     steps = max(20, min(steps, int(context.budget.share(0.6) / context.cost.step_s)))
     steps = min(steps, (context.room or steps + SETTLED + 2) - SETTLED - 2)
     grown = _growth_bytes(engine, steps)

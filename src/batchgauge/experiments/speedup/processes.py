@@ -46,12 +46,12 @@ def measure(context: Context, forms: Sequence[Form]) -> pd.DataFrame:
     blocks = choose(smoke=4, default=2, thorough=4)
     plan = Plan(
         own, sizes,
-        prompts=(choose(smoke=16, default=256, thorough=512),),
+        prompts=(choose(smoke=16, default=128, thorough=512),),
         readers=(FLOAT, FILE),
         texts=choose(smoke=TEXTS[:1], default=TEXTS, thorough=TEXTS),
         threads=turns.thread_counts(), blocks=blocks, seed=context.seed, model=context.model,
         requests=choose(smoke=(1,), default=(8,), thorough=(1, 8, 32)),
-        ragged=(3, 9) if context.budget.name == "smoke" else tuple(lengths.tolist()),
+        ragged=choose(smoke=(3, 9), default=(), thorough=tuple(lengths.tolist())),
         over_texts=OVER,
     )  # fmt: skip
     ends = (sizes[0], sizes[-1])

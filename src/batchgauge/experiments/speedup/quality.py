@@ -35,7 +35,7 @@ from batchgauge.workload import corpus
 
 Floats = npt.NDArray[np.float32]
 KINDS = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
-SOME = ("F16", "Q8_0", "Q6_K", "Q4_K", "Q4_0")  # of them, where there is less time
+SOME = ("F16", "Q8_0", "Q4_K", "Q4_0")  # of them, where there is less time
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def forms(context: Context, folder: Path) -> tuple[list[Form], dict[str, str]]:
     """The model's own file in every mode, and copies in `folder` of every type that it can have.
 
     Beside them, why a type is left out. A smoke run takes two modes and one type, the default
-    one half of the types.
+    one some of the types.
     """
     path = Path(context.model) if context.model else default_model_path()
     file = open_model(path)

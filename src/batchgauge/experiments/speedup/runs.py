@@ -83,7 +83,7 @@ def climb_inference(context: Context) -> pd.DataFrame:
     work = exact_requests([9, 17, 12, 24, 30, 40, 21, 33][:rows], [new] * rows)
     ladder = Ladder(
         "inference", lambda: engine_rungs.baseline(path), rungs, work, rows,
-        context.budget.share(0.3), forms=forms, slow=True,
+        context.budget.share(0.12), forms=forms, slow=True,
     )  # fmt: skip
     return _climb(context, ladder, choose(smoke=4, default=4, thorough=20))
 
