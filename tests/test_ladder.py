@@ -64,7 +64,7 @@ def test_between_two_candidates_is_over_blocks():
     """The ratio of two candidates, block by block: common noise cancels."""
     noise = np.random.default_rng(0).normal(0, 1, 6)  # log seconds an item [blocks]
     logs = {"baseline": noise, "one": noise - math.log(2), "ten": noise - math.log(20)}
-    found: Any = SimpleNamespace(logs=logs)
+    found: Any = SimpleNamespace(noise_floor=0.01, logs=logs)
     step, back = (between(found, *pair) for pair in (("one", "ten"), ("ten", "one")))
     assert (step.low, step.value, step.high) == pytest.approx((10, 10, 10))
     assert back.value == pytest.approx(0.1)

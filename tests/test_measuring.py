@@ -3,6 +3,7 @@
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,11 +129,12 @@ def test_stops_for_a_stated_reason():
         calls = {"a": short, "b": short}
         return compare_interleaved(calls, stopping=Stopping(**stopping), progress=False)
 
-    assert "every interval" in compared(budget_s=9, precision=100.0).stopped_because
+    assert "planned after 6 blocks" in compared(budget_s=9, precision=100.0).stopped_because
     assert "budget" in compared(budget_s=0.01, precision=0.0).stopped_because
-    few = compared(budget_s=9, precision=0.0, most=6)
-    assert few.stopped_because == "6 blocks were measured"
+    few = compared(budget_s=9, precision=0.0, most=7)
+    assert few.stopped_because.startswith("6 blocks were measured")
     assert few.blocks == 6
+    assert compared(budget_s=0.01, least=3).blocks == 4  # an even number
 
 
 def test_impossible_comparisons_are_refused():
@@ -176,6 +178,7 @@ def test_a_sweep_is_adjusted_together():
     none = Ratio.of(Estimate(0.0, -0.02, 0.02, 0.9, 10), name="b", baseline="a",
                     noise_floor=0.01, minimum_detectable_change=0.02)  # fmt: skip
     assert judged([one])[0].verdict == "faster"
+    assert judged([replace(one, blocks=3)])[0].verdict == "too few"
     assert judged([one, *[none] * 19])[0].verdict == "no significant difference"
 
 
@@ -209,6 +212,9 @@ def test_warm_up_is_detected():
     assert steady_from([9.0, 8.0, 7.0, 5.0, 3.0, *[1.0] * 12]) in {3, 4, 5}
     assert steady_from([1.0] * 10) == 0
     assert steady_from([2.0**-i for i in range(14)]) is None
+    later = steady_from([2.0] * 30 + [1.0] * 30)  # the first level is not where it stays
+    assert later is not None
+    assert later > 25
 
 
 def test_warm_up_is_kept_apart():

@@ -19,6 +19,7 @@ from batchgauge.simulate.roadmap import (
     rank,
     recommend,
     sustained,
+    sustained_gain,
     sweep,
 )
 from batchgauge.simulate.scaling import fit_scaling, predictions
@@ -162,6 +163,30 @@ def test_conditions_are_read_from_the_sweep():
     runs = run()
     assert condition(runs, "nothing") == "at none of the simulated rates"
     assert condition(runs, "twice") == "at every simulated rate (1 to 3 requests/s)"
+
+
+def test_the_gain_in_sustained_rate_is_between_the_rates_swept():
+    """Half way between 1 and 2 requests/s where the share falls from 1 to 0.8; twice today's."""
+    shares = {"today": (0.9, 0.6, 0.3), "idea": (1.0, 0.8, 0.5), "best": (1.0, 1.0, 1.0)}
+    rows = [
+        {"idea": name, "arrival_rate": rate, "seed": seed, "in_time_share": share}
+        for name, three in shares.items()
+        for rate, share in zip((1.0, 2.0, 3.0), three, strict=True)
+        for seed in range(4)
+    ]
+    found, ends = sustained_gain(pd.DataFrame(rows), "idea")
+    assert found.value == pytest.approx(1.5)
+    assert not ends
+    found, ends = sustained_gain(pd.DataFrame(rows), "best")
+    assert found.value == pytest.approx(3.0)
+    assert ends
+
+
+def test_what_no_real_run_was_held_against_says_so():
+    """An idea that is not validated says it beside what its step times rest on."""
+    bases = rank(run(), [replace(idea, validated=False) for idea in IDEAS], 3.0)["basis"]
+    assert bases.str.endswith("not validated").all()
+    assert not rank(run(), IDEAS, 3.0)["basis"].str.contains("not validated").any()
 
 
 def test_the_sustained_rate_is_the_largest_served_in_time():

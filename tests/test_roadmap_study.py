@@ -28,7 +28,7 @@ from batchgauge.experiments.roadmap import (
     study,
     validation,
 )
-from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, replay
+from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, judged, replay
 from batchgauge.experiments.roadmap.study import Case, Scenario, prepare
 from batchgauge.files import write_csv
 from batchgauge.measuring.record import COLUMNS
@@ -138,9 +138,21 @@ def test_a_run_compared_with_itself_is_within_every_bound():
     table = compare("dynamic", real, run)
     assert table["figure"].tolist() == ["mean", "p90", "mean", "p90"]
     assert table["simulated_over_real"].tolist() == pytest.approx([1.0] * 4)
-    assert table["met"].all()
-    off = compare("dynamic", real.assign(returned_s=real["returned_s"] + 5.0), run)
-    assert not off["met"].iloc[0]
+    assert (judged(over_seeds(table))["verdict"] == "met").all()
+    off = compare("dynamic", real.assign(returned_s=real["returned_s"] + 50.0), run)
+    assert judged(over_seeds(off))["verdict"].iloc[0] == "missed"
+    assert (judged(over_seeds(table, count=2))["verdict"] == "too few").all()
+    apart = over_seeds(table)
+    apart["simulated_over_real"] = apart["seed"].map({0: 0.95, 1: 1.2, 2: 1.0, 3: 1.1})
+    found = judged(apart).iloc[0]
+    assert found["verdict"] == "undecided"
+    assert found["low"] < 1.1 < found["high"]
+
+
+def over_seeds(figures, count=4):
+    """The same figures of several seeds."""
+    seeds = [figures.assign(load=0.5, seed=seed) for seed in range(count)]
+    return pd.concat(seeds, ignore_index=True)
 
 
 def test_a_pace_lies_between_its_controls_and_forgives_one_that_was_interrupted():
@@ -373,10 +385,13 @@ def invented_validation() -> validation.Validation:
         columns = {"real_answer_ms": stay_ms / 1.04, "simulated_answer_ms": stay_ms, "pace": 1.0}
         requests = pd.DataFrame({"policy": policy, "arrival_s": arrivals.times_s, **columns})
         batches = batch_times(real, arrivals, TABLE).assign(policy=policy)
-        frames.append((compare(policy, real, run), requests, batches))
-    return validation.Validation(
-        *(pd.concat(f, ignore_index=True) for f in zip(*frames, strict=True))
+        place = {"load": 0.8, "seed": 0}
+        seeds = [compare(policy, real, run).assign(load=0.8, seed=seed) for seed in range(4)]
+        frames.append((pd.concat(seeds), requests.assign(**place), batches.assign(**place)))
+    figures, requests, batches = (
+        pd.concat(f, ignore_index=True) for f in zip(*frames, strict=True)
     )
+    return validation.Validation(judged(figures), requests, batches)
 
 
 def invented_parallel() -> pd.DataFrame:
@@ -408,7 +423,7 @@ def shown(case) -> dict[str, Section]:
         found = [
             sections.traffic(case),
             sections.step_times(case),
-            sections.check_simulation(case, load=0.5),
+            sections.check_simulation(case, loads=[0.5]),
             sections.simulator_speed(case),
             sections.compare_policies(case, loads=(0.2, 1.2)),
             sections.compare_classes(case),
@@ -475,7 +490,8 @@ def test_findings_say_what_the_invented_data_hold(shown):
     (error,) = shown["roadmap_validation"].scores()
     assert error.value == pytest.approx(0.04)
     assert error.verdict == "met"
-    assert "8 of 8 figures lie within their bounds" in shown["roadmap_validation"].sentence()
+    assert "Of 8 figures against their bounds: 8 met" in shown["roadmap_validation"].sentence()
+    assert "at 80% of capacity (+4.0% [+4.0%, +4.0%]" in shown["roadmap_validation"].sentence()
     assert "decode gains 1.80 ×" in shown["roadmap_parallel"].sentence()
     assert "on 2 machines" in shown["roadmap_distributed"].sentence()
     assert "Stable: " in shown["traffic"].sentence()

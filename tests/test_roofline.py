@@ -53,10 +53,12 @@ def test_kernels_are_called_and_drawn():
     """Every kernel is timed at least three times, in order, and the figure draws."""
     seen = []
     kernels = [Kernel("a", lambda: seen.append("a"), 1e6, 1e6), Kernel("b", nothing, 1e6, 1e9, 8)]
-    frame = place(kernels, PEAKS, seconds=0.01)
+    frame, peaks = place(kernels, PEAKS, seconds=0.01)
     assert list(frame["kernel"]) == ["a", "b"]
     assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
-    (ax,) = draw_roofline(frame, PEAKS, title="invented").axes
+    assert (frame["ratio"] >= 1.0 - 1e-9).all()  # none beats the floor: the peaks are raised
+    assert peaks.flops_per_s > PEAKS.flops_per_s
+    (ax,) = draw_roofline(frame, peaks, title="invented").axes
     dots = [np.asarray(dot.get_offsets()) for dot in ax.collections]
     drawn = [tuple(at[0]) for at in dots if len(at)]
     columns = frame["intensity_flops_per_byte"], frame["achieved_flops_per_s"] / 1e9
@@ -64,12 +66,19 @@ def test_kernels_are_called_and_drawn():
 
 
 def test_peaks_are_the_work_over_the_best_time(monkeypatch):
-    """Bytes over the faster of two ways to read them, two operations a multiply-add."""
-    seconds = iter([0.5, 0.25, 2.0])  # dot product, matrix-vector product, matrix product
+    """Bytes over the fastest of the ways to read them, two operations a multiply-add."""
+    seconds = iter([0.5, 0.25, 1.0, 1.0, 2.0, 1.0, 4.0])  # four ways to read, three products
     monkeypatch.setattr(rates, "durations_s", lambda *_, **__: [9.0, next(seconds)])
     peaks = rates.measure_rates(1, megabytes=4, order=64)
     assert peaks.bandwidth_bytes_per_s == 4 * 2**20 / 0.25
     assert peaks.flops_per_s == 2 * 64**3 / 2.0
+
+
+def test_work_below_its_floor_raises_the_rate_that_bound_it():
+    """1 GB in 50 ms shows 20 GB/s; work above its floor shows nothing."""
+    raised = PEAKS.raised(0.05, 1e9, 1e9)
+    assert (raised.bandwidth_bytes_per_s, raised.flops_per_s) == (20e9, 100e9)
+    assert PEAKS.raised(0.2, 1e9, 1e9) == PEAKS
 
 
 def test_peaks_need_a_thread():

@@ -16,13 +16,15 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
 from batchgauge.experiments.baseline import runs as baseline_runs
 from batchgauge.experiments.baseline import sections as baseline
-from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep
+from batchgauge.experiments.baseline.inference import InferenceSweep, blocks
+from batchgauge.experiments.baseline.inference import sweep as sweep_of
+from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context, checked_sizes
-from batchgauge.experiments.speedup import beside, by_size
+from batchgauge.experiments.speedup import processes as speedup_processes
 from batchgauge.experiments.speedup import runs as speedup_runs
 from batchgauge.experiments.speedup import sections as speedup
-from batchgauge.experiments.speedup.goals import Goal, as_frame
+from batchgauge.experiments.speedup.goals import Goal
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.reporting import Report, Score, Section, profile_named
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
@@ -49,6 +51,7 @@ def speedups(sizes=(1, 8, 32), name="numpy"):
         {
             "implementation": name, "batch_size": sizes, "speedup_x": value, "low_x": 0.9 * value,
             "high_x": 1.1 * value, "verdict": "faster", "noise_floor_percent": 1.5,
+            "prompt_tokens": 24.0,
         }
     )  # fmt: skip
 
@@ -80,9 +83,9 @@ def test_sizes_and_tokens_are_checked(context):
 
 def test_two_blocks_are_not_enough_for_an_interval():
     """It is said instead of an interval that holds everything."""
-    row = {"speedup_x": 2.0, "low_x": 0.1, "high_x": 40.0, "blocks": 2}
-    assert baseline.interval(row) == "2.00 × (not enough blocks for an interval)"
-    assert baseline.interval({**row, "blocks": 3}) == "2.00 × [0.10, 40.00]"
+    row = {"speedup_x": 2.0, "low_x": 0.1, "high_x": 40.0, "verdict": "too few"}
+    assert baseline.interval(row) == "2.00 × (too few for an interval)"
+    assert baseline.interval({**row, "verdict": "faster"}) == "2.00 × [0.10, 40.00]"
 
 
 def test_show_does_all_of_a_result(report, tmp_path):
@@ -130,18 +133,19 @@ def test_baseline_sections(context, monkeypatch):
     )  # fmt: skip
     sweep = InferenceSweep("Inference", table, samples, phases, pd.DataFrame({"answer": ["x"]}))
     monkeypatch.setattr(baseline_runs, "tokenizing", lambda *_: Sweep("Tokenizing", table, samples))
-    monkeypatch.setattr(baseline_runs, "inference", lambda *_: sweep)
-    tokens = baseline.tokenizing(context, sizes=(1, 32), characters=9, target=(16, 3.0))
+    monkeypatch.setattr(baseline_runs, "requests", lambda *_: sweep)
+    done = Measured(context, PageWork((1, 32), 9, (1, 32), 4), [])
+    tokens = baseline.tokenizing(done, target=(16, 3.0))
     assert set(tokens.frames()) == {"tokenizing", "tokenizing_samples"}
     assert "S(32) = 5.66 × [5.09, 6.22], faster" in tokens.sentence()
     assert "Noise floor at worst 1.5 %" in tokens.sentence()
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
-    assert (score.label, score.value, score.verdict) == ("Tokenizing, S(8)", 8**0.5, "open")
+    assert score.label == "Tokenizing texts of 9 characters, S(8)"
+    assert (score.value, score.verdict) == (8**0.5, "open")
     (axes,) = axes_of(tokens)
     assert any("target at batch 16: 3 ×" in t.get_text() for t in axes.texts)
-    whole, waits, answers = baseline.inference(
-        context, sizes=(1, 32), max_tokens=4, target=(8, 3.0)
-    )
+    whole, waits, answers = baseline.inference(done, target=(8, 3.0))
+    assert "S(8) of whole requests (24 tokens, 4 new" in whole.scores()[0].label
     assert whole.table() is None
     assert len(axes_of(waits)) == 2
     assert "median TTFT goes from 10 to 40 ms" in waits.sentence()
@@ -159,7 +163,7 @@ def test_baseline_sections(context, monkeypatch):
 
 
 def test_batches_are_over_their_own_items_alone(context):
-    """S(b) divides the b items alone by the batch, block by block; S(1) is the noise floor."""
+    """S(b) divides the b items alone by the batch, block by block and process by process."""
     items = to_items([Prompt(str(i), "list", "p", 9) for i in range(4)], max_tokens=3)
 
     class Engine:
@@ -175,7 +179,9 @@ def test_batches_are_over_their_own_items_alone(context):
             return BatchResult.of(rows, wall)
 
     context.__dict__["engine"] = Engine()
-    sweep = long_sweep(context, "Inference", "inference", items, [1, 4], 3, share=0.0)
+    timings = [blocks(context, items, [1, 4], count=2) for _ in range(4)]
+    sweep = sweep_of(context, items, [1, 4], 3, timings)
+    assert (sweep.table["processes"] == 4).all()
     assert sweep.table["batch_size"].tolist() == [1, 4]
     phases = sweep.phases.set_index("batch_size")
     assert phases.loc[4, "decode_speedup_x"] == pytest.approx(4 * 18 / 36)
@@ -233,7 +239,10 @@ def rungs(part="tokenizing"):
         "step_high_x",
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=columns)
-    return table.assign(part=part, idea="i", peak_change_bytes=0, weights="", threads=1)
+    verdicts = ["faster", "", "slower", ""]
+    return table.assign(
+        part=part, idea="i", peak_change_bytes=0, weights="", threads=1, step_verdict=verdicts
+    )
 
 
 def test_a_ladder_says_what_paid(context, monkeypatch):
@@ -253,57 +262,45 @@ def test_a_ladder_says_what_paid(context, monkeypatch):
 
 def test_speedup_goals_and_answer(context, monkeypatch):
     """A missed goal says what its ladder tried; the answer counts rungs and goals."""
-    goals = as_frame(
-        [
-            Goal("decode", "S(8) of decode alone", 5.0, "higher", 4.0, 3.8, 4.2),
-            Goal("memory", "overhead", 2.0, "lower", 1.0, unit="%"),
-            Goal("memory", "peer", 2.0, "lower", unit="%"),
-            Goal("load", "load time", 1.0, "lower", 1.0, 0.9, 1.1),
-        ]
-    )
+    goals = [
+        Goal("decode", "S(8) of decode behind 32", 5.0, "higher", 4.0, 3.8, 4.2),
+        Goal("memory", "overhead", 2.0, "lower", 1.0, unit="%"),
+        Goal("memory", "peer", 2.0, "lower", unit="%"),
+        Goal("load", "load time", 1.0, "lower", 1.0, 0.9, 1.1),
+    ]
     monkeypatch.setattr(speedup_runs, "measure_goals", lambda _: goals)
     ladder = Section("ladder", {"ladder": rungs("inference")})
-    monkeypatch.setattr(beside, "goals", lambda _: [Goal("prefill", "two", 1.0, "higher")])
-    met = speedup.reached(context, {"decode": ladder}, ladder)
-    verdicts = ["missed", "met", "not measured", "open", "not measured"]
+    monkeypatch.setattr(
+        speedup_processes, "goals", lambda *_: [Goal("prefill", "x", 1.0, "higher")]
+    )
+    monkeypatch.setattr(Context, "is_reference", True)
+    measured = speedup.Processes(pd.DataFrame(), pd.DataFrame(), {})
+    met = speedup.reached(context, {"decode": ladder}, measured)
+    verdicts = ["not measured", "missed", "met", "not measured", "open"]
     assert met.frame["verdict"].tolist() == verdicts
-    assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", "", ""]
+    assert met.frame["tried"].tolist() == ["", "cache 4.00 ×; blocks 0.90 ×", "", "", ""]
     assert [s.verdict for s in met.scores()] == ["missed"]
-    said = speedup.answer([ladder], met)
-    assert "Inference: 3.6 × [3.5, 3.7] over the baseline, the largest step “cache”" in said
-    quick = rungs("inference").assign(weights="file", threads=2)
-    said = speedup.answer([Section("ladder", {"ladder": quick})], met)
-    assert "over the baseline (weights file, 2 threads), the largest step" in said
+    over = Section("over", {}, "All of it does 100 × the work.")
+    said = speedup.answer([ladder], over, met)
+    assert said.startswith(
+        "All of it does 100 × the work. The largest step of inference was “cache”"
+    )
     assert "1 of 2 rungs did not pay" in said
     assert "Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured. Missed: S(8)" in said
 
 
-def test_speedup_by_size(context, monkeypatch):
-    """The score is that of the largest batch of at most 32; a smoke run stays small."""
-    strict = speedups((1, 32, 64)).rename(
-        columns={"speedup_x": "value", "low_x": "low", "high_x": "high"}
-    )
-    strict = strict.assign(implementation=by_size.STRICT, part="tokenizing")
-    over = strict.assign(implementation=by_size.OVER_BASELINE, value=100 * strict["value"])
-    seen = []
+def test_what_is_over_the_baseline_is_scored(monkeypatch):
+    """The score is that of tokenizing in its largest batch."""
+    rows = [("tokenizing", 32, 200.0, 190.0, 210.0, 5), ("inference", 8, 9.0, 8.0, 10.0, 5)]
+    columns = ["part", "batch_size", "value", "low", "high", "processes"]
+    table = pd.DataFrame(rows, columns=columns)
+    monkeypatch.setattr(speedup_processes, "over_baseline", lambda _: table)
+    done = speedup.Processes(pd.DataFrame({"process": range(5)}), pd.DataFrame(), {})
+    (score,) = speedup.over_the_baseline(done, target=100.0).scores()
+    assert (score.value, score.verdict) == (200.0, "met")
 
-    def measured(_context, sizes):
-        seen.append(list(sizes))
-        return pd.concat([strict, over])
 
-    monkeypatch.setattr(by_size, "tokenizing_by_size", measured)
-    monkeypatch.setattr(by_size, "inference_by_size", measured)
-    words = speedup.tokenizing_by_size(
-        context, sizes=(1, 64), target=(32, 5.0), over_baseline=100.0
-    )
-    (score,) = words.scores()
-    assert (score.label.split()[3], round(score.value)) == ("32", 566)
-    assert words.sentence() == (
-        "Tokenizing in batches of 64: 8.00 × one at a time, 800 × the baseline."
-    )
-    assert axes_of(words)[0].get_yscale() == "log"
-    speedup.inference_by_size(context, sizes=(1, 4, 64), target=(8, 3.0))
-    speedup.inference_by_size(context, sizes=(64,), target=(8, 3.0))
-    assert seen == [[1, 64], [1, 4], [1]]
+def test_the_ladders_are_the_cores_own(context):
+    """Another implementation is refused."""
     with pytest.raises(UserError, match="no such tokenizer"):
-        speedup.check(context, [1])
+        speedup.check(context)

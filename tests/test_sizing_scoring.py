@@ -16,6 +16,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
 from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
+    Judge,
     SizingScenario,
     Truth,
     ask,
@@ -34,6 +35,7 @@ from batchgauge.sizing import (
     optimal_for_engine,
     optimal_for_tokenizer,
     simulated_profiles,
+    suggest_batch_size,
 )
 from batchgauge.sizing.calibration import calibrate_engine
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
@@ -152,6 +154,34 @@ def test_breaking_a_budget_scores_zero(sweep):
     found = score(small, "f", 32, truth)
     assert (found.score, found.over_memory, found.late) == (0.0, True, False)
     assert score(small, "f", 20, truth).score == 1.0
+
+
+def test_the_judge_draws_other_batches_and_looks_at_the_late_ones(sweep):
+    """Equal requests: the advisor's times; ragged ones: other draws, p95 above the mean."""
+    alike = Judge(1).times(sweep.costs, WORK, 8)
+    assert alike.request_ms == pytest.approx(batch_times(sweep.costs, WORK, 8).request_ms)
+    assert alike.latency_ms("request", "p95") == pytest.approx(alike.request_ms)
+    ragged = Lengths((4, 30, 60), (2, 9, 40))
+    one, other = (Judge(seed).times(sweep.costs, ragged, 8) for seed in (1, 2))
+    assert one.request_ms != other.request_ms
+    assert one.request_ms == pytest.approx(other.request_ms, rel=0.05)
+    assert one.latency_ms("request", "p95") > 1.02 * one.request_ms
+    single = Judge(1, draws=4000).times(sweep.costs, ragged, 1)  # against each request by itself
+    prices = [
+        sweep.costs.prefill_ms(1, p, p * p)
+        + sweep.costs.decode_ms(np.ones(n - 1), p + np.arange(1, n)).sum()
+        for p, n in zip(ragged.inputs, ragged.new_tokens, strict=True)
+    ]
+    assert single.request_ms == pytest.approx(np.mean(prices), rel=0.05)
+
+
+def test_a_scenario_whose_best_is_the_largest_size_tells_nothing(sweep):
+    """Where throughput still rises at the end of the sweep, the score stands apart."""
+    scenario = SizingScenario("x", "engine", WORK, 64)
+    told = score(scenario, "f", 64, truths(scenario, sweep.costs, sweep.sizes))
+    assert not told.informative
+    budget = replace(scenario, latency_budget_ms=1500.0)
+    assert score(budget, "f", 8, truths(budget, sweep.costs, sweep.sizes)).informative
 
 
 def test_a_size_that_was_not_swept_cannot_be_scored(sweep):
@@ -338,8 +368,11 @@ def bench_of(engine: Any, tokenizer: Any, profile: str) -> Bench:
         priors={},
         shape=ModelShape(2, 8, 2, 1, 4, 16, 32, 64, 1000),
         probes=cast("Any", {1: probe, 2: probe}),
+        judges=cast("Any", {1: probe, 2: probe}),
         text_probe=cast("Any", lambda size: (20 * size, 0.05 + 0.002 * size)),
+        text_judge=cast("Any", lambda size: (20 * size, 0.05 + 0.002 * size)),
         seed=0,
+        exam_seed=1,
     )
 
 
@@ -349,14 +382,15 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
     models = calibrate(bench)
-    plain = SizingScenario("", "engine", bench.works["ragged traffic"], bench.largest)
-    texts = SizingScenario(
-        "", "tokenizer", Lengths.texts(bench.texts), bench.effort.tokenizer_largest
-    )
+    config = SizingConfig(max_batch_size=bench.largest)
     with threadpool_limits(1, user_api="blas"):
-        assert optimal_for_engine(engine) == ask(plain, models["engine", 1])
+        advised = suggest_batch_size(bench.works["ragged traffic"], models["engine", 1], config)
+        assert optimal_for_engine(engine) == advised.size
     size = optimal_for_tokenizer(tokenizer, texts=list(bench.texts), max_batch_size=90)
-    assert size == ask(texts, models["tokenizer", 1])
+    config = replace(config, max_batch_size=90)
+    assert (
+        size == suggest_batch_size(Lengths.texts(bench.texts), models["tokenizer", 1], config).size
+    )
     assert engine.calls == tokenizer.calls == 0
 
 

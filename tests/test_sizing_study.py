@@ -132,7 +132,7 @@ def points_of(line):
 
 def scores_of(scored, monkeypatch):
     """The sections of a judgement."""
-    monkeypatch.setattr(study, "judge", lambda *_: scored)
+    monkeypatch.setattr(study, "judge", lambda *_, **__: scored)
     return sections.judge(study.Advice([], {}), {}, MEMORY, [])
 
 
@@ -191,7 +191,8 @@ def test_memory_is_judged_on_fresh_peaks(monkeypatch):
 def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
     """The scorecard has median, tenth percentile and broken budgets of the advisor alone."""
     strategies, scenarios = scores_of(judged[3], monkeypatch)
-    ours = judged[3][judged[3]["strategy"] == study.ADVISOR]
+    every = judged[3][judged[3]["strategy"] == study.ADVISOR]
+    ours = every[every["informative"]]
     values = {score.key: score.value for score in strategies.scores()}
     assert values == pytest.approx(
         {
@@ -201,7 +202,8 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
         }
     )
     assert f"median score is {ours['score'].median():.3f}" in strategies.sentence()
-    assert table_of(scenarios)["scenario"].tolist() == ours["scenario"].tolist()
+    assert table_of(scenarios)["scenario"].tolist() == every["scenario"].tolist()
+    assert f"In {len(every) - len(ours)} further scenarios" in scenarios.sentence()
     (ax,) = axes_of(strategies)
     assert [t.get_text() for t in ax.get_yticklabels()] == table_of(strategies)["strategy"].tolist()
     report = Report.begin(
@@ -215,7 +217,7 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
 def test_broken_budgets_are_scored(judged, monkeypatch):
     """A size that was late or took too much memory is a violation, either way."""
     scored = judged[3].copy()
-    ours = scored.index[scored["strategy"] == study.ADVISOR]
+    ours = scored.index[(scored["strategy"] == study.ADVISOR) & scored["informative"]]
     scored.loc[ours[0], "late"] = True
     scored.loc[ours[:2], "over_memory"] = True
     (strategies, _), count = scores_of(scored, monkeypatch), len(ours)
@@ -306,7 +308,8 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     own = tables.suggest(WORKS["short"], models["engine", 1], MEMORY, 8, None, 64)
     said = sections.answer(own, strategies, sections.cost_errors(models, sweeps), "prompts")
     assert said.startswith(f"For 'prompts' requests on this machine: batches of {own.size} (")
-    asked = scored.loc[scored["strategy"] == study.ADVISOR, "scenario"].nunique()
+    told = (scored["strategy"] == study.ADVISOR) & scored["informative"]
+    asked = scored.loc[told, "scenario"].nunique()
     assert f"Over {asked} scenarios checked" in said
     shown = table_of(sections.suggestion(own))
     assert own.size not in set(shown["batch_size"])

@@ -16,8 +16,9 @@ from batchgauge.errors import UserError
 from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.participants import processor_features
-from batchgauge.experiments.speedup import beside, figures, quality
+from batchgauge.experiments.speedup import figures, processes, quality
 from batchgauge.machine.identity import Run
+from batchgauge.machine.rates import Rates
 from batchgauge.measuring import read
 from batchgauge.measuring.gate.compare import compare_runs
 from batchgauge.measuring.record import Sample, to_frame
@@ -183,36 +184,69 @@ def test_ratios_are_taken_within_processes():
 
 
 def test_goals_of_what_was_measured_only():
-    """A peer that is not there has no row; one that wins is a goal missed."""
+    """A shape that was not measured has no row; what is slower than its goal is a goal missed."""
     rates = {
-        (beside.FLOAT, "float32", 1, 1): 30.0, (beside.FLOAT, "float32", 2, 1): 45.0,
-        (beside.FILE, "file", 1, 1): 120.0, (beside.FILE, "file", 2, 1): 210.0,
+        (processes.FLOAT, "float32", 1, 1): 30.0, (processes.FLOAT, "float32", 2, 1): 45.0,
+        (processes.FILE, "file", 1, 1): 120.0, (processes.FILE, "file", 2, 1): 210.0,
     }  # fmt: skip
-    found = {g.goal: g for g in beside.goals(records(rates))}
-    assert not any("llama.cpp" in goal or "torch" in goal for goal in found)
-    first = found["weights as in the file over float32, batch 1, one thread"]
-    assert (round(first.value, 6), first.verdict) == (4.0, "met")
-    assert found["two threads over one, float32, batch 1"].verdict == "missed"
-    assert found["two threads over one, file, batch 1"].value == pytest.approx(1.75)
-    rates[beside.AS_IS, "file", 1, 1] = 240.0
-    beaten = {g.goal: g for g in beside.goals(records(rates))}
-    goal = "weights as in the file over llama.cpp on the same file, batch 1, one thread"
-    assert (round(beaten[goal].value, 6), beaten[goal].verdict) == (0.5, "missed")
+    samples = records(rates, processes=5)
+    pairs = {
+        goal: (target, fresh.ratio(samples, one, other))
+        for _, goal, target, one, other in processes._pairs(samples)
+    }
+    found = {goal: pair for goal, pair in pairs.items() if pair[1]}
+    assert found["weights as in the file over float32, batch 1, one thread"][1] == pytest.approx(
+        (4.0, 4.0, 4.0)
+    )
+    assert found["two threads over one, file, batch 1"][1] == pytest.approx((1.75, 1.75, 1.75))
+    assert not any("batch 8" in goal for goal in found)
+
+
+def test_nothing_is_below_its_floor(tmp_path):
+    """Rates that were measured too low are raised by the very records that beat them."""
+    model = write_tiny_model(tmp_path / "tiny.gguf")
+    rates = {(processes.FLOAT, "float32", 1, size): 1e9 * size for size in (1, 8, 32)}
+    reads = records({(processes.FLOAT, "float32", 1, 16): 1e9}, part="prefill")
+    samples = pd.concat([records(rates), reads], ignore_index=True)
+    context = Context(profile_named("smoke"), model=str(model))
+    goals = {g.goal: g for g in processes.limits(context, samples, Rates(1, 1.0, 1.0))}
+    assert all(g.value >= 1.0 - 1e-9 for goal, g in goals.items() if "floor" in goal)
+    assert goals["share of the sgemm rate at 16 tokens"].value <= 100.0 + 1e-6
+    slow = {g.goal: g for g in processes.limits(context, samples, Rates(1, 1e18, 1e18))}
+    assert slow["time over the roofline's floor at batch 1"].verdict == "missed"
+
+
+def test_what_is_over_the_baseline_is_said_with_its_lengths():
+    """Texts and requests in their largest batch, over our baseline one at a time."""
+    texts = records(
+        {("numpy", "", 1, 32): 900.0, ("baseline", "", 1, 32): 3.0},
+        part="tokenize over the baseline", processes=5,
+    )  # fmt: skip
+    whole = records(
+        {(processes.FLOAT, "float32", 1, 8): 80.0, ("baseline", "", 1, 1): 10.0},
+        part="requests", processes=5,
+    )  # fmt: skip
+    table = processes.over_baseline(pd.concat([texts, whole], ignore_index=True))
+    assert table["value"].tolist() == pytest.approx([300.0, 8.0])
+    said = processes.over_baseline_sentence(table)
+    assert "Tokenizing in batches of 32 (texts of 200 characters, one thread) does 300 ×" in said
+    assert "requests of 16 tokens that get 8" in said
+    assert "over 5 fresh processes" in said
 
 
 def test_scaling_table_sentence_and_picture():
     """Each shape over itself with one thread."""
-    rates = {(beside.FILE, "file", n, b): b * 50.0 * n**0.8 for n in (1, 2, 4) for b in (1, 8)}
-    table = beside.scaling(records(rates))
+    rates = {(processes.FILE, "file", n, b): b * 50.0 * n**0.8 for n in (1, 2, 4) for b in (1, 8)}
+    table = processes.scaling(records(rates))
     assert table[table["threads"] == 4]["value"].tolist() == pytest.approx([4**0.8] * 2)
-    said = beside.scaling_sentence(table)
+    said = processes.scaling_sentence(table)
     assert "4 threads over one: decode 3.03 to 3.03 ×" in said
     assert "3 fresh processes" in said
     figure = figures.scaling(table, said)
     assert len(figure.axes[0].lines) >= 2
     plt.close(figure)
-    alone = beside.scaling(records({(beside.FILE, "file", 1, 1): 50.0}))
-    assert "one full-speed core" in beside.scaling_sentence(alone)
+    alone = processes.scaling(records({(processes.FILE, "file", 1, 1): 50.0}))
+    assert "one full-speed core" in processes.scaling_sentence(alone)
 
 
 def test_forms_in_table_words_and_picture():

@@ -1,4 +1,8 @@
-"""The ways in which a tokenizer can encode texts, and the quickest for the texts at hand."""
+"""The one list of ways in which each peer takes part, for all notebooks.
+
+Engines: the spec of each, and which of our own weights modes stand beside it. Tokenizers: the
+ways in which each can encode texts, and the quickest for the texts at hand.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,17 @@ from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.protocols import Tokenizer
 
 Call = Callable[[], Any]
+
+FLOAT, FILE, ROUNDED = "numpy:float32", "numpy:file", "numpy:bfloat16"
+FEWER = "llama-cpp, Q4_0"  # llama.cpp on a copy of the model that is made for it
+ENGINES = {  # a peer, and ours beside it; a spec that is no peer's takes FLOAT
+    "transformers": (FLOAT,),
+    "transformers:bfloat16": (FLOAT, FILE, ROUNDED),
+    "llama-cpp:f32": (FLOAT,),
+    "llama-cpp": (FLOAT, FILE),
+    FEWER: (FILE,),
+}
+TOKENIZERS = ("tiktoken", "hf", "llama-cpp")
 
 
 def ways(tokenizer: Tokenizer, texts: list[str], threads: int = 1) -> dict[str, Call]:

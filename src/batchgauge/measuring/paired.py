@@ -5,8 +5,12 @@ that a drift of the machine within a block cancels in the ratio. Calls of a seco
 go one way only: then every other block is the one before it backwards, and the drift cancels
 between the two. Two controls run along: a second copy of the baseline (A/A: this run's noise
 floor and minimum detectable change) and an untouched control workload (the machine's own
-drift). Sampling stops on interval *width* or on the budget, never on the verdict, so looking
-early biases nothing.
+drift). The number of blocks is even and planned once, after a pilot: by the width that is
+wanted and by the budget. What is seen later changes nothing.
+
+All of it runs in one process, whose memory lies somewhere: a second process would differ by
+more than the noise floor here can see. What a page answers is measured in fresh processes
+(`experiments.fresh`), where the control is another process too.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -28,7 +32,7 @@ from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
 from batchgauge.measuring.verdicts import Ratio, frame_of, judged
-from batchgauge.statistics import exp, location, minimum_detectable_change
+from batchgauge.statistics import blocks_for, course, exp, location, minimum_detectable_change
 
 CONTROL = "control"
 AA_CONTROL = "baseline again"  # the baseline a second time: its ratio to itself is noise
@@ -107,7 +111,7 @@ class Comparison:
         base = self.logs[self.baseline]
         ratios = [
             Ratio.of(
-                location(base - self.logs[name], seed=self.run.seed),
+                location(base - self.logs[name]),
                 name=name,
                 baseline=self.baseline,
                 noise_floor=self.noise_floor,
@@ -147,7 +151,7 @@ class Comparison:
         if AA_CONTROL not in self.logs:
             return math.nan
         aa_ratios = self.logs[self.baseline] - self.logs[AA_CONTROL]
-        return location(aa_ratios, seed=self.run.seed).half_width
+        return location(aa_ratios).half_width
 
 
 def compare_interleaved(
@@ -163,8 +167,8 @@ def compare_interleaved(
     """Run `candidates` (name to a call without arguments) against one of them.
 
     `amount` is what one call does, one for all or one per name; throughput is items by time.
-    The budget includes warm-up; `stopping.least` blocks are taken in any case. Raises
-    UserError for fewer than two candidates or blocks.
+    The budget includes warm-up; `stopping.least` blocks, or one more to be even, are taken in
+    any case. Raises UserError for fewer than two candidates or blocks.
 
         c = compare_interleaved({"old": f, "new": g}, amount=Amount(items=32))
         c.ratio("new").sentence(); c.noise_floor; c.stopped_because
@@ -192,21 +196,19 @@ def compare_interleaved(
     ):  # fmt: skip
         blocks = _Blocks(calls, amounts, labels, replace(design, baseline=baseline), conditions)
         samples = blocks.warm_up(stopping.budget_s * _WARM_UP_SHARE)
-        logs, reason = dict[str, Logs](), ""
-        while not reason:
+        pilot = 2 * math.ceil(stopping.least / 2)
+        started, total, reason = time.perf_counter(), pilot, ""
+        while len(blocks.logs[baseline]) < total or not reason:
             samples += blocks.next()
-            spent = time.perf_counter() - begin
-            bar.update(max(0.0, round(min(stopping.budget_s, spent), 2) - bar.n))
-            logs = {name: np.array(rows) for name, rows in blocks.logs.items()}
-            done = len(logs[baseline])
-            if done < stopping.least:
-                continue
-            if spent >= stopping.budget_s:
-                reason = f"the budget of {stopping.budget_s:g} s was spent"
-            elif done >= stopping.most:
-                reason = f"{stopping.most} blocks were measured"
-            elif done % 5 == 0 and _widest(logs, names, baseline) <= stopping.precision:
-                reason = f"every interval is within ± {stopping.precision:.1%}"
+            now = time.perf_counter()
+            bar.update(max(0.0, round(min(stopping.budget_s, now - begin), 2) - bar.n))
+            if len(blocks.logs[baseline]) == pilot:
+                left = (stopping.budget_s - (now - begin)) / ((now - started) / pilot)
+                total, reason = _planned(blocks.logs, baseline, stopping, pilot, left)
+    logs = {name: np.array(rows) for name, rows in blocks.logs.items()}
+    for name in names:
+        if name != baseline and (said := course(np.exp(logs[baseline] - logs[name]))):
+            reason = f"{reason}; {name} is not steady: {said}"
     return Comparison(
         benchmark=labels.benchmark,
         baseline=baseline,
@@ -289,12 +291,19 @@ def control_workload() -> object:
     return hashlib.sha256(_CONTROL_DATA).digest()
 
 
-def _widest(logs: Mapping[str, Logs], names: tuple[str, ...], baseline: str) -> float:
-    return max(
-        exp(location(logs[baseline] - logs[n], resamples=499).half_width) - 1.0
-        for n in names
-        if n != baseline
-    )
+def _planned(
+    logs: Mapping[str, Sequence[float]], baseline: str, stopping: Stopping, pilot: int, left: float
+) -> tuple[int, str]:
+    """How many blocks to measure in all, an even number, and why; the budget has `left` more."""
+    ratios = [np.subtract(logs[baseline], logs[n]) for n in logs if n not in {baseline, AA_CONTROL}]
+    wanted = max(blocks_for(r, math.log1p(stopping.precision)) for r in ratios)
+    most = max(pilot, stopping.most - stopping.most % 2)
+    room = pilot + max(0, 2 * int(left / 2))
+    if wanted <= min(most, room):
+        return max(pilot, wanted), f"± {stopping.precision:.1%} was planned after {pilot} blocks"
+    if room < most:
+        return room, f"the budget of {stopping.budget_s:g} s has no room for more blocks"
+    return most, f"{most} blocks were measured"
 
 
 def _labelled(samples: list[Sample]) -> tuple[Sample, ...]:

@@ -25,7 +25,7 @@ from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, Run
 from batchgauge.measuring.record import Amount, Labels, Measurement, Sample
-from batchgauge.statistics import classify_outliers
+from batchgauge.statistics import classify_outliers, course
 
 SAMPLE_NS = 1_000_000
 TICKS = 1_000
@@ -36,7 +36,8 @@ _WINDOW = 5
 class Stopping:
     """When enough is measured: after `budget_s` seconds, with `least` to `most` samples or blocks.
 
-    A comparison also ends when every interval is narrower than ± `precision` (relative).
+    A comparison plans its number of blocks after the first `least`: as many as make every
+    interval narrower than ± `precision` (relative), where the budget has room for them.
     Raises UserError for a budget or a number below its least.
     """
 
@@ -133,15 +134,20 @@ def steady_from(times: Sequence[float]) -> int | None:
     """Where the times [n] become steady: the samples before are warm-up; None when not yet.
 
     Steady begins with the first window of 5 samples whose median lies within 5 %, or
-    within three median absolute deviations, of the median of the 5 that follow.
+    within three median absolute deviations, of the median of the 5 that follow, and after
+    which no second level and no trend comes (`statistics.course`).
     """
-    x = np.asarray(times, dtype=np.float64)
-    for begin in range(x.size - 2 * _WINDOW + 1):
+    x, begin = np.asarray(times, dtype=np.float64), 0
+    while begin <= x.size - 2 * _WINDOW:
         first, after = x[begin : begin + _WINDOW], x[begin + _WINDOW : begin + 2 * _WINDOW]
         middle = float(np.median(after))
         spread = 3.0 * 1.4826 * float(np.median(np.abs(after - middle)))
-        if abs(float(np.median(first)) - middle) <= max(0.05 * middle, spread):
+        if abs(float(np.median(first)) - middle) > max(0.05 * middle, spread):
+            begin += 1
+        elif not course(x[begin:]):
             return begin
+        else:
+            begin += max(1, (x.size - begin) // 20)
     return None
 
 
@@ -189,5 +195,7 @@ def measure(
     first = min(warm, len(samples) // 2) if warm is not None else 0
     samples = [replace(s, is_warmup=i < first) for i, s in enumerate(samples)]
     reason = "time budget spent" if spent >= budget_s else "samples asked for are taken"
+    if said := course([s.wall_ms for s in samples[first:]]):
+        reason = f"{reason}; not steady: {said}"
     run = run or Run.here(threads=conditions.threads or 0, seed=conditions.seed)
     return Measurement(labels.benchmark, with_outliers(samples), run, reason)

@@ -1,4 +1,4 @@
-"""Ratios and what may be said about them: faster, slower, no difference, or not seen.
+"""Ratios and what may be said about them: faster, slower, no difference, not seen, too few.
 
 Takes estimates of log ratios, knows nothing of clocks. Leaves out how they were sampled
 (`paired`) and the gate's threshold on stored files (`compare`).
@@ -13,9 +13,9 @@ from typing import Literal
 
 import pandas as pd
 
-from batchgauge.statistics import Estimate, adjusted, exp
+from batchgauge.statistics import FEWEST, Estimate, adjusted, exp
 
-Verdict = Literal["faster", "slower", "no significant difference", "inconclusive"]
+Verdict = Literal["faster", "slower", "no significant difference", "inconclusive", "too few"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,8 @@ class Ratio:
 
     Above 1 is faster. `p` tests a ratio of 1, `q` is p after Benjamini-Hochberg over the
     candidates or the sweep it was judged with. `noise_floor` and
-    `minimum_detectable_change` are relative (0.02 = 2 %), NaN without an A/A run.
+    `minimum_detectable_change` are relative (0.02 = 2 %), NaN without an A/A run, or where
+    it says nothing. `blocks` counts processes where several ran.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Ratio:
         ratio, p = estimate.exp(), estimate.p
         return cls(
             name, baseline, ratio.value, ratio.low, ratio.high, p, p, estimate.n,
-            noise_floor, minimum_detectable_change, "inconclusive", benchmark,
+            _known(noise_floor), _known(minimum_detectable_change), "inconclusive", benchmark,
         )  # fmt: skip
 
     def sentence(self) -> str:
@@ -64,6 +65,10 @@ class Ratio:
             f"{self.name} is {self.value:.3g} × [{self.low:.3g}, {self.high:.3g}] "
             f"as fast as {self.baseline}: {self.verdict}."
         )
+
+
+def _known(share: float) -> float:
+    return share if math.isfinite(share) else math.nan
 
 
 def judge(
@@ -87,13 +92,18 @@ def judge(
 
 
 def judged(ratios: Sequence[Ratio], *, threshold: float = 0.05) -> list[Ratio]:
-    """The ratios of one sweep, p adjusted together (Benjamini-Hochberg) and judged anew."""
+    """The ratios of one table, p adjusted together (Benjamini-Hochberg) and judged anew.
+
+    One that rests on fewer than four blocks or processes has no verdict but "too few".
+    """
     q_values = adjusted([r.p for r in ratios]).tolist()
     return [
         replace(
             r,
             q=q,
-            verdict=judge(
+            verdict="too few"
+            if r.blocks < FEWEST
+            else judge(
                 r.low,
                 r.high,
                 q,

@@ -94,20 +94,48 @@ def study(
     help="Where data/ and reports/ are; else batchgauge-results.",
 )
 @click.option("--readme", is_flag=True, help="Write the README's results from them as well.")
-def report(notebook: tuple[str, ...], out: Path | None, readme: bool) -> None:
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="The folder of another study: compare both scorecards instead, and write no page.",
+)
+def report(notebook: tuple[str, ...], out: Path | None, readme: bool, against: Path | None) -> None:
     """Write the HTML and Markdown pages and the index again from the executed notebooks.
 
-    Nothing is measured.
+    Nothing is measured. With --against, two studies are compared: exit code 1 when a verdict
+    goes from met to missed or back, or too few intervals hold the other's value.
     """
     from batchgauge.reporting.project import notebooks_folder, project_root, results_folder
     from batchgauge.reporting.readme import write_readme
     from batchgauge.reporting.study import books, say, write_pages
 
+    if against is not None:
+        _compare(out or results_folder(), against)
+        return
     root = out or (project_root() if readme else results_folder())
     for path in write_pages(out_dir=root, only=notebook):
         say(f"Wrote {path}")
     if readme:
         say(f"Wrote {write_readme(root, [b.report for b in books(notebooks_folder())])}")
+
+
+def _compare(out: Path, against: Path) -> None:
+    from batchgauge.files import write_csv
+    from batchgauge.reporting.repeat import agree, sentence, two_runs
+    from batchgauge.reporting.study import say
+
+    table = two_runs(out, against)
+    for row in table.to_dict("records"):
+        ends = [
+            f"{row[f'{o}value']:.4g} [{row[f'{o}low']:.4g}, {row[f'{o}high']:.4g}]"
+            for o in ("", "other_")
+        ]
+        mark = "  FLIPS" if row["flips"] else "" if row["held"] == row["of"] else "  apart"
+        say(f"{row['label']}: {ends[0]} and {ends[1]} {row['unit']}{mark}")
+    say(f"Wrote {write_csv(table, out / 'data' / 'two_runs.csv')}")
+    if not agree(table):
+        raise UserError(sentence(table), exit_code=1)
+    say(sentence(table))
 
 
 @click.command("list")

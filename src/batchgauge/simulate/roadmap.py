@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
@@ -20,7 +21,7 @@ from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import first_text_s, rate_text
 from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTime
-from batchgauge.statistics import Interval, mean_ratio
+from batchgauge.statistics import Interval, location, mean_ratio
 
 PAYS = 1.05  # a gain counts when its whole interval lies above
 IN_TIME = 0.9  # a rate is sustained when this share of its requests is served in time
@@ -45,6 +46,7 @@ class Idea:
     cost        what it takes, in words
     predicted   True when the step times are of hardware that was not measured
     hardware    True when it needs machines that are not there
+    validated   False while nothing real was held against a simulation of this kind
     """
 
     item: str
@@ -53,6 +55,7 @@ class Idea:
     cost: str
     predicted: bool = False
     hardware: bool = False
+    validated: bool = True
 
 
 def outcome(setup: Setup, arrivals: Arrivals, target_s: float) -> dict[str, float]:
@@ -121,6 +124,36 @@ def sustained(runs: pd.DataFrame, idea: str) -> float:
     return float(share.index[share >= IN_TIME].max()) if (share >= IN_TIME).any() else 0.0
 
 
+def sustained_gain(runs: pd.DataFrame, idea: str) -> tuple[Interval, bool]:
+    """The rate sustained over today's, by seed, and whether it ends where the sweep does.
+
+    Rates between those swept lie on straight lines of the share in time; a share in time
+    saturates at 1, a rate does not.
+    """
+
+    def rates(name: str) -> tuple[list[float], bool]:
+        table = runs[runs["idea"] == name].pivot_table(
+            index="arrival_rate", columns="seed", values="in_time_share"
+        )
+        at = table.index.to_numpy(dtype=np.float64)
+        found = [_crossing(at, table[seed].to_numpy()) for seed in table]
+        return found, max(found) >= at[-1]
+
+    (after, ends), (before, _) = rates(idea), rates("today")
+    return mean_ratio(after, before), ends
+
+
+def _crossing(rates: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> float:
+    """The highest rate up to which `IN_TIME` is kept; below the lowest, on a line from (0, 1)."""
+    at, share = np.concatenate([[0.0], rates]), np.concatenate([[1.0], shares])
+    for i in range(1, at.size):
+        if share[i] < IN_TIME:
+            left, right = share[i - 1], share[i]
+            step = (at[i] - at[i - 1]) * (left - IN_TIME) / max(left - right, 1e-9)
+            return float(max(at[i - 1] + step, 1e-3 * rates[0]))
+    return float(rates[-1])
+
+
 def condition(runs: pd.DataFrame, idea: str) -> str:
     """When the idea pays, read from the sweep: the rates at which its gain is beyond chance."""
     rates = sorted(runs["arrival_rate"].unique())
@@ -144,7 +177,7 @@ def condition(runs: pd.DataFrame, idea: str) -> str:
 
 
 def recommend(goodput: Interval, waiting: Interval, idea: Idea, price: Interval) -> str:
-    """What follows from the intervals, by fixed rules; goodput counts first, then waiting."""
+    """What follows from the intervals, by fixed rules; requests in time first, then waiting."""
     if goodput.high < 1 / PAYS:
         return "leave: fewer requests come in time"
     if goodput.low > PAYS or waiting.low > PAYS:
@@ -160,8 +193,8 @@ def recommend(goodput: Interval, waiting: Interval, idea: Idea, price: Interval)
 def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame:
     """The ranked table at one arrival rate, one row an idea, best first.
 
-    Sorted by the lower end of the goodput gain (in steps of 5 %, less is chance), then
-    by the lower end of the gain in p90 waiting.
+    Sorted by the lower ends of three gains: in the share served in time at this rate and in
+    the sustained rate (in steps of 5 %, less is chance), then in p90 waiting.
     """
     rows = []
     for idea in ideas:
@@ -170,6 +203,8 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
         first = gain(runs, idea.name, rate, "interactive_p90_first_text_ms", better=-1)
         tokens = gain(runs, idea.name, rate, "throughput_tokens_per_s")
         price = gain(runs, idea.name, rate, "price_per_million_tokens")
+        sustains, ends = sustained_gain(runs, idea.name)
+        basis = "predicted hardware" if idea.predicted else "measured step times"
         rows.append(
             {
                 "item": idea.item,
@@ -184,18 +219,33 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
                 "throughput_gain": tokens.value,
                 "price_per_token_ratio": price.value,
                 "sustained_requests_per_s": sustained(runs, idea.name),
+                "sustained_gain": sustains.value,
+                "sustained_gain_low": sustains.low,
+                "sustained_gain_high": sustains.high,
+                "sustained_ends": "at the highest rate swept" if ends else "between rates swept",
+                "in_time_share": float(_shares(runs, idea.name, rate).mean()),
+                "in_time_today": float(_shares(runs, "today", rate).mean()),
+                "in_time_gain_low": location(
+                    _shares(runs, idea.name, rate) - _shares(runs, "today", rate)
+                ).low,
                 "pays": condition(runs, idea.name),
                 "cost": idea.cost,
                 "recommendation": recommend(goodput, waiting, idea, price),
-                "basis": "predicted hardware" if idea.predicted else "measured step times",
+                "basis": basis if idea.validated else f"{basis}, not validated",
             }
         )
     table = pd.DataFrame(rows)
-    steps = (table["goodput_gain_low"] / 0.05).round()
-    order = np.lexsort((-table["waiting_gain_low"], -steps))
+    shares, rates = ((table[c] / 0.05).round() for c in ("in_time_gain_low", "sustained_gain_low"))
+    order = np.lexsort((-table["waiting_gain_low"], -rates, -shares))
     table = table.iloc[order].reset_index(drop=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
+
+
+def _shares(runs: pd.DataFrame, idea: str, rate: float) -> npt.NDArray[np.float64]:
+    """Shares in time by seed [seeds]."""
+    at = runs[(runs["arrival_rate"] == rate) & (runs["idea"] == idea)].sort_values("seed")
+    return at["in_time_share"].to_numpy(dtype=np.float64)
 
 
 def combine(ideas: Sequence[Idea]) -> list[Idea]:
@@ -217,6 +267,7 @@ def combine(ideas: Sequence[Idea]) -> list[Idea]:
                 change=change,
                 predicted=any(i.predicted for i in stack),
                 hardware=any(i.hardware for i in stack),
+                validated=all(i.validated for i in stack),
             )
         )
     return rungs

@@ -33,6 +33,7 @@ from batchgauge.sizing.memory_model import ModelShape
 SCHEMA = 1
 PRIOR_ERROR = 0.7  # a roofline is good to about a factor of two; no more is claimed
 Metric = Literal["request", "ttft", "inter_token"]
+Over = Literal["p95", "mean"]  # batches, of which some are unlucky
 
 
 class Costs(Protocol):
@@ -59,9 +60,11 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchTimes:
-    """Mean times of batches of one size: the whole batch, its first tokens, its steps.
+    """Times of batches of one size: the whole batch, its first tokens, its steps.
 
-    `throughput_per_s` counts generated tokens for inference and texts for tokenizing.
+    Means over the batches drawn; `p95` has the 95th percentile of each, in the same order,
+    without which the means stand for it. `throughput_per_s` counts generated tokens for
+    inference and texts for tokenizing.
     """
 
     size: int
@@ -69,9 +72,12 @@ class BatchTimes:
     ttft_ms: float
     inter_token_ms: float
     throughput_per_s: float
+    p95: tuple[float, float, float] | None = None
 
-    def latency_ms(self, metric: Metric) -> float:
-        """The latency that a budget is about."""
+    def latency_ms(self, metric: Metric, over: Over = "mean") -> float:
+        """The latency that a budget is about: the mean over batches, or its 95th percentile."""
+        if over == "p95" and self.p95:
+            return self.p95[("request", "ttft", "inter_token").index(metric)]
         return float(getattr(self, f"{metric}_ms"))
 
 
@@ -95,9 +101,9 @@ def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
         done += plan.tokens if lengths.generates else plan.positions(padded=False) / mean
     seconds = sum(wholes) / 1e3
     rate = done / seconds if seconds > 0.0 else math.inf
-    return BatchTimes(
-        size, float(np.mean(wholes)), float(np.mean(firsts)), float(np.mean(steps)), rate
-    )
+    means = [float(np.mean(ms)) for ms in (wholes, firsts, steps)]
+    late = [float(np.quantile(ms, 0.95)) for ms in (wholes, firsts, steps)]
+    return BatchTimes(size, means[0], means[1], means[2], rate, (late[0], late[1], late[2]))
 
 
 class Identity(NamedTuple):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from batchgauge.errors import UserError
 
 Ints = npt.NDArray[np.int64]
-DRAWS = 8  # batches drawn from a ragged workload, to average over who meets whom
+DRAWS = 32  # batches drawn from a ragged workload: who meets whom is luck, p95 bad luck
 _WIDEST = 4096  # columns of the draw: no batch is larger
 _REMEMBERED = 128  # sizes up to which plans are kept: they are asked for again and again
 

@@ -9,9 +9,10 @@ that stopped it, and a reason for each rejected size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from batchgauge.errors import UserError
 from batchgauge.machine.hardware import HardwareProfile
@@ -57,12 +58,17 @@ def suggest_batch_size(
     what would be needed.
     """
     memory_budget, metric = config.memory_budget_bytes, config.latency_metric
+    objective = Aim(config.objective, config.wait_price)
     if memory_budget is None and hardware is not None and memory_model is not None:
         # What is free does not count the weights that this process already holds.
         held = 0 if hardware.simulated else memory_model.weight_bytes
         memory_budget = hardware.memory_available_bytes + held
     times = [batch_times(cost_model, workload, n) for n in range(1, config.max_batch_size + 1)]
-    priced = [_price(row, workload, cost_model, memory_model, metric) for row in times]
+    waits = [row.latency_ms(metric, config.latency_over) for row in times]
+    priced = [
+        _price(row, wait, workload, cost_model, memory_model)
+        for row, wait in zip(times, waits, strict=True)
+    ]
     fits_memory, careful_memory = _within(priced, "memory_bytes", memory_budget)
     if memory_budget is not None and not fits_memory:
         raise UserError(_over_memory(priced, memory_budget))
@@ -71,7 +77,7 @@ def suggest_batch_size(
     )
     if config.latency_budget_ms is not None and not fits_both:
         raise UserError(_too_late(fits_memory, config.latency_budget_ms, metric))
-    choice = _Choice(priced, fits_memory, fits_both, config.objective)
+    choice = _Choice(priced, fits_memory, fits_both, objective)
     trust, why = _trust(cost_model, memory_model, careful=careful_memory and careful_latency)
     chosen = choice.chosen
     return BatchSizeSuggestion(
@@ -94,12 +100,11 @@ def suggest_batch_size(
 
 def _price(
     times: BatchTimes,
+    latency: float,
     workload: Lengths,
     cost_model: CostModel,
     memory_model: MemoryModel | None,
-    metric: Metric,
 ) -> Candidate:
-    latency = times.latency_ms(metric)
     memory = memory_model.peak_bytes(workload, times.size) if memory_model else 0.0
     bounds = memory_model.interval(memory) if memory_model else (0.0, 0.0)
     half = cost_model.half_width_at(times.size, workload)
@@ -137,13 +142,25 @@ def _front(rows: Sequence[Candidate]) -> list[Candidate]:
     return front
 
 
-def _choose(rows: Sequence[Candidate], objective: Objective) -> Candidate:
-    if objective == "latency":
+class Aim(NamedTuple):
+    """What is aimed at, and what part of throughput each further part of waiting must buy."""
+
+    objective: Objective
+    wait_price: float
+
+
+def _choose(rows: Sequence[Candidate], aim: Aim) -> Candidate:
+    if aim.objective == "latency":
         return min(rows, key=lambda r: (r.latency_ms.value, r.size))
-    if objective == "balanced":
+    if aim.objective == "balanced":
         return max(rows, key=lambda r: r.throughput_per_s.value / r.latency_ms.value)
-    best = max(row.throughput_per_s.value for row in rows)
-    good = [row for row in rows if row.throughput_per_s.value >= (1.0 - SAME) * best]
+
+    def worth(row: Candidate) -> float:
+        wait = max(row.latency_ms.value, 1e-9)
+        return row.throughput_per_s.value / math.exp(aim.wait_price * math.log(wait))
+
+    best = max(map(worth, rows))
+    good = [row for row in rows if worth(row) >= (1.0 - SAME) * best]
     return min(good, key=lambda r: r.latency_ms.value)
 
 
@@ -154,23 +171,23 @@ class _Choice:
     priced: Sequence[Candidate]
     fits_memory: Sequence[Candidate]
     fits_both: Sequence[Candidate]
-    objective: Objective
+    aim: Aim
 
     def __post_init__(self) -> None:
         self.front = _front(self.fits_memory)
         self.reachable = [row for row in self.front if row in self.fits_both] or self.fits_both
-        self.chosen = _choose(self.reachable, self.objective)
+        self.chosen = _choose(self.reachable, self.aim)
 
     def binding(self) -> str:
         """What would have to give for the objective to choose otherwise."""
-        size, objective = self.chosen.size, self.objective
+        size, aim = self.chosen.size, self.aim
         fewer_in_time = len(self.reachable) < len(self.front)
-        if fewer_in_time and _choose(self.front, objective).size != size:
+        if fewer_in_time and _choose(self.front, aim).size != size:
             return "latency budget"
         fewer_fit = len(self.fits_memory) < len(self.priced)
-        if fewer_fit and _choose(_front(self.priced), objective).size != size:
+        if fewer_fit and _choose(_front(self.priced), aim).size != size:
             return "memory budget"
-        if objective == "throughput" and size == self.priced[-1].size:
+        if aim.objective == "throughput" and size == self.priced[-1].size:
             return "largest batch size"
         return "none"
 
@@ -191,10 +208,11 @@ class _Choice:
                 and r.throughput_per_s.value >= row.throughput_per_s.value
             )
             return f"beaten by {better.size}, which is both faster and sooner"
-        if self.objective == "throughput":
+        if self.aim.objective == "throughput":
             change = row.throughput_per_s.value / chosen.throughput_per_s.value - 1.0
             if change > 0.0:
-                return f"only {100 * change:.1f} % more throughput, for a longer wait"
+                wait = row.latency_ms.value / chosen.latency_ms.value - 1.0
+                return f"only {100 * change:.1f} % more throughput for {100 * wait:.0f} % more wait"
             return f"{100 * -change:.0f} % less throughput"
         change = row.latency_ms.value / chosen.latency_ms.value - 1.0
         way = "more" if change > 0 else "less"

@@ -9,25 +9,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 from batchgauge.errors import UserError
-from batchgauge.sizing.cost_model import Metric
+from batchgauge.sizing.cost_model import Metric, Over
 from batchgauge.statistics import Interval
 
 Objective = Literal["throughput", "latency", "balanced"]
 _CHOICES = {
     "objective": ("throughput", "latency", "balanced"),
     "latency_metric": ("request", "ttft", "inter_token"),
+    "latency_over": ("p95", "mean"),
 }
+WAIT_PRICE = 0.25  # of throughput, that each further part of waiting must buy
 
 
 @dataclass(frozen=True, slots=True)
 class SizingConfig:
     """Objective and budgets of a suggestion.
 
-    objective            "throughput" (most tokens or texts a second), "latency" (soonest
-                         answer) or "balanced" (most throughput per latency, Kleinrock's power)
-    latency_budget_ms    upper bound on the mean latency of a batch
+    objective            "throughput" (most tokens or texts a second, at the price of waiting
+                         below), "latency" (soonest answer) or "balanced" (most throughput per
+                         latency, Kleinrock's power)
+    latency_budget_ms    upper bound on the latency of a batch
     latency_metric       what that bounds: a whole "request", its first token ("ttft") or one
                          decode step ("inter_token")
+    latency_over         over which batches: 95 of 100 ("p95") or the "mean"
+    wait_price           how many percent more throughput each percent more latency must buy;
+                         0: throughput at any wait
     memory_budget_bytes  upper bound on the peak of weights and batch
     max_batch_size       largest size to consider
     threads              BLAS threads of whoever asks
@@ -42,8 +48,12 @@ class SizingConfig:
     memory_budget_bytes: float | None = None
     max_batch_size: int = 256
     threads: int = 1
+    latency_over: Over = "p95"
+    wait_price: float = WAIT_PRICE
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.wait_price <= 1.0:
+            raise UserError(f"wait_price is {self.wait_price}; expected a number from 0 to 1.")
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"Unknown {name} {value!r}; expected one of {', '.join(choices)}.")
@@ -113,7 +123,8 @@ class BatchSizeSuggestion:
     """The suggested size and everything behind it.
 
     binding     what stopped a larger throughput: "latency budget", "memory budget",
-                "largest batch size" or "none" (throughput has levelled off)
+                "largest batch size" (where the search ended, no property of the machine) or
+                "none" (a larger batch does not pay for its wait)
     trust       "high", "fair" or "low", with the reason in `trust_reason`
     unit        what throughput counts: "tokens" or "texts"
     """
@@ -144,7 +155,12 @@ class BatchSizeSuggestion:
     def limit(self) -> str:
         """What stops the size, in words without a full stop."""
         if self.binding == "none":
-            return "No budget stops it: throughput has levelled off"
+            return "No budget stops it: a larger batch does not pay for its wait"
+        if self.binding == "largest batch size":
+            return (
+                "The search ended at this size, the largest that was considered: a larger one may "
+                "pay as well"
+            )
         return f"Limited by the {self.binding}"
 
     def sentence(self) -> str:

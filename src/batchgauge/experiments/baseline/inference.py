@@ -7,15 +7,15 @@ for one that does not, their columns are empty.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
+from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline.sweep import (
     BATCH,
     ONE_BY_ONE,
@@ -37,7 +37,7 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
-from batchgauge.statistics import location, minimum_detectable_change
+from batchgauge.statistics import over_processes
 from batchgauge.workload import Prompt
 
 # Of the sweep's prompts: the few very long ones would drown the rest.
@@ -61,18 +61,10 @@ def short_prompts(context: Context, count: int) -> list[Prompt]:
     return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
-def long_sweep(  # noqa: PLR0913 - what it runs, how often and for how long
-    context: Context,
-    what: str,
-    part: str,
-    items: Items,
-    sizes: Sequence[int],
-    max_tokens: int,
-    *,
-    share: float,
-    at_least: int | None = None,
-) -> InferenceSweep:
-    """Blocks of every item alone and every batch size; see `sweep.run_blocks`.
+def blocks(
+    context: Context, items: Items, sizes: Sequence[int], *, count: int
+) -> list[Timed[Result]]:
+    """So many blocks of every item alone and every batch size; see `sweep.run_blocks`.
 
     Raises UserError when the engine fails an item.
     """
@@ -85,52 +77,60 @@ def long_sweep(  # noqa: PLR0913 - what it runs, how often and for how long
         return result
 
     with limit_threads(context.threads):
-        timings = run_blocks(
-            lambda i: infer(items[i : i + 1]),
-            lambda b: infer(items[:b]),
-            sizes,
-            budget_s=context.budget.share(share),
-            min_blocks=at_least or context.budget.choose(smoke=2, default=3, thorough=10),
-            max_blocks=context.budget.max_blocks,
-            name=what,
+        return run_blocks(
+            lambda i: infer(items[i : i + 1]), lambda b: infer(items[:b]), sizes, blocks=count
         )
-    largest = max((t for t in timings if t.item < 0), key=lambda t: t.batch_size)
+
+
+def sweep(
+    context: Context,
+    items: Items,
+    sizes: Sequence[int],
+    max_tokens: int,
+    processes: Sequence[Sequence[Timed[Result]]],
+) -> InferenceSweep:
+    """What the `blocks` of some processes say together."""
+    last = max((t for t in processes[-1] if t.item < 0), key=lambda t: t.batch_size)
+    samples = [_samples(context, timings, max_tokens, n) for n, timings in enumerate(processes)]
+    run = Run.here(threads=context.threads, seed=context.seed, weights=context.weights_kept)
     return InferenceSweep(
-        what,
-        _table(context, timings, sizes).assign(max_tokens=max_tokens),
-        _samples(context, part, timings, max_tokens),
-        pd.DataFrame([_phases(timings, size, context.seed) for size in sizes]),
-        _answers(items, largest.result),
+        "Inference",
+        _table(context, processes, sizes).assign(max_tokens=max_tokens),
+        to_frame([sample for some in samples for sample in some], run),
+        pd.DataFrame([_phases(processes, size) for size in sizes]),
+        _answers(items, last.result),
     )
 
 
 def _table(
-    context: Context, timings: Sequence[Timed[Result]], sizes: Sequence[int]
+    context: Context, processes: Sequence[Sequence[Timed[Result]]], sizes: Sequence[int]
 ) -> pd.DataFrame:
-    logs = {size: block_ratios(timings, size, _wall_ms) for size in sizes}
-    twice = 1 in sizes and len(logs[1]) > 1  # a batch of one is an item alone: an A/A comparison
-    half = location(logs[1], seed=context.seed).half_width if twice else math.nan
-    floor, mdc = math.expm1(half), minimum_detectable_change(half)
+    ratios = judged([_ratio(processes, size, _wall_ms) for size in sizes])
     rows = []
-    for size in sizes:
-        ratio = _ratio(logs[size], context.seed, floor, mdc)
-        mine = [t.wall_ms for t in timings if t.item < 0 and t.batch_size == size]
+    for size, ratio in zip(sizes, ratios, strict=True):
+        mine = [t.wall_ms for p in processes for t in p if t.item < 0 and t.batch_size == size]
         alone = [
-            sum(t.wall_ms for t in timings if t.block == block and 0 <= t.item < size)
-            for block in sorted({t.block for t in timings})
+            sum(t.wall_ms for t in p if t.block == block and 0 <= t.item < size)
+            for p in processes
+            for block in sorted({t.block for t in p})
         ]
         medians = {"alone_ms": float(np.median(alone)), "batch_ms": float(np.median(mine))}
-        rows.append(row(judged([ratio])[0], size, context.engine_name, **medians))
+        table_row = row(ratio, size, context.engine_name, len(processes), **medians)
+        tokens = [r.data.prompt_tokens for t in processes[-1] if t.item < 0 and t.batch_size == size
+                  for r in t.result.responses if r.data]  # fmt: skip
+        rows.append(table_row | {"prompt_tokens": float(np.median(tokens))})
     return pd.DataFrame(rows)
 
 
 def _ratio(
-    logs: npt.NDArray[np.float64], seed: int, floor: float = math.nan, mdc: float = math.nan
+    processes: Sequence[Sequence[Timed[Result]]],
+    size: int,
+    cost_ms: Callable[[Timed[Result]], float],
 ) -> Ratio:
-    return Ratio.of(
-        location(logs, seed=seed), name=BATCH, baseline=ONE_BY_ONE, noise_floor=floor,
-        minimum_detectable_change=mdc,
-    )  # fmt: skip
+    logs = [block_ratios(timings, size, cost_ms) for timings in processes]
+    of = np.repeat(np.arange(len(logs)), [len(one) for one in logs])
+    found = over_processes(np.concatenate(logs), of)
+    return fresh.seen(found, name=BATCH, baseline=ONE_BY_ONE)
 
 
 def _wall_ms(timed: Timed[Result]) -> float:
@@ -146,8 +146,9 @@ def _decode_ms(timed: Timed[Result]) -> float:
     return max((ms for ms in told if ms > 0), default=math.nan)
 
 
-def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str, Any]:
+def _phases(processes: Sequence[Sequence[Timed[Result]]], size: int) -> dict[str, Any]:
     """Prefill and decode throughput, decode's own S(b), TTFT and inter-token latency."""
+    timings = [timed for process in processes for timed in process]
     mine = [t for t in timings if t.item < 0 and t.batch_size == size]
     data = [r.data for t in mine for r in t.result.responses if r.data]
     prompt = sum(d.prompt_tokens for d in data)
@@ -164,7 +165,7 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
     )
     alone = [t for t in timings if 0 <= t.item < size]
     known = all(_decode_ms(t) > 0 for t in [*mine, *alone])
-    ratio = _ratio(block_ratios(timings, size, _decode_ms), seed) if known else None
+    ratio = _ratio(processes, size, _decode_ms) if known else None
     return {
         "batch_size": size,
         "prefill_tokens_per_s": 1e3 * prompt / prefill_ms,
@@ -183,17 +184,17 @@ def _phases(timings: Sequence[Timed[Result]], size: int, seed: int) -> dict[str,
 
 
 def _samples(
-    context: Context, part: str, timings: Sequence[Timed[Result]], max_tokens: int
-) -> pd.DataFrame:
-    """The timings as records, one row a call."""
-    samples = [
+    context: Context, timings: Sequence[Timed[Result]], max_tokens: int, process: int
+) -> list[Sample]:
+    """The timings of a process as records, one a call."""
+    return [
         Sample(
-            benchmark=f"{part}/batch={t.batch_size}/max_tokens={max_tokens}",
+            benchmark=f"inference/batch={t.batch_size}/max_tokens={max_tokens}",
             implementation=context.engine_name,
-            part=part,
+            part="inference",
             batch_size=t.batch_size,
             parameters=as_json({"item": t.item, "max_tokens": max_tokens}),
-            process=0,
+            process=process,
             block=t.block,
             position=t.position,
             is_warmup=False,
@@ -207,8 +208,6 @@ def _samples(
         )
         for t in timings
     ]
-    run = Run.here(threads=context.threads, seed=context.seed, weights=context.weights_kept)
-    return to_frame(samples, run)
 
 
 def _answers(items: Items, result: Result) -> pd.DataFrame:

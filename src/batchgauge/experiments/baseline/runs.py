@@ -1,27 +1,31 @@
-"""What the baseline notebook measures, one function a question."""
+"""What the baseline notebook measures: in fresh processes what it answers, else in its own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.baseline.inference import InferenceSweep, long_sweep, short_prompts
-from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, row
+from batchgauge.experiments import fresh
+from batchgauge.experiments.baseline import inference
+from batchgauge.experiments.baseline.inference import InferenceSweep, Result, short_prompts
+from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, Timed, row
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.scaling import spread
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import (
     Amount,
     Conditions,
+    Design,
     Labels,
     Stopping,
     compare_interleaved,
+    judged,
     measure,
 )
 from batchgauge.request import (
@@ -32,93 +36,147 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
+from batchgauge.statistics import location
 from batchgauge.workload import texts, to_items
 
-Calls = tuple[Callable[[], object], Callable[[], object], int]  # alone, together, tokens
+Calls = tuple[Callable[[], Any], Callable[[], Any], int]  # alone, together, tokens
 
 
-def _short_sweep(
-    context: Context,
-    what: str,
-    part: str,
-    share: float,
-    sizes: Sequence[int],
-    characters: int,
-    calls: Callable[[int], Calls],
-) -> Sweep:
-    """A comparison of one at a time and batch at every tokenizing size."""
-    rows, samples = [], []
-    for size in sizes:
-        alone, together, tokens = calls(size)
-        found = compare_interleaved(
-            {ONE_BY_ONE: alone, BATCH: together},
-            Labels(f"{part}/batch={size}/chars={characters}", part=part),
-            {ONE_BY_ONE: Amount(size, tokens), BATCH: Amount(size, tokens, batch_size=size)},
-            stopping=Stopping(context.budget.share(share) / len(sizes), context.budget.min_blocks),
-            conditions=Conditions(context.threads, context.seed),
-        )
-        columns = {
-            "alone_ms": found.median_ms(ONE_BY_ONE), "batch_ms": found.median_ms(BATCH),
-            "throughput_tokens_per_s": found.tokens_per_s(BATCH), "characters": characters,
-        }  # fmt: skip
-        rows.append(row(found.ratio(BATCH), size, context.tokenizer_name, **columns))
-        samples.append(found.frame())
-    return Sweep(what, pd.DataFrame(rows), pd.concat(samples, ignore_index=True))
+@dataclass(frozen=True, slots=True)
+class PageWork:
+    """What each process does: batch sizes and characters of texts, sizes and tokens of answers."""
+
+    text_sizes: tuple[int, ...]
+    characters: int
+    request_sizes: tuple[int, ...]
+    max_tokens: int
 
 
-def tokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep:
-    """S(b) of tokenizing warm texts of prose: `encode` for each against one `encode_many`."""
-    tokenizer = context.tokenizer
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What one fresh process measured."""
 
-    def calls(size: int) -> Calls:
-        batch = texts("prose", characters, size, context.seed)
-        tokens = int(tokenizer.encode_many(batch).offsets[-1])
-        return (
-            lambda: [tokenizer.encode(text) for text in batch],
-            lambda: tokenizer.encode_many(batch),
-            tokens,
-        )
-
-    return _short_sweep(context, "Tokenizing", "tokenize", 0.14, sizes, characters, calls)
+    texts: pd.DataFrame  # samples of tokenizing and detokenizing
+    requests: list[Timed[Result]]
+    statistics: pd.DataFrame
 
 
-def detokenizing(context: Context, sizes: Sequence[int], characters: int) -> Sweep:
-    """S(b) of the way back: `decode` for each against one `decode_many`."""
-    tokenizer = context.tokenizer
+@dataclass(frozen=True)
+class Measured:
+    """The work, and what fresh processes measured of it."""
 
-    def calls(size: int) -> Calls:
-        rows = tokenizer.encode_many(texts("prose", characters, size, context.seed)).tolist()
-        return (
-            lambda: [tokenizer.decode(row) for row in rows],
-            lambda: tokenizer.decode_many(rows),
-            sum(map(len, rows)),
-        )
-
-    return _short_sweep(context, "Detokenizing", "detokenize", 0.08, sizes, characters, calls)
+    context: Context
+    work: PageWork
+    processes: list[Process]
 
 
-def inference(context: Context, sizes: Sequence[int], max_tokens: int) -> InferenceSweep:
-    """S(b) of whole requests and of decode alone, with the phases apart."""
-    prompts = short_prompts(context, max(sizes))
-    items = to_items(prompts, max_tokens=max_tokens, seed=context.seed, ignore_eos=True)
-    return long_sweep(context, "Inference", "inference", items, sizes, max_tokens, share=0.5)
+def in_processes(context: Context, work: PageWork) -> Measured:
+    """Run it; fewer processes where a model is so slow that they would take ten minutes."""
+    alike = replace(context, notes=[])  # without an engine, which is opened there
+    found = fresh.each(
+        partial(_in_process, alike, work), processes=fresh.PROCESSES[context.budget.name],
+        budget_s=10 * context.budget.seconds,
+    )  # fmt: skip
+    return Measured(context, work, found)
 
 
-def end_to_end(context: Context, sizes: Sequence[int], max_tokens: int) -> InferenceSweep:
-    """S(b) from text to text at one size, 8 or the largest: prompts end where they end."""
-    size = min(8, max(sizes))
-    items = to_items(short_prompts(context, max(sizes)), seed=context.seed)
-    most = 2 * max_tokens
-    capped = [
-        BatchItem(i.id, replace(i.data, max_tokens=min(i.data.max_tokens, most))) for i in items
+def _in_process(context: Context, work: PageWork, process: int) -> Process:
+    samples = [
+        _both_ways(context, part, size, work.characters, calls, process)
+        for part, calls in (("tokenize", _tokenize), ("detokenize", _detokenize))
+        for size in work.text_sizes
     ]
-    return long_sweep(
-        context, "End to end", "end_to_end", capped, [size], max_tokens, share=0.2, at_least=2
+    items = _items(context, work)
+    timings = inference.blocks(
+        context, items, work.request_sizes,
+        count=context.budget.choose(smoke=4, default=2, thorough=4),
+    )  # fmt: skip
+    return Process(pd.concat(samples, ignore_index=True), timings, _statistics(context))
+
+
+def _items(context: Context, work: PageWork) -> inference.Items:
+    prompts = short_prompts(context, max(work.request_sizes))
+    return to_items(prompts, max_tokens=work.max_tokens, seed=context.seed, ignore_eos=True)
+
+
+def _both_ways(
+    context: Context, part: str, size: int, characters: int,
+    calls: Callable[[Context, int, int], Calls], process: int,
+) -> pd.DataFrame:  # fmt: skip
+    alone, together, tokens = calls(context, size, characters)
+    found = compare_interleaved(
+        {ONE_BY_ONE: alone, BATCH: together},
+        Labels(f"{part}/batch={size}/chars={characters}", part=part, process=process),
+        {ONE_BY_ONE: Amount(size, tokens), BATCH: Amount(size, tokens, batch_size=size)},
+        design=Design(aa=False, control=False),
+        stopping=Stopping(context.budget.share(0.002), least=4),
+        conditions=Conditions(context.threads, context.seed + process), progress=False,
+    )  # fmt: skip
+    return found.frame()
+
+
+def _tokenize(context: Context, size: int, characters: int) -> Calls:
+    tokenizer, batch = context.tokenizer, texts("prose", characters, size, context.seed)
+    tokens = int(tokenizer.encode_many(batch).offsets[-1])
+    return (
+        lambda: [tokenizer.encode(text) for text in batch],
+        lambda: tokenizer.encode_many(batch),
+        tokens,
     )
 
 
-def statistics(context: Context) -> pd.DataFrame:
-    """Time to make a batch's statistics, and to find a response by id: 100 to 10,000 items."""
+def _detokenize(context: Context, size: int, characters: int) -> Calls:
+    tokenizer = context.tokenizer
+    rows = tokenizer.encode_many(texts("prose", characters, size, context.seed)).tolist()
+    return (
+        lambda: [tokenizer.decode(row) for row in rows],
+        lambda: tokenizer.decode_many(rows),
+        sum(map(len, rows)),
+    )
+
+
+def tokenizing(measured: Measured, part: str = "tokenize") -> Sweep:
+    """S(b) of tokenizing warm texts of prose, `encode` for each against one `encode_many`.
+
+    Or of the way back, where `part` is "detokenize".
+    """
+    samples = pd.concat([p.texts for p in measured.processes], ignore_index=True)
+    samples = samples[samples["part"] == part]
+    steady = samples[~samples["is_warmup"]].assign(log_ms=lambda t: np.log(t["wall_ms"]))
+    ratios, columns = [], []
+    for size in measured.work.text_sizes:
+        rows = steady[steady["items"] == size]
+        keys = ["process", "block"]
+        logs = rows.pivot_table(index=keys, columns="implementation", values="log_ms")
+        found = fresh.over(logs[ONE_BY_ONE] - logs[BATCH])
+        ratios.append(fresh.seen(found, name=BATCH, baseline=ONE_BY_ONE))
+        ms = rows.groupby("implementation")["wall_ms"].median()
+        columns.append(
+            {
+                "alone_ms": ms[ONE_BY_ONE], "batch_ms": ms[BATCH],
+                "throughput_tokens_per_s": 1e3 * rows["tokens"].iloc[0] / ms[BATCH],
+                "characters": measured.work.characters,
+            }
+        )  # fmt: skip
+    name, count = measured.context.tokenizer_name, len(measured.processes)
+    table = [
+        row(ratio, size, name, count, **more)
+        for ratio, size, more in zip(judged(ratios), measured.work.text_sizes, columns, strict=True)
+    ]
+    what = "Tokenizing" if part == "tokenize" else "Detokenizing"
+    return Sweep(what, pd.DataFrame(table), samples)
+
+
+def requests(measured: Measured) -> InferenceSweep:
+    """S(b) of whole requests and of decode alone, with the phases apart."""
+    context, work = measured.context, measured.work
+    timings = [process.requests for process in measured.processes]
+    items = _items(context, work)
+    return inference.sweep(context, items, work.request_sizes, work.max_tokens, timings)
+
+
+def _statistics(context: Context) -> pd.DataFrame:
+    """Microseconds of a batch's statistics, and of finding a response by id: 100 to 10,000."""
     rng = np.random.default_rng(context.seed)
     rows = []
     for count in (100, 1_000, 10_000):
@@ -133,24 +191,23 @@ def statistics(context: Context) -> pd.DataFrame:
         ):
             found = measure(
                 fn, Labels(f"{part}/items={count}", part=part), Amount(items=count),
-                stopping=Stopping(context.budget.share(0.004), least=10, most=1000),
+                stopping=Stopping(context.budget.share(0.001), least=10, most=1000),
                 conditions=Conditions(seed=context.seed),
             )  # fmt: skip
-            low, high = _median_interval(found.steady_ms)
-            rows.append((part, count, 1e3 * found.median_ms, 1e3 * low, 1e3 * high))
-    return pd.DataFrame(rows, columns=["part", "items", "median_us", "low_us", "high_us"])
+            rows.append((part, count, 1e3 * found.median_ms))
+    return pd.DataFrame(rows, columns=["part", "items", "us"])
 
 
-def _median_interval(times: Any) -> tuple[float, float]:
-    """Distribution-free 95 % interval of the median, by order statistics of samples [n].
-
-    Ranks from the binomial distribution (Conover, Practical Nonparametric Statistics, 3.2).
-    """
-    from scipy.stats import binom
-
-    ordered = np.sort(times)
-    below = max(int(binom.ppf(0.025, ordered.size, 0.5)) - 1, 0)
-    return float(ordered[below]), float(ordered[ordered.size - 1 - below])
+def statistics(measured: Measured) -> pd.DataFrame:
+    """Those times with 95 % intervals over processes."""
+    every = pd.concat([p.statistics for p in measured.processes], ignore_index=True)
+    rows = []
+    for (part, count), some in every.groupby(["part", "items"], sort=False):
+        found = location(np.log(some["us"])).exp()
+        low, high = (v if 0.0 < v < math.inf else math.nan for v in (found.low, found.high))
+        rows.append((part, count, found.value, low, high, len(some)))
+    columns = ["part", "items", "median_us", "low_us", "high_us", "processes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFrame:

@@ -12,47 +12,58 @@ from typing import Any
 
 import pandas as pd
 
+from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline import costs, figures, runs
+from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Score, Section, plots
 
-FEWEST_BLOCKS = 3  # of an interval that is shown: from two, it is as wide as one likes
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
 
-def tokenizing(
-    context: Context, *, sizes: Sequence[int], characters: int, target: Target
-) -> Section:
+def in_processes(
+    context: Context, *, tokenize_sizes: Sequence[int], characters: int,
+    inference_sizes: Sequence[int], max_tokens: int,
+) -> Measured:  # fmt: skip
+    """Everything that this page answers, measured in fresh processes."""
+    work = PageWork(tuple(tokenize_sizes), characters, tuple(inference_sizes), max_tokens)
+    return runs.in_processes(context, work)
+
+
+def tokenizing(measured: Measured, *, target: Target) -> Section:
     """S(b) of tokenizing."""
-    sweep = runs.tokenizing(context, sizes, characters)
+    sweep = runs.tokenizing(measured)
     frames = {"tokenizing": sweep.table, "tokenizing_samples": sweep.samples}
     return _speedup(
         sweep, frames, target, picture="batch_size_speedup_chart", key="tokenizing_batch_32",
-        label="Tokenizing, S({})",
-        caption="Batch speedup S(b) of tokenizing, with 95 % intervals and the noise band.",
+        label=f"Tokenizing texts of {measured.work.characters} characters, S({{}})",
+        caption=f"Batch speedup S(b) of tokenizing, with 95 % intervals over {_rests(measured)} "
+        "and the noise band.",
         table_caption="Tokenizing by batch size.",
     )  # fmt: skip
 
 
-def detokenizing(context: Context, *, sizes: Sequence[int], characters: int) -> Section:
+def detokenizing(measured: Measured) -> Section:
     """S(b) of the way back."""
-    table = runs.detokenizing(context, sizes, characters).table
+    table = runs.tokenizing(measured, "detokenize").table
     said = speedup_sentence("Detokenizing", table)
     caption = "Detokenizing by batch size."
     return Section("detokenizing", {"detokenizing": table}, said, table, caption)
 
 
-def inference(
-    context: Context, *, sizes: Sequence[int], max_tokens: int, target: Target
-) -> tuple[Section, Section, Section]:
+def inference(measured: Measured, *, target: Target) -> tuple[Section, Section, Section]:
     """S(b) of whole requests; prefill and decode apart; some prompts with their answers."""
-    sweep = runs.inference(context, sizes, max_tokens)
+    sweep, context = runs.requests(measured), measured.context
     frames = {"inference": sweep.table, "inference_samples": sweep.samples}
+    lengths = f"{at(sweep.table, target[0])['prompt_tokens']:.0f} tokens"
+    kept = f", {context.weights_kept}" if context.weights_kept else ""
     whole = _speedup(
         sweep, frames, target, picture="inference_speedup_chart", key="inference_batch_8",
-        label="Inference, S({}) of whole requests",
-        caption="Batch speedup S(b) of whole requests, with 95 % intervals.",
+        label=f"Inference, S({{}}) of whole requests ({lengths}, {measured.work.max_tokens} new"
+        f"{kept}, {context.threads} thr.)",
+        caption=f"Batch speedup S(b) of whole requests, with 95 % intervals over "
+        f"{_rests(measured)}.",
     )  # fmt: skip
     name = str(sweep.table["implementation"].iloc[0])
     phases = Section(
@@ -66,26 +77,25 @@ def inference(
     return whole, phases, Section("answers", {}, "", sweep.answers, caption)
 
 
-def statistics(context: Context) -> Section:
+def statistics(measured: Measured) -> Section:
     """What a batch's statistics cost, and finding one of its responses."""
-    table = runs.statistics(context)
+    table = runs.statistics(measured)
     few = table[(table["part"] == "statistics") & (table["items"] == 100)].iloc[0]
+    low, high = (None if math.isnan(few[c]) else float(few[c]) for c in ("low_us", "high_us"))
     score = Score(
-        "statistics_100_items", "Statistics of 100 items", 1000.0, few["median_us"],
-        few["low_us"], few["high_us"], "µs", "lower",
+        "statistics_100_items", "Statistics of 100 items", 50.0, few["median_us"], low, high,
+        "µs", "lower",
     )  # fmt: skip
     return Section(
         "statistics", {"statistics": table}, statistics_sentence(table), table,
-        "Time to compute a batch's statistics and to find one response, by items.",
+        f"Time to compute a batch's statistics and to find one response, by items; 95 % intervals "
+        f"over {_rests(measured)}.",
         targets=[score],
     )  # fmt: skip
 
 
-def end_to_end(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Section:
-    """S(b) from text to text."""
-    table = runs.end_to_end(context, sizes, max_tokens).table
-    said = speedup_sentence("End to end", table)
-    return Section("end_to_end", {"end_to_end": table}, said, table, "End to end by batch size.")
+def _rests(measured: Measured) -> str:
+    return fresh.in_words(len(measured.processes))
 
 
 def variation(context: Context, *, sizes: Sequence[int], max_tokens: int) -> Section:
@@ -157,9 +167,9 @@ def at(table: pd.DataFrame, batch_size: int) -> dict[str, Any]:
 
 
 def interval(row: Mapping[str, Any] | pd.Series) -> str:
-    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x, and perhaps blocks."""
-    if row.get("blocks", FEWEST_BLOCKS) < FEWEST_BLOCKS:
-        return f"{row['speedup_x']:.2f} × (not enough blocks for an interval)"
+    """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x, and perhaps a verdict."""
+    if row.get("verdict") == "too few":
+        return f"{row['speedup_x']:.2f} × (too few for an interval)"
     return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
 
 

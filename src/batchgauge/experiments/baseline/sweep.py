@@ -3,7 +3,8 @@
 Short calls (tokenizing) go through `measuring.compare_interleaved`, one comparison a
 size. Long ones (inference) share their slow side: a block runs every item alone once and
 then every batch size, in one direction and then the other, and S(b) of a block is the
-time of the batch's own items alone ÷ the time of the batch. Intervals are over blocks.
+time of the batch's own items alone ÷ the time of the batch. Both in fresh processes, over
+which intervals are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm.auto import tqdm
 
 from batchgauge.measuring.verdicts import Ratio
 
@@ -35,7 +35,9 @@ class Sweep:
     samples: pd.DataFrame
 
 
-def row(ratio: Ratio, batch_size: int, implementation: str, **columns: float) -> dict[str, Any]:
+def row(
+    ratio: Ratio, batch_size: int, implementation: str, processes: int, **columns: float
+) -> dict[str, Any]:
     """One row of a sweep's table: the ratio of a batch to its items one at a time, and more."""
     return {
         "implementation": implementation,
@@ -46,7 +48,7 @@ def row(ratio: Ratio, batch_size: int, implementation: str, **columns: float) ->
         "verdict": ratio.verdict,
         "noise_floor_percent": 100 * ratio.noise_floor,
         "detectable_percent": 100 * ratio.minimum_detectable_change,
-        "blocks": ratio.blocks,
+        "processes": processes,
         **columns,
     }
 
@@ -64,38 +66,24 @@ class Timed(Generic[R]):
 
 
 def run_blocks(
-    alone: Callable[[int], R],
-    together: Callable[[int], R],
-    sizes: Sequence[int],
-    *,
-    budget_s: float,
-    min_blocks: int,
-    max_blocks: int,
-    name: str,
+    alone: Callable[[int], R], together: Callable[[int], R], sizes: Sequence[int], *, blocks: int
 ) -> list[Timed[R]]:
     """Blocks of long calls: `alone(i)` for every item below max(sizes), `together(b)` for every b.
 
     A warm-up of the smallest and the largest call comes first and is not kept. Block k runs
-    forwards when k is even, backwards when it is odd. Stops when the budget is spent.
+    forwards when k is even, backwards when it is odd.
     """
     largest = max(sizes)
     plan: list[tuple[int, int]] = [(1, i) for i in range(largest)] + [(b, -1) for b in sizes]
     alone(0)
     together(largest)
     timings: list[Timed[R]] = []
-    begin = perf_counter()
-    with tqdm(total=round(budget_s), desc=name, unit="s", leave=False) as bar:
-        for block in range(max_blocks):
-            for position, (size, item) in enumerate(plan if block % 2 == 0 else plan[::-1]):
-                started = perf_counter()
-                result = together(size) if item < 0 else alone(item)
-                wall_ms = 1e3 * (perf_counter() - started)
-                timings.append(Timed(block, position, size, item, wall_ms, result))
-            spent = perf_counter() - begin
-            bar.n = min(round(spent), round(budget_s))
-            bar.refresh()
-            if block + 1 >= min_blocks and spent * (1 + 1 / (block + 1)) > budget_s:
-                break
+    for block in range(blocks):
+        for position, (size, item) in enumerate(plan if block % 2 == 0 else plan[::-1]):
+            started = perf_counter()
+            result = together(size) if item < 0 else alone(item)
+            wall_ms = 1e3 * (perf_counter() - started)
+            timings.append(Timed(block, position, size, item, wall_ms, result))
     return timings
 
 

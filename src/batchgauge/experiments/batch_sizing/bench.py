@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes
@@ -57,8 +60,8 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
-    "default": Effort(((1, LARGEST), (2, LARGEST)), 4, 11, 3, 256, 4, 6, 12.0, 1000),
-    "thorough": Effort(((1, 96), (2, 96)), 12, 18, 9, 512, 8, 16, 60.0, 1000),
+    "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 256, 2, 10, 12.0, 1000),
+    "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 512, 8, 40, 60.0, 1000),
 }
 
 
@@ -161,6 +164,23 @@ def engine_workloads(
     }
 
 
+def drawn_workloads(count: int, longest: int, seed: int) -> dict[str, Lengths]:
+    """Workloads that nobody has seen before: half of them even, half ragged, by `seed`."""
+    rng, found = np.random.default_rng(seed), dict[str, Lengths]()
+    for number in range(count):
+        prompt, new = (int(2 ** rng.uniform(2, math.log2(most))) for most in (longest, 48))
+        if number % 2:
+            shape = np.exp(rng.normal(0.0, rng.uniform(0.3, 0.9), size=(2, 60)))  # [2, requests]
+            inputs, tokens = (
+                np.clip(np.rint(mean * some), 1, top).astype(int).tolist()
+                for mean, some, top in zip((prompt, new), shape, (longest, 64), strict=True)
+            )
+            found[f"drawn {number}, ragged"] = Lengths(tuple(inputs), tuple(tokens), seed)
+        else:
+            found[f"drawn {number}, even"] = Lengths.uniform(prompt, new)
+    return found
+
+
 @dataclass(frozen=True)
 class Bench:
     """Engine, tokenizer, texts and request lengths of one run, with its effort and question."""
@@ -174,13 +194,18 @@ class Bench:
     hardware: HardwareProfile
     priors: Mapping[int, CostModel]
     shape: ModelShape | None
-    probes: Mapping[int, SteadyProbe]  # shared by calibrations and sweep: times compare
+    probes: Mapping[int, SteadyProbe]  # of calibrations
+    judges: Mapping[int, SteadyProbe]  # of sweeps, which have a reference speed of their own
     text_probe: SteadyTextProbe
+    text_judge: SteadyTextProbe
     seed: int
+    exam_seed: int  # of scenarios and of the batches that they are judged by
 
     @classmethod
-    def open(cls, context: Context, sizing: Mapping[str, Any]) -> Bench:
+    def open(cls, context: Context, sizing: Mapping[str, Any], exam_seed: int = 0) -> Bench:
         """Check the fields of a `SizingConfig` too, then load.
+
+        An `exam_seed` of 0 is another in every run.
 
         Raises UserError before anything slow happens.
         """
@@ -195,9 +220,11 @@ class Bench:
             wanted = replace(wanted, max_positions=min(wanted.max_positions, fits))
         much = affordable(wanted, context.cost, context.budget.share(1.5))
         context.note(effort_note(wanted, much))
-        priors, probes = {}, {}
+        priors, probes, judges = {}, {}, {}
         longest = min(24 if profile == "smoke" else LONGEST, context.longest_prompt)
+        exam_seed = exam_seed or 1 + secrets.randbelow(10**6)
         works = engine_workloads(words, context.workload, longest=longest, seed=context.seed)
+        works |= drawn_workloads(4 if profile == "smoke" else 12, longest, exam_seed)
         if shape is not None:
             for work in works.values():
                 work.check_context(shape.context_length)
@@ -206,11 +233,12 @@ class Bench:
                 priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
             with threadpool_limits(count, user_api="blas"):
                 probes[count] = SteadyProbe(engine_probe(opened))
-        text_probe = SteadyTextProbe(tokenizer_probe(words, texts))
+                judges[count] = SteadyProbe(engine_probe(opened))
+        text_probe, text_judge = (SteadyTextProbe(tokenizer_probe(words, texts)) for _ in "ab")
         hardware = detect_hardware(threads=threads)
         return cls(
-            opened, words, texts, works, much, config, hardware, priors, shape, probes,
-            text_probe, context.seed,
+            opened, words, texts, works, much, config, hardware, priors, shape, probes, judges,
+            text_probe, text_judge, context.seed, exam_seed,
         )  # fmt: skip
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -73,6 +73,21 @@ def _calibrated(bench: Bench, threads: int, seed: int, repeats: int) -> CostMode
         return calibrate_engine(bench.probes[threads], extent, identity=identity, seed=seed)
 
 
+def alone(bench: Bench) -> dict[Key, Costs]:
+    """What one request takes, measured apart from calibration and sweep: for budgets."""
+    effort, found = bench.effort, dict[Key, Costs]()
+    for threads, _ in effort.largest:
+        with threadpool_limits(threads, user_api="blas"):
+            found["engine", threads] = sweep_engine(
+                bench.judges[threads], largest=1, max_positions=effort.max_positions,
+                passes=1 + effort.passes // 4, threads=threads, seed=bench.exam_seed,
+            ).costs  # fmt: skip
+    found["tokenizer", 1] = sweep_tokenizer(
+        bench.text_judge, largest=8, passes=4, seed=bench.exam_seed
+    ).costs
+    return found
+
+
 def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, FreshSweep]:
     """Time everything anew, densely, the suggested sizes among it."""
     effort, seed = bench.effort, bench.seed + 1
@@ -80,7 +95,7 @@ def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, F
     for threads, largest in effort.largest:
         with threadpool_limits(threads, user_api="blas"):
             sweeps["engine", threads] = sweep_engine(
-                bench.probes[threads],
+                bench.judges[threads],
                 largest=largest,
                 max_positions=effort.max_positions,
                 passes=effort.passes if threads == bench.threads else max(1, effort.passes - 2),
@@ -89,7 +104,7 @@ def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, F
                 seed=seed,
             )
     sweeps["tokenizer", 1] = sweep_tokenizer(
-        bench.text_probe,
+        bench.text_judge,
         largest=effort.tokenizer_largest,
         passes=4 * effort.passes,
         also=suggested.get(("tokenizer", 1), set()),
@@ -98,20 +113,26 @@ def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, F
     return sweeps
 
 
-def run_whole(bench: Bench, prices: Mapping[str, Costs], seed: int = 3) -> pd.DataFrame:
-    """Run whole ragged and even batches for real beside what phases added up say.
+def run_whole(bench: Bench, prices: Mapping[str, Costs], sizes: Sequence[int]) -> pd.DataFrame:
+    """Run whole batches for real, chosen at random, beside what phases added up say.
 
-    Times are told at the reference speed; each of `prices` gives a column.
+    Three in four are ragged, at any of `sizes`. Times are told at the reference speed; each of
+    `prices` gives a column.
     """
-    probe, sizes = bench.probes[bench.threads], {max(1, bench.largest // n) for n in (12, 3, 2)}
-    pairs = [(name, size) for size in sorted(sizes) for name in bench.works]
-    pairs = pairs[:: max(1, len(pairs) // bench.effort.whole)]
+    rng, probe = np.random.default_rng(bench.exam_seed), bench.judges[bench.threads]
+    ragged = [name for name, work in bench.works.items() if not work.alike]
+    even = [name for name in bench.works if name not in ragged]
+    pairs = [
+        (str(rng.choice(even if number % 4 == 0 else ragged)), int(rng.choice(sizes)))
+        for number in range(bench.effort.whole)
+    ]
     rows = []
     with threadpool_limits(bench.threads, user_api="blas"):
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
             work = bench.works[name]
-            plan = work.plans(size)[0]
-            items = exact_requests(plan.inputs, plan.new_tokens, seed=seed)
+            plans = work.plans(size)
+            plan = plans[int(rng.integers(len(plans)))]
+            items = exact_requests(plan.inputs, plan.new_tokens, seed=bench.exam_seed)
             run = partial(bench.engine.infer_batch, items)
             result, factor = probe.steadied(run)
             real = factor * result.stats.total_duration_ms

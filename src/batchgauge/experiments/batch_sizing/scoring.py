@@ -24,8 +24,8 @@ import numpy as np
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.cost_model import BatchTimes, CostModel, Costs, Metric, batch_times
-from batchgauge.sizing.curve import TILE
-from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.curve import TILE, Floats
+from batchgauge.sizing.lengths import BatchWork, Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggest import suggest_batch_size
 from batchgauge.sizing.suggestion import SizingConfig
@@ -80,13 +80,17 @@ class ScenarioScore:
     over_memory: bool
     log2_distance: float
     good_share: float
+    informative: bool  # the best size is not the largest that was swept
 
 
 def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = None) -> int:
-    """The advisor's size for a scenario; 0 when it says that none fits."""
+    """The advisor's size for a scenario; 0 when it says that none fits.
+
+    It is asked for throughput at any wait within the budgets, which has one right answer.
+    """
     config = SizingConfig(
         "throughput", scenario.latency_budget_ms, scenario.latency_metric,
-        scenario.memory_budget_bytes, scenario.max_batch_size,
+        scenario.memory_budget_bytes, scenario.max_batch_size, wait_price=0.0,
     )  # fmt: skip
     try:
         return suggest_batch_size(scenario.lengths, cost, config, memory_model=memory).size
@@ -97,16 +101,73 @@ def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = 
 def truths(
     scenario: SizingScenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
 ) -> dict[int, Truth]:
-    """Every swept size of a scenario as the fresh sweep has it."""
+    """Every swept size of a scenario as the fresh sweep has it, for its own batches."""
+    return judged_by(
+        scenario, lambda size: batch_times(measured, scenario.lengths, size), sizes, peaks
+    )
+
+
+def judged_by(
+    scenario: SizingScenario,
+    times_of: Callable[[int], BatchTimes],
+    sizes: Sequence[int],
+    peaks: Peaks | None = None,
+) -> dict[int, Truth]:
+    """The same, with times by size: late is what 5 % of the batches are later than."""
     found = {}
     for size in sizes:
         if size > scenario.max_batch_size:
             continue
-        times = batch_times(measured, scenario.lengths, size)
+        times = times_of(size)
         memory = peaks(scenario.lengths, size) if peaks else 0.0
-        late = _over(times.latency_ms(scenario.latency_metric), scenario.latency_budget_ms)
+        wait = times.latency_ms(scenario.latency_metric, "p95")
+        late = _over(wait, scenario.latency_budget_ms)
         found[size] = Truth(size, times, memory, late, _over(memory, scenario.memory_budget_bytes))
     return found
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Prices batches that the advisor has not drawn: `draws` of them by `seed`."""
+
+    seed: int
+    draws: int = 400
+
+    def times(self, costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
+        """Times of that many batches of `size`, all draws at once."""
+        rng = np.random.default_rng([self.seed, size])
+        count = 1 if lengths.alike else self.draws
+        chosen = rng.integers(0, len(lengths.inputs), size=(count, size))
+        inputs = np.asarray(lengths.inputs, np.int64)[chosen]  # [K, b]
+        firsts = np.array(
+            [
+                costs.prefill_ms(size, plan.positions(padded=costs.padded),
+                                 plan.squares(padded=costs.padded))
+                for plan in (BatchWork(row, row) for row in inputs)
+            ]
+        )  # fmt: skip
+        if not lengths.generates:
+            done = float(inputs.sum() / (np.mean(lengths.inputs) or 1.0))
+            return _times(size, firsts, np.zeros((count, 1)), np.zeros(count), done)
+        new = np.asarray(lengths.new_tokens, np.int64)[chosen]
+        step = np.arange(1, int(new.max()))[None, :, None]  # [1, S, 1]
+        runs = np.ones((count, step.size, size), bool) & (step < new.max(axis=1)[:, None, None])
+        active = new[:, None, :] > step if costs.compacts else runs  # [K, S, b]
+        rows = active.sum(axis=2)  # [K, S]
+        context = np.where(active, inputs[:, None, :] + step, 0).sum(axis=2)
+        ms = np.where(rows > 0, costs.decode_ms(np.maximum(rows, 1), context), 0.0)
+        steps = np.maximum((rows > 0).sum(axis=1), 1)
+        return _times(size, firsts, ms, ms.sum(axis=1) / steps, float(new.sum()))
+
+
+def _times(size: int, firsts: Floats, ms: Floats, inter_token: Floats, done: float) -> BatchTimes:
+    wholes = firsts + ms.sum(axis=1)
+    three = (wholes, firsts, inter_token)
+    request, first, step = (float(v.mean()) for v in three)
+    late = (float(np.quantile(wholes, 0.95)), float(np.quantile(firsts, 0.95)),
+            float(np.quantile(inter_token, 0.95)))  # fmt: skip
+    seconds = float(wholes.sum()) / 1e3
+    return BatchTimes(size, request, first, step, done / seconds if seconds else math.inf, late)
 
 
 def score(
@@ -127,21 +188,24 @@ def score(
     top = best.times.throughput_per_s if best else math.inf
     good = float(np.mean([rate >= GOOD * top for rate in rates]))
     base = (scenario.name, scenario.part, scenario.threads, strategy, suggested)
+    informative = best is None or best.size < max(truth)
     if suggested == 0:
         right, size = float(best is None), best.size if best else 0
         distance = math.nan if best else 0.0
-        return ScenarioScore(*base, size, right, right, False, False, distance, good)
+        return ScenarioScore(*base, size, right, right, False, False, distance, good, informative)
     if suggested not in truth:
         raise UserError(f"The size {suggested} was not swept; it cannot be scored.")
     row = truth[suggested]
     if best is None:
-        return ScenarioScore(*base, 0, 0.0, 0.0, row.late, row.over_memory, math.nan, good)
+        broken = (row.late, row.over_memory)
+        return ScenarioScore(*base, 0, 0.0, 0.0, *broken, math.nan, good, informative)
     fair = [_against_best(suggested, allowed, *pair) for pair in permutations(halves, 2)]
     value = row.times.throughput_per_s / top
     found = (value, math.exp(np.mean(np.log(fair))) if fair else value)
     values = found if row.allowed else (0.0, 0.0)
     distance = abs(math.log2(suggested / best.size))
-    return ScenarioScore(*base, best.size, *values, row.late, row.over_memory, distance, good)
+    broken = (row.late, row.over_memory)
+    return ScenarioScore(*base, best.size, *values, *broken, distance, good, informative)
 
 
 def _against_best(

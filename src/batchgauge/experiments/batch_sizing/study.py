@@ -5,7 +5,7 @@ Decides nothing by itself: suggestions come from `sizing`, truths from fresh swe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,17 @@ import pandas as pd
 
 from batchgauge.experiments.batch_sizing.bench import Effort, Key
 from batchgauge.experiments.batch_sizing.scoring import (
+    Judge,
     SizingScenario,
     ask,
     fixed_size_rules,
+    judged_by,
     same_step,
     score,
-    truths,
 )
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.sizing import CostModel, Lengths, MemoryModel
-from batchgauge.sizing.cost_model import batch_times
+from batchgauge.sizing.cost_model import BatchTimes, Costs, batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
 
@@ -35,7 +36,7 @@ MEMORY_WORK = Lengths.uniform(8, 4)
 
 def scenarios(
     works: Mapping[str, Lengths],
-    models: Mapping[Key, CostModel],
+    alone: Mapping[Key, Costs],
     memory: MemoryModel | None,
     sample: Sequence[str],
     plan: Effort,
@@ -45,9 +46,10 @@ def scenarios(
 ) -> list[SizingScenario]:
     """All questions: workloads × latency budgets × memory budgets × threads, both parts.
 
-    Latency budgets are multiples of what the calibration says a batch of one takes, so that
-    they bind at small, middle and large sizes on any machine; 0.5 is impossible on purpose.
-    The seed moves each multiple by up to a fifth, so that another seed asks other questions.
+    Latency budgets are multiples of what a batch of one takes by `alone`, a measurement apart
+    from calibration and sweep, so that they bind at small, middle and large sizes on any
+    machine; 0.5 is impossible on purpose. The seed moves each multiple by up to a tenth, so
+    that another seed asks other questions.
     `threads` are those that all is asked about; about others, less.
     """
     rng = np.random.default_rng(seed)
@@ -57,9 +59,9 @@ def scenarios(
         for name, work in works.items():
             if not first and name in {"prompts", "long prompt"}:
                 continue
-            one = batch_times(models["engine", count], work, 1).request_ms
-            for about in (None, 1.6, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
-                factor = about and round(about * float(rng.uniform(0.8, 1.2)), 2)
+            one = batch_times(alone["engine", count], work, 1).latency_ms("request", "p95")
+            for about in (None, 1.3, 1.6, 2.0, 2.5, 3.6, 5.0) if first else (None, 2.0, 3.0, 4.5):
+                factor = about and round(about * float(rng.uniform(0.9, 1.1)), 3)
                 label = scenario_name(name, factor, count)
                 budget = None if factor is None else factor * one
                 found.append(SizingScenario(label, "engine", work, most, budget, threads=count))
@@ -71,12 +73,12 @@ def scenarios(
             SizingScenario(label, "engine", work, largest, budget, threads=threads, **more)
         )
 
-    alone = batch_times(models["engine", threads], short, 1)
+    single = batch_times(alone["engine", threads], short, 1)
     step: dict[str, Any] = {"latency_metric": "inter_token"}
-    add("impossible latency", short, 0.5 * alone.request_ms)
-    add("first token ≤ 5× alone", short, 5 * alone.ttft_ms, latency_metric="ttft")
-    add("step ≤ 1.5× alone", short, 1.5 * alone.inter_token_ms, **step)
-    add("step ≤ 2.5× alone", works["ragged traffic"], 2.5 * alone.inter_token_ms, **step)
+    add("impossible latency", short, 0.5 * single.request_ms)
+    add("first token ≤ 5× alone", short, 5 * single.ttft_ms, latency_metric="ttft")
+    add("step ≤ 1.5× alone", short, 1.5 * single.inter_token_ms, **step)
+    add("step ≤ 2.5× alone", works["ragged traffic"], 2.5 * single.inter_token_ms, **step)
     if memory:
         rooms = {
             f"memory for {share:.0%} of the largest": memory.peak_bytes(
@@ -87,13 +89,11 @@ def scenarios(
         rooms["memory below the weights"] = 0.9 * memory.weight_bytes
         for name, room in rooms.items():
             add(name, MEMORY_WORK, None, memory_budget_bytes=room)
-    found += _tokenizer_scenarios(models["tokenizer", 1], sample, plan.tokenizer_largest)
+    found += _tokenizer_scenarios(alone["tokenizer", 1], sample, plan.tokenizer_largest)
     return found
 
 
-def _tokenizer_scenarios(
-    cost: CostModel, sample: Sequence[str], largest: int
-) -> list[SizingScenario]:
+def _tokenizer_scenarios(cost: Costs, sample: Sequence[str], largest: int) -> list[SizingScenario]:
     work = Lengths.texts(sample)
     one = batch_times(cost, work, 8).request_ms
     return [
@@ -151,8 +151,13 @@ def judge(
     sweeps: Mapping[Key, FreshSweep],
     peaks: Sequence[Peak],
     weight_bytes: int,
+    *,
+    seed: int = 1,
 ) -> pd.DataFrame:
     """One row a scenario and strategy: score against the best of the fresh sweep.
+
+    By batches that the advisor has not drawn (`scoring.Judge`, by `seed`): a size is late
+    where more than 5 % of them are.
 
     Peaks of the memory scenarios' requests lie on the straight line between those measured.
     """
@@ -164,24 +169,40 @@ def judge(
     def measured(work: Lengths, size: int) -> float:
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
+    draws, times = Judge(seed), dict[tuple[int, int, int], BatchTimes]()
+
+    def times_of(costs: Costs, work: Lengths) -> Callable[[int], BatchTimes]:
+        def of(size: int) -> BatchTimes:
+            key = (id(costs), id(work), size)
+            if key not in times:
+                times[key] = draws.times(costs, work, size)
+            return times[key]
+
+        return of
+
     found = []
     for scenario in advice.questions:
         sweep = sweeps[scenario.part, scenario.threads]
-        truth = truths(scenario, sweep.costs, sweep.sizes, measured)
-        halves = [truths(scenario, half, sweep.sizes, measured) for half in sweep.halves]
+        truth, *halves = (
+            judged_by(scenario, times_of(costs, scenario.lengths), sweep.sizes, measured)
+            for costs in (sweep.costs, *sweep.halves)
+        )
         tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
         for strategy, size in {**tried, **fixed_size_rules(truth)}.items():
             if size is not None:
                 found.append(score(scenario, strategy, size, truth, halves))
-    return pd.DataFrame(found)
+    return pd.DataFrame(found).assign(exam_seed=seed)
 
 
 def summaries(scores: pd.DataFrame) -> pd.DataFrame:
-    """The goals' figures by strategy, best median first.
+    """The goals' figures by strategy, best median first, over scenarios that tell something.
 
-    Shares of broken budgets are over all scenarios, those that no size keeps included.
+    Where the best size is the largest that was swept, the sweep did not see the end: such a
+    scenario is left out, unless all are such. Shares of broken budgets include scenarios that
+    no size keeps.
     """
-    groups = scores.groupby("strategy", sort=False)
+    told = scores[scores["informative"]]
+    groups = (told if len(told) else scores).groupby("strategy", sort=False)
     frame = pd.DataFrame(
         {
             "scenarios": groups.size(),
@@ -220,11 +241,11 @@ def stability(
     return pd.DataFrame(rows)
 
 
-def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a median over scenarios."""
+def quantile_interval(values: Sequence[float], share: float, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of a quantile over scenarios."""
     data = np.asarray(values)
     draws = np.random.default_rng(seed).choice(data, size=(2000, data.size))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    low, high = np.quantile(np.quantile(draws, share, axis=1), (0.025, 0.975))
     return float(low), float(high)
 
 

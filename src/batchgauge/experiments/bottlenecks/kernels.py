@@ -20,7 +20,8 @@ from batchgauge.core.model import LlamaModel
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call
-from batchgauge.machine.rates import Rates, measure_rates
+from batchgauge.machine.identity import Machine
+from batchgauge.machine.rates import Rates, measure_rates, remember
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, place
 from batchgauge.request import BatchItem
@@ -111,15 +112,17 @@ def batch_sizes(subject: Subject) -> list[int]:
 def roofline(
     context: Context, model: LlamaModel, sizes: Sequence[int]
 ) -> tuple[pd.DataFrame, Rates]:
-    """Every kernel at every batch size, placed against the rates measured just before."""
-    seconds = context.budget.choose(smoke=0.4, default=2.0, thorough=15.0)
-    rates = measure_rates(context.threads, seconds=seconds)
-    frames = []
-    for size in sizes:
-        made = kernels(model, size)
-        each = context.budget.choose(smoke=0.2, default=2.0, thorough=20.0)
-        frames.append(place(made, rates, seconds=each))
-    return pd.concat(frames, ignore_index=True), rates
+    """Every kernel at every batch size, placed against the rates measured just before.
+
+    The rates are kept: whoever needs them after this has the same numbers.
+    """
+    choose = context.budget.choose
+    rates = measure_rates(context.threads, seconds=choose(smoke=0.4, default=4.0, thorough=15.0))
+    made = [kernel for size in sizes for kernel in kernels(model, size)]
+    frame, rates = place(
+        made, rates, seconds=len(sizes) * choose(smoke=0.2, default=2.0, thorough=20.0)
+    )
+    return frame, remember(rates, Machine.here().id)
 
 
 def stages(subject: Subject, sizes: Sequence[int]) -> pd.DataFrame:

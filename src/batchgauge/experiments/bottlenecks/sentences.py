@@ -145,20 +145,11 @@ def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
     """The machine's rates, and the kernel furthest from its floor."""
     rows = frame[frame["batch_size"] == size]
     worst = rows.iloc[int(rows["ratio"].argmax())]
-    text = (
+    return (
         f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
         f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {rates.threads} thread(s). At batch {size}, "
         f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
-    below = frame[frame["ratio"] < 0.95]
-    if len(below):
-        least = below.iloc[int(below["ratio"].argmin())]
-        text += (
-            f" {len(below)} placement(s) lie below 1, the lowest {least['kernel']} at batch "
-            f"{least['batch_size']} with {least['ratio']:.2f}: part of its bytes came from a "
-            "cache, or the peak was measured beside a busy neighbour."
-        )
-    return text
 
 
 def overhead_sentence(frame: pd.DataFrame) -> str:

@@ -1,8 +1,7 @@
-"""Prefill, decode and load beside transformers and llama.cpp, interleaved in one run.
+"""Prefill, decode and load beside transformers and llama.cpp, each pair in fresh processes.
 
-The same prompts, the same tokens fed in every decode step (teacher forcing), logits of
-every row taken out. A decode call is one step behind `CONTEXT` to `CONTEXT + RESERVE`
-positions; caches are rewound when the reserve is used up.
+The same prompts and tokens, logits of every row taken out. A decode call is one step behind
+`turns.CONTEXT` positions and a few more. A peer's processes hold nothing but it and ours.
 """
 
 from __future__ import annotations
@@ -10,111 +9,76 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from batchgauge.adapters.stepped import Stepper
+from batchgauge.adapters.gguf_copy import copy_as, obstacle
+from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
+from batchgauge.experiments import fresh, turns
 from batchgauge.experiments.peers.participants import Peers
-from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table
-from batchgauge.measuring import Amount, Conditions, Labels, Stopping
+from batchgauge.experiments.peers.rates import OURS, table
+from batchgauge.experiments.turns import Entrant, Plan
+from batchgauge.experiments.ways import ENGINES, FEWER, FLOAT
 from batchgauge.redaction import redacted
 from batchgauge.registry import weights_of
 
-CONTEXT, RESERVE = 32, 32
-
-
-class DecodeSteps:
-    """One decode step a call, over and over behind the same prompts."""
-
-    def __init__(self, stepper: Stepper, batch: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(0, stepper.vocab_size, (batch, CONTEXT)).tolist()
-        self._ids = rng.integers(0, stepper.vocab_size, (RESERVE, batch)).astype(np.int32)
-        self._stepper, self._done = stepper, 0
-        stepper.prefill(rows, RESERVE)
-
-    def __call__(self) -> object:
-        """One step; the caches go back to the prompts first when they are full."""
-        if self._done == RESERVE:
-            self._stepper.rewind()
-            self._done = 0
-        self._done += 1
-        return self._stepper.decode(self._ids[self._done - 1])
-
 
 def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode (one thread at `decode_sizes`) and prefill, on one thread and on two.
+    """Decode at `decode_sizes` and prefill, on one thread and on two.
 
-    One row a shape and engine (tokens/s), and every timing.
+    One row a shape, peer and engine (tokens/s), and every timing.
     """
-    choose = peers.context.budget.choose
-    two = choose(smoke=(), default=(8, 32), thorough=(1, 2, 4, 8, 16, 32))
     context = peers.context
+    choose = context.budget.choose
     kept, _ = context.fitted("Decode", sorted(decode_sizes), 2, 0.5, blocks=8, alone=False)
-    decode = {1: kept, 2: tuple(size for size in two if size <= kept[-1])}
-    long = 32 if context.budget.name == "smoke" else context.positions(512)
-    prefill = {1: choose(smoke=((1, long),), default=((1, long),), thorough=((1, long), (8, 64)))}
-    prefill[2] = choose(smoke=(), default=((1, min(128, long)),), thorough=((1, long), (8, 64)))
-    rows: list[dict[str, Any]] = []
-    samples: list[pd.DataFrame] = []
-    for threads in (1, 2):
-        steppers = _with_threads(peers, threads)
-        for batch in decode[threads]:
-            steps = {
-                name: DecodeSteps(s, batch, peers.context.seed) for name, s in steppers.items()
-            }
-            place = {"part": "decode", "threads": threads, "batch_size": batch, "tokens": 1}
-            _compare(peers, steps, batch, place, rows, samples)
-        for batch, length in prefill[threads]:
-            rng, size = np.random.default_rng(peers.context.seed), steppers[OURS].vocab_size
-            ids = rng.integers(0, size, (batch, length)).tolist()
-            calls = {name: _prefill(s, ids) for name, s in steppers.items()}
-            place = {"part": "prefill", "threads": threads, "batch_size": batch, "tokens": length}
-            _compare(peers, calls, batch * length, place, rows, samples)
-    table = rate_table(rows)
-    return table.assign(weights=table["implementation"].map(weights_of)), pd.concat(samples)
+    length = (
+        32
+        if context.budget.name == "smoke"
+        else context.positions(choose(smoke=32, default=128, thorough=512))
+    )
+    found = []
+    with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:
+        for peer, entrants in pairs(peers, Path(folder)).items():
+            plan = Plan(
+                entrants, kept, prompts=(length,),
+                threads=tuple(n for n in turns.thread_counts() if n <= choose(
+                    smoke=1, default=2, thorough=2
+                )),
+                blocks=choose(smoke=4, default=2, thorough=6), seed=context.seed,
+                model=context.model,
+            )  # fmt: skip
+            processes = fresh.PROCESSES[context.budget.name] if len(entrants) > 1 else 1
+            samples = turns.measure(plan, processes=processes, budget_s=3 * context.budget.seconds)
+            found.append(samples.assign(pair=peer))
+    every = pd.concat(found, ignore_index=True)
+    rows = table(every)
+    return rows.assign(weights=rows["implementation"].map(weights_of)), every
 
 
-def _with_threads(peers: Peers, threads: int) -> dict[str, Stepper]:
-    steppers = peers.steppers()
-    for stepper in steppers.values():
-        if hasattr(stepper, "set_threads"):
-            stepper.set_threads(threads)
-    return steppers
+def pairs(peers: Peers, folder: Path) -> dict[str, tuple[Entrant, ...]]:
+    """Each peer that takes part with ours beside it; ours alone where there is none.
 
-
-def _prefill(stepper: Stepper, ids: list[list[int]]) -> Callable[[], object]:
-    return lambda: stepper.prefill(ids, 1)
-
-
-def _compare(
-    peers: Peers,
-    calls: dict[str, Any],
-    tokens: int,
-    place: dict[str, Any],
-    rows: list[dict[str, Any]],
-    samples: list[pd.DataFrame],
-) -> None:
-    # a step is deterministic work of tens of milliseconds: few blocks, no second copy of ours
-    part, size, budget = place["part"], place["batch_size"], peers.context.budget
-    least = budget.choose(smoke=2, default=4, thorough=12)
-    how = How(
-        Labels(
-            f"{part}/batch={size}/threads={place['threads']}", part=part,
-            parameters={"tokens": place["tokens"]},
-        ),
-        Amount(tokens=tokens, batch_size=size),
-        Stopping(budget.share(0.03), least, most=40),
-        Conditions(place["threads"], peers.context.seed),
-        aa=budget.name == "thorough",
-    )  # fmt: skip
-    found, timings = measured(calls, dict.fromkeys(calls, float(tokens)), place, how)
-    rows += found
-    samples.append(timings)
+    A copy of the model in Q4_0 goes to `folder`.
+    """
+    model, found = peers.context.model, dict[str, tuple[Entrant, ...]]()
+    specs = [spec for spec in peers.steppers() if spec.partition(":")[0] != OURS]
+    if "llama-cpp" in specs and peers.context.budget.name != "smoke":
+        specs.append(FEWER)
+    for spec in specs:
+        theirs = Entrant(redacted(spec), spec, model)
+        if spec == FEWER:
+            file = open_model(model or None)
+            if obstacle(file, "Q4_0"):
+                continue
+            copy = copy_as(file, folder / "fewer.gguf", "Q4_0")
+            theirs = Entrant(FEWER, "llama-cpp", str(copy))
+        ours = tuple(Entrant(mine, mine, model) for mine in ENGINES.get(spec, (FLOAT,)))
+        found[theirs.name] = (*ours, theirs)
+    return found or {OURS: (Entrant(FLOAT, FLOAT, model),)}
 
 
 def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:

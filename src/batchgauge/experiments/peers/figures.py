@@ -14,6 +14,7 @@ from batchgauge.reporting import plots
 
 def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
     """MB/s against batch size, one panel a text length; `table` is of one thread."""
+    table = table.drop_duplicates(["implementation", "characters", "batch_size"])
     lengths = sorted(set(table["characters"]))
     figure, panels = plt.subplots(
         1, len(lengths), figsize=(3.6 * len(lengths) + 1.2, 4.0), sharey=True, squeeze=False
@@ -38,6 +39,7 @@ def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
 
 def decode(table: pd.DataFrame, title: str) -> Figure:
     """Decode tokens a second against batch size, one panel a thread count."""
+    table = table.drop_duplicates(["implementation", "threads", "batch_size"])
     counts = sorted(set(table["threads"]))
     figure, panels = plt.subplots(
         1, len(counts), figsize=(4.4 * len(counts) + 1.6, 4.2), sharey=True, squeeze=False
@@ -62,10 +64,11 @@ def _lines(ax: Axes, table: pd.DataFrame) -> None:
 
 def ratios(table: pd.DataFrame) -> Figure:
     """Our throughput over each peer's, a row a shape, with intervals; none may be missing."""
-    table = table.sort_values(["part", "implementation", "batch_size", "tokens"])
+    table = table.sort_values(["part", "implementation", "threads", "ours", "batch_size"])
     names = [
         f"{plots.label(r['implementation'])} · {r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
+        + f" · {r['ours'].partition(':')[2]}, {r['threads']} thr."
         for r in table.to_dict("records")
     ]
     figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.27 * len(names)))
@@ -80,7 +83,7 @@ def ratios(table: pd.DataFrame) -> Figure:
     plots.reference_line(ax, 1.0, "as fast as ours", axis="x", kind="floor")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set(xlabel="our throughput ÷ theirs (×), one thread; right of 1 we are faster")
+    ax.set(xlabel="our throughput ÷ theirs (×); right of 1 we are faster")
     faster = int((table["ours_is"] == "faster").sum())
     slower = int((table["ours_is"] == "slower").sum())
     ax.set_title(

@@ -21,6 +21,7 @@ from batchgauge import workload
 from batchgauge.adapters.own import NumpyStepper
 from batchgauge.adapters.stepped import SteppedEngine, Stepper
 from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.experiments import ways
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.rates import OURS
 from batchgauge.machine import preflight
@@ -31,8 +32,8 @@ from batchgauge.registry import missing_packages, open_engine, open_tokenizer
 from batchgauge.text import one_line
 
 Opened = TypeVar("Opened")
-TOKENIZERS = (OURS, "tiktoken", "hf", "llama-cpp")
-ENGINES = (OURS, "transformers", "transformers:bfloat16", "llama-cpp:f32", "llama-cpp")
+TOKENIZERS = (OURS, *ways.TOKENIZERS)
+ENGINES = (OURS, *(spec for spec in ways.ENGINES if spec != ways.FEWER))
 FLOAT32 = frozenset({OURS, "transformers", "llama-cpp:f32"})  # must agree to the token
 RAGGED = (5, 17, 30, 64)  # prompt lengths whose logits are compared
 

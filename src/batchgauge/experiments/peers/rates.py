@@ -1,117 +1,78 @@
-"""Rates of ours and of each peer on one piece of work, with 95 % intervals, as rows of a table.
+"""Our rates and each peer's from the records of fresh processes, and what may be said of them.
 
-Where no peer is installed ours is measured alone, so that the page still has its numbers.
+A ratio is of neighbours in time within a process, its interval over processes, its verdict
+adjusted over all of a table. A peer, or ours beside it, whose own blocks differ by more than
+`UNSTABLE` has no ratio: it says that it is unstable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from batchgauge.measuring import (
-    Amount,
-    Comparison,
-    Conditions,
-    Design,
-    Labels,
-    Stopping,
-    compare_interleaved,
-    location,
-    measure,
-)
-from batchgauge.registry import weights_of
+from batchgauge.experiments import fresh
+from batchgauge.measuring.verdicts import Ratio, judged
 
 OURS = "numpy"
+UNSTABLE = 0.15  # of the 90th over the 10th percentile of a block's times, less 1
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
+_SHAPE = ["part", "state", "threads", "batch_size", "tokens", "characters"]
 
 
-@dataclass(frozen=True, slots=True)
-class How:
-    """How calls are measured, and what their samples say; see `measuring`."""
+def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
+    """One row a shape, peer and implementation: its rate in `value` a second, and our rate ÷ its.
 
-    labels: Labels
-    amount: Amount
-    stopping: Stopping
-    conditions: Conditions
-    aa: bool = True
-
-
-def measured(
-    calls: Mapping[str, Callable[[], object]],
-    amounts: Mapping[str, float],
-    place: Mapping[str, Any],
-    how: How,
-) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Rows and samples of all `calls`, interleaved.
-
-    `amounts` is what one call does, `place` the columns that name the work.
+    `samples` have a column `pair`: the peer whose processes they are. Rows of ours are there
+    once a pair; those of a peer once for each of ours beside it (`ours`).
     """
-    if len(calls) > 1:
-        found = compare_interleaved(
-            calls, how.labels, how.amount, design=Design(OURS, aa=how.aa), stopping=how.stopping,
-            conditions=how.conditions, progress=False,
-        )  # fmt: skip
-        frame = found.frame()
-        kept = frame["implementation"].map(weights_of).mask(frame["part"] == "tokenize", "")
-        return rates(found, amounts, place), frame.assign(weights=kept)
-    ((name, call),) = calls.items()
-    alone = measure(
-        call, replace(how.labels, implementation=name), how.amount,
-        stopping=Stopping(how.stopping.budget_s, least=5, most=1000), conditions=how.conditions,
-    )  # fmt: skip
-    time = location(np.log(alone.steady_ms / 1e3))
-    row = {
-        **place,
-        "implementation": name,
-        "value": amounts[name] / math.exp(time.value),
-        "low": amounts[name] / math.exp(time.high),
-        "high": amounts[name] / math.exp(time.low),
-        "blocks": alone.steady_ms.size,
-    }
-    return [row], alone.to_frame()
+    keys = [key for key in [*_SHAPE, "pair"] if key in samples]
+    rows: list[dict[str, Any]] = []
+    ratios: list[Ratio] = []
+    for key, part in samples.groupby(keys, sort=False):
+        place = dict(zip(keys, key, strict=True))
+        amounts = part.assign(tokens=part[value])
+        names = list(dict.fromkeys(part["implementation"]))
+        for name in names:
+            row = {**place, "implementation": name, **_rate(amounts, name)}
+            ours = [n for n in names if n != name and n.partition(":")[0] == OURS]
+            if name != place["pair"] or not ours:
+                rows.append(row)
+                continue
+            for mine in ours:
+                rows.append({**row, "ours": mine})
+                if max(rows[-1]["spread"], _rate(amounts, mine)["spread"]) > UNSTABLE:
+                    rows[-1]["ours_is"] = "unstable"
+                    continue
+                found = fresh.gain(amounts, {"implementation": mine}, {"implementation": name})
+                assert found is not None  # both have rows
+                ratios.append(fresh.seen(found, name=mine, baseline=name))
+                rows[-1]["ratio"] = len(ratios) - 1
+    every = judged(ratios)
+    return pd.DataFrame([_with_ratio(row, every) for row in rows])
 
 
-def rate_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as a frame that has the columns of ratios, empty where there was nobody beside us."""
-    table = pd.DataFrame(list(rows))
-    for column in RATIOS:
-        if column not in table:
-            table[column] = "" if column == "ours_is" else math.nan
-    return table
+def _rate(samples: pd.DataFrame, name: str) -> dict[str, Any]:
+    wanted = {"implementation": name}
+    found = fresh.rate(samples, wanted)
+    assert found is not None
+    rate = found.exp()
+    low, high = (v if math.isfinite(v) and v > 0 else math.nan for v in (rate.low, rate.high))
+    processes = len(set(samples["process"]))
+    spread = fresh.spread(samples, wanted)
+    return {
+        "value": rate.value, "low": low, "high": high, "spread": spread, "processes": processes
+    }  # fmt: skip
 
 
-def rates(
-    comparison: Comparison, amounts: Mapping[str, float], place: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """One row a candidate: its rate (amount a second), and our rate ÷ its, with 95 % intervals."""
-    rows = []
-    theirs = {ratio.name: ratio for ratio in comparison.ratio_list()}
-    for name in comparison.names:
-        time = location(comparison.logs[name])
-        row = {
-            **place,
-            "implementation": name,
-            "value": amounts[name] / math.exp(time.value),
-            "low": amounts[name] / math.exp(time.high),
-            "high": amounts[name] / math.exp(time.low),
-        }
-        if name in theirs:
-            ratio = theirs[name]
-            row |= {
-                "ours_over_theirs_x": 1.0 / ratio.value,
-                "ratio_low_x": 1.0 / ratio.high,
-                "ratio_high_x": 1.0 / ratio.low,
-                "ours_is": verdict(1.0 / ratio.high, 1.0 / ratio.low),
-            }
-        rows.append({**row, "blocks": comparison.blocks})
-    return rows
-
-
-def verdict(low: float, high: float) -> str:
-    """What the 95 % interval of our throughput over theirs says."""
-    return "faster" if low > 1.0 else "slower" if high < 1.0 else "not told apart"
+def _with_ratio(row: Mapping[str, Any], every: list[Ratio]) -> dict[str, Any]:
+    """The row with its ratio as columns; empty where there is none."""
+    found = {k: v for k, v in row.items() if k != "ratio"}
+    values: tuple[Any, ...] = (math.nan, math.nan, math.nan, row.get("ours_is", ""))
+    if (at := row.get("ratio")) is not None:
+        ratio = every[at]
+        said = {"no significant difference": "not told apart"}.get(ratio.verdict, ratio.verdict)
+        values = (ratio.value, ratio.low, ratio.high, said)
+    return {**found, "ours": row.get("ours", ""), **dict(zip(RATIOS, values, strict=True))}

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from batchgauge.experiments import fresh
 from batchgauge.experiments.peers import engines, figures, load, participants
 from batchgauge.experiments.peers.participants import Peers, records
+from batchgauge.experiments.peers.rates import UNSTABLE
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
+from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Score, Section, plots
 from batchgauge.reporting.tables import number
 
-GOALS = {  # (part, batch size, peer) -> our throughput over theirs, one thread
-    ("decode", 8, "transformers"): 2.0,
-    ("decode", 32, "transformers"): 2.0,
-    ("decode", 8, "transformers:bfloat16"): 1.2,
-    ("decode", 32, "transformers:bfloat16"): 1.2,
-    ("decode", 8, "llama-cpp:f32"): 1.3,
-    ("decode", 32, "llama-cpp:f32"): 1.3,
-    ("prefill", 1, "llama-cpp:f32"): 1.2,
+ONE, TWO = 1, 2
+GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
+    ("decode", 8, ONE, FLOAT, "transformers"): 2.0,
+    ("decode", 32, ONE, FLOAT, "transformers"): 2.0,
+    ("decode", 8, ONE, FLOAT, "transformers:bfloat16"): 1.2,
+    ("decode", 32, ONE, FLOAT, "transformers:bfloat16"): 1.2,
+    ("decode", 32, TWO, ROUNDED, "transformers:bfloat16"): 1.2,
+    ("decode", 8, ONE, FLOAT, "llama-cpp:f32"): 1.3,
+    ("decode", 32, ONE, FLOAT, "llama-cpp:f32"): 1.3,
+    ("decode", 1, ONE, FILE, "llama-cpp"): 1.7,
+    ("decode", 8, ONE, FILE, "llama-cpp"): 3.2,
+    ("decode", 32, ONE, FILE, "llama-cpp"): 4.0,
+    ("decode", 8, ONE, FILE, FEWER): 1.1,
+    ("prefill", 1, ONE, FLOAT, "llama-cpp:f32"): 1.2,
+    ("prefill", 1, TWO, FLOAT, "transformers:bfloat16"): 1.0,
 }
+TEXTS = {  # (texts, characters, peer) -> our throughput over theirs, warm, one thread
+    (1, 200, "tiktoken"): 1.2, (1, 2000, "tiktoken"): 6.0, (1, 200, "hf"): 5.0,
+    (32, 200, "tiktoken"): 5.0, (32, 200, "hf"): 18.0,
+    (32, 2000, "tiktoken"): 10.0, (32, 2000, "hf"): 40.0,
+}  # fmt: skip
 
 
 take_part = Peers.open
@@ -71,6 +87,7 @@ def tokenizing(
         Section(
             "peers_tokenizing_warm", data, f"{warm[0]}.",
             picture=partial(warm[1], warm[0], "warm"), picture_caption=caption,
+            targets=goals_of_texts(table),
         ),
         Section(
             "peers_tokenizing_cold", {}, f"{cold[0]}.", table,
@@ -84,18 +101,23 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     """Tokens a second of every engine; our throughput over each peer's, with its goals."""
     table, samples = engines.measure_engines(peers, decode_sizes)
     decode = sentence(table, "decode")
-    compared = table.query("threads == 1").dropna(subset=["ours_over_theirs_x"])
+    compared = table.dropna(subset=["ours_over_theirs_x"])
+    count = int(table["processes"].max())
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
             picture=partial(figures.decode, table[table["part"] == "decode"], decode),
-            picture_caption="Decode throughput by batch size, with 95 % intervals.",
+            picture_caption="Decode throughput by batch size, with 95 % intervals over "
+            f"{fresh.in_words(count)} a pair.",
         ),
         Section(
-            "peers_ratios", {}, f"{sentence(table, 'prefill')}.", table,
-            "Prefill and decode: tokens/s with 95 % intervals, and our throughput over theirs.",
+            "peers_ratios", {}, f"{sentence(table, 'prefill')}. {unstable_sentence(table)}".strip(),
+            table,
+            "Prefill and decode: tokens/s with 95 % intervals, how far its own blocks differ, and "
+            "our throughput over theirs; verdicts are adjusted over the table.",
             partial(figures.ratios, compared),
-            "Our throughput over each peer's on one thread, with 95 % intervals.",
+            "Our throughput over each peer's, every pair in fresh processes of its own, with 95 % "
+            "intervals.",
             goals(compared),
         ),
     )  # fmt: skip
@@ -109,24 +131,38 @@ def loading(peers: Peers) -> Section:
 
 
 def goals(compared: pd.DataFrame) -> list[Score]:
-    """The goals beside peers as rows of the scorecard; `compared` has a row a shape and peer."""
+    """The goals beside peers as rows of the scorecard; `compared` has a row a shape and pair."""
     scores = []
-    for (part, batch, peer), goal in GOALS.items():
-        rows = compared[
-            (compared["part"] == part)
-            & (compared["batch_size"] == batch)
-            & (compared["implementation"] == peer)
-        ]
-        for row in records(rows):
-            prompts = f"Prefill of {batch} × {row['tokens']} tokens"
-            what = prompts if part == "prefill" else f"Decode at batch {batch}"
-            key = f"peers_{part}_{batch}_{peer.replace(':', '_').replace('-', '_')}"
-            ratio, low, high = (
-                row[c] for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x")
-            )
-            label = f"{what} beside {plots.label(peer)}"
-            scores.append(Score(key, label, goal, ratio, low, high, "×", of_model=True))
+    keys = ["part", "batch_size", "threads", "ours", "implementation"]
+    for key, goal in GOALS.items():
+        part, batch, threads, ours, peer = key
+        wanted = (compared[keys] == list(key)).all(axis=1)
+        for row in records(compared[wanted]):
+            what = f"Decode at batch {batch}"
+            if part == "prefill":
+                what = f"Prefill of {batch} × {row['tokens']} tokens"
+            label = f"{what}, {ours.partition(':')[2]}, {threads} thr., beside {plots.label(peer)}"
+            scores.append(_score(f"{part}_{batch}_{threads}_{ours}_{peer}", label, goal, row))
     return scores
+
+
+def goals_of_texts(table: pd.DataFrame) -> list[Score]:
+    """The goals of tokenizing beside peers, warm and on one thread."""
+    scores = []
+    warm = _state(table, "warm").dropna(subset=["ours_over_theirs_x"])
+    keys = ["batch_size", "characters", "implementation"]
+    for key, goal in TEXTS.items():
+        for row in records(warm[(warm[keys] == list(key)).all(axis=1)]):
+            texts, characters, peer = key
+            label = f"Tokenizing {texts} × {characters} characters beside {plots.label(peer)}"
+            scores.append(_score(f"texts_{texts}_{characters}_{peer}", label, goal, row))
+    return scores
+
+
+def _score(key: str, label: str, goal: float, row: dict[str, Any]) -> Score:
+    name = "peers_" + re.sub(r"\W+", "_", key)
+    value, low, high = (row[c] for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x"))
+    return Score(name, label, goal, value, low, high, "×", of_model=True)
 
 
 def _state(table: pd.DataFrame, state: str) -> pd.DataFrame:
@@ -154,19 +190,49 @@ def _span(values: Sequence[float] | pd.Series[Any]) -> str:
 
 
 def sentence(table: pd.DataFrame, part: str) -> str:
-    """Our decode or prefill throughput over each peer's at the largest batch, one thread."""
-    table = table[(table["part"] == part) & (table["threads"] == 1)]
-    rows = table[table["batch_size"] == table["batch_size"].max()]
-    rows = rows.dropna(subset=["ours_over_theirs_x"])
+    """Our decode or prefill throughput over each peer's: wins and losses, from worst to best."""
+    rows = table[table["part"] == part].dropna(subset=["ours_over_theirs_x"])
     if rows.empty:
-        return "No other engine is installed"
-    parts = [
-        f"{number(r['ours_over_theirs_x'], 2)} × {plots.label(r['implementation'])}"
-        for r in records(rows)
+        stood = (table["ours_is"] == "unstable").any()
+        return "No ratio could be had" if stood else "No other engine is installed"
+    said = []
+    for name, mine in rows.groupby("implementation", sort=False):
+        ends = mine.sort_values("ours_over_theirs_x").iloc[[0, -1]]
+        worst, best = (_place(row, part) for row in records(ends))
+        said.append(f"{plots.label(str(name))} {worst}" + (f" to {best}" if len(mine) > 1 else ""))
+    verdicts = rows["ours_is"].value_counts()
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
+    lost = [
+        f"{_place(row, part)} beside {plots.label(row['implementation'])}"
+        for row in records(rows[rows["ours_is"] == "slower"])
     ]
-    size, tokens = rows["batch_size"].iloc[0], rows["tokens"].iloc[0]
-    where = f"At batch {size}" if part == "decode" else f"With {size} × {tokens} tokens"
-    return f"{where} we {part} at {', '.join(parts)}"
+    what = f"{part.capitalize()}, our throughput ÷ theirs: {'; '.join(said)}"
+    return f"{what}. Of {len(rows)} comparisons we are {counts}" + (
+        f"; slower: {'; '.join(lost)}" if lost else ""
+    )
+
+
+def _place(row: dict[str, Any], part: str) -> str:
+    size = f"batch {row['batch_size']}" if part == "decode" else f"{row['tokens']} tokens"
+    threads = f"{row['threads']} thr."
+    ratio = number(row["ours_over_theirs_x"], 2)
+    return f"{ratio} × ({size}, {row['ours'].partition(':')[2]}, {threads})"
+
+
+def unstable_sentence(table: pd.DataFrame) -> str:
+    """Which comparisons have no ratio because a side is unstable; empty for none."""
+    rows = table[table["ours_is"] == "unstable"]
+    said = [
+        f"{plots.label(row['implementation'])} ({row['part']} {row['batch_size']}, "
+        f"{row['threads']} thr., ± {row['spread'] / 2:.0%})"
+        for row in records(rows)
+    ]
+    return (
+        f"No ratio where the blocks of one side differ by more than {UNSTABLE:.0%}: "
+        f"{'; '.join(said)}."
+        if said
+        else ""
+    )
 
 
 def load_sentence(table: pd.DataFrame) -> str:

@@ -1,27 +1,34 @@
 """Tokenizing beside tiktoken, HF tokenizers and llama.cpp: MB/s, cold and warm, batch and length.
 
-Each peer runs in the quickest of its own ways for the shape at hand. Warm: the texts were
-seen before, caches are filled. Cold: an empty cache in front of every timing (a fresh
-tokenizer of ours; HF's cache cleared; tiktoken and llama.cpp keep none).
+Each peer is in fresh processes with ours and nothing else, in the quickest of its own ways for
+the shape at hand. Warm: the texts were seen before, caches are filled. Cold: an empty cache in
+front of every timing (a fresh tokenizer of ours; HF's cache cleared; tiktoken and llama.cpp
+keep none).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import pandas as pd
 
 from batchgauge import workload
 from batchgauge.clock import timed
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.experiments import fresh
+from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.participants import Peers
-from batchgauge.experiments.peers.rates import OURS, How, measured, rate_table, verdict
+from batchgauge.experiments.peers.rates import OURS, table
 from batchgauge.experiments.ways import Call, quickest, ways
-from batchgauge.measuring import Amount, Conditions, Labels, Stopping, location
+from batchgauge.machine.identity import Run
+from batchgauge.measuring import Amount, Conditions, Labels, Sample, to_frame
+from batchgauge.measuring.timing import calibrate
 from batchgauge.protocols import Tokenizer
+from batchgauge.registry import open_tokenizer
+
+Shape = tuple[int, int, int]  # threads, characters of a text, texts
 
 
 def measure_tokenizing(
@@ -29,71 +36,68 @@ def measure_tokenizing(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All lengths and batch sizes on one thread, warm and cold, and the largest batch on two.
 
-    One row a shape and tokenizer (MB/s), and every timing of the warm ones.
+    One row a shape, peer and tokenizer (MB/s), and every timing.
     """
-    two = peers.context.budget.choose(smoke=(), default=tuple(lengths[1:]), thorough=tuple(lengths))
+    choose = peers.context.budget.choose
+    two = choose(smoke=(), default=tuple(lengths[1:]), thorough=tuple(lengths))
     shapes = [(1, n, b) for n in lengths for b in sizes] + [(2, n, max(sizes)) for n in two]
-    rows: list[dict[str, Any]] = []
-    samples = []
+    context, found = replace(peers.context, notes=[]), []
+    for name in [n for n in peers.tokenizers if n != OURS] or [OURS]:
+        names = tuple(dict.fromkeys((OURS, name)))
+        work = partial(_in_process, context, names, shapes)
+        processes = fresh.PROCESSES[context.budget.name] if len(names) > 1 else 1
+        budget_s = 2 * context.budget.seconds
+        found += [
+            s.assign(pair=name) for s in fresh.each(work, processes=processes, budget_s=budget_s)
+        ]
+    samples = pd.concat(found, ignore_index=True)
+    return table(samples.drop(columns="tokens"), "megabytes"), samples
+
+
+def _in_process(
+    context: Context, names: Sequence[str], shapes: Sequence[Shape], process: int
+) -> pd.DataFrame:
+    tokenizers = {name: open_tokenizer(name, context.model or None) for name in names}
+    run, frames = Run.here(seed=context.seed), []
     for threads, length, batch in shapes:
-        texts = workload.texts("prose", length, batch, peers.context.seed)
-        megabytes = sum(len(t.encode()) for t in texts) / 1e6
-        place = {"threads": threads, "characters": length, "batch_size": batch}
-        calls = {n: quickest(ways(t, texts, threads))[1] for n, t in peers.tokenizers.items()}
-        how = How(
-            Labels(
-                f"tokenize/batch={batch}/chars={length}", part="tokenize",
-                parameters={"characters": length},
-            ),
-            Amount(batch_size=batch),
-            Stopping(peers.context.budget.share(0.15) / len(shapes), most=60),
-            Conditions(threads, peers.context.seed),
-        )  # fmt: skip
-        warm = {**place, "state": "warm"}
-        found, timings = measured(calls, dict.fromkeys(calls, megabytes), warm, how)
-        rows += found
-        samples.append(timings)
-        if threads == 1:
-            rows += _cold(peers, texts, megabytes, {**place, "state": "cold"})
-    return rate_table(rows), pd.concat(samples)
+        texts = workload.texts("prose", length, batch, context.seed)
+        for state in ("warm", "cold") if threads == 1 else ("warm",):
+            samples = _blocks(context, tokenizers, texts, (threads, length, batch), state, process)
+            place = {"state": state, "threads": threads, "characters": length}
+            megabytes = sum(len(text.encode()) for text in texts) / 1e6
+            frames.append(to_frame(samples, run).assign(**place, megabytes=megabytes, weights=""))
+    return pd.concat(frames, ignore_index=True)
 
 
-def _cold(
-    peers: Peers, texts: list[str], megabytes: float, place: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The first call on empty caches, interleaved; ranges are 95 % intervals over repeats."""
-    repeats = peers.context.budget.choose(smoke=3, default=7, thorough=25)
-    logs: dict[str, list[float]] = {name: [] for name in peers.tokenizers}
-    order = np.random.default_rng(peers.context.seed)
-    with Conditions(threads=1).held():
-        for _ in range(repeats):
-            for name in order.permutation(list(logs)).tolist():
-                call = _emptied(peers.tokenizers[name], texts)
-                logs[name].append(math.log(timed(call).wall_ns / 1e9))
-    rows = []
-    for name, values in logs.items():
-        time, ratio = location(values), location(np.subtract(values, logs[OURS]))
-        row: dict[str, Any] = {
-            **place, "implementation": name, "value": megabytes / math.exp(time.value),
-            "low": megabytes / math.exp(time.high), "high": megabytes / math.exp(time.low),
-        }  # fmt: skip
-        if name != OURS:
-            low, high = math.exp(ratio.low), math.exp(ratio.high)
-            row |= {
-                "ours_over_theirs_x": math.exp(ratio.value), "ratio_low_x": low,
-                "ratio_high_x": high,
-                "ours_is": verdict(low, high),
-            }  # fmt: skip
-        rows.append({**row, "blocks": repeats})
-    return rows
+def _blocks(
+    context: Context, tokenizers: dict[str, Tokenizer], texts: list[str], shape: Shape,
+    state: str, process: int,
+) -> list[Sample]:  # fmt: skip
+    threads, length, batch = shape
+    calls = {n: quickest(ways(t, texts, threads))[1] for n, t in tokenizers.items()}
+    samples = []
+    with Conditions(threads, context.seed).held():
+        loops = {n: calibrate(call) if state == "warm" else 1 for n, call in calls.items()}
+        blocks = context.budget.choose(smoke=4, default=4, thorough=10)
+        for block in range(blocks + 1):
+            for position, name in enumerate(list(calls)[:: 1 if block % 2 else -1]):
+                call = calls[name] if state == "warm" else _emptied(tokenizers[name], texts)
+                labels = Labels(
+                    f"tokenize/{state}/batch={batch}/chars={length}", name, "tokenize",
+                    {"characters": length}, process,
+                )  # fmt: skip
+                place = {"block": block, "position": position, "is_warmup": block == 0}
+                elapsed = timed(call, loops[name])
+                samples.append(labels.sample(Amount(batch, batch_size=batch), elapsed, **place))
+    return samples
 
 
 def _emptied(tokenizer: Tokenizer, texts: list[str]) -> Call:
     """A call on a tokenizer whose caches are empty; compiled code and tables are ready."""
     if isinstance(tokenizer, BPETokenizer):
-        fresh = BPETokenizer(tokenizer.vocabulary, threads=tokenizer.threads)
-        fresh.encode_many(["a"])
-        return lambda: fresh.encode_many(texts)
+        empty = BPETokenizer(tokenizer.vocabulary, threads=tokenizer.threads)
+        empty.encode_many(["a"])
+        return lambda: empty.encode_many(texts)
     if tokenizer.name == "hf":
         tokenizer.raw.model._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001 - its only way
     return next(iter(ways(tokenizer, texts).values()))

@@ -64,7 +64,9 @@ def draw_validation(requests: pd.DataFrame, figures: pd.DataFrame) -> Figure:
         errors = {
             row["figure"]: row["simulated_over_real"] - 1
             for row in figures.to_dict("records")
-            if row["policy"] == name and row["time_to"] == "answer"
+            if row["policy"] == name
+            and row["time_to"] == "answer"
+            and row["load"] == figures["load"].max()
         }
         said = ", ".join(f"{figure} {error:+.0%}" for figure, error in errors.items())
         ax.set(title=f"{name.capitalize()}: {said}", xlabel="time to the answer (s)")

@@ -19,6 +19,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.roadmap.machines import predicted_costs, process_sharing
 from batchgauge.experiments.roadmap.parallel import WAYS
 from batchgauge.experiments.roadmap.study import Case
+from batchgauge.experiments.roadmap.validation import POLICIES
 from batchgauge.simulate.metrics import rate_text
 from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, sweep
 from batchgauge.simulate.server import Fleet
@@ -50,8 +51,9 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
     assert isinstance(step, StepTable)
     threaded = step.faster(two["prefill"], two["decode"])
 
-    def server(item: str, name: str, cost: str, **changes: Any) -> Idea:
-        return Idea(item, name, lambda setup: with_server(setup, **changes), cost)
+    def server(item: str, name: str, cost: str, *, validated: bool = True, **changes: Any) -> Idea:
+        change = partial(with_server, **changes)
+        return Idea(item, name, change, cost, validated=validated)
 
     return (
         server(
@@ -61,6 +63,7 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         server(
             "dynamic batching", "continuous batching",
             "large: the engine must let requests join between decode steps", batching="continuous",
+            validated="continuous" in POLICIES,
         ),
         Idea(
             "streaming", "streaming", lambda setup: replace(setup, streaming=True),
@@ -138,7 +141,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             "rank": table["rank"],
             "item": table["item"],
             "idea": table["idea"],
-            "in_time_gain_x": with_interval("goodput_gain"),
+            "sustained_gain_x": with_interval("sustained_gain"),
+            "in_time_percent": 100 * table["in_time_share"],
             "p90_waiting_shorter_x": with_interval("waiting_gain"),
             "sustained_requests_per_s": table["sustained_requests_per_s"],
             "price_per_token_x": table["price_per_token_ratio"],
@@ -175,10 +179,13 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
 
 
 def _gain_words(row: Mapping[Any, Any]) -> str:
+    most = " or more" * (row["sustained_ends"] == "at the highest rate swept")
     return (
-        f"{row['goodput_gain']:.2f} × as many requests in time [{row['goodput_gain_low']:.2f}, "
-        f"{row['goodput_gain_high']:.2f}] and a p90 wait {row['waiting_gain']:.1f} × shorter "
-        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
+        f"{row['in_time_share']:.0%} of requests in time instead of {row['in_time_today']:.0%}, "
+        f"{row['sustained_gain']:.2f} × [{row['sustained_gain_low']:.2f}, "
+        f"{row['sustained_gain_high']:.2f}] the rate with {IN_TIME:.0%} in time{most}, and a p90 "
+        f"wait {row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
+        f"{row['waiting_gain_high']:.1f}]" + f" ({row['basis']})" * ("not" in row["basis"])
     )
 
 
@@ -206,7 +213,7 @@ def ladder(rungs: Sequence[Idea], runs: pd.DataFrame, case: Case) -> pd.DataFram
     rows = {row["idea"]: row for row in rank(runs, rungs, case.rate).to_dict("records")}
     kept = [
         "idea", "goodput_gain", "goodput_gain_low", "goodput_gain_high", "waiting_gain",
-        "waiting_gain_low", "waiting_gain_high", "sustained_requests_per_s",
+        "waiting_gain_low", "waiting_gain_high", "sustained_requests_per_s", "in_time_share",
     ]  # fmt: skip
     return pd.DataFrame([rows[rung.name] for rung in rungs])[kept]
 
@@ -216,8 +223,7 @@ def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
     last = table.to_dict("records")[-1]
     share = runs[(runs["idea"] == "today") & (runs["arrival_rate"] == case.rate)]
     return (
-        f"Together they bring {last['goodput_gain']:.2f} × the requests in time "
-        f"[{last['goodput_gain_low']:.2f}, {last['goodput_gain_high']:.2f}] (today "
-        f"{share['in_time_share'].mean():.0%} come in time) and sustain "
+        f"Together they bring {last['in_time_share']:.0%} of requests in time (today "
+        f"{share['in_time_share'].mean():.0%}) and sustain "
         f"{rate_text(last['sustained_requests_per_s'])} requests/s with {IN_TIME:.0%} in time."
     )

@@ -28,6 +28,7 @@ from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.server import Server, SimulatedRun, queue_order
 from batchgauge.simulate.steps import StepTime
+from batchgauge.statistics import FEWEST, location
 from batchgauge.workload import exact_requests
 
 MEAN_BOUND, P90_BOUND = 0.10, 0.15  # the validation's own goals, relative
@@ -156,31 +157,72 @@ def _answers(
     return answers
 
 
-def compare(policy: str, real: pd.DataFrame, run: SimulatedRun) -> pd.DataFrame:
+def compare(
+    policy: str, real: pd.DataFrame, run: SimulatedRun, corrected: SimulatedRun | None = None
+) -> pd.DataFrame:
     """Real against simulated: mean and p90 of the time to the answer and to the first token.
 
-    One row a figure: real, simulated, their ratio, the bound, whether it was met. p90 is
-    left out below its percentile floor, the first token where the engine does not say it.
+    One row a figure: real, simulated, and their ratio; beside it that of a simulation whose
+    steps followed the control (`corrected`). p90 is left out below its percentile floor, the
+    first token where the engine does not say it.
     """
-    arrival = run.arrivals.times_s
+    arrival, corrected = run.arrivals.times_s, corrected or run
     pairs = {
-        "answer": (real["returned_s"].to_numpy() - arrival, run.returned_s - arrival),
-        "first token": (real["first_s"].to_numpy() - arrival, run.first_s - arrival),
+        "answer": ("returned_s", run.returned_s, corrected.returned_s),
+        "first token": ("first_s", run.first_s, corrected.first_s),
     }
     rows = []
-    for name, (measured, simulated) in pairs.items():
+    for name, (column, *both) in pairs.items():
+        measured, simulated, followed = (
+            times - arrival for times in (real[column].to_numpy(), *both)
+        )
         if np.isnan(measured).any():
             continue
-        figures = [("mean", MEAN_BOUND, measured.mean(), simulated.mean())]
+        figures = [("mean", np.mean)]
         if measured.size >= PERCENTILE_FLOOR[90]:
-            figures.append(("p90", P90_BOUND, *np.percentile([measured, simulated], 90, axis=1)))
-        for figure, bound, real_s, simulated_s in figures:
-            ratio = float(simulated_s / real_s)
-            times_ms = 1e3 * float(real_s), 1e3 * float(simulated_s)
-            met = abs(ratio - 1.0) <= bound
-            rows.append((policy, name, figure, *times_ms, ratio, bound, met))
-    columns = ["policy", "time_to", "figure", "real_ms", "simulated_ms", "simulated_over_real"]
-    return pd.DataFrame(rows, columns=[*columns, "bound", "met"])
+            figures.append(("p90", partial(np.percentile, q=90)))
+        for figure, of in figures:
+            real_s, simulated_s, followed_s = (
+                float(of(x)) for x in (measured, simulated, followed)
+            )
+            ratios = simulated_s / real_s, followed_s / real_s
+            rows.append((policy, name, figure, 1e3 * real_s, 1e3 * simulated_s, *ratios))
+    columns = ["policy", "time_to", "figure", "real_ms", "simulated_ms"]
+    return pd.DataFrame(rows, columns=[*columns, "simulated_over_real", "corrected_over_real"])
+
+
+def judged(runs: pd.DataFrame) -> pd.DataFrame:
+    """Figures of several seeds, by policy and load, with 95 % intervals over seeds and verdicts.
+
+    "met" where the whole interval lies within the bound, "missed" where none of it does,
+    "undecided" between, "too few" below four seeds. What is scored is the simulation as it is;
+    the one that followed the control stands beside it.
+    """
+    rows = []
+    for key, some in runs.groupby(["policy", "load", "time_to", "figure"], sort=False):
+        found = location(np.log(some["simulated_over_real"])).exp()
+        beside = location(np.log(some["corrected_over_real"])).exp()
+        bound = MEAN_BOUND if key[3] == "mean" else P90_BOUND
+        inside = [1 - bound <= end <= 1 + bound for end in (found.low, found.high)]
+        beyond = found.low > 1 + bound or found.high < 1 - bound
+        verdict = "met" if all(inside) else "missed" if beyond else "undecided"
+        verdict = verdict if len(some) >= FEWEST else "too few"
+        low, high = (v if 0 < v < 100 else np.nan for v in (found.low, found.high))
+        rows.append(
+            (*key, some["real_ms"].mean(), some["simulated_ms"].mean(), found.value, low, high,
+             beside.value, bound, verdict, len(some))
+        )  # fmt: skip
+    columns = ["policy", "load", "time_to", "figure", "real_ms", "simulated_ms"]
+    more = [
+        "simulated_over_real",
+        "low",
+        "high",
+        "corrected_over_real",
+        "bound",
+        "verdict",
+        "seeds",
+    ]
+    return pd.DataFrame(rows, columns=[*columns, *more])
 
 
 def batch_times(

@@ -13,19 +13,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from batchgauge.reporting import plots
 
 
-def by_size(table: pd.DataFrame, title: str, target: tuple[int, float]) -> Figure:
-    """S(b), strict and over the baseline, beside the target; logarithmic."""
-    fig = plots.speedup(
-        table, title=title, target=(target[1], f"target at batch {target[0]}: {target[1]:g} ×"),
-        ylabel="speedup (×, logarithmic)",
-    )  # fmt: skip
-    ax = fig.axes[0]
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_ylim(0.5, 2 * table["high"].max())
-    return fig
-
-
 def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Figure:
     """Speedup over the baseline by rung: bars for cumulative, diamonds for each idea alone."""
     part = whole["part"].iloc[0]

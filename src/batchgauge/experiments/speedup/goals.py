@@ -1,28 +1,19 @@
 """The project's goals for a fast core, each measured in this run, each with interval and verdict.
 
-A goal whose peer is not installed stays in the table
-and says so; one that was not reached says what was tried.
+One that was not reached says what was tried. Goals beside peers are notebook 06's, S(b) of
+whole requests and of tokenizing notebook 01's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
-from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup.ladder import CUMULATIVE
-from batchgauge.measuring import (
-    Amount,
-    Conditions,
-    Design,
-    Labels,
-    Stopping,
-    compare_interleaved,
-)
 from batchgauge.reporting import Score
 
 Better = Literal["higher", "lower"]
@@ -64,7 +55,7 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
             "low": g.low,
             "high": g.high,
             "unit": g.unit,
-            "verdict": g.verdict if comparable or g.part == "statistics" else "not comparable",
+            "verdict": g.verdict if comparable else "not comparable",
             "note": g.note,
             "weights": g.weights,
             "threads": g.threads,
@@ -105,34 +96,3 @@ def summary(table: pd.DataFrame) -> str:
     return f"Of {len(table)} goals: {text}." + (
         f" Missed: {'; '.join(missed)}." if len(missed) else ""
     )
-
-
-def seconds(context: Context) -> float:
-    """How long the comparison for one goal may take."""
-    return context.budget.share(0.007)
-
-
-def ratio(  # noqa: PLR0913 - a goal and how its two calls are compared
-    context: Context, part: str, goal: str, target: float,
-    calls: Mapping[str, Callable[[], object]], *,
-    note: str = "", items: Mapping[str, int] | int = 1, scale: float = 1.0,
-    invert: bool = False, unit: str = "×", slow: bool = False,
-) -> Goal:  # fmt: skip
-    """A goal on the throughput of the last call over the first one's, times `scale`.
-
-    With `invert`, on the reciprocal (a time ratio, where lower is better). Calls that are
-    `slow`, about half a second or more, run once a block: see `measuring.Design`.
-    """
-    *_, last = calls
-    amounts = {n: Amount(items=items if isinstance(items, int) else items[n]) for n in calls}
-    found = compare_interleaved(
-        calls, Labels(goal, part=part), amounts,
-        design=Design(aa=False, control=False, one_way=slow),
-        stopping=Stopping(seconds(context), min(6 if slow else 5, context.budget.min_blocks)),
-        conditions=Conditions(context.threads, context.seed), progress=False,
-    )  # fmt: skip
-    r = found.ratio(last)
-    low, value, high = (scale * x for x in (r.low, r.value, r.high))
-    if invert:
-        low, value, high = 1 / high, 1 / value, 1 / max(low, 1e-12)
-    return Goal(part, goal, target, "lower" if invert else "higher", value, low, high, unit, note)

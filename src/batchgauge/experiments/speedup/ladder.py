@@ -26,6 +26,7 @@ from batchgauge.measuring import (
     Ratio,
     Stopping,
     compare_interleaved,
+    judged,
     location,
 )
 from batchgauge.measuring.memory import allocations
@@ -121,14 +122,23 @@ def _rows(
     status: dict[str, str],
     peak: dict[str, int],
 ) -> pd.DataFrame:
-    rows = []
-    before = BASE
+    """One row a rung; verdicts on gains over the baseline and on steps are adjusted together."""
+    rows, before = [], BASE
+    gains: dict[str, Ratio] = {}
+    steps: dict[str, Ratio] = {}
+    if found:
+        for rung in ladder.rungs:
+            if status.get(rung.name) == "ok":
+                gains[rung.name] = found.ratio(rung.name)
+                if form != ALONE:
+                    steps[rung.name] = between(found, before, rung.name)
+                    before = rung.name
+    together = iter(judged([*gains.values(), *steps.values()]))
+    gains, steps = ({n: next(together) for n in group} for group in (gains, steps))
     for rung in ladder.rungs:
         if rung.name not in status:
             continue
-        ok = found is not None and status[rung.name] == "ok"
-        ratio = found.ratio(rung.name) if ok and found else None
-        step = between(found, before, rung.name) if ok and found and form != ALONE else None
+        ratio, step = gains.get(rung.name), steps.get(rung.name)
         rows.append(
             {
                 "part": ladder.part,
@@ -142,6 +152,7 @@ def _rows(
                 "step_x": step.value if step else math.nan,
                 "step_low_x": step.low if step else math.nan,
                 "step_high_x": step.high if step else math.nan,
+                "step_verdict": step.verdict if step else "",
                 "noise_floor_percent": 100 * found.noise_floor if found else math.nan,
                 "blocks": found.blocks if found else 0,
                 "peak_bytes": peak.get(rung.name, math.nan),
@@ -151,12 +162,10 @@ def _rows(
                 "threads": rung.threads,
             }
         )
-        if ok:
-            before = rung.name
     return pd.DataFrame(rows)
 
 
 def between(found: Comparison, before: str, name: str) -> Ratio:
-    """Throughput of one candidate over another's, neither the baseline."""
+    """Throughput of one candidate over another's; its verdict stays open until `judged`."""
     gain = location(found.logs[before] - found.logs[name])
-    return Ratio.of(gain, name=name, baseline=before)
+    return Ratio.of(gain, name=name, baseline=before, noise_floor=found.noise_floor)

@@ -2,8 +2,8 @@
 
 Quality is that of scores on prose that nothing was fitted to, every position of some
 windows of it: perplexity, mean KL divergence from float32 of the same model, and how often the
-first choice is the same. Windows are the units of the intervals. Speed is measured in fresh
-processes by `fresh`.
+first choice is the same. Windows are the units of the intervals. Speed is measured by
+`processes`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from batchgauge.core.weights import MODES
 from batchgauge.errors import UserError
 from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.fresh import Entrant, Plan
 from batchgauge.machine.limits import performance_cores
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import Estimate, location
@@ -36,6 +35,7 @@ from batchgauge.workload import corpus
 
 Floats = npt.NDArray[np.float32]
 KINDS = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0")
+SOME = ("F16", "Q8_0", "Q4_K", "Q4_0")  # of them, where there is less time
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,16 @@ class Form:
 def forms(context: Context, folder: Path) -> tuple[list[Form], dict[str, str]]:
     """The model's own file in every mode, and copies in `folder` of every type that it can have.
 
-    Beside them, why a type is left out. A smoke run takes two modes and one type.
+    Beside them, why a type is left out. A smoke run takes two modes and one type, the default
+    one some of the types.
     """
     path = Path(context.model) if context.model else default_model_path()
     file = open_model(path)
     quick = context.budget.name == "smoke"
     found = [Form(f"{mode}, own file", path, mode) for mode in (MODES[:2] if quick else MODES)]
     absent = {}
-    for kind in tqdm(("Q4_0",) if quick else KINDS, desc="Files", leave=False):
+    kinds = context.budget.choose(smoke=KINDS[-1:], default=SOME, thorough=KINDS)
+    for kind in tqdm(kinds, desc="Files", leave=False):
         if why := obstacle(file, kind):
             absent[kind] = why
             continue
@@ -114,18 +116,6 @@ def measure_quality(context: Context, every: Sequence[Form]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "surprise", "divergence", "agreement"])
 
 
-def measure_speed(context: Context, every: Sequence[Form]) -> pd.DataFrame:
-    """Records of decode steps of every form, in fresh processes."""
-    entrants = [Entrant(f.name, f"numpy:{f.weights}", str(f.path)) for f in every]
-    choose = context.budget.choose
-    sizes = choose(smoke=(1, 4), default=(1, 8, 32), thorough=(1, 2, 4, 8, 16, 32))
-    plan = Plan(tuple(entrants), sizes, blocks=choose(smoke=2, default=4, thorough=10),
-                seed=context.seed)  # fmt: skip
-    return fresh.measure(
-        plan, processes=choose(smoke=1, default=3, thorough=7), budget_s=context.budget.share(0.6)
-    )
-
-
 @contextmanager
 def in_temporary_folder() -> Iterator[Path]:
     """A folder for copies, gone afterwards."""
@@ -135,7 +125,8 @@ def in_temporary_folder() -> Iterator[Path]:
 
 def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     """One row a form: bytes, perplexity, divergence, agreement, tokens/s, with 95 % intervals."""
-    found = fresh.rates(speed)
+    found = fresh.rates(speed[speed["part"].eq("decode") & speed["threads"].eq(1)])
+    ends = found["batch_size"].min(), found["batch_size"].max()
     rows = []
     for name, part in quality.groupby("form", sort=False):
         first, surprise = part.iloc[0], location(part["surprise"])
@@ -151,7 +142,8 @@ def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
             "windows": len(part),
             "window_tokens": first["window_tokens"],
         }
-        for rate in found[found["implementation"] == name].to_dict("records"):
+        mine = found["implementation"] == name
+        for rate in found[mine & found["batch_size"].isin(ends)].to_dict("records"):
             values = (rate["tokens_per_s"], rate["low"], rate["high"])
             row |= _with_interval(f"tokens_per_s_{rate['batch_size']}", *values)
         rows.append({**row, "processes": len(set(speed["process"])), "threads": 1})
@@ -168,14 +160,14 @@ def _with_interval(name: str, value: float, low: float, high: float) -> dict[str
 
 def gains(speed: pd.DataFrame) -> pd.DataFrame:
     """What batching buys each form: S(b) of decode, with 95 % intervals."""
+    steps = speed[speed["part"].eq("decode") & speed["threads"].eq(1)]
     rows = []
-    sizes = sorted(set(speed["batch_size"]))
-    for name in dict.fromkeys(speed["implementation"]):
-        for size in sizes[1:]:
-            of = {"implementation": name}
-            found = fresh.ratio(speed, {**of, "batch_size": size}, {**of, "batch_size": sizes[0]})
+    for name, mine in steps.groupby("implementation", sort=False):
+        first, *sizes = sorted(set(mine["batch_size"]))
+        for size in sizes:
+            found = fresh.ratio(mine, {"batch_size": size}, {"batch_size": first})
             if found:
-                rows.append((name, size, *found, len(set(speed["process"]))))
+                rows.append((name, size, *found, len(set(mine["process"]))))
     return pd.DataFrame(rows, columns=["form", "batch_size", "value", "low", "high", "processes"])
 
 

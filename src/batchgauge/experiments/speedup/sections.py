@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.speedup import beside, by_size, figures, goals, quality, runs
-from batchgauge.experiments.speedup.by_size import OVER_BASELINE, STRICT
+from batchgauge.experiments.speedup import figures, goals, processes, quality, runs
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
+from batchgauge.experiments.turns import CONTEXT
 from batchgauge.reporting import Score, Section
 from batchgauge.text import Markdown
 
 check = runs.check
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Records of fresh processes, quality of weights by window, forms left out and why."""
+
+    samples: pd.DataFrame
+    windows: pd.DataFrame
+    absent: dict[str, str]
 
 
 def ladder_of_tokenizing(context: Context, *, characters: int, texts: int) -> Section:
@@ -46,53 +56,42 @@ def _ladder(part: str, table: pd.DataFrame) -> Section:
     )  # fmt: skip
 
 
-def tokenizing_by_size(
-    context: Context, *, sizes: Sequence[int], target: tuple[int, float], over_baseline: float
-) -> Section:
-    """S(b) of tokenizing; `over_baseline` is the goal over the baseline at up to batch 32."""
-    table = by_size.tokenizing_by_size(context, sizes)
-    over = table[(table["implementation"] == OVER_BASELINE) & (table["batch_size"] <= 32)]
-    row = over.iloc[-1]
-    score = Score(
-        "tokenizing_over_baseline", f"Tokenizing at batch {row['batch_size']} over our baseline",
-        over_baseline, row["value"], row["low"], row["high"], "×", of_model=True,
-    )  # fmt: skip
-    return _by_size("tokenizing", table, target, "Tokenizing: S(b) by batch size.", [score])
-
-
-def inference_by_size(
-    context: Context, *, sizes: Sequence[int], target: tuple[int, float]
-) -> Section:
-    """S(b) of inference, the largest size at most 4 in a smoke run."""
-    most = context.budget.choose(smoke=4, default=100, thorough=100)
-    table = by_size.inference_by_size(context, [size for size in sizes if size <= most] or [1])
-    return _by_size("inference", table, target, "Inference: S(b) by batch size, whole requests.")
-
-
-def _by_size(
-    part: str, table: pd.DataFrame, target: tuple[int, float], caption: str,
-    scores: Sequence[Score] = (),
-) -> Section:  # fmt: skip
-    said = by_size_sentence(table)
-    return Section(
-        f"speedup_{part}_by_size", {f"{part}_by_size": table}, f"{said}.", targets=scores,
-        picture=partial(figures.by_size, table, said, target), picture_caption=caption,
-    )  # fmt: skip
-
-
-def forms_of_weights(context: Context) -> tuple[Section, Section]:
-    """What each form of the weights costs in quality and buys in speed; S(b) by form."""
+def in_processes(context: Context) -> Processes:
+    """Everything about speed that this page states, measured in fresh processes."""
     with quality.in_temporary_folder() as folder:
-        every, absent = quality.forms(context, folder)
-        windows = quality.measure_quality(context, every)
-        speed = quality.measure_speed(context, every)
+        forms, absent = quality.forms(context, folder)
+        return Processes(
+            processes.measure(context, forms), quality.measure_quality(context, forms), absent
+        )
+
+
+def over_the_baseline(measured: Processes, *, target: float) -> Section:
+    """What everything together gives over the baseline; `target` for tokenizing."""
+    table = processes.over_baseline(measured.samples)
+    row = table[table["part"] == "tokenizing"].iloc[-1]
+    score = Score(
+        "tokenizing_over_baseline",
+        f"Tokenizing {row['batch_size']} texts of {processes.OVER[1]} characters over our baseline",
+        target, row["value"], row["low"], row["high"], "×", of_model=True,
+    )  # fmt: skip
+    return Section(
+        "speedup_over_baseline", {"over_baseline": table},
+        processes.over_baseline_sentence(table), table,
+        f"Over the baseline, one at a time, with 95 % intervals over "
+        f"{fresh.rests_on(measured.samples)}.",
+        targets=[score],
+    )  # fmt: skip
+
+
+def forms_of_weights(measured: Processes) -> tuple[Section, Section]:
+    """What each form of the weights costs in quality and buys in speed; S(b) by form."""
+    windows, speed = measured.windows, measured.samples
     table, gained = quality.summary(windows, speed), quality.gains(speed)
-    said = quality.sentence(table, absent)
+    said = quality.sentence(table, measured.absent)
     shown = table[[c for c in table if not str(c).endswith(("_low", "_high"))]]
     return (
         Section(
-            "speedup_weights",
-            {"weights": table, "weights_windows": windows, "weights_samples": speed}, said, shown,
+            "speedup_weights", {"weights": table, "weights_windows": windows}, said, shown,
             "Forms of the weights: bytes, quality on held-out text against float32 of the same "
             f"file, and decode tokens/s on one thread from {fresh.rests_on(speed)}; intervals are "
             "in the CSV.",
@@ -108,64 +107,52 @@ def forms_of_weights(context: Context) -> tuple[Section, Section]:
     )  # fmt: skip
 
 
-def in_fresh_processes(context: Context) -> Section:
-    """Weights modes and threads, beside peers, in fresh processes: rates, and how they scale."""
-    with quality.in_temporary_folder() as folder:
-        samples = beside.measure(context, folder)
-    table = beside.scaling(samples)
-    said = beside.scaling_sentence(table)
+def threads(measured: Processes) -> Section:
+    """How decode, prefill and tokenizing scale with threads; all records and rates."""
+    samples = measured.samples
+    table = processes.scaling(samples)
+    said = processes.scaling_sentence(table)
     data = {"fresh_samples": samples, "fresh": fresh.rates(samples), "threads": table}
     return Section(
         "speedup_threads", data, said,
         picture=partial(figures.scaling, table, "What threads give"),
         picture_caption="Throughput with more threads over one, with 95 % intervals over "
-        f"{fresh.rests_on(samples)}; decode looks back on {fresh.CONTEXT} positions or a few more.",
+        f"{fresh.rests_on(samples)}; decode looks back on {CONTEXT} positions or a few more.",
     )  # fmt: skip
 
 
-def reached(context: Context, ladders: Mapping[str, Section], steps: Section) -> Section:
-    """Every goal of the core, those of `steps` (`in_fresh_processes`) with them.
-
-    Beside one that was missed, what its part's ladder tried.
-    """
-    measured = pd.concat(
-        [runs.measure_goals(context), goals.as_frame(beside.goals(steps.frame))], ignore_index=True
+def reached(context: Context, ladders: Mapping[str, Section], measured: Processes) -> Section:
+    """Every goal of the core; beside one that was missed, what its part's ladder tried."""
+    met = [*processes.goals(context, measured.samples), *runs.measure_goals(context)]
+    table = goals.with_tried(
+        goals.as_frame(met, comparable=context.is_reference),
+        {part: found.frame for part, found in ladders.items()},
     )
-    table = goals.with_tried(measured, {part: found.frame for part, found in ladders.items()})
-    decode = table[table["goal"] == "S(8) of decode alone"].iloc[0]
-    score = Score(
-        "decode_batch_8", "Decode alone, S(8)", 5.0, decode["value"], decode["low"], decode["high"],
-        "×", of_model=True,
-    )  # fmt: skip
+    scores = [
+        Score(
+            "decode_batch_8", str(row["goal"]), 5.0, row["value"], row["low"], row["high"], "×",
+            of_model=True,
+        )
+        for row in table[table["goal"].str.startswith("S(8) of decode")].to_dict("records")
+    ]  # fmt: skip
     caption = "Goals, measured values with 95 % intervals, verdicts."
-    said = goals.summary(table)
-    return Section("goals", {"goals": table}, said, table, caption, targets=[score])
+    return Section("goals", {"goals": table}, goals.summary(table), table, caption, targets=scores)
 
 
-def answer(ladders: Sequence[Section], met: Section) -> str:
-    """How high each ladder goes, which rungs paid most and not at all, the goals."""
-    parts = []
+def answer(ladders: Sequence[Section], over: Section, met: Section) -> str:
+    """What all ideas together give, which rungs paid most and not at all, the goals."""
+    parts = [over.sentence()]
     for table in (ladder.frame for ladder in ladders):
         whole = of_form(table, CUMULATIVE).query("status == 'ok'")
         if whole.empty:
             continue
-        top, best = whole.iloc[-1], whole.sort_values("step_x").iloc[-1]
-        idle = int((whole["step_low_x"] <= 1).sum())
+        best = whole.sort_values("step_x").iloc[-1]
+        idle = int((whole["step_verdict"] != "faster").sum())
         parts.append(
-            f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
-            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline{_conditions(top)}, the "
-            f"largest step “{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs "
-            "did not pay."
+            f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}”; {idle} of "
+            f"{len(whole)} rungs did not pay."
         )
     return " ".join([*parts, met.sentence()])
-
-
-def _conditions(row: pd.Series) -> str:
-    """What the last rung differs in from the baseline, which has float32 and one thread."""
-    threads = int(row["threads"])
-    said = [f"weights {row['weights']}"] if row["weights"] not in {"", "float32"} else []
-    said += [f"{threads} threads"] if threads > 1 else []
-    return f" ({', '.join(said)})" if said else ""
 
 
 def of_form(table: pd.DataFrame, form: str) -> pd.DataFrame:
@@ -178,11 +165,7 @@ def sentence(row: pd.Series) -> str:
     if row["status"] != "ok":
         return f"{row['rung']}: {row['status']}, not timed."
     step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
-    paid = (
-        "it paid"
-        if row["step_low_x"] > 1
-        else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
-    )
+    paid = {"faster": "it paid", "slower": "it cost"}.get(row["step_verdict"], row["step_verdict"])
     return (
         f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
         f"baseline; {paid}."
@@ -212,13 +195,3 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             "peak_change_bytes": whole["peak_change_bytes"],
         }
     ).reset_index()
-
-
-def by_size_sentence(table: pd.DataFrame) -> str:
-    """Both speedups at the largest batch."""
-    last = table[table["batch_size"] == table["batch_size"].max()].set_index("implementation")
-    strict, over = last.loc[STRICT], last.loc[OVER_BASELINE]
-    return (
-        f"{str(strict['part']).capitalize()} in batches of {strict['batch_size']}: "
-        f"{strict['value']:.2f} × one at a time, {over['value']:.3g} × the baseline"
-    )

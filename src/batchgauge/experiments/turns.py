@@ -1,0 +1,269 @@
+"""What one fresh process measures: decode, prefill, whole requests, tokenizing, by taking turns.
+
+By weights mode, threads and engine; with our baseline beside, where that is asked for. Leaves
+out whether answers are equal: the tests and notebook 06 compare them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from batchgauge import workload
+from batchgauge.adapters.own import NumpyStepper
+from batchgauge.adapters.stepped import SteppedEngine, Stepper
+from batchgauge.baseline.engine import BaselineEngine
+from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.clock import timed
+from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.errors import UserError
+from batchgauge.experiments import fresh
+from batchgauge.machine.identity import Run
+from batchgauge.machine.limits import performance_cores
+from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
+from batchgauge.measuring.timing import Conditions
+from batchgauge.protocols import Engine
+from batchgauge.registry import open_engine, weights_of
+from batchgauge.request import BatchItem, InferenceBatchRequest
+
+CONTEXT = 32  # positions that a decode step looks back on at first
+REQUEST = (16, 8)  # tokens of a whole request's prompt and answer
+PAUSE_S = 0.005  # in which threads of the engine before go to sleep
+LOOPS = 20  # calls of a sample of tokenizing
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """One engine on one file; `weights` is how it keeps them, where its spec does not say."""
+
+    name: str
+    spec: str
+    model: str = ""
+    weights: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a process measures: each entrant at each size, length and number of threads.
+
+    `requests`, `ragged` and the baseline are with one thread, and by the first entrant. The
+    number of `blocks` is even: every other one goes through the entrants backwards.
+    """
+
+    entrants: tuple[Entrant, ...]
+    decode_sizes: tuple[int, ...] = ()
+    prompts: tuple[int, ...] = ()  # tokens of the one prompt of a prefill
+    readers: tuple[str, ...] = ()  # names of entrants that prefill; empty: all
+    texts: tuple[tuple[int, int], ...] = ()  # texts of a batch, characters of each
+    threads: tuple[int, ...] = (1,)
+    blocks: int = 2
+    seed: int = 0
+    model: str = ""  # of the tokenizer
+    requests: tuple[int, ...] = ()  # batches of whole requests, our baseline's alone beside them
+    ragged: tuple[int, ...] = ()  # tokens of prompts, beside as many of equal length
+    over_texts: tuple[int, int] = (0, 0)  # as `texts`, our baseline's one by one beside them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", 2 * math.ceil(self.blocks / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A call that takes turns with others, and the work that it does."""
+
+    name: str
+    call: Callable[[], object]
+    batch_size: int
+    tokens: int
+    characters: int = 0
+    loops: int = 1
+
+
+Turns = Callable[[int], Sequence[Turn]]  # with so many threads
+
+
+def thread_counts() -> tuple[int, ...]:
+    """1, 2, 4 … and all full-speed cores."""
+    most = performance_cores()
+    return tuple(sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | {most}))
+
+
+def measure(*plans: Plan, processes: int, budget_s: float = math.inf) -> pd.DataFrame:
+    """Records of fresh processes, one row a call; each process does all plans in turn.
+
+    An entrant that cannot be opened has no rows. See `fresh.each`.
+    """
+    work = partial(_in_process, plans)
+    return pd.concat(fresh.each(work, processes=processes, budget_s=budget_s), ignore_index=True)
+
+
+def _in_process(plans: Sequence[Plan], process: int) -> pd.DataFrame:
+    return pd.concat([_done(plan, process) for plan in plans], ignore_index=True)
+
+
+def _done(plan: Plan, process: int) -> pd.DataFrame:
+    engines = _open(plan)
+    kept = {e.name: e.weights or weights_of(e.spec) for e in plan.entrants}
+    run, frames = Run.here(seed=plan.seed), []
+    for part, counts, turns in _works(plan, engines):
+        for threads in counts:
+            for engine in engines.values():
+                if isinstance(engine, SteppedEngine) and hasattr(engine.stepper, "set_threads"):
+                    engine.stepper.set_threads(threads)
+            chosen = turns(threads)
+            with Conditions(threads).held():
+                samples = _take_turns(plan, part, chosen, process, threads)
+            frame = to_frame(samples, run).assign(threads=threads)
+            characters = {turn.name: turn.characters for turn in chosen}
+            names = frame["implementation"]
+            frames.append(
+                frame.assign(characters=names.map(characters), weights=names.map(kept).fillna(""))
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _open(plan: Plan) -> dict[str, Engine]:
+    found: dict[str, Engine] = {}
+    for entrant in plan.entrants:
+        try:
+            engine = open_engine(entrant.spec, entrant.model or None, 1)
+        except UserError:
+            if weights_of(entrant.spec) and entrant.spec.startswith("numpy"):
+                raise
+            continue  # a peer that is not installed
+        if _stepper(engine) is not None:
+            found[entrant.name] = engine
+    return found
+
+
+def _stepper(engine: Engine) -> Stepper | None:
+    if isinstance(engine, BatchInferenceEngine):
+        return NumpyStepper(engine.model)
+    return engine.stepper if isinstance(engine, SteppedEngine) else None
+
+
+def _works(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
+    """Part, numbers of threads, and what takes turns with each of them."""
+    rng, all_threads = np.random.default_rng(plan.seed), plan.threads
+    for batch in plan.decode_sizes:
+        room = (plan.blocks + 1) * len(all_threads)
+        steps = []
+        for name, engine in engines.items():
+            stepper = _stepper(engine)
+            assert stepper is not None  # `_open` has seen to it
+            rows = rng.integers(0, stepper.vocab_size, (batch, CONTEXT)).tolist()
+            with Conditions(performance_cores()).held():
+                stepper.prefill(rows, room)
+            step = partial(stepper.decode, np.arange(batch, dtype=np.int32))
+            steps.append(Turn(name, step, batch, batch))
+        yield "decode", all_threads, partial(_same, steps)
+    for length in plan.prompts:
+        prompts = []
+        for name, engine in engines.items():
+            stepper = _stepper(engine)
+            assert stepper is not None
+            if plan.readers and name not in plan.readers:
+                continue
+            ids = rng.integers(0, stepper.vocab_size, (1, length)).tolist()
+            prompts.append(Turn(name, partial(stepper.prefill, ids, 1), 1, length))
+        yield "prefill", all_threads, partial(_same, prompts)
+    yield from _whole(plan, engines)
+    if plan.texts or plan.over_texts[0]:
+        yield from _texts(plan)
+
+
+def _whole(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
+    """Whole requests by the first entrant: by batch size over the baseline, ragged over equal."""
+    if not plan.requests and not plan.ragged:
+        return
+    ours, new = engines[plan.entrants[0].name], REQUEST[1]
+    if plan.requests:
+        path = plan.entrants[0].model or None
+        turns = [
+            Turn(plan.entrants[0].name, partial(ours.infer_batch, _requests(b)), b, b * new)
+            for b in plan.requests
+        ]
+        alone = partial(BaselineEngine.from_gguf(path).infer_batch, _requests(1))
+        yield "requests", (1,), partial(_same, [Turn(BASELINE, alone, 1, new), *turns])
+    if plan.ragged:
+        count = len(plan.ragged)
+        equal = [sum(plan.ragged) // count] * (count - 1)
+        equal.append(sum(plan.ragged) - sum(equal))
+        pairs = {"equal": equal, "ragged": list(plan.ragged)}
+        turns = [
+            Turn(
+                name,
+                partial(ours.infer_batch, workload.exact_requests(lengths, [new] * count)),
+                count, count * new,
+            )
+            for name, lengths in pairs.items()
+        ]  # fmt: skip
+        yield "ragged", (1,), partial(_same, turns)
+
+
+def _requests(count: int) -> list[BatchItem[InferenceBatchRequest]]:
+    prompt, new = REQUEST
+    return workload.exact_requests([prompt] * count, [new] * count)
+
+
+def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
+    """Tokenizing in batches, and one by one by the baseline beside."""
+    tokenizers = {n: BPETokenizer.from_gguf(plan.model or None, threads=n) for n in plan.threads}
+    one = tokenizers.get(1) or BPETokenizer.from_gguf(plan.model or None, threads=1)
+
+    def together(count: int, characters: int, threads: int) -> list[Turn]:
+        texts = workload.texts("prose", characters, count, plan.seed)
+        tokens = len(one.encode_many(texts).ids)
+        call = partial(tokenizers[threads].encode_many, texts)
+        return [Turn("numpy", call, count, tokens, characters, LOOPS)]
+
+    for count, characters in plan.texts:
+        yield "tokenize", plan.threads, partial(together, count, characters)
+    if plan.over_texts[0]:
+        count, characters = plan.over_texts
+        texts = workload.texts("prose", characters, count, plan.seed)
+        tokens = len(one.encode_many(texts).ids)
+        slow = partial(_each, BaselineTokenizer.from_gguf(plan.model or None).encode, texts)
+        turns = [
+            Turn(BASELINE, slow, count, tokens, characters),
+            Turn("numpy", partial(one.encode_many, texts), count, tokens, characters, LOOPS),
+        ]
+        yield "tokenize over the baseline", (1,), partial(_same, turns)
+
+
+def _each(encode: Callable[[str], object], texts: list[str]) -> list[object]:
+    return [encode(text) for text in texts]
+
+
+def _same(turns: Sequence[Turn], _threads: int) -> Sequence[Turn]:
+    return turns
+
+
+def _take_turns(
+    plan: Plan, part: str, turns: Sequence[Turn], process: int, threads: int
+) -> list[Sample]:
+    """Each call once a block, in turning order; the first block is a warm-up.
+
+    Whole requests have none: by then the process has run the same code for a second.
+    """
+    samples = []
+    for block in range(part in {"requests", "ragged"}, plan.blocks + 1):
+        for position, turn in enumerate(turns if block % 2 else turns[::-1]):
+            if threads > 1:
+                time.sleep(PAUSE_S)
+            labels = Labels(
+                f"{part}/batch={turn.batch_size}/threads={threads}", turn.name, part,
+                {"tokens": turn.tokens}, process,
+            )  # fmt: skip
+            place = {"block": block, "position": position, "is_warmup": block == 0}
+            amount = Amount(turn.batch_size, turn.tokens, turn.batch_size)
+            samples.append(labels.sample(amount, timed(turn.call, turn.loops), **place))
+    return samples

@@ -1,0 +1,94 @@
+"""Two runs of the study side by side: do their scorecards agree?
+
+Agreement is that no verdict goes from met to missed or back, and that nine in ten intervals of
+one run hold the other's value. Runs on different machines are compared too; it is said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.errors import UserError
+from batchgauge.reporting.report import Score
+from batchgauge.statistics import proportion
+
+WANTED = 0.9  # of intervals that hold the other run's value
+
+
+def two_runs(one: Path, other: Path) -> pd.DataFrame:
+    """The scores that both runs have, one row each: values, intervals, verdicts, agreement.
+
+    `flips` is a verdict that goes from met to missed or back; `held` counts how many of the
+    two intervals hold the other's value, `of` how many there are. Raises UserError for a
+    folder without a study, and for two studies that share no score.
+    """
+    left, right = _scores(one), _scores(other)
+    rows = []
+    for key in (key for key in left if key in right):
+        a, b = left[key], right[key]
+        pairs = [(x, y.value) for x, y in ((a, b), (b, a)) if x.low is not None]
+        holds = [low <= value <= high for s, value in pairs for low, high in [_ends(s)]]
+        rows.append(
+            {
+                "key": key, "label": a.label, "goal": a.goal, "unit": a.unit,
+                "value": a.value, "low": _number(a.low), "high": _number(a.high),
+                "other_value": b.value, "other_low": _number(b.low), "other_high": _number(b.high),
+                "verdict": a.verdict, "other_verdict": b.verdict,
+                "flips": {a.verdict, b.verdict} == {"met", "missed"},
+                "held": sum(holds), "of": len(holds),
+            }
+        )  # fmt: skip
+    if not rows:
+        raise UserError(f"The studies under '{one}' and '{other}' share no score to compare.")
+    return pd.DataFrame(rows)
+
+
+def sentence(table: pd.DataFrame) -> str:
+    """How many verdicts flip, which, and what share of intervals hold the other's value."""
+    flips = table.loc[table["flips"], "label"].tolist()
+    held, of = int(table["held"].sum()), int(table["of"].sum())
+    text = f"Of {len(table)} scores {len(flips)} go from met to not met or back"
+    text += f" ({'; '.join(flips)})" if flips else ""
+    if not of:
+        return f"{text}. None has an interval."
+    share = proportion(held, of)
+    return (
+        f"{text}. {held} of {of} intervals hold the other run's value: {share.value:.0%} "
+        f"[{share.low:.0%}, {share.high:.0%}], wanted are {WANTED:.0%}."
+    )
+
+
+def agree(table: pd.DataFrame) -> bool:
+    """No verdict flips, and as many intervals hold the other's value as are wanted."""
+    held, of = table["held"].sum(), table["of"].sum()
+    return not table["flips"].any() and bool(of == 0 or held >= WANTED * of)
+
+
+def _scores(out: Path) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for path in sorted((out / "data").glob("*_facts.json")):
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            scores: list[Mapping[str, Any]] = facts["scores"]
+            for score in scores:
+                fields = {name: value for name, value in score.items() if name != "verdict"}
+                found.setdefault(str(score["key"]), Score(**fields))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' holds no facts of a report: {error}.") from None
+    if not found:
+        raise UserError(f"There is no study under '{out}'; expected data/*_facts.json.")
+    return found
+
+
+def _ends(score: Score) -> tuple[float, float]:
+    return _number(score.low), _number(score.high)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
