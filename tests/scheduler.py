@@ -46,6 +46,7 @@ class Plan:
     most: int = 0
     prompt_tokens: tuple[int, ...] = (16,)
     new_tokens: tuple[int, ...] = (8,)
+    think_s: tuple[float, float] = (0.001, 0.004)  # from an answer to the next request
 
     def step_s(self, rows: int, prompt: int, held: int) -> float:
         """Seconds of one step without noise."""
@@ -171,5 +172,5 @@ def simulate(
                     wave = np.mean([a.end_s - a.due_s for a in asked if not a.refused])
                     deadline = begin + max(least_s, cycles * float(wave))
             if now < deadline:
-                heapq.heappush(arrivals, (now + 1e-4, job.slot))
+                heapq.heappush(arrivals, (now + rng.uniform(*plan.think_s), job.slot))
     return Run("open" if is_open else "closed", setting, asked, begin or 0.0, min(deadline, now))

@@ -37,8 +37,9 @@ _MOST_REFUSED = 0.01
 class Asked:
     """One request: when it was due, sent, first answered and done; what came.
 
-    `first_s` is NaN where no time of a first token is known, `tokens` None where nobody
-    counted; `refused` is the status of a refusal (429, 503, …), `error` any other failure.
+    `first_s` is NaN where no time of a first token is known, `last_s` is the last token's where
+    the answer came later than that (a batch), `tokens` None where nobody counted; `refused` is
+    the status of a refusal (429, 503, …), `error` any other failure.
     """
 
     slot: int
@@ -50,6 +51,7 @@ class Asked:
     refused: int = 0
     error: str = ""
     is_empty: bool = False
+    last_s: float = math.nan
 
     @property
     def is_ok(self) -> bool:
@@ -70,7 +72,12 @@ class Asked:
     def inter_token_ms(self) -> float:
         """Mean milliseconds from token to token; NaN for less than two tokens."""
         tokens = self.tokens or 0
-        return 1e3 * (self.end_s - self.first_s) / (tokens - 1) if tokens > 1 else math.nan
+        return 1e3 * (self.until_s - self.first_s) / (tokens - 1) if tokens > 1 else math.nan
+
+    @property
+    def until_s(self) -> float:
+        """When its last token came."""
+        return self.end_s if math.isnan(self.last_s) else self.last_s
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class Run:
         """Mean number of requests between their first and last token; NaN where unknown."""
         if any(math.isnan(a.first_s) for a in self.answered) or not self.answered:
             return math.nan
-        return self._mean_open([(a.first_s, a.end_s) for a in self.asked if a.is_ok])
+        return self._mean_open([(a.first_s, a.until_s) for a in self.asked if a.is_ok])
 
     def _mean_open(self, spans: Sequence[tuple[float, float]]) -> float:
         width = self.deadline_s - self.begin_s
@@ -178,7 +185,10 @@ def observe(
     blocks = _block_rates(run, tokens=tokens and objective == "throughput")
     rate = _cycle_rate(run, tokens=tokens and objective == "throughput")
     sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
+    # Where cycles and blocks disagree, slots were out of step with each other at the end.
     variance = max(_LEAST_SD, sd) ** 2
+    if run.kind == "closed":
+        variance += (math.log(rate / float(blocks.mean())) / 2.0) ** 2
     unsteady = _trend(blocks)
     if objective == "goodput":
         kept = np.array([_keeps(a, targets) for a in run.answered])
@@ -217,6 +227,8 @@ def _cycle_rate(run: Run, *, tokens: bool) -> float:
         # All that was due and answered; over the time that took where the server fell behind.
         width = max(run.deadline_s - run.begin_s, done_s - _typical(run))
         return sum(_amount(a, tokens=tokens) for a in counted) / width
+    if run.kind == "batch":
+        return sum(_amount(a, tokens=tokens) for a in ok) / (run.deadline_s - run.begin_s)
     total = 0.0
     slots: dict[int, list[Asked]] = {}
     for asked in run.asked:
@@ -244,6 +256,8 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     Every answer's tokens are spread evenly from its first token to its end.
     """
     ok = [a for a in run.asked if a.is_ok]
+    if run.kind == "batch":
+        return _batch_rates(ok, tokens=tokens)
     begin = run.begin_s
     end = max(run.deadline_s, begin + 1e-9)
     count = int(min(12, max(2, (end - begin) // max(_typical(run), 1e-9))))
@@ -255,6 +269,15 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     done = np.clip((edges[:, None] - starts) / (ends - starts), 0.0, 1.0) @ amounts  # [edges]
     rates = np.diff(done) / np.diff(edges)
     return rates if rates.mean() > 0 else rates + 1e-9
+
+
+def _batch_rates(ok: Sequence[Asked], *, tokens: bool) -> Array:
+    """The rate of each batch, float64 [batches]."""
+    amounts: dict[float, float] = {}
+    ends = {a.due_s: a.end_s for a in ok}
+    for asked in ok:
+        amounts[asked.due_s] = amounts.get(asked.due_s, 0.0) + _amount(asked, tokens=tokens)
+    return np.array([amount / (ends[due] - due) for due, amount in amounts.items()])
 
 
 def _p95(values: Array) -> tuple[float, float]:
