@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgauge.sizing.advice.load import first_rates, rates
 from batchgauge.sizing.advice.observe import Run, observe
 from batchgauge.sizing.advice.search import Question, whole_settings
 from tests.scheduler import Plan, simulate
@@ -40,23 +41,22 @@ class Asking:
         """The settings that can be advised."""
         if not self.is_open:
             return whole_settings(self.largest)
-        top = truth_rate(self.plan, 48)
-        return np.geomspace(top / 16, 1.5 * top, 28)
+        return rates(truth_rate(self.plan, 48))
 
     @functools.cached_property
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
         """Logarithm of the value [c], and whether all targets are kept [c], of long runs."""
         values, kept = [], []
         for setting in self.candidates.tolist():
-            cycles = 120 if self.is_open else max(12, 400 / setting)
+            cycles = 20 if self.is_open else max(12, 600 / setting)
             run = simulate(
                 self.plan, setting, is_open=self.is_open, cycles=cycles, seed=77,
-                least_s=8 * self.plan.mode_s if self.plan.slow > 1 else 1.0,
+                least_s=40 * self.plan.mode_s if self.plan.slow > 1 else 1.0,
             )  # fmt: skip
             seen = observe(run, 1.0, self.question.objective, self.question.targets, tokens=True)
             values.append(seen.value)
             kept.append(
-                seen.is_taken
+                (not self.plan.most or setting <= self.plan.most)
                 and all(
                     seen.metrics[name][0] <= math.log(target)
                     for name, target in self.question.targets.items()
@@ -119,7 +119,7 @@ def asking(seed: int) -> Asking:
             factor = max(factor, 2.5)
         targets[name] = factor * math.exp(alone.metrics[name][0])
     objective = "goodput" if targets and rng.random() < 0.5 else "throughput"
-    return Asking(seed, kind, plan, Question(objective, targets, 60.0, seed), largest)
+    return Asking(seed, kind, plan, Question(objective, targets, 120.0, seed), largest)
 
 
 class VirtualTarget:
@@ -129,6 +129,7 @@ class VirtualTarget:
         self.asked, self.now, self.requests, self.runs = asked, 0.0, 0, 0
         self.unit = "requests per second" if asked.is_open else "requests at once"
         self.candidates = asked.candidates
+        self.first = first_rates(self.candidates) if asked.is_open else None
 
     def run(self, setting: float, least_s: float, cycles: int) -> Run:
         """One run; the clock goes on as it would have."""

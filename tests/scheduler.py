@@ -130,9 +130,10 @@ def simulate(
     taken, begin, deadline = 0, None, math.inf
     arrivals: list = []  # (due, slot)
     if is_open:
-        begin, deadline = 0.0, max(least_s, (cycles * 20) / setting)
-        due = np.cumsum(rng.exponential(1.0 / setting, size=int(setting * deadline * 2) + 50))
-        arrivals = [(float(t), i) for i, t in enumerate(due) if t < deadline]
+        arriving = max(int(setting * least_s), 200 if cycles < 10 else int(200 * cycles))
+        due = np.cumsum(rng.exponential(1.0 / setting, size=arriving))
+        begin, deadline = 0.3 * float(due[-1]), float(due[-1])
+        arrivals = [(float(t), i) for i, t in enumerate(due)]
     else:
         arrivals = [(0.0, slot) for slot in range(int(setting))]
     heapq.heapify(arrivals)
@@ -173,4 +174,5 @@ def simulate(
                     deadline = begin + max(least_s, cycles * float(wave))
             if now < deadline:
                 heapq.heappush(arrivals, (now + rng.uniform(*plan.think_s), job.slot))
-    return Run("open" if is_open else "closed", setting, asked, begin or 0.0, min(deadline, now))
+    kind = "open" if is_open else "closed"
+    return Run(kind, setting, asked, begin or 0.0, min(deadline, now))

@@ -13,7 +13,7 @@ m runs · c candidate settings · L laws · S samples
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -28,7 +28,7 @@ Kind = Literal["rate", "latency"]
 _LEVEL = 30.0  # standard deviation of the unknown level, in logarithms: any
 _JITTER = 1e-9
 _HALVES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e5)  # settings at which half the limit is reached
-_PLACES = 24  # places of a cap or a cliff that are told apart
+_PLACES = 24  # places of a cap that are told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,42 +113,48 @@ def _root(covariance: Array) -> Array:
     return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None)))
 
 
-def _laws(
-    kind: Kind, prior: Prior, seen: Array, candidates: Array
-) -> tuple[Array, Array, Array]:
+def _laws(kind: Kind, prior: Prior, seen: Array, candidates: Array) -> tuple[Array, Array, Array]:
     """The laws at the runs [L, m] and at the candidates [L, c], and their log prior [L]."""
-    places = np.unique(np.geomspace(candidates[0], candidates[-1], _PLACES))[1:-1]
-    both = np.concatenate([seen, candidates])
-    parts = [(law, log_p) for law, log_p in _each_law(kind, prior, places, both)]
+    at = np.concatenate([seen, candidates])
+    parts = list(_each_law(kind, prior, candidates, at))
     laws = np.concatenate([law for law, _ in parts])
-    log_prior = np.concatenate([np.full(len(law), log_p - np.log(len(law))) for law, log_p in parts])
+    log_prior = np.concatenate([np.full(len(law), np.log(p / len(law))) for law, p in parts])
     return laws[:, : seen.size], laws[:, seen.size :], log_prior
 
 
 def _each_law(
-    kind: Kind, prior: Prior, places: Array, at: Array
+    kind: Kind, prior: Prior, candidates: Array, at: Array
 ) -> Iterator[tuple[Array, float]]:
-    """Groups of laws [L, at], each with the logarithm of the group's prior probability."""
+    """Groups of laws [L, at], each with the prior probability of the group.
+
+    A cliff or a jump may lie between any two candidates.
+    """
     halves = np.array(_HALVES)[:, None]
     cap_p, drop_p = prior.has_change
-    after = (at[None, :] > places[:, None]).astype(np.float64)  # [places, at]
-    drops = (np.array(prior.drops)[:, None, None] * after[None]).reshape(-1, at.size)
+    between = np.sqrt(candidates[1:] * candidates[:-1])[:, None]  # [c - 1, 1]
+    after = (at[None, :] > between).astype(np.float64)  # [c - 1, at]
+    drops = np.array(prior.drops)[:, None, None] * after[None]  # [drops, c - 1, at]
     if kind == "latency":
         plain = np.log(halves + at[None, :])
-        yield plain, np.log(1.0 - drop_p)
+        yield plain, 1.0 - drop_p
         # Behind a jump requests wait their turn: the wait grows with those in front.
-        ratio = np.log(np.maximum(at[None, :] / places[:, None], 1.0))
-        jumps = (np.array(prior.drops)[:, None, None] * after[None] + ratio[None]).reshape(
-            -1, at.size
-        )
-        yield _sums(plain, jumps), np.log(drop_p)
+        behind = np.log(np.maximum(at[None, :] / between, 1.0))
+        yield _sums(plain, (drops + behind[None]).reshape(-1, at.size)), drop_p
         return
+    cliffs = -drops.reshape(-1, at.size)
     plain = -np.log1p(halves / at[None, :])
-    capped_at = np.minimum(at[None, :], places[:, None])  # [places, at]
-    capped = -np.log1p(halves[:, :, None] / capped_at[None]).reshape(-1, at.size)
-    for law, log_p in ((plain, np.log(1.0 - cap_p)), (capped, np.log(cap_p))):
-        yield law, log_p + np.log(1.0 - drop_p)
-        yield _sums(law, -drops), log_p + np.log(drop_p)
+    yield plain, (1.0 - cap_p) * (1.0 - drop_p)
+    yield _sums(plain, cliffs), (1.0 - cap_p) * drop_p
+    yield _capped(_HALVES, _PLACES, candidates, at), cap_p * (1.0 - drop_p)
+    yield _sums(_capped(_HALVES[1::2], _PLACES // 2, candidates, at), cliffs), cap_p * drop_p
+
+
+def _capped(halves: Sequence[float], places: int, candidates: Array, at: Array) -> Array:
+    """Laws that are flat from a cap on, float64 [L, at]; caps evenly in their logarithm."""
+    caps = np.unique(np.geomspace(candidates[0], candidates[-1], places + 2))[1:-1]
+    reached = np.minimum(at[None, :], caps[:, None])  # [caps, at]
+    laws = -np.log1p(np.array(halves)[:, None, None] / reached[None])
+    return np.asarray(laws.reshape(-1, at.size))
 
 
 def _sums(a: Array, b: Array) -> Array:

@@ -30,7 +30,8 @@ Array = npt.NDArray[np.float64]
 REFUSALS = {429, 503, 529}
 _MOST_WAVE_S = 120.0  # a first wave that takes longer is given up
 _PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
-_OPEN_CYCLES = 33  # requests of an open run for each cycle asked for
+_ARRIVALS = 200  # of an open run: after the warm-up, as many as a 95th percentile needs
+_WARM_UP = 0.3  # of an open run, until the queue is as long as it will be
 
 
 class Answering(Protocol):
@@ -192,14 +193,16 @@ class OpenLoop:
     most_at_once: int = 256
     unit: str = "requests per second"
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """One run: arrivals for as long as `cycles` times 33 of them take, at least `least_s`.
+    @property
+    def first(self) -> list[float]:
+        """The rates to begin with."""
+        return first_rates(self.candidates)
 
-        The first tenth is warm-up. Raises UserError where the client has no threads left.
-        """
+    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+        """One run of 200 arrivals, or as many as come in `least_s`; the first are warm-up."""
         self.seed += 1
         rng = np.random.default_rng(self.seed)
-        arrivals = max(cycles * _OPEN_CYCLES, int(setting * least_s))
+        arrivals = max(_ARRIVALS, int(setting * least_s))
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
         begin = time.perf_counter() + 0.01
         cpu = time.process_time()
@@ -220,7 +223,7 @@ class OpenLoop:
             share = (time.process_time() - cpu) / max(1e-6, time.perf_counter() - begin)
             asked = [future.result() for future in futures]
         late = float(np.percentile([1e3 * (a.sent_s - a.due_s) for a in asked], 95))
-        start = begin + 0.1 * float(due[-1])
+        start = begin + _WARM_UP * float(due[-1])
         return Run("open", setting, asked, start, deadline, share, late, said)
 
 
@@ -270,9 +273,14 @@ class Batches:
             )  # fmt: skip
 
 
-def rates(capacity: float, count_of: int = 28) -> Array:
-    """Rates to search: from a sixteenth of what the server manages to a little more, rising."""
-    return np.geomspace(capacity / 16.0, 1.2 * capacity, count_of)
+def rates(capacity: float) -> Array:
+    """Rates to search, in steps of 4 %: up to a little more than the server manages."""
+    return np.asarray(capacity * 1.04 ** np.arange(-45.0, 3.0))
+
+
+def first_rates(candidates: Array) -> list[float]:
+    """The rates to begin with: at far lower ones there is little to see for their seconds."""
+    return [float(candidates[-1 - steps]) for steps in (21, 11, 5, 2)]
 
 
 def shortened(

@@ -31,6 +31,8 @@ METRICS = {
 _NORMAL_P95 = 2.11
 _LEAST_SD = 0.002  # of a run's logarithm
 _MOST_REFUSED = 0.01
+_GROWN = 2.0  # the mean latency of an open run's last third over that of its first
+_BATCHES = 8  # consecutive requests in so many batches show how much neighbours have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,8 @@ class Run:
 
     @cached_property
     def answered(self) -> list[Asked]:
-        """Those of `counted` that were answered."""
-        return [a for a in self.counted if a.is_ok]
+        """Those of `counted` that were answered, in the order in which they were due."""
+        return sorted((a for a in self.counted if a.is_ok), key=lambda a: a.due_s)
 
     @property
     def refused_share(self) -> float:
@@ -170,7 +172,19 @@ class Observation:
     @property
     def is_taken(self) -> bool:
         """Whether the server took (nearly) all requests."""
-        return self.run.refused_share <= _MOST_REFUSED
+        return self.run.refused_share <= _MOST_REFUSED and not self.is_overloaded
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether requests came faster than they were answered: the wait grew all the time."""
+        if self.run.kind != "open":
+            return False
+        waits = np.array([a.latency_ms for a in self.run.answered])
+        third = waits.size // 3
+        if third < 8:
+            return False
+        first, middle, last = (waits[i * third : (i + 1) * third].mean() for i in range(3))
+        return bool(last > middle > first and last > _GROWN * first)
 
 
 def observe(
@@ -283,12 +297,18 @@ def _batch_rates(ok: Sequence[Asked], *, tokens: bool) -> Array:
 def _p95(values: Array) -> tuple[float, float]:
     """Logarithm of the 95th percentile of [n] values, and its standard deviation.
 
-    Hyndman & Fan's type 8, nearly unbiased in small samples.
+    Hyndman & Fan's type 8, nearly unbiased in small samples. Neighbours in time share the
+    server's state; by how much, batch means say (Law & Kelton, "Simulation Modeling and
+    Analysis", ch. 9).
     """
     logs = np.log(np.maximum(values, 1e-3))
     middle = float(np.quantile(logs, 0.95, method="median_unbiased"))
     spread = float(logs.std(ddof=1))
-    return middle, max(_NORMAL_P95 * spread / math.sqrt(values.size), 0.005)
+    alike = 1.0
+    if values.size >= 4 * _BATCHES and spread > 0.0:
+        means = [float(part.mean()) for part in np.array_split(logs, _BATCHES)]
+        alike = max(1.0, float(np.var(means, ddof=1)) * values.size / _BATCHES / spread**2)
+    return middle, max(_NORMAL_P95 * spread * math.sqrt(alike / values.size), 0.005)
 
 
 def _trend(blocks: Array) -> str:

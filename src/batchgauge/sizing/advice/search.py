@@ -30,7 +30,9 @@ SURE = 0.95  # probability of being within 2 % of the best at which the search s
 LEAST_RUNS = 5
 _LEAST_GAIN = 2e-4  # share of the best that the next run must promise
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
-_CYCLES = 4  # of each slot in a run, after its warm-up
+_REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
+_FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
+_LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
 
 
 class Target(Protocol):
@@ -120,8 +122,8 @@ class Search:
 
         Raises UserError when nothing can be measured.
         """
-        for setting in first_settings(self.candidates):
-            if self._may_run(setting) and not self._is_out_of_reach(setting):
+        for setting in getattr(self.target, "first", None) or first_settings(self.candidates):
+            if not self._is_out_of_reach(setting):
                 self._measure(setting)
         while True:
             beliefs = self._beliefs()
@@ -170,10 +172,22 @@ class Search:
         return not self.observations or self.seconds_of(setting) <= self._left()
 
     def _is_out_of_reach(self, setting: float) -> bool:
-        """Whether the setting lies beyond one that was refused or failed."""
+        """Whether the setting lies beyond one that failed, or would take too long to begin with."""
         bad = [o.setting for o in self.observations if not o.is_taken]
         bad += [abs(s) for s, _ in self.failures]
-        return any(setting >= s for s in bad)
+        for name, target in self.question.targets.items():
+            bad += [
+                o.setting
+                for o in self.observations
+                if name in o.metrics and math.exp(o.metrics[name][0]) > _FAR_OVER * target
+            ]
+        if any(setting >= s for s in bad):
+            return True
+        last = self.observations[-1] if self.observations else None
+        if last is None or setting < last.setting:
+            return False
+        # At worst a run takes longer in proportion.
+        return last.seconds * setting / last.setting > _LARGEST_SHARE * self._left()
 
     @property
     def _least_s(self) -> float:
@@ -193,7 +207,8 @@ class Search:
         self._progress(f"running {shown}", self._left())
         begin = self._clock()
         try:
-            run = self.target.run(setting, self._least_s, _CYCLES)
+            cycles = int(min(4, max(2, _REQUESTS // setting)))
+            run = self.target.run(setting, self._least_s, cycles)
             self._check(run)
             self.observations.append(
                 observe(
