@@ -56,7 +56,7 @@ class Asking:
             seen = observe(run, 1.0, self.question.objective, self.question.targets, tokens=True)
             values.append(seen.value)
             kept.append(
-                (not self.plan.most or setting <= self.plan.most)
+                seen.run.refused_share <= 0.01
                 and all(
                     seen.metrics[name][0] <= math.log(target)
                     for name, target in self.question.targets.items()

@@ -25,6 +25,7 @@ _BUSY = 0.85  # share of a core at which the client is the limit
 _SHORT = 0.9  # in flight over asked for, below which the client does not keep up
 _FULL = 0.95  # share of the KV cache in use, as a server tells it
 _FALLS = 0.08  # fall of the value that is no plateau
+_SURE = 2.0  # standard errors
 _RISES = 0.05  # rise of the value per doubling that is none either
 _FAR = 1.4  # a run at so much more than another can tell whether requests wait
 _SAME_SERVED = 1.25  # growth of those in service by less is none
@@ -82,7 +83,7 @@ def _from_curve(
     above = [o for o in rows if o.setting > advised * 1.001]
     unit = found.unit
     full = [o for o in rows if o.run.server.get("kv_cache_used", 0.0) >= _FULL]
-    fall = _fall(found, advised)
+    fall = _fall(rows, advised)
     slots = _slots(rows)
     if fall and (not slots or full):
         at, share = fall
@@ -168,15 +169,16 @@ def _mean(seen: Observation, metric: str) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
-def _fall(found: Found, advised: float) -> tuple[float, float] | None:
-    """Where and by how much throughput falls above the advice; None where it does not."""
-    here = found.beliefs.values[:, found.decision.index or 0]
-    for place, setting in enumerate(found.beliefs.candidates.tolist()):
-        if setting <= advised:
-            continue
-        change = found.beliefs.values[:, place] - here
-        if float((change < math.log(1.0 - _FALLS)).mean()) > 0.9:
-            return setting, 1.0 - math.exp(float(np.median(change)))
+def _fall(rows: Sequence[Observation], advised: float) -> tuple[float, float] | None:
+    """Where and by how much the rate falls above the advice; None where it does not."""
+    here = [o.rate for o in rows if o.setting == advised] or [
+        max(o.rate for o in rows if o.setting <= advised)
+    ]
+    usual = float(np.mean(here))
+    for seen in rows:
+        noise = _SURE * max(seen.value_sd, 0.01)
+        if seen.setting > advised and seen.rate < usual + math.log(1.0 - _FALLS) - noise:
+            return seen.setting, 1.0 - math.exp(seen.rate - usual)
     return None
 
 

@@ -151,9 +151,11 @@ class Run:
 class Observation:
     """What one run says: logarithms with their standard deviations.
 
-    value, value_sd   tokens (or requests, where `counts_tokens` is false) per second
+    value, value_sd   what the objective counts, per second
+    rate              tokens per second (requests, where those are not counted), in time or not
+    degrees           degrees of freedom of `value_sd`
     metrics           name -> (log of the 95th percentile in ms, standard deviation)
-    steady            "" or what was not steady
+    unsteady          what was not steady; "" for nothing
     """
 
     run: Run
@@ -163,6 +165,7 @@ class Observation:
     degrees: int
     metrics: Mapping[str, tuple[float, float]]
     unsteady: str = ""
+    rate: float = math.nan
 
     @property
     def setting(self) -> float:
@@ -203,14 +206,14 @@ def observe(
     variance = max(_LEAST_SD, sd) ** 2
     if run.kind == "closed":
         variance += (math.log(rate / float(blocks.mean())) / 2.0) ** 2
-    unsteady = _trend(blocks)
+    unsteady, plain = _trend(blocks), math.log(rate)
     if objective == "goodput":
         kept = np.array([_keeps(a, targets) for a in run.answered])
         share = (kept.sum() + 0.5) / (kept.size + 1.0)
         rate *= share
         variance += (1.0 - share) / (share * (kept.size + 1.0))
     metrics = {
-        name: _p95(values) for name in METRICS if (values := run.values_of(name)).size >= 3
+        name: p95_log(values) for name in METRICS if (values := run.values_of(name)).size >= 3
     }
     missing = sorted(set(targets) - set(metrics))
     if missing:
@@ -219,7 +222,7 @@ def observe(
             "less than two tokens); expected no target for it."
         )
     return Observation(
-        run, seconds, math.log(rate), math.sqrt(variance), blocks.size - 1, metrics, unsteady
+        run, seconds, math.log(rate), math.sqrt(variance), blocks.size - 1, metrics, unsteady, plain
     )
 
 
@@ -294,7 +297,7 @@ def _batch_rates(ok: Sequence[Asked], *, tokens: bool) -> Array:
     return np.array([amount / (ends[due] - due) for due, amount in amounts.items()])
 
 
-def _p95(values: Array) -> tuple[float, float]:
+def p95_log(values: Array) -> tuple[float, float]:
     """Logarithm of the 95th percentile of [n] values, and its standard deviation.
 
     Hyndman & Fan's type 8, nearly unbiased in small samples. Neighbours in time share the

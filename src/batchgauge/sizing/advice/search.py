@@ -21,14 +21,15 @@ from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains
-from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe
+from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
 
 Array = npt.NDArray[np.float64]
 
 SAMPLES = 800  # S
-SURE = 0.95  # probability of being within 2 % of the best at which the search stops
+SURE = 0.95  # probability of being within 5 % of the best at which the search stops
+LEAST_REGRET = 0.01  # and the expected share of the best that is missed
 LEAST_RUNS = 5
-_LEAST_GAIN = 2e-4  # share of the best that the next run must promise
+_LEAST_GAIN = 3e-4  # share of the best that the next run must promise
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
@@ -151,7 +152,11 @@ class Search:
                 return "no setting keeps it", 0.0
             return None, promising
         advised = float(self.candidates[decision.index])
-        sure = decision.within[0.98] >= SURE and decision.keeps >= 1.0 - MOST_BROKEN
+        sure = (
+            decision.within[0.95] >= SURE
+            and decision.regret <= LEAST_REGRET
+            and decision.keeps >= 1.0 - MOST_BROKEN
+        )
         if (sure or wins.max() < _LEAST_GAIN) and len(self.observations) >= LEAST_RUNS:
             if not self._is_confirmed(advised):
                 return None, advised
@@ -241,21 +246,32 @@ class Search:
             settings, np.array([o.value for o in rows]), self._variances()
         )
         seed = int(self._rng.integers(2**31))
-        metrics = {}
-        for name in question.targets:
-            known = [o for o in rows if name in o.metrics]
-            seen = curves.Seen(
-                np.array([o.setting for o in known]),
-                np.array([o.metrics[name][0] for o in known]),
-                np.array([o.metrics[name][1] ** 2 for o in known]),
-            )
-            metrics[name] = curves.sample("latency", seen, self.candidates, SAMPLES, seed + 1)
+        metrics = {
+            name: curves.sample("latency", self._percentiles(name), self.candidates, SAMPLES, seed + 1)
+            for name in question.targets
+        }
         return Beliefs(
             self.candidates,
             curves.sample("rate", values, self.candidates, SAMPLES, seed),
             metrics,
             question.targets,
             self._taken(seed + 2),
+        )
+
+    def _percentiles(self, name: str) -> curves.Seen:
+        """A metric's 95th percentile at each setting, over the answers of all its runs.
+
+        A mean of the runs' own percentiles would be too low where runs differ.
+        """
+        pooled: dict[float, list[Array]] = {}
+        for seen in self.observations:
+            if name in seen.metrics:
+                pooled.setdefault(seen.setting, []).append(seen.run.values_of(name))
+        rows = [p95_log(np.concatenate(parts)) for parts in pooled.values()]
+        return curves.Seen(
+            np.array(list(pooled)),
+            np.array([log for log, _ in rows]),
+            np.array([sd**2 for _, sd in rows]),
         )
 
     def _variances(self) -> Array:
