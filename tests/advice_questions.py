@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from tests.scheduler import Plan, simulate
 
 from batchgauge.sizing.advice.load import first_rates, rates
 from batchgauge.sizing.advice.observe import Run, observe
 from batchgauge.sizing.advice.search import Question, whole_settings
-from tests.scheduler import Plan, simulate
 
 JUDGED = 1000
 KINDS = ("compute", "cap", "memory", "refusals", "queue")

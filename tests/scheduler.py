@@ -122,57 +122,69 @@ def simulate(
     plan: Plan, setting: float, *, is_open: bool = False, cycles: float = 4, least_s: float = 1.0,
     seed: int = 0,
 ) -> Run:  # fmt: skip
-    """A run in virtual time: so many requests at once, or Poisson arrivals of that rate."""
-    rng = np.random.default_rng(seed)
-    scheduler, asked, now = Scheduler(plan, rng), [], 0.0
-    lengths = list(zip(plan.prompt_tokens, plan.new_tokens, strict=True))
-    order = rng.permutation(len(lengths))
-    taken, begin, deadline = 0, None, math.inf
-    arrivals: list = []  # (due, slot)
-    if is_open:
-        arriving = max(int(setting * least_s), 200 if cycles < 10 else int(200 * cycles))
-        due = np.cumsum(rng.exponential(1.0 / setting, size=arriving))
-        begin, deadline = 0.3 * float(due[-1]), float(due[-1])
-        arrivals = [(float(t), i) for i, t in enumerate(due)]
-    else:
-        arrivals = [(0.0, slot) for slot in range(int(setting))]
-    heapq.heapify(arrivals)
-    first_wave: dict = {}
+    """A run in virtual time: so many requests at once, or Poisson arrivals of that rate.
 
-    def admit() -> None:
-        nonlocal taken
-        while arrivals and arrivals[0][0] <= now:
-            due, slot = heapq.heappop(arrivals)
-            if plan.most and scheduler.inside >= plan.most:
-                asked.append(Asked(slot, due, due, math.nan, due, None, refused=429))
-                if not is_open and due < deadline:
-                    if slot not in first_wave:
-                        first_wave[slot] = due + 0.1
-                    heapq.heappush(arrivals, (due + 0.05, slot))
-                continue
-            prompt, new = lengths[order[taken % len(order)]]
-            taken += 1
-            scheduler.waiting.append(Job(slot, due, prompt, new))
+    At least `cycles` of each slot, or 200 arrivals (200 a cycle from 10 cycles on).
+    """
+    play = _Play(plan, setting, np.random.default_rng(seed), is_open, cycles, least_s)
+    return play.run()
 
-    while arrivals or scheduler.inside:
-        if not scheduler.inside:
-            now = max(now, arrivals[0][0])
-        admit()
-        if not scheduler.inside:
-            continue
-        seconds, jobs = scheduler.step()
-        now += seconds
-        for job in scheduler.finish(jobs, now):
-            asked.append(Asked(job.slot, job.due_s, job.due_s, job.first_s, now, job.new))
-            if is_open:
+
+class _Play:
+    """One run in virtual time: arrivals [(due, slot)] in a heap, and what became of them."""
+
+    def __init__(self, plan, setting, rng, is_open, cycles, least_s):
+        self.plan, self.setting, self.rng, self.is_open = plan, setting, rng, is_open
+        self.cycles, self.least_s = cycles, least_s
+        self.scheduler, self.asked, self.now = Scheduler(plan, rng), [], 0.0
+        self.lengths = list(zip(plan.prompt_tokens, plan.new_tokens, strict=True))
+        self.order, self.taken = rng.permutation(len(self.lengths)), 0
+        self.warm: set = set()
+        self.begin, self.deadline = None, math.inf
+        self.arrivals = [(0.0, slot) for slot in range(int(setting))]
+        if is_open:
+            usual = min(200, max(60, int(6 * least_s * setting)))
+            count = max(int(setting * least_s), usual if cycles < 10 else int(200 * cycles))
+            due = np.cumsum(rng.exponential(1.0 / setting, size=count)).tolist()
+            self.begin, self.deadline = 0.3 * due[-1], due[-1]
+            self.arrivals = [(t, i) for i, t in enumerate(due)]
+
+    def run(self) -> Run:
+        """Play it to its end."""
+        while self.arrivals or self.scheduler.inside:
+            if not self.scheduler.inside:
+                self.now = max(self.now, self.arrivals[0][0])
+            while self.arrivals and self.arrivals[0][0] <= self.now:
+                self._admit(*heapq.heappop(self.arrivals))
+            if not self.scheduler.inside:
                 continue
-            if begin is None:
-                first_wave[job.slot] = now
-                if len(first_wave) >= int(setting):
-                    begin = now
-                    wave = np.mean([a.end_s - a.due_s for a in asked if not a.refused])
-                    deadline = begin + max(least_s, cycles * float(wave))
-            if now < deadline:
-                heapq.heappush(arrivals, (now + rng.uniform(*plan.think_s), job.slot))
-    kind = "open" if is_open else "closed"
-    return Run(kind, setting, asked, begin or 0.0, min(deadline, now))
+            seconds, jobs = self.scheduler.step()
+            self.now += seconds
+            for job in self.scheduler.finish(jobs, self.now):
+                self._done(job)
+        kind = "open" if self.is_open else "closed"
+        end = min(self.deadline, self.now)
+        return Run(kind, self.setting, self.asked, self.begin or 0.0, end)
+
+    def _admit(self, due: float, slot: int) -> None:
+        if self.plan.most and self.scheduler.inside >= self.plan.most:
+            self.asked.append(Asked(slot, due, due, math.nan, due, None, 429, "429"))
+            if not self.is_open and due < self.deadline:
+                self.warm.add(slot)
+                heapq.heappush(self.arrivals, (due + 0.05, slot))
+            return
+        prompt, new = self.lengths[self.order[self.taken % len(self.order)]]
+        self.taken += 1
+        self.scheduler.waiting.append(Job(slot, due, prompt, new))
+
+    def _done(self, job: Job) -> None:
+        now = self.now
+        self.asked.append(Asked(job.slot, job.due_s, job.due_s, job.first_s, now, job.new))
+        if self.is_open:
+            return
+        self.warm.add(job.slot)
+        if self.begin is None and len(self.warm) >= int(self.setting):
+            wave = np.mean([a.end_s - a.due_s for a in self.asked if a.is_ok])
+            self.begin, self.deadline = now, now + max(self.least_s, self.cycles * float(wave))
+        if now < self.deadline:
+            heapq.heappush(self.arrivals, (now + self.rng.uniform(*self.plan.think_s), job.slot))

@@ -1,4 +1,4 @@
-"""The scheduler of `tests/scheduler.py` as an OpenAI-compatible server in real time, for tests only.
+"""The scheduler of `tests/scheduler.py` as an OpenAI-compatible server in real time, for tests.
 
 A prompt of k words is k tokens and is answered with `max_tokens` words. Run as a process of its
 own: `python -m tests.scheduler_server PORT JSON`, JSON being the fields of a `Plan`, with
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from tests.scheduler import Job, Plan, Scheduler
 
 PROJECT = Path(__file__).parents[1]
@@ -46,7 +45,8 @@ class Server:
     async def serve(self, port: int) -> None:
         """Answer until the process ends."""
         server = await asyncio.start_server(self._connection, "127.0.0.1", port, backlog=512)
-        print(server.sockets[0].getsockname()[1], flush=True)
+        sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+        sys.stdout.flush()
         await self._steps()
 
     async def _steps(self) -> None:
@@ -79,9 +79,7 @@ class Server:
         if last:
             self.done[id(job)].set()
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode().split("\r\n")
@@ -143,7 +141,8 @@ def _answer(writer: asyncio.StreamWriter, status: int, text: str) -> None:
     data = text.encode()
     writer.write(
         f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n".encode() + data
+        f"Content-Length: {len(data)}\r\n\r\n".encode()
+        + data
     )
 
 

@@ -48,6 +48,7 @@ DOWNWARDS = {
     "protocols": set(),
     "machine": set(),
     "sizing": {"machine", "workload"},
+    "advise": {"registry", "sizing", "workload"},
     "core": {"machine", "sizing"},
     "baseline": {"core", "machine"},
     "workload": set(),
@@ -60,6 +61,7 @@ DOWNWARDS = {
     "reporting": {"machine", "core", "workload"},
     "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {
+        "advise",
         "jobs",
         "machine",
         "measuring",

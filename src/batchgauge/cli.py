@@ -25,6 +25,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "list": ("batchgauge.reporting.commands:list_notebooks", "Show notebooks and parameters."),
     "run": ("batchgauge.jobs.commands:run", "Answer a file of prompts."),
     "tokenize": ("batchgauge.jobs.commands:tokenize", "Turn a corpus into token ids."),
+    "suggest": (
+        "batchgauge.advise:command",
+        "Find the batch size or load to run on any engine.",
+    ),
     "bench": (
         "batchgauge.experiments.regression.commands:bench",
         "Time named benchmarks.",

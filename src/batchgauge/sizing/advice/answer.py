@@ -175,11 +175,13 @@ class Advice:
             target = f"; larger settings break the target of {self.limit.target}" * bool(
                 self.limit.target
             )
-            lines.append(f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}.")
+            lines.append(
+                f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}."
+            )
         requests = sum(len(o.run.asked) for o in found.observations)
         lines.append(
-            f"Search: {len(found.observations)} runs, {requests:,} requests, {found.seconds:.0f} s; "
-            f"it stopped because {_ENDINGS[found.ending]}. A further minute would be expected to "
+            f"Search: {len(found.observations)} runs, {requests:,} requests, "
+            f"{found.seconds:.0f} s; it stopped because {_ENDINGS[found.ending]}. A further minute would be expected to "
             f"bring {100 * self.further_minute:.1f} % more."
         )
         return [*lines, *(f"Note: {note}" for note in self.notes)]
@@ -211,8 +213,8 @@ class Advice:
             else ""
         )
         return (
-            f"It is within 2 % of the best with a probability of {_percent(decision.within[0.98])}, "
-            f"within 5 % with {_percent(decision.within[0.95])}; expected to miss "
+            f"It is within 2 % of the best with a probability of "
+            f"{_percent(decision.within[0.98])}, within 5 % with {_percent(decision.within[0.95])}; expected to miss "
             f"{100 * decision.regret:.1f} % of the best.{keeps}"
         )
 
@@ -286,8 +288,8 @@ def _notes(found: Found) -> list[str]:
         far = max(values) - min(values)
         if far > max(_DIFFERS, _AGAIN * noise):
             notes.append(
-                f"runs of {setting:.3g} differ by {100 * math.expm1(far):.0f} %: the engine's speed "
-                "is not steady; something else may be using it."
+                f"runs of {setting:.3g} differ by {100 * math.expm1(far):.0f} %: the engine's "
+                "speed is not steady; something else may be using it."
             )
     late = max((o.run.late_ms for o in found.observations), default=0.0)
     if late > _LATE_MS:
@@ -297,7 +299,7 @@ def _notes(found: Found) -> list[str]:
         )
     errors = _errors(found)
     notes += [f"{count} requests failed: {said}" for said, count in errors.items()]
-    notes += [f"at {abs(setting):.3g}: {said}" for setting, said in found.failures]
+    notes += [*found.notes, *(f"{setting:.3g} failed: {said}" for setting, said in found.failures)]
     return notes
 
 

@@ -22,8 +22,8 @@ Bools = npt.NDArray[np.bool_]
 
 # A doubling of the setting, which about doubles what a request waits, has to bring this share.
 PRICE = 0.005
-# What breaking a target costs, in shares of the best: 1 % risk must bring 4 % throughput.
-PENALTY = 4.0
+# What breaking a target costs, in shares of the best: 1 % risk must bring 2 % throughput.
+PENALTY = 2.0
 OUTCOMES = 24  # H
 MOST_BROKEN = 0.02  # probability of a broken target that advice may have
 
@@ -97,9 +97,7 @@ def _utilities(beliefs: Beliefs) -> Array:
     return np.hstack([worth, none[:, None]])
 
 
-def gains(
-    beliefs: Beliefs, noise: Mapping[str, Array], seed: int
-) -> Array:
+def gains(beliefs: Beliefs, noise: Mapping[str, Array], seed: int) -> Array:
     """Expected rise of the advice's worth by one more run at each candidate, float64 [c].
 
     `noise` is the standard deviation of a run's logarithm at each candidate [c], under

@@ -54,31 +54,26 @@ def limit_of(found: Found) -> Limit:
     client = _client(rows, advised)
     if client:
         return Limit("client", client, target)
-    failed = [(abs(s), said) for s, said in found.failures if abs(s) > advised]
+    failed = [(s, said) for s, said in found.failures if s > advised]
     refusing = [o for o in above if o.run.refused_share > 0 and not o.is_taken]
     if refusing:
         first = refusing[0]
-        status = next((a.refused for a in first.run.asked if a.refused), 0)
-        said = f"status {status}" if status else "errors"
+        said = next(a.error for a in first.run.asked if not a.is_ok and not a.is_unfit)
         share = 100 * first.run.refused_share
         return Limit(
             "refusals",
-            f"at {first.setting:.3g}, {share:.0f} % of the requests were refused ({said})",
+            f"at {first.setting:.3g}, {share:.0f} % of the requests failed: {said}",
             target, first.setting,
         )  # fmt: skip
     if failed:
         at, said = min(failed)
         return Limit("failure", f"{at:.3g} failed: {said}", target, at)
     if found.observations[0].run.kind == "open":
-        return Limit(
-            "queue", "requests that come faster than that wait longer and longer", target
-        )
+        return Limit("queue", "requests that come faster than that wait longer and longer", target)
     return _from_curve(found, rows, advised, target)
 
 
-def _from_curve(
-    found: Found, rows: Sequence[Observation], advised: float, target: str
-) -> Limit:
+def _from_curve(found: Found, rows: Sequence[Observation], advised: float, target: str) -> Limit:
     """Cap, memory, compute or the largest setting, by what larger settings do."""
     above = [o for o in rows if o.setting > advised * 1.001]
     unit = found.unit
@@ -128,7 +123,11 @@ def _client(rows: Sequence[Observation], advised: float) -> str:
                 f"at {seen.setting:.3g} this client used {100 * run.client_cpu:.0f} % of a "
                 "processor; several clients would tell more"
             )
-        if run.kind == "closed" and not run.refused_share and run.in_flight() < _SHORT * run.setting:
+        if (
+            run.kind == "closed"
+            and not run.refused_share
+            and run.in_flight() < _SHORT * run.setting
+        ):
             return f"of {seen.setting:.0f} requests only {run.in_flight():.0f} were under way"
     return ""
 

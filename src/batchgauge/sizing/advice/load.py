@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
@@ -27,10 +27,14 @@ from batchgauge.sizing.advice.observe import Asked, Run
 
 Array = npt.NDArray[np.float64]
 
-REFUSALS = {429, 503, 529}
-_MOST_WAVE_S = 120.0  # a first wave that takes longer is given up
+_MOST_WAVE_S = 60.0  # a first wave that takes longer is given up
+_LOOK_S = 0.02
+_DRAIN = 4.0  # times the mean latency that requests under way at the end are waited for
+_UNFIT = 400  # the status for a single request of a batch that failed
 _PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
-_ARRIVALS = 200  # of an open run: after the warm-up, as many as a 95th percentile needs
+# Arrivals of an open run: as many as a 95th percentile needs after the warm-up, or fewer where
+# they come so slowly that they would take six times the least time; answers of runs are pooled.
+_MOST_ARRIVALS, _FEWEST_ARRIVALS, _LONG = 200, 60, 6.0
 _WARM_UP = 0.3  # of an open run, until the queue is as long as it will be
 
 
@@ -81,12 +85,12 @@ class ClosedLoop:
         for thread in threads:
             thread.start()
         server = _while_running(threads, loop, self.status)
-        if loop.begin_s is None:
-            loop.begin_s = min((a.due_s for a in loop.asked), default=0.0)
-        deadline = min(loop.deadline_s, max((a.end_s for a in loop.asked), default=0.0))
-        return Run(
-            "closed", setting, loop.asked, loop.begin_s, deadline, loop.cpu_share, server=server
-        )
+        asked = list(loop.asked)  # a thread that was given up may still add to it
+        begin = loop.begin_s
+        if begin is None:
+            begin = min((a.due_s for a in asked), default=0.0)
+        deadline = min(loop.deadline_s, max((a.end_s for a in asked), default=0.0))
+        return Run("closed", setting, asked, begin, deadline, loop.cpu_share, server=server)
 
 
 def _while_running(
@@ -97,15 +101,17 @@ def _while_running(
     """What the server says of itself in the middle of the run; waits for its end."""
     said: Mapping[str, float] = {}
     while any(thread.is_alive() for thread in threads):
-        loop.changed.wait(0.05)
+        time.sleep(_LOOK_S)
         begin, now = loop.begin_s, time.perf_counter()
         if begin is not None and not said and now > (begin + loop.deadline_s) / 2.0:
             said = status()
         if begin is None and now - loop.started_s > _MOST_WAVE_S:
             loop.give_up()
-        if loop.is_over():
+        if now > loop.deadline_s:
+            patience_s = _DRAIN * max(loop.wave_s, 0.1)
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, loop.deadline_s + patience_s - time.perf_counter()))
+            break
     return said
 
 
@@ -122,7 +128,7 @@ class _Loop:
         self.deadline_s = math.inf
         self.cpu_share = 0.0
         self.started_s = time.perf_counter()
-        self.changed = threading.Event()
+        self.wave_s = 0.0  # mean latency of the first wave
         self._warm: set[int] = set()
         self._lock = threading.Lock()
         self._cpu_s = 0.0
@@ -133,7 +139,7 @@ class _Loop:
         while (now := time.perf_counter()) < self.deadline_s:
             asked = ask_once(self.server, self.requests.take(), slot, now)
             self._note(asked)
-            if asked.is_ok:
+            if asked.is_ok or asked.is_unfit:
                 pause_s = _PAUSE_S[0]
             else:
                 time.sleep(pause_s)
@@ -145,36 +151,29 @@ class _Loop:
             self._warm.add(asked.slot)
             if self.begin_s is None and len(self._warm) == self.slots:
                 self.begin_s = asked.end_s
-                wave = float(np.mean([a.end_s - a.due_s for a in self.asked]))
-                self.deadline_s = self.begin_s + max(self._least_s, self._cycles * wave)
+                self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
+                self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
                 self._cpu_s = time.process_time()
             elif asked.end_s >= self.deadline_s and not self.cpu_share and self.begin_s:
                 self.cpu_share = (time.process_time() - self._cpu_s) / max(
                     1e-6, asked.end_s - self.begin_s
                 )
 
-    def is_over(self) -> bool:
-        """Whether no more requests are sent."""
-        return time.perf_counter() >= self.deadline_s
-
     def give_up(self) -> None:
         """Send no more requests."""
         self.deadline_s = time.perf_counter()
 
 
-def ask_once(
-    server: Answering, request: InferenceBatchRequest, slot: int, due_s: float
-) -> Asked:
+def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s: float) -> Asked:
     """Send one request now and record what became of it."""
     sent = time.perf_counter()
     try:
         answer = server.ask(request)
     except UserError as problem:
-        status = int(getattr(problem, "status", 0))
-        end = time.perf_counter()
-        if status in REFUSALS:
-            return Asked(slot, due_s, sent, math.nan, end, None, refused=status)
-        return Asked(slot, due_s, sent, math.nan, end, None, error=str(problem))
+        return Asked(
+            slot, due_s, sent, math.nan, time.perf_counter(), None,
+            status=int(getattr(problem, "status", 0)), error=str(problem),
+        )  # fmt: skip
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
     is_empty = not answer.text and not answer.reasoning and not answer.tokens_generated
@@ -199,10 +198,11 @@ class OpenLoop:
         return first_rates(self.candidates)
 
     def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """One run of 200 arrivals, or as many as come in `least_s`; the first are warm-up."""
+        """One run of 60 to 200 arrivals, at least `least_s` of them; the first are warm-up."""
         self.seed += 1
         rng = np.random.default_rng(self.seed)
-        arrivals = max(_ARRIVALS, int(setting * least_s))
+        usual = min(_MOST_ARRIVALS, max(_FEWEST_ARRIVALS, int(_LONG * least_s * setting)))
+        arrivals = max(usual, int(setting * least_s))
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
         begin = time.perf_counter() + 0.01
         cpu = time.process_time()
@@ -213,9 +213,7 @@ class OpenLoop:
                 if (wait := begin + offset - time.perf_counter()) > 0:
                     time.sleep(wait)
                 futures.append(
-                    pool.submit(
-                        ask_once, self.server, self.requests.take(), number, begin + offset
-                    )
+                    pool.submit(ask_once, self.server, self.requests.take(), number, begin + offset)
                 )
                 if number == arrivals // 2:
                     said = self.status()
@@ -249,9 +247,7 @@ class Batches:
         return Run("batch", setting, asked, begin, time.perf_counter())
 
     def _batch(self, size: int, number: int, into: list[Asked]) -> None:
-        items = [
-            BatchItem(f"{number}-{row}", self.requests.take()) for row in range(size)
-        ]
+        items = [BatchItem(f"{number}-{row}", self.requests.take()) for row in range(size)]
         begin = time.perf_counter()
         result = self.engine.infer_batch(items)
         end = time.perf_counter()
@@ -259,8 +255,11 @@ class Batches:
             answer = response.data
             if answer is None:
                 into.append(
-                    Asked(row, begin, begin, math.nan, end, None, error=response.error or "no answer")
-                )
+                    Asked(
+                        row, begin, begin, math.nan, end, None, status=_UNFIT,
+                        error=response.error or "no answer",
+                    )
+                )  # fmt: skip
                 continue
             first = begin + answer.ttft_ms / 1e3
             last = first + answer.decode_ms / 1e3 if answer.inter_token_ms else math.nan
@@ -281,11 +280,3 @@ def rates(capacity: float) -> Array:
 def first_rates(candidates: Array) -> list[float]:
     """The rates to begin with: at far lower ones there is little to see for their seconds."""
     return [float(candidates[-1 - steps]) for steps in (21, 11, 5, 2)]
-
-
-def shortened(
-    items: Sequence[BatchItem[InferenceBatchRequest]], most_tokens: int
-) -> Iterator[BatchItem[InferenceBatchRequest]]:
-    """The requests with at most so many tokens to generate."""
-    for item in items:
-        yield replace(item, data=replace(item.data, max_tokens=min(most_tokens, item.data.max_tokens)))

@@ -8,7 +8,7 @@ cycles of each slot, so that neither the first nor the last wave distorts them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -30,6 +30,7 @@ METRICS = {
 # Standard error of a normal 95th percentile: 2.11 standard deviations over the square root of n.
 _NORMAL_P95 = 2.11
 _LEAST_SD = 0.002  # of a run's logarithm
+REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
 _MOST_REFUSED = 0.01
 _GROWN = 2.0  # the mean latency of an open run's last third over that of its first
 _BATCHES = 8  # consecutive requests in so many batches show how much neighbours have in common
@@ -40,8 +41,8 @@ class Asked:
     """One request: when it was due, sent, first answered and done; what came.
 
     `first_s` is NaN where no time of a first token is known, `last_s` is the last token's where
-    the answer came later than that (a batch), `tokens` None where nobody counted; `refused` is
-    the status of a refusal (429, 503, …), `error` any other failure.
+    the answer came later than that (a batch), `tokens` None where nobody counted. `status` is
+    that of an answer that is none, `error` what was said; both empty for an answer.
     """
 
     slot: int
@@ -50,7 +51,7 @@ class Asked:
     first_s: float
     end_s: float
     tokens: int | None
-    refused: int = 0
+    status: int = 0
     error: str = ""
     is_empty: bool = False
     last_s: float = math.nan
@@ -58,7 +59,17 @@ class Asked:
     @property
     def is_ok(self) -> bool:
         """True for an answer."""
-        return not self.refused and not self.error
+        return not self.status and not self.error
+
+    @property
+    def is_unfit(self) -> bool:
+        """True for a request that is itself at fault, whatever the load: it is left out."""
+        return 400 <= self.status < 500 and self.status not in REFUSALS
+
+    @property
+    def is_broken(self) -> bool:
+        """True for one that got no answer at all, not even a refusal."""
+        return bool(self.error) and not self.status
 
     @property
     def ttft_ms(self) -> float:
@@ -120,9 +131,18 @@ class Run:
 
     @property
     def refused_share(self) -> float:
-        """Share of requests that were refused (429, 503) or failed."""
-        rows = [a for a in self.asked if a.due_s >= self.begin_s] or list(self.asked)
-        return 1.0 - sum(a.is_ok for a in rows) / len(rows) if rows else 0.0
+        """Share of requests that were refused or failed, of those that are fit to be answered."""
+        return self._share(lambda a: not a.is_ok)
+
+    @property
+    def broken_share(self) -> float:
+        """Share of requests that got no answer at all."""
+        return self._share(lambda a: a.is_broken)
+
+    def _share(self, has: Callable[[Asked], bool]) -> float:
+        fit = [a for a in self.asked if not a.is_unfit]
+        rows = [a for a in fit if a.due_s >= self.begin_s] or fit
+        return sum(map(has, rows)) / len(rows) if rows else 0.0
 
     def in_flight(self) -> float:
         """Mean number of requests in flight, by Little's law counted directly."""
@@ -176,6 +196,11 @@ class Observation:
     def is_taken(self) -> bool:
         """Whether the server took (nearly) all requests."""
         return self.run.refused_share <= _MOST_REFUSED and not self.is_overloaded
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether requests got no answer at all: the server broke off, or went away."""
+        return self.run.broken_share > _MOST_REFUSED
 
     @property
     def is_overloaded(self) -> bool:
@@ -340,11 +365,13 @@ def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float,
 
 
 def _nothing(run: Run) -> str:
-    errors = [a.error for a in run.asked if a.error]
-    statuses = [a.refused for a in run.asked if a.refused]
-    if statuses and len(statuses) >= len(errors):
-        return (
-            f"The server refused every request at {run.setting:g} (status {statuses[-1]}); "
-            "expected a server that takes requests of this workload."
-        )
-    return f"No request was answered at {run.setting:g}: {errors[-1] if errors else 'no time'}"
+    """Why a run without an answer had none."""
+    said = [a for a in run.asked if not a.is_ok]
+    if not said:
+        return f"No request was answered in time at {run.setting:.3g}; the engine is too slow."
+    last = said[-1]
+    if last.is_unfit:
+        return f"No request of the workload is taken: {last.error}"
+    if last.status:
+        return f"Every request was refused at {run.setting:.3g}: {last.error}"
+    return f"Every request failed at {run.setting:.3g}: {last.error}"

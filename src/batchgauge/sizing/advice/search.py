@@ -31,6 +31,7 @@ LEAST_REGRET = 0.01  # and the expected share of the best that is missed
 LEAST_RUNS = 5
 _LEAST_GAIN = 3e-4  # share of the best that the next run must promise
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
+_RECOVERY_S = 3.0  # before a setting that failed is tried again
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
 _LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
@@ -62,9 +63,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.objective not in {"throughput", "goodput"}:
-            raise UserError(
-                f"The objective is {self.objective!r}; expected throughput or goodput."
-            )
+            raise UserError(f"The objective is {self.objective!r}; expected throughput or goodput.")
         if self.objective == "goodput" and not self.targets:
             raise UserError("Goodput counts answers that keep a target; expected at least one.")
         for name, target in self.targets.items():
@@ -84,6 +83,7 @@ class Found:
     """What the search knows at its end.
 
     failures  settings that could not be run, with what was said
+    notes     what happened on the way
     """
 
     question: Question
@@ -96,6 +96,7 @@ class Found:
     counts_tokens: bool
     next_gain_per_s: float
     failures: Sequence[tuple[float, str]] = ()
+    notes: Sequence[str] = ()
 
 
 class Search:
@@ -108,13 +109,16 @@ class Search:
         *,
         progress: Callable[[str, float], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.target, self.question = target, question
         self.candidates = np.asarray(target.candidates, dtype=np.float64)
         self.observations: list[Observation] = []
         self.failures: list[tuple[float, str]] = []
         self._progress = progress or (lambda _text, _left: None)
-        self._clock, self._began = clock, clock()
+        self.notes: list[str] = []
+        self._failed_in_a_row = 0
+        self._clock, self._sleep, self._began = clock, sleep, clock()
         self._counts_tokens = True
         self._rng = np.random.default_rng(question.seed)
 
@@ -138,13 +142,15 @@ class Search:
                 return Found(
                     self.question, self.target.unit, self.observations, beliefs, decision, ending,
                     self._clock() - self._began, self._counts_tokens, float(per_s.max()),
-                    self.failures,
+                    self.failures, self.notes,
                 )  # fmt: skip
             self._measure(setting)
 
     def _next(self, decision: Decision, wins: Array, per_s: Array) -> tuple[Ending | None, float]:
         """Why to stop, if so; else the setting to run."""
-        if len(self.failures) >= 2 and all(s < 0 for s, _ in self.failures[-2:]):
+        if self._failed_in_a_row == 1:  # is it the setting, or is the engine gone?
+            return None, min(o.setting for o in self.observations)
+        if self._failed_in_a_row:
             return "failed", 0.0
         promising = float(self.candidates[int(np.argmax(per_s))])
         if decision.index is None:
@@ -179,7 +185,7 @@ class Search:
     def _is_out_of_reach(self, setting: float) -> bool:
         """Whether the setting lies beyond one that failed, or would take too long to begin with."""
         bad = [o.setting for o in self.observations if not o.is_taken]
-        bad += [abs(s) for s, _ in self.failures]
+        bad += [s for s, _ in self.failures]
         for name, target in self.question.targets.items():
             bad += [
                 o.setting
@@ -208,25 +214,40 @@ class Search:
         return float(np.exp(np.interp(math.log(setting), np.log(known), logs)))
 
     def _measure(self, setting: float) -> None:
-        shown = f"{setting:.3g} {self.target.unit}"
-        self._progress(f"running {shown}", self._left())
+        """Run a setting, a second time where it failed: servers restart."""
+        said = ""
+        for attempt in (1, 2):
+            self._progress(f"running {setting:.3g} {self.target.unit}", self._left())
+            try:
+                seen = self._observe(setting)
+            except UserError as problem:
+                if not self.observations:
+                    raise
+                said = str(problem)
+            else:
+                if not seen.is_broken or attempt == 2:
+                    self.observations.append(seen)
+                    self._failed_in_a_row = 0
+                    if said:
+                        self.notes.append(f"{setting:.3g} ran again after it failed: {said}")
+                    return
+                said = next(a.error for a in seen.run.asked if a.is_broken)
+            if attempt == 1 and self._left() > _RECOVERY_S:
+                self._progress("it failed; waiting before it is tried again", self._left())
+                self._sleep(_RECOVERY_S)
+        self.failures.append((setting, said))
+        self._failed_in_a_row += 1
+
+    def _observe(self, setting: float) -> Observation:
         begin = self._clock()
-        try:
-            cycles = int(min(4, max(2, _REQUESTS // setting)))
-            run = self.target.run(setting, self._least_s, cycles)
-            self._check(run)
-            self.observations.append(
-                observe(
-                    run, self._clock() - begin, self.question.objective, self.question.targets,
-                    tokens=self._counts_tokens,
-                )
-            )  # fmt: skip
-        except UserError as problem:
-            if not self.observations:
-                raise
-            # A failure right after another one says that the target is gone, not the setting.
-            is_again = bool(self.failures) and self.failures[-1][0] == -setting
-            self.failures.append((-setting if is_again else setting, str(problem)))
+        cycles = int(min(4, max(2, _REQUESTS // setting)))
+        run = self.target.run(setting, self._least_s, cycles)
+        self._check(run)
+        question = self.question
+        return observe(
+            run, self._clock() - begin, question.objective, question.targets,
+            tokens=self._counts_tokens,
+        )  # fmt: skip
 
     def _check(self, run: Run) -> None:
         """Say what no number can mend, on the first run; see whether tokens are counted."""
@@ -242,12 +263,12 @@ class Search:
     def _beliefs(self) -> Beliefs:
         question, rows = self.question, self.observations
         settings = np.array([o.setting for o in rows])
-        values = curves.Seen(
-            settings, np.array([o.value for o in rows]), self._variances()
-        )
+        values = curves.Seen(settings, np.array([o.value for o in rows]), self._variances())
         seed = int(self._rng.integers(2**31))
         metrics = {
-            name: curves.sample("latency", self._percentiles(name), self.candidates, SAMPLES, seed + 1)
+            name: curves.sample(
+                "latency", self._percentiles(name), self.candidates, SAMPLES, seed + 1
+            )
             for name in question.targets
         }
         return Beliefs(
@@ -279,9 +300,7 @@ class Search:
         own = np.array([o.value_sd**2 for o in self.observations])
         degrees = np.array([float(o.degrees) for o in self.observations])
         typical = float(np.median(own))
-        return np.asarray(
-            (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
-        )
+        return np.asarray((degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES))
 
     def _noise(self) -> dict[str, Array]:
         """Standard deviation of one more run's logarithms at each candidate [c]."""
@@ -298,7 +317,7 @@ class Search:
         The limit lies anywhere between the largest setting taken and the smallest refused.
         """
         bad = [o.setting for o in self.observations if not o.is_taken]
-        bad += [abs(s) for s, _ in self.failures]
+        bad += [s for s, _ in self.failures]
         if not bad:
             return np.ones((SAMPLES, self.candidates.size), dtype=np.bool_)
         refused = min(bad)

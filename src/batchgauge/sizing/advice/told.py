@@ -39,19 +39,22 @@ def metrics_of(tell: Callable[[str], str]) -> dict[str, float]:
 
 
 def properties_of(tell: Callable[[str], str]) -> Mapping[str, int]:
-    """`slots` and `context` (tokens of one slot), those that `/props` or `/slots` of llama.cpp has."""
+    """`slots` and `context` (tokens of a slot), as far as llama.cpp's `/props` or `/slots` tell."""
     found: dict[str, int] = {}
     props = _json(tell("props"))
     if isinstance(props, dict):
         settings = props.get("default_generation_settings")
         context = settings.get("n_ctx") if isinstance(settings, dict) else None
-        for name, value in (("slots", props.get("total_slots")), ("context", context)):
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                found[name] = value
+        given = {"slots": props.get("total_slots"), "context": context}
+        found = {name: value for name, value in given.items() if _is_count(value)}
     slots = _json(tell("slots")) if "slots" not in found else None
     if isinstance(slots, list) and slots:
         found["slots"] = len(slots)
     return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _json(text: str) -> object:
