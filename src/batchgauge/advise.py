@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import click
@@ -25,7 +25,7 @@ from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine
 from batchgauge.sizing.advice.answer import Advice
 from batchgauge.sizing.advice.launch import Launched
-from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests, rates
+from batchgauge.sizing.advice.load import Answering, Batches, ClosedLoop, OpenLoop, Requests, rates
 from batchgauge.sizing.advice.observe import Objective, observe
 from batchgauge.sizing.advice.search import Question, Search, Target, whole_settings
 from batchgauge.sizing.advice.told import metrics_of, properties_of
@@ -156,7 +156,7 @@ def _launched(
             f"got '{redacted(engine)}'."
         )
     target = Launched(
-        load.launch, url.port, functools.partial(open_engine, engine), requests,
+        load.launch, url.port, cast(Callable[[], Answering], functools.partial(open_engine, engine)), requests,
         whole_settings(load.largest or LARGEST),
         status=lambda opened: metrics_of(opened.tell),
     )  # fmt: skip

@@ -179,10 +179,10 @@ class Advice:
                 f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}."
             )
         requests = sum(len(o.run.asked) for o in found.observations)
+        cost = f"{len(found.observations)} runs, {requests:,} requests, {found.seconds:.0f} s"
         lines.append(
-            f"Search: {len(found.observations)} runs, {requests:,} requests, "
-            f"{found.seconds:.0f} s; it stopped because {_ENDINGS[found.ending]}. A further minute would be expected to "
-            f"bring {100 * self.further_minute:.1f} % more."
+            f"Search: {cost}; it stopped because {_ENDINGS[found.ending]}. "
+            f"A further minute would be expected to bring {100 * self.further_minute:.1f} % more."
         )
         return [*lines, *(f"Note: {note}" for note in self.notes)]
 
@@ -212,10 +212,10 @@ class Advice:
             if self.found.question.targets
             else ""
         )
+        near, nearer = (_percent(decision.within[share]) for share in (0.95, 0.98))
         return (
-            f"It is within 2 % of the best with a probability of "
-            f"{_percent(decision.within[0.98])}, within 5 % with {_percent(decision.within[0.95])}; expected to miss "
-            f"{100 * decision.regret:.1f} % of the best.{keeps}"
+            f"It is within 2 % of the best with a probability of {nearer}, within 5 % with {near}; "
+            f"expected to miss {100 * decision.regret:.1f} % of the best.{keeps}"
         )
 
     def as_text(self) -> str:

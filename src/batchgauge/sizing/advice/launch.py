@@ -42,13 +42,14 @@ class Launched:
 
     command: str
     port: int
-    connect: Callable[[], Any]
+    connect: Callable[[], Answering]
     requests: Requests
     candidates: npt.NDArray[np.float64]
     status: Callable[[Any], Mapping[str, float]] = lambda _engine: {}
     ready_s: float = 180.0
     unit: str = "slots, with as many requests at once"
     _server: _Process | None = field(default=None, init=False)
+    _engine: Answering = field(init=False)
 
     def __post_init__(self) -> None:
         if "{slots}" not in self.command:
@@ -77,7 +78,7 @@ class Launched:
 
     def _ready(self, slots: int) -> Answering:
         if self._server and self._server.slots == slots and self._server.is_alive():
-            return self._server.engine
+            return self._engine
         self.close()
         check_free(self.port)
         server = _Process(self._arguments(slots), slots)
@@ -89,8 +90,8 @@ class Launched:
                 self.close()
                 raise UserError(f"The launched server ended before it was ready: {said}.")
             with contextlib.suppress(UserError):
-                server.engine = self.connect()
-                return server.engine
+                self._engine = server.engine = self.connect()
+                return self._engine
             time.sleep(_POLL_S)
         said = server.last_words()
         self.close()
@@ -109,10 +110,10 @@ class Launched:
 class _Process:
     """One server's process group, with what it writes in a file that goes with it."""
 
-    engine: Any = None
+    engine: Any
 
     def __init__(self, arguments: list[str], slots: int) -> None:
-        self.slots = slots
+        self.slots, self.engine = slots, None
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as the process
         try:
             self._process = subprocess.Popen(

@@ -29,6 +29,8 @@ METRICS = {
 }
 # Standard error of a normal 95th percentile: 2.11 standard deviations over the square root of n.
 _NORMAL_P95 = 2.11
+_ENOUGH = 80  # values from which order statistics tell a percentile's error
+_LEAST_P95_SD = 0.005
 _LEAST_SD = 0.002  # of a run's logarithm
 REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
 _MOST_REFUSED = 0.01
@@ -309,7 +311,7 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     starts = np.array([a.due_s if math.isnan(a.first_s) else a.first_s for a in ok])
     starts = np.minimum(starts, ends - 1e-9)
     done = np.clip((edges[:, None] - starts) / (ends - starts), 0.0, 1.0) @ amounts  # [edges]
-    rates = np.diff(done) / np.diff(edges)
+    rates: Array = np.diff(done) / np.diff(edges)
     return rates if rates.mean() > 0 else rates + 1e-9
 
 
@@ -319,7 +321,8 @@ def _batch_rates(ok: Sequence[Asked], *, tokens: bool) -> Array:
     ends = {a.due_s: a.end_s for a in ok}
     for asked in ok:
         amounts[asked.due_s] = amounts.get(asked.due_s, 0.0) + _amount(asked, tokens=tokens)
-    return np.array([amount / (ends[due] - due) for due, amount in amounts.items()])
+    rates = [amount / (ends[due] - due) for due, amount in amounts.items()]
+    return np.array(rates, dtype=np.float64)
 
 
 def p95_log(values: Array) -> tuple[float, float]:
@@ -336,7 +339,13 @@ def p95_log(values: Array) -> tuple[float, float]:
     if values.size >= 4 * _BATCHES and spread > 0.0:
         means = [float(part.mean()) for part in np.array_split(logs, _BATCHES)]
         alike = max(1.0, float(np.var(means, ddof=1)) * values.size / _BATCHES / spread**2)
-    return middle, max(_NORMAL_P95 * spread * math.sqrt(alike / values.size), 0.005)
+    n = values.size / alike
+    sd = _NORMAL_P95 * spread / math.sqrt(n)
+    if n >= _ENOUGH:  # the distance of order statistics (Woodruff, JASA 47, 1952)
+        reach = 1.96 * math.sqrt(0.95 * 0.05 / n)
+        low, high = np.quantile(logs, [0.95 - reach, min(1.0, 0.95 + reach)])
+        sd = min(sd, float(high - low) / (2 * 1.96))
+    return middle, max(sd, _LEAST_P95_SD)
 
 
 def _trend(blocks: Array) -> str:

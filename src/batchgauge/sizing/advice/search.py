@@ -34,6 +34,7 @@ _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
 _RECOVERY_S = 3.0  # before a setting that failed is tried again
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
+_LONG_RUN = 600  # arrivals that confirm a rate
 _LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
 
 
@@ -117,7 +118,7 @@ class Search:
         self.failures: list[tuple[float, str]] = []
         self._progress = progress or (lambda _text, _left: None)
         self.notes: list[str] = []
-        self._failed_in_a_row = 0
+        self._failed_in_a_row, self._is_confirming = 0, False
         self._clock, self._sleep, self._began = clock, sleep, clock()
         self._counts_tokens = True
         self._rng = np.random.default_rng(question.seed)
@@ -165,13 +166,21 @@ class Search:
         )
         if (sure or wins.max() < _LEAST_GAIN) and len(self.observations) >= LEAST_RUNS:
             if not self._is_confirmed(advised):
+                self._is_confirming = True
                 return None, advised
             return ("sure" if sure else "nothing more to learn"), 0.0
         return None, promising
 
     def _is_confirmed(self, setting: float) -> bool:
-        """Whether the setting ran twice, with as many requests as a percentile needs."""
+        """Whether the setting ran twice, with as many requests as a percentile needs.
+
+        Arrivals at a rate need one long run: a queue near its limit grows slowly.
+        """
         runs = [o.run for o in self.observations if o.setting == setting]
+        if runs and runs[0].kind == "open":
+            return any(len(run.asked) >= _LONG_RUN for run in runs) or (
+                self._left() < _LONG_RUN / setting
+            )
         answers = sum(len(run.answered) for run in runs)
         needed = PERCENTILE_FLOOR[95] if self.question.targets else 0
         return len(runs) >= 2 and answers >= needed
@@ -241,7 +250,10 @@ class Search:
     def _observe(self, setting: float) -> Observation:
         begin = self._clock()
         cycles = int(min(4, max(2, _REQUESTS // setting)))
-        run = self.target.run(setting, self._least_s, cycles)
+        is_long = self._is_confirming and self.observations[-1].run.kind == "open"
+        least_s = 1.01 * _LONG_RUN / setting if is_long else self._least_s
+        self._is_confirming = False
+        run = self.target.run(setting, least_s, cycles)
         self._check(run)
         question = self.question
         return observe(

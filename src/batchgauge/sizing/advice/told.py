@@ -46,7 +46,7 @@ def properties_of(tell: Callable[[str], str]) -> Mapping[str, int]:
         settings = props.get("default_generation_settings")
         context = settings.get("n_ctx") if isinstance(settings, dict) else None
         given = {"slots": props.get("total_slots"), "context": context}
-        found = {name: value for name, value in given.items() if _is_count(value)}
+        found = {name: int(value) for name, value in given.items() if value and _is_count(value)}
     slots = _json(tell("slots")) if "slots" not in found else None
     if isinstance(slots, list) and slots:
         found["slots"] = len(slots)
