@@ -155,8 +155,9 @@ def _launched(
             f"A launch command goes with an engine 'openai:http://127.0.0.1:PORT/v1'; "
             f"got '{redacted(engine)}'."
         )
+    connect = cast(Callable[[], Answering], functools.partial(open_engine, engine))
     target = Launched(
-        load.launch, url.port, cast(Callable[[], Answering], functools.partial(open_engine, engine)), requests,
+        load.launch, url.port, connect, requests,
         whole_settings(load.largest or LARGEST),
         status=lambda opened: metrics_of(opened.tell),
     )  # fmt: skip
