@@ -74,8 +74,8 @@ DOWNWARDS = {
     },
     "__main__": {"cli"},
     "experiments": {
-        *("adapters", "baseline", "core", "jobs", "machine", "measuring", "profiling", "registry"),
-        *("reporting", "simulate", "sizing", "suite", "workload"),
+        *("adapters", "advise", "baseline", "core", "jobs", "machine", "measuring", "profiling"),
+        *("registry", "reporting", "simulate", "sizing", "suite", "workload"),
     },
 }
 # Public classes that share a name, and why.

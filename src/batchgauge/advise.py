@@ -23,7 +23,7 @@ from batchgauge.errors import UserError
 from batchgauge.protocols import Engine
 from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine
-from batchgauge.sizing.advice.answer import Advice
+from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.advice.launch import Launched
 from batchgauge.sizing.advice.load import Answering, Batches, ClosedLoop, OpenLoop, Requests, rates
 from batchgauge.sizing.advice.observe import Objective, observe
@@ -73,7 +73,7 @@ def suggest(
     model: str = "",
     threads: int | None = None,
     progress: Callable[[str, float], None] | None = None,
-) -> Advice:
+) -> MeasuredAdvice:
     """The setting to run, what it gives, and how sure that is.
 
     Args:
@@ -102,7 +102,7 @@ def suggest(
         target = _target(opened, question, load, requests, notes)
         left_s = question.budget_s - (perf_counter() - began)
         question = replace(question, budget_s=max(1.0, left_s))
-        return Advice.of(shown, Search(target, question, progress=progress).find(), notes)
+        return MeasuredAdvice.of(shown, Search(target, question, progress=progress).find(), notes)
     finally:
         if isinstance(engine, str) and hasattr(opened, "close"):
             opened.close()
@@ -147,7 +147,7 @@ def _launched(
     load: Load,
     requests: Requests,
     progress: Callable[[str, float], None] | None,
-) -> Advice:
+) -> MeasuredAdvice:
     """The same over the slots of a server that is started for each of them."""
     url = urlsplit(engine.partition(":")[2].partition("#")[0])
     if not engine.startswith("openai:") or not url.port:
@@ -162,7 +162,9 @@ def _launched(
         status=lambda opened: metrics_of(opened.tell),
     )  # fmt: skip
     try:
-        return Advice.of(redacted(engine), Search(target, question, progress=progress).find())
+        return MeasuredAdvice.of(
+            redacted(engine), Search(target, question, progress=progress).find()
+        )
     finally:
         target.close()
 

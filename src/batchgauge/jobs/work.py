@@ -24,10 +24,15 @@ from batchgauge.jobs.source import Documents, Shard, digest_of, read
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.sizing.automatic import LARGEST, suggest_for_engine
+from batchgauge.sizing.automatic import (
+    LARGEST,
+    measured_size,
+    shows_its_model,
+    suggest_for_engine,
+)
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
-from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
+from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text, to_items
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
@@ -214,12 +219,17 @@ def _row(answer: BatchResponse[Any]) -> dict[str, Any]:
 
 
 def _advised(engine: Engine, prompts: Sequence[Prompt]) -> int:
-    """The advisor's size for prompts of these lengths on this machine."""
+    """The advisor's size for these prompts on this machine.
+
+    By the cost model where an engine shows its model, else by running some of the prompts.
+    """
+    largest = min(LARGEST, engine.max_batch_size())
+    if not shows_its_model(engine):
+        return measured_size(engine, to_items(prompts), largest)
     lengths = Lengths(
         tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
         tuple(p.max_tokens for p in prompts),
     )
-    largest = min(LARGEST, engine.max_batch_size())
     return suggest_for_engine(engine, SizingConfig(max_batch_size=largest), workload=lengths).size
 
 

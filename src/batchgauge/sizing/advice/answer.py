@@ -60,7 +60,7 @@ _UNITS = {
 
 
 @dataclass(frozen=True)
-class Advice:
+class MeasuredAdvice:
     """A search's end, put so that a person or a script can act on it."""
 
     engine: str
@@ -69,7 +69,7 @@ class Advice:
     notes: Sequence[str]
 
     @classmethod
-    def of(cls, engine: str, found: Found, notes: Sequence[str] = ()) -> Advice:
+    def of(cls, engine: str, found: Found, notes: Sequence[str] = ()) -> MeasuredAdvice:
         """The advice of a search."""
         return cls(engine, found, limit_of(found), [*notes, *_notes(found)])
 

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
@@ -132,9 +133,10 @@ class Search:
             if not self._is_out_of_reach(setting):
                 self._measure(setting)
         while True:
-            beliefs = self._beliefs()
-            decision = decide(beliefs)
-            wins = gains(beliefs, self._noise(), int(self._rng.integers(2**31)))
+            with threadpool_limits(1, user_api="blas"):  # many small products
+                beliefs = self._beliefs()
+                decision = decide(beliefs)
+                wins = gains(beliefs, self._noise(), int(self._rng.integers(2**31)))
             per_s = wins / np.array([self.seconds_of(c) for c in self.candidates])
             ending, setting = self._next(decision, wins, per_s)
             if not ending and not self._may_run(setting):
