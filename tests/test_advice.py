@@ -1,4 +1,4 @@
-"""MeasuredAdvice by measuring: stated risks, the search, names of limits, load over HTTP, bad input."""
+"""Measured advice: stated risks, the search, names of limits, load over HTTP, bad input."""
 
 from __future__ import annotations
 
@@ -397,19 +397,21 @@ def test_an_open_loop_counts_from_when_requests_were_due():
     assert waits[-1] > 2 * waits[0]
 
 
-def test_refusals_and_a_long_prompt_over_http(workload):
+def test_refusals_and_a_long_prompt_over_http(workload, tmp_path):
     """429 beyond three at once limits the advice; a short context is said with its words."""
     with scheduler_server(replace(PLAN, slots=99, most=3)) as server:
         engine = f"openai:{server.url}"
         advice = suggest(engine, Question(budget_s=12.0), Load(workload, largest=12))
         assert advice.setting
-        assert advice.setting <= 4
+        assert advice.setting <= 4, advice.as_text()
         assert advice.limit.name == "refusals"
+    long = tmp_path / "long.txt"
+    long.write_text("w " * 20)
     with (
-        scheduler_server(PLAN, context=2) as server,
+        scheduler_server(PLAN, context=10) as server,
         pytest.raises(UserError, match=r"No request of the workload is taken.*context length"),
     ):
-        suggest(f"openai:{server.url}", Question(budget_s=5.0), Load(workload))
+        suggest(f"openai:{server.url}", Question(budget_s=5.0), Load(str(long)))
 
 
 def test_empty_answers_and_no_server(workload):
@@ -576,5 +578,6 @@ def test_what_servers_tell():
     }
     assert metrics_of(lambda name: pages.get(name, "")) == {"kv_cache_used": 0.5, "waiting": 2.0}
     assert properties_of(lambda name: pages.get(name, "")) == {"slots": 4, "context": 2048}
-    assert properties_of({"slots": '[{"id": 0}, {"id": 1}]'}.get) == {"slots": 2}
+    two = '[{"id": 0}, {"id": 1}]'
+    assert properties_of(lambda name: two if name == "slots" else "") == {"slots": 2}
     assert properties_of(lambda _name: "<html>") == {}
