@@ -299,8 +299,20 @@ def _notes(found: Found) -> list[str]:
         )
     errors = _errors(found)
     notes += [f"{count} requests failed: {said}" for said, count in errors.items()]
+    if _breaks_only_together(found):
+        notes.append(
+            "streams broke only where requests ran side by side; llama-cpp-python's server ends "
+            "one stream for the next unless it is started with --interrupt_requests False."
+        )
     notes += [*found.notes, *(f"{setting:.3g} failed: {said}" for setting, said in found.failures)]
     return notes
+
+
+def _breaks_only_together(found: Found) -> bool:
+    """Whether answers broke at several requests at once, and never at one."""
+    broken = [o.setting for o in found.observations if o.is_broken]
+    whole = [o.setting for o in found.observations if not o.is_broken]
+    return found.unit.startswith("requests at once") and bool(broken) and 1.0 in whole
 
 
 def _errors(found: Found) -> Mapping[str, int]:
