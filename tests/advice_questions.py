@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tests.scheduler import Plan, simulate
 
 from batchgauge.sizing.advice.load import first_rates, rates
-from batchgauge.sizing.advice.observe import Run, observe
+from batchgauge.sizing.advice.observe import Objective, Run, observe
 from batchgauge.sizing.advice.search import Question, whole_settings
 
 JUDGED = 1000
@@ -92,7 +93,7 @@ def asking(seed: int) -> Asking:
         each = base * math.exp(rng.uniform(-1.8, -0.3))
     lengths = rng.integers(2, 9, size=1 if rng.random() < 0.4 else 24)
     prompts = rng.integers(4, 60, size=lengths.size)
-    extra: dict = {}
+    extra: dict[str, Any] = {}
     if kind == "cap":
         extra["slots"] = int(rng.integers(3, largest // 2))
     if kind == "memory":
@@ -118,7 +119,7 @@ def asking(seed: int) -> Asking:
         if kind == "queue":
             factor = max(factor, 2.5)
         targets[name] = factor * math.exp(alone.metrics[name][0])
-    objective = "goodput" if targets and rng.random() < 0.5 else "throughput"
+    objective: Objective = "goodput" if targets and rng.random() < 0.5 else "throughput"
     return Asking(seed, kind, plan, Question(objective, targets, 120.0, seed), largest)
 
 

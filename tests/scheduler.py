@@ -75,8 +75,8 @@ class Scheduler:
 
     plan: Plan
     rng: np.random.Generator
-    waiting: deque = field(default_factory=deque)
-    running: list = field(default_factory=list)
+    waiting: deque[Job] = field(default_factory=deque)
+    running: list[Job] = field(default_factory=list)
     is_slow: bool = False
 
     @property
@@ -84,7 +84,7 @@ class Scheduler:
         """Requests waiting or running."""
         return len(self.waiting) + len(self.running)
 
-    def step(self) -> tuple[float, list]:
+    def step(self) -> tuple[float, list[Job]]:
         """Seconds of the next iteration, and the jobs that get a token at its end."""
         plan, prompt = self.plan, 0
         while self.waiting and len(self.running) < plan.slots:
@@ -103,7 +103,7 @@ class Scheduler:
             seconds *= plan.slow if self.is_slow else 1.0
         return seconds, list(self.running)
 
-    def finish(self, jobs: list, now_s: float) -> list:
+    def finish(self, jobs: list[Job], now_s: float) -> list[Job]:
         """Give each of the jobs its token; those that are done leave."""
         over = []
         for job in jobs:
@@ -139,7 +139,7 @@ class _Play:
         self.scheduler, self.asked, self.now = Scheduler(plan, rng), [], 0.0
         self.lengths = list(zip(plan.prompt_tokens, plan.new_tokens, strict=True))
         self.order, self.taken = rng.permutation(len(self.lengths)), 0
-        self.warm: set = set()
+        self.warm: set[int] = set()
         self.begin, self.deadline = None, math.inf
         self.arrivals = [(0.0, slot) for slot in range(int(setting))]
         if is_open:
@@ -162,9 +162,10 @@ class _Play:
             self.now += seconds
             for job in self.scheduler.finish(jobs, self.now):
                 self._done(job)
-        kind = "open" if self.is_open else "closed"
         end = min(self.deadline, self.now)
-        return Run(kind, self.setting, self.asked, self.begin or 0.0, end)
+        return Run(
+            "open" if self.is_open else "closed", self.setting, self.asked, self.begin or 0.0, end
+        )
 
     def _admit(self, due: float, slot: int) -> None:
         if self.plan.most and self.scheduler.inside >= self.plan.most:

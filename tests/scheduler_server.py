@@ -197,7 +197,7 @@ def main() -> None:
     fields = json.loads(sys.argv[2])
     options = fields.pop("options", {})
     time.sleep(float(options.get("slow_start_s", 0.0)))
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     asyncio.run(Server(Plan(**lists), options).serve(int(sys.argv[1])))
 
 

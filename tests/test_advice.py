@@ -35,7 +35,7 @@ from batchgauge.sizing.advice.observe import (
     p95_log,
     percentile_interval,
 )
-from batchgauge.sizing.advice.search import Question, Search, first_settings, whole_settings
+from batchgauge.sizing.advice.search import Found, Question, Search, first_settings, whole_settings
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 
 PLAN = Plan(base_s=0.01, each_s=0.0005, slots=4, prompt_tokens=(6,), new_tokens=(4,))
@@ -224,7 +224,7 @@ class Failing:
         return run
 
 
-def find(target) -> Search:
+def find(target) -> Found:
     """A search of a target, at its end, in no time."""
     ticks = iter(range(10_000))
     search = Search(
@@ -559,10 +559,15 @@ def test_launch_commands_that_do_not_work(launch, said, workload):
         suggest(engine, Question(budget_s=5.0), Load(workload, launch=launch))
 
 
+def unreachable():
+    """Nobody connects to somebody else's server."""
+    raise AssertionError
+
+
 def test_a_port_in_use_is_no_place_to_launch():
     """One would measure somebody else's server."""
     with scheduler_server(PLAN) as server:
-        target = Launched("x {slots}", server.port, Sleeper, Requests(ITEMS), whole_settings(4))
+        target = Launched("x {slots}", server.port, unreachable, Requests(ITEMS), whole_settings(4))
         with pytest.raises(UserError, match="listens on port"):
             target.run(1, 0.1, 1)
 
