@@ -171,7 +171,16 @@ class Search:
                 self._is_confirming = True
                 return None, advised
             return ("sure" if sure else "nothing more to learn"), 0.0
+        if self._is_last_chance(advised):
+            self._is_confirming = True
+            return None, advised
         return None, promising
+
+    def _is_last_chance(self, rate: float) -> bool:
+        """Whether a rate has to be confirmed now, or the budget will not hold the long run."""
+        needed = _LONG_RUN / rate
+        is_open = self.observations[-1].run.kind == "open"
+        return is_open and needed <= self._left() < 1.5 * needed and not self._is_confirmed(rate)
 
     def _is_confirmed(self, setting: float) -> bool:
         """Whether the setting ran twice, with as many requests as a percentile needs.
