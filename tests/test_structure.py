@@ -48,6 +48,7 @@ DOWNWARDS = {
     "protocols": set(),
     "machine": set(),
     "sizing": {"machine", "workload"},
+    "advise": {"registry", "sizing", "workload"},
     "core": {"machine", "sizing"},
     "baseline": {"core", "machine"},
     "workload": set(),
@@ -61,6 +62,7 @@ DOWNWARDS = {
     "reporting": {"machine", "core", "workload"},
     "jobs": {"core", "machine", "registry", "sizing", "workload"},
     "cli": {
+        "advise",
         "jobs",
         "machine",
         "measuring",
@@ -74,18 +76,8 @@ DOWNWARDS = {
     },
     "__main__": {"cli"},
     "experiments": {
-        *(
-            "adapters",
-            "baseline",
-            "core",
-            "jobs",
-            "machine",
-            "measuring",
-            "profiling",
-            "registry",
-            "serving",
-        ),
-        *("reporting", "simulate", "sizing", "suite", "workload"),
+        *("adapters", "advise", "baseline", "core", "jobs", "machine", "measuring", "profiling"),
+        *("registry", "reporting", "serving", "simulate", "sizing", "suite", "workload"),
     },
 }
 # Public classes that share a name, and why.

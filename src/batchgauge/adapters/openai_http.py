@@ -147,6 +147,30 @@ class OpenAIEngine:
             counters["generated_tokens"] = sum(n for n in generated if n is not None)
         return BatchResult.of(responses, total_ms, counters=counters)
 
+    def ask(self, request: InferenceBatchRequest) -> InferenceBatchResponse:
+        """Answer one request on the calling thread, times since the call; nothing is tried again.
+
+        For load: many threads may ask at once, and no slot is warmed here. Raises RefusalError
+        where the server refuses, UserError for any other failure.
+        """
+        kind = (request.chat, request.ignore_eos)
+        if kind not in self._settled:
+            with self._lock:
+                if kind not in self._settled and self._settle(request):
+                    self._settled.add(kind)
+        start_ns = perf_counter_ns()
+        counter = self._counter
+        stream = self._post(request, self._dialect, attempts=1)
+        answer, source = stream.answer(
+            start_ns, (lambda text: len(counter.encode(text))) if counter else None
+        )
+        self._sources.add(source)
+        return answer
+
+    def tell(self, name: str) -> str:
+        """What the server has at a path beside its API, such as `metrics`; empty without it."""
+        return self._transport.beside(name)
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()

@@ -25,6 +25,7 @@ from batchgauge.redaction import KEY_VARIABLE, MARK, redacted
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, ValueError)
 _LONGEST_REFUSAL = 2**16  # bytes read of it
+_LONGEST_STATUS = 2**20
 _SECONDS = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -180,6 +181,18 @@ class Transport:
                 "expected an OpenAI-compatible server there."
             ) from None
 
+    def beside(self, name: str) -> str:
+        """The text at `name` on the server's root, beside its `/v1`; empty where none is."""
+        root = self.address.base.path.rstrip("/").removesuffix("/v1")
+        url = self.address.base.copy_with(path=f"{root}/{name}")
+        try:
+            with self._client.stream("GET", url, timeout=2.0) as response:
+                if response.status_code != httpx.codes.OK:
+                    return ""
+                return start_of(response, _LONGEST_STATUS).decode("utf-8", "replace")
+        except _PROBLEMS:
+            return ""
+
     def post(
         self, name: str, body: bytes, *, attempts: int = 0, retries: list[int] | None = None
     ) -> CompletionStream:
@@ -230,17 +243,17 @@ class Transport:
         self._client.close()
 
 
-def start_of(response: httpx.Response) -> bytes:
-    """The first 64 KiB of a body, or as much of it as came."""
+def start_of(response: httpx.Response, most: int = _LONGEST_REFUSAL) -> bytes:
+    """The first 64 KiB (`most` bytes) of a body, or as much of it as came."""
     body = b""
     try:
         for chunk in response.iter_bytes():
             body += chunk
-            if len(body) >= _LONGEST_REFUSAL:
+            if len(body) >= most:
                 break
     except httpx.RequestError:
         pass
-    return body[:_LONGEST_REFUSAL]
+    return body[:most]
 
 
 def message_of(said: object) -> str:

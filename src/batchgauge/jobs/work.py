@@ -29,10 +29,16 @@ from batchgauge.jobs.source import Documents, Shard, decoded, digest_of, pieces,
 from batchgauge.protocols import Engine, TokenBatch, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.sizing.automatic import LARGEST, is_calibrated, suggest_for_engine
+from batchgauge.sizing.automatic import (
+    LARGEST,
+    is_calibrated,
+    measured_size,
+    shows_its_model,
+    suggest_for_engine,
+)
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
-from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text
+from batchgauge.workload import Prompt, has_surrogate, prompt_from_json, prompt_text, to_items
 
 _FIRST = 8
 _CALIBRATION_S = 15.0  # what one takes, about: no job is held up by more than it lasts
@@ -242,7 +248,12 @@ def _row(answer: BatchResponse[Any]) -> dict[str, Any]:
 
 
 def _advised(engine: Engine, prompts: Sequence[Prompt], largest: int) -> int:
-    """The advisor's size for prompts of these lengths on this machine."""
+    """The advisor's size for these prompts on this machine.
+
+    By the cost model where an engine shows its model, else by running some of the prompts.
+    """
+    if not shows_its_model(engine):
+        return measured_size(engine, to_items(prompts), largest)
     lengths = Lengths(
         tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
         tuple(p.max_tokens for p in prompts),

@@ -19,6 +19,9 @@ from batchgauge.machine.identity import Machine
 from batchgauge.machine.preflight import blas_identity
 from batchgauge.machine.rates import cache_folder
 from batchgauge.protocols import Engine, Tokenizer
+from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.sizing.advice.load import Batches, Requests
+from batchgauge.sizing.advice.search import Question, Search, whole_settings
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel, Identity
 from batchgauge.sizing.lengths import Lengths
@@ -119,6 +122,28 @@ def is_calibrated(
     """Whether advice up to this size is there without measuring anything."""
     cost = recalled(engine_identity(engine, model), cache)
     return cost is not None and cost.decode.knots[-1] >= largest
+
+
+def measured_size(
+    engine: Engine,
+    items: Sequence[BatchItem[InferenceBatchRequest]],
+    largest: int = LARGEST,
+    *,
+    budget_s: float = 10.0,
+) -> int:
+    """The batch size with the most throughput for an engine of which no cost model is known.
+
+    Runs batches of the requests themselves; see `batchgauge.sizing.advice.search`. Nothing is
+    remembered: what a server can do depends on who else uses it.
+    """
+    sizes = whole_settings(min(largest, engine.max_batch_size()))
+    found = Search(Batches(engine, Requests(items), sizes), Question(budget_s=budget_s)).find()
+    return int(sizes[found.decision.index or 0])
+
+
+def shows_its_model(engine: Engine) -> bool:
+    """Whether the cost model's laws are known to hold for the engine: it shows its own model."""
+    return hasattr(getattr(engine, "model", None), "config")
 
 
 def _longest_prefill(engine: Engine) -> int:

@@ -1,0 +1,58 @@
+"""The same question answered by measuring whole batches: `batchgauge suggest` in the notebook.
+
+Where an engine does not show its model, this is the answer to go by: the calibrations above
+assume that times follow our own engine's laws.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from batchgauge.advise import Load, suggest
+from batchgauge.errors import UserError
+from batchgauge.experiments.batch_sizing.bench import Bench
+from batchgauge.experiments.context import Context
+from batchgauge.reporting import Section
+from batchgauge.sizing.advice.observe import METRICS
+from batchgauge.sizing.advice.search import Question
+from batchgauge.sizing.automatic import shows_its_model
+
+_TARGETS = {"request": "latency", "ttft": "ttft", "inter_token": "inter_token"}
+
+
+def advice(context: Context, bench: Bench) -> Section:
+    """The measured advice in words, and its runs.
+
+    The latency budget, where there is one, is taken for the 95th percentile.
+    """
+    budget = bench.config.latency_budget_ms
+    targets = {_TARGETS[bench.config.latency_metric]: budget} if budget else {}
+    question = Question("throughput", targets, context.budget.share(0.5), context.seed)
+    load = Load(context.workload, max_tokens=context.tokens(16), largest=bench.largest)
+    try:
+        found = suggest(context.engine, question, load)
+    except UserError as problem:
+        return Section("measured_advice", {}, f"Measuring whole batches failed: {problem}")
+    runs = pd.DataFrame(
+        {
+            found.found.unit.replace(" ", "_"): seen.setting,
+            found.value_unit.replace(" ", "_"): math.exp(seen.value),
+            **{
+                f"{name}_p95_ms": math.exp(seen.metrics[name][0]) if name in seen.metrics else None
+                for name in METRICS
+            },
+            "refused_percent": 100 * seen.run.refused_share,
+        }
+        for seen in found.found.observations
+    )
+    first = (
+        ""
+        if shows_its_model(context.engine)
+        else "This engine does not show its model, so go by this answer. "
+    )
+    return Section(
+        "measured_advice", {"measured_advice": runs}, first + " ".join(found.sentences()), runs,
+        "The runs that the answer rests on, in their order.",
+    )  # fmt: skip

@@ -1,0 +1,282 @@
+"""Real load on an engine: so many requests at once, so many a second, or batches of so many.
+
+The closed loop keeps every slot busy and discards each slot's first request; the open loop sends
+when a request is due, whether or not earlier ones came back, and counts from then. Nothing is
+sent again: a refusal is a finding. Where the client itself is the limit (its processor, threads
+that come late), the run says so.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchgauge.errors import UserError
+from batchgauge.protocols import Engine
+from batchgauge.request import BatchItem, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.sizing.advice.observe import Asked, Run
+
+Array = npt.NDArray[np.float64]
+
+_MOST_WAVE_S = 60.0  # a first wave that takes longer is given up
+_LOOK_S = 0.02
+_DRAIN = 4.0  # times the mean latency that requests under way at the end are waited for
+_UNFIT = 400  # the status for a single request of a batch that failed
+_PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
+# Arrivals of an open run: as many as a 95th percentile needs after the warm-up, or fewer where
+# they come so slowly that they would take six times the least time; answers of runs are pooled.
+_MOST_ARRIVALS, _FEWEST_ARRIVALS, _LONG = 200, 60, 6.0
+_WARM_UP = 0.3  # of an open run, until the queue is as long as it will be
+
+
+class Answering(Protocol):
+    """An engine that answers many requests at once, each when it is done."""
+
+    def ask(self, request: InferenceBatchRequest) -> InferenceBatchResponse:
+        """Answer one request on the calling thread, times since the call.
+
+        Raises UserError; one with a `status` where the request was refused.
+        """
+        ...
+
+
+class Requests:
+    """The workload's requests one after the other, in a seeded order that balances lengths."""
+
+    def __init__(self, items: Sequence[BatchItem[InferenceBatchRequest]], seed: int = 0) -> None:
+        if not items:
+            raise UserError("The workload is empty; expected at least one request.")
+        self._items, self._lock, self._next = items, threading.Lock(), count()
+        self._order = np.random.default_rng(seed).permutation(len(items))
+
+    def take(self) -> InferenceBatchRequest:
+        """The next request; begins again at the end of the workload."""
+        with self._lock:
+            number = next(self._next)
+        return self._items[int(self._order[number % len(self._items)])].data
+
+
+@dataclass
+class ClosedLoop:
+    """A server with so many requests at once; see `search.Target`."""
+
+    server: Answering
+    requests: Requests
+    candidates: Array
+    status: Callable[[], Mapping[str, float]] = dict
+    unit: str = "requests at once"
+
+    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+        """One run: a first wave to warm every slot, then at least `cycles` of each."""
+        loop = _Loop(self.server, self.requests, int(setting), least_s, cycles)
+        threads = [
+            threading.Thread(target=loop.work, args=(slot,), daemon=True)
+            for slot in range(int(setting))
+        ]
+        for thread in threads:
+            thread.start()
+        server = _while_running(threads, loop, self.status)
+        asked = list(loop.asked)  # a thread that was given up may still add to it
+        begin = loop.begin_s
+        if begin is None:
+            begin = min((a.due_s for a in asked), default=0.0)
+        deadline = min(loop.deadline_s, max((a.end_s for a in asked), default=0.0))
+        return Run("closed", setting, asked, begin, deadline, loop.cpu_share, server=server)
+
+
+def _while_running(
+    threads: Sequence[threading.Thread],
+    loop: _Loop,
+    status: Callable[[], Mapping[str, float]],
+) -> Mapping[str, float]:
+    """What the server says of itself in the middle of the run; waits for its end."""
+    said: Mapping[str, float] = {}
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(_LOOK_S)
+        begin, now = loop.begin_s, time.perf_counter()
+        if begin is not None and not said and now > (begin + loop.deadline_s) / 2.0:
+            said = status()
+        if begin is None and now - loop.started_s > _MOST_WAVE_S:
+            loop.give_up()
+        if now > loop.deadline_s:
+            patience_s = _DRAIN * max(loop.wave_s, 0.1)
+            for thread in threads:
+                thread.join(max(0.0, loop.deadline_s + patience_s - time.perf_counter()))
+            break
+    return said
+
+
+class _Loop:
+    """What the slots of a closed loop share."""
+
+    def __init__(
+        self, server: Answering, requests: Requests, slots: int, least_s: float, cycles: int
+    ) -> None:
+        self.server, self.requests, self.slots = server, requests, slots
+        self._least_s, self._cycles = least_s, cycles
+        self.asked: list[Asked] = []
+        self.begin_s: float | None = None
+        self.deadline_s = math.inf
+        self.cpu_share = 0.0
+        self.started_s = time.perf_counter()
+        self.wave_s = 0.0  # mean latency of the first wave
+        self._warm: set[int] = set()
+        self._lock = threading.Lock()
+        self._cpu_s = 0.0
+
+    def work(self, slot: int) -> None:
+        """Ask until the deadline."""
+        pause_s = _PAUSE_S[0]
+        while (now := time.perf_counter()) < self.deadline_s:
+            asked = ask_once(self.server, self.requests.take(), slot, now)
+            self._note(asked)
+            if asked.is_ok or asked.is_unfit:
+                pause_s = _PAUSE_S[0]
+            else:
+                time.sleep(pause_s)
+                pause_s = min(_PAUSE_S[1], 2.0 * pause_s)
+
+    def _note(self, asked: Asked) -> None:
+        with self._lock:
+            self.asked.append(asked)
+            self._warm.add(asked.slot)
+            if self.begin_s is None and len(self._warm) == self.slots:
+                self.begin_s = asked.end_s
+                self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
+                self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
+                self._cpu_s = time.process_time()
+            elif asked.end_s >= self.deadline_s and not self.cpu_share and self.begin_s:
+                self.cpu_share = (time.process_time() - self._cpu_s) / max(
+                    1e-6, asked.end_s - self.begin_s
+                )
+
+    def give_up(self) -> None:
+        """Send no more requests."""
+        self.deadline_s = time.perf_counter()
+
+
+def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s: float) -> Asked:
+    """Send one request now and record what became of it."""
+    sent = time.perf_counter()
+    try:
+        answer = server.ask(request)
+    except UserError as problem:
+        return Asked(
+            slot, due_s, sent, math.nan, time.perf_counter(), None,
+            status=int(getattr(problem, "status", 0)), error=str(problem),
+        )  # fmt: skip
+    end = time.perf_counter()
+    first = sent + answer.ttft_ms / 1e3
+    is_empty = not answer.text and not answer.reasoning and not answer.tokens_generated
+    return Asked(slot, due_s, sent, first, end, answer.tokens_generated, is_empty=is_empty)
+
+
+@dataclass
+class OpenLoop:
+    """A server that gets Poisson arrivals of so many requests a second; see `search.Target`."""
+
+    server: Answering
+    requests: Requests
+    candidates: Array
+    status: Callable[[], Mapping[str, float]] = dict
+    seed: int = 0
+    most_at_once: int = 256
+    unit: str = "requests per second"
+
+    @property
+    def first(self) -> list[float]:
+        """The rates to begin with."""
+        return first_rates(self.candidates)
+
+    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+        """One run of 60 to 200 arrivals, at least `least_s` of them; the first are warm-up."""
+        self.seed += 1
+        rng = np.random.default_rng(self.seed)
+        usual = min(_MOST_ARRIVALS, max(_FEWEST_ARRIVALS, int(_LONG * least_s * setting)))
+        arrivals = max(usual, int(setting * least_s))
+        due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
+        begin = time.perf_counter() + 0.01
+        cpu = time.process_time()
+        said: Mapping[str, float] = {}
+        with ThreadPoolExecutor(min(arrivals, self.most_at_once)) as pool:
+            futures = []
+            for number, offset in enumerate(due.tolist()):
+                if (wait := begin + offset - time.perf_counter()) > 0:
+                    time.sleep(wait)
+                futures.append(
+                    pool.submit(ask_once, self.server, self.requests.take(), number, begin + offset)
+                )
+                if number == arrivals // 2:
+                    said = self.status()
+            deadline = begin + float(due[-1])
+            share = (time.process_time() - cpu) / max(1e-6, time.perf_counter() - begin)
+            asked = [future.result() for future in futures]
+        late = float(np.percentile([1e3 * (a.sent_s - a.due_s) for a in asked], 95))
+        start = begin + _WARM_UP * float(due[-1])
+        return Run("open", setting, asked, start, deadline, share, late, said)
+
+
+@dataclass
+class Batches:
+    """An engine in this process that answers a batch of so many; see `search.Target`."""
+
+    engine: Engine
+    requests: Requests
+    candidates: Array
+    unit: str = "requests in a batch"
+
+    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+        """One run: a batch to warm up, then at least `cycles` of them."""
+        asked: list[Asked] = []
+        self._batch(int(setting), 0, [])
+        begin = time.perf_counter()
+        for number in count():
+            now = time.perf_counter()
+            if number >= max(3, cycles - 1) and now - begin >= least_s:
+                break
+            self._batch(int(setting), number, asked)
+        return Run("batch", setting, asked, begin, time.perf_counter())
+
+    def _batch(self, size: int, number: int, into: list[Asked]) -> None:
+        items = [BatchItem(f"{number}-{row}", self.requests.take()) for row in range(size)]
+        begin = time.perf_counter()
+        result = self.engine.infer_batch(items)
+        end = time.perf_counter()
+        for row, response in enumerate(result.responses):
+            answer = response.data
+            if answer is None:
+                into.append(
+                    Asked(
+                        row, begin, begin, math.nan, end, None, status=_UNFIT,
+                        error=response.error or "no answer",
+                    )
+                )  # fmt: skip
+                continue
+            first = begin + answer.ttft_ms / 1e3
+            last = first + answer.decode_ms / 1e3 if answer.inter_token_ms else math.nan
+            is_empty = not answer.text and not answer.tokens_generated
+            into.append(
+                Asked(
+                    row, begin, begin, first, end, answer.tokens_generated, is_empty=is_empty,
+                    last_s=min(end, last),
+                )
+            )  # fmt: skip
+
+
+def rates(capacity: float) -> Array:
+    """Rates to search, in steps of 4 %: up to a little more than the server manages."""
+    return np.asarray(capacity * 1.04 ** np.arange(-45.0, 3.0))
+
+
+def first_rates(candidates: Array) -> list[float]:
+    """The rates to begin with: at far lower ones there is little to see for their seconds."""
+    return [float(candidates[-1 - steps]) for steps in (21, 11, 5, 2)]

@@ -1,0 +1,386 @@
+"""One run of a setting as records of its requests, and what the search learns from it.
+
+Times are seconds on one clock. A request's latency counts from when it was due, which in an
+open loop may be before it could be sent (no coordinated omission). Rates come from whole
+cycles of each slot, so that neither the first nor the last wave distorts them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from batchgauge.errors import UserError
+from batchgauge.request import PERCENTILE_FLOOR
+
+Array = npt.NDArray[np.float64]
+Objective = Literal["throughput", "goodput"]
+METRICS = {
+    "ttft": "time to first token",
+    "inter_token": "time between tokens",
+    "latency": "latency of a request",
+}
+# Standard error of a normal 95th percentile: 2.11 standard deviations over the square root of n.
+_NORMAL_P95 = 2.11
+_ENOUGH = 80  # values from which order statistics tell a percentile's error
+_LEAST_P95_SD = 0.005
+_LEAST_SD = 0.002  # of a run's logarithm
+REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
+_MOST_REFUSED = 0.01
+_GROWN = 2.0  # the mean latency of an open run's last third over that of its first
+_BATCHES = 8  # consecutive requests in so many batches show how much neighbours have in common
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request: when it was due, sent, first answered and done; what came.
+
+    `first_s` is NaN where no time of a first token is known, `last_s` is the last token's where
+    the answer came later than that (a batch), `tokens` None where nobody counted. `status` is
+    that of an answer that is none, `error` what was said; both empty for an answer.
+    """
+
+    slot: int
+    due_s: float
+    sent_s: float
+    first_s: float
+    end_s: float
+    tokens: int | None
+    status: int = 0
+    error: str = ""
+    is_empty: bool = False
+    last_s: float = math.nan
+
+    @property
+    def is_ok(self) -> bool:
+        """True for an answer."""
+        return not self.status and not self.error
+
+    @property
+    def is_unfit(self) -> bool:
+        """True for a request that is itself at fault, whatever the load: it is left out."""
+        return 400 <= self.status < 500 and self.status not in REFUSALS
+
+    @property
+    def is_broken(self) -> bool:
+        """True for one that got no answer at all, not even a refusal."""
+        return bool(self.error) and not self.status
+
+    @property
+    def ttft_ms(self) -> float:
+        """Milliseconds from due to the first token."""
+        return 1e3 * (self.first_s - self.due_s)
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds from due to the end."""
+        return 1e3 * (self.end_s - self.due_s)
+
+    @property
+    def inter_token_ms(self) -> float:
+        """Mean milliseconds from token to token; NaN for less than two tokens."""
+        tokens = self.tokens or 0
+        return 1e3 * (self.until_s - self.first_s) / (tokens - 1) if tokens > 1 else math.nan
+
+    @property
+    def until_s(self) -> float:
+        """When its last token came."""
+        return self.end_s if math.isnan(self.last_s) else self.last_s
+
+
+@dataclass(frozen=True)
+class Run:
+    """What happened at one setting.
+
+    kind         "closed" (so many at once), "open" (so many a second) or "batch"
+    begin_s      when the warm-up of every slot was over
+    deadline_s   when no more requests were sent
+    client_cpu   share of one core that the client used; 0 where it is the engine itself
+    late_ms      how late requests were sent, 95th percentile
+    server       what the server told of itself meanwhile, by name
+    """
+
+    kind: Literal["closed", "open", "batch"]
+    setting: float
+    asked: Sequence[Asked]
+    begin_s: float
+    deadline_s: float
+    client_cpu: float = 0.0
+    late_ms: float = 0.0
+    server: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def counted(self) -> list[Asked]:
+        """Requests sent after the warm-up and early enough to run under full load to their end."""
+        inside = [a for a in self.asked if a.due_s >= self.begin_s and a.due_s < self.deadline_s]
+        if self.kind != "closed":
+            return inside
+        typical = float(np.median([a.end_s - a.due_s for a in inside])) if inside else 0.0
+        early = [a for a in inside if a.due_s < self.deadline_s - typical]
+        return early or inside
+
+    @cached_property
+    def answered(self) -> list[Asked]:
+        """Those of `counted` that were answered, in the order in which they were due."""
+        return sorted((a for a in self.counted if a.is_ok), key=lambda a: a.due_s)
+
+    @property
+    def refused_share(self) -> float:
+        """Share of requests that were refused or failed, of those that are fit to be answered."""
+        return self._share(lambda a: not a.is_ok)
+
+    @property
+    def broken_share(self) -> float:
+        """Share of requests that got no answer at all."""
+        return self._share(lambda a: a.is_broken)
+
+    def _share(self, has: Callable[[Asked], bool]) -> float:
+        fit = [a for a in self.asked if not a.is_unfit]
+        rows = [a for a in fit if a.due_s >= self.begin_s] or fit
+        return sum(map(has, rows)) / len(rows) if rows else 0.0
+
+    def in_flight(self) -> float:
+        """Mean number of requests in flight, by Little's law counted directly."""
+        return self._mean_open([(a.sent_s, a.end_s) for a in self.asked])
+
+    def decoding(self) -> float:
+        """Mean number of requests between their first and last token; NaN where unknown."""
+        if any(math.isnan(a.first_s) for a in self.answered) or not self.answered:
+            return math.nan
+        return self._mean_open([(a.first_s, a.until_s) for a in self.asked if a.is_ok])
+
+    def _mean_open(self, spans: Sequence[tuple[float, float]]) -> float:
+        width = self.deadline_s - self.begin_s
+        inside = (
+            max(0.0, min(end, self.deadline_s) - max(begin, self.begin_s)) for begin, end in spans
+        )
+        return sum(inside) / width if width > 0 else math.nan
+
+    def values_of(self, metric: str) -> Array:
+        """A metric of all counted answers, milliseconds, without NaN."""
+        values = np.array([getattr(a, f"{metric}_ms") for a in self.answered])
+        return values[np.isfinite(values)] if values.size else values
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one run says: logarithms with their standard deviations.
+
+    value, value_sd   what the objective counts, per second
+    rate              tokens per second (requests, where those are not counted), in time or not
+    degrees           degrees of freedom of `value_sd`
+    metrics           name -> (log of the 95th percentile in ms, standard deviation)
+    unsteady          what was not steady; "" for nothing
+    """
+
+    run: Run
+    seconds: float
+    value: float
+    value_sd: float
+    degrees: int
+    metrics: Mapping[str, tuple[float, float]]
+    unsteady: str = ""
+    rate: float = math.nan
+
+    @property
+    def setting(self) -> float:
+        """The setting that ran."""
+        return self.run.setting
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the server took (nearly) all requests."""
+        return self.run.refused_share <= _MOST_REFUSED and not self.is_overloaded
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether requests got no answer at all: the server broke off, or went away."""
+        return self.run.broken_share > _MOST_REFUSED
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether requests came faster than they were answered: the wait grew all the time."""
+        if self.run.kind != "open":
+            return False
+        waits = np.array([a.latency_ms for a in self.run.answered])
+        third = waits.size // 3
+        if third < 8:
+            return False
+        first, middle, last = (waits[i * third : (i + 1) * third].mean() for i in range(3))
+        return bool(last > middle > first and last > _GROWN * first)
+
+
+def observe(
+    run: Run, seconds: float, objective: Objective, targets: Mapping[str, float], *, tokens: bool
+) -> Observation:
+    """What a run says; `tokens` where throughput is in tokens, else in requests.
+
+    Raises UserError for a run without a single answer.
+    """
+    if not run.answered:
+        raise UserError(_nothing(run))
+    blocks = _block_rates(run, tokens=tokens and objective == "throughput")
+    rate = _cycle_rate(run, tokens=tokens and objective == "throughput")
+    sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
+    # Where cycles and blocks disagree, slots were out of step with each other at the end.
+    variance = max(_LEAST_SD, sd) ** 2
+    if run.kind == "closed":
+        variance += (math.log(rate / float(blocks.mean())) / 2.0) ** 2
+    unsteady, plain = _trend(blocks), math.log(rate)
+    if objective == "goodput":
+        kept = np.array([_keeps(a, targets) for a in run.answered])
+        share = (kept.sum() + 0.5) / (kept.size + 1.0)
+        rate *= share
+        variance += (1.0 - share) / (share * (kept.size + 1.0))
+    metrics = {
+        name: p95_log(values) for name in METRICS if (values := run.values_of(name)).size >= 3
+    }
+    missing = sorted(set(targets) - set(metrics))
+    if missing:
+        raise UserError(
+            f"The {METRICS[missing[0]]} cannot be seen on this engine (answers come whole, or with "
+            "less than two tokens); expected no target for it."
+        )
+    return Observation(
+        run, seconds, math.log(rate), math.sqrt(variance), blocks.size - 1, metrics, unsteady, plain
+    )
+
+
+def _keeps(asked: Asked, targets: Mapping[str, float]) -> bool:
+    """Whether one answer keeps every target; a time that is not known breaks none."""
+    return not any(getattr(asked, f"{name}_ms") > target for name, target in targets.items())
+
+
+def _amount(asked: Asked, *, tokens: bool) -> float:
+    return float(asked.tokens or 0) if tokens else 1.0
+
+
+def _cycle_rate(run: Run, *, tokens: bool) -> float:
+    """Tokens or requests per second, from whole cycles of each slot."""
+    ok = [a for a in run.asked if a.is_ok and a.due_s >= run.begin_s]
+    if run.kind == "open":
+        counted = [a for a in run.counted if a.is_ok]
+        done_s = max(a.end_s for a in counted) - min(a.due_s for a in counted)
+        # All that was due and answered; over the time that took where the server fell behind.
+        width = max(run.deadline_s - run.begin_s, done_s - _typical(run))
+        return sum(_amount(a, tokens=tokens) for a in counted) / width
+    if run.kind == "batch":
+        return sum(_amount(a, tokens=tokens) for a in ok) / (run.deadline_s - run.begin_s)
+    total = 0.0
+    slots: dict[int, list[Asked]] = {}
+    for asked in run.asked:
+        slots.setdefault(asked.slot, []).append(asked)
+    for rows in slots.values():
+        mine = [a for a in rows if a.due_s >= run.begin_s]
+        full = [a for a in mine if a.end_s <= run.deadline_s] or mine[:1]
+        if full:
+            span = max(a.end_s for a in full) - min(a.due_s for a in full)
+            total += sum(_amount(a, tokens=tokens) for a in full if a.is_ok) / span
+    if total > 0.0:
+        return total
+    width = max(a.end_s for a in ok) - min(a.due_s for a in ok)
+    return sum(_amount(a, tokens=tokens) for a in ok) / width
+
+
+def _typical(run: Run) -> float:
+    """Median seconds of a request."""
+    return float(np.median([a.end_s - a.due_s for a in run.answered]))
+
+
+def _block_rates(run: Run, *, tokens: bool) -> Array:
+    """Rates of blocks of whole cycles, float64 [blocks], at least 2.
+
+    Every answer's tokens are spread evenly from its first token to its end.
+    """
+    ok = [a for a in run.asked if a.is_ok]
+    if run.kind == "batch":
+        return _batch_rates(ok, tokens=tokens)
+    begin = run.begin_s
+    end = max(run.deadline_s, begin + 1e-9)
+    count = int(min(12, max(2, (end - begin) // max(_typical(run), 1e-9))))
+    edges = np.linspace(begin, end, count + 1)
+    amounts = np.array([_amount(a, tokens=tokens) for a in ok])
+    ends = np.array([a.end_s for a in ok])
+    starts = np.array([a.due_s if math.isnan(a.first_s) else a.first_s for a in ok])
+    starts = np.minimum(starts, ends - 1e-9)
+    done = np.clip((edges[:, None] - starts) / (ends - starts), 0.0, 1.0) @ amounts  # [edges]
+    rates: Array = np.diff(done) / np.diff(edges)
+    return rates if rates.mean() > 0 else rates + 1e-9
+
+
+def _batch_rates(ok: Sequence[Asked], *, tokens: bool) -> Array:
+    """The rate of each batch, float64 [batches]."""
+    amounts: dict[float, float] = {}
+    ends = {a.due_s: a.end_s for a in ok}
+    for asked in ok:
+        amounts[asked.due_s] = amounts.get(asked.due_s, 0.0) + _amount(asked, tokens=tokens)
+    rates = [amount / (ends[due] - due) for due, amount in amounts.items()]
+    return np.array(rates, dtype=np.float64)
+
+
+def p95_log(values: Array) -> tuple[float, float]:
+    """Logarithm of the 95th percentile of [n] values, and its standard deviation.
+
+    Hyndman & Fan's type 8, nearly unbiased in small samples. Neighbours in time share the
+    server's state; by how much, batch means say (Law & Kelton, "Simulation Modeling and
+    Analysis", ch. 9).
+    """
+    logs = np.log(np.maximum(values, 1e-3))
+    middle = float(np.quantile(logs, 0.95, method="median_unbiased"))
+    spread = float(logs.std(ddof=1))
+    alike = 1.0
+    if values.size >= 4 * _BATCHES and spread > 0.0:
+        means = [float(part.mean()) for part in np.array_split(logs, _BATCHES)]
+        alike = max(1.0, float(np.var(means, ddof=1)) * values.size / _BATCHES / spread**2)
+    n = values.size / alike
+    sd = _NORMAL_P95 * spread / math.sqrt(n)
+    if n >= _ENOUGH:  # the distance of order statistics (Woodruff, JASA 47, 1952)
+        reach = 1.96 * math.sqrt(0.95 * 0.05 / n)
+        low, high = np.quantile(logs, [0.95 - reach, min(1.0, 0.95 + reach)])
+        sd = min(sd, float(high - low) / (2 * 1.96))
+    return middle, max(sd, _LEAST_P95_SD)
+
+
+def _trend(blocks: Array) -> str:
+    """What was not steady in the blocks of a run; empty when nothing stands out."""
+    half = blocks.size // 2
+    if half < 2:
+        return ""
+    first, last = blocks[:half], blocks[-half:]
+    noise = math.sqrt((first.var(ddof=1) + last.var(ddof=1)) / half)
+    change = float(last.mean() / max(first.mean(), 1e-12) - 1.0)
+    if abs(change) < 0.15 or abs(last.mean() - first.mean()) < 4.0 * noise:
+        return ""
+    return f"the rate changed by {100 * change:+.0f} % within a run"
+
+
+def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float, float] | None:
+    """A percentile with its 95 % interval by order statistics; None below its floor of samples."""
+    n = values.size
+    if n < PERCENTILE_FLOOR[percent]:
+        return None
+    ordered = np.sort(values)
+    low = int(binom.ppf(0.025, n, percent / 100))
+    high = int(binom.ppf(0.975, n, percent / 100))
+    point = float(np.quantile(ordered, percent / 100))
+    return point, float(ordered[max(0, low - 1)]), float(ordered[min(n - 1, high)])
+
+
+def _nothing(run: Run) -> str:
+    """Why a run without an answer had none."""
+    said = [a for a in run.asked if not a.is_ok]
+    if not said:
+        return f"No request was answered in time at {run.setting:.3g}; the engine is too slow."
+    last = said[-1]
+    if last.is_unfit:
+        return f"No request of the workload is taken: {last.error}"
+    if last.status:
+        return f"Every request was refused at {run.setting:.3g}: {last.error}"
+    return f"Every request failed at {run.setting:.3g}: {last.error}"

@@ -1,0 +1,365 @@
+"""The search: which settings to run, in which order, and when to stop.
+
+Four settings first, far apart; then always the one that promises most for its seconds; the
+advised setting is run again before it is advised. Stops when the advice is sure enough or the
+budget is spent. What fails at a setting is a finding, not an end: only a target that fails
+twice in a row ends the search, which keeps what it has.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from batchgauge.errors import UserError
+from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.sizing.advice import curves
+from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains
+from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
+
+Array = npt.NDArray[np.float64]
+
+SAMPLES = 800  # S
+SURE = 0.95  # probability of being within 5 % of the best at which the search stops
+LEAST_REGRET = 0.01  # and the expected share of the best that is missed
+LEAST_RUNS = 5
+_LEAST_GAIN = 3e-4  # share of the best that the next run must promise
+_PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
+_RECOVERY_S = 3.0  # before a setting that failed is tried again
+_REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
+_FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
+_LONG_RUN = 600  # arrivals that confirm a rate
+_LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
+
+
+class Target(Protocol):
+    """What is searched: an engine or a server under some load."""
+
+    unit: str  # "requests at once", "requests per second" or "requests in a batch"
+
+    @property
+    def candidates(self) -> Array:
+        """The settings that can be advised, rising, float64 [c]."""
+        ...
+
+    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+        """Load the target at a setting. Raises UserError when it cannot be loaded at all."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: the objective, targets of 95th percentiles in ms, and seconds to spend."""
+
+    objective: Objective = "throughput"
+    targets: Mapping[str, float] = field(default_factory=dict)
+    budget_s: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.objective not in {"throughput", "goodput"}:
+            raise UserError(f"The objective is {self.objective!r}; expected throughput or goodput.")
+        if self.objective == "goodput" and not self.targets:
+            raise UserError("Goodput counts answers that keep a target; expected at least one.")
+        for name, target in self.targets.items():
+            if name not in METRICS:
+                raise UserError(f"Unknown target {name!r}; expected one of {', '.join(METRICS)}.")
+            if not 0.0 < target < math.inf:
+                raise UserError(f"The target of {name} is {target} ms; expected above 0.")
+        if not 0.0 < self.budget_s < math.inf:
+            raise UserError(f"The budget is {self.budget_s} s; expected above 0.")
+
+
+Ending = Literal["sure", "nothing more to learn", "budget", "no setting keeps it", "failed"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search knows at its end.
+
+    failures  settings that could not be run, with what was said
+    notes     what happened on the way
+    """
+
+    question: Question
+    unit: str
+    observations: Sequence[Observation]
+    beliefs: Beliefs
+    decision: Decision
+    ending: Ending
+    seconds: float
+    counts_tokens: bool
+    next_gain_per_s: float
+    failures: Sequence[tuple[float, str]] = ()
+    notes: Sequence[str] = ()
+
+
+class Search:
+    """One search of one target."""
+
+    def __init__(
+        self,
+        target: Target,
+        question: Question,
+        *,
+        progress: Callable[[str, float], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.target, self.question = target, question
+        self.candidates = np.asarray(target.candidates, dtype=np.float64)
+        self.observations: list[Observation] = []
+        self.failures: list[tuple[float, str]] = []
+        self._progress = progress or (lambda _text, _left: None)
+        self.notes: list[str] = []
+        self._failed_in_a_row, self._is_confirming = 0, False
+        self._clock, self._sleep, self._began = clock, sleep, clock()
+        self._counts_tokens = True
+        self._rng = np.random.default_rng(question.seed)
+
+    def find(self) -> Found:
+        """Run until the advice is sure enough or the budget is spent.
+
+        Raises UserError when nothing can be measured.
+        """
+        for setting in getattr(self.target, "first", None) or first_settings(self.candidates):
+            if not self._is_out_of_reach(setting):
+                self._measure(setting)
+        while True:
+            with threadpool_limits(1, user_api="blas"):  # many small products
+                beliefs = self._beliefs()
+                decision = decide(beliefs)
+                wins = gains(beliefs, self._noise(), int(self._rng.integers(2**31)))
+            per_s = wins / np.array([self.seconds_of(c) for c in self.candidates])
+            ending, setting = self._next(decision, wins, per_s)
+            if not ending and not self._may_run(setting):
+                ending = "budget"
+            if ending:
+                return Found(
+                    self.question, self.target.unit, self.observations, beliefs, decision, ending,
+                    self._clock() - self._began, self._counts_tokens, float(per_s.max()),
+                    self.failures, self.notes,
+                )  # fmt: skip
+            self._measure(setting)
+
+    def _next(self, decision: Decision, wins: Array, per_s: Array) -> tuple[Ending | None, float]:
+        """Why to stop, if so; else the setting to run."""
+        if self._failed_in_a_row == 1:  # is it the setting, or is the engine gone?
+            return None, min(o.setting for o in self.observations)
+        if self._failed_in_a_row:
+            return "failed", 0.0
+        promising = float(self.candidates[int(np.argmax(per_s))])
+        if decision.index is None:
+            if decision.any_keeps < MOST_BROKEN:
+                return "no setting keeps it", 0.0
+            return None, promising
+        advised = float(self.candidates[decision.index])
+        sure = (
+            decision.within[0.95] >= SURE
+            and decision.regret <= LEAST_REGRET
+            and decision.keeps >= 1.0 - MOST_BROKEN
+        )
+        if (sure or wins.max() < _LEAST_GAIN) and len(self.observations) >= LEAST_RUNS:
+            if not self._is_confirmed(advised):
+                self._is_confirming = True
+                return None, advised
+            return ("sure" if sure else "nothing more to learn"), 0.0
+        if self._is_last_chance(advised):
+            self._is_confirming = True
+            return None, advised
+        return None, promising
+
+    def _is_last_chance(self, rate: float) -> bool:
+        """Whether a rate has to be confirmed now, or the budget will not hold the long run."""
+        needed = _LONG_RUN / rate
+        is_open = self.observations[-1].run.kind == "open"
+        return is_open and needed <= self._left() < 1.5 * needed and not self._is_confirmed(rate)
+
+    def _is_confirmed(self, setting: float) -> bool:
+        """Whether the setting ran twice, with as many requests as a percentile needs.
+
+        Arrivals at a rate need one long run: a queue near its limit grows slowly.
+        """
+        runs = [o.run for o in self.observations if o.setting == setting]
+        if runs and runs[0].kind == "open":
+            return any(len(run.asked) >= _LONG_RUN for run in runs) or (
+                self._left() < _LONG_RUN / setting
+            )
+        answers = sum(len(run.answered) for run in runs)
+        needed = PERCENTILE_FLOOR[95] if self.question.targets else 0
+        return len(runs) >= 2 and answers >= needed
+
+    def _left(self) -> float:
+        return self.question.budget_s - (self._clock() - self._began)
+
+    def _may_run(self, setting: float) -> bool:
+        return not self.observations or self.seconds_of(setting) <= self._left()
+
+    def _is_out_of_reach(self, setting: float) -> bool:
+        """Whether the setting lies beyond one that failed, or would take too long to begin with."""
+        bad = [o.setting for o in self.observations if not o.is_taken]
+        bad += [s for s, _ in self.failures]
+        for name, target in self.question.targets.items():
+            bad += [
+                o.setting
+                for o in self.observations
+                if name in o.metrics and math.exp(o.metrics[name][0]) > _FAR_OVER * target
+            ]
+        if any(setting >= s for s in bad):
+            return True
+        last = self.observations[-1] if self.observations else None
+        if last is None or setting < last.setting:
+            return False
+        # At worst a run takes longer in proportion.
+        return last.seconds * setting / last.setting > _LARGEST_SHARE * self._left()
+
+    @property
+    def _least_s(self) -> float:
+        return min(3.0, max(0.4, self.question.budget_s / 60.0))
+
+    def seconds_of(self, setting: float) -> float:
+        """About how long a run of the setting takes."""
+        if not self.observations:
+            return 0.0
+        by_setting: dict[float, float] = {o.setting: o.seconds for o in self.observations}
+        known = sorted(by_setting)
+        logs = np.log([by_setting[s] for s in known])
+        return float(np.exp(np.interp(math.log(setting), np.log(known), logs)))
+
+    def _measure(self, setting: float) -> None:
+        """Run a setting, a second time where it failed: servers restart."""
+        said = ""
+        for attempt in (1, 2):
+            self._progress(f"running {setting:.3g} {self.target.unit}", self._left())
+            try:
+                seen = self._observe(setting)
+            except UserError as problem:
+                if not self.observations:
+                    raise
+                said = str(problem)
+            else:
+                if not seen.is_broken or attempt == 2:
+                    self.observations.append(seen)
+                    self._failed_in_a_row = 0
+                    if said:
+                        self.notes.append(f"{setting:.3g} ran again after it failed: {said}")
+                    return
+                said = next(a.error for a in seen.run.asked if a.is_broken)
+            if attempt == 1 and self._left() > _RECOVERY_S:
+                self._progress("it failed; waiting before it is tried again", self._left())
+                self._sleep(_RECOVERY_S)
+        self.failures.append((setting, said))
+        self._failed_in_a_row += 1
+
+    def _observe(self, setting: float) -> Observation:
+        begin = self._clock()
+        cycles = int(min(4, max(2, _REQUESTS // setting)))
+        is_long = self._is_confirming and self.observations[-1].run.kind == "open"
+        least_s = 1.01 * _LONG_RUN / setting if is_long else self._least_s
+        self._is_confirming = False
+        run = self.target.run(setting, least_s, cycles)
+        self._check(run)
+        question = self.question
+        return observe(
+            run, self._clock() - begin, question.objective, question.targets,
+            tokens=self._counts_tokens,
+        )  # fmt: skip
+
+    def _check(self, run: Run) -> None:
+        """Say what no number can mend, on the first run; see whether tokens are counted."""
+        if self.observations or not run.answered:
+            return
+        if all(a.is_empty for a in run.answered):
+            raise UserError(
+                "Every answer was empty: nothing was generated; expected prompts that this model "
+                "answers, or its chat template."
+            )
+        self._counts_tokens = all(a.tokens for a in run.answered)
+
+    def _beliefs(self) -> Beliefs:
+        question, rows = self.question, self.observations
+        settings = np.array([o.setting for o in rows])
+        values = curves.Seen(settings, np.array([o.value for o in rows]), self._variances())
+        seed = int(self._rng.integers(2**31))
+        metrics = {
+            name: curves.sample(
+                "latency", self._percentiles(name), self.candidates, SAMPLES, seed + 1
+            )
+            for name in question.targets
+        }
+        return Beliefs(
+            self.candidates,
+            curves.sample("rate", values, self.candidates, SAMPLES, seed),
+            metrics,
+            question.targets,
+            self._taken(seed + 2),
+        )
+
+    def _percentiles(self, name: str) -> curves.Seen:
+        """A metric's 95th percentile at each setting, over the answers of all its runs.
+
+        A mean of the runs' own percentiles would be too low where runs differ.
+        """
+        pooled: dict[float, list[Array]] = {}
+        for seen in self.observations:
+            if name in seen.metrics:
+                pooled.setdefault(seen.setting, []).append(seen.run.values_of(name))
+        rows = [p95_log(np.concatenate(parts)) for parts in pooled.values()]
+        return curves.Seen(
+            np.array(list(pooled)),
+            np.array([log for log, _ in rows]),
+            np.array([sd**2 for _, sd in rows]),
+        )
+
+    def _variances(self) -> Array:
+        """Variances of the runs' logarithms [m], each drawn towards their median."""
+        own = np.array([o.value_sd**2 for o in self.observations])
+        degrees = np.array([float(o.degrees) for o in self.observations])
+        typical = float(np.median(own))
+        return np.asarray((degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES))
+
+    def _noise(self) -> dict[str, Array]:
+        """Standard deviation of one more run's logarithms at each candidate [c]."""
+        ones = np.ones(self.candidates.size)
+        found = {"value": ones * math.sqrt(float(np.median(self._variances())) + 0.003**2)}
+        for name in self.question.targets:
+            sds = [o.metrics[name][1] for o in self.observations if name in o.metrics]
+            found[name] = ones * float(np.median(sds))
+        return found
+
+    def _taken(self, seed: int) -> npt.NDArray[np.bool_]:
+        """Whether each candidate's requests are all taken, bool [S, c].
+
+        The limit lies anywhere between the largest setting taken and the smallest refused.
+        """
+        bad = [o.setting for o in self.observations if not o.is_taken]
+        bad += [s for s, _ in self.failures]
+        if not bad:
+            return np.ones((SAMPLES, self.candidates.size), dtype=np.bool_)
+        refused = min(bad)
+        good = [o.setting for o in self.observations if o.is_taken and o.setting < refused]
+        low = math.log(max(good)) if good else math.log(self.candidates[0] / 2.0)
+        limits = np.random.default_rng(seed).uniform(low, math.log(refused), SAMPLES)
+        return np.asarray(np.log(self.candidates)[None, :] <= limits[:, None] + 1e-9)
+
+
+def first_settings(candidates: Array) -> list[float]:
+    """Four settings over the range, evenly in their logarithm."""
+    wanted = np.geomspace(candidates[0], candidates[-1], 4)
+    nearest = [float(candidates[np.argmin(np.abs(np.log(candidates / w)))]) for w in wanted]
+    return list(dict.fromkeys(nearest))
+
+
+def whole_settings(largest: int) -> Array:
+    """Whole numbers from 1 to `largest`: all up to 32, then in steps of about 4 %."""
+    found = [*range(1, min(largest, 32) + 1)]
+    while found[-1] < largest:
+        found.append(min(largest, max(found[-1] + 1, round(found[-1] * 1.04))))
+    return np.array(found, dtype=np.float64)

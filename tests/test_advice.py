@@ -1,0 +1,588 @@
+"""Measured advice: stated risks, the search, names of limits, load over HTTP, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+from tests.advice_questions import JUDGED, VirtualTarget, asking
+from tests.scheduler import Plan, simulate
+from tests.scheduler_server import PROJECT, free_port, scheduler_server
+from tests.simulated_curves import outcome
+
+from batchgauge.advise import Load, command, suggest
+from batchgauge.errors import UserError
+from batchgauge.request import BatchItem, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.sizing.advice import curves
+from batchgauge.sizing.advice.answer import MeasuredAdvice
+from batchgauge.sizing.advice.decision import Beliefs, decide, gains
+from batchgauge.sizing.advice.launch import Launched, check_free
+from batchgauge.sizing.advice.limits import limit_of
+from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests
+from batchgauge.sizing.advice.observe import (
+    Asked,
+    Run,
+    observe,
+    p95_log,
+    percentile_interval,
+)
+from batchgauge.sizing.advice.search import Found, Question, Search, first_settings, whole_settings
+from batchgauge.sizing.advice.told import metrics_of, properties_of
+
+PLAN = Plan(base_s=0.01, each_s=0.0005, slots=4, prompt_tokens=(6,), new_tokens=(4,))
+ITEMS = [
+    BatchItem(str(i), InferenceBatchRequest("w " * 6, max_tokens=4, chat=False)) for i in range(8)
+]
+
+
+@pytest.fixture
+def workload(tmp_path):
+    """A file of prompts of 3 to 8 words."""
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "w " * (3 + i % 6), "max_tokens": 2 + i % 4} for i in range(12)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def searched(seed: int):
+    """(question, what the search found) in virtual time."""
+    asked = asking(seed)
+    target = VirtualTarget(asked)
+    return asked, Search(target, asked.question, clock=lambda: target.now).find()
+
+
+# Stated risks.
+
+
+def test_a_stated_probability_is_true():
+    """Over curves never used for tuning; 24 of them here, a thousand in the slow test."""
+    rows = [outcome(seed, 40.0) for seed in range(20_000, 20_024)]
+    stated = np.mean([row["stated_2"] for row in rows])
+    true = np.mean([row["true_2"] for row in rows])
+    error = math.sqrt(float(true * (1 - true)) / len(rows))
+    assert abs(stated - true) <= 0.03 + 3 * error
+    assert np.median([row["share"] for row in rows]) >= 0.99
+    assert np.mean([row["share"] >= 0.95 for row in rows]) >= 0.9
+    assert np.mean([row["covered"] for row in rows]) >= 0.85
+
+
+@pytest.mark.slow
+def test_a_thousand_stated_probabilities_are_true():
+    """Within three points on average, and within eight in each tenth that has many."""
+    rows = [outcome(seed) for seed in range(10_000, 11_000)]
+    stated = np.array([row["stated_2"] for row in rows])
+    true = np.array([row["true_2"] for row in rows], dtype=float)
+    assert abs(stated.mean() - true.mean()) <= 0.03
+    for low in np.arange(0.0, 1.0, 0.1):
+        here = (stated > low) & (stated <= low + 0.1)
+        if here.sum() >= 100:
+            assert abs(stated[here].mean() - true[here].mean()) <= 0.08
+    assert np.mean([row["covered"] for row in rows]) >= 0.92
+
+
+def test_samples_pass_through_what_was_seen_and_widen_away_from_it():
+    """A curve seen exactly at four settings is known there and less between."""
+    at = np.array([1.0, 4.0, 16.0, 64.0])
+    seen = curves.Seen(at, np.log(at / (at + 8.0)), np.full(4, 1e-6))
+    candidates = whole_settings(64)
+    drawn = curves.sample("rate", seen, candidates, 400, 0)
+    sd = drawn.std(axis=0)
+    at_seen = [int(np.searchsorted(candidates, x)) for x in at]
+    middle = np.median(drawn, axis=0)[at_seen]
+    assert np.abs(middle - middle[0] - (seen.logs - seen.logs[0])).max() < 0.1
+    assert sd[at_seen].max() < sd[int(np.searchsorted(candidates, 32))]
+
+
+def test_a_cliff_between_two_neighbours_is_believed():
+    """Half as much from 12 on, seen at 11 and 12, is no reason to think less of 11."""
+    at = np.array([1.0, 4.0, 8.0, 11.0, 12.0, 16.0, 32.0])
+    values = np.log(at / (at + 20.0)) - np.where(at > 11.5, 0.7, 0.0)
+    candidates = whole_settings(32)
+    drawn = curves.sample("rate", curves.Seen(at, values, np.full(7, 1e-4)), candidates, 400, 0)
+    assert candidates[int(drawn.mean(axis=0).argmax())] == 11.0
+
+
+def test_a_plateau_is_taken_at_its_beginning():
+    """Where all are alike the smallest is advised, and a clearly better one is worth its wait."""
+    candidates = np.array([4.0, 8.0, 16.0, 32.0])
+    rng = np.random.default_rng(0)
+    taken = np.ones((200, 4), dtype=bool)
+    flat = rng.normal(0.0, 0.002, (200, 4))
+    better = flat + np.array([0.0, 0.0, 0.1, 0.1])
+    assert decide(Beliefs(candidates, flat, {}, {}, taken)).index == 0
+    assert decide(Beliefs(candidates, better, {}, {}, taken)).index == 2
+
+
+def test_a_target_at_risk_is_not_risked():
+    """Ten percent more is not worth one chance in five of a broken target."""
+    candidates = np.array([4.0, 8.0])
+    values = np.log([[1.0, 1.1]]).repeat(100, axis=0)
+    late = np.where(np.arange(100) < 20, 120.0, 80.0)
+    metrics = {"ttft": np.log(np.stack([np.full(100, 50.0), late], axis=1))}
+    beliefs = Beliefs(candidates, values, metrics, {"ttft": 100.0}, np.ones((100, 2), dtype=bool))
+    assert decide(beliefs).index == 0
+    sure = replace(beliefs, metrics={"ttft": np.minimum(metrics["ttft"], math.log(90.0))})
+    assert decide(sure).index == 1
+
+
+def test_the_next_run_is_where_something_is_to_be_learned():
+    """A setting that is known tells nothing; one that may be the best does."""
+    rng = np.random.default_rng(0)
+    values = np.stack([np.zeros(400), rng.normal(0.0, 0.1, 400), np.full(400, -1.0)], axis=1)
+    beliefs = Beliefs(np.array([1.0, 2.0, 3.0]), values, {}, {}, np.ones((400, 3), dtype=bool))
+    found = gains(beliefs, {"value": np.full(3, 0.01)}, 0)
+    assert found[1] > 0.02
+    assert found[0] < found[1] / 10
+    assert found[2] < found[1] / 10
+
+
+# The search on servers with known truth, by seeds that tuned nothing.
+
+
+@pytest.mark.parametrize("seed", [JUDGED + 1, JUDGED + 2, JUDGED + 3, JUDGED + 5, JUDGED + 7])
+def test_the_advice_is_near_the_best(seed):
+    """Against the exhaustive best of the same scheduler in long runs."""
+    asked, found = searched(seed)
+    share, broken = asked.score(found.decision.index)
+    assert not broken
+    assert share >= 0.9
+    everything = VirtualTarget(asked)
+    for setting in asked.candidates:
+        everything.run(float(setting), 2.0, 4)
+    assert found.seconds < 121.0 + max(o.seconds for o in found.observations)
+
+
+@pytest.mark.parametrize(
+    ("plan", "name"),
+    [
+        (Plan(slots=6), "cap"),
+        (Plan(kv_tokens=250, swap=2.5), "memory"),
+        (Plan(base_s=0.005, each_s=0.01), "compute"),
+        (Plan(most=12), "refusals"),
+        (Plan(base_s=0.05, each_s=0.0001), "largest setting"),
+    ],
+)
+def test_a_limit_has_its_name(plan, name):
+    """Each by what the runs above the advice show."""
+    asked = replace(asking(1), plan=plan, question=Question(budget_s=60.0), kind=name)
+    target = VirtualTarget(asked)
+    found = Search(target, asked.question, clock=lambda: target.now).find()
+    limit = limit_of(found)
+    assert limit.name == name, limit
+    if name == "cap":
+        assert 5 <= limit.at <= 7.5
+
+
+def test_a_busy_client_is_the_limit():
+    """Its processor on a run at or above the advice, or requests that were not under way."""
+    _, found = searched(JUDGED + 1)
+    busy = [replace(o, run=replace(o.run, client_cpu=0.97)) for o in found.observations]
+    assert limit_of(replace(found, observations=busy)).name == "client"
+
+
+def test_targets_that_no_setting_keeps():
+    """The search ends, and the sentence says what would be needed."""
+    asked = asking(1)
+    question = Question("throughput", {"ttft": 1.0}, 60.0)
+    target = VirtualTarget(asked)
+    found = Search(target, question, clock=lambda: target.now).find()
+    advice = MeasuredAdvice.of("mock", found)
+    assert advice.setting is None
+    assert found.ending == "no setting keeps it"
+    assert "the least 95th percentile was" in advice.as_text()
+    assert found.seconds < 30.0
+
+
+class Failing:
+    """A target that works up to `most`, or until `dies_after` runs."""
+
+    unit = "requests at once"
+    candidates = whole_settings(32)
+
+    def __init__(self, most: float = 99, dies_after: int = 99, breaks: tuple[int, ...] = ()):
+        self.most, self.dies_after, self.breaks, self.runs = most, dies_after, breaks, 0
+
+    def run(self, setting, least_s, cycles):
+        """A run of the scheduler, or a failure."""
+        self.runs += 1
+        if setting > self.most or self.runs > self.dies_after:
+            raise UserError("connection refused")
+        run = simulate(Plan(), setting, cycles=cycles, seed=self.runs)
+        if self.runs in self.breaks:
+            end = run.asked[-1].end_s
+            broken = [Asked(0, end - 0.1, end - 0.1, math.nan, end, None, 0, "broke off")] * 9
+            return replace(run, asked=[*run.asked, *broken])
+        return run
+
+
+def find(target) -> Found:
+    """A search of a target, at its end, in no time."""
+    ticks = iter(range(10_000))
+    search = Search(
+        target, Question(budget_s=60.0), clock=lambda: float(next(ticks)), sleep=lambda _s: None
+    )
+    return search.find()
+
+
+def test_a_setting_that_fails_is_a_finding():
+    """The engine runs out of memory above 10: the advice stays below, and says so."""
+    found = find(Failing(most=10))
+    assert found.beliefs.candidates[found.decision.index] <= 10
+    assert limit_of(found).name == "failure"
+    assert "connection refused" in MeasuredAdvice.of("mock", found).as_text()
+
+
+def test_a_server_that_goes_away_leaves_what_was_measured():
+    """After five runs it is gone: the search stops and answers by those."""
+    found = find(Failing(dies_after=5))
+    assert found.ending == "failed"
+    assert len(found.observations) == 5
+    with pytest.raises(UserError, match="connection refused"):
+        find(Failing(dies_after=0))
+
+
+def test_a_server_that_restarts_is_asked_again():
+    """One broken run is run again and noted; the setting is not held to be bad."""
+    found = find(Failing(breaks=(3,)))
+    assert all(o.is_taken for o in found.observations)
+    assert any("ran again" in note for note in found.notes)
+
+
+def test_two_users_of_one_server_are_noticed():
+    """Runs of one setting that differ beyond their noise are said."""
+    _, found = searched(JUDGED + 1)
+    first = found.observations[0]
+    other = replace(first, value=first.value - 0.5, value_sd=0.01)
+    rows = [replace(first, value_sd=0.01), other, *found.observations[1:]]
+    assert "something else may be using it" in " ".join(
+        MeasuredAdvice.of("mock", replace(found, observations=rows)).notes
+    )
+
+
+# One run.
+
+
+def test_late_sending_counts_as_latency():
+    """A request that was due half a second before it could be sent waited half a second."""
+    late = Asked(0, 1.0, 1.5, 1.6, 1.7, 2)
+    assert late.ttft_ms == pytest.approx(600)
+    assert late.latency_ms == pytest.approx(700)
+    assert late.inter_token_ms == pytest.approx(100)
+
+
+def test_rates_are_those_of_the_scheduler():
+    """Short runs agree with long ones within what they state, at and beyond the cap."""
+    plan = Plan(slots=8, new_tokens=(8,), prompt_tokens=(16,))
+    for at_once in (1, 6, 8, 12, 40):
+        long = observe(
+            simulate(plan, at_once, cycles=60, seed=9), 1.0, "throughput", {}, tokens=True
+        )
+        errors = []
+        for seed in range(8):
+            short = observe(simulate(plan, at_once, seed=seed), 1.0, "throughput", {}, tokens=True)
+            errors.append((short.value - long.value) / short.value_sd)
+        assert np.median(np.abs(errors)) < 1.5
+
+
+def test_a_percentile_needs_its_floor():
+    """No 95th percentile of 129 values; its interval of 130 holds the truth nearly always."""
+    rng = np.random.default_rng(0)
+    assert percentile_interval(rng.exponential(size=129)) is None
+    truth, held, near = -math.log(0.05), 0, 0
+    for _ in range(200):
+        values = rng.exponential(size=300)
+        found = percentile_interval(values)
+        assert found
+        held += found[1] <= truth <= found[2]
+        log, sd = p95_log(values)
+        near += abs(log - math.log(truth)) < 1.96 * sd
+    assert held >= 180
+    assert near >= 175
+
+
+def test_neighbours_that_are_alike_tell_less():
+    """The same values in two long stretches are worth fewer than when mixed."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.uniform(1, 2, 200), rng.uniform(2, 3, 200)])
+    assert p95_log(values)[1] > 2 * p95_log(rng.permutation(values))[1]
+
+
+def test_a_run_that_slows_down_is_not_steady():
+    """Half the rate in its second half is said."""
+    asked = [Asked(0, t, t, t + 0.01, t + 0.05, 4) for t in np.arange(0.0, 5.0, 0.05)]
+    slow = [Asked(0, t, t, t + 0.01, t + 0.1, 4) for t in np.arange(5.0, 10.0, 0.1)]
+    run = Run("closed", 1, [*asked, *slow], 0.0, 10.0)
+    assert "changed by" in observe(run, 10.0, "throughput", {}, tokens=True).unsteady
+
+
+def test_requests_of_wrong_length_are_left_out():
+    """One that the context does not hold says nothing about load; refusals do."""
+    good = [Asked(0, t, t, t + 0.1, t + 0.5, 4) for t in np.arange(0.0, 10.0, 0.5)]
+    unfit = Asked(0, 1.0, 1.0, math.nan, 1.0, None, 400, "too long")
+    refused = Asked(0, 1.0, 1.0, math.nan, 1.0, None, 429, "busy")
+    assert Run("closed", 1, [*good, unfit], 0.0, 10.0).refused_share == 0.0
+    assert Run("closed", 1, [*good, refused], 0.0, 10.0).refused_share > 0.0
+    with pytest.raises(UserError, match="No request of the workload is taken: too long"):
+        observe(Run("closed", 1, [unfit], 0.0, 1.0), 1.0, "throughput", {}, tokens=True)
+
+
+def test_settings():
+    """All small ones, then steps of 4 %; the first four are far apart."""
+    assert whole_settings(5).tolist() == [1, 2, 3, 4, 5]
+    many = whole_settings(500)
+    assert many[-1] == 500
+    assert (np.diff(many) / many[:-1])[40:].max() < 0.05
+    assert first_settings(whole_settings(64)) == [1, 4, 16, 64]
+    assert first_settings(whole_settings(1)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"objective": "goodput"}, "expected at least one"),
+        ({"targets": {"ttft": 0.0}}, "expected above 0"),
+        ({"targets": {"p95": 1.0}}, "Unknown target"),
+        ({"budget_s": math.inf}, "budget"),
+    ],
+)
+def test_questions_that_make_no_sense(fields, said):
+    """Each is one sentence."""
+    with pytest.raises(UserError, match=said):
+        Question(**fields)
+
+
+# Real HTTP.
+
+
+def test_a_closed_loop_measures_what_the_scheduler_does():
+    """In flight by Little's law, no more decoding than slots, and status from /metrics."""
+    from batchgauge.adapters.openai_http import OpenAIEngine
+
+    with scheduler_server(PLAN, metrics=True) as server:
+        engine = OpenAIEngine(server.url)
+        loop = ClosedLoop(
+            engine, Requests(ITEMS), whole_settings(16), lambda: metrics_of(engine.tell)
+        )
+        run = loop.run(12, 0.5, 3)
+        engine.close()
+    assert len(run.answered) >= 12
+    assert 9.0 <= run.in_flight() <= 12.01
+    assert run.decoding() <= 4.01
+    assert run.server["running"] <= 4
+    assert run.server["waiting"] >= 4
+    assert all(a.tokens == 4 for a in run.answered)
+
+
+def test_an_open_loop_counts_from_when_requests_were_due():
+    """Twice what the server can do: the wait grows, whatever the client manages to send."""
+    from batchgauge.adapters.openai_http import OpenAIEngine
+
+    with scheduler_server(PLAN) as server:
+        engine = OpenAIEngine(server.url)
+        loop = OpenLoop(engine, Requests(ITEMS), np.array([1.0, 200.0]), most_at_once=8)
+        seen = observe(loop.run(200.0, 0.4, 2), 1.0, "throughput", {}, tokens=True)
+        engine.close()
+    assert seen.is_overloaded
+    assert not seen.is_taken
+    waits = [a.latency_ms for a in seen.run.answered]
+    assert waits[-1] > 2 * waits[0]
+
+
+def test_refusals_and_a_long_prompt_over_http(workload, tmp_path):
+    """429 beyond three at once limits the advice; a short context is said with its words."""
+    with scheduler_server(replace(PLAN, slots=99, most=3)) as server:
+        engine = f"openai:{server.url}"
+        advice = suggest(engine, Question(budget_s=12.0), Load(workload, largest=12))
+        assert advice.setting
+        assert advice.setting <= 4, advice.as_text()
+        assert advice.limit.name == "refusals"
+    long = tmp_path / "long.txt"
+    long.write_text("w " * 20)
+    with (
+        scheduler_server(PLAN, context=10) as server,
+        pytest.raises(UserError, match=r"No request of the workload is taken.*context length"),
+    ):
+        suggest(f"openai:{server.url}", Question(budget_s=5.0), Load(str(long)))
+
+
+def test_empty_answers_and_no_server(workload):
+    """Both are one sentence."""
+    with (
+        scheduler_server(PLAN, empty=True) as server,
+        pytest.raises(UserError, match="Every answer was empty"),
+    ):
+        suggest(f"openai:{server.url}", Question(budget_s=5.0), Load(workload))
+    with pytest.raises(UserError, match="No server answers"):
+        suggest(f"openai:http://127.0.0.1:{free_port()}/v1", Question(budget_s=5.0))
+
+
+def test_a_server_that_is_killed_in_the_middle(workload):
+    """What was measured before is still answered."""
+    with scheduler_server(PLAN) as server:
+        runs = []
+
+        def progress(text, _left):
+            runs.append(text)
+            if len(runs) == 5:
+                server.stop()
+
+        advice = suggest(
+            f"openai:{server.url}", Question(budget_s=30.0), Load(workload, largest=8),
+            progress=progress,
+        )  # fmt: skip
+    assert advice.found.ending == "failed"
+    assert len(advice.found.observations) == 4
+    assert "stopped answering" in advice.as_text()
+
+
+def test_the_command(workload):
+    """One command against a real server: JSON for scripts, progress beside it, exit codes."""
+    with scheduler_server(PLAN, metrics=True) as server:
+        asked = [
+            sys.executable, "-m", "batchgauge", "suggest", "--engine", f"openai:{server.url}",
+            "--workload", workload, "--budget", "6", "--largest", "8", "--no-chat",
+        ]  # fmt: skip
+        done = subprocess.run([*asked, "--format", "json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert told["schema"] == 1
+        assert 1 <= told["setting"] <= 8
+        assert told["value"]["low"] <= told["value"]["value"] <= told["value"]["high"]
+        assert 0.0 <= told["probability"]["within_2_percent"] <= 1.0
+        assert told["requests"] <= server.requests()
+        assert "running 1 requests at once" in done.stderr
+        assert "s left" in done.stderr
+        late = subprocess.run(
+            [*asked, "--ttft-p95", "1", "--format", "markdown"], capture_output=True, text=True
+        )
+        assert late.returncode == 1, late.stderr
+        assert "No setting keeps every target" in late.stdout
+        assert "| ---: |" in late.stdout
+    for wrong, said in (("goodput", "at least one"), ("nothing", "nothing")):
+        done = subprocess.run([*asked, "--objective", wrong], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert {o.name for o in command.params} >= {"ttft_p95", "inter_token_p95", "latency_p95"}
+
+
+# An engine in this process.
+
+
+class Sleeper:
+    """A batch of n takes 2 + n ms; up to 6 tokens each, in step."""
+
+    name = "sleeper"
+
+    def max_batch_size(self):
+        """The largest batch taken."""
+        return 12
+
+    def infer_batch(self, items):
+        """Wait, and answer."""
+        from batchgauge.request import BatchResponse, BatchResult
+
+        time.sleep((2 + len(items)) / 1e3)
+        rows = [
+            BatchResponse(
+                i.id,
+                InferenceBatchResponse(
+                    "w", 6, ttft_ms=1.0, decode_ms=1.0, inter_token_ms=(0.2,) * 5
+                ),
+                1.0,
+            )
+            for i in items
+        ]
+        return BatchResult.of(rows, 2.0 + len(items))
+
+
+def test_batches_of_an_engine_of_ones_own(workload):
+    """Sizes stay within what the engine takes; the more the better here."""
+    advice = suggest(Sleeper(), Question(budget_s=6.0), Load(workload))
+    assert advice.found.unit == "requests in a batch"
+    assert advice.found.beliefs.candidates[-1] == 12
+    assert advice.setting
+    assert advice.setting >= 5
+    run = Batches(Sleeper(), Requests(ITEMS), whole_settings(4)).run(4, 0.05, 4)
+    assert all(a.latency_ms >= 6.0 for a in run.asked)
+    assert run.asked[0].inter_token_ms == pytest.approx(0.2, rel=0.01)
+    with pytest.raises(UserError, match="Open arrivals need a server"):
+        suggest(Sleeper(), Question(), Load(workload, arrivals="open"))
+
+
+# A server that the advisor launches.
+
+
+def test_launched_servers_are_found_and_ended(workload, monkeypatch):
+    """Each setting is a fresh process with that many slots; none is left, nor its children."""
+    port = free_port()
+    monkeypatch.chdir(PROJECT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PROJECT / "src"), str(PROJECT)]))
+    server = (
+        f"{sys.executable} -m tests.scheduler_server {{port}} "
+        '\'{{"base_s": 0.01, "each_s": 0.0005, "slots": {slots}}}\''
+    )
+    launch = f"sh -c {shlex.quote(server + '; true')}"  # the server is a child of the shell
+    advice = suggest(
+        f"openai:http://127.0.0.1:{port}/v1", Question(budget_s=20.0),
+        Load(workload, largest=8, launch=launch),
+    )  # fmt: skip
+    assert advice.setting
+    assert advice.setting >= 4  # more slots give more
+    check_free(port)
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("launch", "said"),
+    [
+        ("server --np 4", "has no {slots}"),
+        ("server {slots} {other}", "cannot be read"),
+        ("no-such-program-here {slots}", "cannot be started"),
+        (f"{sys.executable} -c 'raise SystemExit(\"bad flag {{slots}}\")'", "bad flag 1"),
+    ],
+)
+def test_launch_commands_that_do_not_work(launch, said, workload):
+    """Each is one sentence, with the server's own last words where it has any."""
+    engine = f"openai:http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(UserError, match=said):
+        suggest(engine, Question(budget_s=5.0), Load(workload, launch=launch))
+
+
+def unreachable():
+    """Nobody connects to somebody else's server."""
+    raise AssertionError
+
+
+def test_a_port_in_use_is_no_place_to_launch():
+    """One would measure somebody else's server."""
+    with scheduler_server(PLAN) as server:
+        target = Launched("x {slots}", server.port, unreachable, Requests(ITEMS), whole_settings(4))
+        with pytest.raises(UserError, match="listens on port"):
+            target.run(1, 0.1, 1)
+
+
+# What servers tell.
+
+
+def test_what_servers_tell():
+    """Names of vLLM and of llama.cpp; nothing from a server without them."""
+    pages = {
+        "metrics": 'vllm:kv_cache_usage_perc{m="a"} 0.5\nother 3\nvllm:num_requests_waiting 2\n',
+        "props": '{"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}}',
+    }
+    assert metrics_of(lambda name: pages.get(name, "")) == {"kv_cache_used": 0.5, "waiting": 2.0}
+    assert properties_of(lambda name: pages.get(name, "")) == {"slots": 4, "context": 2048}
+    two = '[{"id": 0}, {"id": 1}]'
+    assert properties_of(lambda name: two if name == "slots" else "") == {"slots": 2}
+    assert properties_of(lambda _name: "<html>") == {}
