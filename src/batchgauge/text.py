@@ -120,6 +120,11 @@ def _escape(match: re.Match[str]) -> str:
     return match[0] if match["interval"] else f"\\{match[0]}"
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`; abbreviations and decimals do not end one."""
+    return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text)
+
+
 def code(text: object) -> Markdown:
     """`text` as a code span, or as it is where a code span could be broken out of."""
     line = one_line(text)

@@ -7,7 +7,6 @@ anything typed. Writes `reports/index.html` and `reports/index.md`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from batchgauge.files import write_text
 from batchgauge.reporting import tables
 from batchgauge.reporting.export import TEMPLATES, one_blank_line
 from batchgauge.reporting.page import SCRIPT, content_policy
-from batchgauge.reporting.report import Score
-from batchgauge.text import Markdown, escaped, visible
+from batchgauge.reporting.score import Score
+from batchgauge.text import Markdown, escaped, sentences, visible
 
 # The five targets of the whole study come first on the scorecard, in this order.
 _TARGETS = (
@@ -87,7 +86,7 @@ def facts_of(out: Path, name: str) -> dict[str, Any] | None:
 
 def first_sentence(text: str) -> str:
     """`text` up to the end of its first sentence; abbreviations and decimals do not end one."""
-    return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text, maxsplit=1)[0]
+    return sentences(text)[0]
 
 
 def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -96,6 +96,28 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     return Markdown(f"{table}\n\n*{escaped(caption)}*")
 
 
+def basis(*frames: pd.DataFrame) -> str:
+    """What frames rest on, as their columns say: `12 blocks, 3 processes`; else empty."""
+    said = []
+    for one, many in (("block", "blocks"), ("process", "processes")):
+        counts: list[int] = []
+        for frame in frames:
+            if many in frame:
+                counts += [int(n) for n in frame[many].dropna()]
+            elif not counts and {one, "benchmark", "is_warmup"} <= set(frame):
+                timed = frame[~frame["is_warmup"].astype(bool)]
+                counts += timed.groupby("benchmark")[one].nunique().tolist()
+        if counts:
+            low, high = min(counts), max(counts)
+            said.append(f"{low} to {high} {many}" if low < high else counted(high, one, many))
+    return ", ".join(said)
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def _is_numeric(column: pd.Series[Any]) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
