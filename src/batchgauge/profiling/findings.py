@@ -18,7 +18,7 @@ import pandas as pd
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.stacks import KIND_LABELS, Kind
-from batchgauge.text import Markdown, code, escaped
+from batchgauge.text import Markdown, code, escaped, percent
 
 AT_LIMIT = 1.5  # measured over floor: within this, only less work helps
 
@@ -109,7 +109,9 @@ def rank_findings(
 
 def finding_sentence(row: pd.Series) -> Markdown:
     """One ranked finding as a sentence of prose."""
-    text = Markdown("{} takes {:.0%} of {}").format(code(row["where"]), row["share"], row["part"])
+    text = Markdown("{} takes {} of {}").format(
+        code(row["where"]), percent(row["share"]), row["part"]
+    )
     if not math.isnan(row["floor_ratio"]):
         text += f" and runs at {row['floor_ratio']:.1f} times its floor"
     gain = row["amdahl_bound"]

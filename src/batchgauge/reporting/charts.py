@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from batchgauge.reporting.plots import GRID, INK, MUTED, colour, label, marker
-from batchgauge.reporting.tables import number
+from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 
 Spec = dict[str, Any]
@@ -28,7 +28,7 @@ WIDTH = 640  # pixels of the still picture
 DOMAIN = "#8c959f"  # axis lines
 _SHAPES = {"s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
 _DASHES = {"target": [6, 3], "floor": [1, 2], "ideal": [6, 3, 1, 3]}
-_PER_LINE = 78  # characters of a still picture's title
+_PER_LINE = 66  # characters of a still picture's title
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def lines(
     shown, channels = _with_interval(frame, y.field), looks.channels()
     place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"]}
     banded = "low" in shown
-    band = [_band(place, y)] if banded else []
+    band = [_band(place)] if banded else []
     tips = [_tip("series", "")] if len(looks.names) > 1 else []
     tips += [_tip(x.field, x.title), _tip(y.field, y.title)]
     tips += [{"field": "interval", "title": "95 % interval"}] if banded else []
@@ -139,7 +139,7 @@ def lines(
     return _chart(shown, title, layers, references, height=300)
 
 
-def _band(place: Spec, y: Axis) -> Spec:
+def _band(place: Spec) -> Spec:
     low = {**place["y"], "field": "low"}
     return {
         "mark": {"type": "area", "opacity": 0.16},
@@ -149,21 +149,23 @@ def _band(place: Spec, y: Axis) -> Spec:
 
 def dots(
     frame: pd.DataFrame, title: str, x: Axis, looks: Looks, references: Sequence[Line] = (), *,
-    more: Sequence[str] = (), row_height: int = 24,
+    more: Sequence[str] = (), band: str = "",
 ) -> Chart:  # fmt: skip
     """One row a `name`, top to bottom, a dot a `series` with its interval as a bar.
 
     `frame` has `name`, `series`, the column of `x`, `low` and `high`; `more` columns are said on
-    hover. Several series of one row stand below each other.
+    hover. Several series of one row stand below each other; a row without a value stays empty.
+    The column `band`, if any, is drawn behind as a grey band from its negative to it.
     """
     shown, channels = _with_interval(frame, x.field), looks.channels()
-    names = list(dict.fromkeys(shown["name"]))
+    names = list(dict.fromkeys(frame["name"]))
     y: Spec = {
-        "field": "name", "type": "nominal", "sort": names,
+        "field": "name", "type": "nominal", "sort": names, "scale": {"domain": names},
         "axis": {"title": None, "labelLimit": 260, "grid": False, "ticks": False, "domain": False},
     }  # fmt: skip
     crowded = bool(shown.duplicated("name").any())
-    offset = {"yOffset": {"field": "series", "type": "nominal"}} if crowded else {}
+    beside = {"field": "series", "type": "nominal", "scale": {"domain": list(looks.names)}}
+    offset = {"yOffset": beside} if crowded else {}
     place = {"y": y, **offset, "color": channels["color"], "opacity": _FADED}
     low = {**x.encoding(), "field": "low"}
     tips = [{"field": "name", "title": ""}]
@@ -171,7 +173,7 @@ def dots(
     tips += [_tip(x.field, x.title), {"field": "interval", "title": "95 % interval"}]
     tips += [_tip(column, column.replace("_", " ")) for column in more]
     rule = {"x": low, "x2": {"field": "high"}, **place, "opacity": _faded(0.5, 0.06)}
-    layers = [
+    layers: list[Spec] = [
         {"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule},
         {
             "mark": {"type": "point", "filled": True, "size": 80},
@@ -179,8 +181,35 @@ def dots(
             "params": [_ZOOM_X, _LEGEND] if len(looks.names) > 1 else [_ZOOM_X],
         },
     ]
-    rows = len(names) * (1.6 if crowded else 1.0)
-    return _chart(shown, title, layers, references, height=int(40 + row_height * rows))
+    if band:
+        ends = {"x": {**low, "field": f"-{band}"}, "x2": {"field": band}}
+        shown = shown.assign(**{f"-{band}": -shown[band]})
+        mark = {"type": "bar", "color": GRID, "height": {"band": 0.8}}
+        layers.insert(0, {"mark": mark, "encoding": {**ends, "y": y}})
+    height = 40 + len(names) * (34 if crowded else 24)
+    return _chart(shown, title, layers, references, height=height)
+
+
+def scatter(frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[str]) -> Spec:
+    """A dot a row of `frame`, joined in their order by a thin line; `tips` are said on hover.
+
+    The specification, for more layers and parameters: they must give each row its `series`.
+    """
+    place = {"x": x.encoding(), "y": y.encoding()}
+    said = [_tip(column, heading(column)) for column in tips]
+    joined = {"type": "line", "color": MUTED, "opacity": 0.5, "strokeWidth": 1.2}
+    order = {"order": {"field": tips[0], "type": "quantitative"}}
+    return _chart(
+        frame, "", [
+            {"mark": joined, "encoding": {**place, **order}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 60},
+                "encoding": {**place, **looks.channels(), "tooltip": said},
+                "params": [_ZOOM, _NEAREST],
+            },
+        ],
+        height=320,
+    ).spec  # fmt: skip
 
 
 def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
@@ -221,12 +250,10 @@ def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
     return _chart(shown, title, layers, height=int(44 * names + 20))
 
 
-def labelled(field: str, words: str, at: Mapping[str, Spec], transform: Sequence[Spec]) -> Spec:
-    """A layer that writes the column `field` beside the rows that `transform` leaves."""
-    mark = {"type": "text", "align": "left", "dx": 9, "dy": -9, "color": INK, "fontSize": 12}
-    text = {"field": field, "type": "nominal"}
-    encoding = {**at, "text": text, "description": {"value": words}}
-    return {"transform": list(transform), "mark": mark, "encoding": encoding}
+def words(text: str) -> Spec:
+    """A figure that only says something: there was nothing to draw."""
+    mark = {"type": "text", "text": visible(text), "color": MUTED, "fontSize": 13}
+    return {"width": WIDTH, "height": 60, "data": {"values": [{}]}, "mark": mark}
 
 
 def speedup(frame: pd.DataFrame, *, title: str, y: str, references: Sequence[Line] = ()) -> Chart:
@@ -239,18 +266,19 @@ def speedup(frame: pd.DataFrame, *, title: str, y: str, references: Sequence[Lin
     shown = frame.assign(series=frame["implementation"].map(called))
     sizes = sorted({int(size) for size in frame["batch_size"]})
     x = Axis("batch_size", "batch size", 2, sizes)
-    every = [frame[c].dropna() for c in ("low", "high", "value")]
-    ends = min(float(c.min()) for c in every), max(float(c.max()) for c in every)
-    ticks = powers(*ends)
+    ticks = powers(*(frame[c] for c in ("low", "high", "value")))
     floor = Line(1.0, "no gain", kind="floor")
     return lines(shown, title, x, Axis("value", y, 2, ticks), looks, [floor, *references])
 
 
-def powers(low: float, high: float) -> list[float]:
-    """Marks of a logarithmic axis from `low` to `high`: powers of 2, or of 10 where it is long."""
+def powers(*columns: pd.Series[Any]) -> list[float]:
+    """Marks of a logarithmic axis: powers of 2 around all values, of 10 where it is long."""
+    every = [float(v) for column in columns for v in column if math.isfinite(v) and v > 0]
+    low, high = (min(every), max(every)) if every else (1.0, 2.0)
     base = 2 if high / low < 100 else 10
     first, last = (math.floor(math.log(v, base) + 1e-9) for v in (low, high))
-    return [float(base) ** e for e in range(first, last + 2)]
+    whole = [float(base) ** e for e in range(first, last + 2)]
+    return whole if high / low > 8 else sorted([*whole, *(1.5 * v for v in whole)])
 
 
 def config() -> Spec:
@@ -261,12 +289,21 @@ def config() -> Spec:
         "font": "system-ui, 'DejaVu Sans', sans-serif",
         "axis": {
             **text,
-            **{"gridColor": GRID, "domainColor": DOMAIN, "tickColor": DOMAIN},
-            **{"titleFontWeight": "normal", "labelLimit": 260, "titlePadding": 8},
+            "gridColor": GRID,
+            "domainColor": DOMAIN,
+            "tickColor": DOMAIN,
+            "titleFontWeight": "normal",
+            "labelLimit": 260,
+            "titlePadding": 8,
         },
         "legend": {
-            **{"labelColor": INK, "title": None, "orient": "top", "columns": 3},
-            **{"labelFontSize": 12.5, "symbolSize": 100, "labelLimit": 260},
+            "labelColor": INK,
+            "title": None,
+            "orient": "top",
+            "columns": 3,
+            "labelFontSize": 12.5,
+            "symbolSize": 100,
+            "labelLimit": 260,
         },
         "title": {"anchor": "start", "color": INK, "fontSize": 15, "offset": 12},
         "view": {"stroke": None},
@@ -314,7 +351,7 @@ def _chart(
         "height": height,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": records(frame)},
-        "layer": [*(part for line in references for part in _reference(line)), *layers],
+        "layer": [*layers, *(part for line in references for part in _reference(line))],
     }
     return Chart(visible(title), spec)
 

@@ -2,10 +2,10 @@
 
 The notebook's outputs say what they are (`batchgauge.reporting.report` marks them). The
 answer, the figure that decides and the scores are moved to the first screen; progress bars,
-sliders and returned paths have no meaning on a page and go. A page may run the script of its own,
-and the bundle that its figures need, and show pictures that are inside, nothing else: should a tag of somebody else's reach it in spite of the
-escaping, the browser runs no script of it, loads nothing and sends nothing. Leaves out how the
-page looks: the templates.
+sliders and returned paths have no meaning on a page and go. A page may run the script of its own
+and the bundle that its figures need, and show pictures that are inside, nothing else: should a tag
+of somebody else's reach it in spite of the escaping, the browser runs no script of it, loads
+nothing and sends nothing. Leaves out how the page looks: the templates.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import results_folder
 from batchgauge.reporting.score import Score, Tile
-from batchgauge.text import Markdown, escaped, one_line, visible
+from batchgauge.text import Markdown, escaped, one_line, sentences, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +49,7 @@ METADATA_KEY = "batchgauge"
 # Rows of a table that is folded, and of one whose figure shows the same.
 _LONG, _LONG_BEHIND = 24, 6
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
 
 @dataclass(slots=True)
 class Report:

@@ -16,6 +16,7 @@ from batchgauge.experiments.baseline import costs, figures, runs
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Score, Section, plots
+from batchgauge.text import percent
 
 FEWEST_BLOCKS = 3  # of an interval that is shown: from two, it is as wide as one likes
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
@@ -246,6 +247,6 @@ def variation_sentence(table: pd.DataFrame) -> str:
         change = last["median_tokens_per_s"] / first["median_tokens_per_s"] - 1
         parts.append(
             f"{str(name).replace('_', ' ')} from {first['value']:g} to {last['value']:g}: "
-            f"{change:+.0%}"
+            f"{percent(change, sign=True)}"
         )
     return f"Throughput at batch {table['batch_size'].iloc[0]}: {'; '.join(parts)} (medians)."

@@ -22,6 +22,7 @@ from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 
 Costs = Mapping[Key, CostModel]
+OWN = "prompts"  # the workload whose question is the notebook's own
 
 
 def machine(bench: Bench) -> Section:
@@ -261,27 +262,56 @@ def flatness_sentence(scored: pd.DataFrame) -> str:
     )
 
 
-def pareto(
-    bench: Bench,
-    models: Costs,
-    memory: MemoryModel | None,
-    dense: Section,
-    *,
-    workload: str,
-    times_alone: float,
+def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Section:
+    """Throughput against latency as predicted, for every workload, with budgets to move."""
+    frame = tables.choices(bench.works, bench.cost(models), memory, bench.largest)
+    budget_ms = float(frame.loc[frame["workload"] == OWN, "latency_ms"].max())
+    return _budgets("sizing_predicted", frame, "Predicted", budget_ms)
+
+
+def throughput_latency(
+    bench: Bench, models: Costs, memory: MemoryModel | None, dense: Section, *, times_alone: float
 ) -> Section:
-    """One workload under a latency budget of so many times what one request alone takes."""
-    work, cost = bench.works[workload], bench.cost(models)
-    budget_ms = times_alone * batch_times(cost, work, 1).request_ms
-    chosen = tables.suggest(work, cost, memory, bench.largest, budget_ms, None)
-    rows = dense.frame[dense.frame["workload"] == workload]
-    estimates = {"latency_ms": chosen.latency_ms, "tokens_per_s": chosen.throughput_per_s}
-    predicted = {name: (e.value, e.low, e.high) for name, e in estimates.items()}
+    """The same, measured afresh; the budget is so many times what one request alone takes."""
+    cost = bench.cost(models)
+    predicted = tables.choices(bench.works, cost, memory, bench.largest)
+    frame = tables.measured_choices(dense.frame, predicted)
+    budget_ms = times_alone * batch_times(cost, bench.works[OWN], 1).request_ms
+    return _budgets("sizing_throughput_latency", frame, "Measured", budget_ms)
+
+
+def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Section:
+    said = budget_sentence(frame, OWN, budget_ms)
+    how = (
+        "A dot a batch size. The diamond is what the advisor says without budgets, the star the "
+        "best size within them: move the budgets, choose the workload."
+    )
+    picture = partial(figures.throughput_latency, frame, OWN, budget_ms, said)
+    short = name.removeprefix("sizing_")
     return Section(
-        "sizing_pareto", {}, chosen.sentence(),
-        picture=partial(figures.pareto, rows, chosen.size, predicted, budget_ms),
-        picture_caption=f"Workload '{workload}': throughput against latency of every size, fresh.",
+        name, {short: frame}, f"{basis}: {said}.",
+        picture=picture, picture_caption=f"{basis} throughput against latency. {how}",
     )  # fmt: skip
+
+
+def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
+    """What the suggested size gives, and the best one under a latency budget."""
+    rows = frame[frame["workload"] == workload]
+    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
+    ours = rows[rows["suggested"]]
+    parts = [
+        told(int(row.batch_size), row.tokens_per_s, row.latency_ms)
+        for row in ours.itertuples(index=False)
+    ]
+    within = rows[rows["latency_ms"] <= budget_ms]
+    if within.empty:
+        parts.append(f"no size answers within {budget_ms:,.0f} ms")
+    elif within["tokens_per_s"].idxmax() not in ours.index:
+        best = rows.loc[within["tokens_per_s"].idxmax()]
+        rate = f"{best['tokens_per_s']:,.0f} tokens/s"
+        parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
+    said = "; ".join(parts)
+    return said[0].upper() + said[1:]
 
 
 def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
@@ -365,7 +395,7 @@ def adaptive(bench: Bench, models: Costs) -> Section:
 
 
 def budgets(bench: Bench, models: Costs, memory: MemoryModel | None, *, workload: str) -> Section:
-    """The sliders' answers for some budgets."""
+    """The advisor's answers for some budgets."""
     table = tables.budget_table(bench.works[workload], bench.cost(models), memory, bench.largest)
     caption = (
         f"Suggested size for '{workload}' by latency budget (rows) and memory for the batch "

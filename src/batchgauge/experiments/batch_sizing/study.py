@@ -26,6 +26,7 @@ from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.text import percent
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
 
@@ -79,7 +80,7 @@ def scenarios(
     add("step ≤ 2.5× alone", works["ragged traffic"], 2.5 * alone.inter_token_ms, **step)
     if memory:
         rooms = {
-            f"memory for {share:.0%} of the largest": memory.peak_bytes(
+            f"memory for {percent(share)} of the largest": memory.peak_bytes(
                 MEMORY_WORK, max(1, round(share * largest))
             )
             for share in (0.3, 0.6, 0.9)

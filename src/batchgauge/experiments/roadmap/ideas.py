@@ -23,6 +23,7 @@ from batchgauge.simulate.metrics import rate_text
 from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, sweep
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
+from batchgauge.text import percent
 
 ACCELERATOR = "GPU, 80 GB"
 MACHINES = 4  # of the distributed idea
@@ -216,6 +217,6 @@ def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
     return (
         f"Together they bring {last['goodput_gain']:.2f} × the requests in time "
         f"[{last['goodput_gain_low']:.2f}, {last['goodput_gain_high']:.2f}] (today "
-        f"{share['in_time_share'].mean():.0%} come in time) and sustain "
-        f"{rate_text(last['sustained_requests_per_s'])} requests/s with {IN_TIME:.0%} in time."
+        f"{percent(share['in_time_share'].mean())} come in time) and sustain "
+        f"{rate_text(last['sustained_requests_per_s'])} requests/s with {percent(IN_TIME)} in time."
     )

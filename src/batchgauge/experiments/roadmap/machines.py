@@ -35,6 +35,7 @@ from batchgauge.sizing import (
     suggest_batch_size,
 )
 from batchgauge.statistics import location
+from batchgauge.text import percent
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
@@ -237,10 +238,10 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
     )
     return (
         f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
-        f"the efficiency from {sound['queue_efficiency']:.0%} to {slow['queue_efficiency']:.0%}, "
-        f"with shards dealt out beforehand from {sound['shards_efficiency']:.0%} to "
-        f"{slow['shards_efficiency']:.0%}; failures (with retries) to "
-        f"{fails['queue_efficiency']:.0%} and {fails['shards_efficiency']:.0%}. Loading the model "
+        f"the efficiency from {percent(sound['queue_efficiency'])} to {percent(slow['queue_efficiency'])}, "
+        f"with shards dealt out beforehand from {percent(sound['shards_efficiency'])} to "
+        f"{percent(slow['shards_efficiency'])}; failures (with retries) to "
+        f"{percent(fails['queue_efficiency'])} and {percent(fails['shards_efficiency'])}. Loading the model "
         f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
         f"itself before that is below 5 % of its time."
     )
@@ -255,7 +256,7 @@ def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
         ("time of an empty task through the scheduler",
          f"below 1 % of a batch, {10 * batch_s:.1f} ms"),
         ("time until a cold worker answers its first request", f"{case.load_s:.1f} s for loading"),
-        (f"efficiency on {most} machines, one slowed down on purpose", f"{slow:.0%}"),
-        (f"efficiency on {most} machines, each killed once", f"{fails:.0%}"),
+        (f"efficiency on {most} machines, one slowed down on purpose", f"{percent(slow)}"),
+        (f"efficiency on {most} machines, each killed once", f"{percent(fails)}"),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["measure_first", "expected_here"])

@@ -30,6 +30,7 @@ from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.reporting import Score, Section
 from batchgauge.simulate.roadmap import rank
 from batchgauge.simulate.scaling import predictions
+from batchgauge.text import percent
 
 Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
@@ -107,7 +108,9 @@ def compare_policies(case: Case, *, loads: tuple[float, float]) -> Section:
 def compare_classes(case: Case) -> Section:
     """Two classes of requests in one queue that is overloaded, by the queue's order."""
     table = policies.compare_classes(case)
-    caption = f"Two classes in one dynamic queue, {policies.OVERLOAD - 1:.0%} above its capacity."
+    caption = (
+        f"Two classes in one dynamic queue, {percent(policies.OVERLOAD - 1)} above its capacity."
+    )
     said = policies.classes_sentence(table, case)
     return Section("classes", {"classes": table}, said, table[policies.SHOWN_CLASSES], caption)
 

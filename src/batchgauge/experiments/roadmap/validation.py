@@ -22,6 +22,7 @@ from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Server
 from batchgauge.sizing.drift import FEWEST, check_drift
+from batchgauge.text import percent
 
 SHORTER = 0.5  # lengths against the case's own, so that enough requests fit in the time
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
@@ -58,7 +59,7 @@ class Validation:
         return (
             f"{met} of {len(rows)} figures lie within their bounds; the worst against its bound "
             f"is the {far['figure']} time to the {far['time_to']} under {far['policy']} batching "
-            f"({off:+.1%}, bound ±{far['bound']:.0%}). {self._over_batches()}"
+            f"({percent(off, 1, sign=True)}, bound ±{percent(far['bound'])}). {self._over_batches()}"
         )
 
     def _over_batches(self) -> str:

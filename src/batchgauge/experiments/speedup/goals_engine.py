@@ -90,7 +90,7 @@ def prefill(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
                 context,
             "prefill", f"share of the sgemm rate at {T} tokens", 75.0,
             {"sgemm": gemm, "prefill": whole}, scale=share, unit="%", slow=True,
-            note=f"the products with weights alone take {products_ms / whole_ms:.0%} of the time; "
+            note=f"the products with weights alone take {percent(products_ms / whole_ms)} of the time; "
             "attention, norms and activations the rest",
         )
     ]  # fmt: skip
@@ -190,6 +190,7 @@ seconds = time.perf_counter() - begin
 of_model = peak_bytes()
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer, read_metadata
+from batchgauge.text import percent
 metadata = read_metadata(sys.argv[1] or None)
 BatchInferenceEngine(model, BPETokenizer.from_metadata(metadata, threads=1), metadata)
 print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_bytes)

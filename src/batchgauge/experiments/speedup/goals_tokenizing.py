@@ -18,6 +18,7 @@ from batchgauge.experiments.ways import quick_ms, quickest, ways
 from batchgauge.measuring import Labels, Stopping, measure
 from batchgauge.protocols import Tokenizer
 from batchgauge.registry import open_tokenizer
+from batchgauge.text import percent
 from batchgauge.workload import texts
 
 
@@ -62,7 +63,7 @@ def against_peers(context: Context, ours: BPETokenizer, model: str) -> list[Goal
         speeds = [_mb_per_s(way, chosen) for way in (mine, call)]
         note = (
             f"ids equal; {peer} by {best}, ours by {mine_by}; {speeds[0]:.0f} MB/s against "
-            f"{speeds[1]:.0f}; a call on one letter takes {fixed:.0%} of our time"
+            f"{speeds[1]:.0f}; a call on one letter takes {percent(fixed)} of our time"
         )
         goals.append(ratio(context, "tokenizing", goal, target, calls, note=note))
     return goals

@@ -22,7 +22,7 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
-from batchgauge.text import Markdown, visible
+from batchgauge.text import Markdown, percent, visible
 from batchgauge.workload import to_items
 
 Result = BatchResult[InferenceBatchResponse]
@@ -66,8 +66,8 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
         texts = [_shown(decode([int(i)])) for i in best]
         guesses = pd.DataFrame({"text": texts, "probability": softmax(logits)[best]})
         said = (
-            f"The favourite is “{texts[0]}” with {guesses['probability'][0]:.0%}; the "
-            f"{len(guesses)} shown hold {guesses['probability'].sum():.0%} of the probability."
+            f"The favourite is “{texts[0]}” with {percent(guesses['probability'][0])}; the "
+            f"{len(guesses)} shown hold {percent(guesses['probability'].sum())} of the probability."
         )
     return Section(
         "tour_next_token", {}, said,
