@@ -37,7 +37,8 @@ class Listing:
             out.append(
                 f"<table style='border-collapse:collapse;font:12px/1.45 monospace;width:100%;"
                 f"color:#1a1a1a;background:#fff;margin:0 0 1em'><caption style='text-align:left;"
-                f"font-weight:bold;caption-side:top'>{html.escape(name)}: {percent(share, 1)} of the "
+                f"font-weight:bold;caption-side:top'>{html.escape(name)}: {percent(share, 1)} of "
+                "the "
                 f"lines' time</caption><thead><tr>"
                 + "".join(
                     f"<th scope='col' style='text-align:{side};padding:0 .8em 0 .3em'>{title}</th>"

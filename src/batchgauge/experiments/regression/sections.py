@@ -157,9 +157,12 @@ def rates_sentence(table: pd.DataFrame) -> str:
     same, three, five, ten, twenty = (runs.overall(table, s) for s in SLOWDOWNS)
     usual = table[table["threshold"] == THRESHOLD].set_index("slowdown")["seconds"]
     return (
-        f"With the noise of this machine the gate fails unchanged code in {percent(same.value, 1)} of runs "
-        f"[{percent(same.low, 1)}, {percent(same.high, 1)}]; it finds a slow-down of 3 % in {percent(three.value)}, of "
-        f"5 % in {percent(five.value)}, of 10 % in {percent(ten.value)} and of 20 % in {percent(twenty.value)}. A "
+        "With the noise of this machine the gate fails unchanged code in "
+        f"{percent(same.value, 1)} of runs "
+        f"[{percent(same.low, 1)}, {percent(same.high, 1)}]; it finds a slow-down of 3 % in "
+        f"{percent(three.value)}, of "
+        f"5 % in {percent(five.value)}, of 10 % in {percent(ten.value)} and of 20 % in "
+        f"{percent(twenty.value)}. A "
         f"benchmark takes up to {usual.loc[0.0].max():.0f} s where nothing changed, and up to "
         f"{usual.loc[0.1].max():.0f} s to find 10 %, second round included."
     )

@@ -238,10 +238,12 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
     )
     return (
         f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
-        f"the efficiency from {percent(sound['queue_efficiency'])} to {percent(slow['queue_efficiency'])}, "
+        f"the efficiency from {percent(sound['queue_efficiency'])} to "
+        f"{percent(slow['queue_efficiency'])}, "
         f"with shards dealt out beforehand from {percent(sound['shards_efficiency'])} to "
         f"{percent(slow['shards_efficiency'])}; failures (with retries) to "
-        f"{percent(fails['queue_efficiency'])} and {percent(fails['shards_efficiency'])}. Loading the model "
+        f"{percent(fails['queue_efficiency'])} and {percent(fails['shards_efficiency'])}. "
+        "Loading the model "
         f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
         f"itself before that is below 5 % of its time."
     )

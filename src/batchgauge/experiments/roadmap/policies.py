@@ -128,7 +128,8 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
     today = next(r for r in rows if r["policy"] in {TODAY, case.today.server.batching})
     endless = [row["policy"] for row in rows if not row["stable"]]
     return (
-        f"At {rate_text(case.rate)} requests/s today's server answers {percent(today['in_time_share'])} "
+        f"At {rate_text(case.rate)} requests/s today's server answers "
+        f"{percent(today['in_time_share'])} "
         f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {percent(best['in_time_share'])}. "
         f"Capacity goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
         f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "

@@ -59,7 +59,8 @@ class Validation:
         return (
             f"{met} of {len(rows)} figures lie within their bounds; the worst against its bound "
             f"is the {far['figure']} time to the {far['time_to']} under {far['policy']} batching "
-            f"({percent(off, 1, sign=True)}, bound ±{percent(far['bound'])}). {self._over_batches()}"
+            f"({percent(off, 1, sign=True)}, bound ±{percent(far['bound'])}). "
+            f"{self._over_batches()}"
         )
 
     def _over_batches(self) -> str:

@@ -19,6 +19,7 @@ from batchgauge.experiments.speedup.goals import Goal, ratio
 from batchgauge.experiments.steps import CONTEXT, decode_call
 from batchgauge.experiments.ways import quick_ms
 from batchgauge.measuring.memory import allocations, memory_overhead
+from batchgauge.text import percent
 from batchgauge.workload import exact_requests, request_lengths
 
 GEMM = 1024  # order of the product that stands for the machine's sgemm rate
@@ -90,7 +91,8 @@ def prefill(context: Context, engine: BatchInferenceEngine) -> list[Goal]:
                 context,
             "prefill", f"share of the sgemm rate at {T} tokens", 75.0,
             {"sgemm": gemm, "prefill": whole}, scale=share, unit="%", slow=True,
-            note=f"the products with weights alone take {percent(products_ms / whole_ms)} of the time; "
+            note=f"the products with weights alone take {percent(products_ms / whole_ms)} of the "
+            "time; "
             "attention, norms and activations the rest",
         )
     ]  # fmt: skip
@@ -190,7 +192,6 @@ seconds = time.perf_counter() - begin
 of_model = peak_bytes()
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer, read_metadata
-from batchgauge.text import percent
 metadata = read_metadata(sys.argv[1] or None)
 BatchInferenceEngine(model, BPETokenizer.from_metadata(metadata, threads=1), metadata)
 print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_bytes)
