@@ -125,6 +125,11 @@ def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
     return f"{100 * share:{'+' if sign else ''}.{digits}f} %"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of `text`; abbreviations and decimals do not end one."""
     return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text)

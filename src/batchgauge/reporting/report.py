@@ -35,7 +35,7 @@ from batchgauge.reporting.model import is_reference, named, served
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import results_folder
-from batchgauge.reporting.score import Score, Tile
+from batchgauge.reporting.score import Answer, Score, Tile
 from batchgauge.text import Markdown, escaped, one_line, sentences, visible
 
 if TYPE_CHECKING:
@@ -191,14 +191,12 @@ class Report:
         self._findings.append(said)
         _show({"text/plain": said.plain, "text/markdown": said}, kind="finding")
 
-    def answer(self, sentences: str, *, figure: str = "", tiles: Sequence[Tile] = ()) -> None:
-        """The answer to the question in one to three sentences, for the first screen.
-
-        Text or `Markdown`, as in `finding`. `figure` names the shown figure that decides, which
-        stands beside it; `tiles` go to the study's front page.
-        """
-        said = escaped(sentences)
-        self._answer, self._figure, self._tiles = said, figure, tiles
+    def answer(self, answer: str | Answer) -> None:
+        """The answer to the question, for the first screen: text or `Markdown`, as in `finding`."""
+        if not isinstance(answer, Answer):
+            answer = Answer(answer)
+        said = escaped(answer.text)
+        self._answer, self._figure, self._tiles = said, answer.figure, answer.tiles
         data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
         _show(data, kind="answer", text=said)
 

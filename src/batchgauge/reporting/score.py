@@ -1,7 +1,8 @@
-"""One row of the scorecard, and one tile of the index: what a report hands to the front page."""
+"""What a report hands to its first screen and to the study's: scores, answer, tiles."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,3 +83,16 @@ class Tile:
     place: Literal["size", "gain", "time", "noise", "peers"]
     value: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a report's question: a sentence or two, text or `Markdown`.
+
+    `figure` names the shown figure that decides, which stands beside it; `tiles` go to the study's
+    front page.
+    """
+
+    text: str
+    figure: str = ""
+    tiles: Sequence[Tile] = ()

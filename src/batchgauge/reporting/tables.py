@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from batchgauge.text import Markdown, escaped
+from batchgauge.text import Markdown, counted, escaped
 
 # Column names end in their unit; headings show it in brackets. Longest match first.
 _UNITS: Mapping[str, str] = {
@@ -111,11 +111,6 @@ def basis(*frames: pd.DataFrame) -> str:
             low, high = min(counts), max(counts)
             said.append(f"{low} to {high} {many}" if low < high else counted(high, one, many))
     return ", ".join(said)
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """`1 thread`, `2 threads`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _is_numeric(column: pd.Series[Any]) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 from batchgauge.experiments.baseline import costs, figures, runs
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
-from batchgauge.reporting import Score, Section, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots
 from batchgauge.text import percent
 
 FEWEST_BLOCKS = 3  # of an interval that is shown: from two, it is as wide as one likes
@@ -31,7 +31,7 @@ def tokenizing(
     return _speedup(
         sweep, frames, target, picture="batch_size_speedup_chart", key="tokenizing_batch_32",
         label="Tokenizing, S({})",
-        caption="Batch speedup S(b) of tokenizing, with 95 % intervals and the noise band.",
+        caption="Batch speedup S(b) of tokenizing; the band is the 95 % interval over blocks.",
         table_caption="Tokenizing by batch size.",
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def inference(
     whole = _speedup(
         sweep, frames, target, picture="inference_speedup_chart", key="inference_batch_8",
         label="Inference, S({}) of whole requests",
-        caption="Batch speedup S(b) of whole requests, with 95 % intervals.",
+        caption="Batch speedup S(b) of whole requests; the band is the 95 % interval over blocks.",
     )  # fmt: skip
     name = str(sweep.table["implementation"].iloc[0])
     phases = Section(
@@ -120,13 +120,34 @@ def layer(context: Context, *, sizes: Sequence[int], characters: int) -> Section
     return Section("layer", {"layer_overhead": table}, layer_sentence(table), table, caption)
 
 
-def answer(tokens: Section, requests: Section, bytes_: Section) -> str:
+def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) -> Answer:
     """What batching buys for tokenizing and inference, and what it costs."""
     words, answers = at(tokens.frame, 32), at(requests.frame, 8)
+    most = requests.frame.sort_values("batch_size").iloc[-1]
+    text = (
+        f"Inference in batches of {answers['batch_size']} does {interval(answers)} the work of the "
+        f"same requests one at a time, tokenizing in batches of {words['batch_size']} "
+        f"{interval(words)}; {cost_words(waits.frame, bytes_.frame)}."
+    )
+    tile = Tile(
+        "gain",
+        f"{answers['speedup_x']:.1f} × at batch {answers['batch_size']}",
+        f"Whole requests against the same ones one at a time, {interval(answers)}; "
+        f"{most['speedup_x']:.1f} × at batch {most['batch_size']}.",
+    )
+    return Answer(text, requests.name, [tile])
+
+
+def cost_words(phases: pd.DataFrame, memory_: pd.DataFrame) -> str:
+    """What a request pays for the largest batch: a later first token, and memory."""
+    first, last = phases.iloc[0], phases.iloc[-1]
+    peak = memory_.iloc[-1]
+    mib = f"{peak['peak_per_item_bytes'] / 2**20:.1f} MiB a request"
+    if math.isnan(last["ttft_median_ms"]):
+        return f"it costs {mib}"
     return (
-        f"Tokenizing in batches of {words['batch_size']} does {interval(words)} the work of one at "
-        f"a time, inference in batches of {answers['batch_size']} {interval(answers)} for whole "
-        f"requests. {bytes_.sentence()}"
+        f"it costs {mib}, and at batch {last['batch_size']:.0f} the first token comes after "
+        f"{last['ttft_median_ms']:,.0f} ms instead of {first['ttft_median_ms']:,.0f} ms"
     )
 
 
@@ -212,7 +233,8 @@ def memory_sentence(table: pd.DataFrame) -> str:
         f"A batch of {row['batch_size']:.0f} peaks at {row['peak_bytes'] / 2**20:.1f} MiB beside "
         f"{row['weights_bytes'] / 2**20:.0f} MiB of weights, "
         f"{row['peak_per_item_bytes'] / 2**20:.2f} MiB an item; "
-        f"the overhead over what must exist is {row['overhead_percent']:.2f} %."
+        f"the overhead over what must exist is {row['overhead_percent']:.1f} % with the weights in "
+        f"it, {row['overhead_beside_weights_percent']:.0f} % beside them."
     )
 
 

@@ -15,11 +15,12 @@ from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tab
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
+from batchgauge.text import percent
 
 Costs = Mapping[Key, CostModel]
 OWN = "prompts"  # the workload whose question is the notebook's own
@@ -236,8 +237,7 @@ def judge(
 
 def scores_sentence(table: pd.DataFrame) -> str:
     """The advisor's figures against the goals, and the best other strategy beside it."""
-    row = table[table["strategy"] == ADVISOR].iloc[0]
-    other = table[table["strategy"] != ADVISOR].iloc[0]
+    row, other = ours_and_best_other(table)
     return (
         f"Over {row['scenarios']} scenarios the advisor's median score is "
         f"{row['median_score']:.3f} (goal 0.98), its 10th percentile {row['p10_score']:.3f} "
@@ -245,8 +245,8 @@ def scores_sentence(table: pd.DataFrame) -> str:
         f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
         f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
         f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
-        f"{row['median_log2_distance']:.2f} octaves from the best size. The best other strategy, "
-        f"'{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with the "
+        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
         f"of {other['p10_score']:.3f}, and broke budgets in "
         f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
     )
@@ -415,18 +415,34 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
     return Section("simulated", {"simulated": table}, "", table, caption)
 
 
-def answer(own: BatchSizeSuggestion, strategies: Section, errors: Section, workload: str) -> str:
-    """What to run for the workload's requests, and how good such advice is here."""
+def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> Answer:
+    """What to run for the workload's requests, what stops it, and how good such advice is here."""
     assert strategies.shown is not None
-    row = strategies.shown[strategies.shown["strategy"] == ADVISOR].iloc[0]
-    decode, which = unseen(errors.frame, "decode")
-    off = 100 * decode["relative_error"].abs().median()
-    return (
-        f"For '{workload}' requests on this machine: batches of {own.size} "
-        f"({own.throughput_per_s.value:,.0f} {own.unit}/s predicted). "
-        f"{own.limit}. Over {row['scenarios']} scenarios checked on fresh measurements "
-        f"the advice reaches {100 * row['median_score']:.1f} % of the best throughput (median; "
-        f"10th percentile {100 * row['p10_score']:.1f} %), breaking budgets in "
-        f"{100 * (row['late_share'] + row['over_memory_share']):.0f} %; its decode times are "
-        f"{off:.1f} % off on sizes {which}."
+    row, other = ours_and_best_other(strategies.shown)
+    broken = row["late_share"] + row["over_memory_share"]
+    text = (
+        f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
+        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms ({own.limit.lower()}). In the "
+        f"worst tenth of {row['scenarios']} scenarios the advice still reaches "
+        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
+        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{percent(broken)}."
     )
+    size = Tile(
+        "size", f"Run batches of {own.size}",
+        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; a request is answered in "
+        f"{own.latency_ms.value:,.0f} ms. {own.limit}.",
+    )  # fmt: skip
+    rule = Tile(
+        "gain", "",
+        f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "
+        f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
+    )  # fmt: skip
+    return Answer(text, chosen.name, [size, rule])
+
+
+def ours_and_best_other(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The rows of the advisor, and of the rule whose worst tenth is the best but for it."""
+    ours = table[table["strategy"] == ADVISOR].iloc[0]
+    others = table[table["strategy"] != ADVISOR]
+    return ours, others.sort_values(["p10_score", "median_score"], ascending=False).iloc[0]

@@ -221,25 +221,45 @@ def _names(column: pd.Series[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan) -> Markdown:
-    """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
+def answer(findings: pd.DataFrame, size: int) -> Markdown:
+    """The stages that take a batch's time, how far they are from their floors, what that leaves."""
     if findings.empty:
         return Markdown("Nothing takes a share of the time that is worth a finding.")
-    ours = findings[findings["part"].str.match(r"(inference|decode|tokenizing) \((?!baseline)")]
-    ours = findings if ours.empty else ours
-    parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
-    words = [
-        Markdown("{} with {} of {}").format(code(row["where"]), percent(row["share"]), row["part"])
-        + ("" if math.isnan(row["floor_ratio"]) else f", {row['floor_ratio']:.1f} times its floor")
-        for _, row in parts.iterrows()
+    stages = findings[findings["part"].str.startswith("inference (")]
+    stages = stages[stages["part"] != "inference (baseline)"] if len(stages) else stages
+    if stages.empty:
+        first = findings.iloc[0]
+        return Markdown("{} takes {} of {}. {}").format(
+            code(first["where"]), percent(first["share"]), first["part"], first["recommendation"]
+        )
+    rows = stages.sort_values("share", ascending=False).head(2)
+    takes = " and ".join(f"{r['where']} {percent(r['share'])}" for _, r in rows.iterrows())
+    text = f"Of a batch of {size}, {takes}"
+    known = rows[rows["floor_ratio"].notna()]
+    if len(known):
+        ratios = " and ".join(f"{ratio:.1f} ×" for ratio in known["floor_ratio"])
+        gain = 1.0 / (
+            1.0 - sum(known["share"] * (1.0 - 1.0 / known["floor_ratio"].clip(lower=1.0)))
+        )
+        text += (
+            f", at {ratios} the least time that this machine's memory and cores allow: at those "
+            f"floors a batch would be {gain:.2f} × as fast"
+        )
+    return Markdown("{}. {}").format(text, rows.iloc[0]["recommendation"])
+
+
+def time_tile(findings: pd.DataFrame, size: int) -> tuple[str, str] | None:
+    """The largest stage in a few words, and the rest of the sentence; None without stages."""
+    stages = findings[findings["part"].str.match(r"inference \((?!baseline)")]
+    if stages.empty:
+        return None
+    rows = stages.sort_values("share", ascending=False).head(2).to_dict("records")
+    value = f"{rows[0]['where'].capitalize()}, {percent(rows[0]['share'])}"
+    floors = [
+        f"{r['where']} runs at {r['floor_ratio']:.1f} × the least time this machine allows"
+        for r in rows
+        if not math.isnan(r["floor_ratio"])
     ]
-    text = Markdown("In a batch of {} the time is mostly in: {}.").format(
-        size, Markdown("; ").join(words)
-    )
-    first = ours.iloc[0]
-    text += Markdown(" What could save most is {} of {}: at most {:.2f} times faster. {}").format(
-        code(first["where"]), first["part"], first["reachable_speedup"], first["recommendation"]
-    )
-    if not math.isnan(temporary_bytes):
-        text += f" A decode step allocates and gives back {amount(temporary_bytes, 'bytes')}."
-    return text
+    others = f"{rows[1]['where']} takes {percent(rows[1]['share'])}" if len(rows) > 1 else ""
+    said = "; ".join(filter(None, [f"Of a batch of {size}", *floors, others]))
+    return value, f"{said.replace(';', ':', 1)}."

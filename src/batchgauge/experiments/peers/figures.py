@@ -86,18 +86,31 @@ def ratios(table: pd.DataFrame) -> Chart:
     return charts.dots(shown, title, x, looks, [even], more=["ours_is"])
 
 
-def verdicts(table: pd.DataFrame) -> str:
+def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
     """How many comparisons we win and lose, and the worst."""
     is_ = table["ours_is"].value_counts()
-    worst = table.loc[table["ours_over_theirs_x"].idxmin()]
     said = (
-        f"Of {len(table)} comparisons with other engines we are faster in {is_.get('faster', 0)} "
+        f"Of {len(table)} comparisons with other {what} we are faster in {is_.get('faster', 0)} "
         f"and slower in {is_.get('slower', 0)}"
     )
-    if worst["ours_is"] != "slower":
-        return said
-    ratio, peer = number(worst["ours_over_theirs_x"], 2), plots.label(str(worst["implementation"]))
-    return f"{said}; at worst {ratio} × {peer} ({worst['part']}, batch {worst['batch_size']})"
+    worst = table.loc[table["ours_over_theirs_x"].idxmin()]
+    return f"{said}; at worst {_one(worst)}" if worst["ours_is"] == "slower" else said
+
+
+def extremes(table: pd.DataFrame) -> str:
+    """The best and the worst comparison."""
+    ratios = table["ours_over_theirs_x"]
+    best, worst = (table.loc[at] for at in (ratios.idxmax(), ratios.idxmin()))
+    return f"At best {_one(best)}, at worst {_one(worst)}."
+
+
+def _one(row: pd.Series) -> str:
+    """`0.48 × llama.cpp (decode, batch 1)`."""
+    shape = f"{row['part']}, " if "part" in row else ""
+    text = f", {row['characters']:,} characters" if "characters" in row else ""
+    state = f", {row['state']}" if "state" in row else ""
+    ratio, peer = number(row["ours_over_theirs_x"], 2), plots.label(str(row["implementation"]))
+    return f"{ratio} × {peer} ({shape}batch {row['batch_size']}{text}{state})"
 
 
 def _headline(figure: Figure, text: str, panels: int) -> None:

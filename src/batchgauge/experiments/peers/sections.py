@@ -13,7 +13,7 @@ from batchgauge.experiments.peers.participants import Peers, records
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
-from batchgauge.reporting import Score, Section, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots
 from batchgauge.reporting.tables import number
 
 GOALS = {  # (part, batch size, peer) -> our throughput over theirs, one thread
@@ -84,7 +84,7 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     """Tokens a second of every engine; our throughput over each peer's, with its goals."""
     table, samples = engines.measure_engines(peers, decode_sizes)
     decode = sentence(table, "decode")
-    compared = table.query("threads == 1").dropna(subset=["ours_over_theirs_x"])
+    compared = _compared(table)
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
@@ -196,3 +196,32 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
             for row in records(others)
         )
     return text + "."
+
+
+def answer(words: Section, steps: Section, answers: Section) -> Answer:
+    """How many comparisons we win and lose, the worst of them, and whether outputs were equal."""
+    engines = _compared(steps.frame)
+    tokenizers = _compared(words.frame)
+    said = [
+        figures.verdicts(table, what)
+        for table, what in ((engines, "engines"), (tokenizers, "tokenizers"))
+        if len(table)
+    ]
+    if not said:
+        return Answer("No other engine or tokenizer is installed, so nothing is compared.")
+    tiles = []
+    for table, what in ((engines, "engines"), (tokenizers, "tokenizers")):
+        if len(table):
+            counts = table["ours_is"].value_counts()
+            value = (
+                f"{what.capitalize()}: faster in {counts.get('faster', 0)}, slower in "
+                f"{counts.get('slower', 0)} of {len(table)}"
+            )
+            tiles.append(Tile("peers", value, figures.extremes(table)))
+    text = " ".join(f"{part}." for part in said)
+    return Answer(f"{text} {answers.sentence()}", "peers_ratios", tiles)
+
+
+def _compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one thread in which somebody is beside us."""
+    return table.query("threads == 1").dropna(subset=["ours_over_theirs_x"])

@@ -22,7 +22,7 @@ from batchgauge.measuring.gate.process import THRESHOLD, GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.trial import SLOWDOWNS
 from batchgauge.registry import weights_of
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 from batchgauge.text import percent
@@ -135,11 +135,20 @@ def stored(select: str, baseline_dir: str, *, seconds: float, **subject: Any) ->
     )  # fmt: skip
 
 
-def answer(same: Section, rates: Section) -> str:
+def answer(same: Section, rates: Section) -> Answer:
     """How often the gate errs here, and the noise that it has to see through."""
     assert same.shown is not None
     low, high = _floors(same.shown)
-    return f"{rates.sentence()} The noise floor of single benchmarks here is {low} to {high}."
+    table = rates.frame
+    unchanged, five, ten = (runs.overall(table, slowdown) for slowdown in (0.0, 0.05, 0.1))
+    said = (
+        f"a slow-down of 10 % is found in {percent(ten.value)} of runs, of 5 % in "
+        f"{percent(five.value)}; unchanged code fails in {percent(unchanged.value, 1)} "
+        f"[{percent(unchanged.low, 1)}, {percent(unchanged.high, 1)}]"
+    )
+    text = f"With the noise of this machine {said}. Single benchmarks vary by {low} to {high}."
+    tile = Tile("noise", f"Noise {low} to {high}", f"{said[0].upper()}{said[1:]}.")
+    return Answer(text, rates.name, [tile])
 
 
 def _floors(table: pd.DataFrame) -> tuple[str, str]:

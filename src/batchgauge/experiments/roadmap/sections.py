@@ -27,10 +27,10 @@ from batchgauge.experiments.roadmap import (
 )
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.profiling.parallelism import probe_gil
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section
 from batchgauge.simulate.roadmap import rank
 from batchgauge.simulate.scaling import predictions
-from batchgauge.text import percent
+from batchgauge.text import percent, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
@@ -238,9 +238,13 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
     )  # fmt: skip
 
 
-def answer(ranked: Section, checked: Section) -> str:
+def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
-    return f"{ranked.sentence()} {checked.sentence()}"
+    first, *rest = sentences(ranked.sentence())
+    off = max(score.value for score in checked.scores())
+    hardware = [said for said in rest if said.startswith("Hardware: ")]
+    trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}."
+    return Answer(" ".join([first, *hardware, trust]), ranked.name)
 
 
 def _check_counts(name: str, counts: Sequence[int]) -> None:

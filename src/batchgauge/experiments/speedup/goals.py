@@ -95,16 +95,19 @@ def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.D
 
 def summary(table: pd.DataFrame) -> str:
     """How many goals were met, open, missed, and which were missed."""
-    counts = table["verdict"].value_counts()
     missed = table[table["verdict"] == "missed"]["goal"]
+    return counts(table) + (f" Missed: {'; '.join(missed)}." if len(missed) else "")
+
+
+def counts(table: pd.DataFrame) -> str:
+    """How many goals were met, open, missed."""
+    found = table["verdict"].value_counts()
     text = ", ".join(
-        f"{counts[v]} {v}"
+        f"{found[v]} {v}"
         for v in ("met", "open", "missed", "not comparable", "not measured")
-        if v in counts
+        if v in found
     )
-    return f"Of {len(table)} goals: {text}." + (
-        f" Missed: {'; '.join(missed)}." if len(missed) else ""
-    )
+    return f"Of {len(table)} goals: {text}."
 
 
 def seconds(context: Context) -> float:

@@ -12,7 +12,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup import beside, by_size, figures, goals, quality, runs
 from batchgauge.experiments.speedup.by_size import OVER_BASELINE, STRICT
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section
 from batchgauge.text import Markdown
 
 check = runs.check
@@ -142,22 +142,23 @@ def reached(context: Context, ladders: Mapping[str, Section], steps: Section) ->
     return Section("goals", {"goals": table}, said, table, caption, targets=[score])
 
 
-def answer(ladders: Sequence[Section], met: Section) -> str:
-    """How high each ladder goes, which rungs paid most and not at all, the goals."""
-    parts = []
-    for table in (ladder.frame for ladder in ladders):
-        whole = of_form(table, CUMULATIVE).query("status == 'ok'")
+def answer(ladders: Sequence[Section], met: Section) -> Answer:
+    """How high each ladder goes, its largest step, and how many goals were reached."""
+    parts, figure = [], ""
+    for section in ladders:
+        whole = of_form(section.frame, CUMULATIVE).query("status == 'ok'")
         if whole.empty:
             continue
         top, best = whole.iloc[-1], whole.sort_values("step_x").iloc[-1]
         idle = int((whole["step_low_x"] <= 1).sum())
+        figure = figure or section.name
         parts.append(
-            f"{str(top['part']).capitalize()}: {top['speedup_x']:.3g} × "
-            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] over the baseline{_conditions(top)}, the "
-            f"largest step “{best['rung']}” ({best['step_x']:.3g} ×); {idle} of {len(whole)} rungs "
-            "did not pay."
+            f"{str(top['part']).capitalize()} is {top['speedup_x']:.3g} × "
+            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] as fast as the straightforward "
+            f"baseline{_conditions(top)}, the largest step “{best['rung']}” ({best['step_x']:.3g} "
+            f"×); {idle} of {len(whole)} rungs did not pay."
         )
-    return " ".join([*parts, met.sentence()])
+    return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
 
 
 def _conditions(row: pd.Series) -> str:
