@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import axes_of, chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.own import NumpyStepper
@@ -150,8 +151,7 @@ def test_the_tokenizing_study(field):
     assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenize"}
     assert "× baseline" in warm.sentence()
     rows = table[table["state"] == "cold"]
-    assert cold.picture is not None
-    for ax, length in zip(cold.picture().axes, (40, 200), strict=True):
+    for ax, length in zip(axes_of(cold), (40, 200), strict=True):
         wanted = rows[(rows["characters"] == length) & (rows["threads"] == 1)]
         drawn = np.concatenate([line.get_ydata() for line in ax.lines])
         assert set(wanted["value"]) <= set(drawn)
@@ -169,14 +169,11 @@ def test_the_engine_study(model, monkeypatch):
     table = decode.frame
     assert set(table["part"]) == {"prefill", "decode"}
     assert set(table["implementation"]) == {"numpy", "llama-cpp"}
-    assert decode.picture is not None
-    lines = [line for ax in decode.picture().axes for line in ax.lines]
+    lines = [line for ax in axes_of(decode) for line in ax.lines]
     drawn = np.concatenate([np.asarray(line.get_ydata()) for line in lines])
     assert set(table[table["part"] == "decode"]["value"]) <= set(drawn)
-    assert ratios.picture is not None
-    (ax, *_) = ratios.picture().axes
     compared = table.query("threads == 1")["ours_over_theirs_x"].notna().sum()
-    assert len(ax.get_yticklabels()) == compared > 0
+    assert len(rows_of(chart_of(ratios))) == compared > 0
     assert "× llama.cpp" in decode.sentence()
     assert "× llama.cpp" in ratios.sentence()
     assert "llama-cpp" in peers.conditions_table(field)["peer"].tolist()

@@ -10,7 +10,7 @@ import pytest
 
 mpl.use("agg")
 
-from tests.conftest import axes_of
+from tests.conftest import axes_of, chart_of, rows_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
@@ -137,8 +137,9 @@ def test_baseline_sections(context, monkeypatch):
     assert "Noise floor at worst 1.5 %" in tokens.sentence()
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
     assert (score.label, score.value, score.verdict) == ("Tokenizing, S(8)", 8**0.5, "open")
-    (axes,) = axes_of(tokens)
-    assert any("target at batch 16: 3 ×" in t.get_text() for t in axes.texts)
+    chart = chart_of(tokens)
+    assert "target at batch 16: 3 ×" in json.dumps(chart.spec, ensure_ascii=False)
+    assert rows_of(chart)["value"].tolist() == pytest.approx(table["speedup_x"], rel=1e-5)
     whole, waits, answers = baseline.inference(
         context, sizes=(1, 32), max_tokens=4, target=(8, 3.0)
     )
@@ -192,11 +193,13 @@ def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):
         {
             "batch_size": [1, 8], "peak_bytes": [2**20, 2**21], "weights_bytes": [2**29] * 2,
             "overhead_percent": [1.0, 6.0], "peak_per_item_bytes": [2**20, 2**18],
+            "overhead_beside_weights_percent": [20.0, 31.0],
         }
     )  # fmt: skip
     monkeypatch.setattr(costs, "memory", lambda *_: table)
     known = baseline.memory(context, sizes=(1, 8), max_tokens=1)
     assert "peaks at 2.0 MiB beside 512 MiB of weights, 0.25 MiB an item" in known.sentence()
+    assert known.sentence().endswith("is 6.0 % with the weights in it, 31 % beside them.")
     assert [s.verdict for s in known.scores()] == ["missed"]
     monkeypatch.setattr(costs, "memory", lambda *_: table.assign(overhead_percent=np.nan))
     unknown = baseline.memory(context, sizes=(1, 8), max_tokens=1)
@@ -215,7 +218,7 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(baseline_runs, "variation", lambda *_: table)
     section = baseline.variation(context, sizes=(4,), max_tokens=4)
-    assert "temperature from 0 to 1.5: -50%" in section.sentence()
+    assert "temperature from 0 to 1.5: -50 %" in section.sentence()
     assert [ax.get_xlabel() for ax in axes_of(section)] == ["temperature", "max tokens"]
 
 
@@ -247,8 +250,10 @@ def test_a_ladder_says_what_paid(context, monkeypatch):
     assert lines[2].endswith("it cost.")
     assert section.shown is not None
     assert section.shown["alone_x"].dropna().tolist() == [4.2]
-    (axes,) = axes_of(section)
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["cache", "trick", "blocks"]
+    chart = chart_of(section)
+    (names,) = {tuple(layer["encoding"]["y"]["sort"]) for layer in chart.spec["layer"][:2]}
+    assert names == ("cache", "trick (broken)", "blocks")
+    assert sorted(rows_of(chart)["speedup_x"]) == [3.6, 4.0, 4.2]
 
 
 def test_speedup_goals_and_answer(context, monkeypatch):
@@ -269,13 +274,16 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     assert met.frame["verdict"].tolist() == verdicts
     assert met.frame["tried"].tolist() == ["cache 4.00 ×; blocks 0.90 ×", "", "", "", ""]
     assert [s.verdict for s in met.scores()] == ["missed"]
-    said = speedup.answer([ladder], met)
-    assert "Inference: 3.6 × [3.5, 3.7] over the baseline, the largest step “cache”" in said
+    answered = speedup.answer([ladder], met)
+    said = answered.text
+    assert answered.figure == "ladder"
+    assert "Inference is 3.6 × [3.5, 3.7] as fast as the straightforward baseline, the" in said
     quick = rungs("inference").assign(weights="file", threads=2)
-    said = speedup.answer([Section("ladder", {"ladder": quick})], met)
-    assert "over the baseline (weights file, 2 threads), the largest step" in said
+    said = speedup.answer([Section("ladder", {"ladder": quick})], met).text
+    assert "straightforward baseline (weights file, 2 threads), the largest step" in said
     assert "1 of 2 rungs did not pay" in said
-    assert "Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured. Missed: S(8)" in said
+    assert said.endswith("Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured.")
+    assert "Missed: S(8)" in met.sentence()
 
 
 def test_speedup_by_size(context, monkeypatch):
@@ -301,7 +309,7 @@ def test_speedup_by_size(context, monkeypatch):
     assert words.sentence() == (
         "Tokenizing in batches of 64: 8.00 × one at a time, 800 × the baseline."
     )
-    assert axes_of(words)[0].get_yscale() == "log"
+    assert chart_of(words).spec["layer"][1]["encoding"]["y"]["scale"]["type"] == "log"
     speedup.inference_by_size(context, sizes=(1, 4, 64), target=(8, 3.0))
     speedup.inference_by_size(context, sizes=(64,), target=(8, 3.0))
     assert seen == [[1, 64], [1, 4], [1]]

@@ -99,7 +99,7 @@ class Looks:
 
     def channels(self, *, legend: bool = True) -> Spec:
         """Colour and shape of a `series` column."""
-        shown = {} if legend and len(self.names) > 1 else None
+        shown: Spec | None = {} if legend and len(self.names) > 1 else None
         scale = {"domain": list(self.names)}
         return {
             "color": _nominal({**scale, "range": list(self.colours)}, shown),
@@ -372,7 +372,7 @@ def _reference(line: Line) -> list[Spec]:
         words |= {"align": "right", "dy": -7, "x": "width"}
     else:
         words |= {"align": "left", "dx": 4, "y": 0, "baseline": "top", "dy": 3}
-    one = {"values": [{}]}
+    one: Spec = {"values": [{}]}
     return [
         {"data": one, "mark": rule, "encoding": at},
         {"data": one, "mark": words, "encoding": at},

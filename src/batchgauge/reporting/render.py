@@ -93,5 +93,7 @@ def bundle() -> str:
     """vega, vega-lite and vega-embed as one script that sets `vegaEmbed`; about 0.9 MB."""
     import vl_convert
 
-    script: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE)
+    script: str = vl_convert.javascript_bundle(
+        "window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE
+    )
     return script

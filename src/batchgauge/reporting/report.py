@@ -139,34 +139,31 @@ class Report:
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below, and
         with it what the `frames` it was drawn from say of their basis. A `Chart` is alive in
-        JupyterLab and on the page.
+        JupyterLab and on the page, and written as `<name>.vl.json` too.
         """
         alt, caption = _plain(alt), _plain(caption)
         path = self.path("reports", "figures", f"{name}.png")
+        about = {
+            "file": f"figures/{path.name}",
+            "title": figure.title if isinstance(figure, Chart) else "",
+            "caption": caption,
+            "csv": next((f"data/{self.name}_{n}.csv" for n in frames or ()), ""),
+            "basis": tables.basis(*(frames or {}).values()),
+            "alt": alt,
+        }
         data: dict[str, Any] = {"text/plain": alt}
-        title = ""
         if isinstance(figure, Chart):
-            spec, title = figure.full(alt), figure.title
+            spec = {**figure.full(alt), "usermeta": {METADATA_KEY: about}}
             render.save_png(spec, path, alt)
+            write_text(json.dumps(spec), self.path("reports", "figures", f"{name}.vl.json"))
             data[MIME] = spec
         else:
             plots.save(figure, path, alt)
         png = path.read_bytes()
         data["image/png"] = base64.b64encode(png).decode("ascii")
         width = int.from_bytes(png[16:20], "big") // plots.SCALE
-        csv = next((f"data/{self.name}_{n}.csv" for n in frames or ()), "")
-        _show(
-            data,
-            shown={"image/png": {"alt": alt, "width": width}},
-            kind="figure",
-            file=f"figures/{path.name}",
-            title=title,
-            caption=caption,
-            csv=csv,
-            basis=tables.basis(*(frames or {}).values()),
-            alt=alt,
-            width=width,
-        )
+        shown = {"image/png": {"alt": alt, "width": width}}
+        _show(data, shown=shown, kind="figure", width=width, **about)
         _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")
         return path
 

@@ -245,8 +245,10 @@ def scores_sentence(table: pd.DataFrame) -> str:
         f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
         f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
         f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
-        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with the "
-        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
+        "the "
+        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, "
+        "a 10th percentile "
         f"of {other['p10_score']:.3f}, and broke budgets in "
         f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
     )
@@ -300,14 +302,13 @@ def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str
     told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
     ours = rows[rows["suggested"]]
     parts = [
-        told(int(row.batch_size), row.tokens_per_s, row.latency_ms)
-        for row in ours.itertuples(index=False)
+        told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])
+        for row in ours.to_dict("records")
     ]
     within = rows[rows["latency_ms"] <= budget_ms]
     if within.empty:
         parts.append(f"no size answers within {budget_ms:,.0f} ms")
-    elif within["tokens_per_s"].idxmax() not in ours.index:
-        best = rows.loc[within["tokens_per_s"].idxmax()]
+    elif not (best := within.sort_values("tokens_per_s").iloc[-1])["suggested"]:
         rate = f"{best['tokens_per_s']:,.0f} tokens/s"
         parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
     said = "; ".join(parts)

@@ -235,8 +235,10 @@ def findings(subject: Subject, stages: Section, roofline: Section) -> Section:
         Markdown("- {}").format(finding_sentence(row)) for _, row in frame.iterrows()
     )
     shown = None if frame.empty else frame.drop(columns=["bound"])
-    caption = "Hotspots by their share of a whole request; the speed-ups are the request's, or the part's "
-        "where it is none of a request."
+    caption = (
+        "Hotspots by their share of a whole request; the speed-ups are the request's, or the "
+        "part's where it is none of a request."
+    )
     return Section("findings", {"findings": frame}, said, shown, caption)
 
 

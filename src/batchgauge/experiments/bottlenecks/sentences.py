@@ -10,7 +10,7 @@ from batchgauge.machine.rates import Rates
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
-from batchgauge.text import Markdown, code, percent
+from batchgauge.text import Markdown, code, counted, percent
 
 
 def file_stem(name: str) -> str:
@@ -147,14 +147,15 @@ def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
     worst = rows.iloc[int(rows["ratio"].argmax())]
     text = (
         f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
-        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {rates.threads} thread(s). At batch {size}, "
+        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {counted(rates.threads, 'thread')}. At batch "
+        f"{size}, "
         f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
     below = frame[frame["ratio"] < 0.95]
     if len(below):
         least = below.iloc[int(below["ratio"].argmin())]
         text += (
-            f" {len(below)} placement(s) lie below 1, the lowest {least['kernel']} at batch "
+            f" {counted(len(below), 'placement')} below 1, the lowest {least['kernel']} at batch "
             f"{least['batch_size']} with {least['ratio']:.2f}: part of its bytes came from a "
             "cache, or the peak was measured beside a busy neighbour."
         )

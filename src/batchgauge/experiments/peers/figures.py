@@ -93,14 +93,14 @@ def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
         f"Of {len(table)} comparisons with other {what} we are faster in {is_.get('faster', 0)} "
         f"and slower in {is_.get('slower', 0)}"
     )
-    worst = table.loc[table["ours_over_theirs_x"].idxmin()]
+    worst = table.sort_values("ours_over_theirs_x").iloc[0]
     return f"{said}; at worst {_one(worst)}" if worst["ours_is"] == "slower" else said
 
 
 def extremes(table: pd.DataFrame) -> str:
     """The best and the worst comparison."""
-    ratios = table["ours_over_theirs_x"]
-    best, worst = (table.loc[at] for at in (ratios.idxmax(), ratios.idxmin()))
+    ordered = table.sort_values("ours_over_theirs_x")
+    best, worst = ordered.iloc[-1], ordered.iloc[0]
     return f"At best {_one(best)}, at worst {_one(worst)}."
 
 
