@@ -29,12 +29,11 @@ from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
-from batchgauge.reporting import plots, render, tables
+from batchgauge.reporting import notebook, plots, render, tables
 from batchgauge.reporting.charts import MIME, Chart
 from batchgauge.reporting.model import is_reference, named, served
-from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
-from batchgauge.reporting.project import results_folder
+from batchgauge.reporting.project import project_root, results_folder
 from batchgauge.reporting.score import Answer, Score, Tile
 from batchgauge.text import Markdown, escaped, one_line, sentences, visible
 
@@ -93,7 +92,8 @@ class Report:
         cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
         number >= 0, a name that is no file stem, or a folder that cannot be written to.
         """
-        _check_parameters()
+        notebook.say_errors_short()
+        notebook.check_parameters()
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"The report name '{name}' is no file stem; expected lower case letters, "
@@ -111,8 +111,9 @@ class Report:
         if given.get("model"):
             given["model"] = Path(given["model"]).name  # folders are nobody's business
         report = cls(name, title, question, budget, folder, seed, redacted(given), model)
+        lasts = _time_it_takes(folder, name, budget)
         _show(
-            {"text/plain": f"{title} · profile {budget.name}"},
+            {"text/plain": f"{title} · profile {budget.name}, {lasts}"},
             kind="header",
             title=title,
             question=question,
@@ -303,12 +304,21 @@ def _plain(text: str) -> str:
     return text.plain if isinstance(text, Markdown) else one_line(text)
 
 
-def _check_parameters() -> None:
-    from IPython.core.getipython import get_ipython
+def _time_it_takes(folder: Path, name: str, budget: Profile) -> str:
+    """How long the report `name` will take: as long as the last time, here or in the reference."""
+    for place in (folder, project_root()):
+        try:
+            facts = json.loads((place / "data" / f"{name}_facts.json").read_text(encoding="utf-8"))
+            if facts["profile"] == budget.name:
+                return f"which took {_rounded(float(facts['seconds']))} the last time"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return f"{_rounded(budget.seconds)} of measuring, and as long again to prepare it"
 
-    shell = get_ipython()
-    if shell is not None:
-        check_injected(shell.user_ns, shell.user_ns.get("In", []))
+
+def _rounded(seconds: float) -> str:
+    """`40 s`, `3 minutes`."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _show(
