@@ -30,7 +30,7 @@ SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(e
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _REPR = re.compile(r"(PosixPath|WindowsPath|Score)\(")
 _HEADING = re.compile(r"^(#{2,4})\s+(.+?)\s*#*\s*$", re.MULTILINE)
-_TITLE = re.compile(r"\A\s*#\s+.+\n*")
+_TITLE = re.compile(r"\A\s*#\s+.+\n*(\*\*.+\*\*\n*)?")  # with the question, which the page has too
 # What is looked up, not read: folded on a page.
 _ASIDE = re.compile(r"\A(##+)\s+(Definitions|Reading this page|In continuous integration)\s*\n")
 _FENCED = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)

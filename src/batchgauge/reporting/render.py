@@ -23,7 +23,10 @@ from batchgauge.files import atomic_path
 from batchgauge.reporting.charts import DOMAIN, Spec
 from batchgauge.reporting.plots import GRID, INK, MUTED
 
-VEGA_LITE = "5.20"  # the newest that JupyterLab shows by itself
+# The version whose Vega is the bundle's. JupyterLab shows version 5 by itself, which the charts
+# name; everything they use is the same in both.
+VEGA_LITE = "6.4"
+_SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE}.json"
 SCALE = 2
 # What a page calls these colours, in light and in dark (`page.css`).
 _THEMED: Mapping[str, str] = {
@@ -53,7 +56,9 @@ def save_png(spec: Spec, path: Path, alt: str) -> Path:
     import vl_convert
 
     drawn = vl_convert.vegalite_to_png(
-        {**spec, "background": "white", "padding": 12}, vl_version=VEGA_LITE, scale=SCALE
+        {**spec, "$schema": _SCHEMA, "background": "white", "padding": 12},
+        vl_version=VEGA_LITE,
+        scale=SCALE,
     )
     words = PngInfo()
     words.add_itxt("Description", alt)
@@ -77,6 +82,7 @@ def svg(spec: Mapping[str, Any], name: str) -> str:
 def for_page(spec: Mapping[str, Any]) -> Spec:
     """`spec` in the page's colours, its title left to the page."""
     kept = {key: value for key, value in deepcopy(dict(spec)).items() if key != "title"}
+    kept["$schema"] = _SCHEMA
     text = _COLOUR.sub(lambda match: _BY_LOWER[match[0].lower()], json.dumps(kept))
     themed: Spec = json.loads(text)
     return themed

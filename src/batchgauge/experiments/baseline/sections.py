@@ -129,11 +129,15 @@ def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) 
         f"same requests one at a time, tokenizing in batches of {words['batch_size']} "
         f"{interval(words)}; {cost_words(waits.frame, bytes_.frame)}."
     )
+    further = (
+        f"; {most['speedup_x']:.1f} × at batch {most['batch_size']}"
+        if most["batch_size"] > answers["batch_size"]
+        else ""
+    )
     tile = Tile(
         "gain",
         f"{answers['speedup_x']:.1f} × at batch {answers['batch_size']}",
-        f"Whole requests against the same ones one at a time, {interval(answers)}; "
-        f"{most['speedup_x']:.1f} × at batch {most['batch_size']}.",
+        f"Whole requests against the same ones one at a time, {interval(answers)}{further}.",
     )
     return Answer(text, requests.name, [tile])
 

@@ -115,7 +115,10 @@ def throughput_latency(
         {"filter": "datum.workload === workload"},
         {"calculate": f"({fits}) ? '{WITHIN}' : '{OVER}'", "as": "series"},
     ]
-    budget = {"x": {"datum": {"expr": "latency_budget"}, "type": "quantitative"}}
+    once = [
+        {"aggregate": [{"op": "count", "as": "sizes"}]},
+        {"calculate": "latency_budget", "as": "latency_ms"},
+    ]
     rule = {"type": "rule", "color": CHOSEN, "strokeDash": [6, 3], "strokeWidth": 1.5}
     chosen = [{"filter": "datum.suggested"}, {"calculate": f"'{SUGGESTED}'", "as": "series"}]
     best = [
@@ -140,7 +143,7 @@ def throughput_latency(
         "dy": -8, "color": plots.INK, "fontSize": 12.5, "fontWeight": "bold",
     }  # fmt: skip
     spec["layer"] = [
-        {"data": {"values": [{}]}, "mark": rule, "encoding": budget},
+        {"transform": once, "mark": rule, "encoding": {"x": place["x"]}},
         first,
         dots,
         {"transform": chosen, "mark": hollow, "encoding": {**place, **marks}},

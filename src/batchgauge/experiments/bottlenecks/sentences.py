@@ -239,12 +239,14 @@ def answer(findings: pd.DataFrame, size: int) -> Markdown:
     known = rows[rows["floor_ratio"].notna()]
     if len(known):
         ratios = " and ".join(f"{ratio:.1f} ×" for ratio in known["floor_ratio"])
+        text += f", at {ratios} the least time that this machine's memory and cores allow"
         gain = 1.0 / (
             1.0 - sum(known["share"] * (1.0 - 1.0 / known["floor_ratio"].clip(lower=1.0)))
         )
         text += (
-            f", at {ratios} the least time that this machine's memory and cores allow: at those "
-            f"floors a batch would be {gain:.2f} × as fast"
+            f": at those floors a batch would be {gain:.2f} × as fast"
+            if gain >= 1.05
+            else ": hardly anything is left to gain"
         )
     return Markdown("{}. {}").format(text, rows.iloc[0]["recommendation"])
 

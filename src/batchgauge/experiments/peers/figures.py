@@ -93,6 +93,8 @@ def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
         f"Of {len(table)} comparisons with other {what} we are faster in {is_.get('faster', 0)} "
         f"and slower in {is_.get('slower', 0)}"
     )
+    if even := len(table) - is_.get("faster", 0) - is_.get("slower", 0):
+        said += f", not told apart in {even}"
     worst = table.sort_values("ours_over_theirs_x").iloc[0]
     return f"{said}; at worst {_one(worst)}" if worst["ours_is"] == "slower" else said
 

@@ -92,7 +92,7 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
             picture_caption="Decode throughput by batch size, with 95 % intervals.",
         ),
         Section(
-            "peers_ratios", {}, f"{sentence(table, 'prefill')}.", table,
+            "peers_ratios", {"engines": table}, f"{sentence(table, 'prefill')}.", table,
             "Prefill and decode: tokens/s with 95 % intervals, and our throughput over theirs.",
             partial(figures.ratios, compared),
             "Our throughput over each peer's on one thread, with 95 % intervals.",
