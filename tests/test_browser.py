@@ -184,7 +184,8 @@ def test_a_legend_leaves_one_series_alone(opened):
     """A click on a name in the legend fades the others, a second one brings them back."""
     page = opened("speedup")
     live = page.locator("figure.is-live .live").first
-    faded = "e => [...e.querySelectorAll('.mark-symbol path[opacity]')].map(p => p.getAttribute('opacity'))"
+    faded = """e => [...e.querySelectorAll('.mark-symbol path[opacity]')]
+      .map(p => p.getAttribute('opacity'))"""
     before = live.evaluate(faded)
     live.locator(".role-legend-symbol path").first.click(force=True)
     page.wait_for_timeout(300)

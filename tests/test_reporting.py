@@ -401,3 +401,35 @@ def test_bad_input_is_one_sentence_on_standard_error(arguments, monkeypatch, cap
     if "Usage" not in said:  # click's own words for an option that there is not
         assert said.startswith("batchgauge: ")
         assert len(said.strip().splitlines()) == 1
+
+
+def test_the_dictionary_says_ends_percentiles_and_units(tmp_path):
+    """Columns that belong to another say so; a column nobody knows has no meaning."""
+    from batchgauge.reporting.dictionary import meaning, write_dictionary
+
+    assert meaning("low_x") == "lower end of the 95 % interval"
+    assert meaning("goodput_gain_high") == "upper end of the 95 % interval"
+    assert meaning("p90_latency_ms").startswith("p90 of: start of a batch")
+    assert meaning("ttft_median_ms") == "median of: time to first token"
+    assert meaning("nobody_knows") == ""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a_samples.csv").write_text("wall_ms,share\n1,2\n")
+    text = write_dictionary(tmp_path).read_text(encoding="utf-8")
+    assert "A row is one timed sample." in text
+    assert "| `wall_ms` | ms | wall time |" in text
+    assert "| `share` | of 1 |" in text
+
+
+def test_every_committed_column_has_a_meaning():
+    """No table of the reference run has a column that the dictionary does not know."""
+    from batchgauge.reporting.dictionary import meaning
+
+    heads = {p.name: p.open(encoding="utf-8").readline() for p in (PROJECT / "data").glob("*.csv")}
+    assert heads
+    unknown = {
+        (name, column)
+        for name, head in heads.items()
+        for column in head.strip().split(",")
+        if not meaning(column)
+    }
+    assert unknown == set()

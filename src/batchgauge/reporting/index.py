@@ -14,6 +14,7 @@ from typing import Any
 
 from batchgauge.files import write_text
 from batchgauge.reporting import tables
+from batchgauge.reporting.dictionary import write_dictionary
 from batchgauge.reporting.export import TEMPLATES, one_blank_line, with_bundle
 from batchgauge.reporting.history import Past, past, remember
 from batchgauge.reporting.model import short
@@ -85,6 +86,7 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "tables": lambda facts: [f for f in facts["files"] if f.endswith(".csv")],
         "has_matrix": (out / "reports" / "matrix" / "index.html").is_file(),
     }
+    write_dictionary(out)
     write_text(one_blank_line(render("index.md.j2", about)), out / "reports" / "index.md")
     page = render("index.html.j2", about, alive=picture is not None)
     return write_text(with_bundle(page), out / "reports" / "index.html")

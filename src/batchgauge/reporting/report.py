@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -125,10 +126,12 @@ class Report:
         """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path.
 
         Values are written as they are, so that they can be read back: a text that begins
-        with `=` stays one, and a spreadsheet should import such columns as text.
+        with `=` stays one, and a spreadsheet should import such columns as text. What has no end
+        is missing.
         """
         path = self.path("data", f"{self.name}_{name}.csv")
         more = {name: value for name, value in self.columns.items() if name not in frame}
+        frame = frame.replace([math.inf, -math.inf], math.nan)
         write_csv(frame.assign(**more) if more else frame, path)
         return path
 

@@ -36,10 +36,19 @@ _ACRONYMS = {"kv": "KV", "ttft": "TTFT", "rss": "RSS", "cpu": "CPU", "blas": "BL
 def heading(column: object) -> str:
     """`wall_ms` becomes `wall (ms)`, `kv_cache_bytes` becomes `KV cache (bytes)`."""
     name = str(column)
-    suffix = next((s for s in _UNITS if name.endswith(s) and name != s), "")
+    suffix = _suffix(name)
     words = name.removesuffix(suffix).split("_") if suffix else name.split("_")
     text = " ".join(_ACRONYMS.get(word, word) for word in words).strip()
     return f"{text} ({_UNITS[suffix]})" if suffix else text
+
+
+def unit_of(column: str) -> str:
+    """The unit that a column's name ends in; empty without one."""
+    return _UNITS.get(_suffix(column), "")
+
+
+def _suffix(name: str) -> str:
+    return next((s for s in _UNITS if name.endswith(s) and name != s), "")
 
 
 def number(value: object, digits: int = 3) -> str:

@@ -214,7 +214,7 @@ def stability(
             {
                 "scenario": scenario.name,
                 "first": first,
-                "again": " ".join(map(str, again)),
+                **{f"again_{number}": size for number, size in enumerate(again, 1)},
                 "same_share": float(np.mean([True, *same])),
             }
         )

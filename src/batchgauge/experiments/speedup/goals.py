@@ -59,7 +59,8 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
         {
             "part": g.part,
             "goal": g.goal,
-            "target": f"{'≥' if g.better == 'higher' else '≤'} {g.target:g} {g.unit}",
+            "target": g.target,
+            "better": g.better,
             "value": g.value,
             "low": g.low,
             "high": g.high,
@@ -72,6 +73,16 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
         for g in goals
     ]
     return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The goals as they are shown: the target with its direction and unit in one column."""
+    signs = table["better"].map({"higher": "≥", "lower": "≤"})
+    words = [
+        f"{sign} {target:g} {unit}".strip()
+        for sign, target, unit in zip(signs, table["target"], table["unit"], strict=True)
+    ]
+    return table.assign(target=words).drop(columns=["better"])
 
 
 def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -139,7 +139,8 @@ def reached(context: Context, ladders: Mapping[str, Section], steps: Section) ->
     )  # fmt: skip
     caption = "Goals, measured values with 95 % intervals, verdicts."
     said = goals.summary(table)
-    return Section("goals", {"goals": table}, said, table, caption, targets=[score])
+    shown = goals.readable(table)
+    return Section("goals", {"goals": table}, said, shown, caption, targets=[score])
 
 
 def answer(ladders: Sequence[Section], met: Section) -> Answer:
