@@ -133,7 +133,7 @@ def lines(
         {
             "mark": {"type": "point", "filled": True, "size": 70},
             "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": _FADED},
-            "params": [_ZOOM, _LEGEND, _NEAREST] if len(looks.names) > 1 else [_ZOOM, _NEAREST],
+            "params": [_ZOOM, _NEAREST],
         },
     ]
     return _chart(shown, title, layers, references, height=300)
@@ -178,7 +178,7 @@ def dots(
         {
             "mark": {"type": "point", "filled": True, "size": 80},
             "encoding": {"x": x.encoding(), **place, "shape": channels["shape"], "tooltip": tips},
-            "params": [_ZOOM_X, _LEGEND] if len(looks.names) > 1 else [_ZOOM_X],
+            "params": [_ZOOM_X],
         },
     ]
     if band:
@@ -235,7 +235,6 @@ def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
         {
             "mark": {"type": "bar", "size": 30},
             "encoding": {**place, "color": channels["color"], "tooltip": tips, "opacity": _FADED},
-            "params": [_LEGEND],
         },
         {
             "transform": [{"filter": f"datum['{x.field}'] >= 6"}],
@@ -343,8 +342,13 @@ def _chart(
     frame: pd.DataFrame, title: str, layers: Sequence[Spec], references: Sequence[Line] = (), *,
     height: int,
 ) -> Chart:  # fmt: skip
-    named = {p["name"] for layer in layers for p in layer.get("params", [])}
-    if "shown" not in named:
+    named = [at for at, layer in enumerate(layers) if "color" in layer.get("encoding", {})]
+    if "series" in frame and frame["series"].nunique() > 1 and named:
+        # In the first layer that has the legend: of merged legends the first is asked.
+        first = dict(layers[named[0]])
+        first["params"] = [*first.get("params", []), _LEGEND]
+        layers = [*layers[: named[0]], first, *layers[named[0] + 1 :]]
+    else:
         layers = [_without_fading(layer) for layer in layers]
     spec = {
         "width": WIDTH,
