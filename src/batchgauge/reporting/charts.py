@@ -129,7 +129,10 @@ def lines(
     layers = [
         *extra,
         *band,
-        {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**place, "opacity": _FADED}},
+        {
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {**place, "opacity": _FADED},
+        },
         {
             "mark": {"type": "point", "filled": True, "size": 70},
             "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": _FADED},
@@ -184,7 +187,7 @@ def dots(
     if band:
         ends = {"x": {**low, "field": f"-{band}"}, "x2": {"field": band}}
         shown = shown.assign(**{f"-{band}": -shown[band]})
-        mark = {"type": "bar", "color": GRID, "height": {"band": 0.8}}
+        mark = {"type": "bar", "color": GRID, "height": {"band": 0.8}, "aria": False}
         layers.insert(0, {"mark": mark, "encoding": {**ends, "y": y}})
     height = 40 + len(names) * (34 if crowded else 24)
     return _chart(shown, title, layers, references, height=height)
@@ -307,6 +310,8 @@ def config() -> Spec:
         "title": {"anchor": "start", "color": INK, "fontSize": 15, "offset": 12},
         "view": {"stroke": None},
         "point": {"opacity": 1},
+        # Read out are the marks that have the values, not what stands around them.
+        **{kind: {"aria": False} for kind in ("rule", "line", "area", "text")},
     }
 
 
@@ -343,7 +348,7 @@ def _chart(
     height: int,
 ) -> Chart:  # fmt: skip
     named = [at for at, layer in enumerate(layers) if "color" in layer.get("encoding", {})]
-    if "series" in frame and frame["series"].nunique() > 1 and named:
+    if named and len(set(frame.get("series", ()))) > 1:
         # In the first layer that has the legend: of merged legends the first is asked.
         first = dict(layers[named[0]])
         first["params"] = [*first.get("params", []), _LEGEND]
@@ -370,8 +375,20 @@ def _without_fading(layer: Spec) -> Spec:
 
 def _reference(line: Line) -> list[Spec]:
     at = {line.axis: {"datum": line.value, "type": "quantitative"}}
-    rule = {"type": "rule", "color": MUTED, "strokeDash": _DASHES[line.kind], "strokeWidth": 1.3}
-    words: Spec = {"type": "text", "color": MUTED, "text": visible(line.text), "fontSize": 11.5}
+    rule = {
+        "type": "rule",
+        "aria": False,
+        "color": MUTED,
+        "strokeDash": _DASHES[line.kind],
+        "strokeWidth": 1.3,
+    }
+    words: Spec = {
+        "type": "text",
+        "aria": False,
+        "color": MUTED,
+        "text": visible(line.text),
+        "fontSize": 11.5,
+    }
     if line.axis == "y":
         words |= {"align": "right", "dy": -7, "x": "width"}
     else:

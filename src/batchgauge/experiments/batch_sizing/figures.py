@@ -139,7 +139,8 @@ def throughput_latency(
     star = {"type": "point", "filled": True, "size": 260}
     marks = {"color": dots["encoding"]["color"], "shape": dots["encoding"]["shape"]}
     words = {
-        "type": "text", "align": "right", "baseline": "bottom", "x": "width", "y": "height",
+        "type": "text", "align": "right", "baseline": "bottom", "x": "width",
+        "y": "height",
         "dy": -8, "color": plots.INK, "fontSize": 12.5, "fontWeight": "bold",
     }  # fmt: skip
     spec["layer"] = [
