@@ -277,7 +277,7 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     answered = speedup.answer([ladder], met)
     said = answered.text
     assert answered.figure == "ladder"
-    assert "Inference is 3.6 × [3.5, 3.7] as fast as the straightforward baseline, the" in said
+    assert "Inference is 3.60 × [3.50, 3.70] as fast as the straightforward baseline" in said
     quick = rungs("inference").assign(weights="file", threads=2)
     said = speedup.answer([Section("ladder", {"ladder": quick})], met).text
     assert "straightforward baseline (weights file, 2 threads), the largest step" in said

@@ -7,108 +7,47 @@ is given; nothing measures. Widths are those of the still picture, a page gives 
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
-from batchgauge.reporting.plots import GRID, INK, MUTED, colour, label, marker
+from batchgauge.reporting.chart_parts import (
+    DASHES,
+    FADED,
+    LEGEND,
+    MIME,
+    NEAREST,
+    WIDTH,
+    ZOOM,
+    ZOOM_X,
+    Axis,
+    Chart,
+    Line,
+    Looks,
+    Spec,
+    faded,
+    powers,
+    records,
+)
+from batchgauge.reporting.plots import GRID, MUTED
 from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 
-Spec = dict[str, Any]
-
-SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
-MIME = "application/vnd.vegalite.v5+json"  # which JupyterLab shows by itself
-WIDTH = 640  # pixels of the still picture
-DOMAIN = "#8c959f"  # axis lines
-_SHAPES = {"s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
-_DASHES = {"target": [6, 3], "floor": [1, 2], "ideal": [6, 3, 1, 3]}
-_PER_LINE = 66  # characters of a still picture's title
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A figure: what it found, and the Vega-Lite specification that draws it."""
-
-    title: str
-    spec: Spec
-
-    def full(self, alt: str) -> Spec:
-        """The specification as it stands alone: with title, description and looks."""
-        words = textwrap.wrap(self.title, _PER_LINE)
-        about = {"$schema": SCHEMA, "description": alt, "config": config()}
-        return {**about, **({"title": {"text": words}} if words else {}), **self.spec}
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis: the column it shows, its words, and its scale.
-
-    `base` makes it logarithmic; `ticks` are the values that are marked (empty: chosen).
-    """
-
-    field: str
-    title: str
-    base: int = 0
-    ticks: Sequence[float] = ()
-    zero: bool = True
-
-    def encoding(self, domain: Sequence[float] = ()) -> Spec:
-        """The axis as an encoding; `domain` are its ends where they are not the data's."""
-        scale: Spec = {"type": "log", "base": self.base} if self.base else {"zero": self.zero}
-        if domain:
-            scale["domain"] = list(domain)
-        else:  # room for the marks at the ends, which the zoomed frame would cut
-            scale |= {"padding": 9, "nice": False}
-        axis: Spec = {"title": self.title, "format": ",~r"}
-        if self.ticks:
-            axis["values"] = list(self.ticks)
-        return {"field": self.field, "type": "quantitative", "scale": scale, "axis": axis}
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A reference line with its words: a target, a floor or an ideal."""
-
-    value: float
-    text: str
-    axis: str = "y"
-    kind: str = "target"
-
-
-@dataclass(frozen=True, slots=True)
-class Looks:
-    """Colours and shapes by series name, in the legend's order."""
-
-    names: Sequence[str]
-    colours: Sequence[str]
-    shapes: Sequence[str]
-
-    @classmethod
-    def of(cls, implementations: Iterable[str], names: Mapping[str, str] | None = None) -> Looks:
-        """Those of implementations, as everywhere in the study; `names` say how they are called."""
-        every = list(dict.fromkeys(implementations))
-        called = [(names or {}).get(name) or label(name) for name in every]
-        shapes = [_SHAPES.get(marker(name), "circle") for name in every]
-        return cls(called, [colour(name) for name in every], shapes)
-
-    def channels(self, *, legend: bool = True) -> Spec:
-        """Colour and shape of a `series` column."""
-        shown: Spec | None = {} if legend and len(self.names) > 1 else None
-        scale = {"domain": list(self.names)}
-        return {
-            "color": _nominal({**scale, "range": list(self.colours)}, shown),
-            "shape": _nominal({**scale, "range": list(self.shapes)}, shown),
-        }
-
-
-def _nominal(scale: Spec, legend: Spec | None) -> Spec:
-    return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
+__all__ = [
+    "MIME",
+    "Axis",
+    "Chart",
+    "Line",
+    "Looks",
+    "Spec",
+    "dots",
+    "lines",
+    "powers",
+    "scatter",
+    "speedup",
+    "stacked",
+    "words",
+]
 
 
 def lines(
@@ -131,12 +70,12 @@ def lines(
         *band,
         {
             "mark": {"type": "line", "strokeWidth": 2},
-            "encoding": {**place, "opacity": _FADED},
+            "encoding": {**place, "opacity": FADED},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 70},
-            "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": _FADED},
-            "params": [_ZOOM, _NEAREST],
+            "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": FADED},
+            "params": [ZOOM, NEAREST],
         },
     ]
     return _chart(shown, title, layers, references, height=300)
@@ -146,7 +85,7 @@ def _band(place: Spec) -> Spec:
     low = {**place["y"], "field": "low"}
     return {
         "mark": {"type": "area", "opacity": 0.16},
-        "encoding": {**place, "y": low, "y2": {"field": "high"}, "opacity": _faded(0.16, 0.02)},
+        "encoding": {**place, "y": low, "y2": {"field": "high"}, "opacity": faded(0.16, 0.02)},
     }
 
 
@@ -169,19 +108,19 @@ def dots(
     crowded = bool(shown.duplicated("name").any())
     beside = {"field": "series", "type": "nominal", "scale": {"domain": list(looks.names)}}
     offset = {"yOffset": beside} if crowded else {}
-    place = {"y": y, **offset, "color": channels["color"], "opacity": _FADED}
+    place = {"y": y, **offset, "color": channels["color"], "opacity": FADED}
     low = {**x.encoding(), "field": "low"}
     tips = [{"field": "name", "title": ""}]
     tips += [_tip("series", "")] if len(looks.names) > 1 else []
     tips += [_tip(x.field, x.title), {"field": "interval", "title": "95 % interval"}]
     tips += [_tip(column, column.replace("_", " ")) for column in more]
-    rule = {"x": low, "x2": {"field": "high"}, **place, "opacity": _faded(0.5, 0.06)}
+    rule = {"x": low, "x2": {"field": "high"}, **place, "opacity": faded(0.5, 0.06)}
     layers: list[Spec] = [
         {"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule},
         {
             "mark": {"type": "point", "filled": True, "size": 80},
             "encoding": {"x": x.encoding(), **place, "shape": channels["shape"], "tooltip": tips},
-            "params": [_ZOOM_X],
+            "params": [ZOOM_X],
         },
     ]
     if band:
@@ -208,7 +147,7 @@ def scatter(frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[
             {
                 "mark": {"type": "point", "filled": True, "size": 60},
                 "encoding": {**place, **looks.channels(), "tooltip": said},
-                "params": [_ZOOM, _NEAREST],
+                "params": [ZOOM, NEAREST],
             },
         ],
         height=320,
@@ -237,7 +176,7 @@ def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
     layers: list[Spec] = [
         {
             "mark": {"type": "bar", "size": 30},
-            "encoding": {**place, "color": channels["color"], "tooltip": tips, "opacity": _FADED},
+            "encoding": {**place, "color": channels["color"], "tooltip": tips, "opacity": FADED},
         },
         {
             "transform": [{"filter": f"datum['{x.field}'] >= 6"}],
@@ -273,76 +212,6 @@ def speedup(frame: pd.DataFrame, *, title: str, y: str, references: Sequence[Lin
     return lines(shown, title, x, Axis("value", y, 2, ticks), looks, [floor, *references])
 
 
-def powers(*columns: pd.Series[Any]) -> list[float]:
-    """Marks of a logarithmic axis: powers of 2 around all values, of 10 where it is long."""
-    every = [float(v) for column in columns for v in column if math.isfinite(v) and v > 0]
-    low, high = (min(every), max(every)) if every else (1.0, 2.0)
-    base = 2 if high / low < 100 else 10
-    first, last = (math.floor(math.log(v, base) + 1e-9) for v in (low, high))
-    whole = [float(base) ** e for e in range(first, last + 2)]
-    return whole if high / low > 8 else sorted([*whole, *(1.5 * v for v in whole)])
-
-
-def config() -> Spec:
-    """The looks of every figure, those of `plots.use_theme`."""
-    text = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12.5}
-    return {
-        "background": None,
-        "font": "system-ui, 'DejaVu Sans', sans-serif",
-        "axis": {
-            **text,
-            "gridColor": GRID,
-            "domainColor": DOMAIN,
-            "tickColor": DOMAIN,
-            "titleFontWeight": "normal",
-            "labelLimit": 260,
-            "titlePadding": 8,
-        },
-        "legend": {
-            "labelColor": INK,
-            "title": None,
-            "orient": "top",
-            "columns": 3,
-            "labelFontSize": 12.5,
-            "symbolSize": 100,
-            "labelLimit": 260,
-        },
-        "title": {"anchor": "start", "color": INK, "fontSize": 15, "offset": 12},
-        "view": {"stroke": None},
-        "point": {"opacity": 1},
-        # Read out are the marks that have the values, not what stands around them.
-        **{kind: {"aria": False} for kind in ("rule", "line", "area", "text")},
-    }
-
-
-def _faded(on: float = 1.0, off: float = 0.1) -> Spec:
-    """Opacity by the legend: a click on a name leaves it alone."""
-    return {"condition": {"param": "shown", "value": on, "empty": True}, "value": off}
-
-
-_FADED = _faded()
-# By the mouse only: a finger drags the page. The wheel scrolls the page unless Ctrl is held.
-_ZOOM: Spec = {
-    "name": "zoomed",
-    "select": {
-        "type": "interval",
-        "translate": "[mousedown, window:mouseup] > window:mousemove!",
-        "zoom": "wheel![event.ctrlKey]",
-    },
-    "bind": "scales",
-}
-_ZOOM_X: Spec = {**_ZOOM, "select": {**_ZOOM["select"], "encodings": ["x"]}}
-_LEGEND: Spec = {
-    "name": "shown",
-    "select": {"type": "point", "fields": ["series"]},
-    "bind": "legend",
-}
-_NEAREST: Spec = {
-    "name": "near",
-    "select": {"type": "point", "on": "mouseover", "clear": "mouseout", "nearest": True},
-}
-
-
 def _chart(
     frame: pd.DataFrame, title: str, layers: Sequence[Spec], references: Sequence[Line] = (), *,
     height: int,
@@ -351,7 +220,7 @@ def _chart(
     if named and len(set(frame.get("series", ()))) > 1:
         # In the first layer that has the legend: of merged legends the first is asked.
         first = dict(layers[named[0]])
-        first["params"] = [*first.get("params", []), _LEGEND]
+        first["params"] = [*first.get("params", []), LEGEND]
         layers = [*layers[: named[0]], first, *layers[named[0] + 1 :]]
     else:
         layers = [_without_fading(layer) for layer in layers]
@@ -379,7 +248,7 @@ def _reference(line: Line) -> list[Spec]:
         "type": "rule",
         "aria": False,
         "color": MUTED,
-        "strokeDash": _DASHES[line.kind],
+        "strokeDash": DASHES[line.kind],
         "strokeWidth": 1.3,
     }
     words: Spec = {
@@ -419,24 +288,3 @@ def _with_interval(frame: pd.DataFrame, value: str) -> pd.DataFrame:
         for low, high in zip(shown["low"], shown["high"], strict=True)
     ]
     return shown.assign(interval=words)
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON has them: four significant digits and more, text made visible."""
-    return [
-        {str(name): _plain(value) for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
-
-
-def _plain(value: object) -> object:
-    if value is None or value is pd.NA:
-        return None
-    if isinstance(value, bool) or type(value).__name__ == "bool":
-        return bool(value)
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        real = float(value)
-        return float(f"{real:.6g}") if math.isfinite(real) else None
-    return visible(str(value))

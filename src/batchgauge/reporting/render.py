@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from batchgauge.files import atomic_path
-from batchgauge.reporting.charts import DOMAIN, Spec
+from batchgauge.reporting.chart_parts import DOMAIN, Spec
 from batchgauge.reporting.plots import GRID, INK, MUTED
 
 # The version whose Vega is the bundle's. JupyterLab shows version 5 by itself, which the charts

@@ -13,6 +13,7 @@ from batchgauge.experiments.speedup import beside, by_size, figures, goals, qual
 from batchgauge.experiments.speedup.by_size import OVER_BASELINE, STRICT
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.reporting import Answer, Score, Section
+from batchgauge.reporting.tables import number
 from batchgauge.text import Markdown
 
 check = runs.check
@@ -154,9 +155,10 @@ def answer(ladders: Sequence[Section], met: Section) -> Answer:
         idle = int((whole["step_low_x"] <= 1).sum())
         figure = figure or section.name
         parts.append(
-            f"{str(top['part']).capitalize()} is {top['speedup_x']:.3g} × "
-            f"[{top['low_x']:.3g}, {top['high_x']:.3g}] as fast as the straightforward "
-            f"baseline{_conditions(top)}, the largest step “{best['rung']}” ({best['step_x']:.3g} "
+            f"{str(top['part']).capitalize()} is {number(top['speedup_x'])} × "
+            f"[{number(top['low_x'])}, {number(top['high_x'])}] as fast as the straightforward "
+            f"baseline{_conditions(top)}, the largest step “{best['rung']}” "
+            f"({number(best['step_x'])} "
             f"×); {idle} of {len(whole)} rungs did not pay."
         )
     return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
@@ -186,7 +188,7 @@ def sentence(row: pd.Series) -> str:
         else ("it cost" if row["step_high_x"] < 1 else "no significant difference")
     )
     return (
-        f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
+        f"{row['rung']}: {step} on top of the rung before, {number(row['speedup_x'])} × over the "
         f"baseline; {paid}."
     )
 
@@ -222,5 +224,5 @@ def by_size_sentence(table: pd.DataFrame) -> str:
     strict, over = last.loc[STRICT], last.loc[OVER_BASELINE]
     return (
         f"{str(strict['part']).capitalize()} in batches of {strict['batch_size']}: "
-        f"{strict['value']:.2f} × one at a time, {over['value']:.3g} × the baseline"
+        f"{strict['value']:.2f} × one at a time, {number(over['value'])} × the baseline"
     )
