@@ -29,7 +29,7 @@ PEERS = ["transformers", "llama-cpp", "hf"]
 
 def drawn(seed: int, low: float = 0.1, high: float = 9.0, size: int = 3) -> list[float]:
     """Different numbers between two ends."""
-    return np.random.default_rng(seed).uniform(low, high, size).tolist()
+    return [float(v) for v in np.random.default_rng(seed).uniform(low, high, size)]
 
 
 def largest(frame: pd.DataFrame, column: str) -> pd.Series:

@@ -187,7 +187,8 @@ def draw_machines(table: pd.DataFrame) -> Figure:
     rows = table.to_dict("records")
     for y, row in enumerate(rows):
         ax.annotate(
-            f"batch {row['best_batch']}, {row['price_per_million_tokens']:.2g} per million",
+            f"batch {row['best_batch']}, even at {number(row['break_even_price_per_hour'], 2)} "
+            "an hour",
             (row["throughput_tokens_per_s"], y), (0, 9), textcoords="offset points",
             ha="center", fontsize=8.5, color=plots.MUTED,
         )  # fmt: skip

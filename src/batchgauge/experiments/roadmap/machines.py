@@ -18,6 +18,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case
+from batchgauge.reporting.tables import number
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -169,18 +170,15 @@ def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
 
 
 def machines_sentence(table: pd.DataFrame) -> str:
-    """The cheapest and the fastest machine per token, marked as predicted."""
+    """The fastest machine, marked as predicted, and what it may cost to be worth its tokens."""
     here, *others = table.to_dict("records")
     fast = max(others, key=lambda row: row["throughput_tokens_per_s"])
-    cheap = min((here, *others), key=lambda row: row["price_per_million_tokens"])
     return (
         f"Predicted, not measured: {fast['machine']} would generate {fast['speedup']:.0f} × "
         f"as many tokens as this machine (interval {fast['low_tokens_per_s']:,.0f} to "
         f"{fast['high_tokens_per_s']:,.0f} tokens/s) in batches of {fast['best_batch']}. Kept "
-        f"busy, the cheapest tokens come from {cheap['machine']} at "
-        f"{cheap['price_per_million_tokens']:.3g} a million, in the currency of the prices; here "
-        f"it is {here['price_per_million_tokens']:.3g}. {fast['machine']} is worth up to "
-        f"{fast['break_even_price_per_hour']:.3g} an hour."
+        f"busy, its tokens cost as much as here at {number(fast['break_even_price_per_hour'])} an "
+        f"hour, this machine at {number(here['price_per_hour'])}."
     )
 
 
