@@ -14,9 +14,12 @@ from tests import hostile
 
 from batchgauge.core.default_model import default_model_path
 from batchgauge.errors import UserError
+from batchgauge.reporting.charts import Chart
+from batchgauge.reporting.render import svg
 from batchgauge.reporting.study import run_study
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from batchgauge.reporting import Result
@@ -32,8 +35,27 @@ def axes_of(section: Result) -> list[Axes]:
     assert drawn
     figure, caption = drawn
     assert caption
+    assert not isinstance(figure, Chart)
     plt.close(figure)
     return figure.axes
+
+
+def chart_of(section: Result) -> Chart:
+    """A section's picture, which is a chart with a caption, and can be drawn."""
+    drawn = section.draw()
+    assert drawn
+    chart, caption = drawn
+    assert caption
+    assert isinstance(chart, Chart)
+    assert "<svg" in svg(chart.full("words"), "test")
+    return chart
+
+
+def rows_of(chart: Chart) -> pd.DataFrame:
+    """The data that a chart draws."""
+    import pandas as pd
+
+    return pd.DataFrame(chart.spec["data"]["values"])
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import axes_of, chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.own import NumpyStepper
@@ -174,8 +175,7 @@ def test_the_tokenizing_study(field):
     assert set(warm.frames()["tokenizing_samples"]["part"]) >= {"tokenize"}
     assert set(table["ours_is"]) <= {"", "faster", "inconclusive", "not told apart", "unstable"}
     rows = table[table["state"] == "cold"]
-    assert cold.picture is not None
-    for ax, length in zip(cold.picture().axes, (40, 200), strict=True):
+    for ax, length in zip(axes_of(cold), (40, 200), strict=True):
         wanted = rows[(rows["characters"] == length) & (rows["threads"] == 1)]
         drawn = np.concatenate([line.get_ydata() for line in ax.lines])
         assert set(wanted["value"]) <= set(drawn)
@@ -193,15 +193,12 @@ def test_the_engine_study(model, monkeypatch):
     table = decode.frame
     assert set(table["part"]) == {"prefill", "decode"}
     assert set(table["implementation"]) == {"numpy:float32", "numpy:file", "llama-cpp"}
-    assert decode.picture is not None
-    lines = [line for ax in decode.picture().axes for line in ax.lines]
+    lines = [line for ax in axes_of(decode) for line in ax.lines]
     drawn = np.concatenate([np.asarray(line.get_ydata()) for line in lines])
     assert set(table[table["part"] == "decode"]["value"]) <= set(drawn)
-    assert ratios.picture is not None
-    (ax, *_) = ratios.picture().axes
     compared = table["ours_over_theirs_x"].notna().sum()
     if compared:  # a tiny model's steps may be too unstable for any ratio
-        assert len(ax.get_yticklabels()) == compared
+        assert len(rows_of(chart_of(ratios))) == compared
     assert "llama.cpp" in decode.sentence() + ratios.sentence()
     assert "llama-cpp" in peers.conditions_table(field)["peer"].tolist()
 

@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import rows_of
 from tests.test_gate import stored
 
 mpl.use("agg")
@@ -19,6 +20,7 @@ from batchgauge.measuring.gate.rounds import Evidence, GateResult
 from batchgauge.measuring.gate.trial import simulate
 from batchgauge.measuring.record import Sample
 from batchgauge.reporting import Report, plots, profile_named
+from batchgauge.text import percent
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def table_of(section):
 
 def title_of(figure):
     """The title of a picture with one panel."""
-    return figure.axes[0].get_title(loc="left")
+    return figure.title
 
 
 def changes():
@@ -86,7 +88,7 @@ def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
     found, section = sections.same_code(plan())
     assert found is seen
     assert section.sentence() == (
-        "The noise floor lies between ± 1.0% and ± 2.5% with 3 process rounds; 1 of 2 unchanged "
+        "The noise floor lies between ± 1.0 % and ± 2.5 % with 3 process rounds; 1 of 2 unchanged "
         "benchmarks would have been measured a second time."
     )
     report = Report.begin("regression", title="t", question="q", profile="smoke", out_dir=tmp_path)
@@ -95,21 +97,21 @@ def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
     assert (tmp_path / "reports" / "figures" / "regression_same_code.png").is_file()
     shown = table_of(section)
     assert shown["change_percent"].tolist() == [12.0, -0.4]
-    assert sections.answer(section, rates_section(rates(), monkeypatch)).endswith(
-        "The noise floor of single benchmarks here is ± 1.0% to ± 2.5%."
-    )
+    answer = sections.answer(section, rates_section(rates(), monkeypatch))
+    assert answer.text.endswith("Single benchmarks vary by ± 1.0 % to ± 2.5 %.")
+    (tile,) = answer.tiles
+    assert tile.value == "Noise ± 1.0 % to ± 2.5 %"
 
 
 def test_ratios_are_drawn_in_percent(monkeypatch):
     """Points, noise bands, threshold: each from its column, times 100."""
     figure = picture_of(slowed(0.1, monkeypatch))
-    (ax,) = figure.axes
+    rows = rows_of(figure)
     assert title_of(figure) == "Slowed down by 10 %: 1 of 2 benchmarks look slower"
-    bands = [(bar.get_x(), bar.get_width()) for bar in ax.patches if bar.get_width() > 0][:2]
-    assert np.allclose(bands, [(-1.0, 2.0), (-2.5, 5.0)])
-    drawn = {round(float(x), 6) for line in ax.lines for x in np.atleast_1d(line.get_xdata())}
-    assert {0.0, 2.0, 12.0, -0.4} <= drawn  # no change, the threshold, both benchmarks
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["slow", "still"]
+    assert rows[["-noise_floor", "noise_floor"]].to_numpy().tolist() == [[-1.0, 1.0], [-2.5, 2.5]]
+    assert rows["change"].tolist() == [12.0, -0.4]
+    assert rows["name"].tolist() == ["slow", "still"]
+    assert "threshold 2 %" in str(figure.spec["layer"])
 
 
 def test_an_injected_slow_down_is_written_as_changes(monkeypatch):
@@ -133,9 +135,8 @@ def test_rates_are_scored_against_their_goals(monkeypatch):
     assert scores["gate_finds_5_percent"].value == pytest.approx(100 * usual[0.05])
     assert scores["gate_false_alarms"].low <= 100 * usual[0.0] <= scores["gate_false_alarms"].high
     figure = picture_of(section)
-    assert title_of(figure) == f"A slow-down of 10 % is found in {usual[0.10]:.0%} of runs"
-    lines = [np.asarray(line.get_ydata(), float) for line in figure.axes[0].lines]
-    assert any(y.shape == usual.shape and np.allclose(y, 100 * usual) for y in lines)
+    assert title_of(figure) == f"A slow-down of 10 % is found in {percent(usual[0.10])} of runs"
+    assert np.allclose(rows_of(figure)["rate"], 100 * usual, rtol=1e-5)
 
 
 def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ PROJECT = Path(__file__).resolve().parents[1]
         (0.0, "0"),
         (math.nan, "–"),
         (None, "–"),
-        (math.inf, "∞"),
+        (math.inf, "–"),
         (True, "yes"),
         ("text", "text"),
     ],
@@ -51,6 +51,40 @@ PROJECT = Path(__file__).resolve().parents[1]
 def test_numbers_are_rounded_to_three_figures(value, shown):
     """Integers stay whole, reals keep three figures, what is missing is a dash."""
     assert tables.number(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([218.4, 3.581, 1.0], ["218.40", "3.58", "1.00"]),
+        ([0.0000263, 1234.5, 20.25], ["< 0.1", "1,234.5", "20.2"]),
+        ([1.0, 8.0, math.nan], ["1", "8", "–"]),
+        ([math.inf, -0.5, 0.25], ["–", "-0.500", "0.250"]),
+        ([None, 3, 12], ["–", "3", "12"]),
+        ([True, False], ["yes", "no"]),
+        (["a", None], ["a", "–"]),
+        ([], []),
+    ],
+)
+def test_a_column_has_one_precision(values, shown):
+    """As many decimals for all; nothing in powers of ten, nothing endless, no zero that is none."""
+    assert tables.column(pd.Series(values)) == shown
+
+
+def test_what_figures_rest_on_is_read_from_their_columns():
+    """Blocks of a table, blocks and processes of samples; a range where they differ."""
+    table = pd.DataFrame({"blocks": [6, 12]})
+    samples = pd.DataFrame(
+        {
+            "benchmark": "a",
+            "process": [0, 1, 1],
+            "block": [0, 1, 2],
+            "is_warmup": [True, False, False],
+        }
+    )
+    assert tables.basis(table) == "6 to 12 blocks"
+    assert tables.basis(samples) == "2 blocks, 1 process"
+    assert tables.basis(pd.DataFrame({"x": [1]})) == tables.basis() == ""
 
 
 def test_headings_carry_their_unit():
@@ -367,3 +401,35 @@ def test_bad_input_is_one_sentence_on_standard_error(arguments, monkeypatch, cap
     if "Usage" not in said:  # click's own words for an option that there is not
         assert said.startswith("batchgauge: ")
         assert len(said.strip().splitlines()) == 1
+
+
+def test_the_dictionary_says_ends_percentiles_and_units(tmp_path):
+    """Columns that belong to another say so; a column nobody knows has no meaning."""
+    from batchgauge.reporting.dictionary import meaning, write_dictionary
+
+    assert meaning("low_x") == "lower end of the 95 % interval"
+    assert meaning("goodput_gain_high") == "upper end of the 95 % interval"
+    assert meaning("p90_latency_ms").startswith("p90 of: start of a batch")
+    assert meaning("ttft_median_ms") == "median of: time to first token"
+    assert meaning("nobody_knows") == ""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a_samples.csv").write_text("wall_ms,share\n1,2\n")
+    text = write_dictionary(tmp_path).read_text(encoding="utf-8")
+    assert "A row is one timed sample." in text
+    assert "| `wall_ms` | ms | wall time |" in text
+    assert "| `share` | of 1 |" in text
+
+
+def test_every_committed_column_has_a_meaning():
+    """No table of the reference run has a column that the dictionary does not know."""
+    from batchgauge.reporting.dictionary import meaning
+
+    heads = {p.name: p.open(encoding="utf-8").readline() for p in (PROJECT / "data").glob("*.csv")}
+    assert heads
+    unknown = {
+        (name, column)
+        for name, head in heads.items()
+        for column in head.strip().split(",")
+        if not meaning(column)
+    }
+    assert unknown == set()

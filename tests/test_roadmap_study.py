@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from tests.conftest import axes_of
+from tests.conftest import axes_of, chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -497,7 +497,10 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert "Stable: " in shown["traffic"].sentence()
     assert "30.0 ms for one sequence and 45.0 ms for 8" in shown["roadmap_step_time"].sentence()
     ranked, checked = shown["roadmap_ranking"], shown["roadmap_validation"]
-    assert sections.answer(ranked, checked) == f"{ranked.sentence()} {checked.sentence()}"
+    answer = sections.answer(ranked, checked)
+    assert answer.text.startswith(ranked.sentence().split(". ", 1)[0])
+    assert answer.text.endswith("mean time to an answer was off by at most 4.0 %.")
+    assert answer.figure == "roadmap_ranking"
 
 
 def title(ax: Axes) -> str:
@@ -512,9 +515,13 @@ def labels(texts) -> list[str]:
 
 def test_rows_of_the_pictures_are_the_rows_of_the_tables(shown):
     """Ranking, ladder, stages and machines: one row each, named, in the table's order."""
+    for name in ("roadmap_ranking", "roadmap_ladder"):
+        said = list(dict.fromkeys(rows_of(chart_of(shown[name]))["name"]))
+        wanted = shown[name].frame["idea"]
+        assert [n.removesuffix(" (predicted)") for n in said] == [
+            n.removesuffix(" (predicted)") for n in wanted
+        ]
     for name, column in (
-        ("roadmap_ranking", "idea"),
-        ("roadmap_ladder", "idea"),
         ("roadmap_parallel", "stage"),
         ("roadmap_machines", "machine"),
     ):
@@ -546,7 +553,7 @@ def test_lines_of_the_pictures_are_the_numbers_of_the_tables(shown):
 def test_titles_state_the_errors_and_what_is_extrapolated(shown):
     """Each policy's panel says its error; solid lines of the laws end where measuring ended."""
     for ax in axes_of(shown["roadmap_validation"]):
-        assert title(ax).endswith("mean +4%, p90 +4%")
+        assert title(ax).endswith("mean +4 %, p90 +4 %")
     stages = axes_of(shown["roadmap_scaling"])
     assert [title(ax) for ax in stages] == ["Prefill", "Decode"]
     solid = [line for line in stages[0].lines if line.get_label() == "processes"]

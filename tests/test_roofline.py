@@ -96,8 +96,8 @@ def test_amdahl():
     assert reachable_speedup(0.9, 0.8) == 1.0  # faster than the model: nothing left to gain
 
 
-def test_findings_are_ranked_by_what_they_can_save():
-    """A large share at its floor ranks below a smaller one that is far from it."""
+def test_findings_are_ranked_by_their_share():
+    """The largest share comes first; what would be gained stands beside it."""
     frame = rank_findings(
         [
             Hotspot("decode", "head", 0.6, "numpy", ratio=1.05, bound="memory"),
@@ -106,16 +106,32 @@ def test_findings_are_ranked_by_what_they_can_save():
             Hotspot("decode", "dust", 0.01, "python"),
         ]
     )
-    assert list(frame["where"]) == ["attention", "bookkeeping", "head"]
+    assert list(frame["where"]) == ["head", "attention", "bookkeeping"]
     assert list(frame["rank"]) == [1, 2, 3]
     by = {row["where"]: row for row in frame.to_dict("records")}
     assert by["head"]["amdahl_bound"] == pytest.approx(2.5)
     assert "fewer bytes" in by["head"]["recommendation"]
     assert "6.0 times its floor" in by["attention"]["recommendation"]
     assert "Interpreter work" in by["bookkeeping"]["recommendation"]
-    sentence = finding_sentence(frame.iloc[0])
-    assert "30%" in sentence
-    assert "1.43 times" in sentence
+    sentence = finding_sentence(frame.iloc[1])
+    assert "30 %" in sentence
+    assert "at its floor it would be 1.33 times as fast" in sentence
+
+
+def test_a_part_counts_with_its_share_of_a_request():
+    """A tokenizer's hottest line is nothing where tokenizing is a thousandth of a request."""
+    spots = [
+        Hotspot("tokenizing", "merge", 0.9, "python"),
+        Hotspot("inference", "decode", 0.6, "numpy", ratio=1.5, bound="memory"),
+        Hotspot("baseline", "loop", 1.0, "python"),
+    ]
+    frame = rank_findings(spots, {"inference": 1.0, "tokenizing": 0.001})
+    assert list(frame["part"]) == ["inference", "tokenizing", "baseline"]
+    assert frame["reachable_speedup"][0] == pytest.approx(1.25)
+    assert frame["amdahl_bound"][1] == pytest.approx(1.0009, rel=1e-4)
+    assert math.isnan(frame["amdahl_bound"][2])
+    assert "0.1 % of a whole request" in finding_sentence(frame.iloc[1])
+    assert "without it nothing is left" in finding_sentence(frame.iloc[2])
 
 
 def test_waiting_and_native_findings_have_their_own_advice():

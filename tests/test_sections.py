@@ -10,7 +10,7 @@ import pytest
 
 mpl.use("agg")
 
-from tests.conftest import axes_of
+from tests.conftest import axes_of, chart_of, rows_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
@@ -142,8 +142,9 @@ def test_baseline_sections(context, monkeypatch):
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
     assert score.label == "Tokenizing texts of 9 characters, S(8)"
     assert (score.value, score.verdict) == (8**0.5, "open")
-    (axes,) = axes_of(tokens)
-    assert any("target at batch 16: 3 ×" in t.get_text() for t in axes.texts)
+    chart = chart_of(tokens)
+    assert "target at batch 16: 3 ×" in json.dumps(chart.spec, ensure_ascii=False)
+    assert rows_of(chart)["value"].tolist() == pytest.approx(table["speedup_x"], rel=1e-5)
     whole, waits, answers = baseline.inference(done, target=(8, 3.0))
     assert "S(8) of whole requests (24 tokens, 4 new" in whole.scores()[0].label
     assert whole.table() is None
@@ -198,11 +199,13 @@ def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):
         {
             "batch_size": [1, 8], "peak_bytes": [2**20, 2**21], "weights_bytes": [2**29] * 2,
             "overhead_percent": [1.0, 6.0], "peak_per_item_bytes": [2**20, 2**18],
+            "overhead_beside_weights_percent": [20.0, 31.0],
         }
     )  # fmt: skip
     monkeypatch.setattr(costs, "memory", lambda *_: table)
     known = baseline.memory(context, sizes=(1, 8), max_tokens=1)
     assert "peaks at 2.0 MiB beside 512 MiB of weights, 0.25 MiB an item" in known.sentence()
+    assert known.sentence().endswith("is 6.0 % with the weights in it, 31 % beside them.")
     assert [s.verdict for s in known.scores()] == ["missed"]
     monkeypatch.setattr(costs, "memory", lambda *_: table.assign(overhead_percent=np.nan))
     unknown = baseline.memory(context, sizes=(1, 8), max_tokens=1)
@@ -221,7 +224,7 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(baseline_runs, "variation", lambda *_: table)
     section = baseline.variation(context, sizes=(4,), max_tokens=4)
-    assert "temperature from 0 to 1.5: -50%" in section.sentence()
+    assert "temperature from 0 to 1.5: -50 %" in section.sentence()
     assert [ax.get_xlabel() for ax in axes_of(section)] == ["temperature", "max tokens"]
 
 
@@ -256,8 +259,10 @@ def test_a_ladder_says_what_paid(context, monkeypatch):
     assert lines[2].endswith("it cost.")
     assert section.shown is not None
     assert section.shown["alone_x"].dropna().tolist() == [4.2]
-    (axes,) = axes_of(section)
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["cache", "trick", "blocks"]
+    chart = chart_of(section)
+    (names,) = {tuple(layer["encoding"]["y"]["sort"]) for layer in chart.spec["layer"][:2]}
+    assert names == ("cache", "trick (broken)", "blocks")
+    assert sorted(rows_of(chart)["speedup_x"]) == [3.6, 4.0, 4.2]
 
 
 def test_speedup_goals_and_answer(context, monkeypatch):
@@ -281,12 +286,15 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     assert met.frame["tried"].tolist() == ["", "cache 4.00 ×; blocks 0.90 ×", "", "", ""]
     assert [s.verdict for s in met.scores()] == ["missed"]
     over = Section("over", {}, "All of it does 100 × the work.")
-    said = speedup.answer([ladder], over, met)
+    answered = speedup.answer([ladder], over, met)
+    said = answered.text
+    assert answered.figure == "ladder"
     assert said.startswith(
         "All of it does 100 × the work. The largest step of inference was “cache”"
     )
     assert "1 of 2 rungs did not pay" in said
-    assert "Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured. Missed: S(8)" in said
+    assert said.endswith("Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured.")
+    assert "Missed: S(8)" in met.sentence()
 
 
 def test_what_is_over_the_baseline_is_scored(monkeypatch):

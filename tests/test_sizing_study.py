@@ -9,17 +9,19 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import axes_of, chart_of, rows_of
 
 mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, study, tables
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.files import write_csv
-from batchgauge.reporting import Report, plots
+from batchgauge.reporting import Report, Section, plots
 from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.text import percent
 
 SHAPE = ModelShape(30, 576, 9, 3, 64, 1536, 49152, 2048, 538_000_000)
 MEMORY = MemoryModel.from_shape(SHAPE)
@@ -115,11 +117,6 @@ def test_stability_of_an_unchanged_model_is_one(judged, monkeypatch):
     assert "runs for 100 % of" in section.sentence()
 
 
-def axes_of(section):
-    """The panels of a section's picture."""
-    return section.draw()[0].axes
-
-
 def table_of(section):
     """The table that readers see."""
     return section.shown
@@ -163,7 +160,7 @@ def test_cost_errors_name_what_was_never_calibrated(judged):
         rows = section.frame[section.frame["phase"] == phase]
         model, *dots = ax.lines
         assert model.get_ydata() == pytest.approx(rows.sort_values("size")["predicted_ms"])
-        assert sum(len(line.get_xdata()) for line in dots) == len(rows)
+        assert sum(len(np.asarray(line.get_xdata())) for line in dots) == len(rows)
         assert phase.capitalize() in ax.get_title(loc="left")
 
 
@@ -240,29 +237,41 @@ def test_a_dense_sweep_marks_suggestion_and_best():
     assert section.sentence().endswith("by workload: 'short' 80 % at 4.")
     ax = axes_of(section)[0]
     assert ax.get_title(loc="left") == "short: 4 gets 80 %"
-    points = {line.get_label(): (*line.get_xdata(), *line.get_ydata()) for line in ax.lines[-2:]}
+    points = {
+        line.get_label(): (*np.asarray(line.get_xdata()), *np.asarray(line.get_ydata()))
+        for line in ax.lines[-2:]
+    }
     assert points == {"best": (2, 100.0), "suggested": (4, 80.0)}
 
 
 @pytest.mark.parametrize("times_alone", [1.5, 30.0])
-def test_the_front_is_drawn_under_its_budget(judged, times_alone):
-    """The suggestion keeps the budget that so many times one request makes."""
+def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
+    """Every workload's sizes are there; the sentence's best size keeps the budget."""
     models, advice, sweeps, _ = judged
+    monkeypatch.setattr(sections, "OWN", "short")
     invented = invented_bench()
     dense = sections.dense_sweep(invented, models, sweeps, advice)
     assert set(dense.frame["workload"]) == set(WORKS)
-    section = sections.pareto(
-        invented, models, MEMORY, dense, workload="short", times_alone=times_alone
-    )
-    (ax,) = axes_of(section)
-    lines = {line.get_label(): line for line in ax.lines}
-    at = lines["suggested size, fresh"]
+    section = sections.throughput_latency(invented, models, MEMORY, dense, times_alone=times_alone)
+    frame, chart = section.frame, chart_of(section)
+    assert set(frame["workload"]) == set(WORKS)
+    assert frame.groupby("workload")["suggested"].sum().tolist() == [1] * len(WORKS)
+    assert (frame["memory_mib"] > 0).all()
+    assert len(rows_of(chart)) == len(frame)
     budget = times_alone * batch_times(models["engine", 1], WORKS["short"], 1).request_ms
-    (suggested,) = points_of(at)
-    assert suggested[0] <= 1.02 * budget
-    assert suggested.tolist() in points_of(lines["Pareto front (fresh)"]).tolist()
-    assert f"{budget:,.0f} ms" in ax.get_title(loc="left")
-    assert ax.get_xlim()[1] > budget  # also where every size keeps it
+    params = {p["name"]: p for p in chart.spec["params"]}
+    assert set(params) == {"workload", "latency_budget", "room"}
+    bind = params["latency_budget"]["bind"]
+    assert bind["min"] <= params["latency_budget"]["value"] <= bind["max"]
+    rows = frame[frame["workload"] == "short"]
+    best = rows[rows["latency_ms"] <= budget].sort_values("tokens_per_s").iloc[-1]
+    assert f"atches of {best['batch_size']:.0f} do {best['tokens_per_s']:,.0f} tokens/s" in (
+        section.sentence()
+    )
+    predicted = sections.try_budgets(invented, models, MEMORY)
+    assert predicted.sentence().startswith("Predicted: Batches of ")
+    impossible = sections.budget_sentence(frame, "short", 0.001)
+    assert impossible.endswith("no size answers within 0 ms")
 
 
 def test_late_batches_are_counted_by_phase(judged, monkeypatch):
@@ -306,11 +315,15 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     assert table[["part", "threads"]].to_numpy().tolist() == [["engine", 1], ["tokenizer", 1]]
     strategies, _ = scores_of(scored, monkeypatch)
     own = tables.suggest(WORKS["short"], models["engine", 1], MEMORY, 8, None, 64)
-    said = sections.answer(own, strategies, sections.cost_errors(models, sweeps), "prompts")
-    assert said.startswith(f"For 'prompts' requests on this machine: batches of {own.size} (")
-    told = (scored["strategy"] == study.ADVISOR) & scored["informative"]
-    asked = scored.loc[told, "scenario"].nunique()
-    assert f"Over {asked} scenarios checked" in said
+    answer = sections.answer(own, strategies, Section("chosen", {}))
+    assert answer.text.startswith(f"For these requests run batches of {own.size}: ")
+    told = scored[scored["informative"]] if scored["informative"].any() else scored
+    ours = told[told["strategy"] == study.ADVISOR]
+    assert f"tenth of {ours['scenario'].nunique()} scenarios" in answer.text
+    assert f"reaches {percent(ours['score'].quantile(0.1))} of the best" in answer.text
+    others = told[told["strategy"] != study.ADVISOR].groupby("strategy")["score"].quantile(0.1)
+    assert f"') {percent(others.max())}; it breaks" in answer.text
+    assert (answer.figure, [t.place for t in answer.tiles]) == ("chosen", ["size", "gain"])
     shown = table_of(sections.suggestion(own))
     assert own.size not in set(shown["batch_size"])
     assert shown["why_not"].all()

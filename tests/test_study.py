@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from tests.conftest import PROJECT
 from tests.small_notebook import write_notebook
 
 from batchgauge.errors import UserError
-from batchgauge.files import write_text
+from batchgauge.files import write_csv, write_text
 from batchgauge.lock import locked
 from batchgauge.reporting import Report
 from batchgauge.reporting import inputs as inputs_module
@@ -28,7 +29,8 @@ from batchgauge.reporting import matrix as matrix_module
 from batchgauge.reporting import study as study_module
 from batchgauge.reporting.index import write_index
 from batchgauge.reporting.kernel import kernel_environment, results
-from batchgauge.reporting.matrix import read_matrix, run_matrix
+from batchgauge.reporting.matrix import read_matrix, run_matrix, write_comparison
+from batchgauge.reporting.matrix_rates import rates
 from batchgauge.reporting.previous import set_aside
 from batchgauge.reporting.study import books, run_study, write_pages
 
@@ -255,6 +257,39 @@ def test_a_matrix_keeps_its_runs_apart(tmp_path):
         assert json.loads(facts.read_text())["seed"] == seed
         assert f"{name}/reports/index.html" in page.read_text()
     assert "data:image/png;base64," in page.read_text()
+
+
+def test_a_matrix_of_a_report_without_scores_has_its_runs(tmp_path):
+    """The tour has no score: its runs are there, with what each got done in a second."""
+    write_notebook(tmp_path)
+    (tmp_path / "runs.yaml").write_text("runs: {one: {profile: smoke}, two: {profile: smoke}}")
+    page = run_matrix(tmp_path / "runs.yaml", notebooks=tmp_path / "notebooks", out_dir=tmp_path)
+    base = page.parent
+    samples = {"part": "decode", "batch_size": 8, "implementation": "numpy", "process": 0}
+    for name, speed in (("one", 1.0), ("two", 2.0)):
+        data = base / name / "data"
+        facts = json.loads((data / "first_facts.json").read_text())
+        (data / "first_facts.json").write_text(json.dumps({**facts, "scores": []}))
+        walls = [(100 + 2 * block) / speed for block in range(6)]
+        frame = pd.DataFrame({**samples, "block": range(6), "wall_ms": walls, "is_warmup": False})
+        write_csv(
+            frame.assign(tokens=80, items=8), data / "baseline_performance_inference_samples.csv"
+        )
+        tour = pd.DataFrame({"batch_size": [1], "throughput_tokens_per_s": [10.0 * speed]})
+        write_csv(tour, data / "tour_timings.csv")
+    text = write_comparison(base, read_matrix(tmp_path / "runs.yaml"), ["first"]).read_text()
+    assert "2 runs" in text
+    assert "Not finished" not in text
+    found = {
+        (row["work"], row["run"]): row for row in rates(base, ["one", "two"]).to_dict("records")
+    }
+    ours = found["decode, batch 8, numpy, tokens/s", "two"]
+    assert ours["over_first_x"] == pytest.approx(2.0)
+    assert 1.8 < ours["low_x"] < 2.0 < ours["high_x"] < 2.2
+    assert ours["verdict"] == "faster"
+    single = found["tour, batch 1, tokens/s", "two"]
+    assert (single["over_first_x"], single["verdict"]) == (pytest.approx(2.0), "too few blocks")
+    assert "Throughput of every run" in text
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ def test_tokens_show_their_white_space(context):
 def test_next_tokens_are_the_most_probable(context):
     """Probabilities are those of all tokens, of which the first few are drawn."""
     section = tour.next_tokens(context, "p", count=2)
-    assert section.sentence().startswith("The favourite is “word␣2” with 50%; the 2 shown hold 75%")
+    assert section.sentence().startswith(
+        "The favourite is “word␣2” with 50 %; the 2 shown hold 75 %"
+    )
     (ax,) = axes_of(section)
     ends = [bar.get_window_extent().width for bar in ax.patches]
     assert ends[0] == pytest.approx(2 * ends[1])
@@ -95,8 +97,9 @@ def test_a_batch_is_the_prompt_and_its_neighbours(context, tmp_path):
     said = section.sentence()
     assert said.startswith("Alone: 300 tokens/s. 4 together: 300 tokens/s.")
     assert said.endswith("the same, token for token in both.")
-    assert tour.summary(tour.tokens(context, "ab"), alone, together).startswith(
-        "2 tokens went in; the first token came after 4 ms (5 prompt tokens), each further one"
+    assert tour.summary(tour.tokens(context, "ab"), alone, together).text.startswith(
+        "The prompt is 2 tokens, 5 in the model's chat format; the first token came after 4 ms, "
+        "each further one"
     )
     assert tour.answer_text(alone, "p*").sentence() == r"**p\*** one two three"
 
@@ -107,8 +110,8 @@ def test_the_timeline_has_every_token(context):
     (ax,) = axes_of(tour.timeline(alone))
     assert list(np.asarray(ax.lines[0].get_xdata())) == [4.0, 6.0, 9.0]
     for times, said in (
-        ({"ttft_ms": float("nan")}, "3 token(s) came; this engine does not say when."),
-        ({"ttft_ms": 4.0}, "when the others came is not known one by one (3 token(s) in all)"),
+        ({"ttft_ms": float("nan")}, "3 tokens came; this engine does not say when."),
+        ({"ttft_ms": 4.0}, "when the others came is not known one by one (3 tokens in all)"),
         ({"ttft_ms": 4.0, "reasoning": "hm", "first_answer_ms": 9.0}, "began after 9 ms"),
     ):
         answer = InferenceBatchResponse("x", 3, **times)

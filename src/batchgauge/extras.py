@@ -9,7 +9,7 @@ from batchgauge.errors import UserError
 # What `batchgauge[study]` brings that notebooks and reports import.
 STUDY = (
     *("IPython", "ipykernel", "ipywidgets", "matplotlib", "nbconvert", "papermill"),
-    *("PIL", "seaborn", "yaml"),
+    *("PIL", "seaborn", "vl_convert", "yaml"),
 )
 
 

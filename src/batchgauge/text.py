@@ -120,6 +120,21 @@ def _escape(match: re.Match[str]) -> str:
     return match[0] if match["interval"] else f"\\{match[0]}"
 
 
+def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
+    """A share (0.67) as it is written everywhere: `67 %`; with `sign`, `+67 %`."""
+    return f"{100 * share:{'+' if sign else ''}.{digits}f} %"
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of `text`; abbreviations and decimals do not end one."""
+    return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text)
+
+
 def code(text: object) -> Markdown:
     """`text` as a code span, or as it is where a code span could be broken out of."""
     line = one_line(text)

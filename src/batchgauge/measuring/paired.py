@@ -24,11 +24,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm.auto import tqdm
 
 from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Run
+from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
 from batchgauge.measuring.verdicts import Ratio, frame_of, judged
@@ -189,7 +189,7 @@ def compare_interleaved(
     begin = time.perf_counter()
     with (
         conditions.held(),
-        tqdm(
+        Bar(
             total=stopping.budget_s, desc=labels.benchmark, unit="s", disable=not progress,
             leave=False,
         ) as bar,

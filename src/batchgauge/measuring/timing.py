@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
 
 from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, Run
+from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Measurement, Sample
 from batchgauge.statistics import classify_outliers, course
 
@@ -180,7 +180,7 @@ def measure(
     budget_s, samples = stopping.budget_s, list[Sample]()
     with (
         conditions.held(),
-        tqdm(
+        Bar(
             total=budget_s, desc=labels.benchmark, unit="s", disable=not progress, leave=False
         ) as bar,
     ):

@@ -29,6 +29,7 @@ from pathlib import Path
 from batchgauge import extras
 from batchgauge.errors import UserError
 from batchgauge.profiling.stacks import UNNAMED, Frame, StackProfile, with_kinds
+from batchgauge.text import percent
 
 RATE_HZ = 100  # samples a second: each stops the process for the time of unwinding its stack
 _MARKER = "_call_until"
@@ -171,7 +172,7 @@ def _with_py_spy(call: Callable[[], object], seconds: float) -> StackProfile:
     if not samples:
         raise ProfilerUnavailableError("py-spy saw none of the call's stacks.")
     coverage = samples / (RATE_HZ * wall)
-    note = f"{samples} samples, {coverage:.0%} of those due at {RATE_HZ} a second."
+    note = f"{samples} samples, {percent(coverage)} of those due at {RATE_HZ} a second."
     return StackProfile("py-spy", "s", stacks, wall, samples, count, note)
 
 

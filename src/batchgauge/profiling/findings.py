@@ -2,7 +2,7 @@
 
 A hotspot is a share of a run's time in one place. If it vanished the run would
 be 1 / (1 - share) times as fast (Amdahl 1967); if it only reached its floor,
-1 / (1 - share * (1 - 1 / ratio)). Findings are ranked by what they can save.
+1 / (1 - share * (1 - 1 / ratio)). Findings are ranked by their share of a whole request.
 Every sentence here is made from the numbers it names.
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.stacks import KIND_LABELS, Kind
-from batchgauge.text import Markdown, code, escaped
+from batchgauge.text import Markdown, code, escaped, percent
 
 AT_LIMIT = 1.5  # measured over floor: within this, only less work helps
 
@@ -74,34 +74,44 @@ def recommendation(spot: Hotspot) -> str:
 
 
 def rank_findings(
-    spots: Sequence[Hotspot], *, smallest: float = 0.02, per_part: int = 3
-) -> pd.DataFrame:
-    """Hotspots of at least `smallest` share, the largest saving first, `per_part` of each part.
+    spots: Sequence[Hotspot], parts: Mapping[str, float] | None = None, *,
+    smallest: float = 0.02, per_part: int = 3,
+) -> pd.DataFrame:  # fmt: skip
+    """Hotspots of at least `smallest` share of their part, the largest share of a request first.
 
-    Columns rank, part, where, class, share, floor_ratio, bound, amdahl_bound,
-    reachable_speedup, recommendation.
+    `parts` says what share of a whole request each part is; of a part that is none of it the
+    request's columns are NaN and it comes last. At most `per_part` rows of each part. Columns rank,
+    part, where, class, share, request_share, floor_ratio, bound, amdahl_bound, reachable_speedup,
+    recommendation; the two speed-ups are the request's where it is known, else the part's, and NaN
+    where nothing would be left.
     """
-    rows = [
-        {
-            "part": spot.part,
-            "where": spot.where,
-            "class": KIND_LABELS[spot.kind],
-            "share": spot.share,
-            "floor_ratio": spot.ratio,
-            "bound": spot.bound,
-            "amdahl_bound": amdahl_bound(spot.share),
-            "reachable_speedup": reachable_speedup(spot.share, spot.ratio),
-            "recommendation": recommendation(spot),
-        }
-        for spot in spots
-        if spot.share >= smallest
-    ]
-    ordered = sorted(rows, key=lambda row: (-float(row["reachable_speedup"]), -float(row["share"])))  # type: ignore[arg-type]  # these two are numbers
+    rows = []
+    for spot in spots:
+        if spot.share < smallest:
+            continue
+        whole = (parts or {}).get(spot.part, math.nan)
+        share = spot.share if math.isnan(whole) else whole * spot.share
+        bounds = (amdahl_bound(share), reachable_speedup(share, spot.ratio))
+        rows.append(
+            {
+                "part": spot.part,
+                "where": spot.where,
+                "class": KIND_LABELS[spot.kind],
+                "share": spot.share,
+                "request_share": whole * spot.share,
+                "floor_ratio": spot.ratio,
+                "bound": spot.bound,
+                "amdahl_bound": bounds[0] if math.isfinite(bounds[0]) else math.nan,
+                "reachable_speedup": bounds[1] if math.isfinite(bounds[1]) else math.nan,
+                "recommendation": recommendation(spot),
+            }
+        )
     columns = [
-        "part", "where", "class", "share", "floor_ratio", "bound", "amdahl_bound",
+        "part", "where", "class", "share", "request_share", "floor_ratio", "bound", "amdahl_bound",
         "reachable_speedup", "recommendation",
     ]  # fmt: skip
-    frame = pd.DataFrame(ordered, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    frame = frame.sort_values(["request_share", "share"], ascending=False, kind="stable")
     frame = frame.groupby("part", sort=False).head(per_part).reset_index(drop=True)
     frame.insert(0, "rank", range(1, len(frame) + 1))
     return frame
@@ -109,14 +119,21 @@ def rank_findings(
 
 def finding_sentence(row: pd.Series) -> Markdown:
     """One ranked finding as a sentence of prose."""
-    text = Markdown("{} takes {:.0%} of {}").format(code(row["where"]), row["share"], row["part"])
+    text = Markdown("{} takes {} of {}").format(
+        code(row["where"]), percent(row["share"]), row["part"]
+    )
+    known = not math.isnan(row["request_share"])
+    if known and row["request_share"] < row["share"]:
+        text += f", {percent(row['request_share'], 1)} of a whole request"
+    whole = "a request" if known else "it"
     if not math.isnan(row["floor_ratio"]):
-        text += f" and runs at {row['floor_ratio']:.1f} times its floor"
-    gain = row["amdahl_bound"]
-    most = "without it nothing is left" if math.isinf(gain) else f"at most {gain:.2f} times faster"
-    if not math.isnan(row["floor_ratio"]):
-        most += f", {row['reachable_speedup']:.2f} times at its floor"
-    return text + f" ({most}). {row['recommendation']}"
+        text += f", and runs at {row['floor_ratio']:.1f} times its floor"
+        gain, when = row["reachable_speedup"], "at its floor"
+    else:
+        gain, when = row["amdahl_bound"], "without it"
+    if math.isnan(gain):
+        return text + f" (without it nothing is left). {row['recommendation']}"
+    return text + f" ({when} {whole} would be {gain:.2f} times as fast). {row['recommendation']}"
 
 
 def memory_findings(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from batchgauge import extras
 from batchgauge.profiling.stacks import KIND_LABELS, Kind, Node, StackProfile
+from batchgauge.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Fig
         ax.spines[side].set_visible(False)
     shares = profile.by_kind()
     handles = [
-        Patch(facecolor=COLOURS[kind], label=f"{label} {shares[kind]:.0%}")
+        Patch(facecolor=COLOURS[kind], label=f"{label} {percent(shares[kind])}")
         for kind, label in KIND_LABELS.items()
         if shares[kind] >= 0.005 and profile.unit == "s"
     ]
@@ -112,7 +113,7 @@ def _caption(box: Box, profile: StackProfile, width_points: float) -> str:
         return f"{amount(box.node.weight, profile.unit)}{calls}, {profile.tool}"
     name = box.node.frame.name
     short = name.replace(".<locals>", "").rpartition(".")[2]
-    choices = (f"{name}  {box.width:.0%}", f"{short}  {box.width:.0%}", short)
+    choices = (f"{name}  {percent(box.width)}", f"{short}  {percent(box.width)}", short)
     fits = (text for text in choices if text == _fit(text, width_points, points=8.0))
     return next(fits, _fit(short, width_points, points=8.0))
 
@@ -177,11 +178,11 @@ def render_svg(profile: StackProfile, *, title: str) -> str:
     for i, (kind, label) in enumerate(KIND_LABELS.items()):
         at = 4 + 200 * i
         parts.append(f'<rect x="{at}" y="32" width="12" height="12" fill="{COLOURS[kind]}"/>')
-        parts.append(f'<text x="{at + 17}" y="42">{label} {shares[kind]:.0%}</text>')
+        parts.append(f'<text x="{at + 17}" y="42">{label} {percent(shares[kind])}</text>')
     for box in boxes:
         frame, weight = box.node.frame, amount(box.node.weight, profile.unit)
         name = frame.label if box.row else f"all, {profile.tool}"
-        tip = html.escape(f"{name}: {weight}, {box.width:.2%}", quote=True)
+        tip = html.escape(f"{name}: {weight}, {percent(box.width, 2)}", quote=True)
         colour = COLOURS[frame.kind] if box.row else "#eeeeee"
         y = _TOP + (levels - 1 - box.row) * _ROW
         x, width = box.left * _WIDTH, box.width * _WIDTH

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.text import escaped, fenced
+from batchgauge.text import escaped, fenced, percent
 
 _COLUMNS = (("share", "right"), ("hits", "right"), ("line", "right"), ("source", "left"))
 
@@ -37,7 +37,8 @@ class Listing:
             out.append(
                 f"<table style='border-collapse:collapse;font:12px/1.45 monospace;width:100%;"
                 f"color:#1a1a1a;background:#fff;margin:0 0 1em'><caption style='text-align:left;"
-                f"font-weight:bold;caption-side:top'>{html.escape(name)}: {share:.1%} of the "
+                f"font-weight:bold;caption-side:top'>{html.escape(name)}: {percent(share, 1)} of "
+                "the "
                 f"lines' time</caption><thead><tr>"
                 + "".join(
                     f"<th scope='col' style='text-align:{side};padding:0 .8em 0 .3em'>{title}</th>"
@@ -50,7 +51,7 @@ class Listing:
                     out.append("<tr><td></td><td></td><td></td><td>⋮</td></tr>")
                     continue
                 cells = (
-                    f"{row.share:.1%}" if row.hits else "",
+                    f"{percent(row.share, 1)}" if row.hits else "",
                     f"{row.hits:,}" if row.hits else "",
                 )
                 numbers = "".join(
@@ -74,7 +75,9 @@ class Listing:
                 if row is None:
                     lines.append("                       ⋮")
                 elif row.hits:
-                    lines.append(f"{row.share:7.1%} {row.hits:10,d} {row.line:5d}  {row.source}")
+                    lines.append(
+                        f"{percent(row.share, 1):>7} {row.hits:10,d} {row.line:5d}  {row.source}"
+                    )
                 else:
                     lines.append(f"{'':7} {'':10} {row.line:5d}  {row.source}")
             out += [fenced("\n".join(lines)), ""]

@@ -30,7 +30,7 @@ UNNAMED = "compiled code without a name"
 
 _WAITING = re.compile(
     r"^(time_)?sleep$|nanosleep|^(__)?(poll|ppoll|select|pselect|epoll_wait|kevent|read|recv\w*|"
-    r"accept\d?|wait\w*|futex\w*|sched_yield)$|pthread_(cond|join)|lock_wait|sem_\w*wait|"
+    r"accept\d?|wait\w*|futex\w*|sched_yield)$|pthread_(cond_\w*wait|join)|lock_wait|sem_\w*wait|"
     r"PyThread_acquire_lock|^acquire$|take_gil|^(fsync|fdatasync)$|__futex_abstimed"
 )
 _NUMPY_FILE = re.compile(r"numpy|openblas|\bmkl|libblas|blis|accelerate|veclib", re.IGNORECASE)

@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 
 from batchgauge.files import write_text
 from batchgauge.redaction import redacted
+from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.page import (
     SCRIPT,
     anchored,
@@ -32,10 +33,12 @@ from batchgauge.reporting.page import (
     relinked,
 )
 from batchgauge.reporting.project import project_root
+from batchgauge.reporting.render import bundle, json_block, svg
 from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.text import Markdown, escaped, fenced, visible
 
 TEMPLATES = Path(__file__).parent / "template"
+BUNDLE_HERE = "/* vega */"  # as `macros.j2` has it
 _MARKDOWN_FIRST = ["text/markdown", "image/svg+xml", "image/png", "text/plain"]
 
 
@@ -91,11 +94,24 @@ def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, 
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         exclude_anchor_links=True,
-        filters={"picture_source": picture_source, "plain": lambda text: Markdown(text).plain},
+        filters={
+            "picture_source": picture_source,
+            "plain": lambda text: Markdown(text).plain,
+            "still": svg,
+            "json_block": json_block,
+        },
     )
-    about = {"page": page, "script": SCRIPT, "policy": content_policy()}
-    body, _ = exporter.from_notebook_node(shown, resources=about)
-    return visible(_without_paths(body))
+    about = {"page": page, "script": SCRIPT, "policy": content_policy(alive=page.is_alive)}
+    body, _ = exporter.from_notebook_node(shown, resources={**about, "mime": MIME})
+    return with_bundle(visible(_without_paths(body)))
+
+
+def with_bundle(html: str) -> str:
+    """`html` with the script of its figures where a template left room for it.
+
+    Put in last: it is ours, and its digest is in the page's policy.
+    """
+    return html.replace(BUNDLE_HERE, bundle(), 1)
 
 
 def _markdown(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:

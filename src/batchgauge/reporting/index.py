@@ -1,4 +1,4 @@
-"""The study's front page: a sentence per report, the scorecard, the machine.
+"""The study's front page: the three answers, a picture, whether to trust them, the reports.
 
 Made from what the reports themselves wrote (`data/<report>_facts.json`), never from
 anything typed. Writes `reports/index.html` and `reports/index.md`.
@@ -7,7 +7,6 @@ anything typed. Writes `reports/index.html` and `reports/index.md`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,15 @@ from typing import Any
 
 from batchgauge.files import write_text
 from batchgauge.reporting import tables
-from batchgauge.reporting.export import TEMPLATES, one_blank_line
+from batchgauge.reporting.dictionary import write_dictionary
+from batchgauge.reporting.export import TEMPLATES, one_blank_line, with_bundle
+from batchgauge.reporting.history import Past, past, remember
+from batchgauge.reporting.model import short
 from batchgauge.reporting.page import SCRIPT, content_policy
-from batchgauge.reporting.report import Score
-from batchgauge.text import Markdown, escaped, visible
+from batchgauge.reporting.render import json_block, svg
+from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.reporting.score import Score
+from batchgauge.text import Markdown, escaped, sentences, visible
 
 # The five targets of the whole study come first on the scorecard, in this order.
 _TARGETS = (
@@ -28,6 +32,14 @@ _TARGETS = (
     "statistics_100_items",
     "sizing_accuracy",
 )
+# Goals that were not met come first.
+_VERDICTS = ("missed", "open", "not comparable", "met", "measured")
+# The three questions of the study, by the place of the tiles that answer them.
+_QUESTIONS = {
+    "size": "Which batch size?",
+    "gain": "What does batching buy?",
+    "time": "Where does the time go?",
+}
 # Without these a facts file is not what a report wrote.
 _NEEDED = {
     *("title", "question", "answer", "scores", "files", "profile", "seed", "seconds"),
@@ -51,17 +63,87 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
     """
     reports = read_facts(out, order)
     rows = scorecard(reports)
+    earlier = past(remember(out, reports), reports)
+    picture = _picture(out, reports)
     about = {
         "reports": reports,
         "rows": rows,
+        "counts": {verdict: sum(r.score.verdict == verdict for r in rows) for verdict in _VERDICTS},
+        "groups": by_question(rows),
+        "tiles": [
+            (question, *_tile(reports, place, earlier)) for place, question in _QUESTIONS.items()
+        ],
+        "noise": _tiles(reports, "noise"),
+        "peers": _tiles(reports, "peers"),
+        "changed": [score for score in earlier.values() if score.has_changed],
+        "compared": sum(len(score.values) > 1 for score in earlier.values()),
+        "runs": max((len(score.values) for score in earlier.values()), default=0),
+        "here": _here(reports),
         "machine": _machine(reports),
+        "picture": picture,
         "number": tables.number,
         "first_sentence": first_sentence,
         "tables": lambda facts: [f for f in facts["files"] if f.endswith(".csv")],
         "has_matrix": (out / "reports" / "matrix" / "index.html").is_file(),
     }
+    write_dictionary(out)
     write_text(one_blank_line(render("index.md.j2", about)), out / "reports" / "index.md")
-    return write_text(render("index.html.j2", about), out / "reports" / "index.html")
+    page = render("index.html.j2", about, alive=picture is not None)
+    return write_text(with_bundle(page), out / "reports" / "index.html")
+
+
+def _picture(out: Path, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The specification of the figure that decides about the batch size; None without one."""
+    for facts in reports:
+        if any(tile.get("place") == "size" for tile in facts.get("tiles", ())):
+            path = out / "reports" / "figures" / f"{facts['figure']}.vl.json"
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _tiles(reports: Sequence[Mapping[str, Any]], place: str) -> list[dict[str, str]]:
+    return [t for facts in reports for t in facts.get("tiles", ()) if t["place"] == place]
+
+
+def _tile(
+    reports: Sequence[Mapping[str, Any]], place: str, earlier: Mapping[str, Past]
+) -> tuple[str, str]:
+    """Value and text of one of the three tiles; empty where its report was not made."""
+    found = _tiles(reports, place)
+    value = next((t["value"] for t in found if t["value"]), "")
+    texts = [t["text"] for t in found]
+    gain = earlier.get("inference_batch_8")
+    if place == "gain" and gain and len(gain.values) > 1:
+        low, high = (f"{end(gain.values):.1f}" for end in (min, max))
+        texts.insert(1, f"Between {len(gain.values)} runs {low} to {high} ×.")
+    return value, " ".join(texts)
+
+
+def _here(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Machine, model, profile and day in one line."""
+    if not reports:
+        return ""
+    last = max(reports, key=lambda facts: str(facts["finished"]))
+    named = next(filter(None, (short(facts) for facts in reports)), "")
+    parts = (last["machine"], named, f"{last['profile']} profile", str(last["finished"])[:10])
+    return " · ".join(filter(None, map(str, parts)))
+
+
+def by_question(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """The scorecard by report: its name, its title, its rows, those not met first."""
+    names = dict.fromkeys((row.report, row.title) for row in rows)
+    order = {verdict: place for place, verdict in enumerate(_VERDICTS)}
+    return [
+        (
+            name, title,
+            sorted((r for r in rows if r.report == name), key=lambda r: order[r.score.verdict]),
+        )
+        for name, title in names
+    ]  # fmt: skip
 
 
 def read_facts(out: Path, order: Sequence[str]) -> list[dict[str, Any]]:
@@ -87,7 +169,7 @@ def facts_of(out: Path, name: str) -> dict[str, Any] | None:
 
 def first_sentence(text: str) -> str:
     """`text` up to the end of its first sentence; abbreviations and decimals do not end one."""
-    return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text, maxsplit=1)[0]
+    return sentences(text)[0]
 
 
 def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -102,8 +184,8 @@ def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
     return first + list(rows.values())
 
 
-def render(template: str, about: Mapping[str, Any]) -> str:
-    """A page of `template/site` (with the reports' style and macros)."""
+def render(template: str, about: Mapping[str, Any], *, alive: bool = False) -> str:
+    """A page of `template/site` (with the reports' style and macros), `alive` with its figures."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
@@ -119,7 +201,10 @@ def render(template: str, about: Mapping[str, Any]) -> str:
     environment.filters["markdown2html"] = lambda text: Markup(markdown2html_mistune(text))  # noqa: S704
     environment.filters["html"] = Markup
     environment.filters["markdown"] = Markdown
-    page = {"script": SCRIPT, "policy": content_policy(), **about}
+    environment.filters["still"] = lambda spec, name: Markup(svg(spec, name))  # noqa: S704
+    environment.filters["json_block"] = lambda spec: Markup(json_block(spec))  # noqa: S704
+    policy = content_policy(alive=alive)
+    page = {"script": SCRIPT, "policy": policy, "alive": alive, "key": METADATA_KEY, **about}
     return visible(environment.get_template(template).render(**page))
 
 

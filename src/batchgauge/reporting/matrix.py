@@ -34,6 +34,7 @@ from batchgauge.redaction import redacted
 from batchgauge.reporting import plots, tables
 from batchgauge.reporting.export import one_blank_line
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
+from batchgauge.reporting.matrix_rates import rates
 from batchgauge.reporting.project import notebooks_folder, results_folder
 from batchgauge.reporting.study import books, checked, out_folder, run_study, say
 
@@ -180,17 +181,27 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
         ]
     )
     machines = _machines(runs, facts, base)
+    done = [run.name for run in runs if facts[run.name]]
+    throughput = rates(base, done) if done else pd.DataFrame()
     picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
+    shown = [
+        (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
+        (
+            throughput,
+            f"Throughput of every run, and its ratio to '{done[0]}' with a 95 % interval; the "
+            "machine's drift between the runs is in it."
+            if done
+            else "",
+        ),
+        (scores, "Every score of every run, with its 95 % interval."),
+        (given, "What each run was given."),
+    ]
     about = {
-        "runs": [run.name for run in runs if cards[run.name]],
-        "missing": [run.name for run in runs if not cards[run.name]],
+        "runs": done,
+        "missing": [run.name for run in runs if run.name not in done],
         "picture": picture and base64.b64encode(picture.read_bytes()).decode("ascii"),
         "alt": "Every score of every run with its 95 % interval",
-        "tables": [
-            (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
-            (scores, "Every score of every run, with its 95 % interval."),
-            (given, "What each run was given."),
-        ],
+        "tables": [(frame, caption) for frame, caption in shown if len(frame)],
         "to_html": tables.to_html,
         "to_markdown": tables.to_markdown,
     }

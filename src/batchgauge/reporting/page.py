@@ -1,11 +1,11 @@
 """What a page shows of an executed notebook: the cells worth showing, and what stands around them.
 
 The notebook's outputs say what they are (`batchgauge.reporting.report` marks them). The
-answer is repeated and the scores are moved to the first screen; progress bars, sliders and returned
-paths have no meaning on a page and go. A page may run the one script of its own and show
-pictures that are inside, nothing else: should a tag of somebody else's reach it in spite of the
-escaping, the browser runs no script of it, loads nothing and sends nothing. Leaves out how the
-page looks: the templates.
+answer, the figure that decides and the scores are moved to the first screen; progress bars,
+sliders and returned paths have no meaning on a page and go. A page may run the script of its own
+and the bundle that its figures need, and show pictures that are inside, nothing else: should a tag
+of somebody else's reach it in spite of the escaping, the browser runs no script of it, loads
+nothing and sends nothing. Leaves out how the page looks: the templates.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.model import short
+from batchgauge.reporting.render import bundle
 from batchgauge.reporting.report import METADATA_KEY
 
 SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(encoding="utf-8")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 _REPR = re.compile(r"(PosixPath|WindowsPath|Score)\(")
 _HEADING = re.compile(r"^(#{2,4})\s+(.+?)\s*#*\s*$", re.MULTILINE)
-_TITLE = re.compile(r"\A\s*#\s+.+\n*")
+_TITLE = re.compile(r"\A\s*#\s+.+\n*(\*\*.+\*\*\n*)?")  # with the question, which the page has too
+# What is looked up, not read: folded on a page.
+_ASIDE = re.compile(r"\A(##+)\s+(Definitions|Reading this page|In continuous integration)\s*\n")
 _FENCED = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 _FACTS = {
@@ -73,6 +77,8 @@ class Page:
     headings: list[Heading] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+    figure: NotebookNode | None = None
+    is_alive: bool = False
 
 
 def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookNode, Page]:
@@ -102,12 +108,25 @@ def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookN
         if cell.cell_type == "code":
             marks = [o.get("metadata", {}).get(METADATA_KEY, {}) for o in cell.outputs]
             page.scores += [m for m in marks if m.get("kind") == "score"]
-            cell.outputs = [o for o in cell.outputs if is_shown(o)]
+            shown_here = [o for o in cell.outputs if is_shown(o)]
+            page.is_alive |= any(MIME in o.get("data", {}) for o in shown_here)
+            decides = [o for o in shown_here if _is_figure(o, str(facts.get("figure") or ""))]
+            page.figure = next(iter(decides), page.figure)
+            cell.outputs = [o for o in shown_here if o not in decides]
     first = next((c for c in shown.cells if c.cell_type == "markdown"), None)
     if first is not None:  # the page has the report's own title
         first.source = _TITLE.sub("", first.source)
     shown.cells = [c for c in shown.cells if c.source.strip()]
+    for cell in shown.cells:
+        if cell.cell_type == "markdown" and (found := _ASIDE.match(cell.source)):
+            cell.metadata["aside"] = found[2]
+            cell.source = cell.source[found.end() :]
     return shown, page
+
+
+def _is_figure(output: NotebookNode, name: str) -> bool:
+    marks = output.get("metadata", {}).get(METADATA_KEY, {})
+    return bool(name) and marks.get("file") == f"figures/{name}.png"
 
 
 def is_shown(output: NotebookNode) -> bool:
@@ -117,7 +136,7 @@ def is_shown(output: NotebookNode) -> bool:
     if output.output_type == "error":
         return True
     kind = output.metadata.get(METADATA_KEY, {}).get("kind")
-    if kind in {"header", "caption", "score", "footer"} or _WIDGET in output.data:
+    if kind in {"header", "answer", "caption", "score", "footer"} or _WIDGET in output.data:
         return False
     return not (set(output.data) == {"text/plain"} and _REPR.match(output.data["text/plain"]))
 
@@ -156,10 +175,17 @@ def _outside_code(source: str, change: Callable[[str], str]) -> str:
     return "".join(p if p.startswith("```") else change(p) for p in pieces)
 
 
-def content_policy() -> str:
-    """The value of a page's Content-Security-Policy: `SCRIPT` by its digest, and no other."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
+def content_policy(*, alive: bool = False) -> str:
+    """The value of a page's Content-Security-Policy: our scripts by their digests, and no other.
+
+    `alive` lets the bundle of the figures run as well.
+    """
+    scripts = (SCRIPT, bundle()) if alive else (SCRIPT,)
+    digests = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode('ascii')}'"
+        for s in scripts
+    )
     return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )

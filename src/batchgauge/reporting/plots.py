@@ -28,7 +28,6 @@ from batchgauge.files import atomic_path
 from batchgauge.text import visible
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -218,41 +217,6 @@ def points_with_interval(
     ax.grid(visible=False, axis="y")
 
 
-def bars_with_interval(
-    ax: Axes,
-    names: Sequence[str],
-    value: Numbers,
-    low: Numbers | None = None,
-    high: Numbers | None = None,
-    *,
-    implementations: Sequence[str] | str = "numpy",
-    form: str = "{:,.3g}",
-) -> None:
-    """Horizontal bars from zero with their intervals and their values written beside; [names]."""
-    rows = range(len(names))
-    looks = [implementations] * len(names) if isinstance(implementations, str) else implementations
-    ax.barh(rows, value, color=[colour(look) for look in looks], height=0.62)
-    ends = np.asarray(value if high is None else high, dtype=np.float64)
-    if low is not None and high is not None:
-        error = [np.subtract(value, low), np.subtract(high, value)]
-        ax.errorbar(value, rows, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
-    for row, end in zip(rows, ends, strict=True):
-        ax.annotate(
-            form.format(value[row]),
-            (end, row),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9.5,
-            color=INK,
-        )
-    ax.set_yticks(rows, [visible(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.margins(x=0.12)
-    ax.set_xlim(left=0)
-    ax.grid(visible=False, axis="y")
-
-
 def reference_line(
     ax: Axes,
     value: float,
@@ -300,45 +264,6 @@ def batch_axis(ax: Axes, sizes: Iterable[float], text: str = "batch size (items)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
     ax.set_xlabel(text)
-
-
-def speedup(
-    frame: pd.DataFrame,
-    *,
-    title: str,
-    target: tuple[float, str] | None = None,
-    show_ideal: bool = False,
-    ylabel: str = "speedup over one at a time (×)",
-) -> Figure:
-    """Batch speedup against batch size, one line an implementation.
-
-    `frame` has the columns `batch_size`, `value`, `low`, `high` and, for more than
-    one line, `implementation`. `target` is a value and its label; with `show_ideal`
-    both axes are logarithmic, so that ideal scaling is a straight line.
-    """
-    fig, ax = plt.subplots()
-    if "implementation" not in frame:
-        frame = frame.assign(implementation="numpy")
-    names = list(dict.fromkeys(frame["implementation"]))
-    for name in names:
-        rows = frame[frame["implementation"] == name].sort_values("batch_size")
-        columns = (rows[c].to_numpy() for c in ("batch_size", "value", "low", "high"))
-        line_with_interval(ax, *columns, implementation=str(name))
-    reference_line(ax, 1.0, "no gain", kind="floor")
-    if show_ideal:
-        ideal_scaling(ax, frame["batch_size"].to_numpy())
-    if target:
-        reference_line(ax, *target)
-    batch_axis(ax, frame["batch_size"])
-    ax.set(ylabel=ylabel, title=title)
-    if show_ideal:
-        ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    else:
-        ax.set_ylim(bottom=0)
-    if len(names) > 1:
-        ax.legend(loc="upper left")
-    return fig
 
 
 def _caps(ax: Axes, x: Numbers, value: Numbers, low: Numbers, high: Numbers, shade: str) -> None:

@@ -17,24 +17,26 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
-from batchgauge.reporting import plots, tables
+from batchgauge.reporting import notebook, plots, render, tables
+from batchgauge.reporting.charts import MIME, Chart
 from batchgauge.reporting.model import is_reference, named, served
-from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
-from batchgauge.reporting.project import results_folder
-from batchgauge.text import Markdown, escaped, one_line, visible
+from batchgauge.reporting.project import project_root, results_folder
+from batchgauge.reporting.score import Answer, Score, Tile
+from batchgauge.text import Markdown, escaped, one_line, sentences, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,70 +46,9 @@ if TYPE_CHECKING:
 
 # Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
 METADATA_KEY = "batchgauge"
+# Rows of a table that is folded, and of one whose figure shows the same.
+_LONG, _LONG_BEHIND = 24, 6
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-Better = Literal["higher", "lower"]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One row of the scorecard: what was aimed at, what was measured, with its 95 % interval."""
-
-    key: str
-    label: str
-    goal: float | None
-    value: float
-    low: float | None = None
-    high: float | None = None
-    unit: str = ""
-    better: Better = "higher"
-    of_model: bool = False  # the goal was set for the reference model
-    comparable: bool = True  # and this is it
-
-    def __post_init__(self) -> None:
-        for name in ("goal", "value", "low", "high"):  # NumPy's numbers are no JSON
-            number = getattr(self, name)
-            object.__setattr__(self, name, None if number is None else float(number))
-
-    @property
-    def verdict(self) -> Literal["met", "missed", "open", "measured", "not comparable"]:
-        """`open` when the interval holds the goal; `measured` when there is no goal."""
-        if self.goal is None:
-            return "measured"
-        if not self.comparable:
-            return "not comparable"
-        sign = 1 if self.better == "higher" else -1
-        low = self.value if self.low is None else self.low
-        high = self.value if self.high is None else self.high
-        distances = sorted(sign * (bound - self.goal) for bound in (low, high))
-        if distances[0] >= 0:
-            return "met"
-        return "open" if distances[1] >= 0 else "missed"
-
-    def sentence(self) -> str:
-        """The row in words, e.g. `Batch of 8: 3.1 × [2.9, 3.3], goal ≥ 3 ×: open.`"""
-        words = {
-            "met": "met",
-            "missed": "not met",
-            "open": "undecided, the interval holds the goal",
-            "not comparable": "not comparable, the goal is another model's",
-        }
-        text = f"{self.label}: {self.measured()}"
-        return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
-
-    def measured(self) -> str:
-        """Value, interval and unit."""
-        text = tables.number(self.value)
-        if self.low is not None and self.high is not None:
-            text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
-        return f"{text} {self.unit}".strip()
-
-    def aim(self) -> str:
-        """The goal with its direction and unit; empty when there is none."""
-        if self.goal is None:
-            return ""
-        sign = "≥" if self.better == "higher" else "≤"
-        return f"goal {sign} {self.goal:,.6g} {self.unit}".strip()
 
 
 @dataclass(slots=True)
@@ -128,6 +69,8 @@ class Report:
     columns: Mapping[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
     _answer: str = ""
+    _figure: str = ""
+    _tiles: Sequence[Tile] = ()
     _findings: list[str] = field(default_factory=list)
     _scores: dict[str, Score] = field(default_factory=dict)
     _files: list[str] = field(default_factory=list)
@@ -150,7 +93,8 @@ class Report:
         cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
         number >= 0, a name that is no file stem, or a folder that cannot be written to.
         """
-        _check_parameters()
+        notebook.say_errors_short()
+        notebook.check_parameters()
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"The report name '{name}' is no file stem; expected lower case letters, "
@@ -168,8 +112,9 @@ class Report:
         if given.get("model"):
             given["model"] = Path(given["model"]).name  # folders are nobody's business
         report = cls(name, title, question, budget, folder, seed, redacted(given), model)
+        lasts = _time_it_takes(folder, name, budget)
         _show(
-            {"text/plain": f"{title} · profile {budget.name}"},
+            {"text/plain": f"{title} · profile {budget.name}, {lasts}"},
             kind="header",
             title=title,
             question=question,
@@ -181,40 +126,61 @@ class Report:
         """Write `frame` to `data/<report>_<name>.csv`, whole or not at all; its path.
 
         Values are written as they are, so that they can be read back: a text that begins
-        with `=` stays one, and a spreadsheet should import such columns as text.
+        with `=` stays one, and a spreadsheet should import such columns as text. What has no end
+        is missing.
         """
         path = self.path("data", f"{self.name}_{name}.csv")
         more = {name: value for name, value in self.columns.items() if name not in frame}
+        frame = frame.replace([math.inf, -math.inf], math.nan)
         write_csv(frame.assign(**more) if more else frame, path)
         return path
 
-    def figure(self, figure: Figure, name: str, *, alt: str, caption: str) -> Path:
+    def figure(
+        self, figure: Figure | Chart, name: str, *, alt: str, caption: str,
+        frames: Mapping[str, pd.DataFrame] | None = None,
+    ) -> Path:  # fmt: skip
         """Save `figure` as `reports/figures/<name>.png` at 2x, show it, close it; its path.
 
-        `alt` says what the picture shows to one who cannot see it, `caption` stands below.
+        `alt` says what the picture shows to one who cannot see it, `caption` stands below, and
+        with it what the `frames` it was drawn from say of their basis. A `Chart` is alive in
+        JupyterLab and on the page, and written as `<name>.vl.json` too.
         """
         alt, caption = _plain(alt), _plain(caption)
         path = self.path("reports", "figures", f"{name}.png")
-        plots.save(figure, path, alt)
+        about = {
+            "file": f"figures/{path.name}",
+            "title": figure.title if isinstance(figure, Chart) else "",
+            "caption": caption,
+            "csv": next((f"data/{self.name}_{n}.csv" for n in frames or ()), ""),
+            "basis": tables.basis(*(frames or {}).values()),
+            "alt": alt,
+        }
+        data: dict[str, Any] = {"text/plain": alt}
+        if isinstance(figure, Chart):
+            spec = {**figure.full(alt), "usermeta": {METADATA_KEY: about}}
+            render.save_png(spec, path, alt)
+            write_text(json.dumps(spec), self.path("reports", "figures", f"{name}.vl.json"))
+            data[MIME] = spec
+        else:
+            plots.save(figure, path, alt)
         png = path.read_bytes()
-        shown = {"alt": alt, "width": int.from_bytes(png[16:20], "big") // plots.SCALE}
-        _show(
-            {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": alt},
-            shown={"image/png": shown},
-            kind="figure",
-            file=f"figures/{path.name}",
-            caption=caption,
-            **shown,
-        )
+        data["image/png"] = base64.b64encode(png).decode("ascii")
+        width = int.from_bytes(png[16:20], "big") // plots.SCALE
+        shown = {"image/png": {"alt": alt, "width": width}}
+        _show(data, shown=shown, kind="figure", width=width, **about)
         _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")
         return path
 
-    def table(self, frame: pd.DataFrame, *, caption: str) -> None:
-        """Show `frame`: sortable in HTML, a pipe table in Markdown. Units go to the headings."""
+    def table(self, frame: pd.DataFrame, *, caption: str, folded: bool = False) -> None:
+        """Show `frame`: sortable in HTML, a pipe table in Markdown. Units go to the headings.
+
+        A `folded` one opens on a click on its caption.
+        """
         caption = _plain(caption)
         markdown = tables.to_markdown(frame, caption)
         data = {"text/plain": markdown, "text/markdown": markdown}
-        _show({**data, "text/html": tables.to_html(frame, caption)}, kind="table", caption=caption)
+        html = tables.to_html(frame, caption)
+        _show({**data, "text/html": html}, kind="table", caption=caption, folded=folded)
 
     def finding(self, sentence: str) -> None:
         """Say what the figure or table above shows; a sentence generated from its data.
@@ -226,13 +192,12 @@ class Report:
         self._findings.append(said)
         _show({"text/plain": said.plain, "text/markdown": said}, kind="finding")
 
-    def answer(self, sentences: str) -> None:
-        """The answer to the question in one to three sentences, for the first screen.
-
-        Text or `Markdown`, as in `finding`.
-        """
-        said = escaped(sentences)
-        self._answer = said
+    def answer(self, answer: str | Answer) -> None:
+        """The answer to the question, for the first screen: text or `Markdown`, as in `finding`."""
+        if not isinstance(answer, Answer):
+            answer = Answer(answer)
+        said = escaped(answer.text)
+        self._answer, self._figure, self._tiles = said, answer.figure, answer.tiles
         data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
         _show(data, kind="answer", text=said)
 
@@ -255,12 +220,16 @@ class Report:
         for result in results:
             for name, frame in result.frames().items():
                 self.csv(frame, name)
-            if drawn := result.draw():
+            drawn = result.draw()
+            if drawn:
                 figure, caption = drawn
-                self.figure(figure, result.name, alt=result.sentence(), caption=caption)
+                alt = alt_text(figure, result.sentence())
+                frames = result.frames()
+                self.figure(figure, result.name, alt=alt, caption=caption, frames=frames)
             if shown := result.table():
                 frame, caption = shown
-                self.table(frame, caption=caption)
+                long = len(frame) > (_LONG_BEHIND if drawn else _LONG)
+                self.table(frame, caption=caption, folded=long or result.is_aside)
             sentence = result.sentence()
             if document := result.svg():
                 path = self.path("reports", "figures", f"{result.name}.svg")
@@ -286,6 +255,8 @@ class Report:
             "title": self.title,
             "question": self.question,
             "answer": self._answer,
+            "figure": self._figure,
+            "tiles": [asdict(tile) for tile in self._tiles],
             "findings": self._findings,
             "scores": [{**asdict(s), "verdict": s.verdict} for s in self._scores.values()],
             "files": self._files,
@@ -317,20 +288,44 @@ class Report:
         return self.out_dir.joinpath(*parts)
 
 
+def alt_text(figure: Figure | Chart, sentence: str) -> str:
+    """What a picture says to who cannot see it: its title and finding, at most two sentences."""
+    title = figure.title if isinstance(figure, Chart) else _title(figure)
+    said = _plain(sentence)
+    title = "" if not title or said.startswith(title) else f"{title.rstrip('.')}. "
+    if isinstance(sentence, Markdown) and "\n" in sentence:  # a list: its parts are text already
+        return title.strip() or one_line(said.splitlines()[0].removeprefix("- "))
+    return f"{title}{' '.join(sentences(said)[: 1 if title else 2])}".strip()
+
+
+def _title(figure: Figure) -> str:
+    drawn = [figure.get_suptitle(), *(ax.get_title(loc="left") for ax in figure.axes)]
+    return one_line(next(filter(None, drawn), ""))
+
+
 def _plain(text: str) -> str:
     return text.plain if isinstance(text, Markdown) else one_line(text)
 
 
-def _check_parameters() -> None:
-    from IPython.core.getipython import get_ipython
+def _time_it_takes(folder: Path, name: str, budget: Profile) -> str:
+    """How long the report `name` will take: as long as the last time, here or in the reference."""
+    for place in (folder, project_root()):
+        try:
+            facts = json.loads((place / "data" / f"{name}_facts.json").read_text(encoding="utf-8"))
+            if facts["profile"] == budget.name:
+                return f"which took {_rounded(float(facts['seconds']))} the last time"
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return f"{_rounded(budget.seconds)} of measuring, and as long again to prepare it"
 
-    shell = get_ipython()
-    if shell is not None:
-        check_injected(shell.user_ns, shell.user_ns.get("In", []))
+
+def _rounded(seconds: float) -> str:
+    """`40 s`, `3 minutes`."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _show(
-    data: dict[str, str], *, kind: str, shown: dict[str, Any] | None = None, **said: Any
+    data: dict[str, Any], *, kind: str, shown: dict[str, Any] | None = None, **said: Any
 ) -> None:
     """Display a bundle marked with what it is; plain text where there is no notebook."""
     from IPython.core.interactiveshell import InteractiveShell
@@ -339,6 +334,6 @@ def _show(
     if not InteractiveShell.initialized():
         return
     marks = {METADATA_KEY: {"kind": kind, **said}}
-    data = {mime: visible(text) for mime, text in data.items()}
+    data = {m: visible(value) if isinstance(value, str) else value for m, value in data.items()}
     metadata = redacted({**marks, **(shown or {})})
     display(data, raw=True, metadata=metadata)  # type: ignore[no-untyped-call]  # IPython's

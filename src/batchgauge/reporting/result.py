@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from batchgauge.reporting.report import Score
+    from batchgauge.reporting.charts import Chart
+    from batchgauge.reporting.score import Score
 
 
 class Result(Protocol):
@@ -32,8 +33,8 @@ class Result(Protocol):
     def table(self) -> tuple[pd.DataFrame, str] | None:
         """The frame that readers see, with its caption."""
 
-    def draw(self) -> tuple[Figure, str] | None:
-        """The picture with its caption; drawn anew at every call."""
+    def draw(self) -> tuple[Figure | Chart, str] | None:
+        """The picture with its caption; drawn anew at every call. A `Chart` can be asked."""
 
     def sentence(self) -> str:
         """The finding: text or `Markdown`, also what the picture says to who cannot see it."""
@@ -44,13 +45,18 @@ class Result(Protocol):
     def scores(self) -> Sequence[Score]:
         """The rows that it gives the scorecard."""
 
+    @property
+    def is_aside(self) -> bool:
+        """Whether its table is looked up, not read: a page folds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
     """A `Result` of plain values.
 
     `picture` draws and `document` renders (an SVG) with no argument, so that nothing is
-    drawn before it is shown. An empty finding says nothing.
+    drawn before it is shown. An empty finding says nothing. A page folds the table of what
+    `is_aside`.
     """
 
     name: str
@@ -58,10 +64,11 @@ class Section:
     finding: str = ""
     shown: pd.DataFrame | None = None
     shown_caption: str = ""
-    picture: Callable[[], Figure] | None = None
+    picture: Callable[[], Figure | Chart] | None = None
     picture_caption: str = ""
     targets: Sequence[Score] = ()
     document: Callable[[], str] | None = None
+    is_aside: bool = False
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -76,7 +83,7 @@ class Section:
         """See `Result`."""
         return None if self.shown is None else (self.shown, self.shown_caption)
 
-    def draw(self) -> tuple[Figure, str] | None:
+    def draw(self) -> tuple[Figure | Chart, str] | None:
         """See `Result`."""
         return (self.picture(), self.picture_caption) if self.picture else None
 

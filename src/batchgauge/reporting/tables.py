@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from batchgauge.text import Markdown, escaped
+from batchgauge.text import Markdown, counted, escaped
 
 # Column names end in their unit; headings show it in brackets. Longest match first.
 _UNITS: Mapping[str, str] = {
@@ -36,16 +36,25 @@ _ACRONYMS = {"kv": "KV", "ttft": "TTFT", "rss": "RSS", "cpu": "CPU", "blas": "BL
 def heading(column: object) -> str:
     """`wall_ms` becomes `wall (ms)`, `kv_cache_bytes` becomes `KV cache (bytes)`."""
     name = str(column)
-    suffix = next((s for s in _UNITS if name.endswith(s) and name != s), "")
+    suffix = _suffix(name)
     words = name.removesuffix(suffix).split("_") if suffix else name.split("_")
     text = " ".join(_ACRONYMS.get(word, word) for word in words).strip()
     return f"{text} ({_UNITS[suffix]})" if suffix else text
 
 
+def unit_of(column: str) -> str:
+    """The unit that a column's name ends in; empty without one."""
+    return _UNITS.get(_suffix(column), "")
+
+
+def _suffix(name: str) -> str:
+    return next((s for s in _UNITS if name.endswith(s) and name != s), "")
+
+
 def number(value: object, digits: int = 3) -> str:
     """A value as it is shown: integers whole with thin groups, reals to `digits` figures.
 
-    A missing value is a dash; text stays as it is.
+    A missing or endless value is a dash; text stays as it is.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -56,7 +65,7 @@ def number(value: object, digits: int = 3) -> str:
     if isinstance(value, Real):
         real = float(value)
         if not math.isfinite(real):
-            return "–" if math.isnan(real) else ("∞" if real > 0 else "−∞")
+            return "–"
         if real == 0:
             return "0"
         size = math.floor(math.log10(abs(real)))
@@ -67,6 +76,32 @@ def number(value: object, digits: int = 3) -> str:
     return str(value)
 
 
+def column(values: pd.Series[Any]) -> list[str]:
+    """The values of one column as they are shown: reals with the same number of decimals.
+
+    So many that the middle one of the sizes has three figures; what is not zero and would read as
+    zero is `< 0.01`.
+    """
+    if not _is_numeric(values):
+        return [number(value) for value in values]
+    reals = pd.to_numeric(values, errors="coerce").astype(float)
+    sizes = sorted(abs(v) for v in reals if math.isfinite(v) and v != 0)
+    whole = all(v == int(v) for v in reals if math.isfinite(v)) and (not sizes or sizes[-1] < 1e15)
+    places = 0
+    if sizes and not whole:
+        middle = sizes[len(sizes) // 2]
+        places = min(max(2 - math.floor(math.log10(middle)), 0), 4)
+    least = 0.5 * 10.0**-places
+    return [
+        "–"
+        if not math.isfinite(v)
+        else f"< {10.0**-places:.{places}f}"
+        if 0 < abs(v) < least and v > 0
+        else f"{v:,.{places}f}"
+        for v in reals
+    ]
+
+
 def to_html(frame: pd.DataFrame, caption: str) -> str:
     """`frame` as one `<figure class="table">` with a caption; numbers align right."""
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
@@ -74,9 +109,12 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
         f'<th scope="col"{_class(n)}>{escape(heading(c))}</th>'
         for c, n in zip(frame.columns, numeric, strict=True)
     )
+    shown = [column(frame[c]) for c in frame.columns]
     body = []
-    for row in frame.itertuples(index=False, name=None):
-        cells = "".join(_cell(value, n) for value, n in zip(row, numeric, strict=True))
+    for row, texts in zip(
+        frame.itertuples(index=False, name=None), zip(*shown, strict=True), strict=True
+    ):
+        cells = "".join(map(_cell, row, texts, numeric))
         body.append(f"<tr>{cells}</tr>")
     return (
         '<figure class="table"><div class="scroll" tabindex="0" role="group" '
@@ -91,19 +129,43 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
     heads = [escaped(heading(c)) for c in frame.columns]
     marks = [Markdown("--:") if n else Markdown(":--") for n in numeric]
-    rows = [[escaped(number(v)) for v in row] for row in frame.itertuples(index=False, name=None)]
+    shown = [[escaped(text) for text in column(frame[c])] for c in frame.columns]
+    rows = zip(*shown, strict=True)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
     return Markdown(f"{table}\n\n*{escaped(caption)}*")
 
 
+def basis(*frames: pd.DataFrame) -> str:
+    """What frames rest on, as their columns say: `12 blocks, 3 processes`; else empty."""
+    said = []
+    for one, many in (("block", "blocks"), ("process", "processes")):
+        counts: list[int] = []
+        for frame in frames:
+            if many in frame:
+                counts += [int(n) for n in frame[many].dropna()]
+            elif not counts and {one, "benchmark", "is_warmup"} <= set(frame):
+                timed = frame[~frame["is_warmup"].astype(bool)]
+                counts += timed.groupby("benchmark")[one].nunique().tolist()
+        if counts:
+            low, high = min(counts), max(counts)
+            said.append(f"{low} to {high} {many}" if low < high else counted(high, one, many))
+    return ", ".join(said)
+
+
 def _is_numeric(column: pd.Series[Any]) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    """Numbers, also where some are missing; truth values are words."""
+    if pd.api.types.is_bool_dtype(column):
+        return False
+    if pd.api.types.is_numeric_dtype(column):
+        return True
+    known = [v for v in column if v is not None and v is not pd.NA]
+    return bool(known) and all(isinstance(v, Real) and not isinstance(v, bool) for v in known)
 
 
 def _class(numeric: bool) -> str:
     return ' class="number"' if numeric else ""
 
 
-def _cell(value: object, numeric: bool) -> str:
+def _cell(value: object, text: str, numeric: bool) -> str:
     exact = f' data-value="{escape(str(value))}"' if numeric else ""
-    return f"<td{_class(numeric)}{exact}>{escape(number(value))}</td>"
+    return f"<td{_class(numeric)}{exact}>{escape(text)}</td>"

@@ -35,6 +35,7 @@ from batchgauge.simulate.server import (
 )
 from batchgauge.simulate.steps import StepTime
 from batchgauge.statistics import percentile
+from batchgauge.text import percent
 
 Floats = npt.NDArray[np.float64]
 SHOWN = (50, 90, 99)  # percentiles
@@ -170,7 +171,7 @@ def stability(rate: float, limit: float, name: str = "the server") -> str:
     if load < 1.0:
         return (
             f"Stable: {rate:.3g} requests/s arrive and {name} can serve {limit:.3g} "
-            f"(load {load:.0%})."
+            f"(load {percent(load)})."
         )
     return (
         f"Unstable: {rate:.3g} requests/s arrive but {name} can serve only {limit:.3g}; the queue "

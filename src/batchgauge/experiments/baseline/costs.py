@@ -20,7 +20,8 @@ from batchgauge.workload import texts, to_items
 def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFrame:
     """Bytes of a batch by size: allocated at the peak, what must exist, overhead, per item.
 
-    The overhead is NaN for an engine that cannot say what must exist.
+    The overhead is NaN for an engine that cannot say what must exist; once over all of that, once
+    over what must exist beside the weights.
     """
     prompts, rows = short_prompts(context, max(sizes)), []
     for size in sizes:
@@ -37,9 +38,11 @@ def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFr
         weights = held.get("weights", math.nan)
         must = sum(held.values()) if held else math.nan
         overhead = 100 * memory_overhead(weights + peak, must) if held else math.nan
-        rows.append((size, peak, must - weights, weights, overhead, peak / size))
+        beside = 100 * memory_overhead(peak, must - weights) if held else math.nan
+        rows.append((size, peak, must - weights, weights, overhead, beside, peak / size))
     columns = ["batch_size", "peak_bytes", "must_exist_beside_weights_bytes", "weights_bytes"]
-    return pd.DataFrame(rows, columns=[*columns, "overhead_percent", "peak_per_item_bytes"])
+    shares = ["overhead_percent", "overhead_beside_weights_percent"]
+    return pd.DataFrame(rows, columns=[*columns, *shares, "peak_per_item_bytes"])
 
 
 def layer_overhead(context: Context, sizes: Sequence[int], characters: int) -> pd.DataFrame:

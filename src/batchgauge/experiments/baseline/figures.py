@@ -6,14 +6,18 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots
+from batchgauge.reporting.charts import Chart
 
 
-def speedup(table: pd.DataFrame, title: str, target: tuple[int, float]) -> Figure:
+def speedup(table: pd.DataFrame, title: str, target: tuple[int, float]) -> Chart:
     """S(b) with intervals, one line an implementation; `target` is (batch size, speedup)."""
     frame = table.rename(columns={"speedup_x": "value", "low_x": "low", "high_x": "high"})
     size, value = target
-    return plots.speedup(frame, title=title, target=(value, f"target at batch {size}: {value:g} ×"))
+    aim = charts.Line(value, f"target at batch {size}: {value:g} ×")
+    return charts.speedup(
+        frame, title=title, y="throughput over one at a time (×)", references=[aim]
+    )
 
 
 def latency(phases: pd.DataFrame, implementation: str) -> Figure:

@@ -17,7 +17,8 @@ from batchgauge.experiments.baseline import costs, figures, runs
 from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
-from batchgauge.reporting import Score, Section, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots
+from batchgauge.text import percent
 
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
@@ -129,13 +130,38 @@ def layer(context: Context, *, sizes: Sequence[int], characters: int) -> Section
     return Section("layer", {"layer_overhead": table}, layer_sentence(table), table, caption)
 
 
-def answer(tokens: Section, requests: Section, bytes_: Section) -> str:
+def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) -> Answer:
     """What batching buys for tokenizing and inference, and what it costs."""
     words, answers = at(tokens.frame, 32), at(requests.frame, 8)
+    most = requests.frame.sort_values("batch_size").iloc[-1]
+    text = (
+        f"Inference in batches of {answers['batch_size']} does {interval(answers)} the work of the "
+        f"same requests one at a time, tokenizing in batches of {words['batch_size']} "
+        f"{interval(words)}; {cost_words(waits.frame, bytes_.frame)}."
+    )
+    further = (
+        f"; {most['speedup_x']:.1f} × at batch {most['batch_size']}"
+        if most["batch_size"] > answers["batch_size"]
+        else ""
+    )
+    tile = Tile(
+        "gain",
+        f"{answers['speedup_x']:.1f} × at batch {answers['batch_size']}",
+        f"Whole requests against the same ones one at a time, {interval(answers)}{further}.",
+    )
+    return Answer(text, requests.name, [tile])
+
+
+def cost_words(phases: pd.DataFrame, memory_: pd.DataFrame) -> str:
+    """What a request pays for the largest batch: a later first token, and memory."""
+    first, last = phases.iloc[0], phases.iloc[-1]
+    peak = memory_.iloc[-1]
+    mib = f"{peak['peak_per_item_bytes'] / 2**20:.1f} MiB a request"
+    if math.isnan(last["ttft_median_ms"]):
+        return f"it costs {mib}"
     return (
-        f"Tokenizing in batches of {words['batch_size']} does {interval(words)} the work of one at "
-        f"a time, inference in batches of {answers['batch_size']} {interval(answers)} for whole "
-        f"requests. {bytes_.sentence()}"
+        f"it costs {mib}, and at batch {last['batch_size']:.0f} the first token comes after "
+        f"{last['ttft_median_ms']:,.0f} ms instead of {first['ttft_median_ms']:,.0f} ms"
     )
 
 
@@ -221,7 +247,8 @@ def memory_sentence(table: pd.DataFrame) -> str:
         f"A batch of {row['batch_size']:.0f} peaks at {row['peak_bytes'] / 2**20:.1f} MiB beside "
         f"{row['weights_bytes'] / 2**20:.0f} MiB of weights, "
         f"{row['peak_per_item_bytes'] / 2**20:.2f} MiB an item; "
-        f"the overhead over what must exist is {row['overhead_percent']:.2f} %."
+        f"the overhead over what must exist is {row['overhead_percent']:.1f} % with the weights in "
+        f"it, {row['overhead_beside_weights_percent']:.0f} % beside them."
     )
 
 
@@ -256,6 +283,6 @@ def variation_sentence(table: pd.DataFrame) -> str:
         change = last["median_tokens_per_s"] / first["median_tokens_per_s"] - 1
         parts.append(
             f"{str(name).replace('_', ' ')} from {first['value']:g} to {last['value']:g}: "
-            f"{change:+.0%}"
+            f"{percent(change, sign=True)}"
         )
     return f"Throughput at batch {table['batch_size'].iloc[0]}: {'; '.join(parts)} (medians)."

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots
+from batchgauge.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Interval = tuple[float, float, float]  # value, low, high
 MEASURED, MODEL, CHOSEN, BEST = "#0072B2", "#D55E00", "#D55E00", "#009E73"
 
 
@@ -76,55 +76,100 @@ def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
     return fig
 
 
-def pareto(
-    dense: pd.DataFrame, size: int, predicted: Mapping[str, Interval], budget_ms: float
-) -> Figure:
-    """Throughput against latency of every size, front and suggested size marked.
+def throughput_latency(
+    frame: pd.DataFrame, workload: str, budget_ms: float, title: str
+) -> charts.Chart:
+    """Throughput against latency, a dot a size; both budgets and the workload can be changed.
 
-    `dense` has the rows of one workload; `predicted` are latency_ms and tokens_per_s.
+    `frame` has workload, batch_size, tokens_per_s, latency_ms, memory_mib above the weights (NaN
+    where unknown) and suggested. The first view is of `workload` under `budget_ms`.
     """
-    rows = dense.sort_values("fresh_latency_ms")
-    x, y = rows["fresh_latency_ms"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
-    sizes = rows["batch_size"].to_numpy()
-    front = y >= np.maximum.accumulate(y)
-    right = 1.08 * max(x.max(), budget_ms, predicted["latency_ms"][2])
-    fig, ax = plt.subplots(figsize=(8.0, 4.6))
-    ax.axvspan(budget_ms, right, color="#D55E00", alpha=0.07, linewidth=0)
-    shade, beaten = plots.MUTED, "beaten by another size"
-    ax.plot(x[~front], y[~front], "o", ms=4, color=shade, alpha=0.6, label=beaten)
-    ax.plot(x[front], y[front], "o-", ms=5, color=MEASURED, label="Pareto front (fresh)")
-    at = list(sizes).index(size)
-    (wait, soon, late), (rate, least, most) = predicted["latency_ms"], predicted["tokens_per_s"]
-    ax.errorbar(
-        wait,
-        rate,
-        xerr=[[wait - soon], [late - wait]],
-        yerr=[[rate - least], [most - rate]],
-        color=CHOSEN,
-        capsize=4,
-        fmt="none",
-        label="predicted for the suggestion, 95 %",
-    )
-    ax.plot(
-        x[at], y[at], "D", ms=9, mfc="none", mew=2.2, color=CHOSEN, label="suggested size, fresh"
-    )
-    marked = [
-        i for i in np.flatnonzero(front) if sizes[i] in {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96}
+    knows = bool(frame["memory_mib"].notna().all())
+    params = [
+        {
+            "name": "workload", "value": workload,
+            "bind": {
+                "input": "select", "options": list(dict.fromkeys(frame["workload"])),
+                "name": "workload",
+            },
+        },
+        _slider("latency_budget", "latency budget (ms)", frame["latency_ms"], budget_ms),
+    ]  # fmt: skip
+    fits = "datum.latency_ms <= latency_budget"
+    if knows:
+        most = float(frame["memory_mib"].max())
+        params.append(_slider("room", "memory for the batch (MiB)", frame["memory_mib"], most))
+        fits += " && datum.memory_mib <= room"
+    x = charts.Axis("latency_ms", "time until a batch is answered (ms)", zero=False)
+    y = charts.Axis("tokens_per_s", "throughput (tokens/s)")
+    looks = charts.Looks(
+        [WITHIN, OVER, SUGGESTED, BEST_WITHIN], [MEASURED, plots.MUTED, CHOSEN, BEST],
+        ["circle", "cross", "diamond", _STAR],
+    )  # fmt: skip
+    tips = ["batch_size", "tokens_per_s", "latency_ms", *(["memory_mib"] if knows else [])]
+    spec = charts.scatter(frame, x, y, looks, tips)
+    first, dots = spec["layer"]
+    place = {name: dots["encoding"][name] for name in ("x", "y")}
+    spec["params"] = params
+    spec["transform"] = [
+        {"filter": "datum.workload === workload"},
+        {"calculate": f"({fits}) ? '{WITHIN}' : '{OVER}'", "as": "series"},
     ]
-    for i in marked:
-        ax.annotate(
-            f"{sizes[i]}", (x[i], y[i]), (-4, 7), textcoords="offset points", ha="right", fontsize=9
-        )
-    plots.reference_line(ax, budget_ms, "latency budget", axis="x")
-    allowed = y[x <= budget_ms]
-    share = y[at] / allowed.max() if allowed.size else 0.0
-    ax.set_xlim(0, right)
-    ax.set_ylim(bottom=0)
-    ax.set(xlabel="latency of a request (ms)", ylabel="throughput (tokens/s)")
-    finding = f"batches of {size} get {100 * share:.0f} % of the best"
-    ax.set_title(f"Under {budget_ms:,.0f} ms, {finding}", pad=24)
-    ax.legend(loc="lower right")
-    return fig
+    once = [
+        {"aggregate": [{"op": "count", "as": "sizes"}]},
+        {"calculate": "latency_budget", "as": "latency_ms"},
+    ]
+    rule = {"type": "rule", "color": CHOSEN, "strokeDash": [6, 3], "strokeWidth": 1.5}
+    chosen = [{"filter": "datum.suggested"}, {"calculate": f"'{SUGGESTED}'", "as": "series"}]
+    best = [
+        {"filter": f"datum.series === '{WITHIN}'"},
+        {
+            "window": [{"op": "row_number", "as": "place"}],
+            "sort": [{"field": "tokens_per_s", "order": "descending"}],
+        },
+        {"filter": "datum.place === 1"},
+        {"calculate": f"'{BEST_WITHIN}'", "as": "series"},
+        {
+            "calculate": "'★ batch ' + datum.batch_size + ': ' + format(datum.tokens_per_s, ',.0f')"
+            " + ' tokens/s in ' + format(datum.latency_ms, ',.0f') + ' ms'",
+            "as": "words",
+        },
+    ]
+    hollow = {"type": "point", "filled": False, "size": 260, "strokeWidth": 2.4}
+    star = {"type": "point", "filled": True, "size": 260}
+    marks = {"color": dots["encoding"]["color"], "shape": dots["encoding"]["shape"]}
+    words = {
+        "type": "text", "align": "right", "baseline": "bottom", "x": "width",
+        "y": "height",
+        "dy": -8, "color": plots.INK, "fontSize": 12.5, "fontWeight": "bold",
+    }  # fmt: skip
+    spec["layer"] = [
+        {"transform": once, "mark": rule, "encoding": {"x": place["x"]}},
+        first,
+        dots,
+        {"transform": chosen, "mark": hollow, "encoding": {**place, **marks}},
+        {"transform": best, "mark": star, "encoding": {**place, **marks}},
+        {
+            "transform": best, "mark": words,
+            "encoding": {"text": {"field": "words", "type": "nominal"}},
+        },
+    ]  # fmt: skip
+    return charts.Chart(title, spec)
+
+
+WITHIN, OVER = "within the budgets", "over a budget"
+SUGGESTED, BEST_WITHIN = "suggested, no budget", "best within the budgets"
+_STAR = "M0,-1L.22,-.31L.95,-.31L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.31L-.22,-.31Z"
+
+
+def _slider(name: str, words: str, column: pd.Series[float], value: float) -> dict[str, Any]:
+    """A parameter between the ends of a column, in about 200 round steps."""
+    low, high = float(column.min()), float(column.max())
+    step = 10.0 ** np.floor(np.log10(max(high - low, 1e-6) / 100))
+    low, high = np.floor(low / step) * step, np.ceil(high / step) * step
+    value = min(max(np.ceil(value / step) * step, low), high)
+    ends = {"min": float(low), "max": float(high), "step": float(step)}
+    return {"name": name, "value": float(value), "bind": {"input": "range", **ends, "name": words}}
 
 
 def memory_check(peaks: pd.DataFrame) -> Figure:
@@ -180,11 +225,11 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str) -> Figure:
     plots.reference_line(ax, 0.98, "goal 0.98", axis="x")
     ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
     first = table[table["strategy"] == ours].iloc[0]
-    second = table[table["strategy"] != ours].iloc[0]
+    second = table[table["strategy"] != ours].sort_values("p10_score").iloc[-1]
     ax.set_xlabel("score: throughput ÷ best under the same budgets (0: a budget was broken)")
     ax.set_title(
-        f"{ours}: median {first['median_score']:.3f}; "
-        f"best other ({second['strategy']}): {second['median_score']:.3f}",
+        f"Worst tenth of scenarios: {ours} {percent(first['p10_score'])} of the best, "
+        f"best other ({second['strategy']}) {percent(second['p10_score'])}",
         pad=24,
     )
     return fig

@@ -15,14 +15,16 @@ from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tab
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
+from batchgauge.text import percent
 
 Costs = Mapping[Key, CostModel]
+OWN = "prompts"  # the workload whose question is the notebook's own
 
 
 def machine(bench: Bench) -> Section:
@@ -240,8 +242,7 @@ def judge(
 
 def scores_sentence(table: pd.DataFrame) -> str:
     """The advisor's figures against the goals, and the best other strategy beside it."""
-    row = table[table["strategy"] == ADVISOR].iloc[0]
-    other = table[table["strategy"] != ADVISOR].iloc[0]
+    row, other = ours_and_best_other(table)
     return (
         f"Over {row['scenarios']} scenarios the advisor's median score is "
         f"{row['median_score']:.3f} (goal 0.97), its 10th percentile {row['p10_score']:.3f} "
@@ -249,8 +250,10 @@ def scores_sentence(table: pd.DataFrame) -> str:
         f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
         f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
         f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
-        f"{row['median_log2_distance']:.2f} octaves from the best size. The best other strategy, "
-        f"'{other['strategy']}', has a median of {other['median_score']:.3f}, a 10th percentile "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
+        "the "
+        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, "
+        "a 10th percentile "
         f"of {other['p10_score']:.3f}, and broke budgets in "
         f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
     )
@@ -278,27 +281,55 @@ def flatness_sentence(scored: pd.DataFrame) -> str:
     )
 
 
-def pareto(
-    bench: Bench,
-    models: Costs,
-    memory: MemoryModel | None,
-    dense: Section,
-    *,
-    workload: str,
-    times_alone: float,
+def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Section:
+    """Throughput against latency as predicted, for every workload, with budgets to move."""
+    frame = tables.choices(bench.works, bench.cost(models), memory, bench.largest)
+    budget_ms = float(frame.loc[frame["workload"] == OWN, "latency_ms"].max())
+    return _budgets("sizing_predicted", frame, "Predicted", budget_ms)
+
+
+def throughput_latency(
+    bench: Bench, models: Costs, memory: MemoryModel | None, dense: Section, *, times_alone: float
 ) -> Section:
-    """One workload under a latency budget of so many times what one request alone takes."""
-    work, cost = bench.works[workload], bench.cost(models)
-    budget_ms = times_alone * batch_times(cost, work, 1).request_ms
-    chosen = tables.suggest(work, cost, memory, bench.largest, budget_ms, None)
-    rows = dense.frame[dense.frame["workload"] == workload]
-    estimates = {"latency_ms": chosen.latency_ms, "tokens_per_s": chosen.throughput_per_s}
-    predicted = {name: (e.value, e.low, e.high) for name, e in estimates.items()}
+    """The same, measured afresh; the budget is so many times what one request alone takes."""
+    cost = bench.cost(models)
+    predicted = tables.choices(bench.works, cost, memory, bench.largest)
+    frame = tables.measured_choices(dense.frame, predicted)
+    budget_ms = times_alone * batch_times(cost, bench.works[OWN], 1).request_ms
+    return _budgets("sizing_throughput_latency", frame, "Measured", budget_ms)
+
+
+def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Section:
+    said = budget_sentence(frame, OWN, budget_ms)
+    how = (
+        "A dot a batch size. The diamond is what the advisor says without budgets, the star the "
+        "best size within them: move the budgets, choose the workload."
+    )
+    picture = partial(figures.throughput_latency, frame, OWN, budget_ms, said)
+    short = name.removeprefix("sizing_")
     return Section(
-        "sizing_pareto", {}, chosen.sentence(),
-        picture=partial(figures.pareto, rows, chosen.size, predicted, budget_ms),
-        picture_caption=f"Workload '{workload}': throughput against latency of every size, fresh.",
+        name, {short: frame}, f"{basis}: {said}.",
+        picture=picture, picture_caption=f"{basis} throughput against latency. {how}",
     )  # fmt: skip
+
+
+def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
+    """What the suggested size gives, and the best one under a latency budget."""
+    rows = frame[frame["workload"] == workload]
+    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
+    ours = rows[rows["suggested"]]
+    parts = [
+        told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])
+        for row in ours.to_dict("records")
+    ]
+    within = rows[rows["latency_ms"] <= budget_ms]
+    if within.empty:
+        parts.append(f"no size answers within {budget_ms:,.0f} ms")
+    elif not (best := within.sort_values("tokens_per_s").iloc[-1])["suggested"]:
+        rate = f"{best['tokens_per_s']:,.0f} tokens/s"
+        parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
+    said = "; ".join(parts)
+    return said[0].upper() + said[1:]
 
 
 def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
@@ -386,7 +417,7 @@ def adaptive(bench: Bench, models: Costs) -> Section:
 
 
 def budgets(bench: Bench, models: Costs, memory: MemoryModel | None, *, workload: str) -> Section:
-    """The sliders' answers for some budgets."""
+    """The advisor's answers for some budgets."""
     table = tables.budget_table(bench.works[workload], bench.cost(models), memory, bench.largest)
     caption = (
         f"Suggested size for '{workload}' by latency budget (rows) and memory for the batch "
@@ -406,18 +437,34 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
     return Section("simulated", {"simulated": table}, "", table, caption)
 
 
-def answer(own: BatchSizeSuggestion, strategies: Section, errors: Section, workload: str) -> str:
-    """What to run for the workload's requests, and how good such advice is here."""
+def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> Answer:
+    """What to run for the workload's requests, what stops it, and how good such advice is here."""
     assert strategies.shown is not None
-    row = strategies.shown[strategies.shown["strategy"] == ADVISOR].iloc[0]
-    decode, which = unseen(errors.frame, "decode")
-    off = 100 * decode["relative_error"].abs().median()
-    return (
-        f"For '{workload}' requests on this machine: batches of {own.size} "
-        f"({own.throughput_per_s.value:,.0f} {own.unit}/s predicted). "
-        f"{own.limit}. Over {row['scenarios']} scenarios checked on fresh measurements "
-        f"the advice reaches {100 * row['median_score']:.1f} % of the best throughput (median; "
-        f"10th percentile {100 * row['p10_score']:.1f} %), breaking budgets in "
-        f"{100 * (row['late_share'] + row['over_memory_share']):.0f} %; its decode times are "
-        f"{off:.1f} % off on sizes {which}."
+    row, other = ours_and_best_other(strategies.shown)
+    broken = row["late_share"] + row["over_memory_share"]
+    text = (
+        f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
+        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms ({own.limit.lower()}). In the "
+        f"worst tenth of {row['scenarios']} scenarios the advice still reaches "
+        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
+        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{percent(broken)}."
     )
+    size = Tile(
+        "size", f"Run batches of {own.size}",
+        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; a request is answered in "
+        f"{own.latency_ms.value:,.0f} ms. {own.limit}.",
+    )  # fmt: skip
+    rule = Tile(
+        "gain", "",
+        f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "
+        f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
+    )  # fmt: skip
+    return Answer(text, chosen.name, [size, rule])
+
+
+def ours_and_best_other(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The rows of the advisor, and of the rule whose worst tenth is the best but for it."""
+    ours = table[table["strategy"] == ADVISOR].iloc[0]
+    others = table[table["strategy"] != ADVISOR]
+    return ours, others.sort_values(["p10_score", "median_score"], ascending=False).iloc[0]

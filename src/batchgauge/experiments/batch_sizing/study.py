@@ -27,6 +27,7 @@ from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import BatchTimes, Costs, batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.text import percent
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
 
@@ -81,7 +82,7 @@ def scenarios(
     add("step ≤ 2.5× alone", works["ragged traffic"], 2.5 * single.inter_token_ms, **step)
     if memory:
         rooms = {
-            f"memory for {share:.0%} of the largest": memory.peak_bytes(
+            f"memory for {percent(share)} of the largest": memory.peak_bytes(
                 MEMORY_WORK, max(1, round(share * largest))
             )
             for share in (0.3, 0.6, 0.9)
@@ -234,7 +235,7 @@ def stability(
             {
                 "scenario": scenario.name,
                 "first": first,
-                "again": " ".join(map(str, again)),
+                **{f"again_{number}": size for number, size in enumerate(again, 1)},
                 "same_share": float(np.mean([True, *same])),
             }
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.batch_sizing.sweep import FreshSweep
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep, dense_sizes
 from batchgauge.sizing import (
     BatchSizeSuggestion,
     CostModel,
@@ -59,6 +60,43 @@ def dense_throughput(
     return pd.DataFrame(rows)
 
 
+def choices(
+    works: Mapping[str, Lengths], cost: CostModel, memory: MemoryModel | None, largest: int
+) -> pd.DataFrame:
+    """Every size worth looking at with what is predicted of it, per workload.
+
+    Memory is what the batch takes above the weights (NaN without a memory model); `suggested` is
+    the advisor's size where there is no budget.
+    """
+    rows = []
+    weights = memory.weight_bytes if memory else 0
+    for name, work in works.items():
+        found = suggest(work, cost, memory, largest, None, None)
+        sizes = {*dense_sizes(largest), found.size}
+        rows += [
+            {
+                "workload": name,
+                "batch_size": row.size,
+                "tokens_per_s": row.throughput_per_s.value,
+                "latency_ms": row.latency_ms.value,
+                "memory_mib": (row.memory_bytes.value - weights) / 2**20 if memory else math.nan,
+                "suggested": row.size == found.size,
+            }
+            for row in found.candidates
+            if row.size in sizes
+        ]
+    return pd.DataFrame(rows)
+
+
+def measured_choices(dense: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
+    """`predicted`, as `choices` gives it, with the fresh throughput and latency of `dense`."""
+    fresh = {"fresh_tokens_per_s": "tokens_per_s", "fresh_latency_ms": "latency_ms"}
+    keys = ["workload", "batch_size"]
+    left = dense[[*keys, *fresh]].rename(columns=fresh)
+    known = predicted[[*keys, "memory_mib", "suggested"]]
+    return left.merge(known, on=keys, how="inner")
+
+
 def exhaustive_seconds(works: Mapping[str, Lengths], sweep: FreshSweep) -> float:
     """What running every workload once at every swept size would take, from measured times."""
     return sum(
@@ -71,7 +109,7 @@ def exhaustive_seconds(works: Mapping[str, Lengths], sweep: FreshSweep) -> float
 def budget_table(
     work: Lengths, cost: CostModel, memory: MemoryModel | None, largest: int
 ) -> pd.DataFrame:
-    """The sliders' answers as a table: suggestions over latency and memory budgets."""
+    """The advisor's answers as a table: suggestions over latency and memory budgets."""
     one = batch_times(cost, work, 1).request_ms
     budgets = [None, *(round(one * f, -1) for f in (1.5, 2.5, 5.0, 10.0))]
     rows = []
@@ -110,7 +148,7 @@ def suggest(
     latency_ms: float | None,
     room_mib: float | None,
 ) -> BatchSizeSuggestion:
-    """One suggestion with budgets as the sliders give them: room is above the weights."""
+    """One suggestion under budgets; room is above the weights."""
     room = None
     if room_mib is not None and memory is not None:
         room = memory.weight_bytes + room_mib * 2**20

@@ -7,30 +7,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots
+from batchgauge.reporting.charts import Chart
+from batchgauge.text import percent
 
 
-def stages(frame: pd.DataFrame, title: str) -> Figure:
+def stages(frame: pd.DataFrame, title: str) -> Chart:
     """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
-    wide = frame.pivot_table(index="batch_size", columns="stage", values="share", sort=False) * 100
-    order = [stage for stage in [*plots.STAGES, "unassigned"] if stage in wide]
-    fig, ax = plt.subplots(figsize=(9, 0.55 * len(wide) + 2.2))
-    left = np.zeros(len(wide))
-    names = [f"batch {size}" for size in wide.index]
-    for stage in order:
-        shares = wide[stage].to_numpy(dtype=float)
-        shade = plots.STAGES.get(stage, "#d0d7de")
-        ax.barh(names, shares, left=left, color=shade, label=stage, height=0.66)
-        for row, (share, start) in enumerate(zip(shares, left, strict=True)):
-            if share >= 6:
-                ax.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center",
-                        color="white", fontsize=10, fontweight="bold")  # fmt: skip
-        left += shares
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.set(xlim=(0, 100), xlabel="share of the batch's wall time (%)", title=title)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.32 + 0.02 * len(wide)), ncols=4)
-    return fig
+    order = [s for s in [*plots.STAGES, "unassigned"] if s in set(frame["stage"])]
+    colours = [plots.STAGES.get(stage, "#999999") for stage in order]
+    names = [f"batch {size}" for size in frame["batch_size"]]
+    shown = frame.assign(name=names, series=frame["stage"], percent=100 * frame["share"])
+    x = charts.Axis("percent", "share of the batch's wall time (%)")
+    return charts.stacked(shown, title, x, charts.Looks(order, colours, ["square"] * len(order)))
 
 
 def padding(frame: pd.DataFrame, title: str) -> Figure:
@@ -44,8 +33,8 @@ def padding(frame: pd.DataFrame, title: str) -> Figure:
     for row, (wide, own) in enumerate(
         zip(frame["rectangle_waste"], frame["engine_waste"], strict=True)
     ):
-        ax.text(100 * wide + 0.6, row - 0.19, f"{wide:.0%}", va="center", fontsize=9.5)
-        ax.text(100 * own + 0.6, row + 0.19, f"{own:.0%}", va="center", fontsize=9.5)
+        ax.text(100 * wide + 0.6, row - 0.19, f"{percent(wide)}", va="center", fontsize=9.5)
+        ax.text(100 * own + 0.6, row + 0.19, f"{percent(own)}", va="center", fontsize=9.5)
     ax.set_yticks(rows, list(frame["spread"]))
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")

@@ -28,7 +28,22 @@ def hotspots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> 
 
 def findings(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> pd.DataFrame:
     """The ranked findings of the whole subject."""
-    return rank_findings(hotspots(subject, stages, roofline))
+    return rank_findings(hotspots(subject, stages, roofline), shares_of_request(subject, stages))
+
+
+def shares_of_request(subject: Subject, stages: pd.DataFrame) -> dict[str, float]:
+    """What share of a batch each part is: all of inference, its decode steps, its tokenizing."""
+    if subject.target:
+        return {}
+    name = getattr(subject.engine, "name", "")
+    if stages.empty:
+        return {f"inference ({name})": 1.0}
+    rows = stages[stages["batch_size"] == subject.batch_size].set_index("stage")["share"]
+    parts = {f"inference ({name})": 1.0}
+    for part, stage in (("decode", "decode"), ("prefill", "prefill"), ("tokenizing", "tokenize")):
+        if stage in rows.index:
+            parts[f"{part} ({name})"] = float(rows[stage])
+    return parts
 
 
 def _kernels(subject: Subject, roofline: pd.DataFrame) -> dict[str, dict[Any, Any]]:
@@ -89,11 +104,3 @@ def memory_sentences(subject: Subject) -> Markdown:
     """One sentence a part about growth and temporary bytes."""
     said = [memory_sentence(profile, name) for name, profile in subject.allocations.items()]
     return Markdown(" ").join(said) or Markdown("No allocations were tracked.")
-
-
-def temporary_bytes_per_decode_step(subject: Subject) -> float:
-    """Bytes that one decode step allocates and gives back; NaN where it was not tracked."""
-    for name, profile in subject.allocations.items():
-        if name.startswith("decode step"):
-            return profile.temporary_bytes_per_call
-    return math.nan

@@ -19,7 +19,7 @@ from batchgauge.profiling.flamegraph import draw_flamegraph, render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.roofline import draw_roofline
 from batchgauge.profiling.stacks import StackProfile
-from batchgauge.reporting import Section
+from batchgauge.reporting import Answer, Section, Tile
 from batchgauge.text import Markdown
 
 NO_ENGINE = "Left out: this looks into an engine, and a function of your own is profiled here."
@@ -235,11 +235,16 @@ def findings(subject: Subject, stages: Section, roofline: Section) -> Section:
         Markdown("- {}").format(finding_sentence(row)) for _, row in frame.iterrows()
     )
     shown = None if frame.empty else frame.drop(columns=["bound"])
-    caption = "Hotspots by what mending them can save at most."
+    caption = (
+        "Hotspots by their share of a whole request; the speed-ups are the request's, or the "
+        "part's where it is none of a request."
+    )
     return Section("findings", {"findings": frame}, said, shown, caption)
 
 
-def answer(subject: Subject, ranked: Section) -> str:
-    """What takes the time, what could save most, and what a decode step allocates."""
-    bytes_ = found.temporary_bytes_per_decode_step(subject)
-    return sentences.answer(ranked.frame, subject.batch_size, bytes_)
+def answer(subject: Subject, ranked: Section) -> Answer:
+    """What takes the time, how far from its floor, what that leaves to gain."""
+    size = subject.batch_size
+    said = None if subject.target else sentences.time_tile(ranked.frame, size)
+    tiles = [Tile("time", *said)] if said else []
+    return Answer(sentences.answer(ranked.frame, size), "stages", tiles)

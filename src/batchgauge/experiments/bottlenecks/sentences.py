@@ -10,7 +10,7 @@ from batchgauge.machine.rates import Rates
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
-from batchgauge.text import Markdown, code
+from batchgauge.text import Markdown, code, counted, percent
 
 
 def file_stem(name: str) -> str:
@@ -22,9 +22,9 @@ def file_stem(name: str) -> str:
 def flame_sentence(name: str, profile: StackProfile) -> Markdown:
     """Which class of code holds a part's time, and its hottest line."""
     hottest = profile.by_owner().iloc[0]
-    return Markdown("{}; the hottest line is {} with {:.0%}.").format(
+    return Markdown("{}; the hottest line is {} with {}.").format(
         flame_title(name, profile), code(f"{hottest['function']}:{hottest['line']}"),
-        hottest["share"],
+        percent(hottest["share"]),
     )  # fmt: skip
 
 
@@ -32,10 +32,10 @@ def flame_title(name: str, profile: StackProfile) -> str:
     """The class of code with the most time; of allocations, the function with the most bytes."""
     if profile.unit == "bytes":
         share = profile.table()["self_share"].iloc[0]
-        return f"{_first_upper(name)}: {share:.0%} of the bytes are allocated in one function"
+        return f"{_first_upper(name)}: {percent(share)} of the bytes are allocated in one function"
     shares = profile.by_kind()
     largest = max(shares, key=lambda kind: shares[kind])
-    return f"{_first_upper(name)}: {shares[largest]:.0%} of the time in {KIND_LABELS[largest]}"
+    return f"{_first_upper(name)}: {percent(shares[largest])} of the time in {KIND_LABELS[largest]}"
 
 
 def _first_upper(text: str) -> str:
@@ -73,7 +73,7 @@ def attribution_sentence(samples: dict[str, StackProfile]) -> str:
 
 
 def _range(shares: list[float]) -> str:
-    low, high = f"{min(shares):.1%}", f"{max(shares):.1%}"
+    low, high = f"{percent(min(shares), 1)}", f"{percent(max(shares), 1)}"
     return low if low == high else f"{low} to {high}"
 
 
@@ -81,11 +81,11 @@ def lines_sentence(name: str, profile: LineProfile) -> Markdown:
     """The hottest line of a part, and how much of the time the lines explain."""
     first = profile.hottest(1).iloc[0]
     return Markdown(
-        "{}: {} in {} (line {}) has {:.0%} of the lines' time in {:,} hits. "
-        "Lines and their tracing explain {:.0%} of the profiled run."
+        "{}: {} in {} (line {}) has {} of the lines' time in {:,} hits. "
+        "Lines and their tracing explain {} of the profiled run."
     ).format(
         _first_upper(name), code(first["source"]), code(first["function"]), first["line"],
-        first["share"], first["hits"], profile.attributed,
+        percent(first["share"]), first["hits"], percent(profile.attributed),
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def stages_sentence(frame: pd.DataFrame) -> str:
     for size in (frame["batch_size"].min(), frame["batch_size"].max()):
         rows = frame[frame["batch_size"] == size]
         top = rows.iloc[int(rows["share"].argmax())]
-        words.append(f"{top['stage']} takes {top['share']:.0%} of a batch of {size}")
+        words.append(f"{top['stage']} takes {percent(top['share'])} of a batch of {size}")
     return ", ".join(dict.fromkeys(words)).capitalize()
 
 
@@ -105,7 +105,7 @@ def stages_finding(frame: pd.DataFrame) -> str:
     rest = frame[~frame["stage"].isin(["prefill", "decode"])].groupby("batch_size")["share"].sum()
     return (
         f"The named stages add up to {_range(list(sums))} of the wall time; "
-        f"everything but prefill and decode is at most {rest.max():.1%}."
+        f"everything but prefill and decode is at most {percent(rest.max(), 1)}."
     )
 
 
@@ -113,8 +113,8 @@ def padding_sentence(frame: pd.DataFrame) -> str:
     """What the widest spread costs in a rectangle, and in this engine."""
     worst = frame.iloc[int(frame["rectangle_waste"].argmax())]
     return (
-        f"At “{worst['spread']}” lengths a rectangle wastes {worst['rectangle_waste']:.0%}, "
-        f"this engine {worst['engine_waste']:.0%}"
+        f"At “{worst['spread']}” lengths a rectangle wastes {percent(worst['rectangle_waste'])}, "
+        f"this engine {percent(worst['engine_waste'])}"
     )
 
 
@@ -147,7 +147,8 @@ def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
     worst = rows.iloc[int(rows["ratio"].argmax())]
     return (
         f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
-        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {rates.threads} thread(s). At batch {size}, "
+        f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {counted(rates.threads, 'thread')}. At batch "
+        f"{size}, "
         f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
 
@@ -212,25 +213,47 @@ def _names(column: pd.Series[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def answer(findings: pd.DataFrame, size: int, temporary_bytes: float = math.nan) -> Markdown:
-    """Stages, the decode step against its floor, the hottest place of each other part, bytes."""
+def answer(findings: pd.DataFrame, size: int) -> Markdown:
+    """The stages that take a batch's time, how far they are from their floors, what that leaves."""
     if findings.empty:
         return Markdown("Nothing takes a share of the time that is worth a finding.")
-    ours = findings[findings["part"].str.match(r"(inference|decode|tokenizing) \((?!baseline)")]
-    ours = findings if ours.empty else ours
-    parts = ours.sort_values("share", ascending=False).drop_duplicates("part").head(3)
-    words = [
-        Markdown("{} with {:.0%} of {}").format(code(row["where"]), row["share"], row["part"])
-        + ("" if math.isnan(row["floor_ratio"]) else f", {row['floor_ratio']:.1f} times its floor")
-        for _, row in parts.iterrows()
+    stages = findings[findings["part"].str.startswith("inference (")]
+    stages = stages[stages["part"] != "inference (baseline)"] if len(stages) else stages
+    if stages.empty:
+        first = findings.iloc[0]
+        return Markdown("{} takes {} of {}. {}").format(
+            code(first["where"]), percent(first["share"]), first["part"], first["recommendation"]
+        )
+    rows = stages.sort_values("share", ascending=False).head(2)
+    takes = " and ".join(f"{r['where']} {percent(r['share'])}" for _, r in rows.iterrows())
+    text = f"Of a batch of {size}, {takes}"
+    known = rows[rows["floor_ratio"].notna()]
+    if len(known):
+        ratios = " and ".join(f"{ratio:.1f} ×" for ratio in known["floor_ratio"])
+        text += f", at {ratios} the least time that this machine's memory and cores allow"
+        gain = 1.0 / (
+            1.0 - sum(known["share"] * (1.0 - 1.0 / known["floor_ratio"].clip(lower=1.0)))
+        )
+        text += (
+            f": at those floors a batch would be {gain:.2f} × as fast"
+            if gain >= 1.05
+            else ": hardly anything is left to gain"
+        )
+    return Markdown("{}. {}").format(text, rows.iloc[0]["recommendation"])
+
+
+def time_tile(findings: pd.DataFrame, size: int) -> tuple[str, str] | None:
+    """The largest stage in a few words, and the rest of the sentence; None without stages."""
+    stages = findings[findings["part"].str.match(r"inference \((?!baseline)")]
+    if stages.empty:
+        return None
+    rows = stages.sort_values("share", ascending=False).head(2).to_dict("records")
+    value = f"{rows[0]['where'].capitalize()}, {percent(rows[0]['share'])}"
+    floors = [
+        f"{r['where']} runs at {r['floor_ratio']:.1f} × the least time this machine allows"
+        for r in rows
+        if not math.isnan(r["floor_ratio"])
     ]
-    text = Markdown("In a batch of {} the time is mostly in: {}.").format(
-        size, Markdown("; ").join(words)
-    )
-    first = ours.iloc[0]
-    text += Markdown(" What could save most is {} of {}: at most {:.2f} times faster. {}").format(
-        code(first["where"]), first["part"], first["reachable_speedup"], first["recommendation"]
-    )
-    if not math.isnan(temporary_bytes):
-        text += f" A decode step allocates and gives back {amount(temporary_bytes, 'bytes')}."
-    return text
+    others = f"{rows[1]['where']} takes {percent(rows[1]['share'])}" if len(rows) > 1 else ""
+    said = "; ".join(filter(None, [f"Of a batch of {size}", *floors, others]))
+    return value, f"{said.replace(';', ':', 1)}."

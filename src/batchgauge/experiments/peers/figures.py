@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots
+from batchgauge.reporting.charts import Chart
+from batchgauge.reporting.tables import number
 
 
 def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
@@ -62,34 +64,61 @@ def _lines(ax: Axes, table: pd.DataFrame) -> None:
         plots.line_with_interval(ax, *columns, implementation=str(name))
 
 
-def ratios(table: pd.DataFrame) -> Figure:
-    """Our throughput over each peer's, a row a shape, with intervals; none may be missing."""
-    table = table.sort_values(["part", "implementation", "threads", "ours", "batch_size"])
+def ratios(table: pd.DataFrame) -> Chart:
+    """Our throughput over each peer's, a row a shape, a dot a peer, with intervals."""
+    table = table.sort_values(["part", "ours", "threads", "batch_size", "tokens"], kind="stable")
+    rows = table.to_dict("records")
+    if not rows:
+        return Chart("No other engine is installed", charts.words("No other engine is installed"))
     names = [
-        f"{plots.label(r['implementation'])} · {r['part']} {r['batch_size']}"
+        f"{r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
         + f" · {r['ours'].partition(':')[2]}, {r['threads']} thr."
-        for r in table.to_dict("records")
+        for r in rows
     ]
-    figure, ax = plt.subplots(figsize=(8.2, 1.2 + 0.27 * len(names)))
-    if not names:
-        ax.set_axis_off()
-        ax.set_title("No other engine is installed")
-        return figure
-    columns = (table[c].to_list() for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x"))
-    plots.points_with_interval(
-        ax, names, *columns, implementations=table["implementation"].to_list()
+    looks = charts.Looks.of(table["implementation"])
+    series = [plots.label(str(r["implementation"])) for r in rows]
+    shown = table.drop(columns=["low", "high"]).assign(name=names, series=series)
+    shown = shown.rename(columns={"ratio_low_x": "low", "ratio_high_x": "high"})
+    ticks = charts.powers(shown["low"], shown["high"])
+    x = charts.Axis(
+        "ours_over_theirs_x", "our throughput ÷ theirs (×); right of 1 we are faster",
+        2, ticks,
+    )  # fmt: skip
+    title = verdicts(table)
+    even = charts.Line(1.0, "as fast as ours", "x", "floor")
+    return charts.dots(shown, title, x, looks, [even], more=["ours_is"])
+
+
+def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
+    """How many comparisons we win and lose, and the worst."""
+    is_ = table["ours_is"].value_counts()
+    said = (
+        f"Of {len(table)} comparisons with other {what} we are faster in {is_.get('faster', 0)} "
+        f"and slower in {is_.get('slower', 0)}"
     )
-    plots.reference_line(ax, 1.0, "as fast as ours", axis="x", kind="floor")
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set(xlabel="our throughput ÷ theirs (×); right of 1 we are faster")
-    faster = int((table["ours_is"] == "faster").sum())
-    slower = int((table["ours_is"] == "slower").sum())
-    ax.set_title(
-        f"Of {len(names)} comparisons we are faster in {faster} and slower in {slower}", pad=24
-    )
-    return figure
+    if even := len(table) - is_.get("faster", 0) - is_.get("slower", 0):
+        said += f", not told apart in {even}"
+    worst = table.sort_values("ours_over_theirs_x").iloc[0]
+    return f"{said}; at worst {_one(worst)}" if worst["ours_is"] == "slower" else said
+
+
+def extremes(table: pd.DataFrame) -> str:
+    """The best and the worst comparison."""
+    ordered = table.sort_values("ours_over_theirs_x")
+    best, worst = ordered.iloc[-1], ordered.iloc[0]
+    return f"At best {_one(best)}, at worst {_one(worst)}."
+
+
+def _one(row: pd.Series) -> str:
+    """`0.48 × llama.cpp (decode, batch 1)`."""
+    shape = f"{row['part']}, " if "part" in row else ""
+    text = f", {row['characters']:,} characters" if "characters" in row else ""
+    state = f", {row['state']}" if "state" in row else ""
+    if "ours" in row:
+        state += f", {row['ours'].partition(':')[2]}, {row['threads']} thr."
+    ratio, peer = number(row["ours_over_theirs_x"], 2), plots.label(str(row["implementation"]))
+    return f"{ratio} × {peer} ({shape}batch {row['batch_size']}{text}{state})"
 
 
 def _headline(figure: Figure, text: str, panels: int) -> None:

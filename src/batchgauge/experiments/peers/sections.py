@@ -17,7 +17,7 @@ from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
-from batchgauge.reporting import Score, Section, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots
 from batchgauge.reporting.tables import number
 
 ONE, TWO = 1, 2
@@ -101,7 +101,7 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     """Tokens a second of every engine; our throughput over each peer's, with its goals."""
     table, samples = engines.measure_engines(peers, decode_sizes)
     decode = sentence(table, "decode")
-    compared = table.dropna(subset=["ours_over_theirs_x"])
+    compared = _compared(table)
     count = int(table["processes"].max())
     return (
         Section(
@@ -111,8 +111,8 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
             f"{fresh.in_words(count)} a pair.",
         ),
         Section(
-            "peers_ratios", {}, f"{sentence(table, 'prefill')}. {unstable_sentence(table)}".strip(),
-            table,
+            "peers_ratios", {"engines": table},
+            f"{sentence(table, 'prefill')}. {unstable_sentence(table)}".strip(), table,
             "Prefill and decode: tokens/s with 95 % intervals, how far its own blocks differ, and "
             "our throughput over theirs; verdicts are adjusted over the table.",
             partial(figures.ratios, compared),
@@ -262,3 +262,32 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
             for row in records(others)
         )
     return text + "."
+
+
+def answer(words: Section, steps: Section, answers: Section) -> Answer:
+    """How many comparisons we win and lose, the worst of them, and whether outputs were equal."""
+    engines = _compared(steps.frame)
+    tokenizers = _compared(words.frame)
+    said = [
+        figures.verdicts(table, what)
+        for table, what in ((engines, "engines"), (tokenizers, "tokenizers"))
+        if len(table)
+    ]
+    if not said:
+        return Answer("No other engine or tokenizer is installed, so nothing is compared.")
+    tiles = []
+    for table, what in ((engines, "engines"), (tokenizers, "tokenizers")):
+        if len(table):
+            counts = table["ours_is"].value_counts()
+            value = (
+                f"{what.capitalize()}: faster in {counts.get('faster', 0)}, slower in "
+                f"{counts.get('slower', 0)} of {len(table)}"
+            )
+            tiles.append(Tile("peers", value, figures.extremes(table)))
+    text = " ".join(f"{part}." for part in said)
+    return Answer(f"{text} {answers.sentence()}", "peers_ratios", tiles)
+
+
+def _compared(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in which somebody is beside us."""
+    return table.dropna(subset=["ours_over_theirs_x"])

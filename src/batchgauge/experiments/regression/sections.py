@@ -22,9 +22,10 @@ from batchgauge.measuring.gate.process import THRESHOLD, GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.trial import SLOWDOWNS
 from batchgauge.registry import weights_of
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
+from batchgauge.text import percent
 
 # What the gate is tried on: cheap calls, as a noisy one would need more rounds than a notebook has.
 CHEAP = "tokenize/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
@@ -104,7 +105,7 @@ def gate_rates(seen: GateResult, *, trials: int, seed: int) -> Section:
         )
         for key, label, slowdown, goal in goals
     ]  # fmt: skip
-    title = f"A slow-down of 10 % is found in {found[0.10].value:.0%} of runs"
+    title = f"A slow-down of 10 % is found in {percent(found[0.10].value)} of runs"
     return Section(
         "regression_gate_rates", {"gate_rates": rates}, rates_sentence(rates), rates.round(4),
         "Rates of failing gate runs by threshold and slow-down, with exact 95 % intervals.",
@@ -134,17 +135,26 @@ def stored(select: str, baseline_dir: str, *, seconds: float, **subject: Any) ->
     )  # fmt: skip
 
 
-def answer(same: Section, rates: Section) -> str:
+def answer(same: Section, rates: Section) -> Answer:
     """How often the gate errs here, and the noise that it has to see through."""
     assert same.shown is not None
     low, high = _floors(same.shown)
-    return f"{rates.sentence()} The noise floor of single benchmarks here is {low} to {high}."
+    table = rates.frame
+    unchanged, five, ten = (runs.overall(table, slowdown) for slowdown in (0.0, 0.05, 0.1))
+    said = (
+        f"a slow-down of 10 % is found in {percent(ten.value)} of runs, of 5 % in "
+        f"{percent(five.value)}; unchanged code fails in {percent(unchanged.value, 1)} "
+        f"[{percent(unchanged.low, 1)}, {percent(unchanged.high, 1)}]"
+    )
+    text = f"With the noise of this machine {said}. Single benchmarks vary by {low} to {high}."
+    tile = Tile("noise", f"Noise {low} to {high}", f"{said[0].upper()}{said[1:]}.")
+    return Answer(text, rates.name, [tile])
 
 
 def _floors(table: pd.DataFrame) -> tuple[str, str]:
     """The smallest and the largest noise floor of a `change_table`."""
-    percent = table["noise_floor_percent"]
-    return f"± {percent.min():.1f}%", f"± {percent.max():.1f}%"
+    floors = table["noise_floor_percent"]
+    return f"± {floors.min():.1f} %", f"± {floors.max():.1f} %"
 
 
 def _slower(changes: Sequence[Change]) -> int:
@@ -156,9 +166,12 @@ def rates_sentence(table: pd.DataFrame) -> str:
     same, three, five, ten, twenty = (runs.overall(table, s) for s in SLOWDOWNS)
     usual = table[table["threshold"] == THRESHOLD].set_index("slowdown")["seconds"]
     return (
-        f"With the noise of this machine the gate fails unchanged code in {same.value:.1%} of runs "
-        f"[{same.low:.1%}, {same.high:.1%}]; it finds a slow-down of 3 % in {three.value:.0%}, of "
-        f"5 % in {five.value:.0%}, of 10 % in {ten.value:.0%} and of 20 % in {twenty.value:.0%}. A "
+        "With the noise of this machine the gate fails unchanged code in "
+        f"{percent(same.value, 1)} of runs "
+        f"[{percent(same.low, 1)}, {percent(same.high, 1)}]; it finds a slow-down of 3 % in "
+        f"{percent(three.value)}, of "
+        f"5 % in {percent(five.value)}, of 10 % in {percent(ten.value)} and of 20 % in "
+        f"{percent(twenty.value)}. A "
         f"benchmark takes up to {usual.loc[0.0].max():.0f} s where nothing changed, and up to "
         f"{usual.loc[0.1].max():.0f} s to find 10 %, second round included."
     )
@@ -185,6 +198,6 @@ def against_stored(
 def change_table(changes: Sequence[Change]) -> pd.DataFrame:
     """The changes in percent, ready to be shown."""
     frame = frame_of(changes)
-    percent = ["change", "low", "high", "noise_floor", "minimum_detectable_change"]
-    shown = (frame[percent] * 100).round(2).add_suffix("_percent")
+    shares = ["change", "low", "high", "noise_floor", "minimum_detectable_change"]
+    shown = (frame[shares] * 100).round(2).add_suffix("_percent")
     return pd.concat([frame[["benchmark", "status"]], shown, frame[["blocks", "work"]]], axis=1)

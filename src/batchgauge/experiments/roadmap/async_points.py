@@ -14,6 +14,7 @@ import pandas as pd
 
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.simulate.metrics import capacity
+from batchgauge.text import percent
 
 SHORT_MS = 5.0  # a call below this may stay in the event loop
 
@@ -78,7 +79,8 @@ def overlap_sentence(case: Case) -> str:
     return (
         f"Tokenizing and detokenizing cost {host_ms:.2f} ms a request and sampling "
         f"{1e6 * server.host.token_s:.0f} µs a token; hidden behind the model entirely, that "
-        f"raises capacity by {beside / apart - 1:.1%} ({apart:.2f} to {beside:.2f} requests/s). "
+        f"raises capacity by {percent(beside / apart - 1, 1)} ({apart:.2f} to {beside:.2f} "
+        "requests/s). "
         + (
             "An async pipeline pays for this workload."
             if beside / apart > 1.05

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots
+from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.tables import number
+from batchgauge.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+IN_TIME, SOONER = "requests in time", "p90 wait, shorter by"  # the two gains
 REAL, SIMULATED = "#0072B2", "#D55E00"
 # Policies and ways have no implementation's colour: Okabe and Ito's others.
 LOOKS: Mapping[str, tuple[str, str]] = {
@@ -68,7 +69,9 @@ def draw_validation(requests: pd.DataFrame, figures: pd.DataFrame) -> Figure:
             and row["time_to"] == "answer"
             and row["load"] == figures["load"].max()
         }
-        said = ", ".join(f"{figure} {error:+.0%}" for figure, error in errors.items())
+        said = ", ".join(
+            f"{figure} {percent(error, sign=True)}" for figure, error in errors.items()
+        )
         ax.set(title=f"{name.capitalize()}: {said}", xlabel="time to the answer (s)")
         ax.set_xlim(left=0)
     axes[0].set(ylabel="requests answered (%)", ylim=(0, 101))
@@ -186,7 +189,8 @@ def draw_machines(table: pd.DataFrame) -> Figure:
     rows = table.to_dict("records")
     for y, row in enumerate(rows):
         ax.annotate(
-            f"batch {row['best_batch']}, {row['price_per_million_tokens']:.2g} per million",
+            f"batch {row['best_batch']}, even at {number(row['break_even_price_per_hour'], 2)} "
+            "an hour",
             (row["throughput_tokens_per_s"], y), (0, 9), textcoords="offset points",
             ha="center", fontsize=8.5, color=plots.MUTED,
         )  # fmt: skip
@@ -261,63 +265,47 @@ def draw_jobs(table: pd.DataFrame, goal: float) -> Figure:
         index="what", columns="basis", values="value"
     )
     worst = (pairs["measured"] / pairs["simulated"] - 1).loc[lambda off: [off.abs().idxmax()]]
-    right.set_title(f"Measured against simulated: {worst.iloc[0]:+.0%}, {worst.index[0]}")
+    right.set_title(
+        f"Measured against simulated: {percent(worst.iloc[0], sign=True)}, {worst.index[0]}"
+    )
     return fig
 
 
-def draw_ranking(table: pd.DataFrame) -> Figure:
+def draw_ranking(table: pd.DataFrame) -> Chart:
     """Goodput and waiting of every candidate over today's server, in ranked order."""
     best = table.to_dict("records")[0]
-    return _two_gains(table, f"{best['idea']} gains most")
+    return _two_gains(
+        table,
+        f"{best['idea']} gains most: {best['goodput_gain']:.2f} × in time, "
+        f"{best['waiting_gain']:.1f} × sooner",
+    )
 
 
-def draw_ladder(table: pd.DataFrame) -> Figure:
+def draw_ladder(table: pd.DataFrame) -> Chart:
     """The software ideas on top of each other, each rung on top of the one above."""
     last = table.to_dict("records")[-1]
     said = f"together: {last['goodput_gain']:.2f} × in time, {last['waiting_gain']:.1f} × sooner"
     return _two_gains(table.assign(basis="measured step times"), said)
 
 
-def _two_gains(table: pd.DataFrame, title: str) -> Figure:
-    fig, axes = plt.subplots(1, 2, figsize=(9.8, 0.42 * len(table) + 1.8), sharey=True)
-    for ax, kind, text in (
-        (axes[0], "goodput_gain", "requests in time (× today)"),
-        (axes[1], "waiting_gain", "p90 until the first text, shorter by (×)"),
-    ):
-        low, high = table[f"{kind}_low"].to_numpy(), table[f"{kind}_high"].to_numpy()
-        plots.points_with_interval(
-            ax,
-            table["idea"].tolist(),
-            table[kind].to_numpy(),
-            low,
-            high,
-            implementations=[
-                "baseline" if basis.startswith("predicted") else "numpy" for basis in table["basis"]
-            ],
+def _two_gains(table: pd.DataFrame, title: str) -> Chart:
+    names = [
+        f"{idea} (predicted)" if basis.startswith("predicted") and "predicted" not in idea else idea
+        for idea, basis in zip(table["idea"], table["basis"], strict=True)
+    ]
+    gains = {"goodput_gain": IN_TIME, "waiting_gain": SOONER}
+    parts = [
+        pd.DataFrame(
+            {
+                "name": names, "series": series, "gain": table[kind],
+                "low": table[f"{kind}_low"], "high": table[f"{kind}_high"],
+            }
         )
-        ax.axvline(1.0, color=plots.MUTED, linestyle=":", zorder=1.5)
-        ax.set_xscale("log")
-        ends = min(0.8, max(0.25, 0.9 * low.min())), max(1.25, 1.1 * high.max())
-        ax.set_xlim(*ends)
-        for row, value in enumerate(table[kind].tolist()):
-            if value < ends[0]:  # far off: said, so that the others keep their room
-                ax.annotate(
-                    f"◂ {value:.2g}", (0.02, row), xycoords=ax.get_yaxis_transform(),
-                    va="bottom", color=plots.MUTED, fontsize=9,
-                )  # fmt: skip
-        ax.xaxis.set_major_locator(FixedLocator(_apart(*ends)))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        ax.set(xlabel=text)
-    axes[0].set_title(title[0].upper() + title[1:])
-    return fig
-
-
-def _apart(low: float, high: float) -> list[float]:
-    """Round ticks between two ends of a logarithmic axis, far enough apart to be read."""
-    gap = np.log(high / low) / 7
-    chosen = [1.0]
-    for tick in sorted(TICKS, key=lambda t: abs(np.log(t))):
-        if low <= tick <= high and min(abs(np.log(tick / c)) for c in chosen) >= gap:
-            chosen.append(tick)
-    return chosen
+        for kind, series in gains.items()
+    ]  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
+    ticks = charts.powers(frame["low"], frame["high"])
+    x = charts.Axis("gain", "times today's server (×); right of 1 is better", 2, ticks)
+    looks = charts.Looks(list(gains.values()), [REAL, SIMULATED], ["circle", "diamond"])
+    today = charts.Line(1.0, "today", "x", "floor")
+    return charts.dots(frame, title[0].upper() + title[1:], x, looks, [today])

@@ -25,6 +25,7 @@ from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, swe
 from batchgauge.simulate.server import Fleet
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
+from batchgauge.text import percent
 
 ACCELERATOR = "GPU, 80 GB"
 MACHINES = 4  # of the distributed idea
@@ -223,7 +224,7 @@ def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
     last = table.to_dict("records")[-1]
     share = runs[(runs["idea"] == "today") & (runs["arrival_rate"] == case.rate)]
     return (
-        f"Together they bring {last['in_time_share']:.0%} of requests in time (today "
-        f"{share['in_time_share'].mean():.0%}) and sustain "
-        f"{rate_text(last['sustained_requests_per_s'])} requests/s with {IN_TIME:.0%} in time."
+        f"Together they bring {percent(last['in_time_share'])} of requests in time (today "
+        f"{percent(share['in_time_share'].mean())}) and sustain "
+        f"{rate_text(last['sustained_requests_per_s'])} requests/s with {percent(IN_TIME)} in time."
     )

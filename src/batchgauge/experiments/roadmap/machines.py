@@ -18,6 +18,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.default_model import open_model
 from batchgauge.experiments.roadmap.parallel import STAGES, WAYS, throughputs
 from batchgauge.experiments.roadmap.study import Case
+from batchgauge.reporting.tables import number
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -35,6 +36,7 @@ from batchgauge.sizing import (
     suggest_batch_size,
 )
 from batchgauge.statistics import location
+from batchgauge.text import percent
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
@@ -168,18 +170,15 @@ def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
 
 
 def machines_sentence(table: pd.DataFrame) -> str:
-    """The cheapest and the fastest machine per token, marked as predicted."""
+    """The fastest machine, marked as predicted, and what it may cost to be worth its tokens."""
     here, *others = table.to_dict("records")
     fast = max(others, key=lambda row: row["throughput_tokens_per_s"])
-    cheap = min((here, *others), key=lambda row: row["price_per_million_tokens"])
     return (
         f"Predicted, not measured: {fast['machine']} would generate {fast['speedup']:.0f} × "
         f"as many tokens as this machine (interval {fast['low_tokens_per_s']:,.0f} to "
         f"{fast['high_tokens_per_s']:,.0f} tokens/s) in batches of {fast['best_batch']}. Kept "
-        f"busy, the cheapest tokens come from {cheap['machine']} at "
-        f"{cheap['price_per_million_tokens']:.3g} a million, in the currency of the prices; here "
-        f"it is {here['price_per_million_tokens']:.3g}. {fast['machine']} is worth up to "
-        f"{fast['break_even_price_per_hour']:.3g} an hour."
+        f"busy, its tokens cost as much as here at {number(fast['break_even_price_per_hour'])} an "
+        f"hour, this machine at {number(here['price_per_hour'])}."
     )
 
 
@@ -242,10 +241,12 @@ def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:
     )
     return (
         f"{requests:,} requests on {most} machines: with a shared queue one slow machine takes "
-        f"the efficiency from {sound['queue_efficiency']:.0%} to {slow['queue_efficiency']:.0%}, "
-        f"with shards dealt out beforehand from {sound['shards_efficiency']:.0%} to "
-        f"{slow['shards_efficiency']:.0%}; failures (with retries) to "
-        f"{fails['queue_efficiency']:.0%} and {fails['shards_efficiency']:.0%}. Loading the model "
+        f"the efficiency from {percent(sound['queue_efficiency'])} to "
+        f"{percent(slow['queue_efficiency'])}, "
+        f"with shards dealt out beforehand from {percent(sound['shards_efficiency'])} to "
+        f"{percent(slow['shards_efficiency'])}; failures (with retries) to "
+        f"{percent(fails['queue_efficiency'])} and {percent(fails['shards_efficiency'])}. "
+        "Loading the model "
         f"takes {case.load_s:.1f} s: a machine needs {case.load_s * rate / 0.05:,.0f} requests to "
         f"itself before that is below 5 % of its time."
     )
@@ -260,7 +261,7 @@ def first_measurements(case: Case, distributed: pd.DataFrame) -> pd.DataFrame:
         ("time of an empty task through the scheduler",
          f"below 1 % of a batch, {10 * batch_s:.1f} ms"),
         ("time until a cold worker answers its first request", f"{case.load_s:.1f} s for loading"),
-        (f"efficiency on {most} machines, one slowed down on purpose", f"{slow:.0%}"),
-        (f"efficiency on {most} machines, each killed once", f"{fails:.0%}"),
+        (f"efficiency on {most} machines, one slowed down on purpose", f"{percent(slow)}"),
+        (f"efficiency on {most} machines, each killed once", f"{percent(fails)}"),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["measure_first", "expected_here"])

@@ -14,6 +14,7 @@ from batchgauge.simulate.arrivals import bursty
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import by_class, capacity, first_text_s, rate_text, summarise
 from batchgauge.simulate.server import Server
+from batchgauge.text import percent
 from batchgauge.workload import request_lengths
 
 OVERLOAD = 1.1  # of dynamic batching's capacity: a queue forms
@@ -127,8 +128,9 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
     today = next(r for r in rows if r["policy"] in {TODAY, case.today.server.batching})
     endless = [row["policy"] for row in rows if not row["stable"]]
     return (
-        f"At {rate_text(case.rate)} requests/s today's server answers {today['in_time_share']:.0%} "
-        f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {best['in_time_share']:.0%}. "
+        f"At {rate_text(case.rate)} requests/s today's server answers "
+        f"{percent(today['in_time_share'])} "
+        f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {percent(best['in_time_share'])}. "
         f"Capacity goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
         f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
         + (
@@ -144,7 +146,7 @@ def classes_sentence(table: pd.DataFrame, case: Case) -> str:
     cells = {(row["order"], row["class"]): row["in_time_share"] for row in table.to_dict("records")}
     orders, classes = (list(dict.fromkeys(table[column])) for column in ("order", "class"))
     said = "; ".join(
-        f"{name}: " + ", ".join(f"{cells[order, name]:.0%} ({order})" for order in orders)
+        f"{name}: " + ", ".join(f"{percent(cells[order, name])} ({order})" for order in orders)
         for name in classes
     )
     return (

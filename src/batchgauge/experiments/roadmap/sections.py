@@ -29,9 +29,10 @@ from batchgauge.experiments.roadmap import (
 )
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.profiling.parallelism import probe_gil
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section
 from batchgauge.simulate.roadmap import rank
 from batchgauge.simulate.scaling import predictions
+from batchgauge.text import percent, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
@@ -112,7 +113,9 @@ def compare_policies(case: Case, *, loads: tuple[float, float]) -> Section:
 def compare_classes(case: Case) -> Section:
     """Two classes of requests in one queue that is overloaded, by the queue's order."""
     table = policies.compare_classes(case)
-    caption = f"Two classes in one dynamic queue, {policies.OVERLOAD - 1:.0%} above its capacity."
+    caption = (
+        f"Two classes in one dynamic queue, {percent(policies.OVERLOAD - 1)} above its capacity."
+    )
     said = policies.classes_sentence(table, case)
     return Section("classes", {"classes": table}, said, table[policies.SHOWN_CLASSES], caption)
 
@@ -262,9 +265,13 @@ def built(folder: Path) -> Section:
     )  # fmt: skip
 
 
-def answer(ranked: Section, checked: Section) -> str:
+def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
-    return f"{ranked.sentence()} {checked.sentence()}"
+    first, *rest = sentences(ranked.sentence())
+    off = max(score.value for score in checked.scores())
+    hardware = [said for said in rest if said.startswith("Hardware: ")]
+    trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}."
+    return Answer(" ".join([first, *hardware, trust]), ranked.name)
 
 
 def _check_counts(name: str, counts: Sequence[int]) -> None:

@@ -30,6 +30,7 @@ from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import CostModel
 from batchgauge.sizing.probes import SteadyProbe
+from batchgauge.text import percent
 from batchgauge.workload import request_lengths
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
@@ -245,7 +246,7 @@ def calibration_sentence(case: Case) -> str:
         f"A decode step takes {first['step_ms']:.1f} ms for one sequence and "
         f"{last['step_ms']:.1f} ms for {last['batch_size']:.0f}: a token costs "
         f"{first['token_ms'] / last['token_ms']:.1f} times less in the larger batch. On sizes that "
-        f"the calibration had not seen, its error was {case.costs.error:.1%}."
+        f"the calibration had not seen, its error was {percent(case.costs.error, 1)}."
     )
 
 

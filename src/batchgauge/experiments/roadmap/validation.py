@@ -26,6 +26,7 @@ from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Host, Server
 from batchgauge.sizing.drift import FEWEST, check_drift
+from batchgauge.text import percent
 
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
 
@@ -69,8 +70,9 @@ class Validation:
         return (
             f"Of {len(rows)} figures against their bounds: {counts}. The worst is the "
             f"{far['figure']} time to the {far['time_to']} under {far['policy']} batching at "
-            f"{far['load']:.0%} of capacity ({off:+.1%}{span}, bound ±{far['bound']:.0%}; with "
-            f"the control followed {far['corrected_over_real'] - 1.0:+.1%}), over {far['seeds']} "
+            f"{percent(far['load'])} of capacity ({percent(off, 1, sign=True)}{span}, bound "
+            f"±{percent(far['bound'])}; with the control followed "
+            f"{percent(far['corrected_over_real'] - 1.0, 1, sign=True)}), over {far['seeds']} "
             f"seeds. {self._over_batches()}"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import matplotlib.pyplot as plt
@@ -10,43 +9,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from batchgauge.reporting import plots
+from batchgauge.reporting import charts, plots, tables
+from batchgauge.reporting.charts import Chart
+
+TOGETHER, ALONE = "with all before it", "alone"  # the two forms of a rung, as a reader knows them
 
 
-def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Figure:
-    """Speedup over the baseline by rung: bars for cumulative, diamonds for each idea alone."""
-    part = whole["part"].iloc[0]
-    fig, ax = plt.subplots(figsize=(8.2, 0.55 * len(whole) + 1.6))
-    rows = range(len(whole))
-    ax.barh(
-        rows, whole["speedup_x"] - 1, left=1, color=plots.colour("numpy"), height=0.55,
-        label="cumulative",
-    )  # fmt: skip
-    error = [whole["speedup_x"] - whole["low_x"], whole["high_x"] - whole["speedup_x"]]
-    ax.errorbar(whole["speedup_x"], rows, xerr=error, fmt="none", ecolor=plots.INK, capsize=3)
-    single = alone.set_index("rung")["speedup_x"].reindex(whole["rung"])
-    ax.plot(single, rows, "D", color=plots.colour("baseline"), linestyle="none", label="alone")
-    for row, value, high in zip(rows, whole["speedup_x"], whole["high_x"], strict=True):
-        shown = f"{value:.3g} ×" if math.isfinite(value) else whole["status"].iloc[row]
-        ax.annotate(
-            shown, (high if math.isfinite(high) else 1.0, row), (6, 0), va="center",
-            textcoords="offset points", fontsize=9.5,
-        )  # fmt: skip
-    ax.set_xscale("log", subs=(2, 5))
-    for set_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-        set_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    ax.set_yticks(rows, whole["rung"])
-    ax.invert_yaxis()
-    ax.margins(x=0.15)
-    plots.reference_line(ax, 1.0, "baseline", axis="x", kind="floor")
-    top = whole["speedup_x"].iloc[-1]
-    ax.set(
-        xlabel="speedup over the baseline (×, logarithmic)",
-        title=f"{str(part).capitalize()}: {len(whole)} rungs, {top:.3g} × in all",
-    )
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.legend(loc="upper right")
-    return fig
+def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Chart:
+    """Speedup over the baseline by rung: all ideas up to it, and the idea alone."""
+    part, top = str(whole["part"].iloc[0]), whole["speedup_x"].iloc[-1]
+    order = list(whole["rung"])
+    frame = pd.concat([whole.assign(series=TOGETHER), alone.assign(series=ALONE)])
+    status = dict(zip(whole["rung"], whole["status"], strict=True))
+    names = {r: r if status[r] == "ok" else f"{r} ({status[r]})" for r in order}
+    frame = frame[frame["rung"].isin(order)].rename(columns={"low_x": "low", "high_x": "high"})
+    frame = frame.assign(name=frame["rung"].map(names))
+    ticks = charts.powers(*(frame[c] for c in ("speedup_x", "low", "high")))
+    x = charts.Axis("speedup_x", "speedup over the baseline (×)", 2, ticks)
+    colours = [plots.colour(name) for name in ("numpy", "baseline")]
+    looks = charts.Looks([TOGETHER, ALONE], colours, ["circle", "diamond"])
+    title = f"{part.capitalize()}: {len(whole)} rungs, {tables.number(top)} × in all"
+    floor = charts.Line(1.0, "baseline", "x", "floor")
+    return charts.dots(frame, title, x, looks, [floor])
 
 
 def forms(table: pd.DataFrame, title: str) -> Figure:

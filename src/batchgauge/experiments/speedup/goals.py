@@ -50,7 +50,8 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
         {
             "part": g.part,
             "goal": g.goal,
-            "target": f"{'≥' if g.better == 'higher' else '≤'} {g.target:g} {g.unit}",
+            "target": g.target,
+            "better": g.better,
             "value": g.value,
             "low": g.low,
             "high": g.high,
@@ -63,6 +64,16 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
         for g in goals
     ]
     return pd.DataFrame(rows)
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The goals as they are shown: the target with its direction and unit in one column."""
+    signs = table["better"].map({"higher": "≥", "lower": "≤"})
+    words = [
+        f"{sign} {target:g} {unit}".strip()
+        for sign, target, unit in zip(signs, table["target"], table["unit"], strict=True)
+    ]
+    return table.assign(target=words).drop(columns=["better"])
 
 
 def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -86,13 +97,16 @@ def with_tried(table: pd.DataFrame, ladders: Mapping[str, pd.DataFrame]) -> pd.D
 
 def summary(table: pd.DataFrame) -> str:
     """How many goals were met, open, missed, and which were missed."""
-    counts = table["verdict"].value_counts()
     missed = table[table["verdict"] == "missed"]["goal"]
+    return counts(table) + (f" Missed: {'; '.join(missed)}." if len(missed) else "")
+
+
+def counts(table: pd.DataFrame) -> str:
+    """How many goals were met, open, missed."""
+    found = table["verdict"].value_counts()
     text = ", ".join(
-        f"{counts[v]} {v}"
+        f"{found[v]} {v}"
         for v in ("met", "open", "missed", "not comparable", "not measured")
-        if v in counts
+        if v in found
     )
-    return f"Of {len(table)} goals: {text}." + (
-        f" Missed: {'; '.join(missed)}." if len(missed) else ""
-    )
+    return f"Of {len(table)} goals: {text}."

@@ -13,7 +13,8 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup import figures, goals, processes, quality, runs
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.experiments.turns import CONTEXT
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section
+from batchgauge.reporting.tables import number
 from batchgauge.text import Markdown
 
 check = runs.check
@@ -136,23 +137,25 @@ def reached(context: Context, ladders: Mapping[str, Section], measured: Processe
         for row in table[table["goal"].str.startswith("S(8) of decode")].to_dict("records")
     ]  # fmt: skip
     caption = "Goals, measured values with 95 % intervals, verdicts."
-    return Section("goals", {"goals": table}, goals.summary(table), table, caption, targets=scores)
+    shown = goals.readable(table)
+    return Section("goals", {"goals": table}, goals.summary(table), shown, caption, targets=scores)
 
 
-def answer(ladders: Sequence[Section], over: Section, met: Section) -> str:
+def answer(ladders: Sequence[Section], over: Section, met: Section) -> Answer:
     """What all ideas together give, which rungs paid most and not at all, the goals."""
-    parts = [over.sentence()]
-    for table in (ladder.frame for ladder in ladders):
-        whole = of_form(table, CUMULATIVE).query("status == 'ok'")
+    parts, figure = [over.sentence()], ""
+    for section in ladders:
+        whole = of_form(section.frame, CUMULATIVE).query("status == 'ok'")
         if whole.empty:
             continue
         best = whole.sort_values("step_x").iloc[-1]
         idle = int((whole["step_verdict"] != "faster").sum())
+        figure = figure or section.name
         parts.append(
-            f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}”; {idle} of "
-            f"{len(whole)} rungs did not pay."
+            f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}” "
+            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs did not pay."
         )
-    return " ".join([*parts, met.sentence()])
+    return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
 
 
 def of_form(table: pd.DataFrame, form: str) -> pd.DataFrame:
@@ -167,7 +170,7 @@ def sentence(row: pd.Series) -> str:
     step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
     paid = {"faster": "it paid", "slower": "it cost"}.get(row["step_verdict"], row["step_verdict"])
     return (
-        f"{row['rung']}: {step} on top of the rung before, {row['speedup_x']:.3g} × over the "
+        f"{row['rung']}: {step} on top of the rung before, {number(row['speedup_x'])} × over the "
         f"baseline; {paid}."
     )
 

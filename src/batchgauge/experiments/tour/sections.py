@@ -14,7 +14,7 @@ from scipy.special import softmax
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.tour import figures
-from batchgauge.reporting import Section
+from batchgauge.reporting import Answer, Section
 from batchgauge.request import (
     BatchItem,
     BatchResult,
@@ -22,7 +22,7 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
-from batchgauge.text import Markdown, visible
+from batchgauge.text import Markdown, counted, percent, visible
 from batchgauge.workload import to_items
 
 Result = BatchResult[InferenceBatchResponse]
@@ -66,8 +66,8 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
         texts = [_shown(decode([int(i)])) for i in best]
         guesses = pd.DataFrame({"text": texts, "probability": softmax(logits)[best]})
         said = (
-            f"The favourite is “{texts[0]}” with {guesses['probability'][0]:.0%}; the "
-            f"{len(guesses)} shown hold {guesses['probability'].sum():.0%} of the probability."
+            f"The favourite is “{texts[0]}” with {percent(guesses['probability'][0])}; the "
+            f"{len(guesses)} shown hold {percent(guesses['probability'].sum())} of the probability."
         )
     return Section(
         "tour_next_token", {}, said,
@@ -117,11 +117,10 @@ def timeline_sentence(alone: Result) -> str:
     """TTFT and the median inter-token latency of this one run."""
     answer = _answers(alone)[0]
     count = answer.tokens_generated
-    came = "An answer of unknown length" if count is None else f"{count} token(s)"
+    came = "An answer of unknown length" if count is None else counted(count, "token")
     if np.isnan(answer.ttft_ms):
         return f"{came} came; this engine does not say when."
-    asked = f" ({answer.prompt_tokens} prompt tokens)" if answer.prompt_tokens else ""
-    first = f"The first token came after {answer.ttft_ms:.0f} ms{asked}"
+    first = f"The first token came after {answer.ttft_ms:.0f} ms"
     if answer.reasoning:
         first += f", of reasoning; the answer began after {answer.first_answer_ms:.0f} ms"
     if not answer.inter_token_ms:
@@ -180,11 +179,14 @@ def batch_sentence(alone: Result, together: Result) -> str:
     )
 
 
-def summary(pieces: Section, alone: Result, together: Result) -> str:
+def summary(pieces: Section, alone: Result, together: Result) -> Answer:
     """The tour in two sentences."""
     assert pieces.shown is not None
-    times = timeline_sentence(alone)
-    return (
-        f"{len(pieces.shown)} tokens went in; {times[0].lower()}{times[1:]} "
-        f"{batch_sentence(alone, together)}"
+    times, count = timeline_sentence(alone), len(pieces.shown)
+    wrapped = _answers(alone)[0].prompt_tokens
+    went = f"The prompt is {counted(count, 'token')}"
+    if wrapped and wrapped != count:
+        went += f", {wrapped} in the model's chat format"
+    return Answer(
+        f"{went}; {times[0].lower()}{times[1:]} {batch_sentence(alone, together)}", "tour_timeline"
     )

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from batchgauge.clock import Elapsed
 from batchgauge.errors import UserError
@@ -33,6 +32,7 @@ from batchgauge.measuring.gate.compare import (
 )
 from batchgauge.measuring.gate.process import GatePlan, Side, Worker, WorkerError
 from batchgauge.measuring.paired import AA_CONTROL
+from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Sample
 from batchgauge.statistics import Estimate, location, minimum_detectable_change, relative
 
@@ -145,7 +145,7 @@ def measure_round(
     samples: list[Sample] = []
     problems: dict[str, str] = {}
     start = time.perf_counter()
-    with tqdm(total=0, desc="gate", unit="process", disable=not plan.progress) as bar:
+    with Bar(total=0, desc="gate", unit="process", disable=not plan.progress) as bar:
         for done in range(plan.processes):
             process = first_process + done
             if plan.is_look(done):

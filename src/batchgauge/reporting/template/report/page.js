@@ -43,24 +43,109 @@
   };
   const compare = (a, b) => (typeof a === "number" && typeof b === "number")
     ? a - b : String(a).localeCompare(String(b), undefined, { numeric: true });
+  // One stop of the Tab key a table; the arrow keys go from heading to heading.
   all("main table").forEach((table) => {
-    const heads = all("thead tr:last-child th", table);
+    const heads = all("thead tr:last-child th", table).filter((h) => h.textContent.trim());
     const body = table.tBodies[0];
-    if (!body || body.rows.length < 2) return;
-    heads.forEach((head, column) => {
-      if (!head.textContent.trim()) return;
+    if (!body || body.rows.length < 3) return;
+    const buttons = heads.map((head) => {
       const button = document.createElement("button");
+      button.type = "button";
+      button.tabIndex = -1;
       button.append(...head.childNodes);
       head.append(button);
       button.addEventListener("click", () => {
         const up = head.getAttribute("aria-sort") !== "ascending";
         heads.forEach((other) => other.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const column = head.cellIndex;
         body.append(...[...body.rows].sort(
           (a, b) => (up ? 1 : -1) * compare(value(a, column), value(b, column))));
       });
+      return button;
+    });
+    if (!buttons.length) return;
+    buttons[0].tabIndex = 0;
+    table.tHead.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const at = buttons.indexOf(document.activeElement);
+      if (!step || at < 0) return;
+      event.preventDefault();
+      const next = buttons[(at + step + buttons.length) % buttons.length];
+      buttons.forEach((button) => { button.tabIndex = button === next ? 0 : -1; });
+      next.focus();
     });
   });
+
+  // Figures come alive when they are first seen; until then, and on paper, the still picture.
+  const enliven = async (figure) => {
+    const spec = JSON.parse(figure.querySelector("script").textContent);
+    const live = figure.querySelector(".live");
+    const narrow = figure.clientWidth < 520;
+    spec.width = "container";
+    spec.config.legend.columns = narrow ? 2 : 4;
+    if (narrow) {
+      spec.config.axisY = { labelLimit: 120, labelFontSize: 11, titleFontSize: 11.5 };
+      spec.config.axisX = { labelOverlap: "greedy", labelFontSize: 11, titleFontSize: 11.5 };
+    }
+    figure.classList.add("is-live");
+    try {
+      await vegaEmbed(live, spec, { ast: true, renderer: "svg", actions: false });
+    } catch (error) {
+      figure.classList.remove("is-live");
+      console.error(error);
+    }
+  };
+  if (typeof vegaEmbed === "function") {
+    const near = new IntersectionObserver((entries) => {
+      entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+        near.unobserve(entry.target);
+        enliven(entry.target);
+      });
+    }, { rootMargin: "600px 0px" });
+    all("figure.chart").forEach((figure) => near.observe(figure));
+  }
+
+  // What the mouse asks by hovering, the arrow keys ask one mark after the other.
+  all("figure.chart").forEach((figure) => {
+    const live = figure.querySelector(".live");
+    const reading = figure.querySelector(".reading");
+    let at = -1;
+    live.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!step || event.target !== live) return;
+      event.preventDefault();
+      const marks = all(".mark-symbol path[aria-label], .mark-rect path[aria-label]", live);
+      if (!marks.length) return;
+      at = (at + step + marks.length) % marks.length;
+      all(".is-read", live).forEach((mark) => mark.classList.remove("is-read"));
+      marks[at].classList.add("is-read");
+      reading.textContent = marks[at].getAttribute("aria-label");
+    });
+    live.addEventListener("blur", () => {
+      all(".is-read", live).forEach((mark) => mark.classList.remove("is-read"));
+      reading.textContent = "";
+    });
+  });
+
+  // Paper has no clicks: everything that is folded is printed, but the code.
+  const folded = () => all("details:not([open]):not(.code)").filter((d) => !d.closest("nav"));
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = folded();
+    opened.forEach((part) => { part.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));
+
+  // A link to something folded opens it.
+  const reveal = () => {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let part = target; part; part = part.parentElement) {
+      if (part.tagName === "DETAILS") part.open = true;
+    }
+  };
+  addEventListener("hashchange", reveal);
+  reveal();
 
   // A figure opens larger on a click, which a phone needs.
   all(".zoom").forEach((button) => button.addEventListener("click", () => {

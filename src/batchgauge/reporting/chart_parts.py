@@ -1,0 +1,199 @@
+"""What charts are made of: axes, looks, reference lines, parameters, and the data as JSON.
+
+`batchgauge.reporting.charts` puts them together.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.reporting.plots import GRID, INK, MUTED, colour, label, marker
+from batchgauge.text import visible
+
+Spec = dict[str, Any]
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
+MIME = "application/vnd.vegalite.v5+json"  # which JupyterLab shows by itself
+WIDTH = 640  # pixels of the still picture
+DOMAIN = "#8c959f"  # axis lines
+_SHAPES = {"s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross"}
+DASHES = {"target": [6, 3], "floor": [1, 2], "ideal": [6, 3, 1, 3]}
+_PER_LINE = 66  # characters of a still picture's title
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure: what it found, and the Vega-Lite specification that draws it."""
+
+    title: str
+    spec: Spec
+
+    def full(self, alt: str) -> Spec:
+        """The specification as it stands alone: with title, description and looks."""
+        words = textwrap.wrap(self.title, _PER_LINE)
+        about = {"$schema": SCHEMA, "description": alt, "config": config()}
+        return {**about, **({"title": {"text": words}} if words else {}), **self.spec}
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis: the column it shows, its words, and its scale.
+
+    `base` makes it logarithmic; `ticks` are the values that are marked (empty: chosen).
+    """
+
+    field: str
+    title: str
+    base: int = 0
+    ticks: Sequence[float] = ()
+    zero: bool = True
+
+    def encoding(self, domain: Sequence[float] = ()) -> Spec:
+        """The axis as an encoding; `domain` are its ends where they are not the data's."""
+        scale: Spec = {"type": "log", "base": self.base} if self.base else {"zero": self.zero}
+        if domain:
+            scale["domain"] = list(domain)
+        else:  # room for the marks at the ends, which the zoomed frame would cut
+            scale |= {"padding": 9, "nice": False}
+        axis: Spec = {"title": self.title, "format": ",~r"}
+        if self.ticks:
+            axis["values"] = list(self.ticks)
+        return {"field": self.field, "type": "quantitative", "scale": scale, "axis": axis}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A reference line with its words: a target, a floor or an ideal."""
+
+    value: float
+    text: str
+    axis: str = "y"
+    kind: str = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """Colours and shapes by series name, in the legend's order."""
+
+    names: Sequence[str]
+    colours: Sequence[str]
+    shapes: Sequence[str]
+
+    @classmethod
+    def of(cls, implementations: Iterable[str], names: Mapping[str, str] | None = None) -> Looks:
+        """Those of implementations, as everywhere in the study; `names` say how they are called."""
+        every = list(dict.fromkeys(implementations))
+        called = [(names or {}).get(name) or label(name) for name in every]
+        shapes = [_SHAPES.get(marker(name), "circle") for name in every]
+        return cls(called, [colour(name) for name in every], shapes)
+
+    def channels(self, *, legend: bool = True) -> Spec:
+        """Colour and shape of a `series` column."""
+        shown: Spec | None = {} if legend and len(self.names) > 1 else None
+        scale = {"domain": list(self.names)}
+        return {
+            "color": _nominal({**scale, "range": list(self.colours)}, shown),
+            "shape": _nominal({**scale, "range": list(self.shapes)}, shown),
+        }
+
+
+def _nominal(scale: Spec, legend: Spec | None) -> Spec:
+    return {"field": "series", "type": "nominal", "scale": scale, "legend": legend}
+
+
+def powers(*columns: pd.Series[Any]) -> list[float]:
+    """Marks of a logarithmic axis: powers of 2 around all values, of 10 where it is long."""
+    every = [float(v) for column in columns for v in column if math.isfinite(v) and v > 0]
+    low, high = (min(every), max(every)) if every else (1.0, 2.0)
+    base = 2 if high / low < 100 else 10
+    first, last = (math.floor(math.log(v, base) + 1e-9) for v in (low, high))
+    whole = [float(base) ** e for e in range(first, last + 2)]
+    return whole if high / low > 8 else sorted([*whole, *(1.5 * v for v in whole)])
+
+
+def config() -> Spec:
+    """The looks of every figure, those of `plots.use_theme`."""
+    text = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12.5}
+    return {
+        "background": None,
+        "font": "system-ui, 'DejaVu Sans', sans-serif",
+        "axis": {
+            **text,
+            "gridColor": GRID,
+            "domainColor": DOMAIN,
+            "tickColor": DOMAIN,
+            "titleFontWeight": "normal",
+            "labelLimit": 260,
+            "titlePadding": 8,
+        },
+        "legend": {
+            "labelColor": INK,
+            "title": None,
+            "orient": "top",
+            "columns": 3,
+            "labelFontSize": 12.5,
+            "symbolSize": 100,
+            "labelLimit": 260,
+        },
+        "title": {"anchor": "start", "color": INK, "fontSize": 15, "offset": 12},
+        "view": {"stroke": None},
+        "point": {"opacity": 1},
+        # Read out are the marks that have the values, not what stands around them.
+        **{kind: {"aria": False} for kind in ("rule", "line", "area", "text")},
+    }
+
+
+def faded(on: float = 1.0, off: float = 0.1) -> Spec:
+    """Opacity by the legend: a click on a name leaves it alone."""
+    return {"condition": {"param": "shown", "value": on, "empty": True}, "value": off}
+
+
+FADED = faded()
+# By the mouse only: a finger drags the page. The wheel scrolls the page unless Ctrl is held.
+ZOOM: Spec = {
+    "name": "zoomed",
+    "select": {
+        "type": "interval",
+        "translate": "[mousedown, window:mouseup] > window:mousemove!",
+        "zoom": "wheel![event.ctrlKey]",
+    },
+    "bind": "scales",
+}
+ZOOM_X: Spec = {**ZOOM, "select": {**ZOOM["select"], "encodings": ["x"]}}
+LEGEND: Spec = {
+    "name": "shown",
+    "select": {"type": "point", "fields": ["series"]},
+    "bind": "legend",
+}
+NEAREST: Spec = {
+    "name": "near",
+    "select": {"type": "point", "on": "mouseover", "clear": "mouseout", "nearest": True},
+}
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON has them: four significant digits and more, text made visible."""
+    return [
+        {str(name): _plain(value) for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _plain(value: object) -> object:
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        real = float(value)
+        return float(f"{real:.6g}") if math.isfinite(real) else None
+    return visible(str(value))

@@ -1,0 +1,97 @@
+"""Scores of earlier runs beside those of this one: what changed, and how far runs differ.
+
+`data/history.csv` has one row a score and run of a report; runs of another machine, model or
+profile are kept, and not compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchgauge.files import write_csv
+from batchgauge.reporting.model import short
+
+COLUMNS = (
+    *("report", "finished", "key", "label", "value", "low", "high", "unit", "goal", "verdict"),
+    *("profile", "model", "machine", "git_commit"),
+)
+_MOST = 40  # runs of a report that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """One score over the runs that compare with the last one, oldest first."""
+
+    label: str
+    unit: str
+    values: Sequence[float]
+    verdicts: Sequence[str]
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the last verdict is another than the one before."""
+        return len(self.verdicts) > 1 and self.verdicts[-1] != self.verdicts[-2]
+
+    def sparkline(self, width: int = 84, height: int = 18) -> str:
+        """The points of a line through the values, for an SVG of that size; pixels."""
+        low, high = min(self.values), max(self.values)
+        room, step = (high - low) or 1.0, (width - 6) / max(len(self.values) - 1, 1)
+        return " ".join(
+            f"{3 + step * i:.1f},{height - 3 - (height - 6) * (v - low) / room:.1f}"
+            for i, v in enumerate(self.values)
+        )
+
+
+def remember(out: Path, reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Add the scores of `reports` to `data/history.csv` under `out`, each run once; all rows."""
+    path = out / "data" / "history.csv"
+    try:
+        known = pd.read_csv(path)
+    except (OSError, ValueError):
+        known = pd.DataFrame(columns=list(COLUMNS))
+    if list(known.columns) != list(COLUMNS):
+        known = pd.DataFrame(columns=list(COLUMNS))
+    seen = set(zip(known["report"], known["finished"], strict=True))
+    rows = [
+        {
+            "report": facts["report"], "finished": facts["finished"],
+            **{name: score.get(name) for name in COLUMNS[2:10]},
+            "profile": facts["profile"], "model": short(facts), "machine": facts["machine"],
+            "git_commit": facts["git_commit"],
+        }
+        for facts in reports
+        if (facts["report"], facts["finished"]) not in seen
+        for score in facts["scores"]
+    ]  # fmt: skip
+    if not rows:
+        return known
+    new = pd.DataFrame(rows, columns=list(COLUMNS))
+    every = pd.concat([known, new], ignore_index=True) if len(known) else new
+    every = every.groupby(["report", "key"], sort=False).tail(_MOST)
+    write_csv(every, path)
+    return every
+
+
+def past(history: pd.DataFrame, reports: Sequence[Mapping[str, Any]]) -> dict[str, Past]:
+    """Every score of `reports` over the runs that compare with this one, by key."""
+    found: dict[str, Past] = {}
+    for facts in reports:
+        like = {"report": facts["report"], "profile": facts["profile"]}
+        like |= {"model": short(facts), "machine": facts["machine"]}
+        rows = history
+        for name, value in like.items():
+            rows = rows[rows[name].fillna("") == value]
+        for key, mine in rows.sort_values("finished").groupby("key", sort=False):
+            values = mine[mine["value"].notna()]
+            if len(values) and str(key) not in found:
+                last = values.iloc[-1]
+                unit = "" if pd.isna(last["unit"]) else str(last["unit"])
+                found[str(key)] = Past(
+                    str(last["label"]), unit, values["value"].tolist(), values["verdict"].tolist()
+                )
+    return found

@@ -1,0 +1,252 @@
+"""Every generated sentence against the frame it was made from: signs, units, superlatives.
+
+The frames are invented and drawn anew for every seed, so that no sentence is right by chance.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from batchgauge.experiments.baseline import sections as baseline
+from batchgauge.experiments.batch_sizing import sections as sizing
+from batchgauge.experiments.bottlenecks import sentences as bottlenecks
+from batchgauge.experiments.peers import figures as peers
+from batchgauge.experiments.peers import sections as peers_sections
+from batchgauge.experiments.regression import sections as regression
+from batchgauge.experiments.speedup import sections as speedup
+from batchgauge.machine.rates import Rates
+from batchgauge.profiling.findings import Hotspot, finding_sentence, rank_findings
+from batchgauge.reporting import plots
+from batchgauge.text import percent
+
+SEEDS = range(6)
+PEERS = ["transformers", "llama-cpp", "hf"]
+
+
+def drawn(seed: int, low: float = 0.1, high: float = 9.0, size: int = 3) -> list[float]:
+    """Different numbers between two ends."""
+    return [float(v) for v in np.random.default_rng(seed).uniform(low, high, size)]
+
+
+def largest(frame: pd.DataFrame, column: str) -> pd.Series:
+    """The row with the largest value."""
+    return frame.sort_values(column).iloc[-1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_speedups_name_their_largest_batch_and_their_interval(seed):
+    """S(b) of the largest batch, between its own ends, with the worst noise floor."""
+    values = drawn(seed)
+    table = pd.DataFrame(
+        {
+            "implementation": "numpy", "batch_size": [1, 8, 32], "speedup_x": values,
+            "low_x": [0.9 * v for v in values], "high_x": [1.1 * v for v in values],
+            "verdict": ["no", "maybe", "faster"], "noise_floor_percent": drawn(seed + 50),
+        }
+    ).sample(frac=1, random_state=seed)  # fmt: skip
+    said = baseline.speedup_sentence("Tokenizing", table)
+    v = values[2]
+    assert f"S(32) = {v:.2f} × [{0.9 * v:.2f}, {1.1 * v:.2f}], faster" in said
+    assert f"at worst {table['noise_floor_percent'].max():.1f} %" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_latencies_go_from_the_first_to_the_last_batch(seed):
+    """Each unit once, each value from its own row."""
+    frame = pd.DataFrame({"batch_size": [1, 16]})
+    for at, name in enumerate(("ttft", "inter_token")):
+        frame[f"{name}_median_ms"] = drawn(seed + at, 10, 900, 2)
+    for at, name in enumerate(("decode_tokens_per_s", "decode_speedup_x", "decode_low_x")):
+        frame[name] = drawn(seed + 10 + at, 1, 300, 2)
+    frame["decode_high_x"] = frame["decode_speedup_x"] + 1
+    said = baseline.latency_sentence(frame)
+    one, many = frame.iloc[0], frame.iloc[1]
+    assert f"TTFT goes from {one['ttft_median_ms']:.0f} to {many['ttft_median_ms']:.0f} ms" in said
+    assert (
+        f"from {one['decode_tokens_per_s']:.0f} to {many['decode_tokens_per_s']:.0f} tokens/s"
+        in said
+    )
+    assert f"S(16) of decode alone = {many['decode_speedup_x']:.2f} ×" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_changes_have_their_sign(seed):
+    """Throughput that falls has a minus, throughput that rises a plus."""
+    first, last = drawn(seed, 10, 100, 2)
+    table = pd.DataFrame(
+        {
+            "parameter": "max_tokens", "value": [4, 64], "batch_size": 8,
+            "median_tokens_per_s": [first, last],
+        }
+    )  # fmt: skip
+    said = baseline.variation_sentence(table)
+    assert f"max tokens from 4 to 64: {percent(last / first - 1, sign=True)} (medians)" in said
+    assert ("+" in said) == (last > first) or round(100 * (last / first - 1)) == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_resident_memory_falls_with_a_minus(seed):
+    """The end against the beginning, the peak over all."""
+    line = pd.DataFrame({"time_s": range(4), "rss_bytes": [v * 1e8 for v in drawn(seed, size=4)]})
+    said = bottlenecks.timeline_sentence(line)
+    grown = line["rss_bytes"].iloc[-1] - line["rss_bytes"].iloc[0]
+    assert said.endswith("at the end")
+    assert f"; {'-' if grown < 0 else '+'}" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_furthest_kernel_is_the_furthest(seed):
+    """The largest ratio at the batch size asked for, and the smallest where one is below 1."""
+    ratios = drawn(seed, 0.5, 9, 6)
+    frame = pd.DataFrame(
+        {"kernel": ["QKV", "MLP", "decode"] * 2, "batch_size": [1] * 3 + [8] * 3, "ratio": ratios}
+    )
+    rates = Rates(1, 20e9, 100e9)
+    said = bottlenecks.roofline_sentence(frame, rates, 8)
+    worst = largest(frame[frame["batch_size"] == 8], "ratio")
+    assert f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times" in said
+    assert "20.0 GB/s" in said
+    assert "on 1 thread." in said
+    below = frame[frame["ratio"] < 0.95]
+    assert ("below 1" in said) == (len(below) > 0)
+    if len(below):
+        least = below.sort_values("ratio").iloc[0]
+        assert f"the lowest {least['kernel']} at batch {least['batch_size']}" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_profilers_padding_and_idle_parts_are_the_extremes(seed):
+    """Cheapest and dearest, widest and emptiest: by the column that the word is about."""
+    cost = pd.DataFrame({"tool": ["a", "b", "c"], "slowdown": drawn(seed, 1, 50)})
+    said = bottlenecks.overhead_sentence(cost)
+    ordered = cost.sort_values("slowdown")["tool"].tolist()
+    assert said.index(f"with {ordered[0]}") < said.index(f"with {ordered[-1]}")
+    waste = pd.DataFrame(
+        {
+            "spread": ["even", "ragged", "wild"], "rectangle_waste": drawn(seed, 0, 1),
+            "engine_waste": drawn(seed + 9, 0, 0.2),
+        }
+    )  # fmt: skip
+    widest = largest(waste, "rectangle_waste")
+    said = bottlenecks.padding_sentence(waste)
+    assert f"“{widest['spread']}” lengths a rectangle wastes" in said
+    assert said.endswith(f"this engine {percent(widest['engine_waste'])}")
+    system = pd.DataFrame(
+        {"part": ["x", "y", "z"], "cpu_utilisation": drawn(seed), "minor_faults": drawn(seed + 3)}
+    )
+    said = bottlenecks.system_sentence(system)
+    assert f"lowest in {system.sort_values('cpu_utilisation')['part'].iloc[0]}:" in said
+    assert f"first time in {largest(system, 'minor_faults')['part']}:" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_bottlenecks_answer_leads_with_the_largest_stage(seed):
+    """Shares in falling order; what the floors would give is between 1 and the whole."""
+    a, b = drawn(seed, 0.1, 0.45, 2)
+    spots = [
+        Hotspot("inference (numpy)", "decode", a, "numpy", 1.6, "memory"),
+        Hotspot("inference (numpy)", "prefill", b, "numpy", 1.2, "compute"),
+        Hotspot("tokenizing (numpy)", "merge", 0.95, "python"),
+    ]
+    ranked = rank_findings(spots, {"inference (numpy)": 1.0, "tokenizing (numpy)": 0.003})
+    said = bottlenecks.answer(ranked, 8)
+    first, second = ("decode", "prefill") if a > b else ("prefill", "decode")
+    assert said.startswith(f"Of a batch of 8, {first} {percent(max(a, b))} and {second} ")
+    gain = 1 / (1 - a * (1 - 1 / 1.6) - b * (1 - 1 / 1.2))
+    assert f"{gain:.2f} × as fast" in said
+    assert "merge" not in said
+    assert ranked["where"].tolist()[-1] == "merge"
+    for _, row in ranked.iterrows():
+        bound = re.search(r"would be ([\d.]+) times", finding_sentence(row))
+        assert bound
+        assert 1.0 <= float(bound[1]) <= 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wins_and_losses_are_counted(seed):
+    """As many as the column says; best and worst are the ends of the ratios."""
+    ratios = drawn(seed, 0.3, 4, 3)
+    table = pd.DataFrame(
+        {
+            "part": "decode", "threads": 1, "batch_size": 8, "tokens": 1, "implementation": PEERS,
+            "ours_over_theirs_x": ratios,
+            "ours_is": ["faster" if r > 1.1 else "slower" if r < 0.9 else "same" for r in ratios],
+        }
+    )  # fmt: skip
+    said = peers.verdicts(table)
+    wins, losses = ((table["ours_is"] == word).sum() for word in ("faster", "slower"))
+    assert f"faster in {wins} and slower in {losses}" in said
+    worst = table.sort_values("ours_over_theirs_x").iloc[0]
+    assert ("at worst" in said) == (worst["ours_is"] == "slower")
+    ends = peers.extremes(table)
+    assert plots.label(worst["implementation"]) in ends.partition("at worst")[2]
+    best = plots.label(largest(table, "ours_over_theirs_x")["implementation"])
+    assert best in ends.partition("at worst")[0]
+    assert peers_sections.sentence(table, "decode").startswith("At batch 8 we decode at ")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_size_within_a_budget_is_within_it(seed):
+    """Throughput in tokens/s, latency in ms, and no size that is late."""
+    sizes = [1, 4, 16, 32]
+    frame = pd.DataFrame(
+        {
+            "workload": "prompts", "batch_size": sizes, "tokens_per_s": drawn(seed, 20, 300, 4),
+            "latency_ms": drawn(seed + 1, 100, 2000, 4), "suggested": [False, False, False, True],
+        }
+    )  # fmt: skip
+    budget = float(frame["latency_ms"].median())
+    said = sizing.budget_sentence(frame, "prompts", budget)
+    ours = frame.iloc[3]
+    assert said.startswith(
+        f"Batches of 32 do {ours['tokens_per_s']:,.0f} tokens/s and answer in "
+        f"{ours['latency_ms']:,.0f} ms"
+    )
+    best = largest(frame[frame["latency_ms"] <= budget], "tokens_per_s")
+    named = re.search(r"within [\d,]+ ms batches of (\d+) do", said)
+    assert (named is None) == bool(best["suggested"])
+    assert named is None or int(named[1]) == best["batch_size"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_other_rule_is_the_best_in_its_worst_tenth(seed):
+    """Not the one with the best median."""
+    table = pd.DataFrame(
+        {
+            "strategy": ["advisor", "fixed 8", "fixed 32", "halve"],
+            "median_score": drawn(seed, 0.5, 1, 4), "p10_score": drawn(seed + 2, 0, 1, 4),
+        }
+    )  # fmt: skip
+    ours, other = sizing.ours_and_best_other(table)
+    assert ours["strategy"] == "advisor"
+    assert other["p10_score"] == table["p10_score"][1:].max()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_rung_paid_only_beyond_its_interval(seed):
+    """It paid above 1, it cost below 1, else nothing is said of it."""
+    low = drawn(seed, 0.6, 1.2, 1)[0]
+    row = pd.Series(
+        {
+            "rung": "cache", "status": "ok", "step_x": low + 0.1, "step_low_x": low,
+            "step_high_x": low + 0.2, "speedup_x": 1234.5,
+        }
+    )  # fmt: skip
+    said = speedup.sentence(row)
+    wanted = "it paid" if low > 1 else "it cost" if low + 0.2 < 1 else "no significant difference"
+    assert said.endswith(f"{wanted}.")
+    assert "e+" not in said
+    assert "1,230 × over the baseline" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_noise_floors_are_the_ends_of_their_column(seed):
+    """Smallest first, in percent."""
+    table = pd.DataFrame({"noise_floor_percent": drawn(seed)})
+    low, high = regression._floors(table)
+    assert low == f"± {table['noise_floor_percent'].min():.1f} %"
+    assert high == f"± {table['noise_floor_percent'].max():.1f} %"
