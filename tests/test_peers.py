@@ -224,7 +224,7 @@ def test_goals_beside_peers_are_scored_where_the_peer_was_measured():
     assert "slower: 0.50 × (batch 2, float32, 1 thr.) beside" in said
     assert sections.sentence(table[2:], "decode") == "No other engine is installed"
     assert not sections.goals(table[2:].dropna())
-    assert len(figures.ratios(table.dropna()).axes[0].get_yticklabels()) == 2
+    assert len(rows_of(figures.ratios(table.dropna()))) == 2
 
 
 def test_load_and_memory_in_a_fresh_process(field):

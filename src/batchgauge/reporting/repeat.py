@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.reporting.report import Score
+from batchgauge.reporting.score import Score
 from batchgauge.statistics import proportion
 
 WANTED = 0.9  # of intervals that hold the other run's value

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from batchgauge.experiments.serving.study import Case
 from batchgauge.serving.messages import Job
-from batchgauge.serving.worker import Plan, starter
+from batchgauge.serving.starters import starter
+from batchgauge.serving.worker import Plan
 from batchgauge.serving.workers import Workers
 from batchgauge.workload import exact_requests
 
