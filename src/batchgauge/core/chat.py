@@ -134,9 +134,7 @@ class _Renderer:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(
-        self, job: dict[str, Any], prompts: Sequence[Conversation]
-    ) -> list[str | UserError]:
+    def ask(self, job: dict[str, Any], prompts: Sequence[Conversation]) -> list[str | UserError]:
         """Answers to the first prompts, at least one: all, or up to one that ended the process."""
         bounds = {"cpu_s": MAX_CPU_S, "memory": MAX_MEMORY, "characters": MAX_TEXT}
         line = json.dumps(job | bounds | {"prompts": list(prompts)}).encode() + b"\n"
