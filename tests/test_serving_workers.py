@@ -325,7 +325,8 @@ def test_a_second_run_gives_no_token_twice():
     workers = Workers(Scripted(script))
     workers.submit(Job("a", InferenceBatchRequest((1,))))
     assert events_of(workers) == [
-        JobEvent("a", (5,)), JobEvent("a", (6,)), JobEvent("a", (7, 8)), JobEvent("a", (), "length"),
+        JobEvent("a", (5,)), JobEvent("a", (6,)), JobEvent("a", (7, 8)),
+        JobEvent("a", (), "length"),
     ]  # fmt: skip
     assert workers.restarts == 2
 
