@@ -38,6 +38,7 @@ def started(*arguments, **environment):
         env=os.environ | environment,
     ) as process:  # fmt: skip
         try:
+            assert process.stdout is not None
             line = process.stdout.readline()
             assert line, "it did not start"
             yield process, line.split(" on ")[1].split(",")[0]
@@ -107,7 +108,8 @@ async def overload(pid, url, seconds):
             until = time.monotonic() + run_s
             capacity = sum(await asyncio.gather(*(in_turn(until) for _ in range(8)))) / run_s
         before = resident_mb(pid)
-        began, tasks = time.monotonic(), []
+        began = time.monotonic()
+        tasks: list[asyncio.Task[str]] = []
         while (now := time.monotonic() - began) < seconds:
             due = int(3 * capacity * now) - len(tasks)
             tasks += [asyncio.create_task(ask()) for _ in range(due)]

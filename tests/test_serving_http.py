@@ -33,7 +33,7 @@ from batchgauge.serving.replies import Limits, Reply  # noqa: E402
 from batchgauge.serving.schemas import Call  # noqa: E402
 from batchgauge.serving.server import read_model  # noqa: E402
 from batchgauge.serving.starters import Threads  # noqa: E402
-from batchgauge.serving.worker import Opener, Plan  # noqa: E402
+from batchgauge.serving.worker import Opener, WorkerPlan  # noqa: E402
 from batchgauge.serving.workers import Workers  # noqa: E402
 
 LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
@@ -388,7 +388,7 @@ def test_a_client_that_does_not_read_is_cancelled(roomy):
         await reply({"type": "http"}, stays, reads_the_first_chunk_only)
 
     read: list[Any] = []
-    workers = Workers(Threads(Opener(Plan(str(roomy), slots=1))))
+    workers = Workers(Threads(Opener(WorkerPlan(str(roomy), slots=1))))
     engine = AsyncEngine(workers, read_model(str(roomy))[0], 4)
     try:
         workers.wait_ready(60)

@@ -20,10 +20,10 @@ from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving import workers as workers_module
 from batchgauge.serving.async_engine import AnswerError, AsyncEngine, FullError, StoppedError
-from batchgauge.serving.messages import Event, Job, News, Ready, State
+from batchgauge.serving.messages import Job, JobEvent, News, Ready, State
 from batchgauge.serving.server import read_model
 from batchgauge.serving.starters import CAN_FORK, Nursery, Spawned, Threads
-from batchgauge.serving.worker import Opener, Plan
+from batchgauge.serving.worker import Opener, WorkerPlan
 from batchgauge.serving.workers import Starter, Workers
 
 forks = pytest.mark.skipif(not CAN_FORK, reason="processes do not fork here")
@@ -80,7 +80,7 @@ def whole(pieces):
 
 def plan_of(model, slots=4):
     """What workers are like."""
-    return Plan(model=str(model), slots=slots)
+    return WorkerPlan(model=str(model), slots=slots)
 
 
 def in_threads(plan):
@@ -315,17 +315,18 @@ def test_a_second_run_gives_no_token_twice():
     """What was given before the worker died is not given again."""
 
     def script(number, job):
-        yield [Event(job.id, (5,))]
-        yield [Event(job.id, (6,))]
+        yield [JobEvent(job.id, (5,))]
+        yield [JobEvent(job.id, (6,))]
         if number < 3:
             yield None
-        yield [Event(job.id, (7, 8))]
-        yield [Event(job.id, (), "length")]
+        yield [JobEvent(job.id, (7, 8))]
+        yield [JobEvent(job.id, (), "length")]
 
     workers = Workers(Scripted(script))
     workers.submit(Job("a", InferenceBatchRequest((1,))))
     assert events_of(workers) == [
-        Event("a", (5,)), Event("a", (6,)), Event("a", (7, 8)), Event("a", (), "length"),
+        JobEvent("a", (5,)), JobEvent("a", (6,)), JobEvent("a", (7, 8)),
+        JobEvent("a", (), "length"),
     ]  # fmt: skip
     assert workers.restarts == 2
 
@@ -335,13 +336,13 @@ def test_a_second_run_that_differs_fails():
 
     def differing(number, job):
         if number == 1:
-            yield from ([Event(job.id, (5,))], None)
-        yield [Event(job.id, (4,))]
+            yield from ([JobEvent(job.id, (5,))], None)
+        yield [JobEvent(job.id, (4,))]
 
     workers = Workers(Scripted(differing))
     workers.submit(Job("a", InferenceBatchRequest((1,))))
     (first, second) = events_of(workers)
-    assert first == Event("a", (5,))
+    assert first == JobEvent("a", (5,))
     assert second.failing == "failed"
 
 
@@ -363,7 +364,7 @@ def test_workers_that_never_are_ready_are_given_up(monkeypatch):
     workers = Workers(starter)
     workers.submit(Job("a", InferenceBatchRequest((1,))))
     (event,) = events_of(workers)
-    assert event == Event("a", failing="failed", error="All workers ended.")
+    assert event == JobEvent("a", failing="failed", error="All workers ended.")
     assert starter.started == workers_module.MOST_STILLBORN
     with pytest.raises(UserError, match="ended again and again"):
         workers.submit(Job("b", InferenceBatchRequest((1,))))
@@ -373,7 +374,7 @@ def test_a_failed_request_is_an_error_for_who_waits(model):
     """With whose fault it is."""
 
     def script(_number, job):
-        yield [Event(job.id, failing="deadline", error="It took too long.")]
+        yield [JobEvent(job.id, failing="deadline", error="It took too long.")]
 
     async def ask(engine):
         return await engine.answer(InferenceBatchRequest((5,)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgauge.serving.server import Opened, Options, open_server
-from batchgauge.serving.worker import Plan
+from batchgauge.serving.worker import WorkerPlan
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def serving(
     model: Path, *, slots: int = 4, policy: str = "fifo", **options: Any
 ) -> Iterator[Opened]:
     """A server that answers inside the `with` block, by one worker in a thread unless told so."""
-    plan = Plan(model=str(model), slots=slots, policy=policy)
+    plan = WorkerPlan(model=str(model), slots=slots, policy=policy)
     options = {"port": 0, "workers": 0, "grace_s": 2.0, **options}
     opened = open_server(Options(plan=plan, **options))
     thread = threading.Thread(target=opened.run)

@@ -25,14 +25,14 @@ from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.request import FinishReason, InferenceBatchRequest
 from batchgauge.serving.detokenize import TextPieces
-from batchgauge.serving.messages import Event, Failing, Job, State
+from batchgauge.serving.messages import Failing, Job, JobEvent, State
 from batchgauge.serving.workers import Workers
 
 T = TypeVar("T")
 READERS = 2  # threads that read prompts
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """What came of an answer: text that can be shown, its tokens, and the reason of its end."""
 
     text: str
@@ -91,7 +91,7 @@ class _Stream:
     request: InferenceBatchRequest
     text: TextPieces
     began: float
-    queue: asyncio.Queue[Piece | UserError] = field(default_factory=asyncio.Queue)
+    queue: asyncio.Queue[AnswerPiece | UserError] = field(default_factory=asyncio.Queue)
     last: float = 0.0  # when a token came, by time.monotonic
     tokens: int = 0
     how: str = "cancelled"
@@ -152,7 +152,7 @@ class AsyncEngine:
         priority: int = 0,
         deadline_s: float | None = None,
         name: str | None = None,
-    ) -> AsyncGenerator[Piece]:
+    ) -> AsyncGenerator[AnswerPiece]:
         """The answer, piece by piece as its tokens come; the last one has a `finish`.
 
         Lower `priority` goes first, as far as the scheduler heeds it. An answer that is not
@@ -179,7 +179,7 @@ class AsyncEngine:
         finally:
             self._leave(name, one, len(prompt))
 
-    async def answer(self, request: InferenceBatchRequest, **how: object) -> list[Piece]:
+    async def answer(self, request: InferenceBatchRequest, **how: object) -> list[AnswerPiece]:
         """All pieces of an answer; arguments and errors are those of `stream`."""
         async with aclosing(self.stream(request, **how)) as pieces:  # type: ignore[arg-type]
             return [piece async for piece in pieces]
@@ -245,7 +245,7 @@ class AsyncEngine:
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     return
 
-    def _said(self, one: _Stream, event: Event) -> list[Piece | UserError]:
+    def _said(self, one: _Stream, event: JobEvent) -> list[AnswerPiece | UserError]:
         now = time.monotonic()
         if event.tokens:
             if self._watch and not one.tokens:
@@ -260,7 +260,7 @@ class AsyncEngine:
         if event.finish:
             one.how = event.finish
             text += one.text.finish()
-        return [Piece(text, event.tokens, event.finish)]
+        return [AnswerPiece(text, event.tokens, event.finish)]
 
 
 def _job(
@@ -276,6 +276,6 @@ def _job(
     )
 
 
-def _put(given: list[tuple[_Stream, Piece | UserError]]) -> None:
+def _put(given: list[tuple[_Stream, AnswerPiece | UserError]]) -> None:
     for stream, said in given:
         stream.queue.put_nowait(said)

@@ -87,13 +87,13 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
     from batchgauge.machine.limits import default_threads
     from batchgauge.serving.replies import Limits
     from batchgauge.serving.server import Options, open_server
-    from batchgauge.serving.worker import Plan
+    from batchgauge.serving.worker import WorkerPlan
 
     if slots != "auto" and not (slots.isdecimal() and 1 <= int(slots) <= MAX_BATCH_SIZE):
         raise UserError(
             f"slots is '{slots}'; expected auto or a whole number from 1 to {MAX_BATCH_SIZE}."
         )
-    plan = Plan(
+    plan = WorkerPlan(
         model=model,
         weights=options["weights"],
         threads=threads or max(1, default_threads() // max(1, workers)),

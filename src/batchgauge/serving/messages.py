@@ -23,7 +23,7 @@ class Job(NamedTuple):
     deadline_s: float | None = None  # from when the worker takes it
 
 
-class Event(NamedTuple):
+class JobEvent(NamedTuple):
     """What became of one request in a step: tokens, and how it ended if it did."""
 
     id: str
@@ -64,5 +64,5 @@ class Unfit(NamedTuple):
 class News(NamedTuple):
     """All events of a step, and the worker's state after it."""
 
-    events: list[Event]
+    events: list[JobEvent]
     state: State

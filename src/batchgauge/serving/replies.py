@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from batchgauge.errors import UserError
 from batchgauge.serving.answers import DONE, Answer, event, usage_of
-from batchgauge.serving.async_engine import AnswerError, FullError, Piece, StoppedError
+from batchgauge.serving.async_engine import AnswerError, AnswerPiece, FullError, StoppedError
 from batchgauge.serving.schemas import APIError, Call
 
 _STATUS = {"invalid": 400, "deadline": 504, "failed": 500}
@@ -38,7 +38,7 @@ class Reply(Response):
         call: Call,
         answer: Answer,
         prompt_tokens: int,
-        pieces: AsyncGenerator[Piece],
+        pieces: AsyncGenerator[AnswerPiece],
         limits: Limits,
     ) -> None:
         self.call, self.answer, self.prompt_tokens = call, answer, prompt_tokens
@@ -71,7 +71,7 @@ class Reply(Response):
                 return
             await self._stream(first, pieces, send)
 
-    def _whole(self, pieces: list[Piece]) -> Response:
+    def _whole(self, pieces: list[AnswerPiece]) -> Response:
         tokens = [token for piece in pieces for token in piece.tokens]
         finish = pieces[-1].finish
         assert finish is not None
@@ -83,7 +83,9 @@ class Reply(Response):
         )
         return JSONResponse(said)
 
-    async def _stream(self, first: Piece, pieces: AsyncGenerator[Piece], send: Send) -> None:
+    async def _stream(
+        self, first: AnswerPiece, pieces: AsyncGenerator[AnswerPiece], send: Send
+    ) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"),
                    (b"cache-control", b"no-store")]  # fmt: skip
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -104,7 +106,7 @@ class Reply(Response):
             last += DONE
         await self._send(send, last, is_last=True)
 
-    def _chunk(self, piece: Piece, tokens: int) -> bytes:
+    def _chunk(self, piece: AnswerPiece, tokens: int) -> bytes:
         """A piece's event; none for tokens that are no text yet, unless somebody counts them."""
         if not (piece.text or piece.finish or self.call.wants_ids):
             return b""

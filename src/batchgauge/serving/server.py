@@ -20,7 +20,7 @@ from batchgauge.serving.http import Service
 from batchgauge.serving.metrics import Metrics
 from batchgauge.serving.replies import Limits
 from batchgauge.serving.starters import starter
-from batchgauge.serving.worker import Plan
+from batchgauge.serving.worker import WorkerPlan
 from batchgauge.serving.workers import Workers
 
 START_S = 600.0  # that a model may take to load, and its slots to be found out
@@ -32,7 +32,7 @@ LEAVE_S = 5  # that answers may take to leave after the engine is closed
 class Options:
     """How to serve: where, by how many workers (0: a thread), how many may wait beside them."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: WorkerPlan = field(default_factory=WorkerPlan)
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1

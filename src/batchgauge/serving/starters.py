@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from batchgauge.errors import UserError
 from batchgauge.serving.messages import Unfit
 from batchgauge.serving.scheduler import Scheduler
-from batchgauge.serving.worker import Opener, Plan, work
+from batchgauge.serving.worker import Opener, WorkerPlan, work
 from batchgauge.serving.workers import Starter
 
 CAN_FORK = sys.platform.startswith("linux") and hasattr(socket, "send_fds")
@@ -50,7 +50,7 @@ class Threads:
 class Spawned:
     """Workers in processes that load the model each on its own."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self._plan = plan
 
     def start(self, connection: Connection) -> None:
@@ -67,7 +67,7 @@ class Spawned:
 class Nursery:
     """Workers forked from a process that has the model; that process too is started again."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self._plan = plan
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -111,14 +111,14 @@ class Nursery:
             )
 
 
-def starter(plan: Plan, workers: int) -> Starter:
+def starter(plan: WorkerPlan, workers: int) -> Starter:
     """The way to start so many workers here; 0 is one in a thread of this process."""
     if not workers:
         return Threads(Opener(plan))
     return Nursery(plan) if CAN_FORK else Spawned(plan)
 
 
-def _alone(connection: Connection, plan: Plan) -> None:
+def _alone(connection: Connection, plan: WorkerPlan) -> None:
     _ignore_signals()
     work(connection, Opener(plan))
 
@@ -129,7 +129,7 @@ def _ignore_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _nursery(control: socket.socket, plan: Plan) -> None:
+def _nursery(control: socket.socket, plan: WorkerPlan) -> None:
     """Fork a worker for every pipe that comes, until no more can."""
     _ignore_signals()
     opened, problem = Opener(plan), ""
@@ -165,4 +165,4 @@ def _forked(connection: Connection, opened: Opener) -> None:
 
 
 if __name__ == "__main__":
-    _nursery(socket.socket(fileno=int(sys.argv[1])), Plan(**json.loads(sys.argv[2])))
+    _nursery(socket.socket(fileno=int(sys.argv[1])), WorkerPlan(**json.loads(sys.argv[2])))

@@ -1,6 +1,6 @@
 """A worker: a scheduler over one model, and a pipe through which jobs come and news goes.
 
-`Plan` says what a worker is like, `Opener` makes its scheduler, `work` is its loop: the same
+`WorkerPlan` says what a worker is like, `Opener` makes its scheduler, `work` is its loop: the same
 in a thread and in a process (`starters`).
 """
 
@@ -20,7 +20,7 @@ from batchgauge.machine.limits import usable_memory
 from batchgauge.registry import open_engine, with_weights
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving.admission import open_scheduler
-from batchgauge.serving.messages import Event, Failing, Job, News, Ready, State, Unfit
+from batchgauge.serving.messages import Failing, Job, JobEvent, News, Ready, State, Unfit
 from batchgauge.serving.policies import (
     CONTINUOUS,
     STATIC,
@@ -52,7 +52,7 @@ WARM_UP = BatchItem("warm-up", InferenceBatchRequest((0,), max_tokens=2, ignore_
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class WorkerPlan:
     """What every worker of a server is like; JSON can hold it.
 
     model, weights  what `registry.open_engine` takes; "" is the default model
@@ -93,7 +93,7 @@ class Plan:
 class Opener:
     """Makes schedulers over one model, which it loads for the first of them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
         self._engine: BatchInferenceEngine | None = None
         self._slots = plan.slots
@@ -146,7 +146,7 @@ def work(connection: Connection, opened: Callable[[], Scheduler]) -> None:
         connection.close()
 
 
-def obey(scheduler: Scheduler, said: Job | str) -> list[Event]:
+def obey(scheduler: Scheduler, said: Job | str) -> list[JobEvent]:
     """Take a job, or forget one; the event of a job that cannot be taken."""
     if isinstance(said, str):
         scheduler.cancel(said)
@@ -155,11 +155,11 @@ def obey(scheduler: Scheduler, said: Job | str) -> list[Event]:
         item = BatchItem(said.id, said.request)
         scheduler.submit(item, priority=said.priority, deadline_s=said.deadline_s)
     except UserError as problem:
-        return [Event(said.id, failing="invalid", error=str(problem))]
+        return [JobEvent(said.id, failing="invalid", error=str(problem))]
     return []
 
 
-def seen(scheduler: Scheduler, event: StepEvent) -> Event:
+def seen(scheduler: Scheduler, event: StepEvent) -> JobEvent:
     """A step's event as a worker tells it; the whole answer of one that is over is let go."""
     if event.ended:
         scheduler.cancel(event.id)
@@ -167,7 +167,7 @@ def seen(scheduler: Scheduler, event: StepEvent) -> Event:
     if event.error is not None:
         failing = "deadline" if event.error.startswith(DEADLINE_PASSED) else "failed"
     tokens = () if event.token is None else (event.token,)
-    return Event(event.id, tokens, event.finish, failing, event.error or "")
+    return JobEvent(event.id, tokens, event.finish, failing, event.error or "")
 
 
 def state_of(scheduler: Scheduler) -> State:

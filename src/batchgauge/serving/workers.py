@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Protocol
 
 from batchgauge.errors import UserError
-from batchgauge.serving.messages import Event, Job, News, Ready, State, Unfit
+from batchgauge.serving.messages import Job, JobEvent, News, Ready, State, Unfit
 
 MOST_RUNS = 25  # of a request: after so many workers that died over it, it is to blame
 MOST_STILLBORN = 5  # workers in a row that never were ready, before no more are started
@@ -88,7 +88,7 @@ class Workers:
         self._workers: list[_Worker] = []
         self._waiting: list[_Running] = []  # for a worker
         self._starts: list[float] = []  # when others are to be started
-        self._lost: list[Event] = []  # ends that no worker tells
+        self._lost: list[JobEvent] = []  # ends that no worker tells
         self._stillborn = self._idle_deaths = self._slots_each = self.restarts = 0
         self._problem = ""
         self._wake, self._woken = Pipe()
@@ -115,7 +115,7 @@ class Workers:
         for worker in found:
             worker.outbox.put(job_id)
 
-    def events(self) -> Iterator[list[Event]]:
+    def events(self) -> Iterator[list[JobEvent]]:
         """What became of jobs, as workers tell it; ends when this is closed."""
         while not self._is_closed:
             with self._lock:
@@ -199,7 +199,7 @@ class Workers:
         left = None if one.until is None else max(0.001, one.until - time.monotonic())
         worker.outbox.put(one.job._replace(deadline_s=left))
 
-    def _read(self, worker: _Worker) -> list[Event]:
+    def _read(self, worker: _Worker) -> list[JobEvent]:
         """Events to give of what a worker said; takes leave of one that is gone."""
         try:
             said = worker.connection.recv()
@@ -221,7 +221,7 @@ class Workers:
             worker.has_worked |= bool(said.events)
             return [e for event in said.events if (e := self._given(worker, event))]
 
-    def _given(self, worker: _Worker, event: Event) -> Event | None:
+    def _given(self, worker: _Worker, event: JobEvent) -> JobEvent | None:
         """What is new of an event; None for a job that is not this worker's any more."""
         one = worker.jobs.get(event.id)
         if one is None:
@@ -230,7 +230,7 @@ class Workers:
         if tuple(known) != event.tokens[: len(known)]:
             del worker.jobs[event.id]
             worker.outbox.put(event.id)
-            return Event(event.id, failing="failed", error="Its second run gave other tokens.")
+            return JobEvent(event.id, failing="failed", error="Its second run gave other tokens.")
         fresh = event.tokens[len(known) :]
         one.seen += len(event.tokens)
         one.tokens += fresh
@@ -253,15 +253,17 @@ class Workers:
             for one in worker.jobs.values():
                 if one.runs >= MOST_RUNS:
                     said = f"{one.runs} workers ended while they ran it."
-                    self._lost.append(Event(one.job.id, failing="failed", error=said))
+                    self._lost.append(JobEvent(one.job.id, failing="failed", error=said))
                 else:
                     self._assign(one)
 
-    def _take_lost(self) -> list[Event]:
+    def _take_lost(self) -> list[JobEvent]:
         with self._lock:
             if self.is_broken and not self._workers:
                 said = self._problem or "All workers ended."
-                self._lost += [Event(w.job.id, failing="failed", error=said) for w in self._waiting]
+                self._lost += [
+                    JobEvent(w.job.id, failing="failed", error=said) for w in self._waiting
+                ]
                 self._waiting = []
             lost, self._lost = self._lost, []
             return lost
