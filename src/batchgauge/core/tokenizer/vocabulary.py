@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from batchgauge.core.tokenizer.normalise import AS_IS, SPACE, Normaliser
+from batchgauge.core.tokenizer.normalise import AS_IS, PREFIX_KEY, SPACE, Normaliser
 from batchgauge.core.tokenizer.pretokenize import (
     ADD_BOS,
     IGNORE_MERGES,
@@ -401,8 +401,8 @@ def _special(
 def _special_ids(metadata: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
     """The ids, one or an array of them, under a special token's key. Raises UserError."""
     name = f"tokenizer.ggml.{key}_token_id"
-    pieces = metadata.get("tokenizer.ggml.model") == PIECES
-    implied = _DEFAULT_IDS.get(key) if pieces and count > max(_DEFAULT_IDS.values()) else None
+    of_gguf = metadata.get("tokenizer.ggml.model") == PIECES and PREFIX_KEY not in metadata
+    implied = _DEFAULT_IDS.get(key) if of_gguf and count > max(_DEFAULT_IDS.values()) else None
     if (value := metadata.get(name, implied)) is None:
         return ()
     ids = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
