@@ -14,6 +14,7 @@ import pytest
 from tests.fuzzing import check_sentence, seeds
 from tests.hf_folder import write_hf_folder, write_safetensors
 from tests.tiny_model import TOKENS, write_tiny_model
+from tests.tokenizer_cases import pieces_metadata
 
 from batchgauge.core.default_model import VARIABLE, default_model_path, open_model
 from batchgauge.core.engine import BatchInferenceEngine
@@ -21,6 +22,8 @@ from batchgauge.core.families import FAMILIES
 from batchgauge.core.hf_config import MODELS, describe
 from batchgauge.core.model_facts import ModelFacts
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.normalise import PREFIX_KEY
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.core.weights import MODES
 from batchgauge.errors import UserError
 from batchgauge.registry import missing_packages, open_engine
@@ -375,6 +378,38 @@ def test_folders_that_the_library_writes(pair, tmp_path, kind):
         ids = engine.reader.read(PROMPT)
         expected = model(torch.tensor([ids])).logits[0, -1].numpy()
     np.testing.assert_allclose(engine.next_token_logits(PROMPT), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("kind", "way"), [("gemma", ""), ("llama", "every"), ("mistral", "first")])
+def test_folders_with_pieces_open(tmp_path, kind, way):
+    """As Gemma's, Llama 2's and Mistral's have them: the library's ids and logits."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers.processors import TemplateProcessing
+
+    from batchgauge.adapters.hf import from_vocabulary
+
+    metadata = pieces_metadata() | {PREFIX_KEY: way}
+    tokenizer = from_vocabulary(Vocabulary.from_metadata(metadata))
+    tokenizer.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    small = BASE | {"vocab_size": tokenizer.get_vocab_size(), "num_hidden_layers": 2}
+    small |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **small)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    engine = BatchInferenceEngine.from_gguf(tmp_path)
+    for text in (PROMPT.prompt, " naïve 字\n"):
+        request = InferenceBatchRequest(text)
+        ids = tokenizer.encode(text).ids
+        assert engine.reader.read(request) == ids
+        assert engine.reader.edges.ends == {2}
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0, -1].numpy()
+        np.testing.assert_allclose(engine.next_token_logits(request), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.peers

@@ -17,8 +17,9 @@ from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.hf_tokenizer import tokenizer_metadata
 from batchgauge.core.tokenizer.bpe_plain import merge
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.edges import Edges
 from batchgauge.core.tokenizer.normalise import FORM_KEY, PREFIX_KEY
-from batchgauge.core.tokenizer.vocabulary import Edges, Vocabulary
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 
 WAYS = ("every", "missing", "first", "")

@@ -10,7 +10,8 @@ from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.generation import PromptReader
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
-from batchgauge.core.tokenizer.vocabulary import Edges, Vocabulary
+from batchgauge.core.tokenizer.edges import Edges
+from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
 

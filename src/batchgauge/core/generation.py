@@ -16,7 +16,7 @@ from typing import Any
 from batchgauge.core.chat import ChatTemplate, Conversation
 from batchgauge.core.ops import Floats
 from batchgauge.core.sampling import Sampler
-from batchgauge.core.tokenizer.vocabulary import Edges
+from batchgauge.core.tokenizer.edges import Edges
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import (

@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgauge.core.tokenizer.normalise import FORM_KEY, FORMS, PREFIX_KEY, SPACE
-from batchgauge.core.tokenizer.pretokenize import STEPS
-from batchgauge.core.tokenizer.vocabulary import (
+from batchgauge.core.tokenizer.edges import (
     BYTE,
     BYTES,
     CONTROL,
@@ -26,8 +24,10 @@ from batchgauge.core.tokenizer.vocabulary import (
     PIECES,
     UNUSED,
     USER_DEFINED,
-    WHOLE_KEY,
 )
+from batchgauge.core.tokenizer.normalise import FORM_KEY, FORMS, PREFIX_KEY, SPACE
+from batchgauge.core.tokenizer.pretokenize import STEPS
+from batchgauge.core.tokenizer.vocabulary import WHOLE_KEY
 from batchgauge.errors import UserError
 
 MOST_TOKENS = 1 << 21

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
 
-from batchgauge.core.tokenizer.vocabulary import Pairs, Vocabulary
+from batchgauge.core.tokenizer.vocabulary import MergeTable, Vocabulary
 from batchgauge.protocols import TokenBatch
 
 MAX_CACHED_WORDS = 32_768  # about 8 MB when full of words of the longest kind
 MAX_CACHED_CHARS = 32
 
 
-def merge(symbols: Sequence[int], pairs: Pairs) -> list[int]:
+def merge(symbols: Sequence[int], pairs: MergeTable) -> list[int]:
     """Merge `symbols` (token ids, one per byte at first) as far as `pairs` allows."""
     ids = list(symbols)
     if len(ids) < 2:

@@ -8,8 +8,8 @@ the highest score first, unless the file lists merges. Special tokens (types `co
 `unknown` counts as, and `user defined`) are written as they are.
 
 Of several ordinary tokens with one text the last counts, as in HF and llama.cpp; a
-special token without text is never found in a text. What begins and ends a text, and
-which tokens end an answer, is decided here for everybody: `Edges`.
+special token without text is never found in a text. What begins and ends a text is in
+`edges`.
 
 A byte without a token of its own cannot be encoded: as in HF `tokenizers` (no
 unknown token) and llama.cpp it is dropped. SmolLM2 lacks the control characters
@@ -30,9 +30,19 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from batchgauge.core.tokenizer.edges import (
+    BYTE,
+    BYTES,
+    CONTROL,
+    PIECES,
+    UNKNOWN,
+    USER_DEFINED,
+    Edges,
+    special_ids,
+    texts_of,
+)
 from batchgauge.core.tokenizer.normalise import AS_IS, SPACE, Normaliser
 from batchgauge.core.tokenizer.pretokenize import (
-    ADD_BOS,
     IGNORE_MERGES,
     Splitter,
     ascii_splitter,
@@ -41,28 +51,14 @@ from batchgauge.core.tokenizer.pretokenize import (
 )
 from batchgauge.errors import UserError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # GGUF token types
-# Tokens that end an answer by their name, and those of them that llama.cpp knows as padding,
-# repository and file separators of fill-in-the-middle models.
-END_NAMES = frozenset({
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>",
-    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
-    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
-})  # fmt: skip
-_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-BYTES, PIECES = "gpt2", "llama"  # kinds of vocabularies, by their names in a GGUF
 KINDS = {
     "bert": "WordPiece", "t5": "SentencePiece's Unigram", "rwkv": "RWKV's", "plamo2": "PLaMo-2's",
     "none": "no vocabulary at all", "no_vocab": "no vocabulary at all",
 }  # fmt: skip
 WHOLE_KEY = "tokenizer.batchgauge.ignore_merges"  # no GGUF has it; a `tokenizer.json` says so
-_DEFAULT_IDS = {"bos": 1, "eos": 2}  # of SentencePiece, where a file names none
 
 
-class Pairs(Protocol):
+class MergeTable(Protocol):
     """Which two neighbours merge: a mapping, or what answers like one."""
 
     def get(self, pair: tuple[int, int], /) -> tuple[int, int] | None:
@@ -94,60 +90,6 @@ def byte_alphabet() -> list[str]:
     itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in itself else next(others)) for byte in range(256)]
-
-
-@dataclass(frozen=True)
-class Edges:
-    """Where texts begin and end in one model.
-
-    begin, finish   ids to put before and behind a text, none or one
-    ends            ids that end an answer
-    """
-
-    begin: tuple[int, ...]
-    finish: tuple[int, ...]
-    ends: frozenset[int]
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Any]) -> Edges:
-        """By llama.cpp's rules: `add_bos_token` and `add_eos_token`, where they are missing what
-        the pre-tokenizer implies; every end token that the file lists or a control token names.
-
-        Raises UserError for an id that is no token.
-        """
-        tokens = _texts(metadata.get("tokenizer.ggml.tokens", ()))
-
-        def listed(key: str) -> tuple[int, ...]:
-            return _special_ids(metadata, key, len(tokens))
-
-        def wanted(key: str, otherwise: bool) -> bool:
-            value = metadata.get(f"tokenizer.ggml.add_{key}_token", otherwise)
-            if not isinstance(value, bool | np.bool_):
-                raise UserError(
-                    f"The model file's `tokenizer.ggml.add_{key}_token` is {value!r}; "
-                    "expected true or false."
-                )
-            return bool(value)
-
-        pieces = metadata.get("tokenizer.ggml.model") == PIECES
-        try:
-            implied = pieces or check_name(metadata.get("tokenizer.ggml.pre")) in ADD_BOS
-        except UserError:  # a tokenizer of another kind, which a foreign engine may know
-            implied = False
-        ends = {i for key in _END_KEYS for i in listed(key)}
-        return cls(
-            begin=listed("bos")[:1] if wanted("bos", implied) else (),
-            finish=listed("eos")[:1] if wanted("eos", False) else (),
-            ends=frozenset(ends | _named_ends(metadata, tokens)),
-        )
-
-    def around(self, ids: list[int]) -> list[int]:
-        """`ids` of a text with what belongs before and behind it, unless it is there already."""
-        if self.begin and tuple(ids[:1]) != self.begin:
-            ids = [*self.begin, *ids]
-        if self.finish and tuple(ids[-1:]) != self.finish:
-            ids = [*ids, *self.finish]
-        return ids
 
 
 @dataclass(frozen=True)
@@ -195,14 +137,14 @@ class Vocabulary:
             )
         pieces = kind == PIECES
         pre = "" if pieces else check_name(metadata.get("tokenizer.ggml.pre"))
-        tokens = _texts(need("tokens"))
+        tokens = texts_of(need("tokens"))
         types = _types(metadata.get("tokenizer.ggml.token_type"), len(tokens))
         ids = {token: i for i, token in enumerate(tokens)}
         control = _special(tokens, np.flatnonzero((types == CONTROL) | (types == UNKNOWN)), ids)
         user_defined = _special(tokens, np.flatnonzero(types == USER_DEFINED), ids)
         scored = pieces and "tokenizer.ggml.merges" not in metadata
         lefts, rights, merged = _merge_ids([] if scored else need("merges"), ids)
-        bos, eos = (_special_ids(metadata, key, len(tokens)) for key in ("bos", "eos"))
+        bos, eos = (special_ids(metadata, key, len(tokens)) for key in ("bos", "eos"))
         vocabulary = cls(
             tokens=tokens,
             lefts=lefts,
@@ -291,7 +233,7 @@ class Vocabulary:
         }
 
     @cached_property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> MergeTable:
         """(left id, right id) -> (rank, merged id)."""
         if self.scores is not None:
             inside = np.isfinite(self.scores).tolist()
@@ -334,21 +276,6 @@ class Vocabulary:
             if i not in foreign
         }
         return result | {i: self.tokens[i].encode() for i in foreign}
-
-
-def _texts(tokens: Iterable[object]) -> list[str]:
-    """Tokens as a list. Raises UserError for what is no text."""
-    texts = list(tokens) if isinstance(tokens, Iterable) and not isinstance(tokens, str) else [0]
-    if not {type(text) for text in texts} <= {str}:
-        raise UserError("The model file's `tokenizer.ggml.tokens` are no texts; expected an array.")
-    result: list[str] = texts  # type: ignore[assignment]  # as has just been seen
-    try:
-        "".join(result).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            "A token of the model file has a lone surrogate; the file is damaged."
-        ) from None
-    return result
 
 
 def _types(types: object, count: int) -> npt.NDArray[np.integer]:
@@ -396,46 +323,6 @@ def _special(
             )
         special[text] = i
     return special
-
-
-def _special_ids(metadata: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
-    """The ids, one or an array of them, under a special token's key. Raises UserError."""
-    name = f"tokenizer.ggml.{key}_token_id"
-    pieces = metadata.get("tokenizer.ggml.model") == PIECES
-    implied = _DEFAULT_IDS.get(key) if pieces and count > max(_DEFAULT_IDS.values()) else None
-    if (value := metadata.get(name, implied)) is None:
-        return ()
-    ids = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
-    for i in ids:
-        is_id = isinstance(i, int | np.integer) and not isinstance(i, bool)
-        if not is_id or not 0 <= i < count:
-            raise UserError(
-                f"The model file's `{name}` is {str(i)[:40]!r}, which is no token; "
-                f"expected 0 to {count - 1}."
-            )
-    return tuple(map(int, ids))
-
-
-def _named_ends(metadata: Mapping[str, Any], tokens: Iterable[str]) -> set[int]:
-    """Ids of the control or user defined tokens that end an answer by their name.
-
-    Without token types every token of such a name counts.
-    """
-    types = metadata.get("tokenizer.ggml.token_type")
-    named = [
-        (i, token)
-        for i, token in enumerate(tokens)
-        if token in END_NAMES
-        and (types is None or (i < len(types) and types[i] in (CONTROL, USER_DEFINED)))
-    ]
-    names = {token for _, token in named}
-    calls = names & {"<|call|>", "<|calls|>"}
-    not_ends = set()
-    if calls and names & {"<|return|>", "<|flush|>"}:  # there `<|end|>` ends a message only
-        not_ends.add("<|end|>")
-    if "<|tool_response>" in names:  # there `</s>` is text
-        not_ends.add("</s>")
-    return {i for i, token in named if token not in not_ends}
 
 
 def _merge_ids(merges: Iterable[object], ids: Mapping[str, int]) -> list[npt.NDArray[np.int32]]:
