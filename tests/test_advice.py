@@ -268,6 +268,17 @@ def test_two_users_of_one_server_are_noticed():
     )
 
 
+def test_what_never_ran_is_not_advised():
+    """A budget for hardly more than one run: the advice is that run's, and says why."""
+    asked = asking(1)
+    target = VirtualTarget(asked)
+    search = Search(target, Question(budget_s=2.5), clock=lambda: target.now)
+    found = search.find()
+    assert found.ending == "budget"
+    assert found.beliefs.candidates[found.decision.index] in {o.setting for o in found.observations}
+    assert limit_of(found).name == "budget"
+
+
 # One run.
 
 

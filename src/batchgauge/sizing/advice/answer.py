@@ -56,6 +56,7 @@ _UNITS = {
     "compute": "the engine's compute",
     "largest setting": "the largest setting that was allowed",
     "failure": "the engine fails beyond",
+    "budget": "the search's budget",
 }
 
 

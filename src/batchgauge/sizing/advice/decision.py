@@ -76,10 +76,13 @@ class Decision:
     any_keeps: float
 
 
-def decide(beliefs: Beliefs) -> Decision:
-    """The advice, and how sure it is."""
+def decide(beliefs: Beliefs, among: Bools | None = None) -> Decision:
+    """The advice, and how sure it is; one of the candidates in `among` [c] where that is given."""
     shares, kept = beliefs.shares(), beliefs.keeps()
-    chosen = int(np.argmax(_utilities(beliefs).mean(axis=0)))
+    worth = _utilities(beliefs).mean(axis=0)
+    if among is not None:
+        worth[:-1][~among] = -np.inf
+    chosen = int(np.argmax(worth))
     some = float(kept.any(axis=1).mean())
     if chosen == beliefs.candidates.size:
         return Decision(None, {0.98: 1.0 - some, 0.95: 1.0 - some}, some, 0.0, some)

@@ -19,7 +19,15 @@ from batchgauge.sizing.advice.observe import METRICS, Observation
 from batchgauge.sizing.advice.search import Found
 
 Name = Literal[
-    "cap", "memory", "queue", "refusals", "client", "compute", "largest setting", "failure"
+    "cap",
+    "memory",
+    "queue",
+    "refusals",
+    "client",
+    "compute",
+    "largest setting",
+    "failure",
+    "budget",
 ]
 _BUSY = 0.85  # share of a core at which the client is the limit
 _SHORT = 0.9  # in flight over asked for, below which the client does not keep up
@@ -94,12 +102,11 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
             f"about {slots:.0f} requests are served at once; more wait for one of them to end",
             target, slots,
         )  # fmt: skip
-    if not above or _rises(found, advised):
-        last = found.beliefs.candidates[-1]
-        if advised >= last * 0.999:
-            return Limit(
-                "largest setting", f"{last:.3g} was the largest setting to try", target, last
-            )
+    last = float(found.beliefs.candidates[-1])
+    if not above and advised < last * 0.999:
+        return Limit("budget", "no larger setting ran within the budget", target)
+    if (not above or _rises(found, advised)) and advised >= last * 0.999:
+        return Limit("largest setting", f"{last:.3g} was the largest setting to try", target, last)
     return Limit("compute", "more at once give hardly more throughput", target)
 
 

@@ -141,6 +141,10 @@ class Search:
             ending, setting = self._next(decision, wins, per_s)
             if not ending and not self._may_run(setting):
                 ending = "budget"
+            if ending == "budget" and decision.index is not None:
+                # What never ran is not advised, however promising.
+                ran = np.isin(self.candidates, [o.setting for o in self.observations])
+                decision = decide(beliefs, ran)
             if ending:
                 return Found(
                     self.question, self.target.unit, self.observations, beliefs, decision, ending,
