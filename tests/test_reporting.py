@@ -433,3 +433,27 @@ def test_every_committed_column_has_a_meaning():
         if not meaning(column)
     }
     assert unknown == set()
+
+
+def test_a_history_keeps_runs_that_compare(tmp_path):
+    """Each run once; only those of the same machine, model and profile are set beside this one."""
+    from batchgauge.reporting.history import past, remember
+
+    def facts(day, value, verdict, machine="m"):
+        score = {"key": "s8", "label": "S(8)", "value": value, "unit": "×", "verdict": verdict}
+        return {
+            "report": "a", "finished": day, "profile": "smoke", "machine": machine,
+            "git_commit": "c", "scores": [score],
+        }  # fmt: skip
+
+    (tmp_path / "data").mkdir()
+    for run in (facts("1", 3.0, "met"), facts("2", 9.0, "met", "other"), facts("3", 2.0, "missed")):
+        remember(tmp_path, [run])
+        history = remember(tmp_path, [run])
+    assert history["value"].tolist() == [3.0, 9.0, 2.0]
+    found = past(history, [facts("3", 2.0, "missed")])["s8"]
+    assert (found.points, found.verdicts) == ([3.0, 2.0], ["met", "missed"])
+    assert found.has_changed
+    assert found.sparkline() == "3.0,3.0 81.0,15.0"
+    (tmp_path / "data" / "history.csv").write_text("broken")
+    assert len(remember(tmp_path, [facts("3", 2.0, "missed")])) == 1

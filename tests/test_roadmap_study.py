@@ -424,7 +424,9 @@ def shown(case) -> dict[str, Section]:
 def test_the_sections_write_what_the_reference_run_has(shown, committed, tmp_path, monkeypatch):
     """Every CSV and its columns, every picture and score under the names that are published."""
 
-    def figure(report, drawn, name, *, alt, caption):  # noted; to save it would take a second
+    def figure(
+        report, drawn, name, *, alt, caption, frames=None
+    ):  # noted; to save it would take a second
         plt.close(drawn)
         assert alt
         assert caption
