@@ -234,12 +234,12 @@ def test_papermill_alone_keeps_the_types(tmp_path):
         ({"seed": None}, "'seed' is None; expected a whole number"),
     ):
         out = str(tmp_path / "out.ipynb")
-        given |= {"profile": "smoke", "out_dir": str(tmp_path)}
+        every = {**given, "profile": "smoke", "out_dir": str(tmp_path)}
         if not said:
-            papermill.execute_notebook(str(path), out, parameters=given, progress_bar=False)
+            papermill.execute_notebook(str(path), out, parameters=every, progress_bar=False)
             continue
         with pytest.raises(papermill.PapermillExecutionError) as caught:
-            papermill.execute_notebook(str(path), out, parameters=given, progress_bar=False)
+            papermill.execute_notebook(str(path), out, parameters=every, progress_bar=False)
         assert said in caught.value.evalue
 
 
