@@ -32,6 +32,7 @@ from batchgauge.experiments.roadmap.study import Case, Scenario, prepare
 from batchgauge.files import write_csv
 from batchgauge.measuring.record import COLUMNS
 from batchgauge.reporting import Report, Section, profile_named
+from batchgauge.reporting.charts import Chart
 from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
