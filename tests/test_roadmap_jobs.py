@@ -19,7 +19,7 @@ from batchgauge.files import write_csv
 from batchgauge.reporting import profile_named
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.server import Fleet, Server
 
 
 def invented(*, efficiency: float = 0.95, overhead: float = 1.01, auto: float = 1.0):
@@ -64,7 +64,7 @@ def invented(*, efficiency: float = 0.95, overhead: float = 1.01, auto: float = 
 def test_the_plan_of_a_job_is_what_the_simulator_says(speeds, parts):
     """Parts of one queue on workers of their own speeds end when the event simulator's do."""
     ones = np.ones(parts, np.int64)
-    server = Server("static", 1, workers=len(speeds), speeds=speeds)
+    server = Server("static", 1, fleet=Fleet(len(speeds), speeds=speeds))
     arrivals = Arrivals(np.zeros(parts), ones, ones, np.zeros(parts, np.int64))
     run = simulate(arrivals, lambda *_: 0.1, server)
     step = float(run.returned_s.min())  # what one part takes there

@@ -37,7 +37,7 @@ from batchgauge.simulate.arrivals import Arrivals, poisson
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.roadmap import Setup, rank
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.server import Fleet, Host, Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.curve import Curve
@@ -69,7 +69,7 @@ def engine(context):
 def case(context) -> Case:
     """A case whose step times are given, so that nothing here depends on the machine."""
     traffic = Scenario().traffic(150)
-    server = Server("static", 8, host_request_s=1e-3, host_token_s=1e-4)
+    server = Server("static", 8, host=Host(1e-3, 1e-4))
     today = Setup(server, TABLE, price_per_hour=0.1)
     limit = capacity(traffic(1.0, 0), TABLE, server)
     probe = SteadyProbe(engine_probe(context.engine), settle_runs=1)
@@ -124,7 +124,7 @@ def test_a_replay_serves_every_request_by_the_policys_rules(engine, batching):
 
 def test_a_replay_refuses_what_infer_batch_cannot_do(engine):
     """Continuous batching and several workers have no real counterpart here."""
-    for server in (Server("continuous"), Server("static", workers=2)):
+    for server in (Server("continuous"), Server("static", fleet=Fleet(2))):
         with pytest.raises(UserError, match="static or dynamic batching and one worker"):
             replay(engine, short_stream(), server)
 

@@ -32,6 +32,8 @@ from batchgauge.simulate.server import (
     ROWS,
     STALL_S,
     STEP_S,
+    Fleet,
+    Host,
     Server,
     SimulatedRun,
 )
@@ -57,9 +59,9 @@ SERVERS = {
     "chunked and preempting": Server(
         "continuous", chunk_tokens=16, preempt=True, kv_limit_tokens=600, max_batch=16
     ),
-    "three workers": Server("dynamic", workers=3, sharing=(1.0, 1.5, 2.0)),
-    "failing": Server("continuous", workers=2, mtbf_s=20.0, restart_s=3.0),
-    "failing static": Server(workers=2, mtbf_s=20.0, restart_s=3.0),
+    "three workers": Server("dynamic", fleet=Fleet(3, (1.0, 1.5, 2.0))),
+    "failing": Server("continuous", fleet=Fleet(2, mtbf_s=20.0, restart_s=3.0)),
+    "failing static": Server(fleet=Fleet(2, mtbf_s=20.0, restart_s=3.0)),
     "priority": Server("continuous", order="priority", ageing_s=5.0),
     "shortest": Server("continuous", order="shortest"),
 }
@@ -138,7 +140,7 @@ def test_conservation_holds_for_any_stream(rows, batching, order, max_batch, wor
         batching,
         max_batch,
         order=order,
-        workers=workers,
+        fleet=Fleet(workers),
         kv_limit_tokens=95 if tight else 0,
         preempt=tight and continuous,
         chunk_tokens=7 if tight and continuous else 0,
@@ -186,7 +188,7 @@ def test_two_workers_with_exponential_service_are_an_m_m_2_queue():
     rng = np.random.default_rng(4)
     context = np.maximum(1, np.rint(rng.exponential(10_000, size=60_000))).astype(np.int64)
     arrivals = poisson(1.4, context, np.ones_like(context), seed=5)
-    server = Server("continuous", 1, workers=2)
+    server = Server("continuous", 1, fleet=Fleet(2))
     run = simulate(arrivals, by_prompt, server)
     load = 0.7
     must_wait = 2 * load**2 / (1 + load)  # Erlang C with two servers
@@ -288,8 +290,10 @@ def test_inter_token_percentiles_count_every_gap():
 def test_overlap_hides_the_smaller_part():
     """With overlap a step lasts as long as the longer of device and host, not both."""
     arrivals = stream([0.0], generated=11)
-    apart = simulate(arrivals, constant(1.0), Server("continuous", host_token_s=0.4))
-    beside = simulate(arrivals, constant(1.0), Server("continuous", host_token_s=0.4, overlap=True))
+    apart = simulate(arrivals, constant(1.0), Server("continuous", host=Host(token_s=0.4)))
+    beside = simulate(
+        arrivals, constant(1.0), Server("continuous", host=Host(token_s=0.4, overlap=True))
+    )
     assert apart.done_s[0] == pytest.approx(11 * 1.4)
     assert beside.done_s[0] == pytest.approx(11.0)
 
@@ -303,7 +307,9 @@ def test_fixed_work_of_a_batch_is_paid_once_by_each_batch():
         ("together", Server("static", 4)),
         ("continuous", Server("continuous", 4)),
     ):
-        with_it = simulate(arrivals, STEPS, replace(server, batch_s=0.5)).returned_s.max()
+        with_it = simulate(
+            arrivals, STEPS, replace(server, host=Host(batch_s=0.5))
+        ).returned_s.max()
         extra[name] = with_it - simulate(arrivals, STEPS, server).returned_s.max()
     assert extra == pytest.approx({"alone": 2.0, "together": 0.5, "continuous": 0.0})
 
@@ -311,18 +317,18 @@ def test_fixed_work_of_a_batch_is_paid_once_by_each_batch():
 def test_stragglers_and_shared_bandwidth_slow_steps():
     """A worker with factor 2 takes twice as long; two busy workers pay the sharing factor."""
     arrivals = stream([0.0, 0.0], generated=1)
-    slow = simulate(arrivals, constant(1.0), Server("continuous", 1, workers=2, speeds=(2.0,)))
+    slow = simulate(arrivals, constant(1.0), Server("continuous", 1, fleet=Fleet(2, speeds=(2.0,))))
     assert sorted(slow.done_s.tolist()) == [1.0, 2.0]
-    server = Server("continuous", 1, workers=2, sharing=(1.0, 1.5))
+    server = Server("continuous", 1, fleet=Fleet(2, (1.0, 1.5)))
     assert simulate(arrivals, constant(1.0), server).done_s.max() == pytest.approx(1.5)
 
 
 def test_failed_workers_lose_their_batch_and_nothing_else():
     """Requests of a failed worker are begun again; all end, later than without failures."""
     arrivals = traffic()
-    sound = simulate(arrivals, STEPS, Server("dynamic", workers=2))
+    sound = simulate(arrivals, STEPS, Server("dynamic", fleet=Fleet(2)))
     failing = simulate(
-        arrivals, STEPS, Server("dynamic", workers=2, mtbf_s=10.0, restart_s=5.0, seed=1)
+        arrivals, STEPS, Server("dynamic", fleet=Fleet(2, mtbf_s=10.0, restart_s=5.0, seed=1))
     )
     assert failing.retries.sum() > 0
     assert failing.returned_s.mean() > sound.returned_s.mean()
@@ -331,7 +337,7 @@ def test_failed_workers_lose_their_batch_and_nothing_else():
 def test_workers_that_never_finish_are_said_to_be_so():
     """A mean time between failures far below a batch's time ends with a clear sentence."""
     with pytest.raises(UserError, match="fail more often than a batch takes"):
-        simulate(stream([0.0]), constant(10.0), Server("continuous", mtbf_s=0.1))
+        simulate(stream([0.0]), constant(10.0), Server("continuous", fleet=Fleet(mtbf_s=0.1)))
 
 
 # --- numbers about a run ------------------------------------------------------------
@@ -556,14 +562,14 @@ def test_a_bad_trace_is_named(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Server(workers=0), "0 workers"),
+        (lambda: Fleet(0), "0 workers"),
         (lambda: Server(max_batch=0), "batches of 0"),
         (
             lambda: Server("adaptive"),  # type: ignore[arg-type]  # the point
             "'adaptive, fifo' is unknown",
         ),
         (lambda: Server(max_wait_s=-1.0), "at least 0"),
-        (lambda: Server(host_token_s=math.nan), "at least 0"),
+        (lambda: Host(token_s=math.nan), "at least 0"),
         (lambda: Server(preempt=True), "need continuous batching"),
         (lambda: poisson(0.0, np.ones(3, np.int64), np.ones(3, np.int64)), "rate is 0.0"),
         (lambda: stream([]), "no requests"),

@@ -35,6 +35,7 @@ from batchgauge.measuring.timing import Conditions
 from batchgauge.registry import open_engine, weights_of
 
 CONTEXT = 32  # positions that a decode step looks back on at first
+TEXT = 4_000_000  # characters of a tokenizing call, repeated: over 10 ms, threads awake for most
 PAUSE_S = 0.005  # in which threads of the engine before go to sleep
 KEY = ["part", "implementation", "weights", "threads", "batch_size", "tokens", "characters"]
 
@@ -170,7 +171,8 @@ def _take_turns(
     plan: Plan, part: str, shape: dict[str, int], calls: Calls, process: int, threads: int
 ) -> list[Sample]:
     """Each call once a block, in turning order; the first block is a warm-up."""
-    loops = 20 if part == "tokenize" else 1
+    text = shape["batch_size"] * shape["characters"]
+    loops = max(20, TEXT // text) if part == "tokenize" else 1
     benchmark = f"{part}/batch={shape['batch_size']}/threads={threads}"
     amount = Amount(shape["batch_size"], shape["tokens"], shape["batch_size"])
     samples = []

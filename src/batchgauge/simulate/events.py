@@ -104,16 +104,16 @@ class _Simulation:
         self.ticket = [0] * n  # rises when a request is thrown out: old entries are void
         self.start, self.first, self.done, self.returned = ([-1.0] * n for _ in range(4))
         self.log = array("d")
-        self.failures = np.random.default_rng(server.seed)
-        self.workers = [_Worker(i, self._lifetime()) for i in range(server.workers)]
+        self.failures = np.random.default_rng(server.fleet.seed)
+        self.workers = [_Worker(i, self._lifetime()) for i in range(server.fleet.workers)]
         self.clock = [(self.times[0], 0, w.number) for w in self.workers]
         self.parked: list[int] = []  # workers that only a retry can wake
-        self.speeds = (*server.speeds, *(1.0,) * server.workers)
+        self.speeds = (*server.fleet.speeds, *(1.0,) * server.fleet.workers)
 
     def _lifetime(self) -> float:
-        if math.isinf(self.server.mtbf_s):
+        if math.isinf(self.server.fleet.mtbf_s):
             return math.inf
-        return float(self.failures.exponential(self.server.mtbf_s))
+        return float(self.failures.exponential(self.server.fleet.mtbf_s))
 
     def run(self) -> SimulatedRun:
         clock = self.clock
@@ -204,14 +204,14 @@ class _Simulation:
         rows = w.rows if server.chunk_tokens or not positions else 0
         seconds = self.step_s(rows, w.kv if rows else 0, positions, pairs) * self.speeds[w.number]
         if positions and not self.continuous:
-            seconds += server.batch_s
+            seconds += server.host.batch_s
         if self.pace is not None:
             seconds *= self.pace(now)
-        if len(server.sharing) > 1:
+        if len(server.fleet.sharing) > 1:
             busy = 1 + sum(other.busy_until > now for other in self.workers)
-            seconds *= server.sharing[min(busy, len(server.sharing)) - 1]
-        host = server.host_request_s * len(ready) + server.host_token_s * (rows + len(ready))
-        seconds = max(seconds, host) if server.overlap else seconds + host
+            seconds *= server.fleet.sharing[min(busy, len(server.fleet.sharing)) - 1]
+        host = server.host.request_s * len(ready) + server.host.token_s * (rows + len(ready))
+        seconds = max(seconds, host) if server.host.overlap else seconds + host
         end = now + seconds
         w.busy_until = end
         if end > w.fails_at:  # its batch is lost then, and what this step did with it
@@ -320,7 +320,7 @@ class _Simulation:
         self._again(lost, now)
         back = w.fails_at
         while w.fails_at <= now:
-            back = w.fails_at + self.server.restart_s
+            back = w.fails_at + self.server.fleet.restart_s
             w.fails_at = back + self._lifetime()
         if back > now:
             heappush(self.clock, (back, 0, w.number))

@@ -83,7 +83,7 @@ def summarise(run: SimulatedRun, *, target_s: float, streaming: bool = False) ->
         **{f"p{q}_inter_token_ms": v for q, v in inter_token_ms(run).items()},
         "fill_ratio": float((steps[:, IN_BATCH] * busy).sum() / busy.sum()) / run.server.max_batch,
         "padding_waste": float(steps[:, PADDED].sum() / positions),
-        "busy_share": float(busy.sum()) / (span * run.server.workers),
+        "busy_share": float(busy.sum()) / (span * run.server.fleet.workers),
         "retries_per_request": float(run.retries.mean()),
     }
 

@@ -64,7 +64,7 @@ def outcome(setup: Setup, arrivals: Arrivals, target_s: float) -> dict[str, floa
     first = first_text_s(run, streaming=setup.streaming)
     span = float(run.returned_s.max() - arrivals.times_s[0])
     tokens = float(arrivals.generated.sum())
-    hours = span / 3600 * setup.server.workers
+    hours = span / 3600 * setup.server.fleet.workers
     interactive = first[arrivals.rank == INTERACTIVE]
     return {
         "goodput_requests_per_s": (float((first <= target_s).sum()) + 0.5) / span,

@@ -28,6 +28,54 @@ STEP_COLUMNS = 9
 
 
 @dataclass(frozen=True)
+class Host:
+    """Python's work beside the model's, in seconds.
+
+    request_s, token_s   a request and a token (tokenize, sample, detokenize), after the
+                         step, or beside it with `overlap`
+    batch_s              fixed work as a static or dynamic batch begins
+    """
+
+    request_s: float = 0.0
+    token_s: float = 0.0
+    batch_s: float = 0.0
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        _check((self.request_s, self.token_s, self.batch_s), ())
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The workers that serve one queue; times in seconds.
+
+    sharing     how many times longer a step takes with 1, 2, … workers busy
+    speeds      time factor of each worker (a straggler has 2.0); shorter: 1.0 for the rest
+    mtbf_s, restart_s   mean time between failures of a worker, and until it is back
+    seed        of the failures
+    """
+
+    workers: int = 1
+    sharing: tuple[float, ...] = (1.0,)
+    speeds: tuple[float, ...] = ()
+    mtbf_s: float = math.inf
+    restart_s: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"The server has {self.workers} workers; expected at least 1.")
+        if not self.sharing:
+            raise UserError("A fleet's `sharing` is empty; expected a factor for one worker.")
+        _check((self.restart_s,), (*self.sharing, *self.speeds, self.mtbf_s))
+
+
+def _check(amounts: tuple[float, ...], factors: tuple[float, ...]) -> None:
+    if not all(a >= 0 for a in amounts) or not all(f > 0 for f in factors):
+        raise UserError("A server's times and limits are at least 0, its factors above 0.")
+
+
+@dataclass(frozen=True)
 class Server:
     """What the server does with its queue. Times in seconds, memory in cached tokens.
 
@@ -42,12 +90,6 @@ class Server:
                     their prompt alone, and when memory runs out the youngest is thrown
                     out and prefilled again later; without, room is reserved to the end
     padded      a batch's prompts are prefilled at the longest one's length
-    host_request_s, host_token_s   Python's work a request and a token (tokenize, sample,
-                    detokenize), after the step, or beside it with `overlap`
-    batch_s     fixed work as a static or dynamic batch begins
-    sharing     how many times longer a step takes with 1, 2, … workers busy
-    speeds      time factor of each worker (a straggler has 2.0); shorter: 1.0 for the rest
-    mtbf_s, restart_s   mean time between failures of a worker, and until it is back
     """
 
     batching: Literal["static", "dynamic", "continuous"] = "static"
@@ -59,36 +101,19 @@ class Server:
     kv_limit_tokens: int = 0
     preempt: bool = False
     padded: bool = False
-    workers: int = 1
-    host_request_s: float = 0.0
-    host_token_s: float = 0.0
-    batch_s: float = 0.0
-    overlap: bool = False
-    sharing: tuple[float, ...] = (1.0,)
-    speeds: tuple[float, ...] = ()
-    mtbf_s: float = math.inf
-    restart_s: float = 0.0
-    seed: int = 0
+    host: Host = Host()
+    fleet: Fleet = Fleet()
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.max_batch < 1:
-            raise UserError(
-                f"The server has {self.workers} workers and batches of {self.max_batch}; "
-                "expected at least 1 of each."
-            )
+        if self.max_batch < 1:
+            raise UserError(f"The server has batches of {self.max_batch}; expected at least 1.")
         known = self.batching in {"static", "dynamic", "continuous"}
         if not known or self.order not in {"fifo", "priority", "shortest"}:
             raise UserError(
                 f"The policy '{self.batching}, {self.order}' is unknown; expected static, dynamic "
                 "or continuous batching and fifo, priority or shortest order."
             )
-        amounts = (
-            self.max_wait_s, self.ageing_s, self.chunk_tokens, self.kv_limit_tokens,
-            self.host_request_s, self.host_token_s, self.batch_s, self.restart_s,
-        )  # fmt: skip
-        factors = (*self.sharing, *self.speeds, self.mtbf_s)
-        if not all(a >= 0 for a in amounts) or not all(f > 0 for f in factors) or not self.sharing:
-            raise UserError("A server's times and limits are at least 0, its factors above 0.")
+        _check((self.max_wait_s, self.ageing_s, self.chunk_tokens, self.kv_limit_tokens), ())
         if self.batching != "continuous" and (self.chunk_tokens or self.preempt):
             raise UserError("Chunked prefill and preemption need continuous batching.")
 

@@ -72,11 +72,13 @@ def overlap_sentence(case: Case) -> str:
     server = case.today.server
     sample = case.traffic(1.0, 0)
     apart = capacity(sample, case.today.step_s, server)
-    beside = capacity(sample, case.today.step_s, replace(server, overlap=True))
-    host_ms = 1e3 * server.host_request_s
+    beside = capacity(
+        sample, case.today.step_s, replace(server, host=replace(server.host, overlap=True))
+    )
+    host_ms = 1e3 * server.host.request_s
     return (
         f"Tokenizing and detokenizing cost {host_ms:.2f} ms a request and sampling "
-        f"{1e6 * server.host_token_s:.0f} µs a token; hidden behind the model entirely, that "
+        f"{1e6 * server.host.token_s:.0f} µs a token; hidden behind the model entirely, that "
         f"raises capacity by {percent(beside / apart - 1, 1)} ({apart:.2f} to {beside:.2f} "
         "requests/s). "
         + (

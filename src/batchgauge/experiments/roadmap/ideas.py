@@ -21,6 +21,7 @@ from batchgauge.experiments.roadmap.parallel import WAYS
 from batchgauge.experiments.roadmap.study import Case
 from batchgauge.simulate.metrics import rate_text
 from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, sweep
+from batchgauge.simulate.server import Fleet
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
 from batchgauge.text import percent
@@ -68,7 +69,8 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         ),
         server(
             "async pipeline", "async pipeline",
-            "small: tokenize and detokenize in another thread", overlap=True,
+            "small: tokenize and detokenize in another thread",
+            host=replace(case.today.server.host, overlap=True),
         ),
         server(
             "priority queues", "priority queue with ageing", "small: a heap instead of a list",
@@ -86,12 +88,12 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         server(
             "CPU parallelism", "two processes",
             "medium: a queue between processes; the weights twice in memory, a second core",
-            workers=2, sharing=sharing,
+            fleet=Fleet(2, sharing),
         ),
         Idea(
             "GPU batching", f"{ACCELERATOR} (predicted)",
             lambda setup: replace(
-                with_server(setup, host_token_s=0.0), step_s=gpu,
+                with_server(setup, host=replace(setup.server.host, token_s=0.0)), step_s=gpu,
                 price_per_hour=case.scenario.price_per_hour,
             ),
             "large: another engine (an adapter is there), and the machine", predicted=True,
@@ -99,7 +101,7 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         ),
         Idea(
             "distributed batches", f"{MACHINES} machines like this one",
-            lambda setup: with_server(setup, workers=MACHINES),
+            lambda setup: with_server(setup, fleet=Fleet(MACHINES)),
             "large: a shared queue, retries, deployment; the machines", hardware=True,
         ),
     )  # fmt: skip

@@ -7,7 +7,7 @@ simulated with stragglers and failures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
 
@@ -23,7 +23,7 @@ from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.scaling import ScalingFit, fit_scaling
-from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Server
+from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Fleet, Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import (
     CostModel,
@@ -197,18 +197,23 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
     rows = []
     alone = _makespan(job, case, server) + case.load_s
     for workers in sizes:
-        wide = replace(server, workers=workers)
-        troubles: Mapping[str, Server] = {
-            "none": wide,
-            "one machine 3 × slower": replace(wide, speeds=(3.0,)),
+        fleet = Fleet(workers)
+        troubles = {
+            "none": fleet,
+            "one machine 3 × slower": replace(fleet, speeds=(3.0,)),
             "each fails about once": replace(
-                wide, mtbf_s=alone / workers, restart_s=case.load_s, seed=seed
+                fleet, mtbf_s=alone / workers, restart_s=case.load_s, seed=seed
             ),
         }
         for trouble, troubled in troubles.items():
-            queue = _makespan(job, case, troubled) + case.load_s
+            queue = _makespan(job, case, replace(server, fleet=troubled)) + case.load_s
             lone = [  # each machine with its share of the requests; the first is the slow one
-                replace(troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i)
+                replace(
+                    server,
+                    fleet=replace(
+                        troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i
+                    ),
+                )
                 for i in range(workers)
             ]
             parts = [Arrivals(*(a[i::workers] for a in _columns(job))) for i in range(workers)]

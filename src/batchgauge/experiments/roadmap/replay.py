@@ -81,7 +81,7 @@ def replay(
     next one is far enough away. Raises UserError for a policy that `infer_batch` cannot follow,
     and when the engine answers with an error or the wrong length.
     """
-    if server.batching == "continuous" or server.workers != 1:
+    if server.batching == "continuous" or server.fleet.workers != 1:
         raise UserError("A replay needs static or dynamic batching and one worker: infer_batch.")
     requests = exact_requests(arrivals.context.tolist(), arrivals.generated.tolist(), seed=seed)
     place = np.argsort(queue_order(arrivals, server))

@@ -26,7 +26,7 @@ from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text, stability
 from batchgauge.simulate.roadmap import Setup
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.server import Host, Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import CostModel, Extent, calibrate_engine
 from batchgauge.sizing.probes import SteadyProbe, engine_probe
@@ -181,7 +181,7 @@ def prepare(context: Context, scenario: Scenario) -> Case:
         request_s, token_s = host_seconds(engine, tokenizer, sample)
     whole = StepTable.from_costs(costs, max_batch=max_batch)
     table = without_host(whole, token_s)
-    server = replace(server, host_request_s=request_s, host_token_s=token_s)
+    server = replace(server, host=Host(request_s, token_s))
     limit = capacity(sample, table, server)
     own_rate = read_trace(scenario.trace).rate if scenario.trace else BUSY * limit
     alone = simulate(_typical(sample), table, replace(server, batching="continuous"))

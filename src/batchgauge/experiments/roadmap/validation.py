@@ -20,7 +20,7 @@ from batchgauge.experiments.roadmap.replay import Pace, batch_times, compare, re
 from batchgauge.experiments.roadmap.study import LONGEST, Case
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.server import Host, Server
 from batchgauge.sizing.drift import FEWEST, check_drift
 from batchgauge.text import percent
 
@@ -89,7 +89,9 @@ def validate(case: Case, *, requests: int, load: float) -> Validation:
     ):
         for policy in POLICIES:
             control_s = case.probe.reference_ms / 1e3
-            server = Server(policy, case.today.server.max_batch, max_wait_s=0.25, batch_s=control_s)
+            server = Server(
+                policy, case.today.server.max_batch, max_wait_s=0.25, host=Host(batch_s=control_s)
+            )
             arrivals = case.traffic(1.0, case.seed).first(requests).shortened(SHORTER, LONGEST)
             arrivals = arrivals.at_rate(load * capacity(arrivals, case.table, server))
             control = Pace(case.probe.pace, control_s)
