@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -20,10 +21,22 @@ from tests import hostile
 from batchgauge import cli
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
-from batchgauge.reporting import Report, Score, plots, profile_named, tables
+from batchgauge.reporting import (
+    Answer,
+    Report,
+    Score,
+    Tile,
+    charts,
+    plots,
+    profile_named,
+    render,
+    tables,
+)
 from batchgauge.reporting.index import first_sentence
+from batchgauge.reporting.page import content_policy
 from batchgauge.reporting.parameters import Parameter, check_injected, declarations, typed
 from batchgauge.reporting.project import notebooks_folder, results_folder
+from batchgauge.reporting.report import alt_text
 from batchgauge.text import Markdown, visible
 
 mpl.use("agg")
@@ -433,3 +446,105 @@ def test_every_committed_column_has_a_meaning():
         if not meaning(column)
     }
     assert unknown == set()
+
+
+def test_a_history_keeps_runs_that_compare(tmp_path):
+    """Each run once; only those of the same machine, model and profile are set beside this one."""
+    from batchgauge.reporting.history import past, remember
+
+    def facts(day, value, verdict, machine="m"):
+        score = {"key": "s8", "label": "S(8)", "value": value, "unit": "×", "verdict": verdict}
+        return {
+            "report": "a", "finished": day, "profile": "smoke", "machine": machine,
+            "git_commit": "c", "scores": [score],
+        }  # fmt: skip
+
+    (tmp_path / "data").mkdir()
+    for run in (facts("1", 3.0, "met"), facts("2", 9.0, "met", "other"), facts("3", 2.0, "missed")):
+        remember(tmp_path, [run])
+        history = remember(tmp_path, [run])
+    assert history["value"].tolist() == [3.0, 9.0, 2.0]
+    found = past(history, [facts("3", 2.0, "missed")])["s8"]
+    assert (found.points, found.verdicts) == ([3.0, 2.0], ["met", "missed"])
+    assert found.has_changed
+    assert found.sparkline() == "3.0,3.0 81.0,15.0"
+    (tmp_path / "data" / "history.csv").write_text("broken")
+    assert len(remember(tmp_path, [facts("3", 2.0, "missed")])) == 1
+
+
+def test_the_committed_dictionary_is_that_of_the_committed_tables(committed):
+    """`data/README.md` is what the tables beside it give, to the letter."""
+    from batchgauge.reporting.dictionary import write_dictionary
+
+    before = (committed / "data" / "README.md").read_text(encoding="utf-8")
+    assert write_dictionary(committed).read_text(encoding="utf-8") == before
+
+
+def chart(names=("a", "b")):
+    """A chart of two series with intervals, one of them hostile in its words."""
+    frame = pd.DataFrame(
+        {"implementation": [*names] * 2, "batch_size": [1, 1, 8, 8], "value": [1.0, 2.0, 3.0, 4.0]}
+    )
+    frame = frame.assign(low=frame["value"] * 0.9, high=frame["value"] * 1.1)
+    goal = charts.Line(3.0, hostile.TAG)
+    return charts.speedup(frame, title=hostile.EVERYTHING, y="times", references=[goal])
+
+
+def test_a_chart_is_text_on_a_page_whatever_it_says():
+    """Nothing ends the script element that holds it, and its SVG has no tag of somebody else."""
+    spec = chart((hostile.TAG, "b")).full(hostile.EVERYTHING)
+    block = render.json_block(spec)
+    assert "<" not in block
+    assert json.loads(block)["description"] == visible(hostile.EVERYTHING)
+    drawn = render.svg(spec, "one")
+    assert "<img" not in drawn
+    assert "onerror=" not in re.sub(r">[^<]*<|\"[^\"]*\"", "", drawn)
+
+
+def test_a_page_gives_a_chart_its_colours():
+    """Colours become the page's own; the title is the page's, the still picture has no width."""
+    spec = chart().full("alt")
+    for text in (render.json_block(spec), render.svg(spec, "one")):
+        assert "var(--ink)" in text
+        assert not re.search(r"#(24292f|59636e|e3e7eb)", text, re.IGNORECASE)
+    assert "title" not in json.loads(render.json_block(spec))
+    assert re.match(r"<svg[^>]* viewBox=", render.svg(spec, "one"))
+    assert not re.match(r"<svg[^>]* width=", render.svg(spec, "one"))
+
+
+def test_a_chart_is_saved_as_a_picture_and_as_a_specification(tmp_path):
+    """PNG at 2x with the alt text inside, the specification beside it, both among the facts."""
+    report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)
+    path = report.figure(chart(), "curve", alt="Two lines", caption="C", frames={"t": FRAME})
+    assert b"Two lines" in path.read_bytes()
+    spec = json.loads((path.parent / "curve.vl.json").read_text(encoding="utf-8"))
+    about = spec["usermeta"]["batchgauge"]
+    assert (about["csv"], about["basis"], about["alt"]) == ("data/a_t.csv", "9 blocks", "Two lines")
+    report.answer(Answer("It is.", "curve", [Tile("gain", "3 ×", "more")]))
+    facts = json.loads(report.finish().read_text(encoding="utf-8"))
+    assert facts["figure"] == "curve"
+    assert facts["tiles"] == [{"place": "gain", "value": "3 ×", "text": "more"}]
+    assert "reports/figures/curve.vl.json" in facts["files"]
+
+
+FRAME = pd.DataFrame({"blocks": [9]})
+
+
+@pytest.mark.parametrize(
+    ("sentence", "alt"),
+    [
+        ("One. Two. Three. Four.", "A title. One."),
+        ("A title. One. Two.", "A title. One."),
+        (Markdown("- first\n- second"), "A title."),
+    ],
+)
+def test_alt_texts_are_a_sentence_or_two(sentence, alt):
+    """Title and finding, not the whole list of a figure's numbers."""
+    assert alt_text(charts.Chart("A title", {}), sentence) == alt
+
+
+def test_only_scripts_of_our_own_run():
+    """One digest on a page without charts, two on one with them; nothing else is allowed."""
+    assert content_policy().count("'sha256-") == 1
+    assert content_policy(alive=True).count("'sha256-") == 2
+    assert "unsafe-eval" not in content_policy(alive=True)

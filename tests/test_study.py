@@ -217,6 +217,30 @@ def test_papermill_alone_refuses_an_unknown_parameter(tmp_path):
         )
     assert caught.value.ename == "UserError"
     assert "'profil' is unknown" in caught.value.evalue
+    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    (error,) = [o for c in executed.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert len("\n".join(error.traceback).splitlines()) == 1  # as JupyterLab shows it
+    assert "'profil' is unknown" in error.traceback[0]
+
+
+def test_papermill_alone_keeps_the_types(tmp_path):
+    """A list from one value, a text with an equals sign; None for a number is one sentence."""
+    import papermill
+
+    sizes = "assert isinstance(name, str) and name == 'a = b', name"
+    path = write_notebook(tmp_path, extra=sizes)
+    for given, said in (
+        ({"name": "a = b", "seed": 3}, ""),
+        ({"seed": None}, "'seed' is None; expected a whole number"),
+    ):
+        out = str(tmp_path / "out.ipynb")
+        every = {**given, "profile": "smoke", "out_dir": str(tmp_path)}
+        if not said:
+            papermill.execute_notebook(str(path), out, parameters=every, progress_bar=False)
+            continue
+        with pytest.raises(papermill.PapermillExecutionError) as caught:
+            papermill.execute_notebook(str(path), out, parameters=every, progress_bar=False)
+        assert said in caught.value.evalue
 
 
 def test_a_killed_study_leaves_whole_files_and_resumes(tmp_path):

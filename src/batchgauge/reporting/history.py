@@ -20,6 +20,7 @@ COLUMNS = (
     *("report", "finished", "key", "label", "value", "low", "high", "unit", "goal", "verdict"),
     *("profile", "model", "machine", "git_commit"),
 )
+_TEXTS = ("report", "finished", "key", "label", "unit", "verdict", "profile", "model", "machine")
 _MOST = 40  # runs of a report that are kept
 
 
@@ -29,7 +30,7 @@ class Past:
 
     label: str
     unit: str
-    values: Sequence[float]
+    points: Sequence[float]
     verdicts: Sequence[str]
 
     @property
@@ -39,11 +40,11 @@ class Past:
 
     def sparkline(self, width: int = 84, height: int = 18) -> str:
         """The points of a line through the values, for an SVG of that size; pixels."""
-        low, high = min(self.values), max(self.values)
-        room, step = (high - low) or 1.0, (width - 6) / max(len(self.values) - 1, 1)
+        low, high = min(self.points), max(self.points)
+        room, step = (high - low) or 1.0, (width - 6) / max(len(self.points) - 1, 1)
         return " ".join(
             f"{3 + step * i:.1f},{height - 3 - (height - 6) * (v - low) / room:.1f}"
-            for i, v in enumerate(self.values)
+            for i, v in enumerate(self.points)
         )
 
 
@@ -51,8 +52,9 @@ def remember(out: Path, reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Add the scores of `reports` to `data/history.csv` under `out`, each run once; all rows."""
     path = out / "data" / "history.csv"
     try:
-        known = pd.read_csv(path)
-    except (OSError, ValueError):
+        known = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
+        known[list(_TEXTS)] = known[list(_TEXTS)].fillna("")
+    except (OSError, ValueError, KeyError):  # none yet, or no such table
         known = pd.DataFrame(columns=list(COLUMNS))
     if list(known.columns) != list(COLUMNS):
         known = pd.DataFrame(columns=list(COLUMNS))
@@ -85,13 +87,13 @@ def past(history: pd.DataFrame, reports: Sequence[Mapping[str, Any]]) -> dict[st
         like |= {"model": short(facts), "machine": facts["machine"]}
         rows = history
         for name, value in like.items():
-            rows = rows[rows[name].fillna("") == value]
+            rows = rows[rows[name] == value]
         for key, mine in rows.sort_values("finished").groupby("key", sort=False):
             values = mine[mine["value"].notna()]
             if len(values) and str(key) not in found:
                 last = values.iloc[-1]
-                unit = "" if pd.isna(last["unit"]) else str(last["unit"])
                 found[str(key)] = Past(
-                    str(last["label"]), unit, values["value"].tolist(), values["verdict"].tolist()
-                )
+                    str(last["label"]), str(last["unit"]),
+                    values["value"].tolist(), values["verdict"].tolist(),
+                )  # fmt: skip
     return found

@@ -76,8 +76,8 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "noise": _tiles(reports, "noise"),
         "peers": _tiles(reports, "peers"),
         "changed": [score for score in earlier.values() if score.has_changed],
-        "compared": sum(len(score.values) > 1 for score in earlier.values()),
-        "runs": max((len(score.values) for score in earlier.values()), default=0),
+        "compared": sum(len(score.points) > 1 for score in earlier.values()),
+        "runs": max((len(score.points) for score in earlier.values()), default=0),
         "here": _here(reports),
         "machine": _machine(reports),
         "picture": picture,
@@ -117,9 +117,9 @@ def _tile(
     value = next((t["value"] for t in found if t["value"]), "")
     texts = [t["text"] for t in found]
     gain = earlier.get("inference_batch_8")
-    if place == "gain" and gain and len(gain.values) > 1:
-        low, high = (f"{end(gain.values):.1f}" for end in (min, max))
-        texts.insert(1, f"Between {len(gain.values)} runs {low} to {high} ×.")
+    if place == "gain" and gain and len(gain.points) > 1:
+        low, high = (f"{end(gain.points):.1f}" for end in (min, max))
+        texts.insert(1, f"Between {len(gain.points)} runs {low} to {high} ×.")
     return value, " ".join(texts)
 
 
