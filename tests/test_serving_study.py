@@ -14,9 +14,9 @@ from tests.tiny_model import write_tiny_model
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.serving import forecast, sections, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import Kind, compare, jackknife, verdict
+from batchgauge.experiments.serving.forecast import RunKind, compare, jackknife, verdict
 from batchgauge.experiments.serving.live import scheduler_of, serve
-from batchgauge.experiments.serving.study import Question, prepare, rules_of
+from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
 from batchgauge.experiments.serving.workers_run import Answers
 from batchgauge.reporting import profile_named
 from batchgauge.serving.policies import PriorityClasses
@@ -102,7 +102,7 @@ def test_rules_say_what_the_simulated_server_says():
 def test_questions_that_make_no_sense_are_refused(wrong, said):
     """One sentence each."""
     with pytest.raises(UserError, match=said):
-        Question(**wrong)
+        ServingQuestion(**wrong)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def case(tmp_path_factory):
     """A tiny model, quickly."""
     path = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
     context = Context(profile_named("smoke"), model=str(path))
-    return prepare(context, Question(max_batch=4, requests=6, seeds=2))
+    return prepare(context, ServingQuestion(max_batch=4, requests=6, seeds=2))
 
 
 def at_once(lengths: list[tuple[int, int]], ranks: list[int] | None = None) -> Arrivals:
@@ -146,7 +146,7 @@ def test_a_cancelled_request_ends_half_way_and_gives_its_room_back(case):
 
 def test_the_forecast_is_of_the_very_requests_that_are_served(case):
     """Arrivals agree request by request; every kind and seed is there; a date stands in it."""
-    what = [Kind("static", 0.5), Kind("continuous", 0.8, "bursty")]
+    what = [RunKind("static", 0.5), RunKind("continuous", 0.8, "bursty")]
     fast = replace(case, limit=500.0)
     written = forecast.forecast(fast, what)
     requests, steps = forecast.measure(fast, what)

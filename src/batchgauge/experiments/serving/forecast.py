@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.serving.live import Run, scheduler_of, serve
-from batchgauge.experiments.serving.study import Case
+from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
+from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, location
@@ -36,7 +36,7 @@ TIMES = {"first token": "first_s", "whole answer": "returned_s"}
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RunKind:
     """What is served: a policy, how much comes, and how evenly."""
 
     policy: str
@@ -44,15 +44,15 @@ class Kind:
     shape: str = "Poisson"
 
 
-def kinds(case: Case, loads: Sequence[float], bursty_load: float) -> list[Kind]:
+def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list[RunKind]:
     """Every policy at every load, and with bursts at one. Raises UserError for a load below 0."""
     if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
         raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
-    even = [Kind(policy, load) for load in loads for policy in case.servers]
-    return even + [Kind(policy, bursty_load, "bursty") for policy in case.servers]
+    even = [RunKind(policy, load) for load in loads for policy in case.servers]
+    return even + [RunKind(policy, bursty_load, "bursty") for policy in case.servers]
 
 
-def forecast(case: Case, what: Iterable[Kind]) -> pd.DataFrame:
+def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
     """Simulated moments of every request of every run, and when this was written.
 
     One row a request: policy, load, shape, seed, request, arrival_s, first_s, done_s,
@@ -73,7 +73,7 @@ def forecast(case: Case, what: Iterable[Kind]) -> pd.DataFrame:
 
 
 def measure(
-    case: Case, what: Sequence[Kind], progress: Callable[[int], object] | None = None
+    case: ServingCase, what: Sequence[RunKind], progress: Callable[[int], object] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The same runs live: rows as in `forecast`, and one row a step of each run.
 
@@ -89,15 +89,15 @@ def measure(
 
 
 def serve_kind(
-    case: Case, kind: Kind, seed: int, progress: Callable[[int], object] | None = None
-) -> Run:
+    case: ServingCase, kind: RunKind, seed: int, progress: Callable[[int], object] | None = None
+) -> LiveRun:
     """One run, live."""
     arrivals = case.arrivals(kind.load, seed, kind.shape)
     scheduler = scheduler_of(case, kind.policy, len(arrivals))
     return serve(scheduler, arrivals, seed=seed, progress=progress)
 
 
-def _labelled(frame: pd.DataFrame, kind: Kind, seed: int) -> pd.DataFrame:
+def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:
     return frame.assign(policy=kind.policy, load=kind.load, shape=kind.shape, seed=seed)
 
 

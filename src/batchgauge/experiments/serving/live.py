@@ -12,7 +12,7 @@ import pandas as pd
 
 from batchgauge.core.batch_loop import StepEvent
 from batchgauge.errors import UserError
-from batchgauge.experiments.serving.study import CHUNK, Case, rules_of
+from batchgauge.experiments.serving.study import CHUNK, ServingCase, rules_of
 from batchgauge.serving.admission import open_scheduler
 from batchgauge.serving.rules import StepRecord
 from batchgauge.serving.scheduler import Scheduler
@@ -23,7 +23,7 @@ STEP_COLUMNS = [field.name for field in fields(StepRecord)]
 
 
 @dataclass(frozen=True)
-class Run:
+class LiveRun:
     """What happened.
 
     requests  one row a request: arrival_s, first_s and done_s (its last token; NaN where it was
@@ -35,7 +35,7 @@ class Run:
     steps: pd.DataFrame
 
 
-def scheduler_of(case: Case, policy: str, queue: int, **changes: object) -> Scheduler:
+def scheduler_of(case: ServingCase, policy: str, queue: int, **changes: object) -> Scheduler:
     """A scheduler of our engine that does what the simulated server of this name does."""
     server = case.server(policy, **changes)
     chunk = CHUNK if server.batching == "continuous" else None
@@ -49,7 +49,7 @@ def serve(
     seed: int = 0,
     cancelled: frozenset[int] = frozenset(),
     progress: Callable[[int], object] | None = None,
-) -> Run:
+) -> LiveRun:
     """Serve `arrivals` in real time: prompts of random ids, end tokens ignored.
 
     Requests in `cancelled` are dropped after half of their tokens. Raises UserError when the
@@ -109,7 +109,7 @@ class _Notes:
         if last is not None and (not self.steps or last is not self.steps[-1]):
             self.steps.append(last)
 
-    def run(self) -> Run:
+    def run(self) -> LiveRun:
         """What was noted, as frames."""
         frame = pd.DataFrame(
             {
@@ -120,4 +120,4 @@ class _Notes:
             }
         )  # fmt: skip
         steps = pd.DataFrame([asdict(step) for step in self.steps], columns=STEP_COLUMNS)
-        return Run(frame, steps.assign(at_s=steps["at_s"] - self.begin))
+        return LiveRun(frame, steps.assign(at_s=steps["at_s"] - self.begin))

@@ -9,21 +9,21 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.experiments.serving import figures, forecast, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import Kind
-from batchgauge.experiments.serving.study import Case
+from batchgauge.experiments.serving.forecast import RunKind
+from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Score, Section
 from batchgauge.statistics import Interval
 
-Question, prepare, kinds = study.Question, study.prepare, forecast.kinds
+ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
 GAIN_GOAL, OWN_GOAL = 1.5, 0.02
 
 
-def traffic(case: Case) -> Section:
+def traffic(case: ServingCase) -> Section:
     """How long requests are, and what today's server manages of them."""
     return Section("serving_traffic", {}, study.sentence(case))
 
 
-def write_forecast(case: Case, what: Sequence[Kind]) -> Section:
+def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     """The simulator's word on every run, before any of them is made; the CSV has the date."""
     frame = forecast.forecast(case, what)
     waits = (frame["returned_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
@@ -45,7 +45,7 @@ def write_forecast(case: Case, what: Sequence[Kind]) -> Section:
     )  # fmt: skip
 
 
-def run_live(case: Case, what: Sequence[Kind], written: Section) -> Section:
+def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Section:
     """The same requests in real time, and which figures of the forecast held."""
     total = len(what) * len(case.seeds) * case.requests
     with tqdm(total=total, desc="requests, in real time") as bar:
@@ -88,7 +88,7 @@ def _error_score(table: pd.DataFrame, figure: str, bound: float) -> Score:
     )  # fmt: skip
 
 
-def goodput(case: Case, live: Section, *, load: float) -> Section:
+def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
     """What continuous batching is worth against static batches, live, at a load."""
     requests = live.frames()["requests"]
     table = forecast.goodput_gain(requests, load, case.target_s, "static")
@@ -112,7 +112,7 @@ def goodput(case: Case, live: Section, *, load: float) -> Section:
     )  # fmt: skip
 
 
-def course(case: Case, live: Section, *, load: float) -> Section:
+def course(case: ServingCase, live: Section, *, load: float) -> Section:
     """Queue and batch over time; what the scheduler itself takes."""
     requests, steps = (live.frames()[name] for name in ("requests", "steps"))
     own = trouble.scheduler_share(steps, case.question.max_batch)
@@ -131,7 +131,7 @@ def course(case: Case, live: Section, *, load: float) -> Section:
     )  # fmt: skip
 
 
-def two_cores(case: Case, *, rounds: int) -> Section:
+def two_cores(case: ServingCase, *, rounds: int) -> Section:
     """Continuous batching on one thread and on two."""
     table = trouble.two_cores(case, rounds)
     gain = trouble.second_core_gain(table)
@@ -142,7 +142,7 @@ def two_cores(case: Case, *, rounds: int) -> Section:
     return Section("serving_cores", {"cores": table}, said)
 
 
-def classes(case: Case) -> Section:
+def classes(case: ServingCase) -> Section:
     """Who waits when too much comes, by order of the queue."""
     table = trouble.by_order(case)
     share = table.set_index(["order", "class"])["in_time_share"]
@@ -157,7 +157,7 @@ def classes(case: Case) -> Section:
     )  # fmt: skip
 
 
-def cancelled(case: Case, *, load: float) -> Section:
+def cancelled(case: ServingCase, *, load: float) -> Section:
     """Every tenth client goes away half-way: is the room given back, and do others gain?"""
     whole, cut, left = trouble.cancelled_tenth(case, load)
     stay = ~cut.requests["cancelled"]
@@ -175,7 +175,7 @@ def cancelled(case: Case, *, load: float) -> Section:
     return Section("serving_cancelled", {"cancelled": frame}, said)
 
 
-def killed(case: Case) -> Section:
+def killed(case: ServingCase) -> Section:
     """A worker process is killed in the middle: is anything lost, or answered twice?"""
     sound, hurt = (workers_run.answer(case, kill=kill) for kill in (False, True))
     rows = [

@@ -44,7 +44,7 @@ SAMPLE = 800  # requests that capacity is simulated with
 
 
 @dataclass(frozen=True)
-class Question:
+class ServingQuestion:
     """What the notebook asks about. Raises UserError for what makes no sense.
 
     max_batch           most requests under way
@@ -72,7 +72,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Case:
+class ServingCase:
     """What the sections share.
 
     steps     what a step costs, as calibrated
@@ -82,7 +82,7 @@ class Case:
     """
 
     context: Context
-    question: Question
+    question: ServingQuestion
     steps: StepTimes
     servers: Mapping[str, Server]
     limit: float
@@ -130,7 +130,7 @@ def _requests(context: Context) -> int:
     return context.budget.choose(smoke=8, default=24, thorough=120)
 
 
-def _seeds(context: Context, question: Question) -> tuple[int, ...]:
+def _seeds(context: Context, question: ServingQuestion) -> tuple[int, ...]:
     count = question.seeds or context.budget.choose(smoke=2, default=5, thorough=10)
     return tuple(range(context.seed, context.seed + count))
 
@@ -144,7 +144,7 @@ def _drawn(
     ).at_rate(rate)
 
 
-def prepare(context: Context, question: Question) -> Case:
+def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     """Load the engine, calibrate it, and settle lengths, capacity and target.
 
     Raises UserError for an engine without a loop, and for a batch that it does not take.
@@ -168,13 +168,13 @@ def prepare(context: Context, question: Question) -> Case:
     )
     one = Arrivals(np.zeros(1), prompt, tokens, np.zeros(1, np.int64))
     unloaded = float(simulate(one, steps.table, servers["continuous"]).returned_s[0])
-    return Case(
+    return ServingCase(
         context, question, steps, servers, capacity(sample, steps.table, plain),
         question.latency_target_ms / 1e3 or PATIENCE * unloaded, longest,
     )  # fmt: skip
 
 
-def _shortened(context: Context, question: Question) -> Question:
+def _shortened(context: Context, question: ServingQuestion) -> ServingQuestion:
     """Lengths for which a model of this cost leaves time for all runs, in real time."""
     runs = 2.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
     requests = runs * (question.requests or _requests(context))
@@ -203,7 +203,7 @@ def rules_of(server: Server, queue: int) -> Rules:
     return Rules(server.max_batch, order, batching, queue, preempt=server.preempt)
 
 
-def sentence(case: Case) -> str:
+def sentence(case: ServingCase) -> str:
     """How long requests are, what static batching manages, and when an answer is in time."""
     sample = case.arrivals(1.0, case.context.seed, count=SAMPLE)
     prompt, answer = (np.percentile(a, [50, 90]) for a in (sample.context, sample.generated))

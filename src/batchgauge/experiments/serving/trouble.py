@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.serving.live import Run, scheduler_of, serve
-from batchgauge.experiments.serving.study import Case
+from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
+from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.machine import preflight
 from batchgauge.statistics import Interval, location
 
@@ -27,7 +27,7 @@ def scheduler_share(steps: pd.DataFrame, rows: int) -> Interval:
     return location(shares if len(shares) > 1 else full["own_s"] / full["loop_s"])
 
 
-def two_cores(case: Case, rounds: int) -> pd.DataFrame:
+def two_cores(case: ServingCase, rounds: int) -> pd.DataFrame:
     """Seconds to answer the same requests, all there at once, on one thread and on two.
 
     One row a round and number of threads, which take turns: seconds, tokens_per_s.
@@ -49,7 +49,7 @@ def second_core_gain(table: pd.DataFrame) -> Interval:
     return location(np.log(rates[2] / rates[1])).exp()
 
 
-def by_order(case: Case) -> pd.DataFrame:
+def by_order(case: ServingCase) -> pd.DataFrame:
     """Share in time of each class when too much comes, first come first served and by class.
 
     One row an order and class: requests, in_time_share, mean_answer_ms.
@@ -67,7 +67,7 @@ def by_order(case: Case) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def cancelled_tenth(case: Case, load: float) -> tuple[Run, Run, int]:
+def cancelled_tenth(case: ServingCase, load: float) -> tuple[LiveRun, LiveRun, int]:
     """A run without and one with every tenth request cancelled half-way; positions still taken.
 
     The last is what of the KV cache was not given back: 0 where all is well.

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from batchgauge.experiments.serving.study import Case
+from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.serving.messages import Job
 from batchgauge.serving.starters import starter
 from batchgauge.serving.worker import Plan
@@ -39,7 +39,7 @@ class Answers:
                 over.set()
 
 
-def answer(case: Case, *, kill: bool) -> Answers:
+def answer(case: ServingCase, *, kill: bool) -> Answers:
     """Answer one run's requests, all there at once, on two workers of one thread each.
 
     With `kill`, one of them gets SIGKILL as half of the requests are answered. Raises UserError
