@@ -27,7 +27,7 @@ from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
 from batchgauge.serving import server as server_module  # noqa: E402
-from batchgauge.serving.answers import Answer  # noqa: E402
+from batchgauge.serving.answers import ServedAnswer  # noqa: E402
 from batchgauge.serving.async_engine import AsyncEngine  # noqa: E402
 from batchgauge.serving.replies import Limits, Reply  # noqa: E402
 from batchgauge.serving.schemas import Call  # noqa: E402
@@ -384,7 +384,7 @@ def test_a_client_that_does_not_read_is_cancelled(roomy):
     async def answer(request):
         pieces = engine.stream(request)
         call = Call("tiny", (5,), is_stream=True)
-        reply = Reply(call, Answer("cmpl-1", "tiny", False), 1, pieces, Limits(send_s=0.05))
+        reply = Reply(call, ServedAnswer("cmpl-1", "tiny", False), 1, pieces, Limits(send_s=0.05))
         await reply({"type": "http"}, stays, reads_the_first_chunk_only)
 
     read: list[Any] = []

@@ -29,7 +29,7 @@ def event(said: Any) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServedAnswer:
     """What every chunk of one answer repeats; `created` in seconds since 1970."""
 
     id: str

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
-from batchgauge.serving.answers import Answer
+from batchgauge.serving.answers import ServedAnswer
 from batchgauge.serving.async_engine import (
     AsyncEngine,
 )
@@ -97,7 +97,7 @@ class Service:
         except UserError as problem:
             raise api_error(problem) from None
         asked = call.request(*await self._ids(call))
-        answer = Answer(
+        answer = ServedAnswer(
             f"{'chatcmpl' if call.is_chat else 'cmpl'}-{name}", call.model, call.is_chat
         )
         pieces = self.engine.stream(

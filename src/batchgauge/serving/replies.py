@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from batchgauge.errors import UserError
-from batchgauge.serving.answers import DONE, Answer, event, usage_of
+from batchgauge.serving.answers import DONE, ServedAnswer, event, usage_of
 from batchgauge.serving.async_engine import AnswerError, AnswerPiece, FullError, StoppedError
 from batchgauge.serving.schemas import APIError, Call
 
@@ -36,7 +36,7 @@ class Reply(Response):
     def __init__(
         self,
         call: Call,
-        answer: Answer,
+        answer: ServedAnswer,
         prompt_tokens: int,
         pieces: AsyncGenerator[AnswerPiece],
         limits: Limits,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.serving.messages import Job
 from batchgauge.serving.starters import starter
-from batchgauge.serving.worker import Plan
+from batchgauge.serving.worker import WorkerPlan
 from batchgauge.serving.workers import Workers
 from batchgauge.workload import exact_requests
 
@@ -47,7 +47,7 @@ def answer(case: ServingCase, *, kill: bool) -> Answers:
     """
     arrivals = case.arrivals(1.0, case.context.seed)
     items = exact_requests(arrivals.context.tolist(), arrivals.generated.tolist())
-    plan = Plan(case.context.model, case.context.weights, 1, case.question.max_batch)
+    plan = WorkerPlan(case.context.model, case.context.weights, 1, case.question.max_batch)
     workers = Workers(starter(plan, WORKERS), WORKERS)
     found, over, killed = Answers({item.id: () for item in items}), threading.Event(), False
     try:
