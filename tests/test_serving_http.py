@@ -36,7 +36,7 @@ from batchgauge.serving.starters import Threads  # noqa: E402
 from batchgauge.serving.worker import Opener, WorkerPlan  # noqa: E402
 from batchgauge.serving.workers import Workers  # noqa: E402
 
-LONG = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
+LONG: dict[str, Any] = {"max_tokens": 60_000, "ignore_eos": True}  # half a minute at least
 USER = [{"role": "user", "content": "hello world"}]
 
 
