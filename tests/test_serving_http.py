@@ -392,7 +392,7 @@ def test_a_client_that_does_not_read_is_cancelled(roomy):
     engine = AsyncEngine(workers, read_model(str(roomy))[0], 4)
     try:
         workers.wait_ready(60)
-        asyncio.run(answer(InferenceBatchRequest((5,), **LONG)))
+        asyncio.run(answer(InferenceBatchRequest((5,), max_tokens=60_000, ignore_eos=True)))
         until(lambda: engine.state().running == 0)
         assert len(read) == 2
     finally:
