@@ -13,6 +13,7 @@ from tests.hf_folder import write_hf_folder
 from tests.tiny_model import write_tiny_model
 from tests.tokenizer_cases import TEXTS, pieces_metadata, texts, toy_metadata
 
+from batchgauge.baseline import tokenizer_rungs
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.hf_tokenizer import tokenizer_metadata
 from batchgauge.core.tokenizer.bpe_plain import merge
@@ -152,6 +153,17 @@ def test_a_folder_composes_accents_where_its_tokenizer_says_so(tmp_path):
     assert special == as_is.encode(composed, allow_special=True)
     assert BaselineTokenizer(ours.vocabulary).encode(apart, allow_special=True) == special
     assert ours.decode(ours.encode(apart)) == composed
+
+
+def test_the_ladder_gives_the_same_ids(tmp_path, monkeypatch):
+    """Every rung that there is for this kind, mixed with those before it."""
+    monkeypatch.setattr(tokenizer_rungs, "read_metadata", lambda _path: METADATA["every"])
+    rungs = tokenizer_rungs.tokenizer_rungs(tmp_path)
+    assert [rung.name for rung in rungs][-1] == "plain path"
+    rows = [text for text in TEXTS.values() if len(text) < 1000]
+    want = OURS["every"].encode_many(rows)
+    for rung in rungs:
+        assert rung.make_cumulative()(rows) == want, rung.name
 
 
 def hf(metadata):

@@ -186,7 +186,10 @@ def baseline(path: Path | None = None) -> Encode:
 
 
 def tokenizer_rungs(path: Path | None = None) -> tuple[Rung, ...]:
-    """The ladder on the vocabulary of a GGUF file; None is the default model."""
+    """The ladder on the vocabulary of a model; None is the default one.
+
+    What is compiled is for byte-level vocabularies: without it for SentencePiece's kind.
+    """
     classes = [idea for _, idea, _ in _IDEAS]
     ladder = [
         Rung(name, idea, partial(_mixed, path, [cls]), partial(_mixed, path, classes[: place + 1]))
@@ -199,14 +202,18 @@ def tokenizer_rungs(path: Path | None = None) -> tuple[Rung, ...]:
     without_table = partial(_kernel, path, table=False, one_call=False)
     with_table = partial(_kernel, path, table=True, one_call=False)
     joined = partial(_kernel, path, table=False, one_call=True)
-    return (
-        *ladder,
+    ladder.append(
         Rung(
             "plain path",
             "Without the layers of calls and the dictionary per batch; runs where Numba does not.",
             plain,
             plain,
-        ),
+        )
+    )
+    if path is not None and _vocabulary(path).pieces:
+        return tuple(ladder)
+    return (
+        *ladder,
         Rung(
             "compiled",
             "Cut and merge by a Numba function over bytes, one call per text, no cache.",
