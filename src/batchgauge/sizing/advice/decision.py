@@ -78,13 +78,18 @@ class Decision:
 
 def decide(beliefs: Beliefs, among: Bools | None = None) -> Decision:
     """The advice, and how sure it is; one of the candidates in `among` [c] where that is given."""
-    shares, kept = beliefs.shares(), beliefs.keeps()
     worth = _utilities(beliefs).mean(axis=0)
     if among is not None:
         worth[:-1][~among] = -np.inf
     chosen = int(np.argmax(worth))
+    return judge(beliefs, None if chosen == beliefs.candidates.size else chosen)
+
+
+def judge(beliefs: Beliefs, chosen: int | None) -> Decision:
+    """How sure the advice of this candidate is (None: that no setting keeps every target)."""
+    shares, kept = beliefs.shares(), beliefs.keeps()
     some = float(kept.any(axis=1).mean())
-    if chosen == beliefs.candidates.size:
+    if chosen is None:
         return Decision(None, {0.98: 1.0 - some, 0.95: 1.0 - some}, some, 0.0, some)
     mine = shares[:, chosen]
     within = {share: float((mine >= share).mean()) for share in (0.98, 0.95)}

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
-from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains
+from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
 from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
 
 Array = npt.NDArray[np.float64]
@@ -32,6 +32,7 @@ LEAST_REGRET = 0.01  # and the expected share of the best that is missed
 LEAST_RUNS = 5
 _LEAST_GAIN = 3e-4  # share of the best that the next run must promise
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
+_FAR_LARGER = 6.0
 _RECOVERY_S = 3.0  # before a setting that failed is tried again
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
@@ -145,6 +146,9 @@ class Search:
                 # What never ran is not advised, however promising.
                 ran = np.isin(self.candidates, [o.setting for o in self.observations])
                 decision = decide(beliefs, ran)
+            if decision.index and ending and self.observations[0].run.kind == "open":
+                # One step of headroom: at the very edge, a longer queue is a matter of time.
+                decision = judge(beliefs, decision.index - 1)
             if ending:
                 return Found(
                     self.question, self.target.unit, self.observations, beliefs, decision, ending,
@@ -323,11 +327,15 @@ class Search:
         )
 
     def _variances(self) -> Array:
-        """Variances of the runs' logarithms [m], each drawn towards their median."""
+        """Variances of the runs' logarithms [m], each drawn towards their median.
+
+        One that is far larger is believed: noise may grow with the setting.
+        """
         own = np.array([o.value_sd**2 for o in self.observations])
         degrees = np.array([float(o.degrees) for o in self.observations])
         typical = float(np.median(own))
-        return np.asarray((degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES))
+        drawn = (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
+        return np.where(own > _FAR_LARGER * typical, own, drawn)
 
     def _noise(self) -> dict[str, Array]:
         """Standard deviation of one more run's logarithms at each candidate [c]."""
