@@ -57,7 +57,7 @@ def measure(context: Context, forms: Sequence[Form]) -> pd.DataFrame:
     ends = (sizes[0], sizes[-1])
     others = Plan(entrants[len(own) :], ends, blocks=blocks, seed=context.seed)
     return turns.measure(
-        plan, others, processes=fresh.PROCESSES[context.budget.name],
+        plan, others, processes=context.budget.processes,
         budget_s=10 * context.budget.seconds,
     )  # fmt: skip
 
