@@ -150,7 +150,7 @@ def answer(ladders: Sequence[Section], over: Section, met: Section) -> str:
         idle = int((whole["step_verdict"] != "faster").sum())
         parts.append(
             f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}”; {idle} of "
-            f"{len(whole)} rungs did not pay."
+            f"{len(whole)} rungs were not seen to pay."
         )
     return " ".join([*parts, met.sentence()])
 
