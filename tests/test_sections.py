@@ -292,7 +292,7 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     assert said.startswith(
         "All of it does 100 × the work. The largest step of inference was “cache”"
     )
-    assert "1 of 2 rungs did not pay" in said
+    assert "1 of 2 rungs were not seen to pay" in said
     assert said.endswith("Of 5 goals: 1 met, 1 open, 1 missed, 2 not measured.")
     assert "Missed: S(8)" in met.sentence()
 

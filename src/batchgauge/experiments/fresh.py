@@ -30,7 +30,6 @@ from batchgauge.statistics import (
 
 T = TypeVar("T")
 KEY = ["part", "implementation", "weights", "threads", "batch_size", "tokens", "characters"]
-PROCESSES = {"smoke": 1, "default": 5, "thorough": 10}  # of a figure that a page answers with
 
 
 def each(work: Callable[[int], T], *, processes: int, budget_s: float = math.inf) -> list[T]:

@@ -23,7 +23,7 @@ class Profile:
 
     `seconds` is wall time for all its measurements together, `min_blocks` and
     `max_blocks` bound the interleaved blocks of one comparison, `processes` is how
-    many fresh processes repeat a measurement whose noise differs between processes.
+    many fresh processes repeat what a page answers with: processes differ by more than calls.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", seconds=4.0, min_blocks=3, max_blocks=5, processes=1),
-        Profile("default", seconds=60.0, min_blocks=8, max_blocks=40, processes=2),
-        Profile("thorough", seconds=900.0, min_blocks=20, max_blocks=200, processes=5),
+        Profile("smoke", seconds=4.0, min_blocks=4, max_blocks=6, processes=1),
+        Profile("default", seconds=60.0, min_blocks=8, max_blocks=40, processes=5),
+        Profile("thorough", seconds=900.0, min_blocks=20, max_blocks=200, processes=10),
     )
 }
 

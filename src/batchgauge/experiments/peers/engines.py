@@ -18,7 +18,7 @@ import pandas as pd
 from batchgauge.adapters.gguf_copy import copy_as, obstacle
 from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
-from batchgauge.experiments import fresh, turns
+from batchgauge.experiments import turns
 from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import OURS, table
 from batchgauge.experiments.turns import Entrant, Plan
@@ -51,7 +51,7 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
                 blocks=choose(smoke=4, default=2, thorough=6), seed=context.seed,
                 model=context.model,
             )  # fmt: skip
-            processes = fresh.PROCESSES[context.budget.name] if len(entrants) > 1 else 1
+            processes = context.budget.processes if len(entrants) > 1 else 1
             samples = turns.measure(plan, processes=processes, budget_s=3 * context.budget.seconds)
             found.append(samples.assign(pair=peer))
     every = pd.concat(found, ignore_index=True)

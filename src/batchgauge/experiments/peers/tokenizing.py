@@ -45,7 +45,7 @@ def measure_tokenizing(
     for name in [n for n in peers.tokenizers if n != OURS] or [OURS]:
         names = tuple(dict.fromkeys((OURS, name)))
         work = partial(_in_process, context, names, shapes)
-        processes = fresh.PROCESSES[context.budget.name] if len(names) > 1 else 1
+        processes = context.budget.processes if len(names) > 1 else 1
         budget_s = 2 * context.budget.seconds
         found += [
             s.assign(pair=name) for s in fresh.each(work, processes=processes, budget_s=budget_s)

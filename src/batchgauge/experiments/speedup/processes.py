@@ -57,7 +57,7 @@ def measure(context: Context, forms: Sequence[Form]) -> pd.DataFrame:
     ends = (sizes[0], sizes[-1])
     others = Plan(entrants[len(own) :], ends, blocks=blocks, seed=context.seed)
     return turns.measure(
-        plan, others, processes=fresh.PROCESSES[context.budget.name],
+        plan, others, processes=context.budget.processes,
         budget_s=10 * context.budget.seconds,
     )  # fmt: skip
 
@@ -192,13 +192,15 @@ def over_baseline_sentence(table: pd.DataFrame) -> str:
         "inference": f"requests of {REQUEST[0]} tokens that get {REQUEST[1]}, float32",
     }
     said = [
-        f"{str(row['part']).capitalize()} in batches of {row['batch_size']} ({works[row['part']]}, "
+        f"{row['part']} in batches of {row['batch_size']} ({works[row['part']]}, "
         f"one thread) does {row['value']:.3g} × [{row['low']:.3g}, {row['high']:.3g}] the work of "
         "the baseline, one at a time"
         for _, rows in table.groupby("part", sort=False)
         for row in [rows.iloc[-1]]
     ]
-    return f"{'; '.join(said)}. Intervals are over {fresh.in_words(table['processes'].iloc[0])}."
+    text = "; ".join(said)
+    rests = fresh.in_words(table["processes"].iloc[0])
+    return f"{text[:1].upper()}{text[1:]}. Intervals are over {rests}."
 
 
 def scaling(samples: pd.DataFrame) -> pd.DataFrame:

@@ -153,7 +153,7 @@ def answer(ladders: Sequence[Section], over: Section, met: Section) -> Answer:
         figure = figure or section.name
         parts.append(
             f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}” "
-            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs did not pay."
+            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs were not seen to pay."
         )
     return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
 
