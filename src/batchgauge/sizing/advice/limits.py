@@ -105,7 +105,7 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
     last = float(found.beliefs.candidates[-1])
     if not above and advised < last * 0.999:
         return Limit("budget", "no larger setting ran within the budget", target)
-    if (not above or _rises(found, advised)) and advised >= last * 0.999:
+    if advised >= last * 0.999 and _rises(found, advised):
         return Limit("largest setting", f"{last:.3g} was the largest setting to try", target, last)
     return Limit("compute", "more at once give hardly more throughput", target)
 

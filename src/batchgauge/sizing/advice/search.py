@@ -233,13 +233,14 @@ class Search:
         return min(3.0, max(0.4, self.question.budget_s / 60.0))
 
     def seconds_of(self, setting: float) -> float:
-        """About how long a run of the setting takes."""
+        """About how long a run of the setting takes; beyond those known, at worst in proportion."""
         if not self.observations:
             return 0.0
         by_setting: dict[float, float] = {o.setting: o.seconds for o in self.observations}
         known = sorted(by_setting)
         logs = np.log([by_setting[s] for s in known])
-        return float(np.exp(np.interp(math.log(setting), np.log(known), logs)))
+        beyond = 1.0 if self.observations[0].run.kind == "open" else max(1.0, setting / known[-1])
+        return beyond * float(np.exp(np.interp(math.log(setting), np.log(known), logs)))
 
     def _measure(self, setting: float) -> None:
         """Run a setting, a second time where it failed: servers restart."""
