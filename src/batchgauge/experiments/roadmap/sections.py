@@ -233,8 +233,8 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         "Candidate improvements, ranked by the lower ends of the gains in the share in time, in "
         "the rate that is sustained with 90 % in time, and in p90 waiting.",
         partial(figures.draw_ranking, ranked),
-        "Simulated gain of each candidate over today's server, 95 % intervals over seeds; squares "
-        "are predicted hardware. Right of the dotted line is better.",
+        "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
+        "of the dotted line is better.",
     ), Section(
         "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
         picture=partial(figures.draw_ladder, ladder),
