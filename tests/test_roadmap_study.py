@@ -494,7 +494,7 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert error.value == pytest.approx(0.04)
     assert error.verdict == "met"
     assert "Of 8 figures against their bounds: 8 met" in shown["roadmap_validation"].sentence()
-    assert "at 80% of capacity (+4.0% [+4.0%, +4.0%]" in shown["roadmap_validation"].sentence()
+    assert "at 80 % of capacity (+4.0 % [+4.0 %, +4.0 %]" in shown["roadmap_validation"].sentence()
     assert "decode gains 1.80 ×" in shown["roadmap_parallel"].sentence()
     assert "on 2 machines" in shown["roadmap_distributed"].sentence()
     assert "Stable: " in shown["traffic"].sentence()
