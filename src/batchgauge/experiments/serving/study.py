@@ -16,7 +16,7 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context, whole
 from batchgauge.experiments.scaling import SLACK
-from batchgauge.experiments.step_times import StepTimes, measure_steps
+from batchgauge.experiments.step_times import StepTimes, in_one_pass, measure_steps
 from batchgauge.serving.policies import (
     CONTINUOUS,
     STATIC,
@@ -157,6 +157,7 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     drawn = {"rate": 1.0, "burstiness": 1.0}
     sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
     steps = measure_steps(context, sample, question.max_batch, longest)
+    steps = replace(steps, table=in_one_pass(steps.table))
     plain = Server("static", question.max_batch, host=steps.host)
     servers = {
         "static": plain,
