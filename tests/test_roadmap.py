@@ -177,6 +177,8 @@ def test_the_gain_in_sustained_rate_is_between_the_rates_swept():
     found, ends = sustained_gain(pd.DataFrame(rows), "idea")
     assert found.value == pytest.approx(1.5)
     assert not ends
+    never = [row | {"idea": "never", "in_time_share": 0.5} for row in rows if row["idea"] == "idea"]
+    assert np.isnan(sustained_gain(pd.DataFrame(rows + never), "never")[0].value)
     found, ends = sustained_gain(pd.DataFrame(rows), "best")
     assert found.value == pytest.approx(3.0)
     assert ends

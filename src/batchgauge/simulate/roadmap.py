@@ -8,6 +8,7 @@ over seeds. Everything here is simulated; how far to trust it is the validation'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -128,7 +129,8 @@ def sustained_gain(runs: pd.DataFrame, idea: str) -> tuple[Interval, bool]:
     """The rate sustained over today's, by seed, and whether it ends where the sweep does.
 
     Rates between those swept lie on straight lines of the share in time; a share in time
-    saturates at 1, a rate does not.
+    saturates at 1, a rate does not. NaN where one of them sustains none of the rates in some
+    seed: a static batch that waits to be full is late at low rates, too.
     """
 
     def rates(name: str) -> tuple[list[float], bool]:
@@ -140,18 +142,21 @@ def sustained_gain(runs: pd.DataFrame, idea: str) -> tuple[Interval, bool]:
         return found, max(found) >= at[-1]
 
     (after, ends), (before, _) = rates(idea), rates("today")
+    if min(*after, *before) <= 0.0:
+        return Interval(math.nan, math.nan, math.nan), ends
     return mean_ratio(after, before), ends
 
 
 def _crossing(rates: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]) -> float:
-    """The highest rate up to which `IN_TIME` is kept; below the lowest, on a line from (0, 1)."""
-    at, share = np.concatenate([[0.0], rates]), np.concatenate([[1.0], shares])
-    for i in range(1, at.size):
-        if share[i] < IN_TIME:
-            left, right = share[i - 1], share[i]
-            step = (at[i] - at[i - 1]) * (left - IN_TIME) / max(left - right, 1e-9)
-            return float(max(at[i - 1] + step, 1e-3 * rates[0]))
-    return float(rates[-1])
+    """The highest rate at which `IN_TIME` is kept, on straight lines; 0 where it never is."""
+    kept = np.flatnonzero(shares >= IN_TIME)
+    if not kept.size:
+        return 0.0
+    i = int(kept[-1])
+    if i == rates.size - 1:
+        return float(rates[-1])
+    share = (shares[i] - IN_TIME) / (shares[i] - shares[i + 1])
+    return float(rates[i] + share * (rates[i + 1] - rates[i]))
 
 
 def condition(runs: pd.DataFrame, idea: str) -> str:
@@ -193,8 +198,8 @@ def recommend(goodput: Interval, waiting: Interval, idea: Idea, price: Interval)
 def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame:
     """The ranked table at one arrival rate, one row an idea, best first.
 
-    Sorted by the lower ends of three gains: in the share served in time at this rate and in
-    the sustained rate (in steps of 5 %, less is chance), then in p90 waiting.
+    Sorted by the lower end of the gain in the share served in time at this rate (in steps of
+    5 %, less is chance), then by the sustained rate, then by the gain in p90 waiting.
     """
     rows = []
     for idea in ideas:
@@ -219,6 +224,7 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
                 "throughput_gain": tokens.value,
                 "price_per_token_ratio": price.value,
                 "sustained_requests_per_s": sustained(runs, idea.name),
+                "sustained_today_per_s": sustained(runs, "today"),
                 "sustained_gain": sustains.value,
                 "sustained_gain_low": sustains.low,
                 "sustained_gain_high": sustains.high,
@@ -235,8 +241,8 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
             }
         )
     table = pd.DataFrame(rows)
-    shares, rates = ((table[c] / 0.05).round() for c in ("in_time_gain_low", "sustained_gain_low"))
-    order = np.lexsort((-table["waiting_gain_low"], -rates, -shares))
+    shares = (table["in_time_gain_low"] / 0.05).round()
+    order = np.lexsort((-table["waiting_gain_low"], -table["sustained_requests_per_s"], -shares))
     table = table.iloc[order].reset_index(drop=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table

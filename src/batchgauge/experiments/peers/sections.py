@@ -176,7 +176,8 @@ def tokenizing_sentence(table: pd.DataFrame, state: str) -> str:
         subset=["ours_over_theirs_x"]
     )
     if largest.empty:
-        return "No other tokenizer is installed"
+        unstable = (table["ours_is"] == "unstable").any()
+        return "No ratio could be had" if unstable else "No other tokenizer is installed"
     parts = [
         f"{_span(rows['ours_over_theirs_x'])} × {plots.label(str(name))}"
         for name, rows in largest.groupby("implementation", sort=False)

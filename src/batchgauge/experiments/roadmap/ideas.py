@@ -7,6 +7,7 @@ comes from the simulation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -135,7 +136,10 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
     def with_interval(kind: str) -> list[str]:
         columns = (table[f"{kind}{end}"].tolist() for end in ("", "_low", "_high"))
-        return [f"{v:.2f} [{low:.2f}, {high:.2f}]" for v, low, high in zip(*columns, strict=True)]
+        return [
+            f"{v:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(v) else ""
+            for v, low, high in zip(*columns, strict=True)
+        ]
 
     return pd.DataFrame(
         {
@@ -180,12 +184,13 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
 
 
 def _gain_words(row: Mapping[Any, Any]) -> str:
+    today = rate_text(row["sustained_today_per_s"]) if row["sustained_today_per_s"] else "none"
     most = " or more" * (row["sustained_ends"] == "at the highest rate swept")
     return (
         f"{row['in_time_share']:.0%} of requests in time instead of {row['in_time_today']:.0%}, "
-        f"{row['sustained_gain']:.2f} × [{row['sustained_gain_low']:.2f}, "
-        f"{row['sustained_gain_high']:.2f}] the rate with {IN_TIME:.0%} in time{most}, and a p90 "
-        f"wait {row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
+        f"{rate_text(row['sustained_requests_per_s'])}{most} requests/s sustained with "
+        f"{IN_TIME:.0%} in time (today: {today} of the rates simulated), and a p90 wait "
+        f"{row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
         f"{row['waiting_gain_high']:.1f}]" + f" ({row['basis']})" * ("not" in row["basis"])
     )
 

@@ -230,8 +230,8 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
     return Section(
         "roadmap_ranking", {"ranking": ranked, "runs": runs}, ideas.ranking_sentence(ranked, case),
         ideas.readable(ranked),
-        "Candidate improvements, ranked by the lower ends of the gains in the share in time, in "
-        "the rate that is sustained with 90 % in time, and in p90 waiting.",
+        "Candidate improvements, ranked by the lower end of the gain in the share in time, then by "
+        "the rate that is sustained with 90 % in time, then by p90 waiting.",
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
         "of the dotted line is better.",
