@@ -33,6 +33,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "batchgauge.experiments.regression.commands:compare",
         "Compare runs or revisions.",
     ),
+    "gate-trial": (
+        "batchgauge.experiments.regression.commands:gate_trial",
+        "Try the gate on this very code.",
+    ),
 }
 
 
