@@ -28,10 +28,10 @@ from batchgauge.measuring.gate.judging import (
     false_alarms,
     frame_of,
 )
-from batchgauge.measuring.gate.process import GatePlan, Layout, Side
+from batchgauge.measuring.gate.process import GatePlan, ProcessLayout, Side
 from batchgauge.measuring.gate.revisions import check_clean, copy, repository, resolve, worktree
 from batchgauge.measuring.gate.rounds import gate
-from batchgauge.measuring.gate.sequential import Design
+from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.measuring.record import Sample
 
 SOURCE = Path(suite.__file__).parents[1]
@@ -194,7 +194,7 @@ def test_the_suite_is_wide():
 
 def change(ratios, threshold=0.01):
     """The verdict on invented log ratios."""
-    return change_of("x", np.asarray(ratios), Design(len(ratios), threshold))
+    return change_of("x", np.asarray(ratios), SequentialDesign(len(ratios), threshold))
 
 
 def noise(spread, rounds=40, seed=0):
@@ -244,10 +244,10 @@ def test_the_false_alarm_rate_is_a_pull_requests():
 
 def test_rounds_differ_in_what_is_irrelevant():
     """Layouts vary from round to round, in everything, and are those of their seed."""
-    layouts = [Layout.of(0, number) for number in range(20)]
+    layouts = [ProcessLayout.of(0, number) for number in range(20)]
     for name in ("padding", "path", "hash_seed", "order"):
         assert len({getattr(layout, name) for layout in layouts}) > 10
-    assert layouts == [Layout.of(0, number) for number in range(20)]
+    assert layouts == [ProcessLayout.of(0, number) for number in range(20)]
 
 
 def _repository(folder, body):

@@ -16,7 +16,7 @@ from scipy import stats
 from batchgauge.measuring.gate.judging import is_over, judged
 from batchgauge.measuring.gate.sequential import (
     ALPHA,
-    Design,
+    SequentialDesign,
     critical,
     obrien_fleming,
     pocock,
@@ -78,7 +78,7 @@ def decided(ratios, design):
 
 def verdicts(draw, slowdown, *, trials=TRIALS, seed=0):
     """Verdicts of simulated decisions, and the mean number of rounds."""
-    rng, design = np.random.default_rng(seed), Design(64, 0.01)
+    rng, design = np.random.default_rng(seed), SequentialDesign(64, 0.01)
     found = []
     for _ in range(trials):
         base, _, new = draw(design.most, rng)
@@ -174,7 +174,7 @@ def test_critical_values_are_those_of_the_literature():
 
 def test_the_error_is_spent_and_no_more():
     """Where the mean is just at the threshold all of it, simulated walks agree."""
-    looks = Design(64, 0.01).looks
+    looks = SequentialDesign(64, 0.01).looks
     bounds = critical(looks, ALPHA, obrien_fleming)
     assert rejected(looks, bounds, 0.0) == pytest.approx(ALPHA, rel=1e-3)
     rng = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_the_error_is_spent_and_no_more():
 
 def test_intervals_hold_at_whichever_look_it_ends():
     """The interval of decisions that ended early holds the truth in 95 % or more."""
-    rng, design = np.random.default_rng(1), Design(64, 0.01)
+    rng, design = np.random.default_rng(1), SequentialDesign(64, 0.01)
     held = 0
     for _ in range(TRIALS):
         ratios = rng.normal(0.01, 0.02, design.most)

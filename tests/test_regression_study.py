@@ -16,7 +16,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.regression import decisions, runs, sections
 from batchgauge.files import write_csv
 from batchgauge.measuring.gate.judging import Change
-from batchgauge.measuring.gate.process import GatePlan, Layout
+from batchgauge.measuring.gate.process import GatePlan, ProcessLayout
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, Round
 from batchgauge.reporting import plots, profile_named
@@ -66,7 +66,7 @@ def taken(monkeypatch):
 
     def measured(_, new, plan):
         seen.append((new.slow, plan.seed))
-        rows = [Round(c.benchmark, 1, Layout(1, 2, 3, 4), 0.1, 2.0, 2.2) for c in changes()]
+        rows = [Round(c.benchmark, 1, ProcessLayout(1, 2, 3, 4), 0.1, 2.0, 2.2) for c in changes()]
         return GateResult(changes(), rows, [], {})
 
     monkeypatch.setattr(decisions, "gate", measured)

@@ -28,7 +28,7 @@ from batchgauge.measuring.gate.judging import Change, Status, judged
 from batchgauge.measuring.gate.process import GatePlan, Side
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, gate
-from batchgauge.measuring.gate.sequential import Design
+from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.statistics import clustered_proportion
 
 # What the gate is tried on: cheap calls, a decision on which takes less than a minute.
@@ -194,7 +194,7 @@ def rejudged(decisions: pd.DataFrame, rounds: pd.DataFrame) -> list[str]:
     keys = ["run_id", "decision", "benchmark"]
     ratios = {key: g["log_ratio"].to_numpy() for key, g in rounds.groupby(keys)}
     return [
-        judged(ratios[row[0], row[1], row[2]], Design(int(row[3]), float(row[4])))[0]
+        judged(ratios[row[0], row[1], row[2]], SequentialDesign(int(row[3]), float(row[4])))[0]
         for row in decisions[[*keys, "most", "threshold"]].itertuples(index=False)
     ]
 

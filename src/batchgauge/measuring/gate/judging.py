@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchgauge.measuring.gate.sequential import Design, Look
+from batchgauge.measuring.gate.sequential import SequentialDesign, Look
 from batchgauge.statistics import minimum_detectable_change, relative
 
 Status = Literal[
@@ -80,7 +80,7 @@ class Change:
         return self.status + size
 
 
-def judged(ratios: Logs, design: Design) -> tuple[Status, Look, float]:
+def judged(ratios: Logs, design: SequentialDesign) -> tuple[Status, Look, float]:
     """Verdict on log ratios [rounds], what the look at them shows, and the layout's part."""
     look = design.look(ratios)
     centre, width, layout = _modes(ratios)
@@ -103,7 +103,7 @@ def judged(ratios: Logs, design: Design) -> tuple[Status, Look, float]:
     return status, look, layout
 
 
-def is_over(look: Look, design: Design) -> bool:
+def is_over(look: Look, design: SequentialDesign) -> bool:
     """Whether the answer is clear: surely slower, or surely not by much more than may be."""
     return look.beyond or look.high < math.log1p(design.threshold) + math.log1p(SEEN)
 
@@ -129,7 +129,7 @@ def _modes(ratios: Logs) -> tuple[float, float, float]:
 def change_of(
     benchmark: str,
     ratios: Logs,
-    design: Design,
+    design: SequentialDesign,
     *,
     counters: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {}),
     **more: float,
@@ -202,5 +202,5 @@ def false_alarms(changes: Sequence[Change]) -> str:
         return ""
     return (
         f"A pull request that changes nothing fails in {1.0 - np.prod(1.0 - rates):.2%} of cases "
-        f"at the noise seen here, over {rates.size} benchmarks."
+        f"at the noise seen here, over {rates.size} benchmark{'s'[: rates.size > 1]}."
     )

@@ -22,7 +22,7 @@ import psutil
 
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import performance_cpus, usable_cpus
-from batchgauge.measuring.gate.sequential import LEAST, Design
+from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
 
 # A ratio of interleaved processes needs less margin than files of two sessions: with 5 % here,
 # a slow-down of exactly 5 % would be found in one of a hundred runs.
@@ -41,7 +41,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ProcessLayout:
     """What differs between the rounds, is the same for both sides of one, and is no code.
 
     Such things move the time of a program by several percent (Mytkowicz et al., "Producing
@@ -56,7 +56,7 @@ class Layout:
     order: int
 
     @classmethod
-    def of(cls, seed: int, round_: int) -> Layout:
+    def of(cls, seed: int, round_: int) -> ProcessLayout:
         """The layout of one round."""
         draw = np.random.default_rng((seed, round_)).integers
         return cls(
@@ -92,10 +92,10 @@ class GatePlan:
                 f"expected at least {LEAST} rounds, and positive numbers."
             )
 
-    def design(self, benchmark: str, fit: int) -> Design:
+    def design(self, benchmark: str, fit: int) -> SequentialDesign:
         """When to look at a benchmark where `fit` rounds fit in the time."""
         threshold = self.thresholds.get(benchmark, self.threshold)
-        return Design(max(LEAST, min(fit, self.rounds)), threshold)
+        return SequentialDesign(max(LEAST, min(fit, self.rounds)), threshold)
 
 
 class WorkerError(Exception):
@@ -105,7 +105,7 @@ class WorkerError(Exception):
 class Worker:
     """A process that times one revision's benchmarks; a context manager that ends it."""
 
-    def __init__(self, side: Side, plan: GatePlan, layout: Layout, folder: Path) -> None:
+    def __init__(self, side: Side, plan: GatePlan, layout: ProcessLayout, folder: Path) -> None:
         self.side = side
         environment = {
             **os.environ,

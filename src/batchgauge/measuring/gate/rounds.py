@@ -29,12 +29,12 @@ from batchgauge.measuring.gate.judging import Change, change_of, is_over
 from batchgauge.measuring.gate.process import (
     SLICE_S,
     GatePlan,
-    Layout,
+    ProcessLayout,
     Side,
     Worker,
     WorkerError,
 )
-from batchgauge.measuring.gate.sequential import LEAST, Design
+from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
 from batchgauge.measuring.record import Amount, Labels, Sample
 
 Logs = npt.NDArray[np.float64]
@@ -49,7 +49,7 @@ class Round:
 
     benchmark: str
     number: int
-    layout: Layout
+    layout: ProcessLayout
     log_ratio: float
     base_ms: float
     new_ms: float
@@ -71,7 +71,7 @@ class _Benchmark:
 
     name: str
     about: dict[str, dict[str, Any]]
-    design: Design | None = None
+    design: SequentialDesign | None = None
     rounds: list[Round] = field(default_factory=list)
     seconds: float = 0.0  # wall time, with its share of the workers' starts
     problem: str = ""
@@ -158,7 +158,7 @@ def _workers(
     sides: Mapping[str, Side], plan: GatePlan, number: int, folder: Path
 ) -> Iterator[dict[str, Worker]]:
     """One fresh worker of each side, in the round's layout; which starts first alternates."""
-    layout = Layout.of(plan.seed, number)
+    layout = ProcessLayout.of(plan.seed, number)
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for key in SIDES if number % 2 else SIDES[::-1]:
@@ -217,7 +217,7 @@ def _measure(
         Round(
             benchmark.name,
             number,
-            Layout.of(plan.seed, number),
+            ProcessLayout.of(plan.seed, number),
             float(np.median(new - base)),
             math.exp(float(np.median(base))),
             math.exp(float(np.median(new))),

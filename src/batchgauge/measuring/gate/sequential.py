@@ -142,7 +142,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Design:
+class SequentialDesign:
     """When to look, and what must be seen; `most` rounds at most, `threshold` relative (0.01)."""
 
     most: int
