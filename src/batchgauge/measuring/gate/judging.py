@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchgauge.measuring.gate.sequential import SequentialDesign, Look
+from batchgauge.measuring.gate.sequential import Look, SequentialDesign
 from batchgauge.statistics import minimum_detectable_change, relative
 
 Status = Literal[
