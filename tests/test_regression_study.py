@@ -1,6 +1,8 @@
-"""Notebook 05's sections on invented changes and rates: what they say, draw, write and score."""
+"""Notebook 05's sections on decisions and rates: what they say, draw, write and score."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,15 +14,15 @@ from tests.test_gate import stored
 mpl.use("agg")
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.regression import runs, sections
+from batchgauge.experiments.regression import decisions, runs, sections
 from batchgauge.files import write_csv
-from batchgauge.measuring import read
-from batchgauge.measuring.gate.compare import Change, frame_of
-from batchgauge.measuring.gate.rounds import Evidence, GateResult
-from batchgauge.measuring.gate.trial import simulate
-from batchgauge.measuring.record import Sample
-from batchgauge.reporting import Report, plots, profile_named
-from batchgauge.text import percent
+from batchgauge.measuring.gate.judging import Change
+from batchgauge.measuring.gate.process import GatePlan, ProcessLayout
+from batchgauge.measuring.gate.revisions import PACKAGE, copy
+from batchgauge.measuring.gate.rounds import GateResult, Round
+from batchgauge.reporting import plots, profile_named
+from batchgauge.reporting.project import project_root
+from batchgauge.request import BatchStats
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +46,12 @@ def title_of(figure):
     return figure.title
 
 
-def changes():
-    """One benchmark that looks slower by 12 %, and one on its noise floor."""
+def changes(slowdown=0.12):
+    """One benchmark that is slower, and one that is not."""
+    slow = Change("slow", slowdown, 0.10, 0.14, 0.03, 0.01, 16, "slower")
+    still = Change("still", -0.004, -0.02, 0.01, 0.03, 0.01, 8, "no change seen")
     return [
-        Change("slow", 0.12, 0.10, 0.14, 0.01, 0.03, 0.02, 8, "slower, not confirmed"),
-        Change("still", -0.004, -0.02, 0.01, 0.025, 0.03, 0.02, 8, "no significant difference"),
+        replace(c, false_alarm=0.001, seconds=20.0, most=64, base_ms=2.0) for c in (slow, still)
     ]
 
 
@@ -57,86 +60,125 @@ def plan():
     return sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="y")
 
 
-def slowed(slowdown, monkeypatch):
-    """The section of an injected slow-down in which `changes` were seen."""
-    seen = GateResult(changes(), [], {}, {})
-    monkeypatch.setattr(runs, "against_itself", lambda _, slow: seen if slow == slowdown else None)
-    return sections.slowed(plan(), slowdown)
+@pytest.fixture
+def taken(monkeypatch):
+    """What a default run of the notebook takes, from a gate that measures nothing."""
+    seen = []
+
+    def measured(_, new, plan):
+        seen.append((new.slow, plan.seed))
+        rows = [Round(c.benchmark, 1, ProcessLayout(1, 2, 3, 4), 0.1, 2.0, 2.2) for c in changes()]
+        return GateResult(changes(), rows, [], {})
+
+    monkeypatch.setattr(decisions, "gate", measured)
+    found = sections.take(plan(), profile_named("default"))
+    assert [slow for slow, _ in seen] == [0.0, 0.05]
+    assert seen[0][1] != seen[1][1]  # other layouts
+    return found
 
 
-def rates_section(table, monkeypatch):
-    """The section of simulated rates."""
-    monkeypatch.setattr(runs, "trial", lambda *_, **__: table)
-    return sections.gate_rates(GateResult([], [], {}, {}), trials=20, seed=0)
+def test_decisions_have_their_conditions(taken):
+    """One row a benchmark and injection, one a round; both of the same run."""
+    rows = taken.decisions
+    assert rows["injection"].tolist() == ["none", "none", "wait", "wait"]
+    assert rows["slowdown"].tolist() == [0.0, 0.0, 0.05, 0.05]
+    assert rows["run_id"].nunique() == taken.rounds["run_id"].nunique() == 1
+    assert {"load", "machine", "versions", "git_commit", "threads"} <= set(rows)
+    assert taken.rounds["layout"].unique().tolist() == ["1/2/3/4"]
 
 
-def rates(noise=0.01):
-    """Error rates of the gate under normal noise, as the notebook has them."""
-    drawn = np.random.default_rng(0).normal(0, noise, 40)
-    table = simulate(drawn, processes=12, trials=20)
-    return table.assign(benchmark="invented", seconds=3.0)
-
-
-def test_same_code_says_floors_and_alarms(tmp_path, monkeypatch):
-    """Samples are written and read back; floors, alarms and the table are those of the changes."""
-    samples = [
-        Sample("still", "base", "tokenize", 1, "{}", 0, block, 0, False, 1, 3.0, 1.0, 2, 50)
-        for block in range(4)
-    ]
-    seen = GateResult(changes(), samples, {}, {})
-    monkeypatch.setattr(runs, "against_itself", lambda _: seen)
-    found, section = sections.same_code(plan())
-    assert found is seen
-    assert section.sentence() == (
-        "The noise floor lies between ± 1.0 % and ± 2.5 % with 3 process rounds; 1 of 2 unchanged "
-        "benchmarks would have been measured a second time."
+def test_each_injection_is_drawn_in_percent(taken):
+    """Points, threshold, title and finding: each from its column."""
+    same, slowed = sections.decided(taken)
+    assert same.sentence() == (
+        "The same code twice: 1 of 2 benchmarks fail, after 8 to 16 rounds and 20 s a benchmark "
+        "at most. A pull request that changes nothing fails in 0.20 % of cases at the noise seen "
+        "here, over 2 benchmarks."
     )
-    report = Report.begin("regression", title="t", question="q", profile="smoke", out_dir=tmp_path)
-    report.show(section)
-    assert len(read(tmp_path / "data" / "regression_same_code.csv")) == 4
-    assert (tmp_path / "reports" / "figures" / "regression_same_code.png").is_file()
-    shown = table_of(section)
-    assert shown["change_percent"].tolist() == [12.0, -0.4]
-    answer = sections.answer(section, rates_section(rates(), monkeypatch))
-    assert answer.text.endswith("Single benchmarks vary by ± 1.0 % to ± 2.5 %.")
-    (tile,) = answer.tiles
-    assert tile.value == "Noise ± 1.0 % to ± 2.5 %"
-
-
-def test_ratios_are_drawn_in_percent(monkeypatch):
-    """Points, noise bands, threshold: each from its column, times 100."""
-    figure = picture_of(slowed(0.1, monkeypatch))
+    assert slowed.sentence().startswith("Slowed down by 5 % by a busy wait: 1 of 2 benchmarks")
+    figure = picture_of(slowed)
     rows = rows_of(figure)
-    assert title_of(figure) == "Slowed down by 10 %: 1 of 2 benchmarks look slower"
-    assert rows[["-noise_floor", "noise_floor"]].to_numpy().tolist() == [[-1.0, 1.0], [-2.5, 2.5]]
     assert rows["change"].tolist() == [12.0, -0.4]
     assert rows["name"].tolist() == ["slow", "still"]
-    assert "threshold 2 %" in str(figure.spec["layer"])
+    assert "threshold 1 %" in str(figure.spec["layer"])
+    assert slowed.frame["injection"].unique().tolist() == ["wait"]
+    assert table_of(same)["change_percent"].tolist() == [12.0, -0.4]
 
 
-def test_an_injected_slow_down_is_written_as_changes(monkeypatch):
-    """The CSV has one row a benchmark, in percent."""
-    section = slowed(0.2, monkeypatch)
-    assert section.frame["status"].tolist() == [c.status for c in changes()]
-    assert section.sentence() == "3 process rounds saw 1 of 2 injected slow-downs of 20 %."
-
-
-def test_rates_are_scored_against_their_goals(monkeypatch):
-    """False alarms are better low, detection is better high; figure and title follow the table."""
-    table = rates()
-    section = rates_section(table, monkeypatch)
+def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
+    """Counts add up over runs; false alarms are better low, detection is better high."""
+    before = taken.decisions.assign(run_id="earlier", status="no change seen")
+    decisions.append(before, taken.rounds.assign(run_id="earlier"), tmp_path)
+    section = sections.gate_rates(taken, tmp_path)
+    table = section.frames()["gate_rates"].query("slowdown == 0.05 and benchmark == 'slow'")
+    assert table[["runs", "decisions", "slower"]].to_numpy().tolist() == [[2, 2, 1]]
+    assert len(section.frames()["decisions"]) == 8
     scores = {s.key: s for s in section.scores()}
-    usual = table[table["threshold"] == 0.02].set_index("slowdown")["rate"]
     assert {key: s.better for key, s in scores.items()} == {
         "gate_false_alarms": "lower",
-        "gate_finds_10_percent": "higher",
         "gate_finds_5_percent": "higher",
+        "gate_seconds": "lower",
     }
-    assert scores["gate_finds_5_percent"].value == pytest.approx(100 * usual[0.05])
-    assert scores["gate_false_alarms"].low <= 100 * usual[0.0] <= scores["gate_false_alarms"].high
-    figure = picture_of(section)
-    assert title_of(figure) == f"A slow-down of 10 % is found in {percent(usual[0.10])} of runs"
-    assert np.allclose(rows_of(figure)["rate"], 100 * usual, rtol=1e-5)
+    assert scores["gate_false_alarms"].value == 25.0
+    assert scores["gate_false_alarms"].verdict == "open"
+    assert scores["gate_seconds"].value == 20.0
+    assert "unchanged code in 1 of 4 decisions (25.0 %" in section.sentence()
+    assert "a slow-down of 5 % in 1 of 4 decisions" in sections.answer(section, taken).text
+    assert "5 % · slow (2)" in rows_of(picture_of(section))["name"].tolist()
+    decisions.append(taken.decisions, taken.rounds, tmp_path)  # the record grows
+    assert len(decisions.recorded(tmp_path)[0]) == 8
+
+
+def test_injections_are_read_from_text():
+    """None, or a kind with its percent; anything else is refused in a sentence."""
+    texts = ["none", "wait=5", "code=3"]
+    assert [str(decisions.Injection.parse(text)) for text in texts] == texts
+    for bad in ("", "wait", "none=5", "wait=0", "wait=x", "sleep=5", "code=100"):
+        with pytest.raises(UserError, match="no injection"):
+            decisions.Injection.parse(bad)
+
+
+def test_code_is_changed_in_the_tree_alone():
+    """The copy's call does the same and runs a loop first; what cannot be changed is refused."""
+    package = project_root() / PACKAGE
+    options = runs.suite_options(tokenizer="numpy", model="", threads=1, seed=0)
+    fast = GatePlan(["statistics/items=1000"], package / "suite.py", options)
+    (benchmark,) = decisions._changeable(fast)
+    with copy(package) as tree:
+        decisions._change(tree / PACKAGE, benchmark, 0.05, fast)
+        changed = (tree / PACKAGE / "request.py").read_text()
+        original = (package / "request.py").read_text()
+        assert changed.startswith(original)
+        added = changed.removeprefix(original)
+    call = BatchStats.__dict__["from_durations"]
+    owner: Any = type("BatchStats", (), {"from_durations": call})
+    exec(added, {"BatchStats": owner})  # noqa: S102 - the text that the tree was given
+    assert owner.__dict__["from_durations"] is not call
+    assert owner.from_durations.__func__.__name__ == "slow"
+    turns = int(added.rsplit(", ", 1)[1].rstrip().rstrip(")"))
+    assert turns > 0
+    with pytest.raises(UserError, match="Code is changed for"):
+        decisions._changeable(GatePlan(["lookup/items=10"], package / "suite.py", options))
+
+
+def test_recorded_decisions_are_those_of_todays_rule():
+    """Every decision on record, judged anew on its rounds, has the verdict that stands there."""
+    record, rounds = decisions.recorded(project_root() / "data" / "regression")
+    if record.empty:
+        pytest.skip("there is no record here")
+    assert decisions.rejudged(record, rounds) == record["status"].tolist()
+    keys = ["run_id", "decision", "benchmark"]
+    assert not record.duplicated(keys).any()
+    assert record["machine"].notna().all()
+
+
+def test_a_record_is_judged_anew_from_its_rounds():
+    """A verdict that does not follow from its rounds is found."""
+    rng = np.random.default_rng(0)
+    run = {"run_id": "a", "decision": 0, "benchmark": "x"}
+    rounds = pd.DataFrame([{**run, "log_ratio": r} for r in 0.05 + rng.normal(0, 0.005, 16)])
+    record = pd.DataFrame([{**run, "most": 64, "threshold": 0.01, "status": "no change seen"}])
+    assert decisions.rejudged(record, rounds) == ["slower"]
 
 
 def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path, monkeypatch):
@@ -161,30 +203,11 @@ def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_p
     assert other.draw() is None
 
 
-def test_a_plan_runs_all_of_its_process_rounds():
-    """The checkout against itself: no early end, as the noise is what is looked for."""
-    assert plan().least == plan().processes == 3
+def test_a_smoke_plan_is_one_short_decision():
+    """The least number of rounds on one cheap benchmark, with the notebook's seed and subject."""
+    assert plan().rounds == 8
     assert (plan().seed, plan().options["tokenizer"]) == (3, "x")
     assert plan().benchmarks == ["statistics/items=1000"]
-
-
-def test_a_round_gives_the_verdicts_of_its_evidence(monkeypatch):
-    """The slow-down goes to the third process; where nothing ran, the reason is said."""
-    logs = np.array([0.10, 0.11, 0.09])
-    evidence = {"a": Evidence(logs, logs - 0.1, ({}, {}))}
-    seen = []
-
-    def one_round(*sides_and_plan):
-        seen.append([getattr(side, "slow", None) for side in sides_and_plan[:2]])
-        return evidence, [], {}
-
-    monkeypatch.setattr(runs, "measure_round", one_round)
-    result = runs.against_itself(plan(), 0.1)
-    assert seen == [[0.0, 0.1]]
-    assert frame_of(result.changes)["change"].tolist() == pytest.approx([np.expm1(0.1)])
-    monkeypatch.setattr(runs, "measure_round", lambda *_: ({}, [], {"a": "it is broken"}))
-    with pytest.raises(UserError, match="it is broken"):
-        runs.against_itself(plan())
 
 
 def test_a_summary_leaves_warm_up_out():
@@ -197,13 +220,14 @@ def test_a_summary_leaves_warm_up_out():
     assert set(table["samples"]) == {29}
 
 
-def test_every_frame_comes_back_from_its_csv(monkeypatch, tmp_path):
-    """Changes and error rates are read back equal; samples have a reader of their own."""
-    for section in (slowed(0.1, monkeypatch), rates_section(rates(), monkeypatch)):
+def test_every_frame_comes_back_from_its_csv(taken, tmp_path):
+    """Rounds, decisions and error rates are read back equal."""
+    for section in (*sections.decided(taken), sections.gate_rates(taken, tmp_path)):
         for name, frame in section.frames().items():
             path = write_csv(frame, tmp_path / f"{name}.csv")
             found = pd.read_csv(path, keep_default_na=False, na_values=["nan"])
-            pd.testing.assert_frame_equal(found, frame, check_dtype=False, rtol=1e-12)
+            expected = frame.reset_index(drop=True)
+            pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-12)
 
 
 def test_the_suite_is_measured_with_its_work():
@@ -214,14 +238,3 @@ def test_the_suite_is_measured_with_its_work():
     counters = json.loads(frame["counters"].iloc[0])
     assert counters["durations"] == 100
     assert counters["peak_bytes"] > 0
-
-
-def test_a_trial_has_the_noise_and_the_seconds_of_its_benchmark():
-    """Quiet rounds give no false alarm and find 10 %; a gate run takes its rounds' time."""
-    noise = np.random.default_rng(0).normal(0, 0.002, 12)
-    evidence = {"quiet": [Evidence(noise, -noise, ({}, {}), 2.0)]}
-    table = runs.trial(GateResult([], [], evidence, {}), trials=5)
-    assert table["benchmark"].unique().tolist() == ["quiet"]
-    assert runs.overall(table, 0.0).value == 0.0
-    assert runs.overall(table, 0.10).value == 1.0
-    assert np.allclose(table["seconds"], 2.0 * table["processes"])

@@ -16,7 +16,6 @@ from batchgauge.experiments.batch_sizing import sections as sizing
 from batchgauge.experiments.bottlenecks import sentences as bottlenecks
 from batchgauge.experiments.peers import figures as peers
 from batchgauge.experiments.peers import sections as peers_sections
-from batchgauge.experiments.regression import sections as regression
 from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.machine.rates import Rates
 from batchgauge.profiling.findings import Hotspot, finding_sentence, rank_findings
@@ -241,12 +240,3 @@ def test_a_rung_paid_only_beyond_its_interval(seed):
     assert said.endswith(f"{wanted}.")
     assert "e+" not in said
     assert "1,230 × over the baseline" in said
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_noise_floors_are_the_ends_of_their_column(seed):
-    """Smallest first, in percent."""
-    table = pd.DataFrame({"noise_floor_percent": drawn(seed)})
-    low, high = regression._floors(table)
-    assert low == f"± {table['noise_floor_percent'].min():.1f} %"
-    assert high == f"± {table['noise_floor_percent'].max():.1f} %"

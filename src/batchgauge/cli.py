@@ -38,6 +38,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "batchgauge.experiments.regression.commands:compare",
         "Compare runs or revisions.",
     ),
+    "gate-trial": (
+        "batchgauge.experiments.regression.commands:gate_trial",
+        "Try the gate on this very code.",
+    ),
 }
 
 

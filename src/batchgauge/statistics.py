@@ -30,6 +30,7 @@ from scipy import stats
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.text import percent
 
 Array = npt.NDArray[np.float64]
 
@@ -189,6 +190,30 @@ def proportion(hits: int, trials: int) -> Estimate:
     return Estimate(hits / trials, float(ci.low), float(ci.high), float(test.pvalue), trials)
 
 
+def clustered_proportion(hits: npt.ArrayLike, trials: npt.ArrayLike) -> Interval:
+    """The rate Σ hits ÷ Σ trials of clusters [R] with its 95 % interval, e.g. runs of decisions.
+
+    Exact binomial with the effective number of trials: divided by the design effect, and by
+    what Student's t with R − 1 degrees of freedom is wider (Korn & Graubard, Survey Methodology
+    24, 1998). A single cluster is taken as independent trials. Raises UserError without a trial.
+    """
+    h, n = (np.asarray(values, np.float64).ravel() for values in (hits, trials))
+    total, clusters = float(n.sum()), h.size
+    if total < 1.0:
+        raise UserError("A rate needs at least one trial; got none.")
+    p, effective = float(h.sum()) / total, total
+    if clusters > 1 and total > 2.0:
+        if 0.0 < p < 1.0:
+            seen = clusters / (clusters - 1) * float(((h - p * n) ** 2).sum()) / total**2
+            effective /= max(1.0, seen * (total - 1.0) / (p * (1.0 - p)))
+        wider = stats.t.ppf(0.975, clusters - 1) / stats.t.ppf(0.975, total - 1.0)
+        effective = max(1.0, effective / float(max(1.0, wider)) ** 2)
+    x = p * effective
+    low = float(stats.beta.ppf(0.025, x, effective - x + 1.0)) if p > 0.0 else 0.0
+    high = float(stats.beta.ppf(0.975, x + 1.0, effective - x)) if p < 1.0 else 1.0
+    return Interval(p, low, high)
+
+
 def percentile(values: npt.ArrayLike, percent: int) -> float:
     """The percentile of samples [n], NaN from fewer than its floor (p90: 64, p99: 662)."""
     if percent not in PERCENTILE_FLOOR:
@@ -220,8 +245,8 @@ def course(values: npt.ArrayLike) -> str:
     if abs(step) <= max(0.05 * abs(middle), 4.0 * noise):
         return ""
     if off[1] < off[0]:
-        return f"a trend of {slope * (x.size - 1) / middle:+.0%}"
-    return f"two levels, {step / middle:+.0%} apart"
+        return f"a trend of {percent(slope * (x.size - 1) / middle, sign=True)}"
+    return f"two levels, {percent(step / middle, sign=True)} apart"
 
 
 def classify_outliers(values: npt.ArrayLike) -> list[str]:

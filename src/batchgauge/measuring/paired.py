@@ -33,6 +33,7 @@ from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
 from batchgauge.measuring.verdicts import Ratio, frame_of, judged
 from batchgauge.statistics import blocks_for, course, exp, location, minimum_detectable_change
+from batchgauge.text import percent
 
 CONTROL = "control"
 AA_CONTROL = "baseline again"  # the baseline a second time: its ratio to itself is noise
@@ -300,7 +301,9 @@ def _planned(
     most = max(pilot, stopping.most - stopping.most % 2)
     room = pilot + max(0, 2 * int(left / 2))
     if wanted <= min(most, room):
-        return max(pilot, wanted), f"± {stopping.precision:.1%} was planned after {pilot} blocks"
+        return max(
+            pilot, wanted
+        ), f"± {percent(stopping.precision, 1)} was planned after {pilot} blocks"
     if room < most:
         return room, f"the budget of {stopping.budget_s:g} s has no room for more blocks"
     return most, f"{most} blocks were measured"

@@ -17,6 +17,7 @@ import pandas as pd
 from batchgauge.errors import UserError
 from batchgauge.reporting.score import Score
 from batchgauge.statistics import proportion
+from batchgauge.text import percent
 
 WANTED = 0.9  # of intervals that hold the other run's value
 
@@ -59,8 +60,8 @@ def sentence(table: pd.DataFrame) -> str:
         return f"{text}. None has an interval."
     share = proportion(held, of)
     return (
-        f"{text}. {held} of {of} intervals hold the other run's value: {share.value:.0%} "
-        f"[{share.low:.0%}, {share.high:.0%}], wanted are {WANTED:.0%}."
+        f"{text}. {held} of {of} intervals hold the other run's value: {percent(share.value)} "
+        f"[{percent(share.low)}, {percent(share.high)}], wanted are {percent(WANTED)}."
     )
 
 

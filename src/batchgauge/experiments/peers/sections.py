@@ -19,6 +19,7 @@ from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Answer, Score, Section, Tile, plots
 from batchgauge.reporting.tables import number
+from batchgauge.text import percent
 
 ONE, TWO = 1, 2
 GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
@@ -225,11 +226,11 @@ def unstable_sentence(table: pd.DataFrame) -> str:
     rows = table[table["ours_is"] == "unstable"]
     said = [
         f"{plots.label(row['implementation'])} ({row['part']} {row['batch_size']}, "
-        f"{row['threads']} thr., ± {row['spread'] / 2:.0%})"
+        f"{row['threads']} thr., ± {percent(row['spread'] / 2)})"
         for row in records(rows)
     ]
     return (
-        f"No ratio where the blocks of one side differ by more than {UNSTABLE:.0%}: "
+        f"No ratio where the blocks of one side differ by more than {percent(UNSTABLE)}: "
         f"{'; '.join(said)}."
         if said
         else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,19 @@ import click
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.files import check_file, write_csv
+from batchgauge.experiments.regression.decisions import CHEAP
+from batchgauge.experiments.regression.exports import FORMATS, rendered
+from batchgauge.files import check_file, check_folders, write_csv, write_text
 from batchgauge.machine.identity import Run
 from batchgauge.measuring import record
 from batchgauge.measuring.gate import compare as comparing
+from batchgauge.measuring.gate import judging, revisions
 from batchgauge.measuring.gate import process as gate_process
-from batchgauge.measuring.gate import revisions
 from batchgauge.measuring.gate import rounds as gating
 from batchgauge.registry import weights_of
-from batchgauge.text import escaped, one_line, visible
+from batchgauge.text import one_line, visible
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
-_FORMATS = click.Choice(["table", "markdown", "json", "csv"])
 
 
 def _subject_options(command: Any) -> Any:
@@ -77,14 +79,24 @@ def bench(
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--against", metavar="REV", help="Measure this git revision beside the working tree.")
-@click.option("--threshold", type=float, help="Slow-down to pass, in percent [5; --against: 2].")
+@click.option("--threshold", type=float, help="Slow-down to pass, in percent [5; --against: 1].")
 @click.option("--threshold-for", multiple=True, metavar="NAME=PERCENT", help="For one benchmark.")
 @click.option("--allow-other-machine", is_flag=True, help=_OTHER)
 @click.option("--allow-dirty", is_flag=True, help="Measure changed files as they are.")
 @click.option("-k", "--select", "patterns", default="*", help="Benchmarks for --against.")
-@click.option("--seconds", default=30.0, show_default=True, help="At most, a benchmark and round.")
-@click.option("--processes", default=64, show_default=True, help="Most process rounds in a round.")
-@click.option("--format", "form", type=_FORMATS, default="table", show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="At most, a benchmark.")
+@click.option("--rounds", default=64, show_default=True, help="Most rounds of two processes.")
+@click.option(
+    "--blind",
+    type=click.Choice(["auto", "fail", "pass"]),
+    default="auto",
+    show_default=True,
+    help="Whether a benchmark that could not be seen exits with 2; auto: where CI is set.",
+)
+@click.option(
+    "--format", "form", type=click.Choice(list(FORMATS)), default="table", show_default=True
+)
+@click.option("--export", "exports", multiple=True, metavar="FORMAT=FILE", help="Also as a file.")
 @click.option("--out", type=click.Path(path_type=Path), help="CSV of all samples (--against).")
 @_subject_options
 def compare(
@@ -94,14 +106,16 @@ def compare(
     threshold_for: tuple[str, ...],
     allow_other_machine: bool,
     form: str,
+    exports: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Compare two runs: BASE.csv NEW.csv, or the working tree --against a revision.
 
-    Exits with 0 when nothing is slower, 1 on a regression or other work than before, 2 when
-    the runs do not compare. On shared machines use --against: both revisions then run in
-    turn, in the same minutes.
+    Exits with 0 when nothing is slower beyond the threshold, 1 when something is or does other
+    work than before, 2 when the runs do not compare, or something could not be seen (--blind).
+    On shared machines use --against: both revisions then run in turn, in the same minutes.
     """
+    places = [_export(text) for text in exports]
     if against is None:
         if len(files) != 2:
             raise UserError(f"Expected BASE.csv NEW.csv, or --against REV; got {len(files)} files.")
@@ -120,14 +134,22 @@ def compare(
         options["thresholds"] = _thresholds(threshold_for)
         changes = _against(against, _percent(threshold, gate_process.THRESHOLD), options)
     click.echo(visible(rendered(changes, form)))
-    failing = [c.benchmark for c in changes if c.fails]
-    click.echo(
-        one_line(f"{len(failing)} of {len(changes)} benchmarks fail: {', '.join(failing)}.")
-        if failing
-        else f"None of {len(changes)} benchmarks fails.",
-        err=True,
+    for name, path in places:
+        write_text(rendered(changes, name) + "\n", path)
+    click.echo(one_line(judging.conclusion(changes)), err=True)
+    blind = options["blind"] == "fail" or (
+        options["blind"] == "auto" and bool(os.environ.get("CI"))
     )
-    raise click.exceptions.Exit(comparing.exit_code(changes))
+    raise click.exceptions.Exit(judging.exit_code(changes, blind_fails=blind))
+
+
+def _export(text: str) -> tuple[str, Path]:
+    """FORMAT=FILE, checked before anything is measured."""
+    form, _, name = text.partition("=")
+    if form not in FORMATS or not name:
+        raise UserError(f"'{text}' is no export; expected FORMAT=FILE, {', '.join(FORMATS)}.")
+    check_file(name)
+    return form, Path(name)
 
 
 def _percent(value: float | None, default: float) -> float:
@@ -147,7 +169,7 @@ def _thresholds(pairs: tuple[str, ...]) -> dict[str, float]:
     return thresholds
 
 
-def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[comparing.Change]:
+def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[judging.Change]:
     import batchgauge
     from batchgauge import suite
     from batchgauge.experiments.regression.runs import suite_options
@@ -169,14 +191,15 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
         Path(suite.__file__),
         subject,
         seconds=options["seconds"],
-        processes=options["processes"],
+        rounds=options["rounds"],
         threshold=threshold,
         thresholds=options["thresholds"],
         seed=options["seed"],
     )
-    with revisions.worktree(root, revision) as tree:
-        base = gate_process.Side(revision, tree / "src")
-        result = gating.gate(base, gate_process.Side("working tree", root / "src"), plan)
+    with revisions.worktree(root, revision) as tree, revisions.copy(package) as ours:
+        base = gate_process.Side(revision, tree / revisions.PACKAGE.parent)
+        new = gate_process.Side("working tree", ours / revisions.PACKAGE.parent)
+        result = gating.gate(base, new, plan)
     for name, reason in result.problems.items():
         click.echo(one_line(f"not compared: {name}: {reason}"), err=True)
     if options["out"] is not None:
@@ -187,27 +210,56 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[c
     return result.changes
 
 
-def rendered(changes: list[comparing.Change], form: str) -> str:
-    """The changes as `table`, `markdown`, `json` or `csv`; percentages in the first two."""
-    frame = comparing.frame_of(changes)
-    if form == "json":
-        return str(frame.to_json(orient="records", indent=2))
-    if form == "csv":
-        return frame.to_csv(index=False).rstrip()
-    shown = pd.DataFrame(
-        {
-            "benchmark": frame["benchmark"],
-            "change": [f"{c.change:+.1%}" for c in changes],
-            "95 % interval": [f"{c.low:+.1%} … {c.high:+.1%}" for c in changes],
-            "noise floor": [f"± {c.noise_floor:.1%}" for c in changes],
-            "detectable": [f"{c.minimum_detectable_change:.1%}" for c in changes],
-            "verdict": frame["status"],
-            "work": frame["work"],
-        }
+@click.command("gate-trial")
+@click.option("-k", "--select", "patterns", default=CHEAP, help="Benchmarks, by commas.")
+@click.option(
+    "--injections",
+    default="none,wait=5,wait=3,code=5,code=3",
+    show_default=True,
+    help="Decisions to take: none, wait=PERCENT (busy wait) or code=PERCENT, by commas.",
+)
+@click.option("--repeat", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=60.0, show_default=True, help="At most, a benchmark.")
+@click.option("--rounds", default=64, show_default=True, help="Most rounds of two processes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="data/regression",
+    show_default=True,
+    help="Folder whose decisions.csv and rounds.csv grow.",
+)
+@_subject_options
+def gate_trial(
+    patterns: str,
+    injections: str,
+    repeat: int,
+    seconds: float,
+    rounds: int,
+    out: Path,
+    **subject: Any,
+) -> None:
+    """Try the gate on this very code, unchanged and slowed down, and keep its decisions.
+
+    Every call is a run of its own; rates are over runs. Example:
+    batchgauge gate-trial --injections none --repeat 5
+    """
+    from batchgauge import suite
+    from batchgauge.experiments.regression import decisions
+    from batchgauge.experiments.regression.runs import suite_options
+
+    wanted = [decisions.Injection.parse(text) for text in injections.split(",")] * repeat
+    check_folders(out)
+    options = suite_options(**subject)
+    plan = gate_process.GatePlan(
+        [b.name for b in suite.select(patterns)], Path(suite.__file__), options,
+        seconds=seconds, rounds=rounds, seed=int(subject["seed"]),
+    )  # fmt: skip
+    run = Run.here(
+        threads=subject["threads"], seed=subject["seed"], weights=weights_of(options["engine"])
     )
-    if form == "table":
-        return shown.to_string(index=False)
-    header = "| " + " | ".join(shown.columns) + " |\n|" + " --- |" * len(shown.columns)
-    return "\n".join(
-        [header, *("| " + " | ".join(map(escaped, row)) + " |" for row in shown.to_numpy(str))]
-    )
+    for number, injection in enumerate(wanted):  # a run that is broken off keeps the others
+        _, taken, seen = decisions.collect(plan, [injection], run, first=number)
+        decisions.append(taken, seen, out)
+        shown = taken[["injection", "slowdown", "benchmark", "status", "change", "blocks"]]
+        click.echo(shown.to_string(index=False))
+    click.echo(decisions.rates(decisions.recorded(out)[0]).to_string(index=False))

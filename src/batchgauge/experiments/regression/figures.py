@@ -1,4 +1,4 @@
-"""The pictures of notebook 05: ratios with intervals and noise, and the gate's error rates."""
+"""The pictures of notebook 05: ratios with intervals, and how often the gate fails."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ from batchgauge.reporting.charts import Chart
 
 
 def ratios(changes: pd.DataFrame, title: str) -> Chart:
-    """Change of time per benchmark (%) with its 95 % interval, on the band of its noise floor.
+    """Change of time per benchmark (%) with its 95 % interval.
 
-    `changes` are those of `measuring.gate.compare.frame_of`.
+    `changes` are those of `measuring.gate.judging.frame_of`.
     """
-    columns = ["change", "low", "high", "noise_floor", "threshold"]
+    columns = ["change", "low", "high", "threshold"]
     percent = (100 * changes[columns]).assign(name=changes["benchmark"], series="change")
-    looks = charts.Looks(["change"], [plots.colour("numpy")], ["circle"])
     threshold = percent["threshold"].iloc[0]
     lines = [
         charts.Line(0, "", "x", "floor"),
         charts.Line(threshold, f"threshold {threshold:g} %", "x"),
     ]
     x = charts.Axis("change", "change of time (%, positive is slower)", zero=False)
-    return charts.dots(percent, title, x, looks, lines, band="noise_floor")
+    return charts.dots(percent, title, x, _looks("change"), lines)
 
 
 def rates(table: pd.DataFrame, title: str) -> Chart:
-    """How often the gate fails a benchmark (%) against the injected slow-down (%)."""
-    shown = table[table["threshold"] == table["threshold"].min()]
-    columns = ["slowdown", "rate", "low", "high"]
-    percent = (100 * shown[columns].astype(float)).assign(series=shown["benchmark"])
-    names = list(dict.fromkeys(percent["series"]))
-    looks = charts.Looks.of(("numpy", "baseline", "hf", "tiktoken"))
-    looks = charts.Looks(names, looks.colours[: len(names)], looks.shapes[: len(names)])
-    x = charts.Axis("slowdown", "injected slow-down (%); 0 is the same code twice")
-    y = charts.Axis("rate", "runs in which the gate fails (%)")
-    return charts.lines(percent, title, x, y, looks, [charts.Line(95, "goal at 10 %: 95 %")])
+    """How often the gate fails a benchmark (%), a row a slow-down and benchmark."""
+    names = [
+        f"{100 * slowdown:g} % · {name} ({count})"
+        for slowdown, name, count in zip(
+            table["slowdown"], table["benchmark"], table["decisions"], strict=True
+        )
+    ]
+    columns = ["rate", "low", "high"]
+    percent = (100 * table[columns].astype(float)).assign(name=names, series="rate")
+    x = charts.Axis("rate", "decisions in which the benchmark fails (%)")
+    return charts.dots(percent, title, x, _looks("rate"))
+
+
+def _looks(series: str) -> charts.Looks:
+    return charts.Looks([series], [plots.colour("numpy")], ["circle"])

@@ -6,112 +6,134 @@ How the numbers come about is in `batchgauge.measuring.gate`; the benchmarks are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from batchgauge import suite
 from batchgauge.errors import UserError
+from batchgauge.experiments.regression import decisions as trial
 from batchgauge.experiments.regression import figures, runs
-from batchgauge.measuring import Run, read, to_frame
-from batchgauge.measuring.gate.compare import Change, compare_runs, frame_of
-from batchgauge.measuring.gate.process import THRESHOLD, GatePlan
+from batchgauge.measuring import Run, read
+from batchgauge.measuring.gate.compare import compare_runs
+from batchgauge.measuring.gate.judging import Change, false_alarms, frame_of
+from batchgauge.measuring.gate.process import GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
-from batchgauge.measuring.gate.trial import SLOWDOWNS
+from batchgauge.measuring.gate.sequential import LEAST
 from batchgauge.registry import weights_of
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 from batchgauge.text import percent
 
-# What the gate is tried on: cheap calls, as a noisy one would need more rounds than a notebook has.
-CHEAP = "tokenize/batch=32/chars=200,statistics/items=1000,lookup/items=1000"
+THOROUGH = "none,none,none,wait=5,code=5,wait=3,code=3"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Decisions that this run of the notebook took: results by injection, and as tables."""
+
+    results: list[tuple[trial.Injection, GateResult]]
+    decisions: pd.DataFrame
+    rounds: pd.DataFrame
 
 
 def plan(budget: Profile, **subject: Any) -> GatePlan:
-    """Process rounds and seconds that a profile has for this checkout against itself.
+    """Rounds that a profile has for a decision on this checkout.
 
     `subject` are the arguments of `runs.suite_options`.
     """
-    benchmarks = budget.choose(smoke="statistics/items=1000", default=CHEAP, thorough=CHEAP)
-    rounds = budget.choose(smoke=3, default=8, thorough=32)
+    few = budget.choose(smoke=True, default=False, thorough=False)
     return GatePlan(
-        [b.name for b in suite.select(benchmarks)],
+        [b.name for b in suite.select("statistics/items=1000" if few else trial.CHEAP)],
         Path(suite.__file__),
         runs.suite_options(**subject),
-        seconds=budget.choose(smoke=0.4, default=30.0, thorough=90.0),
-        processes=rounds,
-        least=rounds,  # no early end: the noise is what is looked for
+        rounds=LEAST if few else 64,
         seed=int(subject["seed"]),
     )
 
 
-def same_code(plan: GatePlan) -> tuple[GateResult, Section]:
-    """Unchanged code against itself: what the gate saw, and its noise floors."""
-    seen = runs.against_itself(plan)
-    kept = weights_of(plan.options["engine"])
-    run = Run.here(threads=int(plan.options["threads"]), seed=plan.seed, weights=kept)
-    samples = to_frame(seen.samples, run)
-    changes = seen.changes
-    alarms = _slower(changes)
-    title = f"The same code twice: {alarms} of {len(changes)} benchmarks look slower"
-    table = change_table(changes)
-    low, high = _floors(table)
+def take(plan: GatePlan, budget: Profile) -> Taken:
+    """Decisions of the gate on this checkout, unchanged first."""
+    names = budget.choose(smoke="none", default="none,wait=5", thorough=THOROUGH)
+    injections = [trial.Injection.parse(name) for name in names.split(",")]
+    threads, kept = int(plan.options["threads"]), weights_of(plan.options["engine"])
+    run = Run.here(threads=threads, seed=plan.seed, weights=kept)
+    results, decisions, rounds = trial.collect(plan, injections, run)
+    return Taken(list(zip(injections, results, strict=True)), decisions, rounds)
+
+
+def decided(taken: Taken) -> list[Section]:
+    """A section for the unchanged code, and one for the first of each injected slow-down."""
+    first: dict[str, tuple[trial.Injection, GateResult]] = {}
+    for injection, result in taken.results:
+        first.setdefault(str(injection), (injection, result))
+    return [_decided(i, result.changes, taken.rounds) for i, result in first.values()]
+
+
+def _decided(
+    injection: trial.Injection, changes: Sequence[Change], rounds: pd.DataFrame
+) -> Section:
+    failing, count = sum(c.fails for c in changes), len(changes)
+    how = {"wait": "a busy wait", "code": "a change of its code", "none": ""}[injection.kind]
+    what = (
+        f"Slowed down by {100 * injection.slowdown:g} % by {how}" if how else "The same code twice"
+    )
+    key = f"{injection.kind}_{100 * injection.slowdown:g}".replace(".", "_") if how else "same_code"
+    low, high = (f(c.blocks for c in changes) for f in (min, max))
     finding = (
-        f"The noise floor lies between {low} and {high} with {plan.processes} process rounds; "
-        f"{alarms} of {len(changes)} unchanged benchmarks would have been measured a second time."
-    )
-    section = Section(
-        "regression_same_code", {"same_code": samples}, finding, table,
-        "Noise floor and minimum detectable change of this machine, today.",
-        partial(figures.ratios, frame_of(changes), title),
-        "Unchanged code against itself: ratio of times with 95 % interval over process rounds, "
-        "on its noise floor.",
-    )  # fmt: skip
-    return seen, section
-
-
-def slowed(plan: GatePlan, slowdown: float) -> Section:
-    """The same with the third process slowed down on purpose by `slowdown` (0.1 = 10 %)."""
-    changes = runs.against_itself(plan, slowdown).changes
-    seen = f"{_slower(changes)} of {len(changes)}"
-    title = f"Slowed down by {100 * slowdown:g} %: {seen} benchmarks look slower"
+        f"{what}: {failing} of {count} benchmarks fail, after {low} to {high} rounds and "
+        f"{max(c.seconds for c in changes):.0f} s a benchmark at most. "
+    ) + ("" if how else false_alarms(changes))
+    mine = rounds[
+        (rounds["injection"] == injection.kind) & (rounds["slowdown"] == injection.slowdown)
+    ]
     return Section(
-        "regression_injected", {"injected": change_table(changes)},
-        f"{plan.processes} process rounds saw {seen} injected slow-downs of {100 * slowdown:g} %.",
-        picture=partial(figures.ratios, frame_of(changes), title),
-        picture_caption=f"An injected slow-down of {100 * slowdown:g} %: one round; the gate "
-        "measures again before it fails.",
+        f"regression_{key}", {key: mine}, finding.strip(), change_table(changes),
+        "Change of time, the interval that holds at whichever look it ended, and the verdict.",
+        partial(figures.ratios, frame_of(changes), f"{what}: {failing} of {count} benchmarks fail"),
+        f"{what}: ratio of times with its 95 % interval over rounds of two fresh processes.",
     )  # fmt: skip
 
 
-def gate_rates(seen: GateResult, *, trials: int, seed: int) -> Section:
-    """False alarms and found slow-downs of simulated gate runs with the noise of `same_code`."""
-    rates = runs.trial(seen, trials=trials, seed=seed)
-    found = {slowdown: runs.overall(rates, slowdown) for slowdown in SLOWDOWNS}
+def gate_rates(taken: Taken, folder: Path | None = None) -> Section:
+    """False alarms and found slow-downs of all decisions: those on record, and this run's.
+
+    `folder` holds the record; None for this project's.
+    """
+    before, _ = trial.recorded(folder or project_root() / "data" / "regression")
+    every = pd.concat([before, taken.decisions], ignore_index=True)
+    table = trial.rates(every)
+    whole = trial.rates(every, by=("slowdown",)).set_index("slowdown")
     goals = (
-        ("gate_false_alarms", "false alarms", 0.0, 1.0),
-        ("gate_finds_10_percent", "10 % slow-downs found", 0.10, 95.0),
-        ("gate_finds_5_percent", "5 % slow-downs found", 0.05, 80.0),
+        ("gate_false_alarms", "false alarms", 0.0, 0.5),
+        ("gate_finds_5_percent", "5 % slow-downs found", 0.05, 95.0),
+        ("gate_finds_3_percent", "3 % slow-downs found", 0.03, 80.0),
     )
-    targets = [
-        Score(
-            key, f"Regression gate: {label}", goal, 100 * found[slowdown].value,
-            100 * found[slowdown].low, 100 * found[slowdown].high, "%",
-            "higher" if slowdown else "lower",
-        )
-        for key, label, slowdown, goal in goals
-    ]  # fmt: skip
-    title = f"A slow-down of 10 % is found in {percent(found[0.10].value)} of runs"
+    targets = []
+    for key, label, slowdown, goal in goals:
+        if slowdown in whole.index:
+            value, low, high = (float(100 * whole[c][slowdown]) for c in ("rate", "low", "high"))
+            better: Literal["higher", "lower"] = "higher" if slowdown else "lower"
+            text = f"Regression gate: {label}"
+            targets.append(Score(key, text, goal, value, low, high, "%", better))
+    longest = float(every["seconds"].max())
+    targets.append(
+        Score("gate_seconds", "Regression gate: longest decision", 60.0, longest, unit="s",
+              better="lower")
+    )  # fmt: skip
+    title = f"{len(every)} decisions of the gate, real, in {every['run_id'].nunique()} runs"
     return Section(
-        "regression_gate_rates", {"gate_rates": rates}, rates_sentence(rates), rates.round(4),
-        "Rates of failing gate runs by threshold and slow-down, with exact 95 % intervals.",
-        partial(figures.rates, rates, title),
-        "The gate's error rates, simulated with this machine's noise: as many process rounds as "
-        "fit in 30 s, fewer where the answer is clear; threshold 2 %.",
+        "regression_gate_rates", {"gate_rates": table, "decisions": every},
+        rates_sentence(every), table.round(4),
+        "How often a benchmark fails, by slow-down; 95 % intervals over runs.",
+        partial(figures.rates, table, title),
+        "How often the gate fails a benchmark: whole decisions, nothing simulated.",
         targets,
     )  # fmt: skip
 
@@ -135,46 +157,28 @@ def stored(select: str, baseline_dir: str, *, seconds: float, **subject: Any) ->
     )  # fmt: skip
 
 
-def answer(same: Section, rates: Section) -> Answer:
-    """How often the gate errs here, and the noise that it has to see through."""
-    assert same.shown is not None
-    low, high = _floors(same.shown)
-    table = rates.frame
-    unchanged, five, ten = (runs.overall(table, slowdown) for slowdown in (0.0, 0.05, 0.1))
-    said = (
-        f"a slow-down of 10 % is found in {percent(ten.value)} of runs, of 5 % in "
-        f"{percent(five.value)}; unchanged code fails in {percent(unchanged.value, 1)} "
-        f"[{percent(unchanged.low, 1)}, {percent(unchanged.high, 1)}]"
-    )
-    text = f"With the noise of this machine {said}. Single benchmarks vary by {low} to {high}."
-    tile = Tile("noise", f"Noise {low} to {high}", f"{said[0].upper()}{said[1:]}.")
-    return Answer(text, rates.name, [tile])
+def answer(rates: Section, taken: Taken) -> Answer:
+    """How often the gate errs, and what it told of this machine today."""
+    same = [
+        c for injection, result in taken.results for c in result.changes if not injection.slowdown
+    ]
+    text = " ".join(filter(None, [rates.sentence(), false_alarms(same)]))
+    widths = [100 * (c.high - c.low) / 2 for c in same if math.isfinite(c.high - c.low)]
+    value = f"Noise ± {max(widths):.1f} %" if widths else "Noise not known"
+    return Answer(text, rates.name, [Tile("noise", value, rates.sentence())])
 
 
-def _floors(table: pd.DataFrame) -> tuple[str, str]:
-    """The smallest and the largest noise floor of a `change_table`."""
-    floors = table["noise_floor_percent"]
-    return f"± {floors.min():.1f} %", f"± {floors.max():.1f} %"
-
-
-def _slower(changes: Sequence[Change]) -> int:
-    return sum(c.status == "slower, not confirmed" for c in changes)
-
-
-def rates_sentence(table: pd.DataFrame) -> str:
-    """The simulated rates in a sentence or two."""
-    same, three, five, ten, twenty = (runs.overall(table, s) for s in SLOWDOWNS)
-    usual = table[table["threshold"] == THRESHOLD].set_index("slowdown")["seconds"]
-    return (
-        "With the noise of this machine the gate fails unchanged code in "
-        f"{percent(same.value, 1)} of runs "
-        f"[{percent(same.low, 1)}, {percent(same.high, 1)}]; it finds a slow-down of 3 % in "
-        f"{percent(three.value)}, of "
-        f"5 % in {percent(five.value)}, of 10 % in {percent(ten.value)} and of 20 % in "
-        f"{percent(twenty.value)}. A "
-        f"benchmark takes up to {usual.loc[0.0].max():.0f} s where nothing changed, and up to "
-        f"{usual.loc[0.1].max():.0f} s to find 10 %, second round included."
-    )
+def rates_sentence(decisions: pd.DataFrame) -> str:
+    """The rates of all decisions in a sentence or two."""
+    parts = []
+    for row in trial.rates(decisions, by=("slowdown",)).to_dict("records"):
+        size = 100 * row["slowdown"]
+        parts.append(
+            f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['slower']} of "
+            f"{row['decisions']} decisions ({percent(row['rate'], 1)} [{percent(row['low'], 1)}, "
+            f"{percent(row['high'], 1)}], {row['runs']} runs, {row['seconds']:.0f} s each)"
+        )
+    return f"The gate fails {', '.join(parts)}; intervals are over runs."
 
 
 def against_stored(
@@ -198,6 +202,6 @@ def against_stored(
 def change_table(changes: Sequence[Change]) -> pd.DataFrame:
     """The changes in percent, ready to be shown."""
     frame = frame_of(changes)
-    shares = ["change", "low", "high", "noise_floor", "minimum_detectable_change"]
+    shares = ["change", "low", "high", "minimum_detectable_change", "layout"]
     shown = (frame[shares] * 100).round(2).add_suffix("_percent")
     return pd.concat([frame[["benchmark", "status"]], shown, frame[["blocks", "work"]]], axis=1)

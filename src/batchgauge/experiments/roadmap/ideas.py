@@ -187,9 +187,9 @@ def _gain_words(row: Mapping[Any, Any]) -> str:
     today = rate_text(row["sustained_today_per_s"]) if row["sustained_today_per_s"] else "none"
     most = " or more" * (row["sustained_ends"] == "at the highest rate swept")
     return (
-        f"{row['in_time_share']:.0%} of requests in time instead of {row['in_time_today']:.0%}, "
+        f"{percent(row['in_time_share'])} of requests in time instead of {percent(row['in_time_today'])}, "
         f"{rate_text(row['sustained_requests_per_s'])}{most} requests/s sustained with "
-        f"{IN_TIME:.0%} in time (today: {today} of the rates simulated), and a p90 wait "
+        f"{percent(IN_TIME)} in time (today: {today} of the rates simulated), and a p90 wait "
         f"{row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
         f"{row['waiting_gain_high']:.1f}]" + f" ({row['basis']})" * ("not" in row["basis"])
     )

@@ -13,6 +13,7 @@ from batchgauge.experiments.serving.forecast import RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Score, Section
 from batchgauge.statistics import Interval
+from batchgauge.text import percent
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
 GAIN_GOAL, OWN_GOAL = 1.5, 0.02
@@ -121,7 +122,7 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
         own.low, own.high, better="lower",
     )  # fmt: skip
     said = (
-        f"The scheduler itself takes {own.value:.2%} [{own.low:.2%}, {own.high:.2%}] of the time "
+        f"The scheduler itself takes {percent(own.value, 2)} [{percent(own.low, 2)}, {percent(own.high, 2)}] of the time "
         f"of a step."
     )
     return Section(
@@ -147,8 +148,8 @@ def classes(case: ServingCase) -> Section:
     table = trouble.by_order(case)
     share = table.set_index(["order", "class"])["in_time_share"]
     said = "; ".join(
-        f"{name}: {share['fifo', name]:.0%} in time first come first served, "
-        f"{share['priority', name]:.0%} by class"
+        f"{name}: {percent(share['fifo', name])} in time first come first served, "
+        f"{percent(share['priority', name])} by class"
         for name in dict.fromkeys(table["class"])
     )
     return Section(

@@ -10,87 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
+from batchgauge.measuring.gate.judging import BLIND, Change, Status, changed_work
 from batchgauge.measuring.paired import AA_CONTROL, CONTROL
 from batchgauge.statistics import Estimate, difference, minimum_detectable_change, relative
 
-Status = Literal[
-    "regression", "slower, not confirmed", "faster", "no significant difference", "inconclusive"
-]
 # Files of two sessions carry the machine's drift; the interleaved gate has its own, lower one.
 THRESHOLD = 0.05
-_TOLERANT = ("bytes", "instructions")
-_TOLERANCE = 0.01
-_LEAST_BYTES = 16384.0  # free lists and caches move by some kilobytes
 
 Logs = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One benchmark, new against base; all but `blocks` and texts are relative (0.1 = 10 %).
-
-    `work` names deterministic counters that changed, "" when none did. `blocks` counts the
-    units of the interval: processes where several ran, else blocks.
-    """
-
-    benchmark: str
-    change: float
-    low: float
-    high: float
-    noise_floor: float
-    minimum_detectable_change: float
-    threshold: float
-    blocks: int
-    status: Status
-    work: str = ""
-
-    @property
-    def fails(self) -> bool:
-        """True when a gate should stop: a confirmed slow-down, or other work than before."""
-        return self.status == "regression" or bool(self.work)
-
-
-def suspicious(estimate: Estimate, *, threshold: float, noise_floor: float) -> bool:
-    """One round of evidence: the interval's low end (log time ratio) is beyond the threshold.
-
-    And its middle is beyond the noise floor (both relative).
-    """
-    return estimate.low > math.log1p(threshold) and estimate.value > math.log1p(noise_floor)
-
-
-def classify(
-    rounds: Sequence[Estimate], *, threshold: float, noise_floors: Sequence[float], mdc: float
-) -> Status:
-    """The status after one or two rounds of evidence, each with its own noise floor.
-
-    `regression` needs both.
-    """
-    seen = [
-        suspicious(e, threshold=threshold, noise_floor=floor)
-        for e, floor in zip(rounds, noise_floors, strict=True)
-    ]
-    if all(seen):
-        return "regression" if len(rounds) > 1 else "slower, not confirmed"
-    if any(seen):
-        return "slower, not confirmed"
-    first = rounds[0]
-    if first.high < 0.0 and -first.value > math.log1p(noise_floors[0]):
-        return "faster"
-    return "no significant difference" if is_conclusive(mdc, threshold) else "inconclusive"
-
-
-def is_conclusive(mdc: float, threshold: float) -> bool:
-    """Whether a minimum detectable change is small enough to say that nothing changed."""
-    return mdc <= max(threshold, 0.05)
 
 
 def compare_runs(
@@ -103,11 +38,10 @@ def compare_runs(
 ) -> list[Change]:
     """Changes of every benchmark that both runs have, in the base's order.
 
-    `threshold` is relative; `thresholds` replaces it for benchmarks by name. The first
-    and the second half of each run are the two rounds: a regression must stand out in the
-    whole and be beyond the threshold in both halves. Raises UserError (exit code 2) when the
-    runs do not compare: other machine, other workload or seed, no common benchmark, one
-    sample only.
+    `threshold` is relative; `thresholds` replaces it for benchmarks by name. What is slower
+    must be beyond it surely in the whole, and in both halves. Raises UserError (exit code 2)
+    when the runs do not compare: other machine, other workload or seed, no common benchmark,
+    one sample only.
     """
     _check_comparable(base, new, allow_other_machine=allow_other_machine)
     sides = [_steady(frame) for frame in (base, new)]
@@ -163,28 +97,37 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
             )
     logs = [_units(rows) for rows in (base, new)]
     whole = difference(logs[1], logs[0])
-    twice = difference(logs[0], logs[0])
-    floor = relative(twice.half_width)
-    mdc = minimum_detectable_change(twice.half_width)
-    status = classify([whole] * 2, threshold=threshold, noise_floors=[floor] * 2, mdc=mdc)
-    halves = [_halves(rows) for rows in (base, new)]
+    seen = minimum_detectable_change(whole.half_width)
     again = all(
-        np.median(n) - np.median(b) > math.log1p(threshold) for b, n in zip(*halves, strict=True)
+        np.median(n) - np.median(b) > math.log1p(threshold)
+        for b, n in zip(*(_halves(rows) for rows in (base, new)), strict=True)
     )
-    if status == "regression" and not again:
-        status = "slower, not confirmed"
+    medians = [float(np.exp(np.median(_per_item(rows)))) for rows in (base, new)]
+    calls = [float(rows["items"].iloc[0]) for rows in (base, new)]
     return Change(
         benchmark=name,
         change=relative(whole.value),
         low=relative(whole.low),
         high=relative(whole.high),
-        noise_floor=floor,
-        minimum_detectable_change=mdc,
+        minimum_detectable_change=seen,
         threshold=threshold,
         blocks=min(x.size for x in logs),
-        status=status,
+        status=_status(whole, seen, threshold, again=again),
         work=changed_work(_counters(base), _counters(new)),
+        base_ms=medians[0] * calls[0],
+        new_ms=medians[1] * calls[1],
     )
+
+
+def _status(whole: Estimate, seen: float, threshold: float, *, again: bool) -> Status:
+    """The verdict on two stored runs; `again`: both halves were beyond the threshold."""
+    if whole.low > math.log1p(threshold):
+        return "slower" if again else "could not see"  # a burst of other load
+    if whole.low > 0.0:
+        return "slower, but within the threshold"
+    if whole.high < 0.0:
+        return "faster"
+    return "no change seen" if seen <= max(threshold, BLIND) else "could not see"
 
 
 def _per_item(rows: pd.DataFrame) -> Logs:
@@ -210,32 +153,3 @@ def _counters(rows: pd.DataFrame) -> dict[str, float]:
         return {key: float(value) for key, value in counters.items()}
     except (ValueError, AttributeError, TypeError):
         raise UserError("A counters column is not JSON of numbers; is the file damaged?") from None
-
-
-def changed_work(base: Mapping[str, float], new: Mapping[str, float]) -> str:
-    """Which counters differ, e.g. `tokens 50 → 52`.
-
-    Bytes and instructions count when they grow by more than 1 % (bytes: and 16 KiB); fewer
-    are no reason to stop.
-    """
-    notes = []
-    for key in sorted(set(base) & set(new)):
-        change = new[key] - base[key]
-        if key.endswith(_TOLERANT):
-            least = _LEAST_BYTES if key.endswith("bytes") else 0.0
-            differs = change > max(_TOLERANCE * abs(base[key]), least)
-        else:
-            differs = change != 0.0
-        if differs:
-            notes.append(f"{key} {base[key]:g} → {new[key]:g}")
-    return ", ".join(notes)
-
-
-def frame_of(changes: Sequence[Change]) -> pd.DataFrame:
-    """One row a benchmark."""
-    return pd.DataFrame([{**asdict(c), "fails": c.fails} for c in changes])
-
-
-def exit_code(changes: Sequence[Change]) -> int:
-    """0 when nothing fails, else 1."""
-    return int(any(c.fails for c in changes))

@@ -1,6 +1,6 @@
 """The processes of the regression gate: which revision, how much to measure, and the worker.
 
-Leaves out what to ask of the workers and what it means; see `gate`.
+Leaves out what to ask of the workers and what it means; see `rounds`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import psutil
 
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import performance_cpus, usable_cpus
+from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
 
-# The interleaved ratio needs less margin than files of two sessions: with 5 % here, a slow-down
-# of exactly 5 % would be found in one of forty runs.
-THRESHOLD = 0.02
-SLICE_S = 0.5  # more of one process would not tell how processes differ
-FEWEST = 6  # process rounds; an interval over fewer is too wide to say anything
-EVERY = 4  # process rounds between two looks; each look is one more chance of a false alarm
+# A ratio of interleaved processes needs less margin than files of two sessions: with 5 % here,
+# a slow-down of exactly 5 % would be found in one of a hundred runs.
+THRESHOLD = 0.01
+SLICE_S = 0.25  # more of one process would not tell how processes differ
 _WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -41,48 +41,61 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class GatePlan:
-    """How much to measure: a round has at most `processes` process rounds.
+class ProcessLayout:
+    """What differs between the rounds, is the same for both sides of one, and is no code.
 
-    From `least` of them on, it ends for a benchmark as soon as the answer is clear. After
-    `seconds` of wall time a benchmark, workers' starts included, it ends for all of them,
-    if there were `FEWEST`.
+    Such things move the time of a program by several percent (Mytkowicz et al., "Producing
+    wrong data without doing anything obviously wrong!", ASPLOS 2009): bytes added to the
+    environment, characters added to the path of the checkout, the seed of string hashes, and
+    the order in which modules are imported.
+    """
+
+    padding: int
+    path: int
+    hash_seed: int
+    order: int
+
+    @classmethod
+    def of(cls, seed: int, round_: int) -> ProcessLayout:
+        """The layout of one round."""
+        draw = np.random.default_rng((seed, round_)).integers
+        return cls(
+            *(int(draw(low, high)) for low, high in ((0, 4096), (1, 64), (0, 1000), (0, 1000)))
+        )
+
+    def __str__(self) -> str:
+        return "/".join(str(value) for value in asdict(self).values())
+
+
+@dataclass(frozen=True, slots=True)
+class GatePlan:
+    """How much to measure: at most `rounds` of two fresh workers, and `seconds` a benchmark.
+
+    A benchmark ends at the first look that leaves no doubt, see `sequential`. The seconds are
+    wall time, starts of workers included; how many rounds fit is fixed after the first.
     """
 
     benchmarks: Sequence[str]
     suite: Path
     options: Mapping[str, Any]
-    seconds: float = 30.0
-    processes: int = 64
-    least: int = 10
+    seconds: float = 60.0
+    rounds: int = 64
     threshold: float = THRESHOLD
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by benchmark
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.processes, self.least) < 2 or self.seconds <= 0 or not 0 <= self.threshold < 10:
+        if self.rounds < LEAST or self.seconds <= 0 or not 0 <= self.threshold < 10:
             raise UserError(
-                f"processes={self.processes}, seconds={self.seconds}, threshold="
-                f"{self.threshold}; expected at least 2 processes, and positive numbers."
+                f"rounds={self.rounds}, seconds={self.seconds}, threshold={self.threshold}; "
+                f"expected at least {LEAST} rounds, and positive numbers."
             )
 
-    @property
-    def slice_s(self) -> float:
-        """Seconds that one process round measures a benchmark."""
-        return min(SLICE_S, self.seconds / self.processes)
-
-    def is_over(self, done: int, seconds: float) -> bool:
-        """Whether time is up for a benchmark, after so many process rounds and wall seconds."""
-        return done >= FEWEST and seconds > self.seconds
-
-    def is_look(self, done: int) -> bool:
-        """Whether it is time, after so many process rounds, to see if the answer is clear."""
-        return done >= self.least and (done - self.least) % EVERY == 0
-
-    def threshold_of(self, benchmark: str) -> float:
-        """The slow-down that this benchmark may pass (0.02 = 2 %)."""
-        return self.thresholds.get(benchmark, self.threshold)
+    def design(self, benchmark: str, fit: int) -> SequentialDesign:
+        """When to look at a benchmark where `fit` rounds fit in the time."""
+        threshold = self.thresholds.get(benchmark, self.threshold)
+        return SequentialDesign(max(LEAST, min(fit, self.rounds)), threshold)
 
 
 class WorkerError(Exception):
@@ -92,16 +105,18 @@ class WorkerError(Exception):
 class Worker:
     """A process that times one revision's benchmarks; a context manager that ends it."""
 
-    def __init__(self, side: Side, plan: GatePlan) -> None:
+    def __init__(self, side: Side, plan: GatePlan, layout: ProcessLayout, folder: Path) -> None:
         self.side = side
         environment = {
             **os.environ,
-            "PYTHONPATH": str(side.source),
-            "PYTHONHASHSEED": "0",  # equal dict and set layouts in every process
+            "PYTHONPATH": str(_at_length(side.source, folder, layout.path)),
+            "PYTHONHASHSEED": str(layout.hash_seed),
+            "BATCHGAUGE_GATE_PADDING": "x" * layout.padding,
         }
         self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the worker
+        options = json.dumps(dict(plan.options))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER), str(plan.suite), json.dumps(dict(plan.options))],
+            [sys.executable, "-P", str(_WORKER), str(plan.suite), options, str(layout.order)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -174,3 +189,17 @@ class Worker:
         if "error" in answer:
             raise WorkerError(f"on '{self.side.name}': {answer['error']}")
         return answer
+
+
+def _at_length(source: Path, folder: Path, length: int) -> Path:
+    """A link to `source` in `folder` whose name has `length` characters; `source` without links.
+
+    Caches of compiled code lie beside the files, so that all links share them.
+    """
+    link = folder / ("p" * length)
+    try:
+        if not link.is_symlink():
+            link.symlink_to(source.resolve(), target_is_directory=True)
+    except OSError:  # Windows asks for a privilege
+        return source
+    return link

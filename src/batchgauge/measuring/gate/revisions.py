@@ -1,8 +1,9 @@
-"""Other revisions of this project, checked out beside it for the time of a comparison."""
+"""Revisions of this project, checked out beside it for the time of a comparison."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -49,8 +50,7 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
     Raises UserError for a revision that is unknown or that has no package to measure.
     """
     commit = resolve(root, revision)
-    with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:
-        place = Path(folder) / "tree"
+    with _place() as place:
         made = _git(root, "worktree", "add", "--quiet", "--detach", str(place), commit)
         if made.returncode:
             raise UserError(f"git could not check out '{revision}': {made.stderr.strip()}")
@@ -61,6 +61,26 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
         finally:
             _git(root, "worktree", "remove", "--force", str(place))
     _git(root, "worktree", "prune")
+
+
+@contextlib.contextmanager
+def copy(package: Path, *, compiled: bool = False) -> Iterator[Path]:
+    """A throw-away tree with a copy of `package` as it lies there, as a worktree would have it.
+
+    `compiled`: with the kernels compiled there; these may be of another state of the code that
+    they call, so do not compare revisions with them.
+    """
+    ignored = None if compiled else shutil.ignore_patterns("__pycache__")
+    with _place() as place:
+        shutil.copytree(package, place / PACKAGE, ignore=ignored)
+        yield place
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    """Where a tree may be put; the paths of all of them have one length."""
+    with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:
+        yield Path(folder) / "tree"
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

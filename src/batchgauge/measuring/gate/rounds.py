@@ -1,251 +1,248 @@
-"""The regression gate: two revisions in the same session, in alternating processes.
+"""The regression gate: two revisions in the same session, two fresh processes a round.
 
-Each process round starts three fresh workers (base, base again, new) with a fixed hash
-seed, and asks them for samples in turn, in seeded palindromic order, so that all three see
-the same conditions. The evidence is one log ratio a process round, the median over its blocks;
-its interval runs over process rounds. The second base gives the noise floor. What looks
-slower is measured again with fresh processes, and fails only when seen again. A round
-ends early for a benchmark whose answer is clear; the simulated gate ends early too.
+A round starts one worker of each side in a layout of its own (environment, path, hash seed,
+import order: the same for both sides), and asks them for samples in turn, in palindromic order
+that alternates, so that both see the same conditions. The evidence is one log ratio a round, the
+median over its blocks. A benchmark ends at the first look that leaves no doubt; see
+`sequential` for the looks and `judging` for the verdicts. A first round that is not counted
+compiles what each side needs, and counts its work.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from batchgauge.clock import Elapsed
 from batchgauge.errors import UserError
-from batchgauge.measuring.gate.compare import (
-    Change,
-    changed_work,
-    classify,
-    is_conclusive,
-    suspicious,
+from batchgauge.measuring.gate.judging import Change, change_of, is_over
+from batchgauge.measuring.gate.process import (
+    SLICE_S,
+    GatePlan,
+    ProcessLayout,
+    Side,
+    Worker,
+    WorkerError,
 )
-from batchgauge.measuring.gate.process import GatePlan, Side, Worker, WorkerError
-from batchgauge.measuring.paired import AA_CONTROL
-from batchgauge.measuring.progress import Bar
+from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
 from batchgauge.measuring.record import Amount, Labels, Sample
-from batchgauge.statistics import Estimate, location, minimum_detectable_change, relative
 
 Logs = npt.NDArray[np.float64]
+SIDES = ("base", "new")
+_MOST_BLOCKS = 200
+_LATE = 1.5  # times the time, and the machine has slowed down: end without a verdict
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """One round of one benchmark: log(time new ÷ time base) [process rounds], and base ÷ base."""
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Two fresh processes on one benchmark: log ratio new ÷ base, and their medians in ms."""
 
-    ratios: Logs
-    aa_ratios: Logs
-    counters: tuple[Mapping[str, float], Mapping[str, float]]
-    seconds: float = math.nan  # wall time of one process round of this benchmark
-
-    @cached_property
-    def estimate(self) -> Estimate:
-        """The log time ratio with its interval over process rounds."""
-        return location(self.ratios)
-
-    @cached_property
-    def half_width(self) -> float:
-        """Of the A/A interval, in logs."""
-        return location(self.aa_ratios).half_width
+    benchmark: str
+    number: int
+    layout: ProcessLayout
+    log_ratio: float
+    base_ms: float
+    new_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate found: one change a benchmark, all samples, and what could not be measured."""
+    """What the gate found: a change a benchmark, all rounds and samples, what was not measured."""
 
     changes: list[Change]
+    rounds: list[Round]
     samples: list[Sample]
-    evidence: dict[str, list[Evidence]]
     problems: dict[str, str]
 
 
-def gate(base: Side, new: Side, plan: GatePlan) -> GateResult:
-    """Compare `new` with `base`; what looks slower is measured a second time.
+@dataclass(slots=True)
+class _Benchmark:
+    """One benchmark while it is measured: what the sides said of it, and its rounds."""
 
-    Raises UserError when no benchmark runs on both sides, or a worker does not start.
-    """
-    rounds: dict[str, list[Evidence]] = {}
-    evidence, samples, problems = measure_round(base, new, plan)
-    for name, first in evidence.items():
-        rounds[name] = [first]
-    if not rounds:
-        reason = next(iter(problems.values()), "nothing was selected")
-        raise UserError(f"No benchmark ran on both revisions: {reason}")
-    again = [n for n, e in evidence.items() if looks_slower(e, plan.threshold_of(n))]
-    if again:
-        more, further, _ = measure_round(base, new, plan, only=again, first_process=plan.processes)
-        samples += further
-        for name, second in more.items():
-            rounds[name].append(second)
-    changes = [decide(name, rows, plan.threshold_of(name)) for name, rows in rounds.items()]
-    return GateResult(changes, samples, rounds, problems)
-
-
-def looks_slower(evidence: Evidence, threshold: float) -> bool:
-    """True when one round's evidence asks for a second."""
-    floor = relative(evidence.half_width)
-    return suspicious(evidence.estimate, threshold=threshold, noise_floor=floor)
-
-
-def is_clear(evidence: Evidence, threshold: float) -> bool:
-    """True when one round's evidence leaves no doubt: surely slower, or surely not so slow.
-
-    The latter only where a change of interest would have shown; see `compare.classify`.
-    """
-    passes = evidence.estimate.high < math.log1p(threshold) and is_conclusive(
-        minimum_detectable_change(evidence.half_width), threshold
-    )
-    return passes or looks_slower(evidence, threshold)
-
-
-def decide(name: str, rounds: Sequence[Evidence], threshold: float) -> Change:
-    """The verdict on one benchmark after its one or two rounds; numbers are the last round's.
-
-    The noise floor of a round must be passed in that round; the larger one is reported.
-    """
-    halves = [r.half_width for r in rounds]
-    floor = relative(max(halves))
-    last = rounds[-1].estimate
-    return Change(
-        benchmark=name,
-        change=relative(last.value),
-        low=relative(last.low),
-        high=relative(last.high),
-        noise_floor=floor,
-        minimum_detectable_change=minimum_detectable_change(max(halves)),
-        threshold=threshold,
-        blocks=sum(r.ratios.size for r in rounds),
-        status=classify(
-            [r.estimate for r in rounds],
-            threshold=threshold,
-            noise_floors=[relative(half) for half in halves],
-            mdc=minimum_detectable_change(max(halves)),
-        ),
-        work=changed_work(*rounds[0].counters),
-    )
-
-
-def measure_round(
-    base: Side, new: Side, plan: GatePlan, *, only: Sequence[str] = (), first_process: int = 0
-) -> tuple[dict[str, Evidence], list[Sample], dict[str, str]]:
-    """One round: evidence per benchmark, its samples, and the reasons of those that failed."""
-    sides = {"base": base, AA_CONTROL: base, "new": new}
-    seen = {name: _Seen() for name in only or plan.benchmarks}
-    open_ = list(seen)
-    samples: list[Sample] = []
-    problems: dict[str, str] = {}
-    start = time.perf_counter()
-    with Bar(total=0, desc="gate", unit="process", disable=not plan.progress) as bar:
-        for done in range(plan.processes):
-            process = first_process + done
-            if plan.is_look(done):
-                open_ = [n for n in open_ if not is_clear(seen[n].evidence, plan.threshold_of(n))]
-            passed = (time.perf_counter() - start) / len(seen)
-            if not open_ or plan.is_over(done, passed):
-                break
-            bar.total = bar.n + (plan.processes - done) * len(open_)
-            rng = np.random.default_rng((plan.seed, process))
-            with ExitStack() as stack:
-                order = rng.permutation(list(sides)).tolist()
-                workers = {k: stack.enter_context(Worker(sides[k], plan)) for k in order}
-                for worker in workers.values():
-                    worker.check()
-                for name in open_:
-                    bar.set_postfix_str(name)
-                    begin = time.perf_counter()
-                    try:
-                        table, work = _one(name, workers, process, rng, plan, samples)
-                    except WorkerError as problem:
-                        problems[name] = str(problem)
-                        continue
-                    seen[name].add(table, work, time.perf_counter() - begin)
-                    bar.update()
-            open_ = [n for n in open_ if n not in problems]
-    found = {n: s.evidence for n, s in seen.items() if s.ratios and n not in problems}
-    return found, samples, problems
-
-
-class _Seen:
-    """What the process rounds of one benchmark gave so far."""
-
-    def __init__(self) -> None:
-        self.ratios: list[float] = []
-        self.aa_ratios: list[float] = []
-        self.seconds: list[float] = []
-        self.work: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
-
-    def add(
-        self,
-        table: Mapping[str, Logs],
-        work: tuple[Mapping[str, float], Mapping[str, float]],
-        seconds: float,
-    ) -> None:
-        both = (table["base"] + table[AA_CONTROL]) / 2.0  # two looks: less noise
-        self.ratios.append(float(np.median(table["new"] - both)))
-        self.aa_ratios.append(float(np.median(table[AA_CONTROL] - table["base"])))
-        self.seconds.append(seconds)
-        self.work = work
+    name: str
+    about: dict[str, dict[str, Any]]
+    design: SequentialDesign | None = None
+    rounds: list[Round] = field(default_factory=list)
+    seconds: float = 0.0  # wall time, with its share of the workers' starts
+    problem: str = ""
 
     @property
-    def evidence(self) -> Evidence:
-        seconds = float(np.mean(self.seconds))
-        return Evidence(np.array(self.ratios), np.array(self.aa_ratios), self.work, seconds)
+    def ratios(self) -> Logs:
+        return np.array([r.log_ratio for r in self.rounds])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another round may change the verdict."""
+        if self.problem:
+            return False
+        if self.design is None or len(self.rounds) not in self.design.looks:
+            return True
+        last = len(self.rounds) == self.design.most
+        return not last and not is_over(self.design.look(self.ratios), self.design)
+
+    def change(self) -> Change:
+        assert self.design is not None
+        counters = tuple(self.about[side]["counters"] for side in SIDES)
+        return change_of(
+            self.name,
+            self.ratios,
+            self.design,
+            counters=(counters[0], counters[1]),
+            seconds=self.seconds,
+            base_ms=float(np.median([r.base_ms for r in self.rounds])),
+            new_ms=float(np.median([r.new_ms for r in self.rounds])),
+        )
 
 
-def _one(
-    name: str,
-    workers: Mapping[str, Worker],
-    process: int,
-    rng: np.random.Generator,
-    plan: GatePlan,
-    samples: list[Sample],
-) -> tuple[dict[str, Logs], tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Blocks of one benchmark in one process round: mean log(time per call) per side [blocks]."""
-    ready = _prepared(name, workers)
-    end = time.perf_counter() + plan.slice_s
-    loops = int(ready["base"]["loops"])
-    logs: dict[str, list[float]] = {key: [] for key in workers}
-    block = 0
-    while block < 1 or (time.perf_counter() < end and block < 200):
-        order = rng.permutation(list(workers)).tolist()
-        for position, key in enumerate(order + order[::-1]):
-            worker = workers[key]
-            took = worker.ask(sample=name, loops=loops, slow=worker.side.slow)
-            elapsed, info = Elapsed(took["wall_ns"], took["cpu_ns"], loops), ready[key]
-            logs[key].append(math.log(elapsed.wall_ms))
-            labels = Labels(name, key, info["part"], info["parameters"], process)
-            amount = Amount(*(info[k] for k in ("items", "tokens", "batch_size", "counters")))
-            place = {"block": block, "position": position, "is_warmup": False}
-            samples.append(labels.sample(amount, elapsed, **place))
-        block += 1
-    work = (ready["base"]["counters"], ready["new"]["counters"])
-    return {key: np.array(rows).reshape(-1, 2).mean(axis=1) for key, rows in logs.items()}, work
+def gate(base: Side, new: Side, plan: GatePlan) -> GateResult:
+    """Compare `new` with `base`, benchmark by benchmark, round by round.
+
+    Raises UserError when no benchmark runs on both sides, a worker does not start, or the
+    machine slows down so much that too few rounds fit.
+    """
+    sides = dict(zip(SIDES, (base, new), strict=True))
+    samples: list[Sample] = []
+    with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:
+        place = Path(folder)
+        start = time.perf_counter()
+        with _workers(sides, plan, 0, place) as workers:
+            all_ = [_described(name, workers) for name in plan.benchmarks]
+        _share(time.perf_counter() - start, all_)
+        bar = tqdm(desc="gate", unit="round", total=plan.rounds, disable=not plan.progress)
+        for number in range(1, plan.rounds + 1):
+            open_ = [b for b in all_ if b.is_open]
+            spent = time.perf_counter() - start
+            whole = plan.seconds * len(all_)
+            if not open_ or (number > LEAST and spent > _LATE * whole):
+                break
+            bar.set_postfix(benchmarks=len(open_))
+            begin = time.perf_counter()
+            with _workers(sides, plan, number, place) as workers:
+                for benchmark in open_:
+                    _measure(benchmark, workers, number, plan, samples)
+            took = time.perf_counter() - begin
+            _share(took, open_)
+            if number == 1:
+                fit = int((whole - spent) / took)
+                bar.total = min(max(fit, LEAST), plan.rounds)
+                for benchmark in all_:
+                    benchmark.design = plan.design(benchmark.name, fit)
+            bar.update()
+        bar.close()
+    problems = {b.name: b.problem for b in all_ if b.problem}
+    measured = [b for b in all_ if not b.problem]
+    if not measured:
+        reason = next(iter(problems.values()), "nothing was selected")
+        raise UserError(f"No benchmark ran on both revisions: {reason}")
+    rounds = [r for b in measured for r in b.rounds]
+    return GateResult([b.change() for b in measured], rounds, samples, problems)
 
 
-def _prepared(name: str, workers: Mapping[str, Worker]) -> dict[str, Mapping[str, Any]]:
-    """What the workers say of the benchmark that all of them prepare side by side."""
+def _share(seconds: float, benchmarks: Sequence[_Benchmark]) -> None:
+    for benchmark in benchmarks:
+        benchmark.seconds += seconds / len(benchmarks)
+
+
+@contextmanager
+def _workers(
+    sides: Mapping[str, Side], plan: GatePlan, number: int, folder: Path
+) -> Iterator[dict[str, Worker]]:
+    """One fresh worker of each side, in the round's layout; which starts first alternates."""
+    layout = ProcessLayout.of(plan.seed, number)
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for key in SIDES if number % 2 else SIDES[::-1]:
+            place = folder / key.ljust(4, "_")  # names of one length
+            place.mkdir(exist_ok=True)
+            workers[key] = stack.enter_context(Worker(sides[key], plan, layout, place))
+        for worker in workers.values():
+            worker.check()
+        yield workers
+
+
+def _described(name: str, workers: Mapping[str, Worker]) -> _Benchmark:
+    """What both sides say of a benchmark, or why one cannot run it."""
+    try:
+        return _Benchmark(name, _asked(workers, describe=name))
+    except WorkerError as problem:
+        return _Benchmark(name, {}, problem=str(problem))
+
+
+def _asked(workers: Mapping[str, Worker], **request: Any) -> dict[str, dict[str, Any]]:
+    """The answers of workers that work side by side, on all cores."""
     for worker in workers.values():
         worker.settle(everywhere=True)
-        worker.send(prepare=name)
-    ready: dict[str, Mapping[str, Any]] = {}
+        worker.send(**request)
+    answers: dict[str, dict[str, Any]] = {}
     problem = None
     for key, worker in workers.items():
         try:
-            ready[key] = worker.answer()
+            answers[key] = worker.answer()
         except WorkerError as said:  # the others' answers must still be read
             problem = said
     if problem is not None:
         raise problem
     for worker in workers.values():
         worker.settle()
-    return ready
+    return answers
+
+
+def _measure(
+    benchmark: _Benchmark,
+    workers: Mapping[str, Worker],
+    number: int,
+    plan: GatePlan,
+    samples: list[Sample],
+) -> None:
+    """One round of one benchmark, added to it."""
+    loops = int(benchmark.about["base"]["loops"])
+    try:
+        _asked(workers, prepare=benchmark.name, loops=loops)
+        logs = _blocks(benchmark, workers, number, samples)
+    except WorkerError as problem:
+        benchmark.problem = str(problem)
+        return
+    base, new = (logs[key] for key in SIDES)
+    benchmark.rounds.append(
+        Round(
+            benchmark.name,
+            number,
+            ProcessLayout.of(plan.seed, number),
+            float(np.median(new - base)),
+            math.exp(float(np.median(base))),
+            math.exp(float(np.median(new))),
+        )
+    )
+
+
+def _blocks(
+    benchmark: _Benchmark, workers: Mapping[str, Worker], number: int, samples: list[Sample]
+) -> dict[str, Logs]:
+    """Mean log(ms per call) of each side [blocks]; each block has two samples a side."""
+    loops = int(benchmark.about["base"]["loops"])
+    logs: dict[str, list[float]] = {key: [] for key in SIDES}
+    end = time.perf_counter() + SLICE_S
+    block = 0
+    while block < 1 or (time.perf_counter() < end and block < _MOST_BLOCKS):
+        order = SIDES if (number + block) % 2 else SIDES[::-1]
+        for position, key in enumerate(order + order[::-1]):
+            worker, about = workers[key], benchmark.about[key]
+            took = worker.ask(sample=benchmark.name, loops=loops, slow=worker.side.slow)
+            elapsed = Elapsed(took["wall_ns"], took["cpu_ns"], loops)
+            logs[key].append(math.log(elapsed.wall_ms))
+            labels = Labels(benchmark.name, key, about["part"], about["parameters"], number)
+            amount = Amount(*(about[k] for k in ("items", "tokens", "batch_size", "counters")))
+            place = {"block": block, "position": position, "is_warmup": False}
+            samples.append(labels.sample(amount, elapsed, **place))
+        block += 1
+    return {key: np.array(rows).reshape(-1, 2).mean(axis=1) for key, rows in logs.items()}

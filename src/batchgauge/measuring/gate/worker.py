@@ -1,23 +1,29 @@
 """One process of the regression gate: prepares and times benchmarks on request.
 
-Run by path, never imported: `python -P worker.py SUITE OPTIONS`, with PYTHONPATH at the
-revision under test. Only the standard library, the given suite file and the revision's own
-package are imported, so both revisions are timed by the same code. Requests and answers are
-JSON, one a line, on standard input and output:
+Run by path, never imported: `python -P worker.py SUITE OPTIONS ORDER`, with PYTHONPATH at the
+revision under test; ORDER seeds the order in which modules are imported. Only the standard
+library, the given suite file and the revision's own package with what it needs are imported,
+so both revisions are timed by the same code. Requests and answers are JSON, one a line, on
+standard input and output:
 
     {"where": true}                      -> {"package": FOLDER}
-    {"prepare": NAME}                    -> {"loops": 7, "items": 32, "tokens": 50, …}
+    {"describe": NAME}                   -> {"loops": 7, "items": 32, "tokens": 50, …}
+    {"prepare": NAME, "loops": 7}        -> {}
     {"sample": NAME, "loops": 7, "slow": 0.1} -> {"wall_ns": 1, "cpu_ns": 1} for all loops
 
-`slow` prolongs the timed stretch by that fraction in a busy wait: an injected slow-down.
+`describe` compiles and caches what the benchmark needs and counts its work; `prepare` only
+builds it and runs it warm. `slow` prolongs the timed stretch by that fraction in a busy wait:
+an injected slow-down.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
+import random
 import sys
 import time
 import tracemalloc
@@ -26,12 +32,17 @@ from pathlib import Path
 from typing import Any
 
 SAMPLE_NS = 2_000_000
+# What the suite imports anyway, in any revision; those that one has not are left out.
+MODULES = ["numpy", "fnmatch", "hashlib", "functools", "itertools", "dataclasses"]
+MODULES += [f"batchgauge.{name}" for name in ("errors", "request", "protocols", "workload")]
+MODULES += [f"batchgauge.{name}" for name in ("registry", "core.model_facts")]
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no answer
+        _import_in_order(int(sys.argv[3]))
         suite = _load(Path(sys.argv[1]), "batchgauge_gate_suite")
         subject = suite.Subject(**json.loads(sys.argv[2]))
         benchmarks = {b.name: b for b in suite.BENCHMARKS}
@@ -44,8 +55,13 @@ def main() -> None:
                 if "where" in request:
                     package = sys.modules["batchgauge"].__file__ or ""
                     answer = {"package": str(Path(package).parent)}
+                elif "describe" in request:
+                    answer = _describe(benchmarks[request["describe"]], subject)
                 elif "prepare" in request:
-                    answer = _prepare(benchmarks[request["prepare"]], subject, calls)
+                    name = request["prepare"]
+                    calls[name] = benchmarks[name].prepare(subject).call
+                    answer = {}
+                    _sample(calls[name], request["loops"], 0.0)
                 else:
                     call = calls[request["sample"]]
                     answer = _sample(call, request["loops"], request.get("slow", 0.0))
@@ -53,6 +69,13 @@ def main() -> None:
                 answer = {"error": f"{type(problem).__name__}: {problem}"}
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
+
+
+def _import_in_order(seed: int) -> None:
+    """Import `MODULES` in the order of `seed`."""
+    for name in random.Random(seed).sample(MODULES, len(MODULES)):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def _load(path: Path, name: str) -> Any:
@@ -65,12 +88,10 @@ def _load(path: Path, name: str) -> Any:
     return module
 
 
-def _prepare(
-    benchmark: Any, subject: Any, calls: dict[str, Callable[[], object]]
-) -> dict[str, Any]:
-    """Build the benchmark's call, run it warm, and say how many loops fill a sample."""
+def _describe(benchmark: Any, subject: Any) -> dict[str, Any]:
+    """Build the benchmark's call, run it warm, say how many loops fill a sample and its work."""
     prepared = benchmark.prepare(subject)
-    call = calls[benchmark.name] = prepared.call
+    call = prepared.call
     loops = 1
     while True:
         took = _sample(call, loops, 0.0)["wall_ns"]

@@ -1,0 +1,211 @@
+"""The gate's decisions on this very code: unchanged, or slowed down on purpose, and its rates.
+
+Both sides are copies of the package in trees of their own, as a comparison of revisions has
+them. An injected slow-down is a busy wait that prolongs every timed stretch, or a change of the
+code: turns of an empty loop in a function that the benchmark calls, as many as take that part
+of its time here. Whole decisions are kept, with the conditions they were made under and the
+log ratio of every round, so that they can be judged anew; `batchgauge gate-trial` collects them.
+"""
+
+from __future__ import annotations
+
+import os
+import timeit
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from batchgauge import suite
+from batchgauge.errors import UserError
+from batchgauge.files import write_csv
+from batchgauge.machine.identity import Run
+from batchgauge.measuring.gate.judging import Change, Status, judged
+from batchgauge.measuring.gate.process import GatePlan, Side
+from batchgauge.measuring.gate.revisions import PACKAGE, copy
+from batchgauge.measuring.gate.rounds import GateResult, gate
+from batchgauge.measuring.gate.sequential import SequentialDesign
+from batchgauge.statistics import clustered_proportion
+
+# What the gate is tried on: cheap calls, a decision on which takes less than a minute.
+CHEAP = (
+    "tokenize/batch=32/chars=200,detokenize/batch=32/chars=200,statistics/items=1000,"
+    "lookup/items=1000"
+)
+FILES = ("decisions.csv", "rounds.csv")
+Kind = Literal["none", "wait", "code"]
+
+# part -> file of the package, class, method that every call of its benchmarks goes through
+_CHANGED = {
+    "tokenize": ("core/tokenizer/bpe_tokenizer.py", "BPETokenizer", "encode_many"),
+    "detokenize": ("core/tokenizer/bpe_tokenizer.py", "BPETokenizer", "decode_many"),
+    "statistics": ("request.py", "BatchStats", "from_durations"),
+}
+_MORE = """
+
+def _slowed(inner, turns):
+    method = isinstance(inner, classmethod)
+    function = inner.__func__ if method else inner
+
+    def slow(*args, **kwargs):
+        for _ in range(turns):
+            pass
+        return function(*args, **kwargs)
+
+    return classmethod(slow) if method else slow
+
+
+{owner}.{method} = _slowed({owner}.__dict__["{method}"], {turns})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """What is done to the new side: nothing, a wait or a change of code; relative (0.05)."""
+
+    kind: Kind = "none"
+    slowdown: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Injection:
+        """From `none`, or KIND=PERCENT as in `wait=5`. Raises UserError for anything else."""
+        kind, _, percent = text.strip().partition("=")
+        try:
+            if kind == "none" and not percent:
+                return cls()
+            if kind in ("wait", "code") and 0 < float(percent) < 100:
+                return cls("wait" if kind == "wait" else "code", float(percent) / 100.0)
+        except ValueError:
+            pass
+        raise UserError(f"'{text}' is no injection; expected none, wait=PERCENT or code=PERCENT.")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "none" else f"{self.kind}={100 * self.slowdown:g}"
+
+
+def collect(
+    plan: GatePlan, injections: Sequence[Injection], run: Run, *, first: int = 0
+) -> tuple[list[GateResult], pd.DataFrame, pd.DataFrame]:
+    """Complete decisions of the gate in this session: results, one row a decision, one a round.
+
+    They are numbered from `first` on.
+    Raises UserError for a change of code where no benchmark of the plan can have one.
+    """
+    results, decisions, rounds = [], [], []
+    package = Path(suite.__file__).parent
+    with ExitStack() as stack:
+        base, same = (stack.enter_context(copy(package, compiled=True)) for _ in range(2))
+        for number, injection in enumerate(injections, first):
+            names, new = plan.benchmarks, same
+            if injection.kind == "code":
+                chosen = _changeable(plan)
+                names, new = (
+                    [b.name for b in chosen],
+                    stack.enter_context(copy(package, compiled=True)),
+                )
+                for benchmark in chosen:
+                    _change(new / PACKAGE, benchmark, injection.slowdown, plan)
+            slow = injection.slowdown if injection.kind == "wait" else 0.0
+            seed = int(run.run_id, 16) % 2**32 + plan.seed + number  # other layouts every time
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else np.nan
+            result = gate(
+                Side("base", base / PACKAGE.parent),
+                Side("new", new / PACKAGE.parent, slow),
+                replace(plan, benchmarks=names, seed=seed),
+            )
+            about = {
+                "run_id": run.run_id, "timestamp": run.timestamp, "decision": number,
+                "injection": injection.kind, "slowdown": injection.slowdown,
+            }  # fmt: skip
+            conditions = {
+                "load": load, "threads": run.threads, "git_commit": run.git_commit,
+                "versions": run.versions, "machine": run.machine.describe(),
+            }  # fmt: skip
+            results.append(result)
+            decisions += [{**about, **_row(c), **conditions} for c in result.changes]
+            rounds += [{**about, **asdict(r), "layout": str(r.layout)} for r in result.rounds]
+    return results, pd.DataFrame(decisions), pd.DataFrame(rounds)
+
+
+def _row(change: Change) -> dict[str, Any]:
+    kept = ("benchmark", "status", "fails", "change", "low", "high", "layout", "threshold")
+    return {k: getattr(change, k) for k in (*kept, "blocks", "most", "seconds", "base_ms")}
+
+
+def _changeable(plan: GatePlan) -> list[suite.Benchmark]:
+    """The first benchmark of the plan of each part whose code can be changed."""
+    first: dict[str, suite.Benchmark] = {}
+    for benchmark in suite.select(",".join(plan.benchmarks)):
+        if benchmark.part in _CHANGED:
+            first.setdefault(benchmark.part, benchmark)
+    if not first:
+        raise UserError(f"Code is changed for {', '.join(_CHANGED)} only; none was selected.")
+    return list(first.values())
+
+
+def _change(package: Path, benchmark: suite.Benchmark, slowdown: float, plan: GatePlan) -> None:
+    """Change a tree's code so that a call of `benchmark` takes about `slowdown` more time."""
+    call = benchmark.prepare(suite.Subject(**plan.options)).call
+    turns = 100_000
+
+    def loop() -> None:
+        for _ in range(turns):
+            pass
+
+    each_ns = min(timeit.repeat(loop, number=1, repeat=20)) / turns
+    call_ns = min(timeit.repeat(call, number=20, repeat=20)) / 20
+    name, owner, method = _CHANGED[benchmark.part]
+    with (package / name).open("a", encoding="utf-8") as file:
+        file.write(
+            _MORE.format(owner=owner, method=method, turns=round(slowdown * call_ns / each_ns))
+        )
+
+
+def rates(
+    decisions: pd.DataFrame, *, by: Sequence[str] = ("slowdown", "benchmark")
+) -> pd.DataFrame:
+    """How often the gate fails, a row a group: runs, decisions, found, rate, low, high, seconds.
+
+    Also how many decisions of each other verdict. Intervals are over runs.
+    """
+    rows = []
+    for key, group in decisions.groupby(list(by), sort=False):
+        runs = group.assign(hit=group["status"] == "slower").groupby("run_id")["hit"]
+        rate = clustered_proportion(runs.sum(), runs.count())
+        statuses = {s: int((group["status"] == s).sum()) for s in get_args(Status)}
+        rows.append(
+            {
+                **dict(zip(by, key, strict=True)),
+                "runs": runs.ngroups, "decisions": len(group),
+                "rate": rate.value, "low": rate.low, "high": rate.high,
+                "seconds": float(group["seconds"].mean()), "most_seconds": group["seconds"].max(),
+                **statuses,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).sort_values(list(by), kind="stable", ignore_index=True)
+
+
+def rejudged(decisions: pd.DataFrame, rounds: pd.DataFrame) -> list[str]:
+    """The verdicts of `decisions` by today's rule, on the recorded `rounds`, in their order."""
+    keys = ["run_id", "decision", "benchmark"]
+    ratios = {key: g["log_ratio"].to_numpy() for key, g in rounds.groupby(keys)}
+    return [
+        judged(ratios[row[0], row[1], row[2]], SequentialDesign(int(row[3]), float(row[4])))[0]
+        for row in decisions[[*keys, "most", "threshold"]].itertuples(index=False)
+    ]
+
+
+def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The decisions and rounds that `append` wrote there; empty when there are none yet."""
+    frames = [pd.read_csv(p) if (p := folder / n).is_file() else pd.DataFrame() for n in FILES]
+    return frames[0], frames[1]
+
+
+def append(decisions: pd.DataFrame, rounds: pd.DataFrame, folder: Path) -> None:
+    """Add decisions and their rounds to the files in `folder`."""
+    for name, before, new in zip(FILES, recorded(folder), (decisions, rounds), strict=True):
+        write_csv(pd.concat([before, new], ignore_index=True), folder / name)
