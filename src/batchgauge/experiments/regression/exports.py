@@ -29,11 +29,9 @@ def _shown(changes: Sequence[Change]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "benchmark": [c.benchmark for c in changes],
-            "change": [f"{percent(c.change, 1, sign=True)}" for c in changes],
-            "95 % interval": [
-                f"{percent(c.low, 1, sign=True)} … {percent(c.high, 1, sign=True)}" for c in changes
-            ],
-            "detectable": [f"{percent(c.minimum_detectable_change, 1)}" for c in changes],
+            "change": [percent(c.change, 1, sign=True) for c in changes],
+            "95 % interval": [_ends(c, " … ") for c in changes],
+            "detectable": [percent(c.minimum_detectable_change, 1) for c in changes],
             "verdict": [c.verdict for c in changes],
             "work": [c.work for c in changes],
         }
@@ -56,7 +54,7 @@ def _comment(changes: Sequence[Change]) -> str:
     """The conclusion first, what stands out as a list, the table folded away."""
     out = [c for c in changes if c.fails or c.blind or c.status == "faster"]
     lines = [
-        f"- {escaped(c.benchmark)}: {c.verdict}, {percent(c.change, 1, sign=True)} [{percent(c.low, 1, sign=True)}, {percent(c.high, 1, sign=True)}]"
+        f"- {escaped(c.benchmark)}: {c.verdict}, {percent(c.change, 1, sign=True)} [{_ends(c)}]"
         + (f"; other work: {escaped(c.work)}" if c.work else "")
         for c in out
     ]
@@ -104,7 +102,7 @@ def _github(changes: Sequence[Change]) -> str:
                 "unit": "ms/call",
                 "value": c.new_ms,
                 **({"range": f"± {reach:.3g}"} if math.isfinite(reach) else {}),
-                "extra": f"{c.verdict}: {percent(c.change, 1, sign=True)} [{percent(c.low, 1, sign=True)}, {percent(c.high, 1, sign=True)}]",
+                "extra": f"{c.verdict}: {percent(c.change, 1, sign=True)} [{_ends(c)}]",
             }
             for c in changes
             if math.isfinite(c.new_ms)
@@ -124,3 +122,8 @@ FORMATS: Mapping[str, Callable[[Sequence[Change]], str]] = {
     "bencher": _bencher,
     "github-action-benchmark": _github,
 }
+
+
+def _ends(change: Change, between: str = ", ") -> str:
+    """A change's interval: `-0.4 %, +1.2 %`."""
+    return between.join(percent(end, 1, sign=True) for end in (change.low, change.high))

@@ -187,7 +187,8 @@ def _gain_words(row: Mapping[Any, Any]) -> str:
     today = rate_text(row["sustained_today_per_s"]) if row["sustained_today_per_s"] else "none"
     most = " or more" * (row["sustained_ends"] == "at the highest rate swept")
     return (
-        f"{percent(row['in_time_share'])} of requests in time instead of {percent(row['in_time_today'])}, "
+        f"{percent(row['in_time_share'])} of requests in time instead of "
+        f"{percent(row['in_time_today'])}, "
         f"{rate_text(row['sustained_requests_per_s'])}{most} requests/s sustained with "
         f"{percent(IN_TIME)} in time (today: {today} of the rates simulated), and a p90 wait "
         f"{row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "

@@ -66,10 +66,8 @@ class Validation:
         counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
         far = max(rows, key=lambda row: abs(row["simulated_over_real"] - 1.0) / row["bound"])
         off = far["simulated_over_real"] - 1.0
-        span = (
-            f" [{percent(far['low'] - 1.0, 1, sign=True)}, {percent(far['high'] - 1.0, 1, sign=True)}]"
-            * (far["low"] == far["low"])
-        )
+        ends = [percent(far[end] - 1.0, 1, sign=True) for end in ("low", "high")]
+        span = f" [{', '.join(ends)}]" * (far["low"] == far["low"])
         return (
             f"Of {len(rows)} figures against their bounds: {counts}. The worst is the "
             f"{far['figure']} time to the {far['time_to']} under {far['policy']} batching at "

@@ -122,8 +122,8 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
         own.low, own.high, better="lower",
     )  # fmt: skip
     said = (
-        f"The scheduler itself takes {percent(own.value, 2)} [{percent(own.low, 2)}, {percent(own.high, 2)}] of the time "
-        f"of a step."
+        f"The scheduler itself takes {percent(own.value, 2)} [{percent(own.low, 2)}, "
+        f"{percent(own.high, 2)}] of the time of a step."
     )
     return Section(
         "serving_course", {}, said, picture=partial(figures.draw_course, steps, requests, load),

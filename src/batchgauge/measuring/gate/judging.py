@@ -202,6 +202,7 @@ def false_alarms(changes: Sequence[Change]) -> str:
     if not rates.size or np.isnan(rates).any():
         return ""
     return (
-        f"A pull request that changes nothing fails in {percent(1.0 - np.prod(1.0 - rates), 2)} of cases "
-        f"at the noise seen here, over {rates.size} benchmark{'s'[: rates.size > 1]}."
+        f"A pull request that changes nothing fails in "
+        f"{percent(float(1.0 - np.prod(1.0 - rates)), 2)} of cases at "
+        f"the noise seen here, over {rates.size} benchmark{'s'[: rates.size > 1]}."
     )
