@@ -40,7 +40,7 @@ def held_by(lengths, capacity, width, seed=0):
 def held_in(cache):
     """Keys and values [layers, R, J, C, E] of its only group."""
     group, _ = cache.find(0)
-    return group.keys, group.values
+    return group.together
 
 
 def new_positions(count, width, seed=1):

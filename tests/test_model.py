@@ -15,7 +15,7 @@ from batchgauge.core.config import Config
 from batchgauge.core.counts import decode_counts, held_bytes, linear, prefill_counts, total
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
-from batchgauge.core.kv_cache import KVCache
+from batchgauge.core.kv_cache import KVCache, length
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
 
@@ -133,7 +133,7 @@ def test_groups_of_the_cache_are_as_long_as_they_need():
     each = 2 * 2 * 3 * 4 * 4  # bytes of a position
     cache = KVCache(shape, [10] * 7 + [11, 100])
     assert cache.nbytes == each * (8 * 11 + 100)
-    assert KVCache(shape, [10, 30], group=1).nbytes == each * 40
+    assert KVCache(shape, [10, 30], alike=0).nbytes == each * 40
     cache.give(8)
     assert cache.rows.tolist() == list(range(8))
     with pytest.raises(KeyError):
@@ -142,18 +142,18 @@ def test_groups_of_the_cache_are_as_long_as_they_need():
 
 def test_rooms_go_to_newcomers_and_nothing_else_moves():
     """A newcomer gets a clean room that was left; there are never more than were once in use."""
-    cache = KVCache((2, 1, 4), [10, 20, 30], group=1)
+    cache = KVCache((2, 1, 4), [10, 20, 30], alike=0, limit=60)
     for row in range(3):
         group, place = cache.find(row)
-        group.keys[:, place] = group.values[:, place] = np.nan
+        group.rooms[place][:] = np.nan
         cache.lengths[row] = 9
     before = cache.places([0, 2])
     cache.give(1)
     (row,) = cache.take([15])
     assert row == 1
     group, place = cache.find(row)
-    assert not group.keys[:, place, :, :9].any()
-    assert (group.capacity, cache.used, cache.lengths[row]) == (20, 60, 0)
+    assert not group.rooms[place][..., :9, :].any()
+    assert (group.capacities[place], cache.used, cache.lengths[row]) == (20, 60, 0)
     np.testing.assert_array_equal(cache.places([0, 2]), before)
     cache.give(1)
     cache.take([9])  # 20 would be more than twice as long
@@ -163,9 +163,8 @@ def test_rooms_go_to_newcomers_and_nothing_else_moves():
 def test_a_limit_of_the_cache_holds():
     """Through thousands of random comings and goings: newcomers that fit never break it."""
     rng = np.random.default_rng(4)
-    for group in (1, 3):
-        limit = 200 if group == 1 else 10_000
-        cache = KVCache((1, 1, 2), group=group, limit=limit)
+    for alike, limit in ((0, 200), (0, np.inf), (3, np.inf)):
+        cache = KVCache((1, 1, 2), alike=alike, limit=limit)
         for _ in range(2000):
             if len(cache) and rng.random() < 0.5:
                 cache.give(int(rng.choice(cache.rows)))
@@ -174,10 +173,9 @@ def test_a_limit_of_the_cache_holds():
             if cache.used + sum(coming) <= 200:
                 rows = cache.take(coming)
                 assert all(
-                    cache.find(row)[0].capacity >= need
-                    for row, need in zip(rows, coming, strict=True)
+                    length(cache.find(row)) >= need for row, need in zip(rows, coming, strict=True)
                 )
-            assert cache.used == sum(cache.find(row)[0].capacity for row in cache.rows.tolist())
+            assert cache.used == sum(length(cache.find(row)) for row in cache.rows.tolist())
             assert cache.used <= cache.positions <= limit
         assert len({cache.find(row) for row in cache.rows.tolist()}) == len(cache)
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from batchgauge.core.generation import Generation, PromptReader, Stages
+from batchgauge.core.kv_cache import length
 from batchgauge.core.model import CUT, LlamaModel, cut
 from batchgauge.core.ops import Floats
 from batchgauge.errors import UserError
@@ -170,7 +171,7 @@ class BatchLoop:
     def fits(self, coming: Sequence[Generation], leaving: Sequence[str] = ()) -> bool:
         """Whether there is room for all of these, once requests under way have left."""
         used = self._cache.used - sum(
-            self._cache.find(self._seats[name].row)[0].capacity for name in leaving
+            length(self._cache.find(self._seats[name].row)) for name in leaving
         )
         needed = used + sum(one.capacity for one in coming)
         rows = len(self) - len(leaving) + len(coming)

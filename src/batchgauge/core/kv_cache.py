@@ -6,8 +6,7 @@ as long as it needs, else a new one; rooms that nobody uses are kept for the nex
 all together are no more than were ever in use at once. What a row's head holds lies
 together, position after position, so that a decode step reads it and nothing else.
 
-Rooms are made alone or in groups of neighbours: attention by NumPy takes the rows of a group
-together, as long as the longest.
+Attention by NumPy takes the rows of a group of neighbours together, as long as the longest.
 
 Left out: pages, sharing of common prefixes, forgetting what no window shows any more.
 """
@@ -15,7 +14,7 @@ Left out: pages, sharing of common prefixes, forgetting what no window shows any
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import inf, prod
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -31,61 +30,71 @@ ROOMY = 2  # a room that is left may be so many times as long as a newcomer need
 
 
 class Group:
-    """Rooms for R rows of `capacity` positions each, side by side.
+    """Rooms for so many positions each, side by side in one piece of memory.
 
-    keys, values  float32 [layers, R, J, C, E]; J is that of the layer with most heads
-    written       int [R], positions that whoever left a room had written
-    users         how many rooms are in use
+    rooms    float32 [2, layers, J, C, E] each, keys and values; J is that of the layer with
+             most heads
+    written  int [R], positions that whoever left a room had written
+    users    how many rooms are in use
 
     Zeros where nothing was written yet, since what is masked must still be finite, and room
-    for `SLACK` more behind the last position, since compiled attention reads some at a time.
+    for `SLACK` more behind each, since compiled attention reads some positions at a time.
     """
 
-    def __init__(self, layers: int, kv_heads: int, width: int, rows: int, capacity: int) -> None:
-        self.keys: Floats = _zeros((layers, rows, kv_heads, capacity, width))
-        self.values: Floats = _zeros((layers, rows, kv_heads, capacity, width))
-        self.capacity, self.users = capacity, rows
-        self.written = np.zeros(rows, np.intp)
-
-    def __len__(self) -> int:
-        return len(self.written)
+    def __init__(self, layers: int, kv_heads: int, width: int, capacities: Sequence[int]) -> None:
+        self.capacities, self.users = capacities, len(capacities)
+        self.written = np.zeros(len(capacities), np.intp)
+        each = 2 * layers * kv_heads * width
+        ends = np.cumsum([each * capacity + SLACK * width for capacity in capacities])
+        self._memory = aligned(int(ends[-1]), zeros=True)
+        self.rooms: list[Floats] = []
+        for capacity, end in zip(capacities, ends.tolist(), strict=True):
+            room = self._memory[end - SLACK * width - each * capacity : end - SLACK * width]
+            self.rooms.append(room.reshape(2, layers, kv_heads, capacity, width))
 
     @property
-    def positions(self) -> int:
-        """Positions of all rooms together."""
-        return len(self) * self.capacity
+    def nbytes(self) -> int:
+        """Bytes of all rooms."""
+        return sum(room.nbytes for room in self.rooms)
+
+    @property
+    def together(self) -> tuple[Floats, Floats]:
+        """Keys and values [layers, R, J, C, E] of rooms that are all as long."""
+        first = self.rooms[0]
+        whole = self._memory.reshape(len(self.rooms), -1)[:, : first.size]
+        keys_values = whole.reshape(-1, *first.shape).swapaxes(0, 1).swapaxes(1, 2)
+        return keys_values[0], keys_values[1]
 
     def place(self, room: int) -> tuple[int, ...]:
-        """Where a room lies: see `KVCache.places`."""
-        k, v = self.keys, self.values
-        at = k.strides[1] * room
-        return k.ctypes.data + at, v.ctypes.data + at, k.strides[0], k.strides[2], 0
+        """Where a room lies, empty: see `KVCache.places`."""
+        keys, values = self.rooms[room]
+        return keys.ctypes.data, values.ctypes.data, keys.strides[0], keys.strides[1], 0
 
     def store(self, layer: int, room: int, start: int, keys: Floats, values: Floats) -> None:
         """Put T positions of a layer from `start` on; keys and values [T, J, E]."""
         stop, J = start + len(keys), keys.shape[1]
-        self.keys[layer, room, :J, start:stop] = keys.transpose(1, 0, 2)
-        self.values[layer, room, :J, start:stop] = values.transpose(1, 0, 2)
+        self.rooms[room][0, layer, :J, start:stop] = keys.transpose(1, 0, 2)
+        self.rooms[room][1, layer, :J, start:stop] = values.transpose(1, 0, 2)
 
     def clean(self, room: int) -> None:
         """Write zeros over what a room was left with: zero times NaN is NaN, masked or not."""
-        stop = self.written[room]
-        self.keys[:, room, :, :stop] = 0.0
-        self.values[:, room, :, :stop] = 0.0
+        self.rooms[room][..., : self.written[room], :] = 0.0
         self.written[room] = 0
 
 
-def _zeros(shape: tuple[int, ...]) -> Floats:
-    size = prod(shape)
-    return aligned(size + SLACK * shape[-1], zeros=True)[:size].reshape(shape)
+def length(room: Room) -> int:
+    """Positions that a room has."""
+    group, place = room
+    return group.capacities[place]
 
 
 class KVCache:
     """Keys and values of the rows of a batch, which may come and go.
 
-    `capacities` are those of the first rows, numbered from 0; new rooms are made `group` at a
-    time. With a `limit`, rooms have no more positions together, as long as those of newcomers
-    and those in use (`used`) do not.
+    `capacities` are those of the first rows, numbered from 0; new rooms are made `alike` at a
+    time, all of them as long as the longest, or with 0 each as long as it needs. With a
+    `limit`, those have no more positions together, as long as those of newcomers and those in
+    use (`used`) do not.
     """
 
     def __init__(
@@ -93,11 +102,11 @@ class KVCache:
         shape: tuple[int, int, int],
         capacities: Sequence[int] = (),
         *,
-        group: int = GROUP,
+        alike: int = GROUP,
         limit: float = inf,
     ) -> None:
         self._shape = shape  # layers, key/value heads, width of a head
-        self._group, self._limit = group, limit
+        self._alike, self._limit = alike, limit
         self._groups: list[Group] = []
         self._left: list[Room] = []
         self._rooms: dict[int, Room] = {}
@@ -123,12 +132,12 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return sum(group.keys.nbytes + group.values.nbytes for group in self._groups)
+        return sum(group.nbytes for group in self._groups)
 
     @property
     def positions(self) -> int:
         """Positions allocated, in use or not."""
-        return sum(group.positions for group in self._groups)
+        return sum(sum(group.capacities) for group in self._groups)
 
     def places(self, rows: Sequence[int] | Ints) -> Numbers:
         """Where the positions of rows lie: int64 [B, 5].
@@ -159,15 +168,16 @@ class KVCache:
         for capacity in capacities:
             coming -= capacity
             found.append(self._left_room(capacity, coming))
-            self.used += capacity if found[-1] is None else found[-1][0].capacity
+            self.used += capacity if (room := found[-1]) is None else length(room)
         missing = [at for at, room in enumerate(found) if room is None]
         self._most_used = max(self._most_used, self.used)
         self._give_up(sum(capacities[at] for at in missing))
-        for first in range(0, len(missing), self._group):
-            some = missing[first : first + self._group]
-            longest = max(capacities[at] for at in some)
-            self.used += sum(longest - capacities[at] for at in some)
-            group = Group(*self._shape, len(some), longest)
+        for some in self._neighbours(missing):
+            needs = [capacities[at] for at in some]
+            if self._alike:
+                self.used += max(needs) * len(needs) - sum(needs)
+                needs = [max(needs)] * len(needs)
+            group = Group(*self._shape, needs)
             self._groups.append(group)
             for place, at in enumerate(some):
                 found[at] = (group, place)
@@ -179,9 +189,18 @@ class KVCache:
         group.written[place] = self.lengths[row]
         self.lengths[row] = 0
         group.users -= 1
-        self.used -= group.capacity
+        self.used -= group.capacities[place]
         self._left.append((group, place))
         self._numbers.append(row)
+
+    def _neighbours(self, missing: list[int]) -> list[list[int]]:
+        """Which of those who need a new room get theirs in one piece of memory.
+
+        All, since large pieces are on large pages; but with a limit each alone, since a piece
+        is freed as a whole.
+        """
+        size = self._alike or (len(missing) if self._limit == inf else 1) or 1
+        return [missing[first : first + size] for first in range(0, len(missing), size)]
 
     def _seat(self, room: Room) -> int:
         if not self._numbers:
@@ -197,10 +216,10 @@ class KVCache:
     def _left_room(self, capacity: int, coming: int) -> Room | None:
         """The shortest room that was left and is long enough, cleaned; None if there is none."""
         most = min(ROOMY * capacity, self._limit - self.used - coming)
-        fitting = [room for room in self._left if capacity <= room[0].capacity <= most]
+        fitting = [room for room in self._left if capacity <= length(room) <= most]
         if not fitting:
             return None
-        room = min(fitting, key=lambda one: one[0].capacity)
+        room = min(fitting, key=length)
         self._left.remove(room)
         room[0].clean(room[1])
         room[0].users += 1
@@ -209,10 +228,10 @@ class KVCache:
     def _give_up(self, positions: int) -> None:
         """Free groups that nobody uses, lest there be more than was ever in use."""
         excess = self.positions + positions - self._most_used
-        for group in sorted(self._groups, key=lambda one: -one.capacity):
+        for group in sorted(self._groups, key=lambda one: -sum(one.capacities)):
             if excess <= 0:
                 return
             if not group.users:
-                excess -= group.positions
+                excess -= sum(group.capacities)
                 self._groups.remove(group)
                 self._left = [room for room in self._left if room[0] is not group]

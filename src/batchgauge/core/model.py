@@ -87,9 +87,9 @@ class LlamaModel:
         `limit` as for `KVCache`. Only attention by NumPy gains by groups of rows.
         """
         c = self.config
-        group = GROUP if isinstance(self.attention, PlainAttention) else 1
+        alike = GROUP if isinstance(self.attention, PlainAttention) else 0
         shape = (c.layers, c.kv_heads, c.head_dim)
-        return KVCache(shape, capacities, group=group, limit=limit)
+        return KVCache(shape, capacities, alike=alike, limit=limit)
 
     @own_threads()
     def prefill(

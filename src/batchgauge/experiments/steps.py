@@ -20,9 +20,8 @@ def filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
     """
     cache = model.new_cache([length + 8] * rows)
     for row in cache.rows.tolist():
-        group, _ = cache.find(row)
-        group.keys.fill(0.01)
-        group.values.fill(0.01)
+        group, place = cache.find(row)
+        group.rooms[place].fill(0.01)
     cache.lengths[:] = length
     return cache
 

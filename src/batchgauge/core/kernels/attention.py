@@ -53,8 +53,8 @@ class PlainAttention:
         (group, place), start = cache.find(row), int(cache.lengths[row])
         group.store(layer, place, start, keys, values)
         seen, J = start + len(keys), keys.shape[1]
-        held_keys = group.keys[layer, place, :J, :seen].swapaxes(1, 2)  # [J, E, C]
-        held_values = group.values[layer, place, :J, :seen]  # [J, C, E]
+        held_keys = group.rooms[place][0, layer, :J, :seen].swapaxes(1, 2)  # [J, E, C]
+        held_values = group.rooms[place][1, layer, :J, :seen]  # [J, C, E]
         attend_causal(queries, held_keys, held_values, out, self._windows[layer], self._cap)
 
     def step(
@@ -67,11 +67,12 @@ class PlainAttention:
             lengths = every[span]
             places = slice(first, first + len(lengths))
             numbers = np.arange(first, first + len(lengths))
-            group.keys[layer, numbers, :J, lengths] = keys[span]
-            group.values[layer, numbers, :J, lengths] = values[span]
+            all_keys, all_values = group.together
+            all_keys[layer, numbers, :J, lengths] = keys[span]
+            all_values[layer, numbers, :J, lengths] = values[span]
             seen = int(lengths.max()) + 1
-            held_keys = group.keys[layer, places, :J, :seen].swapaxes(2, 3)  # [R, J, E, C]
-            held_values = group.values[layer, places, :J, :seen]  # [R, J, C, E]
+            held_keys = all_keys[layer, places, :J, :seen].swapaxes(2, 3)  # [R, J, E, C]
+            held_values = all_values[layer, places, :J, :seen]  # [R, J, C, E]
             mask = unseen(lengths + 1, self._windows[layer])
             attend_step(queries[span], held_keys, held_values, mask, out[span], self._cap)
 
