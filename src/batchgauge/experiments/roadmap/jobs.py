@@ -47,7 +47,7 @@ from batchgauge.experiments.roadmap.jobs_results import (
     WORKERS,
 )
 from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job
-from batchgauge.jobs.manifest import PROGRESS
+from batchgauge.jobs.manifest import MANIFEST, PROGRESS
 from batchgauge.jobs.run import SHARD_BYTES, Pool
 from batchgauge.jobs.source import Shard, cut, find_inputs
 from batchgauge.jobs.work import PromptWorker, ShardOutput
@@ -169,6 +169,7 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
             inputs = find_inputs(source, folder / name)
             shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
             (folder / name).mkdir()
+            (folder / name / MANIFEST).touch()  # by which workers know the folder as ours
             opening = time.perf_counter()
             with dask_pool(work, inputs, folder / name, where) as pool:
                 rows.append(_row(name, "opened, s", 0, time.perf_counter() - opening))
