@@ -112,13 +112,17 @@ def extremes(table: pd.DataFrame) -> str:
 
 def _one(row: pd.Series) -> str:
     """`0.48 × llama.cpp (decode, batch 1)`."""
-    shape = f"{row['part']}, " if "part" in row else ""
-    text = f", {row['characters']:,} characters" if "characters" in row else ""
-    state = f", {row['state']}" if "state" in row else ""
-    if "ours" in row:
-        state += f", {row['ours'].partition(':')[2]}, {row['threads']} thr."
     ratio, peer = number(row["ours_over_theirs_x"], 2), plots.label(str(row["implementation"]))
-    return f"{ratio} × {peer} ({shape}batch {row['batch_size']}{text}{state})"
+    said = [str(row["part"])] if "part" in row else []
+    said.append(f"batch {row['batch_size']}")
+    if row.get("characters"):
+        said.append(f"{row['characters']:,} characters")
+    said += [str(row[key]) for key in ("state",) if key in row]
+    if row.get("ours"):
+        said.append(row["ours"].partition(":")[2])
+    if "threads" in row:
+        said.append(f"{row['threads']} thr.")
+    return f"{ratio} × {peer} ({', '.join(said)})"
 
 
 def _headline(figure: Figure, text: str, panels: int) -> None:

@@ -48,7 +48,7 @@ def draw_forecast(table: pd.DataFrame) -> Figure:
         ax.set_xticks([0.5, 0.75, 1.0, 1.5, 2.0], ["0.5", "0.75", "1", "1.5", "2"], minor=False)
         ax.set_xticks([], minor=True)
         held = int((table[chosen]["verdict"] == "held").sum())
-        ax.set_title(f"{figure.capitalize()} time to the {time_to}:\n{held} of {chosen.sum()} held")
+        ax.set_title(f"{figure.capitalize()}, {time_to}:\n{held} of {chosen.sum()} held")
     axes[0][0].set_yticks(range(len(order)), order)
     axes[0][0].invert_yaxis()
     return fig
