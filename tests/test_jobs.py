@@ -12,7 +12,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -177,13 +176,13 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
 
     def advised(*_, **__):
         asked.append(True)
-        return SimpleNamespace(size=2)
+        return 2
 
     def seen(engine, items):
         sizes.append(len(items))
         return infer(engine, items)
 
-    monkeypatch.setattr(work, "suggest_for_engine", advised)
+    monkeypatch.setattr(work, "_advised", advised)
     monkeypatch.setattr(EchoEngine, "infer_batch", seen)
     path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)

@@ -99,7 +99,7 @@ def test_resident_memory_falls_with_a_minus(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_furthest_kernel_is_the_furthest(seed):
-    """The largest ratio at the batch size asked for, and the smallest where one is below 1."""
+    """The largest ratio at the batch size asked for."""
     ratios = drawn(seed, 0.5, 9, 6)
     frame = pd.DataFrame(
         {"kernel": ["QKV", "MLP", "decode"] * 2, "batch_size": [1] * 3 + [8] * 3, "ratio": ratios}
@@ -110,11 +110,6 @@ def test_the_furthest_kernel_is_the_furthest(seed):
     assert f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times" in said
     assert "20.0 GB/s" in said
     assert "on 1 thread." in said
-    below = frame[frame["ratio"] < 0.95]
-    assert ("below 1" in said) == (len(below) > 0)
-    if len(below):
-        least = below.sort_values("ratio").iloc[0]
-        assert f"the lowest {least['kernel']} at batch {least['batch_size']}" in said
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -172,6 +167,7 @@ def test_wins_and_losses_are_counted(seed):
     table = pd.DataFrame(
         {
             "part": "decode", "threads": 1, "batch_size": 8, "tokens": 1, "implementation": PEERS,
+            "ours": "numpy:float32",
             "ours_over_theirs_x": ratios,
             "ours_is": ["faster" if r > 1.1 else "slower" if r < 0.9 else "same" for r in ratios],
         }
@@ -185,7 +181,7 @@ def test_wins_and_losses_are_counted(seed):
     assert plots.label(worst["implementation"]) in ends.partition("at worst")[2]
     best = plots.label(largest(table, "ours_over_theirs_x")["implementation"])
     assert best in ends.partition("at worst")[0]
-    assert peers_sections.sentence(table, "decode").startswith("At batch 8 we decode at ")
+    assert peers_sections.sentence(table, "decode").startswith("Decode, our throughput ÷ theirs: ")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -229,10 +225,11 @@ def test_the_best_other_rule_is_the_best_in_its_worst_tenth(seed):
 def test_a_rung_paid_only_beyond_its_interval(seed):
     """It paid above 1, it cost below 1, else nothing is said of it."""
     low = drawn(seed, 0.6, 1.2, 1)[0]
+    verdict = "faster" if low > 1 else "slower" if low + 0.2 < 1 else "no significant difference"
     row = pd.Series(
         {
             "rung": "cache", "status": "ok", "step_x": low + 0.1, "step_low_x": low,
-            "step_high_x": low + 0.2, "speedup_x": 1234.5,
+            "step_high_x": low + 0.2, "speedup_x": 1234.5, "step_verdict": verdict,
         }
     )  # fmt: skip
     said = speedup.sentence(row)

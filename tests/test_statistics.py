@@ -108,9 +108,9 @@ def test_one_process_is_over_its_blocks():
     ("series", "said"),
     [
         ([1.0] * 30, ""),
-        ([1.0] * 15 + [1.15] * 15, r"two levels, \+1[45]% apart"),
-        ([1.2] * 15 + [1.0] * 15, r"two levels, -1\d% apart"),
-        (np.linspace(1.0, 1.3, 30), r"a trend of \+2\d%"),
+        ([1.0] * 15 + [1.15] * 15, r"two levels, \+1[45] % apart"),
+        ([1.2] * 15 + [1.0] * 15, r"two levels, -1\d % apart"),
+        (np.linspace(1.0, 1.3, 30), r"a trend of \+2\d %"),
         ([1.0] * 28 + [9.0, 9.0], ""),  # two strays are no level
         ([1.0, 2.0], ""),
     ],

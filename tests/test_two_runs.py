@@ -32,7 +32,7 @@ def test_runs_that_agree(tmp_path):
     assert table["key"].tolist() == ["x", "y"]
     assert (table["held"].tolist(), table["of"].tolist()) == ([2, 0], [2, 0])
     assert agree(table)
-    assert "2 of 2 intervals hold the other run's value: 100%" in sentence(table)
+    assert "2 of 2 intervals hold the other run's value: 100 %" in sentence(table)
     done = CliRunner().invoke(report, ["--out", str(one), "--against", str(other)])
     assert done.exit_code == 0
     assert "the x: 2 [1.5, 2.5] and 2.2 [1.7, 2.7] ×" in done.output
