@@ -9,7 +9,6 @@ log ratio of every round, so that they can be judged anew; `batchgauge gate-tria
 
 from __future__ import annotations
 
-import os
 import timeit
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -176,7 +175,9 @@ def rates(
     for key, group in decisions.groupby(list(by), sort=False):
         runs = group.assign(hit=group["status"] == "slower").groupby("run_id")["hit"]
         rate = clustered_proportion(runs.sum(), runs.count())
-        statuses = {s: int((group["status"] == s).sum()) for s in get_args(Status)}
+        statuses = {
+            re.sub(r"\W+", "_", s): int((group["status"] == s).sum()) for s in get_args(Status)
+        }
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
