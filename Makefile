@@ -11,7 +11,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN = env -u OPENBLAS_CORETYPE $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: study test test-peers test-browser fuzz check coverage lab lock clean help
+.PHONY: study test test-peers test-browser fuzz soak check coverage lab lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +21,7 @@ study: $(READY)  ## run every notebook and write data/ and reports/ (PROFILE=smo
 	$(RUN) -m batchgauge study --profile $(PROFILE) --out .
 
 test: $(READY)  ## the tests, notebooks and browser included, peers excluded
-	$(RUN) -m pytest -m "not peers" $(ARGS)
+	$(RUN) -m pytest -m "not peers and not soak" $(ARGS)
 
 test-peers: $(VENV)/.peers  ## compare with tokenizers, tiktoken, sentencepiece, transformers, llama.cpp
 	$(RUN) -m pytest -m peers $(ARGS)
@@ -32,6 +32,9 @@ test-browser: $(READY)  ## the reports in a real Chromium, network off
 fuzz: $(READY)  ## ten minutes of random files, event streams, requests and templates
 	BATCHGAUGE_FUZZ_SECONDS=600 $(RUN) -m pytest -m fuzz $(ARGS)
 
+soak: $(READY)  ## half an hour: ten thousand requests in random mixes, killed processes, fifty questions
+	$(RUN) -m pytest -m soak $(ARGS)
+
 check: $(READY)  ## style, types, clean notebooks
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
@@ -39,7 +42,7 @@ check: $(READY)  ## style, types, clean notebooks
 	$(RUN) -m pytest -q tests/test_structure.py
 
 coverage: $(READY)  ## which lines the fast tests run, as a number
-	$(RUN) -m coverage run -m pytest -q -m "not slow and not browser and not peers and not fuzz" $(ARGS)
+	$(RUN) -m coverage run -m pytest -q -m "not slow and not browser and not peers and not fuzz and not soak" $(ARGS)
 	$(RUN) -m coverage report
 
 lab: $(READY)  ## JupyterLab with the kernel ready

@@ -75,7 +75,7 @@ def test_a_stated_probability_is_true():
     assert np.mean([row["covered"] for row in rows]) >= 0.85
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_thousand_stated_probabilities_are_true():
     """Within three points on average, and within eight in each tenth that has many."""
     rows = [outcome(seed) for seed in range(10_000, 11_000)]
@@ -158,7 +158,7 @@ def test_the_advice_is_near_the_best(seed):
     assert found.seconds < 121.0 + max(o.seconds for o in found.observations)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_fifty_questions():
     """The share of the best, broken targets, intervals and names of limits, over all kinds."""
     shares, broken, held, stated = [], [], [], []

@@ -93,14 +93,14 @@ def test_every_request_gets_the_bits_that_it_gets_alone(engine):
 
 
 @needs_tiles
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ten_thousand_requests_get_the_bits_that_they_get_alone(engine):
     """On the tiny model."""
     assert compare(engine, 10_000, 2000, seed=2) == 10_000
 
 
 @needs_tiles
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_hundred_requests_of_the_default_model_get_the_bits_that_they_get_alone():
     """On the model of the study."""
     default = BatchInferenceEngine.from_gguf()

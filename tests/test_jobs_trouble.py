@@ -55,7 +55,7 @@ def kill_at(pid: int, after_s: float) -> bool:
     return False
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(MOMENTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, pytest.param(MOMENTS, marks=pytest.mark.soak)])
 def test_a_driver_killed_at_random_moments_leaves_the_bytes_of_an_undisturbed_one(
     tmp_path, moments
 ):
@@ -121,7 +121,7 @@ def cluster(folder: Path, hosts: tuple[tuple[list[str], str], ...]) -> Iterator[
         yield address
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_workers_killed_at_random_moments_leave_the_bytes_of_an_undisturbed_job(tmp_path):
     """One of two, again and again, while the job runs."""
     from distributed import Client

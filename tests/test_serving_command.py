@@ -71,7 +71,7 @@ def test_it_serves_until_it_is_told_to_end(model):
     assert process.returncode in {0, -signal.SIGTERM}
 
 
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.soak)])
 def test_three_times_what_it_can(model, seconds):
     """Refusals say when to come again, the others are answered, memory stays, and it recovers."""
     with started(model, "--slots", 4, "--queue", 8, "--threads", 1) as (process, url):

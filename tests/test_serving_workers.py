@@ -111,7 +111,7 @@ def test_killed_workers_lose_no_request_and_answer_none_twice(model):
     assert kill_while_answering(model, requests=40, rounds=3, seed=3, kills_nursery=True) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @forks
 def test_workers_killed_at_twenty_random_moments(model):
     """200 requests each time; all 4,000 answered once, with the tokens of a run alone."""

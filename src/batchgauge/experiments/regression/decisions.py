@@ -9,6 +9,8 @@ log ratio of every round, so that they can be judged anew; `batchgauge gate-tria
 
 from __future__ import annotations
 
+import os
+import re
 import timeit
 from collections.abc import Sequence
 from contextlib import ExitStack
