@@ -565,6 +565,7 @@ def test_launched_servers_are_found_and_ended(workload, monkeypatch):
         f"openai:http://127.0.0.1:{port}/v1", Question(budget_s=20.0),
         Load(workload, largest=8, launch=launch),
     )  # fmt: skip
+    assert advice.setting is not None
     assert 1 <= advice.setting <= 8
     check_free(port)
     left = [p for p in psutil.process_iter(["cmdline"]) if str(port) in (p.info["cmdline"] or [])]
