@@ -33,6 +33,7 @@ from batchgauge.measuring.gate.revisions import check_clean, copy, repository, r
 from batchgauge.measuring.gate.rounds import gate
 from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.measuring.record import Sample
+from batchgauge.text import percent
 
 SOURCE = Path(suite.__file__).parents[1]
 
@@ -221,7 +222,7 @@ def test_processes_that_are_slow_for_life_are_no_regression():
     ratios = noise(0.004, 48)
     ratios[:20] += 0.11
     seen = change(ratios)
-    assert seen.verdict == f"layout-sensitive ± {seen.layout:.1%}"
+    assert seen.verdict == f"layout-sensitive ± {percent(seen.layout, 1)}"
     assert 0.04 < seen.layout < 0.07
     assert not seen.fails
     ratios = noise(0.004, 48)
@@ -236,8 +237,8 @@ def test_the_false_alarm_rate_is_a_pull_requests():
     one = change(noise(0.03, 16))
     assert 0.0 < one.false_alarm < 0.01
     single, many = false_alarms([one]), false_alarms([one] * 10)
-    assert f"fails in {one.false_alarm:.2%} of cases" in single
-    assert f"fails in {1 - (1 - one.false_alarm) ** 10:.2%} of cases" in many
+    assert f"fails in {percent(one.false_alarm, 2)} of cases" in single
+    assert f"fails in {percent(1 - (1 - one.false_alarm) ** 10, 2)} of cases" in many
     assert "over 10 benchmarks" in many
     assert false_alarms(compare_runs(stored(), stored(seed=1))) == ""
 
