@@ -183,9 +183,9 @@ def test_a_figure_says_its_values_to_the_keyboard(opened):
 def test_a_legend_leaves_one_series_alone(opened):
     """A click on a name in the legend fades the others, a second one brings them back."""
     page = opened("speedup")
-    figure = page.locator("#speedup_tokenizing_by_size")
+    figure = page.locator("#speedup_ladder_tokenizing")
     figure.scroll_into_view_if_needed()
-    live = page.locator("#speedup_tokenizing_by_size.is-live .live")
+    live = page.locator("#speedup_ladder_tokenizing.is-live .live")
     live.locator("svg").wait_for()
     faded = """e => [...e.querySelectorAll('.mark-symbol path[opacity]')]
       .map(p => p.getAttribute('opacity'))"""

@@ -177,7 +177,7 @@ def test_a_missing_extra_is_one_sentence(core_only, tmp_path, command):
     done = run(core_only, tmp_path, "batchgauge", command)
     assert done.returncode == 2
     assert re.fullmatch(
-        r"batchgauge: The study needs IPython, .* and seaborn, not installed here; "
+        r"batchgauge: The study needs IPython, .* and vl_convert, not installed here; "
         r"install it with: pip install 'batchgauge\[study\]'\.\n",
         done.stderr,
     )

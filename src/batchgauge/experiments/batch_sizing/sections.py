@@ -274,11 +274,12 @@ def open_sentence(scored: pd.DataFrame) -> str:
 def flatness_sentence(scored: pd.DataFrame) -> str:
     """How easy the question was: shares of sizes that would have done."""
     without = scored["scenario"].str.contains("no budget")
-    free, tight = (100 * scored.loc[rows, "good_share"].median() for rows in (without, ~without))
-    return (
-        f"How flat is it? Without a budget {free:.0f} % of all sizes would have scored 0.9 or "
-        f"more, so a guess does well there; under a budget only {tight:.0f} % would."
-    )
+    said = []
+    for where, rows in (("without a budget", without), ("under a budget", ~without)):
+        share = scored.loc[rows, "good_share"].median()
+        if share == share:  # some scenario is of this kind
+            said.append(f"{where} {percent(share)}")
+    return f"How flat is it? Of all sizes would have scored 0.9 or more: {', '.join(said)}."
 
 
 def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Section:

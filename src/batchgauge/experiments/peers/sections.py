@@ -276,7 +276,9 @@ def answer(words: Section, steps: Section, answers: Section) -> Answer:
         if len(table)
     ]
     if not said:
-        return Answer("No other engine or tokenizer is installed, so nothing is compared.")
+        return Answer(
+            "No other engine or tokenizer is installed, so nothing is compared.", "peers_decode"
+        )
     tiles = []
     for table, what in ((engines, "engines"), (tokenizers, "tokenizers")):
         if len(table):

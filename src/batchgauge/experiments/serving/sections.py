@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from batchgauge.experiments.serving import figures, forecast, study, trouble, workers_run
 from batchgauge.experiments.serving.forecast import RunKind
 from batchgauge.experiments.serving.study import ServingCase
-from batchgauge.reporting import Score, Section
+from batchgauge.reporting import Answer, Score, Section
 from batchgauge.statistics import Interval
 from batchgauge.text import percent
 
@@ -192,9 +192,9 @@ def killed(case: ServingCase) -> Section:
     )
 
 
-def answer(gain: Section, live: Section) -> str:
+def answer(gain: Section, live: Section) -> Answer:
     """What continuous batching was worth, and whether the forecast said so."""
-    return f"{gain.sentence()} {live.sentence()}"
+    return Answer(f"{gain.sentence()} {live.sentence()}", gain.name)
 
 
 def _times(gain: Interval) -> str:
