@@ -277,7 +277,7 @@ def flatness_sentence(scored: pd.DataFrame) -> str:
     said = []
     for where, rows in (("without a budget", without), ("under a budget", ~without)):
         share = scored.loc[rows, "good_share"].median()
-        if share == share:  # some scenario is of this kind
+        if pd.notna(share):  # some scenario is of this kind
             said.append(f"{where} {percent(share)}")
     return f"How flat is it? Of all sizes would have scored 0.9 or more: {', '.join(said)}."
 
