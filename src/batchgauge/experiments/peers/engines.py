@@ -52,7 +52,7 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
                 model=context.model,
             )  # fmt: skip
             processes = context.budget.processes if len(entrants) > 1 else 1
-            samples = turns.measure(plan, processes=processes, budget_s=context.budget.seconds)
+            samples = turns.measure(plan, processes=processes, budget_s=3 * context.budget.seconds)
             found.append(samples.assign(pair=peer))
     every = pd.concat(found, ignore_index=True)
     rows = table(every)
