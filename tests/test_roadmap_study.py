@@ -448,6 +448,8 @@ def test_the_sections_write_what_the_reference_run_has(shown, committed, tmp_pat
         assert alt
         assert caption
         report.path("reports", "figures", f"{name}.png")
+        if isinstance(drawn, Chart):
+            report.path("reports", "figures", f"{name}.vl.json")
 
     monkeypatch.setattr(Report, "figure", figure)
     published = json.loads((committed / "data" / "roadmap_facts.json").read_text("utf-8"))
