@@ -491,4 +491,4 @@ def test_the_committed_reports_are_whole(committed):
             assert (committed / file).is_file(), file
     for folder in ("reports", "data"):
         total += sum(p.stat().st_size for p in (committed / folder).rglob("*") if p.is_file())
-    assert total < 15_000_000
+    assert total < 30_000_000
