@@ -17,7 +17,7 @@ from tests.fuzzing import seeds
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.adapters.checks import CheckedEngine
-from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer
+from batchgauge.core.tokenizer.batch_tokenizer import BatchTokenizer
 from batchgauge.errors import UserError
 from batchgauge.registry import missing_packages, open_engine, open_tokenizer
 from batchgauge.request import (

@@ -25,7 +25,7 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job, source, work
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, prompts, run_job, source
 from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 
 ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
@@ -182,7 +182,7 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
         sizes.append(len(items))
         return infer(engine, items)
 
-    monkeypatch.setattr(work, "_advised", advised)
+    monkeypatch.setattr(prompts, "_advised", advised)
     monkeypatch.setattr(EchoEngine, "infer_batch", seen)
     path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)
@@ -193,8 +193,8 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
         (False, 0.1, [7, *[2] * 6, 1]),
         (True, 60.0, [2] * 10),
     ):
-        monkeypatch.setattr(work, "is_calibrated", lambda *_, known=calibrated: known)
-        worker = work.PromptWorker(auto, EchoEngine(), patience_s=patience_s)
+        monkeypatch.setattr(prompts, "is_calibrated", lambda *_, known=calibrated: known)
+        worker = prompts.PromptWorker(auto, EchoEngine(), patience_s=patience_s)
         answers += [worker(shard), worker(shard)]
         assert sizes[: len(expected)] == expected
         assert len(asked) == (patience_s < 1 or calibrated)

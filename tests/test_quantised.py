@@ -15,7 +15,8 @@ from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_layouts import layout_of
 from batchgauge.core.kernels import products
 from batchgauge.core.model import LlamaModel, logit_errors
-from batchgauge.core.quantised import KINDS, Packed, Room, Stacked, Stored, as_bfloat16, read_matrix
+from batchgauge.core.quantised import Packed, Room, Stacked, Stored, as_bfloat16, read_matrix
+from batchgauge.core.quantised_kinds import KINDS
 from batchgauge.core.weights import Blocked, blocked_size, checked, fuse
 from batchgauge.errors import UserError
 from batchgauge.registry import open_engine

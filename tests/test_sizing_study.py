@@ -13,7 +13,15 @@ from tests.conftest import axes_of, chart_of, rows_of
 
 mpl.use("agg")
 
-from batchgauge.experiments.batch_sizing import bench, peaks, runs, sections, study, tables
+from batchgauge.experiments.batch_sizing import (
+    bench,
+    peaks,
+    runs,
+    sections,
+    sentences,
+    study,
+    tables,
+)
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.files import write_csv
 from batchgauge.reporting import Report, Section, plots
@@ -225,17 +233,19 @@ def test_broken_budgets_are_scored(judged, monkeypatch):
 
 def test_a_dense_sweep_marks_suggestion_and_best():
     """The title's share is that of the suggested size; the star stands at the best."""
-    dense = pd.DataFrame(
-        {
-            "workload": ["short"] * 3,
-            "batch_size": [1, 2, 4],
-            "fresh_tokens_per_s": [50.0, 100.0, 80.0],
-            "predicted_tokens_per_s": [50.0, 90.0, 99.0],
-        }
+    one = {"batch_size": [1, 2, 4], "predicted_tokens_per_s": [50.0, 90.0, 99.0]}
+    names = ["short", *(f"drawn {i}" for i in range(8))]
+    dense = pd.concat(
+        pd.DataFrame({"workload": name, **one, "fresh_tokens_per_s": [50.0, 100.0, 80.0 + i]})
+        for i, name in enumerate(names)
     )
-    section = sections._dense(dense, {"short": 4})
-    assert section.sentence().endswith("by workload: 'short' 80 % at 4.")
-    ax = axes_of(section)[0]
+    section = sections._dense(dense, dict.fromkeys(names, 4))
+    assert section.sentence().endswith(
+        "gets 84 % in the median of 9 workloads, at worst 80 % ('short', size 4)."
+    )
+    axes = axes_of(section)
+    assert len(axes) == sections.PANELS == 6  # those furthest from the best
+    ax = axes[0]
     assert ax.get_title(loc="left") == "short: 4 gets 80 %"
     points = {
         line.get_label(): (*np.asarray(line.get_xdata()), *np.asarray(line.get_ydata()))
@@ -270,7 +280,7 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     )
     predicted = sections.try_budgets(invented, models, MEMORY)
     assert predicted.sentence().startswith("Predicted: Batches of ")
-    impossible = sections.budget_sentence(frame, "short", 0.001)
+    impossible = sentences.budget_sentence(frame, "short", 0.001)
     assert impossible.endswith("no size answers within 0 ms")
 
 
@@ -302,7 +312,7 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     """Results in sentences come from the frames that they describe."""
     models, _, sweeps, scored = judged
     whole = pd.DataFrame({"sweep_ms": [11.0], "model_ms": [10.0], "measured_ms": [10.0]})
-    assert "10.0 %" in sections.whole_sentence(whole)
+    assert "10.0 %" in sentences.whole_sentence(whole)
     invented = invented_bench()
     total = sum(
         batch_times(sweeps["engine", 1].costs, work, size).request_ms / 1e3

@@ -20,8 +20,9 @@ from tests.tokenizer_cases import (
 
 from batchgauge import UserError
 from batchgauge.baseline.tokenizer import BaselineTokenizer
+from batchgauge.core.tokenizer.batch_tokenizer import BatchTokenizer
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
-from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer, BPETokenizer
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
 from batchgauge.core.tokenizer.pieces import joined_pieces, last_cut
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import Tokenizer

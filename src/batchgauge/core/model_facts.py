@@ -13,7 +13,8 @@ from batchgauge.core.config import FACTORS, Config, check_tensors
 from batchgauge.core.default_model import open_model
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Layout
 from batchgauge.core.model_file import ModelFile, Tensor
-from batchgauge.core.quantised import BF16, BLOCK, GROUP, KINDS, compiled
+from batchgauge.core.quantised import BF16, compiled
+from batchgauge.core.quantised_kinds import BLOCK, GROUP, KINDS
 from batchgauge.core.weights import MODES, blocked_size
 from batchgauge.text import one_line
 

@@ -15,7 +15,6 @@ Left out: float32 itself, which `weights.Blocked` holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from itertools import groupby
 from math import prod
@@ -29,14 +28,12 @@ from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Layout
 from batchgauge.core.kernels import products
 from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import LINE, Floats, aligned
+from batchgauge.core.quantised_kinds import BLOCK, GROUP, KERNELS, KINDS, Kind, Parts
 
-BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
 PIECE = 1 << 25  # bytes of memory taken at a time
 AT_ONCE = 8  # blocks that are read at a time
-KERNELS = "batchgauge.core.kernels.quantised_kernel"
 BF16 = OWN_LAYOUTS[30]
 
-Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
 Ids = npt.NDArray[np.integer[Any]]
 
 
@@ -62,124 +59,6 @@ class Matrix(Protocol):
     def pieces(self) -> list[Piece]:
         """What compiled code must know of it, block upon block; nothing where it cannot."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How weights are kept: weight = (code - zero) * scale + least.
-
-    `unpack` gives codes [n, 32] of a file's bytes, and scales and least values [n, parts]
-    where there are any. See `quantised_kernel._Codes` for the others.
-    """
-
-    unpack: Callable[[Bytes], Parts]
-    bits: int
-    exact: bool = False
-    zero: int = 0
-    size: int = GROUP
-    wide: bool = False
-    least: bool = False
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of a group's codes."""
-        return BLOCK * GROUP * self.bits // 8
-
-    @property
-    def group_bytes(self) -> int:
-        """Bytes of a group."""
-        parts = GROUP // self.size * (1 + self.least) if self.size else 0
-        return self.code_bytes + BLOCK * parts * (4 if self.wide else 2)
-
-    def kernel(self) -> int:
-        """The address of the compiled product."""
-        module = import_module(KERNELS)
-        numbers = (self.bits, self.exact, self.zero, self.size, self.wide, self.least)
-        made: int = module.kernel(*map(int, numbers), self.group_bytes)
-        return made
-
-
-def _nibbles(data: npt.NDArray[Any]) -> Bytes:
-    """Codes [n, 2 m] of bytes [n, m]: low halves, then high ones."""
-    return np.concatenate((data & 15, data >> 4), axis=-1)
-
-
-def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
-    """For blocks of 32: a scale, then perhaps a least value and fifth bits, then codes."""
-    form = np.dtype([*fields])
-    names = form.names or ()
-
-    def unpack(data: Bytes) -> Parts:
-        found = data.view(form)  # [n]
-        codes = found["codes"].view(np.uint8)
-        if codes.shape[1] < GROUP:
-            codes = _nibbles(codes)
-        if "fifth" in names:
-            codes |= np.unpackbits(found["fifth"], axis=1, bitorder="little") << 4
-            if "least" not in names:
-                codes -= 16
-        least = found["least"][:, None] if "least" in names else None
-        return codes, found["scale"][:, None], least
-
-    return unpack
-
-
-def _k_scales(blocks: npt.NDArray[Any]) -> tuple[Floats, Floats]:
-    """Scales and least values [8 n, 1] of Q4_K's and Q5_K's blocks [n]."""
-    from gguf.quants import Q4_K
-
-    scales, leasts = Q4_K.get_scale_min(blocks["scales"])  # each [n, 8], six bits
-    d, dmin = (blocks[name].astype(np.float32)[:, None] for name in ("d", "dmin"))
-    return (d * scales).reshape(-1, 1), -(dmin * leasts).reshape(-1, 1)
-
-
-_K = [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12)]
-_q4_k = np.dtype([*_K, ("codes", "u1", (4, 32))])
-_q5_k = np.dtype([*_K, ("fifth", "u1", (1, 32)), ("codes", "u1", (4, 32))])
-_q6_k = np.dtype(
-    [("codes", "u1", (2, 64)), ("high", "u1", (2, 32)), ("scales", "i1", 16), ("d", "<f2")]
-)
-
-
-def _q4_k_blocks(data: Bytes) -> Parts:
-    blocks = data.view(_q4_k)  # [n]
-    return _nibbles(blocks["codes"]).reshape(-1, GROUP), *_k_scales(blocks)
-
-
-def _q5_k_blocks(data: Bytes) -> Parts:
-    blocks = data.view(_q5_k)  # [n]
-    codes = _nibbles(blocks["codes"]).reshape(-1, 8, GROUP)
-    codes |= (blocks["fifth"] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return codes.reshape(-1, GROUP), *_k_scales(blocks)
-
-
-def _q6_k_blocks(data: Bytes) -> Parts:
-    blocks = data.view(_q6_k)  # [n]
-    codes = _nibbles(blocks["codes"]).reshape(-1, 2, 4, GROUP)
-    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    codes |= (blocks["high"][:, :, None] >> shifts & 3) << 4
-    scales = blocks["d"].astype(np.float32)[:, None] * blocks["scales"]  # [n, 16]
-    return (codes - np.uint8(32)).reshape(-1, GROUP), scales.reshape(-1, 2), None
-
-
-def _halves(data: Bytes) -> Parts:
-    return data.view("<u2").reshape(-1, GROUP), None, None
-
-
-_scale, _least, _fifth = ("scale", "<f2"), ("least", "<f2"), ("fifth", "u1", 4)
-_narrow = ("codes", "u1", 16)
-KINDS = {
-    "Q4_0": Kind(_simple(_scale, _narrow), 4, zero=8),
-    "Q4_1": Kind(_simple(_scale, _least, _narrow), 4, least=True),
-    "Q5_0": Kind(_simple(_scale, _fifth, _narrow), 8),
-    "Q5_1": Kind(_simple(_scale, _least, _fifth, _narrow), 8, least=True),
-    "Q8_0": Kind(_simple(_scale, ("codes", "i1", 32)), 8),
-    "Q4_K": Kind(_q4_k_blocks, 4, wide=True, least=True),
-    "Q5_K": Kind(_q5_k_blocks, 8, wide=True, least=True),
-    "Q6_K": Kind(_q6_k_blocks, 8, size=16, wide=True),
-    "F16": Kind(_halves, 16, exact=True, size=0),
-    "BF16": Kind(_halves, 16, size=0),
-}
 
 
 class Room:

@@ -4,8 +4,9 @@ One function, `run_job`, in this process, on its processes or on the machines of
 cluster; it never loses a part, never does one twice, and goes on where it stopped.
 """
 
+from batchgauge.jobs.prompts import PromptWork
 from batchgauge.jobs.run import Summary, run_job
+from batchgauge.jobs.tokenizing import TokenizeWork
 from batchgauge.jobs.where import Where
-from batchgauge.jobs.work import PromptWork, TokenizeWork
 
 __all__ = ["PromptWork", "Summary", "TokenizeWork", "Where", "run_job"]

@@ -75,7 +75,7 @@ def run(source: Path, out: Path, batch_size: str, **options: Any) -> None:
     Each part of the output has one line of JSON for each prompt, in the order of the input;
     a line that is no prompt is answered by its error.
     """
-    from batchgauge.jobs.work import PromptWork
+    from batchgauge.jobs.prompts import PromptWork
 
     if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size)):
         raise UserError(
@@ -106,7 +106,7 @@ def tokenize(source: Path, out: Path, **options: Any) -> None:
     Documents are lines of .txt and .jsonl files and rows of .parquet files. Each part of the
     output has the ids of its documents one after the other, and where each begins.
     """
-    from batchgauge.jobs.work import TokenizeWork
+    from batchgauge.jobs.tokenizing import TokenizeWork
 
     names = ("tokenizer", "model", "form", "key", "whole_files")
     _run(TokenizeWork(**{name: options[name] for name in names}), source, out, options)

@@ -8,7 +8,7 @@ from functools import partial
 
 import pandas as pd
 
-from batchgauge.core.tokenizer.bpe_tokenizer import BatchTokenizer
+from batchgauge.core.tokenizer.batch_tokenizer import BatchTokenizer
 from batchgauge.experiments.baseline.inference import short_prompts
 from batchgauge.experiments.context import Context
 from batchgauge.measuring import Amount, Conditions, Labels, Stopping, compare_interleaved

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from statistics import median
 
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.batch_sizing import figures, peaks, runs, study, tables
+from batchgauge.experiments.batch_sizing import figures, peaks, runs, sentences, study, tables
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
@@ -21,9 +22,10 @@ from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
-from batchgauge.text import percent
+from batchgauge.text import counted, percent
 
 Costs = Mapping[Key, CostModel]
+PANELS = 6  # of the dense sweep's picture
 OWN = "prompts"  # the workload whose question is the notebook's own
 
 
@@ -178,17 +180,20 @@ def dense_sweep(
 
 
 def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
-    parts = []
+    shares = {}
     for name, rows in dense.groupby("workload", sort=False):
         rates = rows.set_index("batch_size")["fresh_tokens_per_s"]
-        size = suggested[str(name)]
-        parts.append(f"'{name}' {100 * rates[size] / rates.max():.0f} % at {size}")
+        shares[str(name)] = float(rates[suggested[str(name)]] / rates.max())
+    worst = sorted(shares, key=lambda name: shares[name])
+    shown = dense[dense["workload"].isin(worst[:PANELS])]
     return Section(
         "sizing_dense_sweep", {"dense_sweep": dense},
-        f"Of the best fresh throughput the suggested size gets, by workload: {', '.join(parts)}.",
-        picture=partial(figures.dense_sweep, dense, suggested),
-        picture_caption="No budgets: throughput of every size; titles say what share of the best "
-        "throughput the suggestion gets.",
+        f"Of the best fresh throughput the suggested size gets {percent(median(shares.values()))} "
+        f"in the median of {counted(len(shares), 'workload')}, at worst "
+        f"{percent(shares[worst[0]])} ('{worst[0]}', size {suggested[worst[0]]}).",
+        picture=partial(figures.dense_sweep, shown, suggested),
+        picture_caption=f"No budgets: throughput of every size, of the (at most {PANELS}) "
+        "workloads whose suggestion is furthest from the best; titles say what share it gets.",
     )  # fmt: skip
 
 
@@ -224,7 +229,7 @@ def judge(
         ),
     ]  # fmt: skip
     strategies = Section(
-        "sizing_scores", {"scores": scored}, scores_sentence(table), table,
+        "sizing_scores", {"scores": scored}, sentences.scores_sentence(table), table,
         "The same in numbers. Distance: octaves between suggested and best size. Good share: "
         "sizes that would have scored 0.9 or more.",
         partial(figures.strategies, scored, table, ADVISOR),
@@ -234,52 +239,11 @@ def judge(
     )  # fmt: skip
     columns = ["scenario", "part", "suggested", "best", "score", "good_share", "informative"]
     scenarios = Section(
-        "scenarios", {}, f"{flatness_sentence(ours)} {open_sentence(every)}", every[columns],
+        "scenarios", {},
+        f"{sentences.flatness_sentence(ours)} {sentences.open_sentence(every)}", every[columns],
         "Every scenario: what was suggested, what was best, and the score.",
     )  # fmt: skip
     return strategies, scenarios
-
-
-def scores_sentence(table: pd.DataFrame) -> str:
-    """The advisor's figures against the goals, and the best other strategy beside it."""
-    row, other = ours_and_best_other(table)
-    return (
-        f"Over {row['scenarios']} scenarios the advisor's median score is "
-        f"{row['median_score']:.3f} (goal 0.97), its 10th percentile {row['p10_score']:.3f} "
-        f"(goal 0.90); with the best size picked and judged on different passes, which takes away "
-        f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
-        f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
-        f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
-        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
-        "the "
-        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, "
-        "a 10th percentile "
-        f"of {other['p10_score']:.3f}, and broke budgets in "
-        f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
-    )
-
-
-def open_sentence(scored: pd.DataFrame) -> str:
-    """How many scenarios tell nothing, because the sweep ended before the best size."""
-    apart = scored[~scored["informative"]]
-    if apart.empty:
-        return "In every scenario the best size lies below the largest that was swept."
-    return (
-        f"In {len(apart)} further scenarios the best size is the largest that was swept, so "
-        f"they are not scored above; the advice reaches {100 * apart['score'].median():.0f} % of "
-        "it there (median)."
-    )
-
-
-def flatness_sentence(scored: pd.DataFrame) -> str:
-    """How easy the question was: shares of sizes that would have done."""
-    without = scored["scenario"].str.contains("no budget")
-    said = []
-    for where, rows in (("without a budget", without), ("under a budget", ~without)):
-        share = scored.loc[rows, "good_share"].median()
-        if pd.notna(share):  # some scenario is of this kind
-            said.append(f"{where} {percent(share)}")
-    return f"How flat is it? Of all sizes would have scored 0.9 or more: {', '.join(said)}."
 
 
 def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Section:
@@ -301,7 +265,7 @@ def throughput_latency(
 
 
 def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Section:
-    said = budget_sentence(frame, OWN, budget_ms)
+    said = sentences.budget_sentence(frame, OWN, budget_ms)
     how = (
         "A dot a batch size. The diamond is what the advisor says without budgets, the star the "
         "best size within them: move the budgets, choose the workload."
@@ -312,25 +276,6 @@ def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Se
         name, {short: frame}, f"{basis}: {said}.",
         picture=picture, picture_caption=f"{basis} throughput against latency. {how}",
     )  # fmt: skip
-
-
-def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
-    """What the suggested size gives, and the best one under a latency budget."""
-    rows = frame[frame["workload"] == workload]
-    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
-    ours = rows[rows["suggested"]]
-    parts = [
-        told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])
-        for row in ours.to_dict("records")
-    ]
-    within = rows[rows["latency_ms"] <= budget_ms]
-    if within.empty:
-        parts.append(f"no size answers within {budget_ms:,.0f} ms")
-    elif not (best := within.sort_values("tokens_per_s").iloc[-1])["suggested"]:
-        rate = f"{best['tokens_per_s']:,.0f} tokens/s"
-        parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
-    said = "; ".join(parts)
-    return said[0].upper() + said[1:]
 
 
 def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
@@ -344,19 +289,8 @@ def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep])
     caption = (
         "Whole batches, run for real, beside the sum of the sweep's phases and the cost model."
     )
-    return Section("whole", {"whole_batches": table}, whole_sentence(table), table, caption)
-
-
-def whole_sentence(table: pd.DataFrame) -> str:
-    """Whether phases added up are a real batch."""
-    swept, model = (
-        100 * (table[column] / table["measured_ms"] - 1.0).abs()
-        for column in ("sweep_ms", "model_ms")
-    )
-    return (
-        f"{len(table)} whole batches, run for real: phases of the sweep added up are off by "
-        f"{swept.median():.1f} % (median; worst {swept.max():.1f} %), the cost model by "
-        f"{model.median():.1f} % (worst {model.max():.1f} %)."
+    return Section(
+        "whole", {"whole_batches": table}, sentences.whole_sentence(table), table, caption
     )
 
 
@@ -372,18 +306,7 @@ def stability(bench: Bench, advice: Advice, memory: MemoryModel | None) -> Secti
     """Whether further calibrations give the same advice."""
     models = runs.recalibrate(bench)
     table = study.stability(advice, models, memory)
-    return Section("stability", {"stability": table}, stable_sentence(table, len(models)))
-
-
-def stable_sentence(table: pd.DataFrame, reruns: int) -> str:
-    """How often a new calibration changes the advice."""
-    enough = float((table["same_share"] >= 0.8).mean())
-    return (
-        f"Calibrated {reruns + 1} times, the advisor gave the same size up to one step (4, or a "
-        f"fifth of the size) in at least 4 of 5 runs for {100 * enough:.0f} % of {len(table)} "
-        f"scenarios; over all of them in {100 * table['same_share'].mean():.0f} % of runs. The "
-        "repeats ran one round per size, less than the calibration itself."
-    )
+    return Section("stability", {"stability": table}, sentences.stable_sentence(table, len(models)))
 
 
 def search_cost(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
@@ -441,7 +364,7 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
 def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> Answer:
     """What to run for the workload's requests, what stops it, and how good such advice is here."""
     assert strategies.shown is not None
-    row, other = ours_and_best_other(strategies.shown)
+    row, other = sentences.ours_and_best_other(strategies.shown)
     broken = row["late_share"] + row["over_memory_share"]
     text = (
         f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
@@ -462,10 +385,3 @@ def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> An
         f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
     )  # fmt: skip
     return Answer(text, chosen.name, [size, rule])
-
-
-def ours_and_best_other(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The rows of the advisor, and of the rule whose worst tenth is the best but for it."""
-    ours = table[table["strategy"] == ADVISOR].iloc[0]
-    others = table[table["strategy"] != ADVISOR]
-    return ours, others.sort_values(["p10_score", "median_score"], ascending=False).iloc[0]

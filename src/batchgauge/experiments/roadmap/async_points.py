@@ -22,11 +22,11 @@ SHORT_MS = 5.0  # a call below this may stay in the event loop
 # Where async or streaming would begin in our own code: function, stage, what it would become.
 POINTS = (
     (
-        "batchgauge.core.tokenizer.bpe_tokenizer:BatchTokenizer.encode_batch", "tokenize",
+        "batchgauge.core.tokenizer.batch_tokenizer:BatchTokenizer.encode_batch", "tokenize",
         "await in another thread while the engine decodes",
     ),
     (
-        "batchgauge.core.tokenizer.bpe_tokenizer:BatchTokenizer.decode_batch", "detokenize",
+        "batchgauge.core.tokenizer.batch_tokenizer:BatchTokenizer.decode_batch", "detokenize",
         "await in another thread, per answer, as answers end",
     ),
     (

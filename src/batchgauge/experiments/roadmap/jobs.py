@@ -48,9 +48,10 @@ from batchgauge.experiments.roadmap.jobs_results import (
 )
 from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job
 from batchgauge.jobs.manifest import MANIFEST, PROGRESS
+from batchgauge.jobs.prompts import PromptWorker
 from batchgauge.jobs.run import SHARD_BYTES, Pool
 from batchgauge.jobs.source import Shard, cut, find_inputs
-from batchgauge.jobs.work import PromptWorker, ShardOutput
+from batchgauge.jobs.work import ShardOutput
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.workload import texts

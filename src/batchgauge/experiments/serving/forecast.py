@@ -98,7 +98,8 @@ def serve_kind(
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:
-    return frame.assign(policy=kind.policy, load=kind.load, shape=kind.shape, seed=seed)
+    """With what was run; moments to the microsecond."""
+    return frame.round(6).assign(policy=kind.policy, load=kind.load, shape=kind.shape, seed=seed)
 
 
 def jackknife(seeds: Sequence[int], statistic: Callable[[set[int]], float]) -> Interval:

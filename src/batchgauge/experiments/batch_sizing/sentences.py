@@ -1,0 +1,100 @@
+"""What the sizing notebook's tables say, in sentences made from them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from batchgauge.experiments.batch_sizing.study import ADVISOR
+from batchgauge.text import percent
+
+
+def scores_sentence(table: pd.DataFrame) -> str:
+    """The advisor's figures against the goals, and the best other strategy beside it."""
+    row, other = ours_and_best_other(table)
+    return (
+        f"Over {row['scenarios']} scenarios the advisor's median score is "
+        f"{row['median_score']:.3f} (goal 0.97), its 10th percentile {row['p10_score']:.3f} "
+        f"(goal 0.90); with the best size picked and judged on different passes, which takes away "
+        f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
+        f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
+        f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
+        f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
+        "the "
+        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, "
+        "a 10th percentile "
+        f"of {other['p10_score']:.3f}, and broke budgets in "
+        f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
+    )
+
+
+def open_sentence(scored: pd.DataFrame) -> str:
+    """How many scenarios tell nothing, because the sweep ended before the best size."""
+    apart = scored[~scored["informative"]]
+    if apart.empty:
+        return "In every scenario the best size lies below the largest that was swept."
+    return (
+        f"In {len(apart)} further scenarios the best size is the largest that was swept, so "
+        f"they are not scored above; the advice reaches {100 * apart['score'].median():.0f} % of "
+        "it there (median)."
+    )
+
+
+def flatness_sentence(scored: pd.DataFrame) -> str:
+    """How easy the question was: shares of sizes that would have done."""
+    without = scored["scenario"].str.contains("no budget")
+    said = []
+    for where, rows in (("without a budget", without), ("under a budget", ~without)):
+        share = scored.loc[rows, "good_share"].median()
+        if pd.notna(share):  # some scenario is of this kind
+            said.append(f"{where} {percent(share)}")
+    return f"How flat is it? Of all sizes would have scored 0.9 or more: {', '.join(said)}."
+
+
+def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
+    """What the suggested size gives, and the best one under a latency budget."""
+    rows = frame[frame["workload"] == workload]
+    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
+    ours = rows[rows["suggested"]]
+    parts = [
+        told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])
+        for row in ours.to_dict("records")
+    ]
+    within = rows[rows["latency_ms"] <= budget_ms]
+    if within.empty:
+        parts.append(f"no size answers within {budget_ms:,.0f} ms")
+    elif not (best := within.sort_values("tokens_per_s").iloc[-1])["suggested"]:
+        rate = f"{best['tokens_per_s']:,.0f} tokens/s"
+        parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
+    said = "; ".join(parts)
+    return said[0].upper() + said[1:]
+
+
+def whole_sentence(table: pd.DataFrame) -> str:
+    """Whether phases added up are a real batch."""
+    swept, model = (
+        100 * (table[column] / table["measured_ms"] - 1.0).abs()
+        for column in ("sweep_ms", "model_ms")
+    )
+    return (
+        f"{len(table)} whole batches, run for real: phases of the sweep added up are off by "
+        f"{swept.median():.1f} % (median; worst {swept.max():.1f} %), the cost model by "
+        f"{model.median():.1f} % (worst {model.max():.1f} %)."
+    )
+
+
+def stable_sentence(table: pd.DataFrame, reruns: int) -> str:
+    """How often a new calibration changes the advice."""
+    enough = float((table["same_share"] >= 0.8).mean())
+    return (
+        f"Calibrated {reruns + 1} times, the advisor gave the same size up to one step (4, or a "
+        f"fifth of the size) in at least 4 of 5 runs for {100 * enough:.0f} % of {len(table)} "
+        f"scenarios; over all of them in {100 * table['same_share'].mean():.0f} % of runs. The "
+        "repeats ran one round per size, less than the calibration itself."
+    )
+
+
+def ours_and_best_other(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The rows of the advisor, and of the rule whose worst tenth is the best but for it."""
+    ours = table[table["strategy"] == ADVISOR].iloc[0]
+    others = table[table["strategy"] != ADVISOR]
+    return ours, others.sort_values(["p10_score", "median_score"], ascending=False).iloc[0]
