@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, ended_texts
 from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.pieces import joined_pieces, last_cut
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
@@ -130,10 +130,9 @@ class BPETokenizer:
         0xFF, which UTF-8 does not have, stands behind each text. Other threads of Python's go on
         meanwhile. Raises UnicodeError where a text is no UTF-8, or the last one has no end.
         """
-        if any(token.encode() in data for token in self.vocabulary.user_defined):
-            if data and not data.endswith(b"\xff"):
-                raise UnicodeError("expected 0xFF behind each text")
-            return self.encode_many([text.decode() for text in data.split(b"\xff")[:-1]])
+        wanted = self.vocabulary.user_defined
+        if not self._as_is or any(token.encode() in data for token in wanted):
+            return self.encode_many(ended_texts(data))
         return self.encoder.encode_ended(data)
 
     def encode_stream(
