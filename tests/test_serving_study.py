@@ -89,11 +89,11 @@ def test_goodput_counts_answers_in_time_seed_by_seed():
 
 def test_rules_say_what_the_simulated_server_says():
     """Batching, order, most requests, ageing."""
-    rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0), 9)
-    assert (rules.batch, rules.queue, rules.batching.together) == (5, 9, True)
+    rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0))
+    assert (rules.batch, rules.batching.together) == (5, True)
     assert rules.batching.max_wait_s == 0.5
     assert rules.order == PriorityClasses(3.0)
-    assert not rules_of(Server("continuous"), 1).batching.together
+    assert not rules_of(Server("continuous")).batching.together
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def at_once(lengths: list[tuple[int, int]], ranks: list[int] | None = None) -> A
 def test_every_request_is_answered_once_with_all_its_tokens(case, policy):
     """Moments are in order; static answers come with the whole batch."""
     arrivals = at_once([(5, 3), (20, 6), (3, 1), (9, 4), (4, 5)])
-    run = serve(scheduler_of(case, policy, 5), arrivals)
+    run = serve(scheduler_of(case, policy), arrivals)
     frame = run.requests
     assert frame["tokens"].tolist() == arrivals.generated.tolist()
     assert (frame["first_s"] <= frame["done_s"]).all()
@@ -139,7 +139,7 @@ def test_every_request_is_answered_once_with_all_its_tokens(case, policy):
 
 def test_a_cancelled_request_ends_half_way_and_gives_its_room_back(case):
     """The others are answered; nothing of the cache stays taken."""
-    scheduler = scheduler_of(case, "continuous", 3)
+    scheduler = scheduler_of(case, "continuous")
     run = serve(scheduler, at_once([(5, 8), (5, 8), (5, 8)]), cancelled=frozenset({1}))
     assert run.requests["cancelled"].tolist() == [False, True, False]
     assert run.requests["tokens"].tolist() == [8, 4, 8]

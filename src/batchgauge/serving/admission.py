@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
-
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import CUT, PART, TILE
 from batchgauge.errors import UserError
@@ -38,21 +35,16 @@ def open_scheduler(
     engine: BatchInferenceEngine,
     rules: Rules | None = None,
     *,
-    batch: int | Literal["auto"] | None = None,
     memory_bytes: int | None = None,
     prefill_tokens: int | None = 256,
 ) -> Scheduler:
     """A scheduler around a loop of an engine.
 
-    batch           None: that of the rules; "auto": what the sizing advisor says for this engine
-                    on this machine (it measures the first time)
     memory_bytes    for weights, cache and work; None: what is free
     prefill_tokens  prompt positions a step beside those that decode; None: whole prompts
 
     Raises UserError for limits that make no sense.
     """
     rules = rules or Rules()
-    if batch is not None:
-        rules = replace(rules, batch=engine.optimal_batch_size() if batch == "auto" else batch)
     positions = kv_positions(engine, rules.batch, memory_bytes)
     return Scheduler(engine.open_loop(rules.batch, positions, prefill_tokens), rules)

@@ -60,9 +60,10 @@ class BPETokenizer:
 
     `encoder` turns plain text into ids: the compiled kernel by default, plain Python
     where Numba is missing and for SentencePiece's kind; `PlainEncoder(vocabulary)` asks for
-    it. `threads` share a batch in compiled code, one for each full-speed core where nobody says
-    how many; ids are the same with any number. Raises UserError for a number that this machine
-    does not have.
+    it. `leading` is the space that `decode` takes away in front of a text, "" for none.
+    `threads` share a batch in compiled code, one for each full-speed core where nobody says how
+    many; ids are the same with any number. Raises UserError for a number that this machine does
+    not have.
     """
 
     name = "numpy"
@@ -80,6 +81,7 @@ class BPETokenizer:
         self.encoder: Encoder = encoder or kind(vocabulary, self.threads)
         self._normal = vocabulary.normaliser
         self._as_is = self._normal == AS_IS
+        self.leading = " " if self._normal.prefix else ""
         self._cuts = last_cut(vocabulary.pre_tokenizer)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
@@ -195,8 +197,7 @@ class BPETokenizer:
 
         The space that was put before a text (`normalise`) is taken away again.
         """
-        text = self.token_bytes_of(ids).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._normal.prefix else text
+        return self.token_bytes_of(ids).decode("utf-8", "replace").removeprefix(self.leading)
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of many id sequences. Raises UserError for an unknown id."""

@@ -93,8 +93,7 @@ def serve_kind(
 ) -> LiveRun:
     """One run, live."""
     arrivals = case.arrivals(kind.load, seed, kind.shape)
-    scheduler = scheduler_of(case, kind.policy, len(arrivals))
-    return serve(scheduler, arrivals, seed=seed, progress=progress)
+    return serve(scheduler_of(case, kind.policy), arrivals, seed=seed, progress=progress)
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:
