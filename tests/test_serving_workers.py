@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -110,6 +111,27 @@ def test_answers_are_those_of_the_engine(model, way):
 def test_killed_workers_lose_no_request_and_answer_none_twice(model):
     """SIGKILL at random moments, to workers and once to the process that they are forked from."""
     assert kill_while_answering(model, requests=40, rounds=3, seed=3, kills_nursery=True) == 3
+
+
+@forks
+def test_a_server_comes_back_once_its_model_does(model, tmp_path):
+    """Where workers and the process they are forked from die, and the model cannot be read."""
+    path = shutil.copy(model, tmp_path / "m.gguf")
+    away = tmp_path / "away.gguf"
+    request = InferenceBatchRequest("hello", max_tokens=5)
+    nursery = Nursery(plan_of(path))
+
+    async def ask(engine):
+        return await asyncio.wait_for(engine.answer(request), 60)
+
+    with engine_of(path, nursery) as engine:
+        path.rename(away)
+        workers = engine.workers
+        for pid in (nursery.pid, *workers.pids):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: workers.restarts > 1)
+        away.rename(path)
+        assert [whole(asyncio.run(ask(engine)))] == alone(model, [request])
 
 
 @pytest.mark.soak
