@@ -26,9 +26,10 @@ from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, jackknife
 
 KIND = ["policy", "load", "shape"]
+MEAN_BOUND, P90_BOUND = 0.10, 0.15
 FIGURES: tuple[tuple[str, float, Callable[[pd.Series], float]], ...] = (
-    ("mean", 0.10, lambda times: float(times.mean())),
-    ("p90", 0.15, lambda times: float(np.percentile(times, 90))),
+    ("mean", MEAN_BOUND, lambda times: float(times.mean())),
+    ("p90", P90_BOUND, lambda times: float(np.percentile(times, 90))),
 )
 TIMES = {"first token": "first_s", "whole answer": "returned_s"}
 
