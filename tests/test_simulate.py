@@ -426,7 +426,7 @@ def test_the_table_answers_like_the_cost_model():
         expected = float(COSTS.decode_ms(rows, context)) / 1e3
         assert table(rows, context, 0, 0.0) == pytest.approx(expected)
     for tokens in (1, 64, 200, 512, 3000):
-        expected = COSTS.prefill_ms(1, tokens, tokens**2) / 1e3
+        expected = float(COSTS.prefill_ms(tokens, tokens**2)) / 1e3
         assert table(0, 0, tokens, tokens**2 / 2) == pytest.approx(expected, rel=0.02)
 
 

@@ -16,7 +16,7 @@ from batchgauge.statistics import Interval
 from batchgauge.text import percent
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
-GAIN_GOAL, OWN_GOAL = 1.5, 0.02
+OWN_GOAL = 0.02
 
 
 def traffic(case: ServingCase) -> Section:
@@ -67,8 +67,8 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         {"compared": table, "requests": requests, "steps": steps}, said,
         table, "Forecast against live; bounds were set beforehand: 10 % for means, 15 % for p90.",
         partial(figures.draw_forecast, table),
-        "Forecast over live with 95 % intervals over seeds; shaded: the bound. Round marks held, "
-        "crosses failed, diamonds are undecided.",
+        "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
+        "of p90.",
         [_error_score(table, figure, bound) for figure, bound, _ in forecast.FIGURES
          if (table["figure"] == figure).any()],
     )  # fmt: skip
@@ -102,7 +102,7 @@ def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
     )
     score = Score(
         "serving_goodput", f"Serving: requests in time, continuous over static, load {load:g}",
-        GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
+        figures.GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
     )  # fmt: skip
     return Section(
         "serving_goodput", {"goodput": table}, said,
