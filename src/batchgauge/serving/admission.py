@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.model import CUT, PART, TILE
+from batchgauge.core.model import CUT, PART, SPARE, TILE
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import usable_memory
 from batchgauge.serving.rules import Rules
@@ -19,7 +19,7 @@ def kv_positions(engine: BatchInferenceEngine, rows: int, memory_bytes: int | No
     """
     model = engine.model
     shape = ModelShape.of(model.config, model.weights_bytes)
-    memory = MemoryModel.from_shape(shape, part=PART, tile=TILE)
+    memory = MemoryModel.from_shape(shape, part=PART, tile=TILE, spare=SPARE)
     budget = usable_memory()[1] + model.weights_bytes if memory_bytes is None else memory_bytes
     found = memory.positions_within(budget, rows, PART)
     if found < CUT:

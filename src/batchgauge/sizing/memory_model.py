@@ -7,6 +7,7 @@ Only lengths that are really used count, never the context limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,6 +99,7 @@ class MemoryModel:
     peak = weights + kv * tokens held + max(activations, scores, decode)
 
     activations  fixed + wide * min(positions, tile) + position * min(positions, part)
+                 + row * prompts that are prefilled at a time
     scores       bytes per row, of the first scores over the vocabulary
     decode       fixed + bytes per row, when anything is decoded
 
@@ -110,7 +112,7 @@ class MemoryModel:
     weight_bytes: int
     kv_bytes_per_token: float
     scores_bytes_per_row: float
-    activation_terms: tuple[float, float, float]
+    activation_terms: tuple[float, float, float, float]
     decode_terms: tuple[float, float]
     part: int = 0
     tile: int = 0
@@ -120,14 +122,18 @@ class MemoryModel:
 
     @classmethod
     def from_shape(
-        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1
+        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1, spare: int = 0
     ) -> MemoryModel:
-        """The analytical model, nothing measured: structure only, good to about a quarter."""
+        """The analytical model, nothing measured: structure only, good to about a quarter.
+
+        `spare` positions beside its own are those of keys that attention to a prompt works on.
+        """
         row = float(shape.logits_bytes_per_row)
         narrow = float((3 * shape.d_model + shape.qkv_width) * shape.value_bytes)
         wide = float(3 * shape.d_ff * shape.value_bytes)
         # While a step's scores are computed, those of the step before still exist.
-        terms = (0.0, wide, narrow), (0.0, 2.0 * row)
+        prompt = float(spare * shape.kv_heads * shape.head_dim * shape.value_bytes)
+        terms = (0.0, wide, narrow, prompt), (0.0, 2.0 * row)
         kv = float(shape.kv_bytes_per_token)
         return cls(shape.weight_bytes, kv, row, *terms, part, tile, group)
 
@@ -141,14 +147,14 @@ class MemoryModel:
         Errors count relative to the peak; `error` is the one found on other peaks, if any
         were kept apart. Raises UserError for fewer peaks than terms.
         """
-        if len(prefill) < 3 or len(decode) < 2:
-            raise UserError("A memory fit needs at least 3 prefill and 2 decode peaks.")
-        rows = [self._activation_row(p.plan().positions(padded=False)) for p in prefill]
+        if len(prefill) < 4 or len(decode) < 2:
+            raise UserError("A memory fit needs at least 4 prefill and 2 decode peaks.")
+        rows = [self._activation_row(p.rows * p.prompt_tokens, p.rows) for p in prefill]
         first = self._fit(rows, prefill)
         later = self._fit([np.asarray([1.0, p.rows]) for p in decode], decode)
         found = replace(
             self,
-            activation_terms=(first[0], first[1], first[2]),
+            activation_terms=(first[0], first[1], first[2], first[3]),
             decode_terms=(later[0], later[1]),
             fitted=True,
         )
@@ -193,7 +199,7 @@ class MemoryModel:
     def _passing_bytes(self, positions: int, rows: int, *, decodes: bool) -> float:
         """The largest of what passes by."""
         passing = [
-            float(np.dot(self._activation_row(positions), self.activation_terms)),
+            float(np.dot(self._activation_row(positions, rows), self.activation_terms)),
             self.scores_bytes_per_row * rows,
         ]
         if decodes:
@@ -201,10 +207,11 @@ class MemoryModel:
             passing.append(fixed + row * rows)
         return max(passing)
 
-    def _activation_row(self, positions: int) -> Floats:
+    def _activation_row(self, positions: int, rows: int) -> Floats:
         wide = min(positions, self.tile) if self.tile else positions
         at_once = min(positions, self.part) if self.part else positions
-        return np.asarray([1.0, wide, at_once], dtype=np.float64)
+        prompts = math.ceil(rows * at_once / max(positions, 1))
+        return np.asarray([1.0, wide, at_once, prompts], dtype=np.float64)
 
     def _fit(self, rows: Sequence[Floats], peaks: Sequence[Peak]) -> list[float]:
         """Non-negative terms with rows @ terms = peaks - KV cache, errors relative to the peak."""
