@@ -15,7 +15,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.serving import forecast, sections, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import RunKind, compare, jackknife, verdict
+from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
 from batchgauge.experiments.serving.live import scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
 from batchgauge.experiments.serving.workers_run import Answers
@@ -36,21 +36,6 @@ def moments(times_s: list[float], *, policy="static", load=0.8, seeds=4, slower=
     ]
     columns = ["request", "arrival_s", "first_s", "done_s", "returned_s"]
     return pd.DataFrame(rows, columns=[*forecast.KIND, "seed", *columns])
-
-
-def test_the_jackknife_of_a_mean_is_students_interval_of_logs():
-    """Of a geometric mean the pseudo-values are the observations themselves."""
-    values = {0: 1.0, 1: 1.2, 2: 0.9, 3: 1.1}
-
-    def geometric(seeds):
-        return math.exp(sum(math.log(values[s]) for s in seeds) / len(seeds))
-
-    found = jackknife(list(values), geometric)
-    logs = np.log(list(values.values()))
-    assert found.value == pytest.approx(math.exp(logs.mean()))
-    least = 3.1824 * logs.std(ddof=1) / 2.0  # Student's t with 3 degrees of freedom
-    assert math.log(found.high / found.low) / 2.0 >= least - 1e-3
-    assert jackknife([7], lambda _: 2.0).high == math.inf
 
 
 @pytest.mark.parametrize(
@@ -189,10 +174,18 @@ def test_loads_that_make_no_sense_are_refused(case):
 def test_what_a_killed_worker_lost_is_said():
     """An answer given twice, or with other tokens, is no answer given once."""
     sound = Answers({"0": (1, 2), "1": (3,)}, Counter("01"), 1.0)
-    hurt = Answers({"0": (1, 2), "1": (4,)}, Counter("0011"), 2.0, 1)
+    hurt = Answers({"0": (1, 2), "1": (4,)}, Counter("0011"), 2.0, 1, killed_at=1)
     said = workers_run.sentence(sound, hurt)
+    assert "with one killed as 1 were answered in 2.0 s" in said
     assert "0 of 2 exactly once" in said
     assert "1 with the tokens" in said
+
+
+def test_nobody_is_said_to_be_killed_who_was_not():
+    """Where all requests were answered before."""
+    sound = Answers({"0": (1,)}, Counter("0"), 1.0)
+    assert "no worker was killed" in workers_run.sentence(sound, replace(sound, seconds=1.2))
+    assert sound.disturbance == "no worker killed"
 
 
 def test_a_step_in_one_pass_reads_the_weights_once():

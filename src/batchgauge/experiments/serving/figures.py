@@ -76,8 +76,8 @@ def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Fig
     return fig
 
 
-def draw_goodput(table: pd.DataFrame, load: float) -> Figure:
-    """Requests in time over static batching's, with intervals."""
+def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Figure:
+    """Requests in time over static batching's, with intervals, and the goal."""
     fig, ax = plt.subplots(figsize=(7.2, 2.6))
     for y, row in enumerate(table.to_dict("records")):
         colour = COLOURS[row["policy"]]
@@ -85,7 +85,7 @@ def draw_goodput(table: pd.DataFrame, load: float) -> Figure:
         ax.plot(row["value"], y, "o", color=colour)
         share = f"  {row['in_time_share']:.0%} in time"
         ax.annotate(share, (row["high"], y), va="center", fontsize=9)
-    plots.reference_line(ax, 1.5, "goal", axis="x")
+    plots.reference_line(ax, goal, "goal", axis="x")
     ax.set_yticks(range(len(table)), table["policy"])
     ax.invert_yaxis()
     ax.margins(x=0.25, y=0.25)
