@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from batchgauge import statistics
 from batchgauge.errors import UserError
@@ -152,6 +153,21 @@ def test_a_mean_ratio_is_geometric():
         math.sqrt(2) * 4.302653 * 0.1 / math.sqrt(3)
     )  # the 97.5 % quantile of t with two degrees of freedom
     assert [found.low, found.high] == pytest.approx(np.exp([0.2 - reach, 0.2 + reach]))
+
+
+@pytest.mark.parametrize("count", [4, 12])
+def test_the_jackknife_of_a_mean_is_its_interval(count):
+    """Pseudo-values of a geometric mean are the observations; few or many, none is trimmed."""
+    logs = np.random.default_rng(count).normal(size=count)
+    logs[0] = 5.0  # a trimmed mean would leave it out
+    found = statistics.jackknife(range(count), lambda some: math.exp(logs[list(some)].mean()))
+    assert math.log(found.value) == pytest.approx(logs.mean())
+    t = stats.t.ppf(0.975, count - 1)
+    half = math.sqrt(2.0) * t * logs.std(ddof=1) / math.sqrt(count)
+    assert math.log(found.high / found.value) == pytest.approx(half)
+    assert math.log(found.value / found.low) == pytest.approx(half)
+    alone = statistics.jackknife([7], lambda _: 2.0)
+    assert (alone.value, alone.low, alone.high) == (2.0, 0.0, math.inf)
 
 
 def test_runs_without_noise_differ_surely():

@@ -99,6 +99,7 @@ class MemoryModel:
     peak = weights + kv * tokens held + max(activations, scores, decode)
 
     activations  fixed + wide * min(positions, tile) + position * min(positions, part)
+                 + row * prompts that are prefilled at a time
     scores       bytes per row, of the first scores over the vocabulary
     decode       fixed + bytes per row, when anything is decoded
 
@@ -111,7 +112,7 @@ class MemoryModel:
     weight_bytes: int
     kv_bytes_per_token: float
     scores_bytes_per_row: float
-    activation_terms: tuple[float, float, float]
+    activation_terms: tuple[float, float, float, float]
     decode_terms: tuple[float, float]
     part: int = 0
     tile: int = 0
@@ -121,14 +122,18 @@ class MemoryModel:
 
     @classmethod
     def from_shape(
-        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1
+        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1, spare: int = 0
     ) -> MemoryModel:
-        """The analytical model, nothing measured: structure only, good to about a quarter."""
+        """The analytical model, nothing measured: structure only, good to about a quarter.
+
+        `spare` positions beside its own are those of keys that attention to a prompt works on.
+        """
         row = float(shape.logits_bytes_per_row)
         narrow = float((3 * shape.d_model + shape.qkv_width) * shape.value_bytes)
         wide = float(3 * shape.d_ff * shape.value_bytes)
         # While a step's scores are computed, those of the step before still exist.
-        terms = (0.0, wide, narrow), (0.0, 2.0 * row)
+        prompt = float(spare * shape.kv_heads * shape.head_dim * shape.value_bytes)
+        terms = (0.0, wide, narrow, prompt), (0.0, 2.0 * row)
         kv = float(shape.kv_bytes_per_token)
         return cls(shape.weight_bytes, kv, row, *terms, part, tile, group)
 
@@ -142,14 +147,14 @@ class MemoryModel:
         Errors count relative to the peak; `error` is the one found on other peaks, if any
         were kept apart. Raises UserError for fewer peaks than terms.
         """
-        if len(prefill) < 3 or len(decode) < 2:
-            raise UserError("A memory fit needs at least 3 prefill and 2 decode peaks.")
-        rows = [self._activation_row(p.prompt_tokens * p.rows) for p in prefill]
+        if len(prefill) < 4 or len(decode) < 2:
+            raise UserError("A memory fit needs at least 4 prefill and 2 decode peaks.")
+        rows = [self._activation_row(p.rows * p.prompt_tokens, p.rows) for p in prefill]
         first = self._fit(rows, prefill)
         later = self._fit([np.asarray([1.0, p.rows]) for p in decode], decode)
         found = replace(
             self,
-            activation_terms=(first[0], first[1], first[2]),
+            activation_terms=(first[0], first[1], first[2], first[3]),
             decode_terms=(later[0], later[1]),
             fitted=True,
         )
@@ -195,12 +200,13 @@ class MemoryModel:
         """The largest of what passes by, for each number of positions."""
         fixed, row = self.decode_terms
         steps = max(self.scores_bytes_per_row * rows, (fixed + row * rows) if decodes else 0.0)
-        return np.maximum(self._activation_row(positions) @ self.activation_terms, steps)
+        return np.maximum(self._activation_row(positions, rows) @ self.activation_terms, steps)
 
-    def _activation_row(self, positions: npt.ArrayLike) -> Floats:
+    def _activation_row(self, positions: npt.ArrayLike, rows: int) -> Floats:
         at = np.asarray(positions, dtype=np.float64)
-        parts = (np.minimum(at, most) if most else at for most in (self.tile, self.part))
-        return np.stack([np.ones_like(at), *parts], axis=-1)  # [..., terms]
+        wide, at_once = (np.minimum(at, most) if most else at for most in (self.tile, self.part))
+        prompts = np.ceil(rows * at_once / np.maximum(at, 1.0))
+        return np.stack([np.ones_like(at), wide, at_once, prompts], axis=-1)  # [..., terms]
 
     def _fit(self, rows: Sequence[Floats], peaks: Sequence[Peak]) -> list[float]:
         """Non-negative terms with rows @ terms = peaks - KV cache, errors relative to the peak."""

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 COLOURS = {"static": "#D55E00", "dynamic": "#56B4E9", "continuous": "#009E73"}
 LIVE, FORECAST = "#0072B2", "#D55E00"
-GAIN_GOAL = 1.5  # continuous over static batching, requests in time
 
 
 def draw_forecast(table: pd.DataFrame) -> Chart:
@@ -62,12 +61,12 @@ def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Fig
     return fig
 
 
-def draw_goodput(table: pd.DataFrame, load: float) -> Chart:
-    """Requests in time over static batching's, with intervals."""
+def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Chart:
+    """Requests in time over static batching's, with intervals, and the goal."""
     best = max(table.to_dict("records"), key=lambda row: row["value"])
     shown = table.assign(name=table["policy"], series="policy")
     looks = charts.Looks(["policy"], [LIVE], ["circle"])
     title = f"{best['policy'].capitalize()}: {best['value']:.2f} × the requests in time"
     x = charts.Axis("value", f"requests in time ÷ static batches', at load {load:g}")
-    goal = charts.Line(GAIN_GOAL, "goal", "x")
-    return charts.dots(shown, title, x, looks, [goal], more=["in_time_share"])
+    line = charts.Line(goal, "goal", "x")
+    return charts.dots(shown, title, x, looks, [line], more=["in_time_share"])

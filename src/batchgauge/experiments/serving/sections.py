@@ -9,14 +9,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.experiments.serving import figures, forecast, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import RunKind
+from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.statistics import Interval
 from batchgauge.text import percent
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
-OWN_GOAL = 0.02
+GAIN_GOAL, OWN_GOAL = 1.5, 0.02
 
 
 def traffic(case: ServingCase) -> Section:
@@ -62,14 +62,15 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
         f"{worst['live_ms']:,.0f} ms."
     )
+    bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, _ in FIGURES)
     return Section(
         "serving_forecast_held",
         {"compared": table, "requests": requests, "steps": steps}, said,
-        table, "Forecast against live; bounds were set beforehand: 10 % for means, 15 % for p90.",
+        table, f"Forecast against live; bounds were set beforehand: {bounds}.",
         partial(figures.draw_forecast, table),
         "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
         "of p90.",
-        [_error_score(table, figure, bound) for figure, bound, _ in forecast.FIGURES
+        [_error_score(table, figure, bound) for figure, bound, _ in FIGURES
          if (table["figure"] == figure).any()],
     )  # fmt: skip
 
@@ -102,11 +103,11 @@ def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
     )
     score = Score(
         "serving_goodput", f"Serving: requests in time, continuous over static, load {load:g}",
-        figures.GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
+        GAIN_GOAL, gain["value"], gain["low"], gain["high"], unit="×",
     )  # fmt: skip
     return Section(
         "serving_goodput", {"goodput": table}, said,
-        picture=partial(figures.draw_goodput, table, load),
+        picture=partial(figures.draw_goodput, table, load, GAIN_GOAL),
         picture_caption="Requests whose whole answer came in time, over those of static batches; "
         "95 % intervals over seeds.",
         targets=[score],
@@ -182,7 +183,7 @@ def killed(case: ServingCase) -> Section:
     rows = [
         (name, run.seconds, run.restarts, len(run.tokens), sum(n == 1 for n in run.ends.values()),
          sum(run.tokens[i] == ids for i, ids in sound.tokens.items()))
-        for name, run in (("undisturbed", sound), ("one worker killed", hurt))
+        for name, run in (("undisturbed", sound), (hurt.disturbance, hurt))
     ]  # fmt: skip
     columns = ["run", "seconds", "restarts", "requests", "answered_once", "same_tokens"]
     table = pd.DataFrame(rows, columns=columns)

@@ -17,16 +17,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context, whole
 from batchgauge.experiments.scaling import SLACK
 from batchgauge.experiments.step_times import StepTimes, in_one_pass, measure_steps
-from batchgauge.serving.policies import (
-    CONTINUOUS,
-    STATIC,
-    Batching,
-    Fifo,
-    Order,
-    PriorityClasses,
-    ShortestFirst,
-    dynamic,
-)
+from batchgauge.serving.policies import BATCHINGS, ORDERS
 from batchgauge.serving.rules import Rules
 from batchgauge.simulate.arrivals import Arrivals, bursty
 from batchgauge.simulate.events import simulate
@@ -190,18 +181,11 @@ def _shortened(context: Context, question: ServingQuestion) -> ServingQuestion:
     return replace(question, length_scale=factor * scale)
 
 
-def rules_of(server: Server, queue: int) -> Rules:
+def rules_of(server: Server) -> Rules:
     """The scheduler's rules that do what the simulated server does."""
-    batching: Batching = {
-        "static": STATIC, "dynamic": dynamic(server.max_wait_s), "continuous": CONTINUOUS,
-    }[server.batching]  # fmt: skip
-    orders: dict[str, Order] = {
-        "fifo": Fifo(),
-        "priority": PriorityClasses(server.ageing_s),
-        "shortest": ShortestFirst(ageing_s=server.ageing_s),
-    }
-    order = orders[server.order]
-    return Rules(server.max_batch, order, batching, queue, preempt=server.preempt)
+    batching = BATCHINGS[server.batching](server.max_wait_s)
+    order = ORDERS[server.order](server.ageing_s)
+    return Rules(server.max_batch, order, batching)
 
 
 def sentence(case: ServingCase) -> str:
