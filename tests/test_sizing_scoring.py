@@ -382,7 +382,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
     models = calibrate(bench)
-    config = SizingConfig(max_batch_size=bench.largest)
+    config = SizingConfig(max_batch_size=bench.largest, wait_price=0.0)
     with threadpool_limits(1, user_api="blas"):
         advised = suggest_batch_size(bench.works["ragged traffic"], models["engine", 1], config)
         assert optimal_for_engine(engine) == advised.size
@@ -392,6 +392,29 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
         size == suggest_batch_size(Lengths.texts(bench.texts), models["tokenizer", 1], config).size
     )
     assert engine.calls == tokenizer.calls == 0
+
+
+def test_the_optimal_size_is_that_of_most_throughput(tmp_path):
+    """A price of waiting would choose a smaller one: nobody is said to wait."""
+    engine = WideEngine()
+    size = optimal_for_engine(engine, cache=tmp_path)
+    priced, free = (
+        automatic.suggest_for_engine(
+            engine, SizingConfig(max_batch_size=automatic.LARGEST, wait_price=price),
+            cache=tmp_path,
+        ).size
+        for price in (0.25, 0.0)
+    )  # fmt: skip
+    assert priced < free == size
+
+
+def test_an_engine_shows_its_model_by_its_config():
+    """Our own does; one that is only called does not."""
+    ours: Any = SimpleNamespace(model=SimpleNamespace(config=object()))
+    server: Any = SimpleNamespace(model="a name")
+    assert automatic.shows_its_model(ours)
+    assert not automatic.shows_its_model(server)
+    assert not automatic.shows_its_model(InventedEngine())
 
 
 def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
