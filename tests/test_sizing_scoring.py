@@ -21,9 +21,9 @@ from batchgauge.experiments.batch_sizing.scoring import (
     Truth,
     ask,
     fixed_size_rules,
+    judged_by,
     same_step,
     score,
-    truths,
 )
 from batchgauge.experiments.batch_sizing.study import summaries
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
@@ -111,6 +111,13 @@ def test_a_sweep_composes_to_the_true_batch_time(sweep):
         steps = sum(probe(size, 15 + s, 1)[1] for s in range(1, 16))
         measured = batch_times(sweep.costs, WORK, size).request_ms
         assert measured == pytest.approx(prefill + steps, rel=0.005)
+
+
+def truths(scenario, costs, sizes, peaks=None):
+    """Every swept size by the sweep's own times of the scenario's batches."""
+    return judged_by(
+        scenario, lambda size: batch_times(costs, scenario.lengths, size), sizes, peaks
+    )
 
 
 def test_a_sweep_takes_further_sizes(sweep):
@@ -435,7 +442,8 @@ def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
         <= 8
     )
     assert engine.calls == calls
-    wide = automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=64), cache=tmp_path)
+    far = SizingConfig(max_batch_size=64, wait_price=0.0)
+    wide = automatic.suggest_for_engine(engine, far, cache=tmp_path)
     assert engine.calls > calls
     assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
 
