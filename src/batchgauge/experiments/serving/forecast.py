@@ -22,12 +22,12 @@ import pandas as pd
 from batchgauge.errors import UserError
 from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingCase
+from batchgauge.experiments.traffic import MEAN_BOUND, P90_BOUND
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, location
 
 KIND = ["policy", "load", "shape"]
-MEAN_BOUND, P90_BOUND = 0.10, 0.15
 FIGURES: tuple[tuple[str, float, Callable[[pd.Series], float]], ...] = (
     ("mean", MEAN_BOUND, lambda times: float(times.mean())),
     ("p90", P90_BOUND, lambda times: float(np.percentile(times, 90))),
