@@ -20,9 +20,9 @@ from batchgauge.experiments.batch_sizing.scoring import (
     Truth,
     ask,
     fixed_size_rules,
+    judged_by,
     same_step,
     score,
-    truths,
 )
 from batchgauge.experiments.batch_sizing.study import summaries
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
@@ -110,6 +110,13 @@ def test_a_sweep_composes_to_the_true_batch_time(sweep):
         steps = sum(probe(size, 15 + s, 1)[1] for s in range(1, 16))
         measured = batch_times(sweep.costs, WORK, size).request_ms
         assert measured == pytest.approx(prefill + steps, rel=0.005)
+
+
+def truths(scenario, costs, sizes, peaks=None):
+    """Every swept size by the sweep's own times of the scenario's batches."""
+    return judged_by(
+        scenario, lambda size: batch_times(costs, scenario.lengths, size), sizes, peaks
+    )
 
 
 def test_a_sweep_takes_further_sizes(sweep):
@@ -385,7 +392,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
     models = calibrate(bench)
-    config = SizingConfig(max_batch_size=bench.largest)
+    config = SizingConfig(max_batch_size=bench.largest, wait_price=0.0)
     with threadpool_limits(1, user_api="blas"):
         advised = suggest_batch_size(bench.works["ragged traffic"], models["engine", 1], config)
         assert optimal_for_engine(engine) == advised.size
@@ -395,6 +402,29 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
         size == suggest_batch_size(Lengths.texts(bench.texts), models["tokenizer", 1], config).size
     )
     assert engine.calls == tokenizer.calls == 0
+
+
+def test_the_optimal_size_is_that_of_most_throughput(tmp_path):
+    """A price of waiting would choose a smaller one: nobody is said to wait."""
+    engine = WideEngine()
+    size = optimal_for_engine(engine, cache=tmp_path)
+    priced, free = (
+        automatic.suggest_for_engine(
+            engine, SizingConfig(max_batch_size=automatic.LARGEST, wait_price=price),
+            cache=tmp_path,
+        ).size
+        for price in (0.25, 0.0)
+    )  # fmt: skip
+    assert priced < free == size
+
+
+def test_an_engine_shows_its_model_by_its_config():
+    """Our own does; one that is only called does not."""
+    ours: Any = SimpleNamespace(model=SimpleNamespace(config=object()))
+    server: Any = SimpleNamespace(model="a name")
+    assert automatic.shows_its_model(ours)
+    assert not automatic.shows_its_model(server)
+    assert not automatic.shows_its_model(InventedEngine())
 
 
 def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
@@ -415,7 +445,8 @@ def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
         <= 8
     )
     assert engine.calls == calls
-    wide = automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=64), cache=tmp_path)
+    far = SizingConfig(max_batch_size=64, wait_price=0.0)
+    wide = automatic.suggest_for_engine(engine, far, cache=tmp_path)
     assert engine.calls > calls
     assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
 

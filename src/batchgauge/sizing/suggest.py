@@ -9,7 +9,6 @@ that stopped it, and a reason for each rejected size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -162,8 +161,7 @@ def _choose(rows: Sequence[Candidate], aim: Aim) -> Candidate:
         return max(rows, key=lambda r: r.throughput_per_s.value / r.latency_ms.value)
 
     def worth(row: Candidate) -> float:
-        wait = max(row.latency_ms.value, 1e-9)
-        return row.throughput_per_s.value / math.exp(aim.wait_price * math.log(wait))
+        return row.throughput_per_s.value / max(row.latency_ms.value, 1e-9) ** aim.wait_price
 
     best = max(map(worth, rows))
     good = [row for row in rows if worth(row) >= (1.0 - SAME) * best]

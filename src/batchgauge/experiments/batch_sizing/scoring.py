@@ -23,13 +23,15 @@ from itertools import permutations
 import numpy as np
 
 from batchgauge.errors import UserError
-from batchgauge.sizing.cost_model import BatchTimes, CostModel, Costs, Metric, batch_times
+from batchgauge.sizing.cost_model import BatchTimes, CostModel, Metric
 from batchgauge.sizing.curve import TILE
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggest import suggest_batch_size
 from batchgauge.sizing.suggestion import SizingConfig
 
+GOAL, P10_GOAL = 0.97, 0.90  # of the advice: median and 10th percentile of its scores
+MEMORY_GOAL = 5.0  # percent that a memory prediction may be off
 GOOD = 0.9  # naive sizes at or above this score count as good enough
 Peaks = Callable[[Lengths, int], float]
 
@@ -98,22 +100,16 @@ def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = 
         return 0
 
 
-def truths(
-    scenario: SizingScenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
-) -> dict[int, Truth]:
-    """Every swept size of a scenario as the fresh sweep has it, for its own batches."""
-    return judged_by(
-        scenario, lambda size: batch_times(measured, scenario.lengths, size), sizes, peaks
-    )
-
-
 def judged_by(
     scenario: SizingScenario,
     times_of: Callable[[int], BatchTimes],
     sizes: Sequence[int],
     peaks: Peaks | None = None,
 ) -> dict[int, Truth]:
-    """The same, with times by size: late is what 5 % of the batches are later than."""
+    """Every swept size of a scenario by its times: late is what 5 % of the batches are later than.
+
+    Sizes above the scenario's largest are left out.
+    """
     found = {}
     for size in sizes:
         if size > scenario.max_batch_size:
