@@ -21,7 +21,8 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving import workers as workers_module
 from batchgauge.serving.async_engine import AnswerError, AsyncEngine, FullError, StoppedError
 from batchgauge.serving.messages import Job, JobEvent, News, Ready, State, Unfit
-from batchgauge.serving.pace import Pace
+from batchgauge.serving.metrics import Metrics
+from batchgauge.serving.pace import EndPace
 from batchgauge.serving.server import read_model
 from batchgauge.serving.starters import CAN_FORK, Nursery, Spawned, Threads
 from batchgauge.serving.worker import Opener, WorkerPlan
@@ -241,7 +242,7 @@ def test_a_full_engine_refuses(model):
 def test_the_pace_is_that_of_ends_without_idle_time():
     """One end a second, or ten, also after a pause; one that takes longer counts already."""
     for each_s in (1.0, 10.0):
-        pace, now = Pace(), 500.0
+        pace, now = EndPace(), 500.0
         for pause_s in (0.0, 3600.0):
             now += pause_s
             pace.begin(now)
@@ -250,7 +251,7 @@ def test_the_pace_is_that_of_ends_without_idle_time():
                 pace.end(now)
             assert pace.each_s(now) == pytest.approx(each_s)
         assert pace.each_s(now + 4 * each_s) == pytest.approx(4 * each_s)
-    new = Pace()
+    new = EndPace()
     new.begin(7.0)
     assert new.each_s(9.0) == 2.0
 
@@ -455,14 +456,16 @@ def test_a_server_without_workers_fails_its_requests(model, monkeypatch):
     assert told.ends == ["failed", "failed", "invalid"]
 
 
-class Told:
+class Told(Metrics):
     """A watch that keeps how requests ended."""
 
-    def __init__(self):
-        self.ends = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[str] = []
 
-    def ended(self, how, *_numbers):
+    def ended(self, how: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
         """Note it."""
+        super().ended(how, seconds, prompt_tokens, tokens)
         self.ends.append(how)
 
 

@@ -340,9 +340,9 @@ def test_neighbours_get_room_for_the_longest_of_their_group():
 @pytest.mark.skipif(products.compiled() is None, reason="no compiled tiles here")
 def test_many_short_prompts_take_what_is_predicted(tmp_path):
     """Each brings room for its keys, however short it is: fitted to few, right for many."""
-    shape = {"d_model": 256, "heads": 4, "kv_heads": 2, "d_ff": 512, "context_length": 1024}
-    # a model whose layers compiled code takes
-    engine = BatchInferenceEngine.from_gguf(write_tiny_model(tmp_path / "m.gguf", **shape))
+    path = tmp_path / "m.gguf"
+    write_tiny_model(path, d_model=256, heads=4, kv_heads=2, d_ff=512, context_length=1024)
+    engine = BatchInferenceEngine.from_gguf(path)
     model, _ = fit_memory(engine, ModelShape.of(engine.model.config, engine.model.weights_bytes))
     assert model.activation_terms[3] > 4 * 64 * 2 * 16  # APART, on any processor
     assert model.worst_error(measure_peaks(engine, [(size, 4, 4) for size in (16, 48)])) < 0.05

@@ -26,7 +26,7 @@ from batchgauge.errors import UserError
 from batchgauge.request import FinishReason, InferenceBatchRequest
 from batchgauge.serving.detokenize import TextPieces
 from batchgauge.serving.messages import Failing, Job, JobEvent, State
-from batchgauge.serving.pace import Pace
+from batchgauge.serving.pace import EndPace
 from batchgauge.serving.workers import Workers
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ class AsyncEngine:
         self._pool = ThreadPoolExecutor(READERS, "read")
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closing = False
-        self._pace = Pace()
+        self._pace = EndPace()
         self._thread = threading.Thread(target=self._deliver, name="deliver", daemon=True)
         self._thread.start()
 
@@ -170,8 +170,8 @@ class AsyncEngine:
         prompt: Sequence[int] = ()
         try:
             try:
-                is_text = isinstance(request.prompt, str)
-                prompt = await self.read(request) if is_text else request.prompt
+                said = request.prompt
+                prompt = await self.read(request) if isinstance(said, str) else said
             except UserError:
                 one.how = "invalid"
                 raise

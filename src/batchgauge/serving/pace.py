@@ -5,7 +5,7 @@ from __future__ import annotations
 RECENT = 0.1  # weight of the last end, once there were enough
 
 
-class Pace:
+class EndPace:
     """Seconds from one end to the next, of the time in which there is something to do.
 
     A mean in which the last 20 or so ends count most. Times by a clock of the caller's.

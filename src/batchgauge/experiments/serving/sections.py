@@ -191,7 +191,11 @@ def killed(case: ServingCase) -> Section:
     table = pd.DataFrame(rows, columns=columns)
     said = workers_run.sentence(sound, hurt)
     return Section(
-        "serving_killed", {"killed": table}, said, table, "One job on two workers, twice."
+        "serving_killed",
+        {"killed": table},
+        said,
+        table,
+        f"One job on {workers_run.WORKERS} workers, {len(table)} times.",
     )
 
 
