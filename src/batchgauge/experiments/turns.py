@@ -60,6 +60,7 @@ class Plan:
 
     entrants: tuple[Entrant, ...]
     decode_sizes: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()  # those of them with more than one thread; empty: all
     prompts: tuple[int, ...] = ()  # tokens of the one prompt of a prefill
     readers: tuple[str, ...] = ()  # names of entrants that prefill; empty: all
     texts: tuple[tuple[int, int], ...] = ()  # texts of a batch, characters of each
@@ -164,7 +165,8 @@ def _works(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[
                 stepper.prefill(rows, room)
             step = partial(stepper.decode, np.arange(batch, dtype=np.int32))
             steps.append(Turn(name, step, batch, batch))
-        yield "decode", all_threads, partial(_same, steps)
+        alone = plan.shared and batch not in plan.shared
+        yield "decode", all_threads[:1] if alone else all_threads, partial(_same, steps)
     for length in plan.prompts:
         prompts = []
         for name, engine in engines.items():
@@ -252,11 +254,14 @@ def _take_turns(
 ) -> list[Sample]:
     """Each call once a block, in turning order; the first block is a warm-up.
 
-    Whole requests have none: by then the process has run the same code for a second.
+    Of whole requests only the baseline has one: by then the process has run our own code for
+    a second, and none of its.
     """
-    samples = []
-    for block in range(part in {"requests", "ragged"}, plan.blocks + 1):
+    samples, is_warm = [], part in {"requests", "ragged"}
+    for block in range(plan.blocks + 1):
         for position, turn in enumerate(turns if block % 2 else turns[::-1]):
+            if block == 0 and is_warm and turn.name != BASELINE:
+                continue
             if threads > 1:
                 time.sleep(PAUSE_S)
             labels = Labels(
