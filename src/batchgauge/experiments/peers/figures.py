@@ -106,7 +106,7 @@ def ratios(every: pd.DataFrame) -> Chart:
 
 
 def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
-    """How many comparisons we win and lose, how many have no such verdict and why, and the worst."""
+    """How many comparisons we win and lose, how many have no verdict and why, and the worst."""
     lost = told_apart(table).sort_values("ours_over_theirs_x").query("ours_is == 'slower'")
     said = tally(table, what)
     return f"{said}; at worst {_one(lost.iloc[0])}" if len(lost) else said
@@ -116,7 +116,7 @@ def tally(table: pd.DataFrame, what: str = "engines") -> str:
     """`Of 9 comparisons with other engines we are faster in 8 and slower in 0; in 1 …`."""
     is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
     said = (
-        f"Of {counted(int(is_.sum()), "comparison")} with other {what} we are faster in "
+        f"Of {counted(int(is_.sum()), 'comparison')} with other {what} we are faster in "
         f"{is_.get('faster', 0)} and slower in {is_.get('slower', 0)}"
     )
     return said + "".join(f"; in {is_[n]} {words}" for n, words in _OPEN.items() if n in is_)

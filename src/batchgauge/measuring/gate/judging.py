@@ -137,12 +137,13 @@ def change_of(
 ) -> Change:
     """The verdict on one benchmark after its rounds; `more` are further fields of `Change`."""
     status, look, layout = judged(ratios, design)
+    half = (look.high - look.low) / 2.0
     return Change(
         benchmark=benchmark,
         change=relative(look.middle),
         low=relative(look.low),
         high=relative(look.high),
-        minimum_detectable_change=minimum_detectable_change((look.high - look.low) / 2.0),
+        minimum_detectable_change=minimum_detectable_change(half, half / look.error if half else 1.0),
         threshold=design.threshold,
         blocks=ratios.size,
         status=status,
