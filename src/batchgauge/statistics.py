@@ -115,9 +115,14 @@ def over_processes(values: npt.ArrayLike, processes: npt.ArrayLike) -> Estimate:
     that what differs between them (where memory happens to lie) is in it. With one process,
     over its blocks.
     """
+    return location(units_of(values, processes))
+
+
+def units_of(values: npt.ArrayLike, processes: npt.ArrayLike) -> list[float]:
+    """The units of evidence: the location of each process's blocks [n], or blocks of the one."""
     x, of = _finite(values), np.asarray(processes).ravel()
     labels = np.unique(of)
-    return location([location(x[of == label]).value for label in labels] if labels.size > 1 else x)
+    return [location(x[of == k]).value for k in labels] if labels.size > 1 else x.tolist()
 
 
 def blocks_for(pilot: npt.ArrayLike, half_width: float) -> int:
