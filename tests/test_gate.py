@@ -140,11 +140,9 @@ def test_compare_command(tmp_path, form):
 
 def test_exported_times_are_those_measured():
     """Of the change, whatever the ratio of rounds; the interval is the ratio's, around it."""
-    seen = replace(change(noise(0.01, 16)), change=0.1, low=0.05, high=0.21, base_ms=1.0, new_ms=3.3)
+    seen = replace(change(noise(0.01, 16)), change=0.1, low=0.05, high=0.21, base_ms=1, new_ms=3.3)
     latency = json.loads(rendered([seen], "bencher"))["x"]["latency"]
-    assert latency == pytest.approx(
-        {"value": 3.3e6, "lower_value": 3.15e6, "upper_value": 3.63e6}
-    )
+    assert latency == pytest.approx({"value": 3.3e6, "lower_value": 3.15e6, "upper_value": 3.63e6})
     (entry,) = json.loads(rendered([seen], "github-action-benchmark"))
     assert (entry["value"], entry["range"]) == (3.3, "± 0.24")
 
@@ -335,7 +333,9 @@ def test_two_revisions_in_turn(tmp_path):
         _repository(folder, f"n = {n}\n")
         sides.append(Side(name, folder / "src"))
     (tmp_path / "suite.py").write_text(SUITE)
-    plan = GatePlan(["sum", "bad"], tmp_path / "suite.py", {}, seconds=600, rounds=24, progress=False)
+    plan = GatePlan(
+        ["sum", "bad"], tmp_path / "suite.py", {}, seconds=600, rounds=24, progress=False
+    )
     result = gate(sides[0], sides[1], plan)
     (seen,) = result.changes
     assert seen.status == "slower"

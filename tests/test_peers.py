@@ -195,8 +195,8 @@ def test_the_best_and_the_worst_are_told_apart():
     said = "At best 2.0 × torch (batch 8), at worst 0.80 × torch (batch 8)."
     assert figures.extremes(table) == said
     assert figures.verdicts(table) == (
-        "Of 6 comparisons with other engines we are faster in 1 and slower in 1; in 1 the two are not "
-        "told apart; in 2 there are too few processes to say; in 1 a side is too unstable for a "
+        "Of 6 comparisons with other engines we are faster in 1 and slower in 1; in 1 the two are "
+        "not told apart; in 2 there are too few processes to say; in 1 a side is too unstable for a "
         "ratio; at worst 0.80 × torch (batch 8)"
     )
 

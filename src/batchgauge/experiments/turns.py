@@ -36,7 +36,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 CONTEXT = 32  # positions that a decode step looks back on at first
 REQUEST = (16, 8)  # tokens of a whole request's prompt and answer
 PAUSE_S = 0.005  # in which threads of the engine before go to sleep
-LOOPS = 20  # calls of a sample of tokenizing
+TEXT_BYTES = 4e6  # of a sample of tokenizing, so that it is long beside the waking of threads
 BASELINE = "baseline"
 
 
@@ -225,7 +225,7 @@ def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
         texts = workload.texts("prose", characters, count, plan.seed)
         tokens = len(one.encode_many(texts).ids)
         call = partial(tokenizers[threads].encode_many, texts)
-        return [Turn("numpy", call, count, tokens, characters, LOOPS)]
+        return [Turn("numpy", call, count, tokens, characters, _loops(texts))]
 
     for count, characters in plan.texts:
         yield "tokenize", plan.threads, partial(together, count, characters)
@@ -236,9 +236,16 @@ def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
         slow = partial(_each, BaselineTokenizer.from_gguf(plan.model or None).encode, texts)
         turns = [
             Turn(BASELINE, slow, count, tokens, characters),
-            Turn("numpy", partial(one.encode_many, texts), count, tokens, characters, LOOPS),
+            Turn(
+                "numpy", partial(one.encode_many, texts), count, tokens, characters, _loops(texts)
+            ),
         ]
         yield "tokenize over the baseline", (1,), partial(_same, turns)
+
+
+def _loops(texts: list[str]) -> int:
+    """Calls of a sample on these texts."""
+    return math.ceil(TEXT_BYTES / sum(len(text.encode()) for text in texts))
 
 
 def _each(encode: Callable[[str], object], texts: list[str]) -> list[object]:

@@ -171,7 +171,8 @@ def rates(
 ) -> pd.DataFrame:
     """How often the gate fails, a row a group: runs, decisions, failed, rate, low, high, seconds.
 
-    It fails what is slower, and what does other work. Also how many decisions of each verdict. Intervals are over runs.
+    It fails what is slower, and what does other work. Also how many decisions of each verdict.
+    Intervals are over runs.
     """
     rows = []
     for key, group in decisions.groupby(list(by), sort=False):
