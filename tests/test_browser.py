@@ -183,7 +183,7 @@ def test_a_figure_says_its_values_to_the_keyboard(opened):
 def test_a_legend_leaves_one_series_alone(opened):
     """A click on a name in the legend fades the others, a second one brings them back."""
     page = opened("speedup")
-    names = page.locator("#speedup_ladder_tokenizing .role-legend-label text")
+    names = page.locator("#speedup_ladder_tokenizing .live .role-legend-label text")
     page.locator("#speedup_ladder_tokenizing").scroll_into_view_if_needed()
     names.first.wait_for()
     assert names.count() == 2
@@ -191,7 +191,7 @@ def test_a_legend_leaves_one_series_alone(opened):
       '#speedup_ladder_tokenizing .live .mark-symbol.role-mark path')]
       .map(p => [p.getAttribute('aria-label'), p.getAttribute('opacity')])"""
     every = [label for label, _ in page.evaluate(marks)]
-    for name in names.all_inner_texts():
+    for name in names.all_text_contents():
         for shown in (name, ""):
             names.get_by_text(name, exact=True).click()
             wanted = [[label, "1" if f"series: {shown}" in label else "0.1"] for label in every]
