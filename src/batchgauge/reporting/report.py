@@ -229,7 +229,7 @@ class Report:
             if shown := result.table():
                 frame, caption = shown
                 long = len(frame) > (_LONG_BEHIND if drawn else _LONG)
-                self.table(frame, caption=caption, folded=long or result.is_aside)
+                self.table(frame, caption=caption, folded=long)
             sentence = result.sentence()
             if document := result.svg():
                 path = self.path("reports", "figures", f"{result.name}.svg")

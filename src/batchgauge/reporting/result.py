@@ -45,18 +45,13 @@ class Result(Protocol):
     def scores(self) -> Sequence[Score]:
         """The rows that it gives the scorecard."""
 
-    @property
-    def is_aside(self) -> bool:
-        """Whether its table is looked up, not read: a page folds it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Section:
     """A `Result` of plain values.
 
     `picture` draws and `document` renders (an SVG) with no argument, so that nothing is
-    drawn before it is shown. An empty finding says nothing. A page folds the table of what
-    `is_aside`.
+    drawn before it is shown. An empty finding says nothing.
     """
 
     name: str
@@ -68,7 +63,6 @@ class Section:
     picture_caption: str = ""
     targets: Sequence[Score] = ()
     document: Callable[[], str] | None = None
-    is_aside: bool = False
 
     @property
     def frame(self) -> pd.DataFrame:
