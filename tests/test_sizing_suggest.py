@@ -231,8 +231,8 @@ def test_the_sentence_has_size_intervals_and_trust():
     assert np.isfinite(texts.throughput_per_s.value)
 
 
-def test_config_from_keywords_parameters_and_toml(tmp_path):
-    """The three ways in give the same typed object; 0 is no budget in files and notebooks."""
+def test_config_from_keywords_and_parameters():
+    """Both ways in give the same typed object; 0 is no budget in notebooks."""
     wanted = SizingConfig("balanced", 500.0, max_batch_size=32)
     assert wanted == SizingConfig.from_parameters(
         {
@@ -242,12 +242,6 @@ def test_config_from_keywords_parameters_and_toml(tmp_path):
             "max_batch_size": 32,
         }
     )
-    path = tmp_path / "sizing.toml"
-    path.write_text(
-        '[sizing]\nobjective = "balanced"\nlatency_budget_ms = 500\nmax_batch_size = 32\n',
-        encoding="utf-8",
-    )
-    assert SizingConfig.from_toml(path) == wanted
 
 
 @pytest.mark.parametrize(
@@ -267,14 +261,3 @@ def test_bad_settings_are_refused(wrong):
     """Unknown names, wrong types and impossible values are user errors."""
     with pytest.raises(UserError):
         SizingConfig.from_parameters(wrong)
-
-
-def test_bad_toml_files_are_refused(tmp_path):
-    """A missing file, no TOML, and a sizing entry that is no table are user errors."""
-    with pytest.raises(UserError):
-        SizingConfig.from_toml(tmp_path / "missing.toml")
-    path = tmp_path / "x.toml"
-    for text in ("[sizing", "sizing = 3"):
-        path.write_text(text, encoding="utf-8")
-        with pytest.raises(UserError):
-            SizingConfig.from_toml(path)

@@ -187,14 +187,6 @@ class Scheduler:
         """Take no more requests; those that wait or are under way go on."""
         self.closed = True
 
-    def hand_back(self) -> list[Submission]:
-        """Take out all requests that wait or are under way, the next first, with their tokens."""
-        for name in list(self._running):
-            self._evict(name)
-        found = sorted(self._waiting, key=lambda one: one.place)
-        self._waiting = WaitingQueue()
-        return found
-
     # -- inside
 
     def _read(self, item: BatchItem[InferenceBatchRequest]) -> Generation:
