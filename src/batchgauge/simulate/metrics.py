@@ -12,7 +12,6 @@ the target. No percentile is given from fewer samples than PERCENTILE_FLOOR asks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -131,24 +130,6 @@ def by_class(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> 
             }
         )
     return pd.DataFrame(rows)
-
-
-def littles_law(run: SimulatedRun) -> Mapping[str, float]:
-    """Both sides of L = lambda W (Little 1961): requests in the system, and rate times stay.
-
-    L is counted from the sample path (arrivals minus departures, over time), lambda W
-    from the requests' own times; they agree when every request ends exactly once.
-    """
-    times = np.concatenate([run.arrivals.times_s, run.returned_s])
-    change = np.concatenate([np.ones(len(run.arrivals)), -np.ones(len(run.arrivals))])
-    order = np.argsort(times, kind="stable")
-    present = np.cumsum(change[order])[:-1]  # requests in the system after each event but the last
-    span = float(times[order][-1] - times[order][0])
-    stay = run.returned_s - run.arrivals.times_s
-    return {
-        "requests_in_system": float((present * np.diff(times[order])).sum()) / span,
-        "rate_times_stay": len(run.arrivals) / span * float(stay.mean()),
-    }
 
 
 def capacity(arrivals: Arrivals, step_s: StepTime, server: Server) -> float:
