@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from batchgauge.experiments.baseline import sections as baseline
-from batchgauge.experiments.batch_sizing import sections as sizing
+from batchgauge.experiments.batch_sizing import sentences as sizing
 from batchgauge.experiments.bottlenecks import sentences as bottlenecks
 from batchgauge.experiments.peers import figures as peers
 from batchgauge.experiments.peers import sections as peers_sections
