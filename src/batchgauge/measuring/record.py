@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -264,20 +264,3 @@ def _real(cell: Any) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return real if math.isfinite(real) else None
-
-
-def merge(frames: Sequence[pd.DataFrame], *, allow_other_machine: bool = False) -> pd.DataFrame:
-    """Rows of several runs as one frame.
-
-    Raises UserError when they come from different machines, unless that is allowed.
-    """
-    if not frames:
-        raise UserError("Nothing to merge; expected at least one table of samples.")
-    merged = pd.concat(frames, ignore_index=True)
-    machines = merged[["machine_id", "machine"]].drop_duplicates()
-    if len(machines) > 1 and not allow_other_machine:
-        raise UserError(
-            "The records come from different machines "
-            f"({'; '.join(machines['machine'])}); their times do not compare."
-        )
-    return merged

@@ -38,7 +38,6 @@ SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
 _DIFFERS = 0.1  # runs of one setting that differ by more, beyond their own noise
 _AGAIN = 3.0  # standard errors
-_MUCH = 0.3  # of the best: intervals wider than this are said to be wide
 
 _ENDINGS = {
     "sure": "the answer is sure enough",
