@@ -15,26 +15,26 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
+from batchgauge.machine.identity import Machine
 from batchgauge.measuring import (
-    COLUMNS,
     Amount,
     Conditions,
     Design,
     Estimate,
     Labels,
-    Machine,
     Run,
     Sample,
     Stopping,
     allocations,
     compare_interleaved,
     measure,
-    memory_overhead,
     read,
     to_frame,
 )
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
+from batchgauge.measuring.memory import memory_overhead
 from batchgauge.measuring.paired import AA_CONTROL, CONTROL
+from batchgauge.measuring.record import COLUMNS
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, steady_from
 from batchgauge.measuring.verdicts import Ratio, judge, judged

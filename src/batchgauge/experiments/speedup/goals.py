@@ -49,7 +49,7 @@ def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
     every = list(goals)
     frame = pd.DataFrame([asdict(goal) for goal in every])
     verdicts = [goal.verdict if comparable else "not comparable" for goal in every]
-    frame.insert(frame.columns.get_loc("note"), "verdict", verdicts)
+    frame.insert(list(frame.columns).index("note"), "verdict", verdicts)
     return frame
 
 
