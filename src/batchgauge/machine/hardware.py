@@ -119,9 +119,7 @@ def detect_hardware(
         return profile
     rates = cached_rates(threads, identity, folder=cache)
     return replace(
-        profile,
-        bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
-        flops_per_s=rates.flops_per_s,
+        profile, bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s, flops_per_s=rates.flops_per_s
     )
 
 

@@ -146,16 +146,6 @@ class Measurement:
         """Median wall time of one call."""
         return float(np.median(self.steady_ms))
 
-    @property
-    def items_per_s(self) -> float:
-        """Throughput at the median."""
-        return self.samples[0].items / self.median_ms * 1e3
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens a second at the median."""
-        return self.samples[0].tokens / self.median_ms * 1e3
-
     def to_frame(self) -> pd.DataFrame:
         """One row a sample, columns `COLUMNS`."""
         return to_frame(self.samples, self.run)

@@ -10,13 +10,4 @@ from batchgauge.reporting.report import Report  # noqa: E402
 from batchgauge.reporting.result import Section  # noqa: E402
 from batchgauge.reporting.score import Answer, Score, Tile  # noqa: E402
 
-__all__ = [
-    "PROFILES",
-    "Answer",
-    "Profile",
-    "Report",
-    "Score",
-    "Section",
-    "Tile",
-    "profile_named",
-]
+__all__ = ["PROFILES", "Answer", "Profile", "Report", "Score", "Section", "Tile", "profile_named"]
