@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from batchgauge.reporting import Result
+    from batchgauge.reporting import Section
 
 PROJECT = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("study" if shared else item.path.stem))
 
 
-def axes_of(section: Result) -> list[Axes]:
+def axes_of(section: Section) -> list[Axes]:
     """The axes of a section's picture, which has a caption."""
     import matplotlib.pyplot as plt
 
@@ -48,7 +48,7 @@ def axes_of(section: Result) -> list[Axes]:
     return figure.axes
 
 
-def chart_of(section: Result) -> Chart:
+def chart_of(section: Section) -> Chart:
     """A section's picture, which is a chart with a caption, and can be drawn."""
     drawn = section.draw()
     assert drawn

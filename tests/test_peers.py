@@ -11,7 +11,6 @@ import pytest
 from tests.conftest import axes_of, chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
-from batchgauge.adapters.own import NumpyStepper
 from batchgauge.clock import Elapsed
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
@@ -101,18 +100,6 @@ def test_a_float32_engine_that_answers_otherwise_is_not_timed(field, monkeypatch
     peers.same_answers(field)
     assert list(field.engines) == ["numpy"]
     assert "its greedy answers differ" in field.absent["baseline"]
-
-
-def test_our_stepper_rewinds(field):
-    """After a rewind our model gives the same logits for the same step."""
-    stepper = field.steppers()["numpy"]
-    assert isinstance(stepper, NumpyStepper)
-    stepper.prefill([[5, 6, 7], [8, 9], [4] * 9], 4)
-    ids = np.array([11, 12, 13], dtype=np.int32)
-    first = [stepper.decode(ids).copy() for _ in range(2)]
-    stepper.rewind()
-    again = [stepper.decode(ids).copy() for _ in range(2)]
-    np.testing.assert_array_equal(first, again)
 
 
 def records(rates, *, processes=5, blocks=4):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from tests.poisson import poisson
 
 from batchgauge.errors import UserError
-from batchgauge.simulate.arrivals import Arrivals, poisson
+from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.roadmap import (
     Idea,
     Setup,

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from tests.conftest import axes_of, chart_of, rows_of
+from tests.poisson import poisson
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -34,7 +35,7 @@ from batchgauge.files import write_csv
 from batchgauge.measuring.record import COLUMNS
 from batchgauge.reporting import Report, Section, profile_named
 from batchgauge.reporting.charts import Chart
-from batchgauge.simulate.arrivals import Arrivals, poisson
+from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.roadmap import Setup, rank

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.poisson import poisson
 
 from batchgauge.errors import UserError
-from batchgauge.simulate.arrivals import Arrivals, bursty, poisson, read_trace
+from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import (
     by_class,

@@ -237,12 +237,6 @@ class CostModel:
         share = self.half_width if half_width is None else half_width
         return value / (1.0 + share), value * (1.0 + share)
 
-    def scaled(self, factor: float) -> CostModel:
-        """The same machine after it became `factor` times as slow."""
-        changes = {"prefill": self.prefill.scaled(factor), "decode": self.decode.scaled(factor)}
-        numbers = {"square_ms": self.square_ms * factor, "context_ms": self.context_ms * factor}
-        return CostModel(**(self.__dict__ | changes | numbers))
-
     def save(self, path: Path | str) -> Path:
         """Write the model as JSON, whole or not at all."""
         data = {"schema": SCHEMA, **asdict(self)}

@@ -25,11 +25,10 @@ from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.files import write_csv
 from batchgauge.machine.identity import Run
-from batchgauge.measuring.gate.judging import Change, Status, judged
+from batchgauge.measuring.gate.judging import Change, Status
 from batchgauge.measuring.gate.process import GatePlan, Side
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, gate
-from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.statistics import clustered_proportion
 
 # What the gate is tried on: cheap calls, a decision on which takes less than a minute.
@@ -191,16 +190,6 @@ def rates(
             }
         )  # fmt: skip
     return pd.DataFrame(rows).sort_values(list(by), kind="stable", ignore_index=True)
-
-
-def rejudged(decisions: pd.DataFrame, rounds: pd.DataFrame) -> list[str]:
-    """The verdicts of `decisions` by today's rule, on the recorded `rounds`, in their order."""
-    keys = ["run_id", "decision", "benchmark"]
-    ratios = {key: g["log_ratio"].to_numpy() for key, g in rounds.groupby(keys)}
-    return [
-        judged(ratios[row[0], row[1], row[2]], SequentialDesign(int(row[3]), float(row[4])))[0]
-        for row in decisions[[*keys, "most", "threshold"]].itertuples(index=False)
-    ]
 
 
 def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
