@@ -22,12 +22,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from batchgauge.reporting import Result
+    from batchgauge.reporting import Section
 
 PROJECT = Path(__file__).parents[1]
 
 
-def axes_of(section: Result) -> list[Axes]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes: a file stays in one, and so do all tests of the smoke study."""
+    for item in items:
+        shared = "smoke_study" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("study" if shared else item.path.stem))
+
+
+def axes_of(section: Section) -> list[Axes]:
     """The axes of a section's picture, which has a caption."""
     import matplotlib.pyplot as plt
 
@@ -40,7 +48,7 @@ def axes_of(section: Result) -> list[Axes]:
     return figure.axes
 
 
-def chart_of(section: Result) -> Chart:
+def chart_of(section: Section) -> Chart:
     """A section's picture, which is a chart with a caption, and can be drawn."""
     drawn = section.draw()
     assert drawn

@@ -175,23 +175,6 @@ def test_an_engine_answers_as_ours_does(spec, tiny):
         engine.infer_batch([])
 
 
-@pytest.mark.parametrize("spec", ["transformers", "llama-cpp"])
-def test_rewinding_repeats_a_step(spec, tiny):
-    """After a rewind the same decode step gives the same logits, padded batches included."""
-    need(spec)
-    engine = open_engine(spec, tiny)
-    assert isinstance(engine, SteppedEngine)
-    stepper = engine.stepper
-    stepper.prefill([[5, 6, 7], [8], [9, 10]], 8)
-    ids = np.array([11, 12, 13], dtype=np.int32)
-    first = [stepper.decode(ids).copy() for _ in range(3)]
-    stepper.rewind()
-    again = [stepper.decode(ids).copy() for _ in range(3)]
-    np.testing.assert_allclose(np.array(first), np.array(again), atol=1e-5)
-    stepper.keep(np.array([0, 2]))
-    assert stepper.decode(ids[[0, 2]]).shape == (2, stepper.vocab_size)
-
-
 def test_scaled_positions_reach_transformers(tmp_path):
     """The frequency factors of Llama 3.1 change the answer, and as in our model."""
     need("transformers")

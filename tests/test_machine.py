@@ -407,9 +407,9 @@ def test_an_identity_stays_over_boots_and_moments(monkeypatch):
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
         monkeypatch.setattr(platform, "release", lambda: release)
         monkeypatch.setattr(platform, "node", lambda: node)
-        identity._here.cache_clear()
+        identity.Machine.here.cache_clear()
         found = identity.Machine.here()
-        identity._here.cache_clear()
+        identity.Machine.here.cache_clear()
         return found
 
     one = here("6.1.0", "a", int(15.52 * GIB), 9 * GIB)
@@ -423,11 +423,11 @@ def test_pinning_does_not_change_the_machine(monkeypatch):
     monkeypatch.undo()  # the affinity that there really is
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity here")
-    identity._here.cache_clear()
+    identity.Machine.here.cache_clear()
     with measuring.pinned([min(limits.usable_cpus())]):
         inside = identity.Machine.here()
     assert inside.cores == limits.usable_cores()
-    identity._here.cache_clear()
+    identity.Machine.here.cache_clear()
 
 
 @pytest.mark.parametrize(

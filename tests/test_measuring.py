@@ -15,27 +15,26 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap import parallel
 from batchgauge.files import write_csv
+from batchgauge.machine.identity import Machine
 from batchgauge.measuring import (
-    COLUMNS,
     Amount,
     Conditions,
     Design,
     Estimate,
     Labels,
-    Machine,
     Run,
     Sample,
     Stopping,
     allocations,
     compare_interleaved,
     measure,
-    memory_overhead,
-    merge,
     read,
     to_frame,
 )
 from batchgauge.measuring.gate.instructions import INSTRUCTIONS, TASK_CLOCK, count
+from batchgauge.measuring.memory import memory_overhead
 from batchgauge.measuring.paired import AA_CONTROL, CONTROL
+from batchgauge.measuring.record import COLUMNS
 from batchgauge.measuring.system import parse_cachegrind, parse_perf, usage
 from batchgauge.measuring.timing import calibrate, steady_from
 from batchgauge.measuring.verdicts import Ratio, judge, judged
@@ -69,7 +68,7 @@ def compared():
     """One comparison that several tests look at."""
     return compare_interleaved(
         {"long": longer, "short": short}, amount=Amount(items=4, tokens=8),
-        stopping=Stopping(0.3, least=6, most=12), conditions=Conditions(seed=3), progress=False,
+        stopping=Stopping(0.3, least=12, most=12), conditions=Conditions(seed=3), progress=False,
     )  # fmt: skip
 
 
@@ -400,16 +399,6 @@ def test_bad_files_are_refused_in_a_sentence(tmp_path, how):
     bad.write_text(_broken(good.read_text(), how))
     with pytest.raises(UserError, match=r"bad\.csv"):
         read(bad)
-
-
-def test_other_machines_do_not_merge_silently(tmp_path):
-    """Rows of two machines are merged only when that is asked for."""
-    frame = measure(short, Labels("x"), stopping=BRIEF).to_frame()
-    other = frame.assign(machine_id="ffff", machine="another")
-    with pytest.raises(UserError, match="different machines"):
-        merge([frame, other])
-    assert len(merge([frame, other], allow_other_machine=True)) == 2 * len(frame)
-    assert write_csv(frame, tmp_path / "f.csv").exists()
 
 
 def test_allocations_are_exact():

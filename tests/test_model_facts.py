@@ -51,8 +51,6 @@ def test_facts_of_a_model(tmp_path):
     assert facts.quantisation == "Q8_0"
     assert facts.file_bytes == path.stat().st_size
     assert facts.kv_bytes_per_token == 2 * 2 * 32 * 4
-    assert facts.widened == {}
     wide = write_tiny_model(path, d_model=256, d_ff=256, quantisation="TQ1_0", tied=False)
     facts = ModelFacts.read(wide)
-    assert facts.widened == {"TQ1_0": "float32"}
     assert facts.weights_bytes["file"] > 4 * (facts.parameters - 5 * 256)

@@ -131,14 +131,6 @@ def test_what_cannot_be_is_refused(key, value, sentence):
         Vocabulary.from_metadata({k: v for k, v in metadata.items() if v is not None})
 
 
-def test_a_long_text_is_taken_whole(tmp_path):
-    """A file gives the ids of its text."""
-    text = " ".join(TEXTS.values()) * 3
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8", newline="")
-    found = np.concatenate(list(OURS["every"].encode_file(tmp_path / "a.txt", characters=400)))
-    assert found.tolist() == OURS["every"].encode(text)
-
-
 def test_a_folder_composes_accents_where_its_tokenizer_says_so(tmp_path):
     """NFC, and only there: the GGUF of the same model does not."""
     path = write_tiny_model(tmp_path / "m.gguf")

@@ -16,10 +16,11 @@ mpl.use("agg")
 from batchgauge.errors import UserError
 from batchgauge.experiments.regression import decisions, runs, sections
 from batchgauge.files import write_csv
-from batchgauge.measuring.gate.judging import Change
+from batchgauge.measuring.gate.judging import Change, judged
 from batchgauge.measuring.gate.process import GatePlan, ProcessLayout
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, Round
+from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.reporting import plots, profile_named
 from batchgauge.reporting.project import project_root
 from batchgauge.request import BatchStats
@@ -107,7 +108,7 @@ def test_each_injection_is_drawn_in_percent(taken):
 
 def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     """Counts add up over runs; false alarms are better low, detection is better high."""
-    before = taken.decisions.assign(run_id="earlier", status="no change seen")
+    before = taken.decisions.assign(run_id="earlier", status="no change seen", fails=False)
     decisions.append(before, taken.rounds.assign(run_id="earlier"), tmp_path)
     section = sections.gate_rates(taken, tmp_path)
     table = section.frames()["gate_rates"].query("slowdown == 0.05 and benchmark == 'slow'")
@@ -127,6 +128,14 @@ def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     assert "5 % · slow (2)" in rows_of(picture_of(section))["name"].tolist()
     decisions.append(taken.decisions, taken.rounds, tmp_path)  # the record grows
     assert len(decisions.recorded(tmp_path)[0]) == 8
+
+
+def test_other_work_fails_too(taken):
+    """A benchmark whose time is as before and whose work is not fails; that is in the rates."""
+    rows = taken.decisions.assign(status="no change seen", fails=[False, True, False, False])
+    table = decisions.rates(rows, by=("slowdown",)).set_index("slowdown")
+    assert table[["failed", "rate", "slower"]].to_numpy().tolist() == [[1, 0.5, 0], [0, 0.0, 0]]
+    assert "unchanged code in 1 of 2 decisions (50.0 %" in sections.rates_sentence(rows)
 
 
 def test_injections_are_read_from_text():
@@ -161,12 +170,22 @@ def test_code_is_changed_in_the_tree_alone():
         decisions._changeable(GatePlan(["lookup/items=10"], package / "suite.py", options))
 
 
+def rejudged(record, rounds):
+    """The verdicts of the record by today's rule, on the recorded rounds, in their order."""
+    keys = ["run_id", "decision", "benchmark"]
+    ratios = {key: g["log_ratio"].to_numpy() for key, g in rounds.groupby(keys)}
+    return [
+        judged(ratios[row[0], row[1], row[2]], SequentialDesign(int(row[3]), float(row[4])))[0]
+        for row in record[[*keys, "most", "threshold"]].itertuples(index=False)
+    ]
+
+
 def test_recorded_decisions_are_those_of_todays_rule():
     """Every decision on record, judged anew on its rounds, has the verdict that stands there."""
     record, rounds = decisions.recorded(project_root() / "data" / "regression")
     if record.empty:
         pytest.skip("there is no record here")
-    assert decisions.rejudged(record, rounds) == record["status"].tolist()
+    assert rejudged(record, rounds) == record["status"].tolist()
     keys = ["run_id", "decision", "benchmark"]
     assert not record.duplicated(keys).any()
     assert record["machine"].notna().all()
@@ -178,7 +197,7 @@ def test_a_record_is_judged_anew_from_its_rounds():
     run = {"run_id": "a", "decision": 0, "benchmark": "x"}
     rounds = pd.DataFrame([{**run, "log_ratio": r} for r in 0.05 + rng.normal(0, 0.005, 16)])
     record = pd.DataFrame([{**run, "most": 64, "threshold": 0.01, "status": "no change seen"}])
-    assert decisions.rejudged(record, rounds) == ["slower"]
+    assert rejudged(record, rounds) == ["slower"]
 
 
 def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from tests.conftest import axes_of, chart_of, rows_of
+from tests.poisson import poisson
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -34,7 +35,7 @@ from batchgauge.files import write_csv
 from batchgauge.measuring.record import COLUMNS
 from batchgauge.reporting import Report, Section, profile_named
 from batchgauge.reporting.charts import Chart
-from batchgauge.simulate.arrivals import Arrivals, poisson
+from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.roadmap import Setup, rank
@@ -576,7 +577,9 @@ def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
     goodput = {"policy": ["static", "continuous"], "value": [1.0, 1.9], "low": [1.0, 1.6],
                "high": [1.0, 2.2]}  # fmt: skip
     write_csv(pd.DataFrame(compared), tmp_path / "serving_compared.csv")
+    written = {"written_at": ["2026-03-01T09:04:05+00:00"] * 2}
     write_csv(pd.DataFrame(goodput), tmp_path / "serving_goodput.csv")
+    write_csv(pd.DataFrame(written), tmp_path / "serving_forecast.csv")
     said = sections.built(tmp_path).sentence()
-    assert "1.90 × [1.60, 2.20]" in said
+    assert "the run of 2026-03-01 09:04 UTC): 1.90 × [1.60, 2.20]" in said
     assert "static: 1 of 1; continuous: 1 of 2; 1 failed, 0 are undecided" in said

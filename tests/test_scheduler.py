@@ -276,8 +276,8 @@ def test_the_batch_follows_the_sizer(engine, clock):
     assert scheduler.batch_limit == 1
 
 
-def test_a_closed_scheduler_finishes_what_it_has(engine, clock):
-    """Nothing new is taken."""
+def test_shutting_down_finishes(engine, clock):
+    """Nothing new is taken; who waits or is under way loses nothing."""
     scheduler = open_one(engine, clock, batch=2)
     for name in "abc":
         scheduler.submit(item(name, 10, 8))
@@ -286,10 +286,10 @@ def test_a_closed_scheduler_finishes_what_it_has(engine, clock):
     scheduler.close()
     with pytest.raises(ClosedError, match="shutting down"):
         scheduler.submit(item("d"))
-    answers = run(scheduler)
-    assert list(answers) == list("abc")
     (alone,) = engine.infer_batch([item("x", 10, 8)]).responses
-    assert {shown(answer) for answer in answers.values()} == {shown(alone)}
+    assert {shown(answer) for answer in run(scheduler).values()} == {shown(alone)}
+    assert scheduler.idle
+    assert not scheduler.loop.used_positions
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

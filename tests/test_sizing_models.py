@@ -77,7 +77,7 @@ def test_calibration_recovers_invented_costs():
     assert model.square_ms == pytest.approx(1e-4, rel=0.05)
     for rows, length in ((3, 50), (10, 30), (20, 60)):
         truth = machine.prefill_ms(rows * length, rows * length**2)
-        said = model.prefill_ms(rows, rows * length, rows * length**2)
+        said = float(model.prefill_ms(rows * length, rows * length**2))
         assert said == pytest.approx(truth, rel=0.03)
 
 
@@ -106,7 +106,7 @@ def test_tokenizer_calibration_recovers_a_line():
     """A cost of overhead plus so much per byte is found from a few sizes."""
     model = calibrate_tokenizer(lambda size: (100 * size, 0.05 + 0.002 * size), max_batch_size=500)
     for size in (1, 7, 33, 250, 500):
-        said = model.prefill_ms(size, 100 * size, 0)
+        said = float(model.prefill_ms(100 * size, 0))
         assert said == pytest.approx(0.05 + 0.002 * size, rel=0.02)
 
 
@@ -279,16 +279,23 @@ def test_batches_add_up_as_rows_finish():
     """A ragged batch costs its prefill and each step at the rows that are still there."""
     lengths = Lengths((4, 4), (2, 4))
     model = CostModel(Curve((1.0,), (1.0,)), Curve((1.0, 2.0), (10.0, 15.0)), error=0.0)
-    by_tokens = {}
-    for plan in lengths.plans(2):
-        rows, context = plan.steps(compacts=True)
-        by_tokens[tuple(sorted(plan.new_tokens))] = (rows.tolist(), context.tolist())
+    drawn = lengths.batches(2)
+    rows, context = drawn.steps(compacts=True)  # [K, S]
+    by_tokens = {
+        tuple(sorted(new)): (r, c)
+        for new, r, c in zip(
+            drawn.new_tokens.tolist(), rows.tolist(), context.tolist(), strict=True
+        )
+    }
     assert by_tokens[2, 4] == ([2, 1, 1], [10, 6, 7])
+    assert by_tokens[2, 2] == ([2, 0, 0], [10, 0, 0])
+    late = batch_times(model, lengths, 2).latency_ms("request", "p95")
+    assert late == pytest.approx(8.0 + 3 * 15.0)
     alone = batch_times(model, Lengths.uniform(4, 3), 2)
     assert alone.request_ms == pytest.approx(8.0 + 2 * 15.0)
     assert alone.throughput_per_s == pytest.approx(6 / 0.038)
-    kept, _ = Lengths((4, 4), (2, 4)).plans(2)[0].steps(compacts=False)
-    assert set(kept.tolist()) <= {2}
+    kept, held = BatchWork.one([4, 4], [2, 4]).steps(compacts=False)
+    assert (kept.tolist(), held.tolist()) == ([[2, 2, 2]], [[10, 12, 14]])
 
 
 @pytest.mark.parametrize(("inputs", "new"), [((), ()), ((-1,), ()), ((4, 5), (1,)), ((4,), (0,))])
@@ -327,7 +334,7 @@ def test_memory_fit_recovers_invented_terms():
 def test_neighbours_get_room_for_the_longest_of_their_group():
     """With groups of two, tokens held are those of the longer neighbour in order of length."""
     model = MemoryModel(0, 1.0, 0.0, (0.0,) * 4, (0.0,) * 2, group=2)
-    plan = BatchWork(np.array([9, 1, 5, 2]), np.array([2, 2, 2, 2]))
+    plan = BatchWork.one([9, 1, 5, 2], [2, 2, 2, 2])
     assert model.batch_bytes(plan) == 2 * 3 + 2 * 10
 
 

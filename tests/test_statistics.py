@@ -204,12 +204,16 @@ def test_benjamini_hochberg():
 
 
 def test_minimum_detectable_change():
-    """A change of that size is found in 80 % of invented runs with such an interval."""
+    """A change of that size is found in 80 % of invented runs, by a plain interval and by ours."""
     rng = np.random.default_rng(3)
     error = 0.01
-    mdc = statistics.minimum_detectable_change(1.96 * error)
+    mdc = statistics.minimum_detectable_change(1.96 * error, 1.96)
     estimates = rng.normal(math.log1p(mdc), error, 20_000)
     assert np.mean(estimates > 1.96 * error) == pytest.approx(0.8, abs=0.02)
+    same, new = rng.normal(size=(2, RUNS, 60)) * error
+    half = np.mean([statistics.location(x).half_width for x in same])
+    new += math.log1p(statistics.minimum_detectable_change(half))
+    assert np.mean([statistics.location(x).low > 0 for x in new]) == pytest.approx(0.8, abs=0.03)
     assert statistics.minimum_detectable_change(math.inf) == math.inf
 
 

@@ -26,18 +26,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("batchgauge.jobs.commands:run", "Answer a file of prompts."),
     "tokenize": ("batchgauge.jobs.commands:tokenize", "Turn a corpus into token ids."),
     "serve": ("batchgauge.serving.commands:serve", "Serve a model over HTTP, as OpenAI does."),
-    "suggest": (
-        "batchgauge.advise:command",
-        "Find the batch size or load to run on any engine.",
-    ),
-    "bench": (
-        "batchgauge.experiments.regression.commands:bench",
-        "Time named benchmarks.",
-    ),
-    "compare": (
-        "batchgauge.experiments.regression.commands:compare",
-        "Compare runs or revisions.",
-    ),
+    "suggest": ("batchgauge.advise:command", "Find the batch size or load to run on any engine."),
+    "bench": ("batchgauge.experiments.regression.commands:bench", "Time named benchmarks."),
+    "compare": ("batchgauge.experiments.regression.commands:compare", "Compare runs or revisions."),
     "gate-trial": (
         "batchgauge.experiments.regression.commands:gate_trial",
         "Try the gate on this very code.",

@@ -12,12 +12,7 @@ from typing import Protocol, overload, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.request import (
-    BatchItem,
-    BatchResult,
-    InferenceBatchRequest,
-    InferenceBatchResponse,
-)
+from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
 
 
 class TokenBatch(Sequence[npt.NDArray[np.int32]]):

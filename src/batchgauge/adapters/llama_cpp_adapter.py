@@ -73,7 +73,6 @@ class LlamaCppStepper:
         self._context: Any = None
         self._capacity = (0, 0)  # sequences, tokens each
         self._lengths = np.zeros(0, dtype=np.int32)  # [B] tokens held, of the active sequences
-        self._prompt_lengths = self._lengths
         self._active = np.zeros(0, dtype=np.int32)  # [B] sequence ids
 
     def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> FloatArray:
@@ -86,7 +85,7 @@ class LlamaCppStepper:
         last = batch.offsets[1:] - 1  # [B] where each prompt ends
         positions = np.arange(batch.ids.size) - np.repeat(batch.offsets[:-1], lengths)  # [N]
         self._active = np.arange(len(rows), dtype=np.int32)
-        self._lengths = self._prompt_lengths = lengths
+        self._lengths = lengths
         wanted = np.zeros(batch.ids.size, dtype=np.int8)
         wanted[last] = 1
         sequences = np.repeat(self._active, lengths)
@@ -109,14 +108,6 @@ class LlamaCppStepper:
         """Go on with only these of the active sequences, in this order."""
         self._active, self._lengths = self._active[rows], self._lengths[rows]
         return rows
-
-    def rewind(self) -> None:
-        """Forget what was decoded since `prefill`, of all its sequences."""
-        memory = llama_cpp.llama_get_memory(self._context)
-        for sequence, length in enumerate(self._prompt_lengths.tolist()):
-            llama_cpp.llama_memory_seq_rm(memory, sequence, length, -1)
-        self._active = np.arange(self._prompt_lengths.size, dtype=np.int32)
-        self._lengths = self._prompt_lengths
 
     def set_threads(self, threads: int) -> None:
         """Use so many threads from now on."""

@@ -64,13 +64,12 @@ class NumpyStepper:
         self.context_length = model.config.context_length
         self._cache = model.new_cache()
         self._rows = self._cache.rows  # [B]
-        self._lengths = self._cache.lengths  # as prefill left them
 
     def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> npt.NDArray[np.float32]:
         """Run prompts from empty caches; logits [B, V]."""
         self._cache = self.model.new_cache([len(row) + reserve for row in rows])
         logits = self.model.prefill(rows, self._cache)
-        self._rows, self._lengths = self._cache.rows, self._cache.lengths.copy()
+        self._rows = self._cache.rows
         return logits
 
     def decode(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
@@ -83,7 +82,3 @@ class NumpyStepper:
             self._cache.give(row)
         self._rows = self._rows[rows]
         return rows
-
-    def rewind(self) -> None:
-        """Forget what was decoded since `prefill`."""
-        self._cache.lengths[:] = self._lengths

@@ -56,10 +56,6 @@ class Stepper(Protocol):
         """Go on with only these of the sequences; their former numbers, in their new order."""
         ...
 
-    def rewind(self) -> None:
-        """Forget what was decoded since `prefill`; not after `keep`."""
-        ...
-
 
 class SteppedEngine:
     """Batched generation on a `Stepper`; satisfies `batchgauge.protocols.Engine`."""

@@ -89,7 +89,6 @@ class TransformersStepper:
         self._cache: Any = None
         self._mask: torch.Tensor | None = None  # [B, positions held], None while nothing is padded
         self._next = torch.zeros(0)  # [B] position of the next token
-        self._decoded = 0
 
     def prefill(self, rows: Sequence[Sequence[int]], reserve: int) -> FloatArray:
         """Run the prompts from an empty cache; logits [B, V] of each one's last token."""
@@ -104,7 +103,6 @@ class TransformersStepper:
         self._mask = self._put(places >= 0) if self.padded_positions else None
         self._cache = transformers.DynamicCache(config=self.model.config)
         self._next = self._put(lengths)
-        self._decoded = 0
         return self._forward(self._put(ids), self._put(np.maximum(places, 0)))
 
     def decode(self, ids: npt.NDArray[np.int32]) -> FloatArray:
@@ -114,7 +112,6 @@ class TransformersStepper:
             self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         logits = self._forward(self._put(ids)[:, None], self._next[:, None])
         self._next = self._next + 1
-        self._decoded += 1
         return logits
 
     def keep(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -125,15 +122,6 @@ class TransformersStepper:
         if self._mask is not None:
             self._mask = self._mask[chosen]
         return rows
-
-    def rewind(self) -> None:
-        """Forget what was decoded since `prefill`."""
-        if self._decoded:
-            self._cache.crop(-self._decoded)
-            self._next = self._next - self._decoded
-            if self._mask is not None:
-                self._mask = self._mask[:, : -self._decoded]
-            self._decoded = 0
 
     def set_threads(self, threads: int) -> None:
         """Use so many threads from now on."""

@@ -81,10 +81,7 @@ class BaselineEngine:
         return MAX_BATCH_SIZE
 
     def _answer(
-        self,
-        item: BatchItem[InferenceBatchRequest],
-        stages: Stages,
-        counters: dict[str, int],
+        self, item: BatchItem[InferenceBatchRequest], stages: Stages, counters: dict[str, int]
     ) -> BatchResponse[InferenceBatchResponse]:
         with stages.stage("tokenize"):
             prompt = self.reader.read(item.data)

@@ -259,6 +259,23 @@ _IDEAS: tuple[tuple[str, type[BaselineModel], str], ...] = (
 )
 
 
+_BATCHED: tuple[tuple[str, str, type[LlamaModel], str], ...] = (
+    ("batched decode", "One decode step for all requests, each with a masked row of the cache.",
+     PromptByPrompt, ""),
+    ("packed prefill", "Prompts of unequal length end to end in one prefill, without padding.",
+     ByNumPy, ""),
+    ("compiled attention", "Attention of every row at its own length, in one compiled call.",
+     PlainActivations, ""),
+    ("compiled activations", "Norms and SwiGLU in one pass over the numbers.", StepByStep, ""),
+    ("compiled layers", "All layers in one compiled call, with no Python between their steps.",
+     LlamaModel, ""),
+    ("bfloat16 weights", "Round weights to 16 bits: half the bytes, and other scores.",
+     LlamaModel, "bfloat16"),
+    ("weights as in the file", "Keep the file's bits, dequantise in registers: the same scores.",
+     LlamaModel, "file"),
+)  # fmt: skip
+
+
 def baseline(path: Path | None = None) -> Infer:
     """What every rung is compared with."""
     return _mixed(path, [])
@@ -271,61 +288,13 @@ def engine_rungs(path: Path | None = None) -> tuple[Rung, ...]:
         Rung(name, idea, partial(_mixed, path, [cls]), partial(_mixed, path, classes[: place + 1]))
         for place, (name, cls, idea) in enumerate(_IDEAS)
     ]
-    return (
-        *ladder,
-        Rung(
-            "batched decode",
-            "One decode step for all requests, each with a masked row of the cache.",
-            None,
-            partial(_batched, path, PromptByPrompt),
-        ),
-        Rung(
-            "packed prefill",
-            "Prompts of unequal length end to end in one prefill, without padding.",
-            None,
-            partial(_batched, path, ByNumPy),
-        ),
-        Rung(
-            "compiled attention",
-            "Attention of every row at its own length, in one compiled call.",
-            None,
-            partial(_batched, path, PlainActivations),
-        ),
-        Rung(
-            "compiled activations",
-            "Norms and SwiGLU in one pass over the numbers.",
-            None,
-            partial(_batched, path, StepByStep),
-        ),
-        Rung(
-            "compiled layers",
-            "All layers in one compiled call, with no Python between their steps.",
-            None,
-            partial(_batched, path, LlamaModel),
-        ),
-        Rung(
-            "bfloat16 weights",
-            "Round weights to 16 bits: half the bytes, and other scores.",
-            None,
-            partial(_batched, path, LlamaModel, "bfloat16"),
-            weights="bfloat16",
-        ),
-        Rung(
-            "weights as in the file",
-            "Keep the file's bits, dequantise in registers: the same scores.",
-            None,
-            partial(_batched, path, LlamaModel, "file"),
-            weights="file",
-        ),
-        Rung(
-            "all cores",
-            "Share products and attention of a step among all full-speed cores.",
-            None,
-            partial(_on_all_cores, path),
-            weights="file",
-            threads=performance_cores(),
-        ),
-    )
+    ladder += [
+        Rung(name, idea, None, partial(_batched, path, model, weights or "float32"), weights)
+        for name, idea, model, weights in _BATCHED
+    ]
+    name, idea = "all cores", "Share products and attention of a step among all full-speed cores."
+    whole = partial(_on_all_cores, path)
+    return (*ladder, Rung(name, idea, None, whole, "file", performance_cores()))
 
 
 def _mixed(path: Path | None, ideas: Sequence[type[BaselineModel]]) -> Infer:
@@ -357,7 +326,7 @@ def _on_all_cores(path: Path | None) -> Infer:
     return run
 
 
-def _batched(path: Path | None, model: type[LlamaModel], weights: str = "float32") -> Infer:
+def _batched(path: Path | None, model: type[LlamaModel], weights: str) -> Infer:
     file = open_model(path)
     tokenizer = BPETokenizer.from_metadata(file.metadata, threads=1)
     return partial(_answers, BatchInferenceEngine(model(file, weights), tokenizer, file.metadata))

@@ -94,10 +94,7 @@ def _pass(
 
 
 def held_bytes(
-    config: Config,
-    weights_bytes: int,
-    prompt_tokens: Sequence[int],
-    new_tokens: Sequence[int],
+    config: Config, weights_bytes: int, prompt_tokens: Sequence[int], new_tokens: Sequence[int]
 ) -> dict[str, int]:
     """Bytes that must exist for a batch of such requests: the ground of memory overhead.
 

@@ -18,22 +18,12 @@ from typing import Any
 from batchgauge.core.batch_loop import BatchLoop
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.default_model import open_model
-from batchgauge.core.generation import (
-    Generation,
-    PromptReader,
-    Stages,
-    answer_batch,
-)
+from batchgauge.core.generation import Generation, PromptReader, Stages, answer_batch
 from batchgauge.core.kernels import activations, products
 from batchgauge.core.model import LlamaModel
 from batchgauge.core.ops import Floats
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
-from batchgauge.request import (
-    BatchItem,
-    BatchResult,
-    InferenceBatchRequest,
-    InferenceBatchResponse,
-)
+from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
 
 MAX_BATCH_SIZE = 100
 

@@ -140,10 +140,7 @@ class Generation:
     """One request under way: what it has so far, and whether it is done."""
 
     def __init__(
-        self,
-        item: BatchItem[InferenceBatchRequest],
-        prompt: list[int],
-        reader: PromptReader,
+        self, item: BatchItem[InferenceBatchRequest], prompt: list[int], reader: PromptReader
     ) -> None:
         self.id, self.request, self.prompt = item.id, checked(item.data), prompt
         self.sample = Sampler(self.request)

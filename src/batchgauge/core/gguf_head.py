@@ -11,7 +11,7 @@ Left out: arrays of arrays, which llama.cpp does not read either.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,44 +32,29 @@ LONGEST_KEY, LONGEST_NAME = 65_535, 63  # bytes, by the format and by llama.cpp
 MOST_SIDES = 4
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-# What the format says of its own keys, as far as they are read here.
-KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "general.architecture": (_is_text, "a text"),
-    "general.alignment": (_is_count, "a whole number"),
-    **{f"split.{name}": (_is_count, "a whole number") for name in ("no", "count", "tensors.count")},
-    "tokenizer.ggml.model": (_is_text, "a text"),
-    "tokenizer.ggml.pre": (_is_text, "a text"),
-    "tokenizer.ggml.tokens": (_is_texts, "an array of texts"),
-    "tokenizer.ggml.merges": (_is_texts, "an array of texts"),
-    "tokenizer.ggml.token_type": (_is_array, "an array of numbers"),
-    "tokenizer.ggml.scores": (_is_array, "an array of numbers"),
-    "tokenizer.ggml.add_bos_token": (_is_bool, "true or false"),
-    "tokenizer.ggml.add_eos_token": (_is_bool, "true or false"),
+# What the format says of its own keys, as far as they are read here; an int is none below 0.
+_COUNT, _ID, _TRUTH = (int, "a whole number"), (int, "one whole number"), (bool, "true or false")
+_TEXT, _TEXTS, _NUMBERS = (
+    (str, "a text"), (list, "an array of texts"), (np.ndarray, "an array of numbers"),
+)  # fmt: skip
+KINDS: dict[str, tuple[type, str]] = {
+    "general.architecture": _TEXT, "general.alignment": _COUNT,
+    **dict.fromkeys(("split.no", "split.count", "split.tensors.count"), _COUNT),
+    "tokenizer.ggml.model": _TEXT, "tokenizer.ggml.pre": _TEXT,
+    "tokenizer.ggml.tokens": _TEXTS, "tokenizer.ggml.merges": _TEXTS,
+    "tokenizer.ggml.token_type": _NUMBERS, "tokenizer.ggml.scores": _NUMBERS,
+    "tokenizer.ggml.add_bos_token": _TRUTH, "tokenizer.ggml.add_eos_token": _TRUTH,
     **{
-        f"tokenizer.ggml.{name}_token_id": (_is_count, "one whole number")
+        f"tokenizer.ggml.{name}_token_id": _ID
         for name in ("bos", "eos", "eot", "eom", "unknown", "padding")
     },
-}
+}  # fmt: skip
+
+
+def _fits(value: Any, kind: type) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, kind)
 
 
 def one_apart(name: str, other: str) -> bool:
@@ -239,9 +224,9 @@ def check_kinds(metadata: Mapping[str, Any]) -> None:
     Or where it is missing and there is one that differs in a single character: left alone,
     that damage would only show as another result.
     """
-    for key, (fits, expected) in KINDS.items():
+    for key, (kind, expected) in KINDS.items():
         if key in metadata:
-            if not fits(metadata[key]):
+            if not _fits(metadata[key], kind):
                 raise ValueError(f"its key {shown(key)} is not {expected}")
             continue
         for other in metadata.keys() - KINDS.keys():

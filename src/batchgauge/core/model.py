@@ -245,28 +245,6 @@ class LlamaModel:
         return normed
 
 
-def logit_errors(
-    model: LlamaModel, reference: LlamaModel, prompts: Sequence[Sequence[int]]
-) -> dict[str, float]:
-    """How far scores after each prompt are from those of a reference, which other weights have.
-
-    The largest and the mean difference, each over the reference's largest score of that
-    prompt, and the share of prompts with the same first token (`same_first`).
-    """
-    differences, same = [], []
-    for prompt in prompts:
-        scores, expected = (
-            m.prefill([prompt], m.new_cache([len(prompt)]))[0] for m in (model, reference)
-        )
-        differences.append(np.abs(scores - expected) / np.abs(expected).max())
-        same.append(scores.argmax() == expected.argmax())
-    return {
-        "max": float(np.max(differences)),
-        "mean": float(np.mean(differences)),
-        "same_first": float(np.mean(same)),
-    }
-
-
 def cut(start: int, most: int) -> int:
     """How many of the next positions of a prompt to read, `most` at most: up to a `CUT`.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from batchgauge.core.config import FACTORS, Config, check_tensors
 from batchgauge.core.default_model import open_model
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Layout
+from batchgauge.core.kernels import products
 from batchgauge.core.model_file import ModelFile, Tensor
-from batchgauge.core.quantised import BF16, compiled
+from batchgauge.core.quantised import BF16
 from batchgauge.core.quantised_kinds import BLOCK, GROUP, KINDS
 from batchgauge.core.weights import MODES, blocked_size
 from batchgauge.text import one_line
@@ -35,7 +36,6 @@ class ModelFacts:
     file_bytes      of all its files together
     types           tensor type to the parameters stored so, most first
     weights_bytes   weights mode to the bytes that `Weights` holds in memory
-    widened         tensor type that has no product of its own, to what "file" keeps it as
     kv_bytes_per_token  of keys and values, float32
     """
 
@@ -53,7 +53,6 @@ class ModelFacts:
     file_bytes: int
     types: Mapping[str, int]
     weights_bytes: Mapping[str, int]
-    widened: Mapping[str, str]
 
     @classmethod
     def read(cls, path: str | Path | None = None) -> ModelFacts:
@@ -73,7 +72,6 @@ class ModelFacts:
             value = file.metadata.get(f"general.{key}", "")
             return value if isinstance(value, str) else ""
 
-        matrices = {t.layout.name: t.layout for t in file.tensors.values() if len(t.shape) > 1}
         return cls(
             path=file.path,
             form=file.form,
@@ -89,7 +87,6 @@ class ModelFacts:
             file_bytes=sum(path.stat().st_size for path in file.files),
             types=dict(types.most_common()),
             weights_bytes={mode: _bytes(file, config, mode) for mode in MODES},
-            widened={name: "float32" for name in sorted(matrices) if name not in {*KINDS, "F32"}},
         )
 
     @property
@@ -161,6 +158,6 @@ def _matrix_bytes(layout: Layout, features: int, inputs: int) -> int:
     kind = KINDS.get(layout.name)
     if kind is None:
         return 4 * blocked_size(features, inputs)
-    if inputs % GROUP or compiled() is None:
+    if inputs % GROUP or products.compiled() is None:
         return features * inputs // layout.block * layout.block_bytes
     return -(-features // BLOCK) * (inputs // GROUP) * kind.group_bytes

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -65,19 +65,6 @@ class Tensor:
         return self.size // self.layout.block * self.layout.block_bytes
 
 
-class Source(Protocol):
-    """Where tensors' bytes come from."""
-
-    @property
-    def path(self) -> Path:
-        """The file that is named when something is wrong."""
-        ...
-
-    def bytes(self, start: int, length: int) -> bytes:
-        """So many bytes. Raises ValueError when there are fewer, OSError."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Made:
     """Bytes that follow from what a file says, though they do not stand in it."""
@@ -115,6 +102,9 @@ class RegularFile:
         if len(data) < length:
             raise ValueError("it has become shorter while it was read")
         return data
+
+
+Source = RegularFile | Made  # where tensors' bytes come from
 
 
 class ModelFile:

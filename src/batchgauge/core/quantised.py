@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import groupby
 from math import prod
-from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -261,7 +260,7 @@ def _read(
     shapes = [file.tensors[f"{name}.weight"].shape for name in names]
     features, inputs = sum(shape[0] for shape in shapes), shapes[0][1]
     matrix: Packed | Stored
-    if inputs % GROUP or compiled() is None:
+    if inputs % GROUP or products.compiled() is None:
         matrix = Stored(layout, features, inputs)
     else:
         matrix = Packed(KINDS[layout.name], features, inputs, room)
@@ -303,8 +302,3 @@ def _words(codes: Bytes) -> npt.NDArray[np.uint32]:
     for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
         pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
     return pairs.astype(np.uint32)
-
-
-def compiled() -> ModuleType | None:
-    """The compiled products of packed weights, where those of float32 run too; else None."""
-    return products.compiled()

@@ -19,14 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchgauge.core.config import (
-    LONG,
-    ROPE_FACTORS,
-    SHORT,
-    Config,
-    LayerShape,
-    check_tensors,
-)
+from batchgauge.core.config import LONG, ROPE_FACTORS, SHORT, Config, LayerShape, check_tensors
 from batchgauge.core.kernels.products import Product, compiled, product
 from batchgauge.core.model_file import ModelFile, shown
 from batchgauge.core.ops import Floats, aligned

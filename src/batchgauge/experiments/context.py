@@ -30,13 +30,7 @@ from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
-from batchgauge.registry import (
-    check_fits,
-    open_engine,
-    open_tokenizer,
-    weights_of,
-    with_weights,
-)
+from batchgauge.registry import check_fits, open_engine, open_tokenizer, weights_of, with_weights
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts

@@ -27,15 +27,6 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """One graphics processor as its driver reports it."""
-
-    name: str
-    memory_bytes: int
-    memory_free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class HardwareProfile:
     """A machine as the advisor sees it; rates hold for `threads` threads.
 
@@ -58,7 +49,7 @@ class HardwareProfile:
     simd: tuple[str, ...] = ()
     blas: str = ""
     blas_threads: int = 1
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[str, ...] = ()
     simulated: bool = False
     notes: tuple[str, ...] = ()
 
@@ -88,7 +79,7 @@ class HardwareProfile:
             ("BLAS", f"{self.blas}, {self.blas_threads} threads" if self.blas else ""),
             ("bandwidth", f"{self.bandwidth_bytes_per_s / 1e9:.1f} GB/s, {self.threads} threads"),
             ("sgemm", f"{self.flops_per_s / 1e9:.0f} GFLOP/s, {self.threads} threads"),
-            ("GPUs", ", ".join(gpu.name for gpu in self.gpus) or "none found"),
+            ("GPUs", ", ".join(self.gpus) or "none found"),
         ]
         return [(label, value) for label, value in rows if value]
 
@@ -128,9 +119,7 @@ def detect_hardware(
         return profile
     rates = cached_rates(threads, identity, folder=cache)
     return replace(
-        profile,
-        bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
-        flops_per_s=rates.flops_per_s,
+        profile, bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s, flops_per_s=rates.flops_per_s
     )
 
 
@@ -161,22 +150,17 @@ def read_caches(root: Path | str = "/") -> dict[str, int]:
     return sizes
 
 
-def find_gpus() -> tuple[Gpu, ...]:
-    """GPUs that `nvidia-smi` lists; else those of a torch that is already imported."""
-    query = "--query-gpu=name,memory.total,memory.free"
-    rows = command_output("nvidia-smi", query, "--format=csv,noheader,nounits").splitlines()
-    found = []
-    for row in rows:
-        cells = [cell.strip() for cell in row.split(",")]
-        if len(cells) == 3 and cells[1].isdigit() and cells[2].isdigit():
-            found.append(Gpu(cells[0], int(cells[1]) << 20, int(cells[2]) << 20))
+def find_gpus() -> tuple[str, ...]:
+    """Names of the GPUs that `nvidia-smi` lists; else those of a torch that is already imported."""
+    query = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
+    rows = (row.rpartition(",") for row in command_output("nvidia-smi", *query).splitlines())
+    found = [name.strip() for name, _, memory in rows if memory.strip().isdigit()]
     torch = sys.modules.get("torch")  # importing it for a look would cost seconds
     if found or torch is None:
         return tuple(found)
     with contextlib.suppress(RuntimeError, AttributeError):
-        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-            free, total = torch.cuda.mem_get_info(i)
-            found.append(Gpu(torch.cuda.get_device_name(i), int(total), int(free)))
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found = [str(torch.cuda.get_device_name(i)) for i in range(count)]
     return tuple(found)
 
 

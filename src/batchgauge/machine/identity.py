@@ -56,9 +56,12 @@ class Machine:
     system: str
 
     @classmethod
+    @functools.cache
     def here(cls) -> Machine:
         """The machine that runs this."""
-        return _here()
+        memory_gib = installed_gib(int(psutil.virtual_memory().total))
+        system = f"{platform.system()} {platform.machine()}"
+        return cls(cpu_name(), usable_cores(), memory_gib, system)
 
     @property
     def id(self) -> str:
@@ -103,16 +106,6 @@ class Run:
             timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
             weights=weights,
         )
-
-
-@functools.cache
-def _here() -> Machine:
-    return Machine(
-        cpu=cpu_name(),
-        cores=usable_cores(),
-        memory_gib=installed_gib(int(psutil.virtual_memory().total)),
-        system=f"{platform.system()} {platform.machine()}",
-    )
 
 
 def installed_gib(total_bytes: int) -> float:

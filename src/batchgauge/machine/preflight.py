@@ -28,16 +28,11 @@ _ASK = (
 
 @dataclass(frozen=True, slots=True)
 class BlasReport:
-    """`core` is the core type in use, `cores` those that this processor could use, best first.
-
-    `remedy` is a sentence saying what to do, empty when nothing is wrong.
-    """
+    """`core` is the core type in use; `remedy` says what to do, empty when nothing is wrong."""
 
     blas: str
     version: str
     core: str
-    cores: tuple[str, ...]
-    threads: int
     remedy: str
 
 
@@ -62,7 +57,7 @@ def check() -> BlasReport:
     info = _numpy_blas()
     if info is None:
         name = str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])
-        return BlasReport(name, "", "", (), 0, "")
+        return BlasReport(name, "", "", "")
     core = str(info.get("architecture", ""))
     best = unpinned_core() if os.environ.get(VARIABLE) else core
     remedy = ""
@@ -71,14 +66,7 @@ def check() -> BlasReport:
             f"{VARIABLE}={os.environ[VARIABLE]} makes OpenBLAS use its {core} kernels where "
             f"this processor could use {best}; unset it before Python starts."
         )
-    return BlasReport(
-        blas=str(info["internal_api"]),
-        version=str(info["version"]),
-        core=core,
-        cores=tuple(dict.fromkeys(name for name in (best, core) if name)),
-        threads=int(info["num_threads"]),
-        remedy=remedy,
-    )
+    return BlasReport(str(info["internal_api"]), str(info["version"]), core, remedy)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ wanted and by the budget. What is seen later changes nothing.
 
 All of it runs in one process, whose memory lies somewhere: a second process would differ by
 more than the noise floor here can see. What a page answers is measured in fresh processes
-(`experiments.fresh`), where the control is another process too.
+(`experiments.fresh`).
 """
 
 from __future__ import annotations
@@ -91,15 +91,6 @@ class Comparison:
         """The relative change that a run like this one finds in 80 % of cases; NaN without A/A."""
         return minimum_detectable_change(self._aa_half_width())
 
-    @property
-    def drift(self) -> float:
-        """Relative change of the control workload from the run's first to its second half."""
-        times = [s.wall_ms for s in self.samples if s.implementation == CONTROL]
-        half = len(times) // 2
-        if half < 1:
-            return math.nan
-        return float(np.median(times[half:]) / np.median(times[:half]) - 1.0)
-
     def ratio(self, name: str) -> Ratio:
         """The throughput ratio of candidate `name` to the baseline. Raises UserError if unknown."""
         found = {r.name: r for r in self.ratio_list()}
@@ -133,20 +124,9 @@ class Comparison:
         times = [s.wall_ms for s in self.samples if s.implementation == name and not s.is_warmup]
         return float(np.median(times))
 
-    def items_per_s(self, name: str) -> float:
-        """Throughput of `name` in items a second, at the median."""
-        return self._first(name).items / self.median_ms(name) * 1e3
-
-    def tokens_per_s(self, name: str) -> float:
-        """Throughput of `name` in tokens a second, at the median."""
-        return self._first(name).tokens / self.median_ms(name) * 1e3
-
     def frame(self) -> pd.DataFrame:
         """Every sample, one row each, in the columns of `batchgauge.measuring.record`."""
         return to_frame(self.samples, self.run)
-
-    def _first(self, name: str) -> Sample:
-        return next(s for s in self.samples if s.implementation == name)
 
     def _aa_half_width(self) -> float:
         if AA_CONTROL not in self.logs:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -146,16 +146,6 @@ class Measurement:
         """Median wall time of one call."""
         return float(np.median(self.steady_ms))
 
-    @property
-    def items_per_s(self) -> float:
-        """Throughput at the median."""
-        return self.samples[0].items / self.median_ms * 1e3
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens a second at the median."""
-        return self.samples[0].tokens / self.median_ms * 1e3
-
     def to_frame(self) -> pd.DataFrame:
         """One row a sample, columns `COLUMNS`."""
         return to_frame(self.samples, self.run)
@@ -264,20 +254,3 @@ def _real(cell: Any) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return real if math.isfinite(real) else None
-
-
-def merge(frames: Sequence[pd.DataFrame], *, allow_other_machine: bool = False) -> pd.DataFrame:
-    """Rows of several runs as one frame.
-
-    Raises UserError when they come from different machines, unless that is allowed.
-    """
-    if not frames:
-        raise UserError("Nothing to merge; expected at least one table of samples.")
-    merged = pd.concat(frames, ignore_index=True)
-    machines = merged[["machine_id", "machine"]].drop_duplicates()
-    if len(machines) > 1 and not allow_other_machine:
-        raise UserError(
-            "The records come from different machines "
-            f"({'; '.join(machines['machine'])}); their times do not compare."
-        )
-    return merged

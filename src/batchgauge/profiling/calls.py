@@ -27,12 +27,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from batchgauge import extras
+from batchgauge.clock import repeated
 from batchgauge.errors import UserError
 from batchgauge.profiling.stacks import UNNAMED, Frame, StackProfile, with_kinds
 from batchgauge.text import percent
 
 RATE_HZ = 100  # samples a second: each stops the process for the time of unwinding its stack
-_MARKER = "_call_until"
+_MARKER = repeated.__name__  # the frame that the calls are below
 _LOOP = [("(loop around the call)", __file__, 0)]  # samples between two calls
 _RAW_FRAME = re.compile(r"^(?P<name>.*) \((?P<file>.*?)(?::(?P<line>\d+))?\)$")
 _PR_SET_PTRACER = 0x59616D61
@@ -70,18 +71,6 @@ def sample_calls(
         return StackProfile(**{**vars(profile), "note": note})
 
 
-def _call_until(call: Callable[[], object], seconds: float) -> tuple[int, float]:
-    """Call until `seconds` have passed; how often, and the wall time. Its frame is the marker."""
-    begin = time.perf_counter()
-    count = 0
-    while True:
-        call()
-        count += 1
-        wall = time.perf_counter() - begin
-        if wall >= seconds:
-            return count, wall
-
-
 def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfile:
     try:
         import pyinstrument
@@ -90,7 +79,7 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
     profiler = pyinstrument.Profiler(interval=1 / (10 * RATE_HZ), async_mode="disabled")
     profiler.start()
     try:
-        count, wall = _call_until(call, seconds)
+        spent = repeated(call, seconds)
     finally:
         session = profiler.stop()
     stacks = []
@@ -104,7 +93,8 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
         if at is not None:
             stacks.append((with_kinds(places[at + 1 :] or _LOOP), float(weight)))
     note = "Compiled code is seen from Python only: an operator counts as the line it is on."
-    return StackProfile("pyinstrument", "s", tuple(stacks), wall, len(stacks), count, note)
+    wall = spent.wall_ns / 1e9
+    return StackProfile("pyinstrument", "s", tuple(stacks), wall, len(stacks), spent.loops, note)
 
 
 def _current_line(entry: str, first_line: str) -> int:
@@ -166,14 +156,15 @@ def _with_py_spy(call: Callable[[], object], seconds: float) -> StackProfile:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "stacks.txt"
         with attached_py_spy(raw):
-            count, wall = _call_until(call, seconds)
+            spent = repeated(call, seconds)
         text = raw.read_text(encoding="utf-8", errors="replace")
+    wall = spent.wall_ns / 1e9
     stacks, samples = _parse_raw(text, wall)
     if not samples:
         raise ProfilerUnavailableError("py-spy saw none of the call's stacks.")
     coverage = samples / (RATE_HZ * wall)
     note = f"{samples} samples, {percent(coverage)} of those due at {RATE_HZ} a second."
-    return StackProfile("py-spy", "s", stacks, wall, samples, count, note)
+    return StackProfile("py-spy", "s", stacks, wall, samples, spent.loops, note)
 
 
 def _wait_until_sampling(process: subprocess.Popen[bytes], limit_s: float = 10.0) -> None:

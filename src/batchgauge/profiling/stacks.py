@@ -86,10 +86,6 @@ class Node:
     weight: float = 0.0
     children: dict[tuple[str, str], Node] = field(default_factory=dict)
 
-    def depth(self) -> int:
-        """How many levels there are from here down, this one included."""
-        return 1 + max((child.depth() for child in self.children.values()), default=0)
-
 
 @dataclass(frozen=True)
 class StackProfile:

@@ -97,11 +97,7 @@ def load_target(target: str, batch_size: int = 8) -> tuple[Callable[[], object],
 
 
 def profile_target(
-    target: str,
-    *,
-    batch_size: int = 8,
-    tools: Iterable[str] = TOOLS,
-    limit_s: float = 60.0,
+    target: str, *, batch_size: int = 8, tools: Iterable[str] = TOOLS, limit_s: float = 60.0
 ) -> TargetProfiles:
     """Profile `target` with each of `tools`, at most `limit_s` seconds of wall time a tool.
 

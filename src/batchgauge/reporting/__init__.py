@@ -7,17 +7,7 @@ extras.require("The study", "study", *extras.STUDY)
 
 from batchgauge.reporting.profiles import PROFILES, Profile, profile_named  # noqa: E402
 from batchgauge.reporting.report import Report  # noqa: E402
-from batchgauge.reporting.result import Result, Section  # noqa: E402
+from batchgauge.reporting.result import Section  # noqa: E402
 from batchgauge.reporting.score import Answer, Score, Tile  # noqa: E402
 
-__all__ = [
-    "PROFILES",
-    "Answer",
-    "Profile",
-    "Report",
-    "Result",
-    "Score",
-    "Section",
-    "Tile",
-    "profile_named",
-]
+__all__ = ["PROFILES", "Answer", "Profile", "Report", "Score", "Section", "Tile", "profile_named"]

@@ -156,6 +156,11 @@ def save(figure: Figure, path: Path, alt: str) -> Path:
         pad_inches=0.15,
     )
     plt.close(figure)
+    return in_few_colours(drawn, path, alt)
+
+
+def in_few_colours(drawn: io.BytesIO, path: Path, alt: str) -> Path:
+    """Save a drawn picture as a PNG in 256 colours, whole or not at all; `path`."""
     words = PngInfo()
     words.add_itxt("Description", alt)
     with Image.open(drawn) as full, atomic_path(path) as temporary:

@@ -21,15 +21,14 @@ T = TypeVar("T")
 class Profile:
     """What one notebook may spend.
 
-    `seconds` is wall time for all its measurements together, `min_blocks` and
-    `max_blocks` bound the interleaved blocks of one comparison, `processes` is how
-    many fresh processes repeat what a page answers with: processes differ by more than calls.
+    `seconds` is wall time for all its measurements together, `min_blocks` the fewest interleaved
+    blocks of one comparison, `processes` how many fresh processes repeat what a page answers
+    with: processes differ by more than calls.
     """
 
     name: str
     seconds: float
     min_blocks: int
-    max_blocks: int
     processes: int
 
     def share(self, fraction: float) -> float:
@@ -44,9 +43,9 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", seconds=4.0, min_blocks=4, max_blocks=6, processes=1),
-        Profile("default", seconds=60.0, min_blocks=8, max_blocks=40, processes=5),
-        Profile("thorough", seconds=900.0, min_blocks=20, max_blocks=200, processes=10),
+        Profile("smoke", seconds=4.0, min_blocks=4, processes=1),
+        Profile("default", seconds=60.0, min_blocks=8, processes=5),
+        Profile("thorough", seconds=900.0, min_blocks=20, processes=10),
     )
 }
 

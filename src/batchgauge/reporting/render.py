@@ -16,18 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-
-from batchgauge.files import atomic_path
 from batchgauge.reporting.chart_parts import DOMAIN, Spec
-from batchgauge.reporting.plots import GRID, INK, MUTED
+from batchgauge.reporting.plots import GRID, INK, MUTED, SCALE, in_few_colours
 
 # The version whose Vega is the bundle's. JupyterLab shows version 5 by itself, which the charts
 # name; everything they use is the same in both.
 VEGA_LITE = "6.4"
 _SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE}.json"
-SCALE = 2
 # What a page calls these colours, in light and in dark (`page.css`).
 _THEMED: Mapping[str, str] = {
     INK: "var(--ink)",
@@ -60,12 +55,7 @@ def save_png(spec: Spec, path: Path, alt: str) -> Path:
         vl_version=VEGA_LITE,
         scale=SCALE,
     )
-    words = PngInfo()
-    words.add_itxt("Description", alt)
-    with Image.open(io.BytesIO(drawn)) as full, atomic_path(path) as temporary:
-        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(temporary, "PNG", optimize=True, pnginfo=words)
-    return path
+    return in_few_colours(io.BytesIO(drawn), path, alt)
 
 
 def svg(spec: Mapping[str, Any], name: str) -> str:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from batchgauge.reporting.result import Result
+    from batchgauge.reporting.result import Section
 
 # Under this key an output's metadata says what it is: {"kind": "figure", "alt": …, …}.
 METADATA_KEY = "batchgauge"
@@ -215,7 +215,7 @@ class Report:
             aim=score.aim(),
         )
 
-    def show(self, *results: Result) -> None:
+    def show(self, *results: Section) -> None:
         """All of each result: CSV files, figure with alt text, table, finding, scores."""
         for result in results:
             for name, frame in result.frames().items():
@@ -229,7 +229,7 @@ class Report:
             if shown := result.table():
                 frame, caption = shown
                 long = len(frame) > (_LONG_BEHIND if drawn else _LONG)
-                self.table(frame, caption=caption, folded=long or result.is_aside)
+                self.table(frame, caption=caption, folded=long)
             sentence = result.sentence()
             if document := result.svg():
                 path = self.path("reports", "figures", f"{result.name}.svg")

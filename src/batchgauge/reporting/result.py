@@ -1,7 +1,6 @@
 """The one shape of an experiment's outcome: frames, a table, a picture, a sentence, scores.
 
-What measures gives a `Result`, and `Report.show` does the rest in one call. `Section` is
-the plain one, made from values:
+What measures gives a `Section`, and `Report.show` does the rest in one call:
 
     report.show(Section("speedup", {"speedup": frame}, "Batches of 8 do 3.1 × the work."))
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,43 +19,12 @@ if TYPE_CHECKING:
     from batchgauge.reporting.score import Score
 
 
-class Result(Protocol):
-    """What `Report.show` shows."""
-
-    @property
-    def name(self) -> str:
-        """The stem of the picture's file."""
-
-    def frames(self) -> Mapping[str, pd.DataFrame]:
-        """What is written, by the name of its CSV."""
-
-    def table(self) -> tuple[pd.DataFrame, str] | None:
-        """The frame that readers see, with its caption."""
-
-    def draw(self) -> tuple[Figure | Chart, str] | None:
-        """The picture with its caption; drawn anew at every call. A `Chart` can be asked."""
-
-    def sentence(self) -> str:
-        """The finding: text or `Markdown`, also what the picture says to who cannot see it."""
-
-    def svg(self) -> str | None:
-        """The picture once more, as an SVG document to explore in a browser."""
-
-    def scores(self) -> Sequence[Score]:
-        """The rows that it gives the scorecard."""
-
-    @property
-    def is_aside(self) -> bool:
-        """Whether its table is looked up, not read: a page folds it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A `Result` of plain values.
+    """An outcome, made from plain values; its name is the stem of the picture's file.
 
     `picture` draws and `document` renders (an SVG) with no argument, so that nothing is
-    drawn before it is shown. An empty finding says nothing. A page folds the table of what
-    `is_aside`.
+    drawn before it is shown. An empty finding says nothing.
     """
 
     name: str
@@ -68,7 +36,6 @@ class Section:
     picture_caption: str = ""
     targets: Sequence[Score] = ()
     document: Callable[[], str] | None = None
-    is_aside: bool = False
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -76,25 +43,25 @@ class Section:
         return next(iter(self.data.values()))
 
     def frames(self) -> Mapping[str, pd.DataFrame]:
-        """See `Result`."""
+        """What is written, by the name of its CSV."""
         return self.data
 
     def table(self) -> tuple[pd.DataFrame, str] | None:
-        """See `Result`."""
+        """The frame that readers see, with its caption."""
         return None if self.shown is None else (self.shown, self.shown_caption)
 
     def draw(self) -> tuple[Figure | Chart, str] | None:
-        """See `Result`."""
+        """The picture with its caption; drawn anew at every call. A `Chart` can be asked."""
         return (self.picture(), self.picture_caption) if self.picture else None
 
     def sentence(self) -> str:
-        """See `Result`."""
+        """The finding: text or `Markdown`, also what the picture says to who cannot see it."""
         return self.finding
 
     def svg(self) -> str | None:
-        """See `Result`."""
+        """The picture once more, as an SVG document to explore in a browser."""
         return self.document() if self.document else None
 
     def scores(self) -> Sequence[Score]:
-        """See `Result`."""
+        """The rows that it gives the scorecard."""
         return self.targets

@@ -112,16 +112,6 @@ class Arrivals:
         )
 
 
-def poisson(
-    rate: float, context: Ints, generated: Ints, *, background: float = 0.0, seed: int = 0
-) -> Arrivals:
-    """Independent arrivals at `rate` per second; a seeded share `background` is of the low class.
-
-    Raises UserError for a rate that is not above 0 or a share outside 0 to 1.
-    """
-    return bursty(rate, context, generated, burstiness=1.0, background=background, seed=seed)
-
-
 def bursty(
     rate: float,
     context: Ints,
@@ -134,7 +124,8 @@ def bursty(
     """Arrivals with gamma-distributed gaps whose squared coefficient of variation is `burstiness`.
 
     1 is Poisson, larger comes in bursts (BurstGPT, Wang et al. 2024, fits gamma gaps
-    to real LLM traffic), smaller is more even. Raises UserError as `poisson` does.
+    to real LLM traffic), smaller is more even. A seeded share
+    `background` is of the low class. Raises UserError for a rate that is not above 0.
     """
     _check_rate(rate)
     if burstiness <= 0.0 or not 0.0 <= background <= 1.0:

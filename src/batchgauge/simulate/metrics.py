@@ -12,7 +12,6 @@ the target. No percentile is given from fewer samples than PERCENTILE_FLOOR asks
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,7 @@ from batchgauge.simulate.server import (
 )
 from batchgauge.simulate.steps import StepTime
 from batchgauge.statistics import percentile
-from batchgauge.text import percent
+from batchgauge.text import figures, percent
 
 Floats = npt.NDArray[np.float64]
 SHOWN = (50, 90, 99)  # percentiles
@@ -133,24 +132,6 @@ def by_class(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> 
     return pd.DataFrame(rows)
 
 
-def littles_law(run: SimulatedRun) -> Mapping[str, float]:
-    """Both sides of L = lambda W (Little 1961): requests in the system, and rate times stay.
-
-    L is counted from the sample path (arrivals minus departures, over time), lambda W
-    from the requests' own times; they agree when every request ends exactly once.
-    """
-    times = np.concatenate([run.arrivals.times_s, run.returned_s])
-    change = np.concatenate([np.ones(len(run.arrivals)), -np.ones(len(run.arrivals))])
-    order = np.argsort(times, kind="stable")
-    present = np.cumsum(change[order])[:-1]  # requests in the system after each event but the last
-    span = float(times[order][-1] - times[order][0])
-    stay = run.returned_s - run.arrivals.times_s
-    return {
-        "requests_in_system": float((present * np.diff(times[order])).sum()) / span,
-        "rate_times_stay": len(run.arrivals) / span * float(stay.mean()),
-    }
-
-
 def capacity(arrivals: Arrivals, step_s: StepTime, server: Server) -> float:
     """Requests per second that the server manages when work never runs out.
 
@@ -170,16 +151,16 @@ def stability(rate: float, limit: float, name: str = "the server") -> str:
     load = rate / limit
     if load < 1.0:
         return (
-            f"Stable: {rate:.3g} requests/s arrive and {name} can serve {limit:.3g} "
+            f"Stable: {figures(rate)} requests/s arrive and {name} can serve {figures(limit)} "
             f"(load {percent(load)})."
         )
     return (
-        f"Unstable: {rate:.3g} requests/s arrive but {name} can serve only {limit:.3g}; the queue "
-        f"grows by {rate - limit:.3g} requests every second, so waiting times depend on how long "
-        "one looks and no percentile describes them."
+        f"Unstable: {figures(rate)} requests/s arrive but {name} can serve only "
+        f"{figures(limit)}; the queue grows by {figures(rate - limit)} requests every second, so "
+        "waiting times depend on how long one looks and no percentile describes them."
     )
 
 
 def rate_text(rate: float) -> str:
     """A rate with two digits, or all of them from 100 on: `3.7`, `0.012`, `1,240`."""
-    return f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
+    return figures(rate, 2)

@@ -68,11 +68,6 @@ class ScalingFit:
             workers > self.measured_to,
         )  # fmt: skip
 
-    def best_workers(self, most: int = 1024) -> int:
-        """The number of workers up to `most` with the largest predicted speed-up."""
-        n = np.arange(1, most + 1)
-        return int(n[np.argmax(_speedup(n, self.contention, self.coherence))])
-
 
 def _speedup(n: npt.ArrayLike, contention: Floats | float, coherence: Floats | float) -> Floats:
     size = np.asarray(n, np.float64)

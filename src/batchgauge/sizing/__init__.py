@@ -13,15 +13,9 @@ Below the core: imports nothing of it, only the protocols.
 """
 
 from batchgauge.machine.hardware import HardwareProfile, detect_hardware, simulated_profiles
-from batchgauge.sizing.automatic import (
-    optimal_for_engine,
-    optimal_for_tokenizer,
-    suggest_for_engine,
-    traffic_lengths,
-)
-from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import CostModel, Identity
-from batchgauge.sizing.drift import check_drift
+from batchgauge.sizing.automatic import optimal_for_engine, optimal_for_tokenizer, traffic_lengths
+from batchgauge.sizing.calibration import Extent, calibrate_engine
+from batchgauge.sizing.cost_model import CostModel
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 from batchgauge.sizing.suggest import suggest_batch_size
@@ -32,19 +26,15 @@ __all__ = [
     "CostModel",
     "Extent",
     "HardwareProfile",
-    "Identity",
     "Lengths",
     "MemoryModel",
     "ModelShape",
     "SizingConfig",
     "calibrate_engine",
-    "calibrate_tokenizer",
-    "check_drift",
     "detect_hardware",
     "optimal_for_engine",
     "optimal_for_tokenizer",
     "simulated_profiles",
     "suggest_batch_size",
-    "suggest_for_engine",
     "traffic_lengths",
 ]

@@ -72,11 +72,6 @@ class Curve:
         knots = tuple(sorted(points))
         return Curve(knots, tuple(points[k] for k in knots), self.ripple_ms)
 
-    def scaled(self, factor: float) -> Curve:
-        """The curve of a machine that takes `factor` times as long."""
-        ripple = tuple(r * factor for r in self.ripple_ms)
-        return Curve(self.knots, tuple(m * factor for m in self.ms), ripple)
-
     def as_json(self) -> dict[str, list[float]]:
         """Plain lists, for a JSON file."""
         return {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from batchgauge.errors import UserError
@@ -74,23 +72,6 @@ class SizingConfig:
             names = ", ".join(sorted(known))
             raise UserError(f"Unknown sizing setting {unknown[0]!r}; expected some of {names}.")
         return cls(**{name: _typed(name, value) for name, value in parameters.items()})
-
-    @classmethod
-    def from_toml(cls, path: Path | str) -> SizingConfig:
-        """From the `[sizing]` table of a TOML file, or the file itself when it has none.
-
-        Raises UserError for a file that is missing or no TOML, and as `from_parameters`.
-        """
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"No configuration can be read at {path}: {error.strerror}.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no TOML: {error}.") from error
-        table = data.get("sizing", data)
-        if not isinstance(table, dict):
-            raise UserError(f"'sizing' in {path} is no table; expected [sizing].")
-        return cls.from_parameters(table)
 
 
 def _typed(name: str, value: Any) -> Any:

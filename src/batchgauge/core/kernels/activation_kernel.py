@@ -80,25 +80,18 @@ def _scale(x, epsilon):
 def _compile(source: int) -> tuple[Any, Any, Any, int, int]:
     """Gates, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
 
-    @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
-    def swiglu(gate_up, out):
-        """silu(gate) * up: float32 [T, 2F], rows contiguous, into out [T, F]; F whole vectors."""
-        if source < 0:
-            return
-        width = out.shape[1]
-        for row in range(out.shape[0]):
-            gate = gate_up.ctypes.data + row * gate_up.strides[0]
-            _gate(0, gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
+    def gated(gelu: int) -> Any:
+        @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
+        def activate(gate_up, out):
+            """silu(gate) * up: float32 [T, 2F], rows contiguous, into [T, F]; F whole vectors."""
+            if source < 0:
+                return
+            width = out.shape[1]
+            for row in range(out.shape[0]):
+                gate = gate_up.ctypes.data + row * gate_up.strides[0]
+                _gate(gelu, gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
 
-    @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)
-    def geglu(gate_up, out):
-        """gelu(gate) * up, as `swiglu`."""
-        if source < 0:
-            return
-        width = out.shape[1]
-        for row in range(out.shape[0]):
-            gate = gate_up.ctypes.data + row * gate_up.strides[0]
-            _gate(1, gate, gate + 4 * width, out.ctypes.data + 4 * row * width, width)
+        return activate
 
     @njit("void(float32[:, ::1], float32, float32[:, ::1])", cache=True, nogil=True)
     def rms_norm(x, epsilon, out):
@@ -138,7 +131,7 @@ def _compile(source: int) -> tuple[Any, Any, Any, int, int]:
             gate = number(job, G_IN) + number(job, G_STEP) * row
             _gate(0, gate, gate + 4 * F, number(job, G_OUT) + 4 * F * row, F)
 
-    return swiglu, geglu, rms_norm, norm_rows.address, gate_rows.address
+    return gated(0), gated(1), rms_norm, norm_rows.address, gate_rows.address
 
 
 swiglu, geglu, rms_norm, NORM, GATE = _compile(digest(vectors, team_kernel))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 
@@ -21,26 +20,11 @@ from batchgauge.core.ops import Floats, Ints, attend_causal, attend_step, unseen
 NO_PIECES: Numbers = np.empty((0, 2), np.int64)
 
 
-class Attention(Protocol):
-    """Queries are scaled, their last axis contiguous, as in keys, values and `out`."""
-
-    def read(
-        self, cache: KVCache, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
-        out: Floats,
-    ) -> None:  # fmt: skip
-        """Keys and values [T, J, E] behind those of a row; queries [T, H, E] to `out` [T, H, E]."""
-        ...
-
-    def step(
-        self, cache: KVCache, layer: int, rows: Ints, queries: Floats, keys: Floats,
-        values: Floats, out: Floats,
-    ) -> None:  # fmt: skip
-        """Keys and values [B, J, E], one for each of rows; queries [B, H, E], `out` [B, H * E]."""
-        ...
-
-
 class PlainAttention:
-    """By NumPy; a step takes neighbours in a group together, as long as the longest, and masks."""
+    """By NumPy; a step takes neighbours in a group together, as long as the longest, and masks.
+
+    Queries are scaled, their last axis contiguous, as in keys, values and `out`.
+    """
 
     def __init__(self, windows: Sequence[int], cap: float = 0.0) -> None:
         self._windows, self._cap = windows, cap
@@ -49,7 +33,7 @@ class PlainAttention:
         self, cache: KVCache, layer: int, row: int, queries: Floats, keys: Floats, values: Floats,
         out: Floats,
     ) -> None:  # fmt: skip
-        """Attend from the positions of a prompt, block by block of queries."""
+        """Keys and values [T, J, E] behind those of a row; queries [T, H, E] to `out` [T, H, E]."""
         (group, place), start = cache.find(row), int(cache.lengths[row])
         group.store(layer, place, start, keys, values)
         seen, J = start + len(keys), keys.shape[1]
@@ -61,7 +45,7 @@ class PlainAttention:
         self, cache: KVCache, layer: int, rows: Ints, queries: Floats, keys: Floats,
         values: Floats, out: Floats,
     ) -> None:  # fmt: skip
-        """Attend from one position of every row."""
+        """Keys and values [B, J, E], one for each of rows; queries [B, H, E], `out` [B, H * E]."""
         J, every = keys.shape[1], cache.lengths[rows]
         for span, group, first in cache.runs(rows):
             lengths = every[span]
@@ -112,6 +96,9 @@ class CompiledAttention:
                 queries, keys, values, out, spans, NO_PIECES, layer, self._sights[layer],
                 self._kernel.WORKS, team,
             )  # fmt: skip
+
+
+Attention = PlainAttention | CompiledAttention
 
 
 def spans_of(places: Numbers, counts: Sequence[int]) -> Numbers:

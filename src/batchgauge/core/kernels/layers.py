@@ -59,12 +59,7 @@ class CompiledLayers:
         return cls(kernel, config, weights)
 
     def run(
-        self,
-        x: Floats,
-        rotations: Rotations,
-        places: Numbers,
-        counts: Sequence[int],
-        steps: int,
+        self, x: Floats, rotations: Rotations, places: Numbers, counts: Sequence[int], steps: int
     ) -> None:
         """Take positions x [T, D] through all layers, in place, and store their keys and values.
 

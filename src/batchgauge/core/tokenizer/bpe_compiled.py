@@ -212,11 +212,6 @@ class KernelEncoder:
         sums = self._blocks.reshape(-1, layout.OWN)[:, : layout.RANKS].sum(axis=0)
         return {name: int(sums[at]) for name, at in names.items()}
 
-    @property
-    def table_bytes(self) -> int:
-        """Memory of all tables and of the scratch space."""
-        return sum(a.nbytes for a in (self._state, self._blocks, self._ids, self._room))
-
 
 _encoders: WeakSet[KernelEncoder] = WeakSet()
 

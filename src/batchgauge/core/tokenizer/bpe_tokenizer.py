@@ -14,18 +14,15 @@ Left out: truncation, padding.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, ended_texts
 from batchgauge.core.tokenizer.normalise import AS_IS
-from batchgauge.core.tokenizer.pieces import joined_pieces, last_cut
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import performance_cores
@@ -35,8 +32,6 @@ try:
     from batchgauge.core.tokenizer.bpe_compiled import KernelEncoder as FastEncoder
 except ImportError:  # no Numba, or one that does not fit this NumPy: same ids, slower
     FastEncoder = PlainEncoder  # type: ignore[assignment,misc]  # the same methods
-
-STREAM = 1 << 19  # characters that a stream of texts is taken in
 
 
 class Encoder(Protocol):
@@ -82,7 +77,6 @@ class BPETokenizer:
         self._normal = vocabulary.normaliser
         self._as_is = self._normal == AS_IS
         self.leading = " " if self._normal.prefix else ""
-        self._cuts = last_cut(vocabulary.pre_tokenizer)
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
@@ -136,58 +130,6 @@ class BPETokenizer:
         if not self._as_is or any(token.encode() in data for token in wanted):
             return self.encode_many(ended_texts(data))
         return self.encoder.encode_ended(data)
-
-    def encode_stream(
-        self, texts: Iterable[str], *, allow_special: bool = False, characters: int = STREAM
-    ) -> Iterator[npt.NDArray[np.int32]]:
-        """Ids of one text after the other, for as many texts as there are, in bounded memory.
-
-        Some are taken from `texts` at a time, until they have so many characters together, and
-        go through `encode_many`. A single longer text is taken in pieces (`pieces`) but still
-        gives one array. Raises UserError when a text cannot be tokenized, after the ids of the
-        batches before it.
-        """
-        for is_long, some in groupby(texts, lambda t: isinstance(t, str) and len(t) > characters):
-            if is_long:
-                for text in some:
-                    size = characters // 8
-                    blocks = (text[start : start + size] for start in range(0, len(text), size))
-                    pieces = joined_pieces(blocks, self.special_ids, size, self._cuts)
-                    yield np.concatenate(list(self._batched(pieces, allow_special, characters)))
-            else:
-                yield from self._batched(some, allow_special, characters)
-
-    def encode_file(
-        self, path: str | Path, *, allow_special: bool = False, characters: int = STREAM
-    ) -> Iterator[npt.NDArray[np.int32]]:
-        """Ids of a UTF-8 text file of any size, in pieces that joined are `encode` of its text.
-
-        Memory is bounded by `characters` wherever a text can be cut that often: see `pieces`.
-        Raises UserError for a file that cannot be read or is not UTF-8.
-        """
-        try:
-            with Path(path).open(encoding="utf-8", newline="") as file:
-                blocks = iter(lambda: file.read(characters // 8), "")
-                size = characters // 8
-                pieces = joined_pieces(blocks, self.special_ids, size, self._cuts)
-                yield from self._batched(pieces, allow_special, characters)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path}' cannot be read as UTF-8 text: {error}.") from error
-
-    def _batched(
-        self, texts: Iterable[str], allow_special: bool, characters: int
-    ) -> Iterator[npt.NDArray[np.int32]]:
-        """Ids of each text, by batches of at most so many characters or a single longer text."""
-        taken: list[str] = []
-        size = 0
-        for text in texts:
-            length = len(text) if isinstance(text, str) else 0
-            if taken and (size + length > characters or len(taken) >= characters):
-                yield from self.encode_many(taken, allow_special=allow_special)
-                taken, size = [], 0
-            taken.append(text)
-            size += length
-        yield from self.encode_many(taken, allow_special=allow_special)
 
     def _all_normal(self, texts: Sequence[str]) -> Sequence[str]:
         return texts if self._as_is else [self._normal(text) for text in texts]

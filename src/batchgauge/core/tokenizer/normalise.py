@@ -22,7 +22,6 @@ from batchgauge.errors import UserError
 
 SPACE = "▁"
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-PREFIXES = ("", "every", "missing", "first")
 # Keys that no GGUF has; the ways of a `tokenizer.json` stand under them.
 FORM_KEY, PREFIX_KEY = "tokenizer.batchgauge.normal_form", "tokenizer.batchgauge.space_prefix"
 

@@ -183,12 +183,11 @@ def system_sentence(frame: pd.DataFrame) -> str:
     return text
 
 
-def gil_sentence(frame: pd.DataFrame, reference: str = "sgemm 512³") -> str:
-    """Which calls let another thread run, what two threads gained, and whether to believe it.
-
-    `reference` is a call that certainly releases the lock: where two threads gain little on it,
-    something else kept the second core busy.
-    """
+def gil_sentence(frame: pd.DataFrame) -> str:
+    """Which calls let another thread run, what two threads gained, and whether to believe it."""
+    reference = (
+        "sgemm 512³"  # where two threads gain little, something else kept the second core busy
+    )
     free = frame[frame["gil"] == "releases the GIL"]
     stuck = frame[frame["gil"] != "releases the GIL"]
     gains = dict(zip(frame["call"], frame["two_thread_speedup"], strict=True))

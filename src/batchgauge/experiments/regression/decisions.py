@@ -25,11 +25,10 @@ from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.files import write_csv
 from batchgauge.machine.identity import Run
-from batchgauge.measuring.gate.judging import Change, Status, judged
+from batchgauge.measuring.gate.judging import Change, Status
 from batchgauge.measuring.gate.process import GatePlan, Side
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, gate
-from batchgauge.measuring.gate.sequential import SequentialDesign
 from batchgauge.statistics import clustered_proportion
 
 # What the gate is tried on: cheap calls, a decision on which takes less than a minute.
@@ -169,13 +168,14 @@ def _change(package: Path, benchmark: suite.Benchmark, slowdown: float, plan: Ga
 def rates(
     decisions: pd.DataFrame, *, by: Sequence[str] = ("slowdown", "benchmark")
 ) -> pd.DataFrame:
-    """How often the gate fails, a row a group: runs, decisions, found, rate, low, high, seconds.
+    """How often the gate fails, a row a group: runs, decisions, failed, rate, low, high, seconds.
 
-    Also how many decisions of each other verdict. Intervals are over runs.
+    It fails what is slower, and what does other work. Also how many decisions of each verdict.
+    Intervals are over runs.
     """
     rows = []
     for key, group in decisions.groupby(list(by), sort=False):
-        runs = group.assign(hit=group["status"] == "slower").groupby("run_id")["hit"]
+        runs = group["fails"].astype(bool).groupby(group["run_id"])
         rate = clustered_proportion(runs.sum(), runs.count())
         statuses = {
             re.sub(r"\W+", "_", s): int((group["status"] == s).sum()) for s in get_args(Status)
@@ -183,23 +183,13 @@ def rates(
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
-                "runs": runs.ngroups, "decisions": len(group),
+                "runs": runs.ngroups, "decisions": len(group), "failed": int(runs.sum().sum()),
                 "rate": rate.value, "low": rate.low, "high": rate.high,
                 "seconds": float(group["seconds"].mean()), "most_seconds": group["seconds"].max(),
                 **statuses,
             }
         )  # fmt: skip
     return pd.DataFrame(rows).sort_values(list(by), kind="stable", ignore_index=True)
-
-
-def rejudged(decisions: pd.DataFrame, rounds: pd.DataFrame) -> list[str]:
-    """The verdicts of `decisions` by today's rule, on the recorded `rounds`, in their order."""
-    keys = ["run_id", "decision", "benchmark"]
-    ratios = {key: g["log_ratio"].to_numpy() for key, g in rounds.groupby(keys)}
-    return [
-        judged(ratios[row[0], row[1], row[2]], SequentialDesign(int(row[3]), float(row[4])))[0]
-        for row in decisions[[*keys, "most", "threshold"]].itertuples(index=False)
-    ]
 
 
 def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:

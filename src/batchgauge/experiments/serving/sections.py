@@ -31,14 +31,16 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     firsts = (frame["first_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     table = pd.DataFrame(
         {
+            "requests": waits.size() // len(case.seeds),
             "mean_first_token_ms": 1e3 * firsts.mean(),
             "mean_answer_ms": 1e3 * waits.mean(),
             "in_time_share": waits.agg(lambda times: float((times <= case.target_s).mean())),
         }
     ).reset_index()
+    counts = " or ".join(str(number) for number in sorted(set(table["requests"])))
     said = (
         f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
-        f"of {frame['request'].nunique()} requests for each of {len(table)} kinds of run."
+        f"of {counts} requests for each of {len(table)} kinds of run."
     )
     return Section(
         "serving_forecast", {"forecast": frame}, said, table,
@@ -48,7 +50,7 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
 
 def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Section:
     """The same requests in real time, and which figures of the forecast held."""
-    total = len(what) * len(case.seeds) * case.requests
+    total = len(case.seeds) * sum(kind.requests or case.requests for kind in what)
     with tqdm(total=total, desc="requests, in real time") as bar:
         requests, steps = forecast.measure(case, what, bar.update)
     table = forecast.compare(written.frame, requests)
@@ -68,8 +70,8 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         {"compared": table, "requests": requests, "steps": steps}, said,
         table, f"Forecast against live; bounds were set beforehand: {bounds}.",
         partial(figures.draw_forecast, table),
-        "Forecast over live with 95 % intervals over seeds; shaded: the bound. Round marks held, "
-        "crosses failed, diamonds are undecided.",
+        "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
+        "of p90.",
         [_error_score(table, figure, bound) for figure, bound, _ in FIGURES
          if (table["figure"] == figure).any()],
     )  # fmt: skip
@@ -83,10 +85,10 @@ def _error_score(table: pd.DataFrame, figure: str, bound: float) -> Score:
     ]
     worst, low, high = max(errors)
     inside = low <= 0.0 <= high
-    ends = sorted((abs(low), abs(high)))
+    ends = sorted((100 * abs(low), 100 * abs(high)))
     return Score(
-        f"serving_forecast_{figure}", f"Serving: forecast {figure}, off by at most", bound, worst,
-        0.0 if inside else ends[0], ends[1], better="lower",
+        f"serving_forecast_{figure}", f"Serving: forecast {figure}, off by at most", 100 * bound,
+        100 * worst, 0.0 if inside else ends[0], ends[1], unit="%", better="lower",
     )  # fmt: skip
 
 
@@ -119,8 +121,8 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
     requests, steps = (live.frames()[name] for name in ("requests", "steps"))
     own = trouble.scheduler_share(steps, case.question.max_batch)
     score = Score(
-        "serving_scheduler", "Serving: scheduler's own time, share of a step", OWN_GOAL, own.value,
-        own.low, own.high, better="lower",
+        "serving_scheduler", "Serving: scheduler's own time, share of a step", 100 * OWN_GOAL,
+        100 * own.value, 100 * own.low, 100 * own.high, unit="%", better="lower",
     )  # fmt: skip
     said = (
         f"The scheduler itself takes {percent(own.value, 2)} [{percent(own.low, 2)}, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pandas as pd
@@ -46,24 +46,11 @@ class Goal:
 
 def as_frame(goals: Iterable[Goal], *, comparable: bool = True) -> pd.DataFrame:
     """Goals as a table, one row each; `comparable` where they were set for this model."""
-    rows = [
-        {
-            "part": g.part,
-            "goal": g.goal,
-            "target": g.target,
-            "better": g.better,
-            "value": g.value,
-            "low": g.low,
-            "high": g.high,
-            "unit": g.unit,
-            "verdict": g.verdict if comparable else "not comparable",
-            "note": g.note,
-            "weights": g.weights,
-            "threads": g.threads,
-        }
-        for g in goals
-    ]
-    return pd.DataFrame(rows)
+    every = list(goals)
+    frame = pd.DataFrame([asdict(goal) for goal in every])
+    verdicts = [goal.verdict if comparable else "not comparable" for goal in every]
+    frame.insert(list(frame.columns).index("note"), "verdict", verdicts)
+    return frame
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

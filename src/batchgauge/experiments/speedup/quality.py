@@ -9,9 +9,7 @@ first choice is the same. Windows are the units of the intervals. Speed is measu
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +112,6 @@ def measure_quality(context: Context, every: Sequence[Form]) -> pd.DataFrame:
                 )  # fmt: skip
     columns = ["form", "weights", "window", "window_tokens", "file_bytes", "resident_bytes"]
     return pd.DataFrame(rows, columns=[*columns, "surprise", "divergence", "agreement"])
-
-
-@contextmanager
-def in_temporary_folder() -> Iterator[Path]:
-    """A folder for copies, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="batchgauge-") as name:
-        yield Path(name)
 
 
 def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -59,8 +61,8 @@ def _ladder(part: str, table: pd.DataFrame) -> Section:
 
 def in_processes(context: Context) -> Processes:
     """Everything about speed that this page states, measured in fresh processes."""
-    with quality.in_temporary_folder() as folder:
-        forms, absent = quality.forms(context, folder)
+    with TemporaryDirectory(prefix="batchgauge-") as folder:
+        forms, absent = quality.forms(context, Path(folder))
         return Processes(
             processes.measure(context, forms), quality.measure_quality(context, forms), absent
         )
