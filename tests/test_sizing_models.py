@@ -356,8 +356,8 @@ def test_rooms_that_are_alike_are_counted_so(tmp_path, monkeypatch):
     monkeypatch.setattr(engine.model, "attention", PlainAttention(engine.model.config.windows))
     shape = ModelShape.of(engine.model.config, engine.model.weights_bytes)
     model, _ = fit_memory(engine, shape)
-    work = BatchWork(np.array([4] * 7 + [20, 90, 90]), np.array([2] * 10))
-    cache = engine.model.new_cache((work.inputs + 1).tolist())
+    work = BatchWork.one([4] * 7 + [20, 90, 90], [2] * 10)
+    cache = engine.model.new_cache((work.inputs[0] + 1).tolist())
     none = {"activation_terms": (0.0,) * 4, "decode_terms": (0.0,) * 2}
     bare = replace(model, scores_bytes_per_row=0.0, **none)  # type: ignore[arg-type]
     assert bare.batch_bytes(work) == cache.nbytes == (8 * 21 + 2 * 91) * shape.kv_bytes_per_token
