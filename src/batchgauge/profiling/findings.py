@@ -140,7 +140,8 @@ def finding_sentence(row: pd.Series) -> Markdown:
 def memory_findings(profile: AllocationProfile, part: str) -> pd.DataFrame:
     """What grows, then what is only temporary: columns part, where, finding, bytes_per_call.
 
-    A site counts as growing from `LEAK_BYTES` kept by each call on average; the largest first. Temporary sites are those with the most bytes given back.
+    A site counts as growing from `LEAK_BYTES` kept by each call on average; the largest first.
+    Temporary sites are those with the most bytes given back.
     """
     rows: list[tuple[str, str, str, float]] = []
     for site in profile.growth().to_dict("records")[:MOST]:
