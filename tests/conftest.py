@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes: a file stays in one, and so do all tests of the smoke study."""
+    for item in items:
+        shared = "smoke_study" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("study" if shared else item.path.stem))
+
+
 def axes_of(section: Section) -> list[Axes]:
     """The axes of a section's picture, which has a caption."""
     import matplotlib.pyplot as plt

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pandas as pd
-from tests.hf_folder import tokenizer_json
+from tests.hf_folder import tokenizer_json, write_hf_folder
 from tests.tiny_families import CASES, transformers_model, write_family
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.default_model import open_model
 from batchgauge.core.engine import BatchInferenceEngine
@@ -74,37 +76,58 @@ def answer(path: Path, weights: str) -> tuple[tuple[int, ...], np.ndarray]:
     return data.token_ids, engine.next_token_logits(PROMPT)
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """A row for every way to read a model, against its GGUF in float32."""
-    for name in FAMILIES:
-        for quantisation in QUANTISATIONS:
-            with tempfile.TemporaryDirectory() as place:
-                path = write_family(Path(place) / "m.gguf", CASES[name], quantisation=quantisation)
-                ways = {
-                    "GGUF": path,
-                    "GGUF in parts": split_file(path, Path(place) / "parts"),
-                    "Hugging Face folder": saved_folder(path, name, Path(place) / "folder"),
+def rows(
+    family: str, quantisation: str, path: Path, saved: Callable[[Path], Path]
+) -> Iterator[dict[str, Any]]:
+    """A row for every way to read the model of a GGUF, against that in float32.
+
+    `saved` writes the same weights as a folder, and returns it.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        ways = {
+            "GGUF": path,
+            "GGUF in parts": split_file(path, Path(place) / "parts"),
+            "Hugging Face folder": saved(Path(place) / "folder"),
+        }
+        tokens, scores = answer(path, "float32")
+        for reader, where in ways.items():
+            for weights in ("float32", "file"):
+                ours, theirs = answer(where, weights)
+                apart = float(np.abs(theirs - scores).max() / np.abs(scores).max())
+                yield {
+                    "family": family,
+                    "reader": reader,
+                    "quantisation": quantisation,
+                    "weights": weights,
+                    "tokens": len(tokens),
+                    "tokens_equal": ours == tokens,
+                    f"scores_within_{NEAR:g}": apart <= NEAR,
                 }
-                tokens, scores = answer(path, "float32")
-                for reader, where in ways.items():
-                    for weights in ("float32", "file"):
-                        ours, theirs = answer(where, weights)
-                        apart = float(np.abs(theirs - scores).max() / np.abs(scores).max())
-                        yield {
-                            "family": CASES[name].kind or CASES[name].family,
-                            "reader": reader,
-                            "quantisation": quantisation,
-                            "weights": weights,
-                            "tokens": len(tokens),
-                            "tokens_equal": ours == tokens,
-                            f"scores_within_{NEAR:g}": apart <= NEAR,
-                        }
 
 
-def table() -> pd.DataFrame:
+def of_a_llama(place: Path) -> pd.DataFrame:
+    """A Llama's rows, its folder as `tests.hf_folder` writes it: without the library."""
+    found: list[dict[str, Any]] = []
+    for quantisation in QUANTISATIONS:
+        path = write_tiny_model(place / "m.gguf", d_model=256, quantisation=quantisation)
+        dtype = "BF16" if quantisation == "BF16" else "F32"
+        saved = partial(write_hf_folder, path, dtype=dtype, shards=2)
+        found += rows("llama", quantisation, path, saved)
+    return pd.DataFrame(found)
+
+
+def table(place: Path) -> pd.DataFrame:
     """The whole of it."""
-    return pd.DataFrame(rows())
+    found: list[dict[str, Any]] = []
+    for name in FAMILIES:
+        case = CASES[name]
+        for quantisation in QUANTISATIONS:
+            path = write_family(place / "m.gguf", case, quantisation=quantisation)
+            saved = partial(saved_folder, path, name)
+            found += rows(case.kind or case.family, quantisation, path, saved)
+    return pd.DataFrame(found)
 
 
 if __name__ == "__main__":
-    table().to_csv(TABLE, index=False)
+    with tempfile.TemporaryDirectory() as chosen:
+        table(Path(chosen)).to_csv(TABLE, index=False)

@@ -93,7 +93,7 @@ def run_mix(
     while waiting or not loop.idle:
         if waiting and rng.random() < 0.5:
             _join(loop, waiting, int(rng.integers(1, 6)))
-        under_way = loop.ids
+        under_way = list(loop._seats)
         if under_way and rng.random() < 0.05:
             name = str(rng.choice(under_way))
             assert loop.cancel(name)

@@ -103,8 +103,6 @@ class Server:
         elif path == "/metrics" and self.options.get("metrics"):
             held = sum(j.prompt + j.done for j in self.scheduler.running)
             rows = {
-                "vllm:num_requests_running": len(self.scheduler.running),
-                "vllm:num_requests_waiting": len(self.scheduler.waiting),
                 "vllm:kv_cache_usage_perc": min(1.0, held / self.plan.kv_tokens),
             }
             _answer(writer, 200, "".join(f'{k}{{model="m"}} {v}\n' for k, v in rows.items()))

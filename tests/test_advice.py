@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -19,9 +20,16 @@ from tests.scheduler import Plan, simulate
 from tests.scheduler_server import PROJECT, free_port, scheduler_server
 from tests.simulated_curves import outcome
 
+from batchgauge import advise
 from batchgauge.advise import Load, command, suggest
 from batchgauge.errors import UserError
-from batchgauge.request import BatchItem, InferenceBatchRequest, InferenceBatchResponse
+from batchgauge.request import (
+    BatchItem,
+    BatchResponse,
+    BatchResult,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+)
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.advice.decision import Beliefs, decide, gains
@@ -37,6 +45,7 @@ from batchgauge.sizing.advice.observe import (
 )
 from batchgauge.sizing.advice.search import Found, Question, Search, first_settings, whole_settings
 from batchgauge.sizing.advice.told import metrics_of, properties_of
+from batchgauge.text import figures
 
 PLAN = Plan(base_s=0.01, each_s=0.0005, slots=4, prompt_tokens=(6,), new_tokens=(4,))
 ITEMS = [
@@ -259,11 +268,16 @@ def test_a_setting_that_fails_is_a_finding():
     assert "connection refused" in MeasuredAdvice.of("mock", found).as_text()
 
 
-def test_a_server_that_goes_away_leaves_what_was_measured():
-    """After five runs it is gone: the search stops and answers by those."""
-    found = find(Failing(dies_after=5))
+@pytest.mark.parametrize("runs", [1, 2, 3, 4, 5])
+def test_a_server_that_goes_away_leaves_what_was_measured(runs):
+    """After some runs it is gone: the search stops, and advises the best that ran."""
+    found = find(Failing(dies_after=runs))
     assert found.ending == "failed"
-    assert len(found.observations) == 5
+    assert len(found.observations) == runs
+    rates = {o.setting: o.rate for o in found.observations}
+    setting = MeasuredAdvice.of("mock", found).setting
+    assert setting in rates
+    assert rates[setting] > max(rates.values()) + math.log(0.9)
     with pytest.raises(UserError, match="connection refused"):
         find(Failing(dies_after=0))
 
@@ -389,6 +403,12 @@ def test_questions_that_make_no_sense(fields, said):
         Question(**fields)
 
 
+def test_rates_have_no_largest_setting():
+    """They end where the server does; a bound that counts for nothing is refused."""
+    with pytest.raises(UserError, match="no largest setting for open arrivals"):
+        Load(arrivals="open", largest=8)
+
+
 # Real HTTP.
 
 
@@ -406,8 +426,8 @@ def test_a_closed_loop_measures_what_the_scheduler_does():
     assert len(run.answered) >= 12
     assert 9.0 <= run.in_flight() <= 12.01
     assert run.decoding() <= 4.01
-    assert run.server["running"] <= 4
-    assert run.server["waiting"] >= 4
+    held = run.server["kv_cache_used"] * PLAN.kv_tokens
+    assert 0 < held <= PLAN.slots * (6 + 4)
     assert all(a.tokens == 4 for a in run.answered)
 
 
@@ -443,6 +463,73 @@ def test_refusals_and_a_long_prompt_over_http(workload, tmp_path):
         suggest(f"openai:{server.url}", Question(budget_s=5.0), Load(str(long)))
 
 
+def test_a_first_wave_that_is_given_up_stays_so(monkeypatch):
+    """Whoever answers last completes the wave too late to begin a run."""
+    from batchgauge.sizing.advice import load
+
+    monkeypatch.setattr(load, "_MOST_WAVE_S", 0.1)
+    calls = []
+
+    class Slow:
+        def ask(self, _request):
+            calls.append(time.perf_counter())
+            time.sleep(0.05 if len(calls) > 1 else 0.4)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    run = ClosedLoop(Slow(), Requests(ITEMS), whole_settings(2)).run(2, 5.0, 2)
+    sent = len(calls)
+    time.sleep(0.5)
+    assert len(calls) == sent
+    assert run.deadline_s < max(calls) + 1.0
+
+
+def test_what_a_server_tells_delays_no_request():
+    """A page that takes a second is asked for beside the arrivals, once."""
+    told = []
+
+    def status():
+        told.append(threading.get_ident())
+        time.sleep(1.0)
+        return {}
+
+    class Quick:
+        def ask(self, _request):
+            return InferenceBatchResponse("", 0, ttft_ms=1.0, reasoning="because")
+
+    sender = threading.get_ident()
+    run = OpenLoop(Quick(), Requests(ITEMS), np.array([200.0]), status).run(200.0, 0.1, 2)
+    assert told
+    assert sender not in told
+    assert run.deadline_s - run.begin_s < 1.0
+    assert not any(a.is_empty for a in run.asked)
+    del told[:]
+    ClosedLoop(Quick(), Requests(ITEMS), whole_settings(2), status).run(2, 2.5, 2)
+    assert len(told) == 1
+
+
+def test_an_answer_that_is_all_reasoning_is_none_that_is_empty():
+    """In a batch as in a stream: the model thought until its tokens were spent."""
+
+    class Thinker(Sleeper):
+        def infer_batch(self, items):
+            answer = InferenceBatchResponse("", None, ttft_ms=1.0, reasoning="because")
+            return BatchResult.of([BatchResponse(i.id, answer, 1.0) for i in items], 1.0)
+
+    run = Batches(Thinker(), Requests(ITEMS), whole_settings(4)).run(2, 0.01, 2)
+    assert run.asked
+    assert not any(a.is_empty for a in run.asked)
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "shown"),
+    [(12.0, 3, "12"), (2.529, 3, "2.53"), (1024.0, 3, "1,024"), (999.7, 3, "1,000"),
+     (12345.6, 4, "12,346"), (0.0123, 2, "0.012"), (99.6, 2, "100")],
+)  # fmt: skip
+def test_figures_have_no_exponent(number, digits, shown):
+    """A setting of 1024 is not shown as 1.02e+03."""
+    assert figures(number, digits) == shown
+
+
 def test_empty_answers_and_no_server(workload):
     """Both are one sentence."""
     with (
@@ -470,6 +557,8 @@ def test_a_server_that_is_killed_in_the_middle(workload):
         )  # fmt: skip
     assert advice.found.ending == "failed"
     assert len(advice.found.observations) == 4
+    rates = {seen.setting: seen.rate for seen in advice.found.observations}
+    assert rates[advice.setting] > max(rates.values()) + math.log(0.9)
     assert "stopped answering" in advice.as_text()
 
 
@@ -518,8 +607,6 @@ class Sleeper:
 
     def infer_batch(self, items):
         """Wait, and answer."""
-        from batchgauge.request import BatchResponse, BatchResult
-
         time.sleep((2 + len(items)) / 1e3)
         rows = [
             BatchResponse(
@@ -576,6 +663,22 @@ def test_launched_servers_are_found_and_ended(workload, monkeypatch):
     assert not left
 
 
+def test_a_launched_server_is_opened_as_asked(workload, monkeypatch):
+    """With the model and the threads that were given, as a server that runs already."""
+    opened = []
+
+    def opening(*given):
+        opened.append(given)
+        raise AssertionError
+
+    monkeypatch.setattr(advise, "open_engine", opening)
+    spec = f"openai:http://127.0.0.1:{free_port()}/v1"
+    load = Load(workload, launch=f"{sys.executable} -c 'input()' {{slots}}")
+    with pytest.raises(AssertionError):
+        suggest(spec, Question(budget_s=5.0), load, model="a.gguf", threads=2)
+    assert opened == [(spec, "a.gguf", 2)]
+
+
 @pytest.mark.parametrize(
     ("launch", "said"),
     [
@@ -611,10 +714,10 @@ def test_a_port_in_use_is_no_place_to_launch():
 def test_what_servers_tell():
     """Names of vLLM and of llama.cpp; nothing from a server without them."""
     pages = {
-        "metrics": 'vllm:kv_cache_usage_perc{m="a"} 0.5\nother 3\nvllm:num_requests_waiting 2\n',
+        "metrics": "".join(f'vllm:kv_cache_usage_perc{{m="{m}"}} 0.{m}\nother 3\n' for m in (5, 6)),
         "props": '{"total_slots": 4, "default_generation_settings": {"n_ctx": 2048}}',
     }
-    assert metrics_of(lambda name: pages.get(name, "")) == {"kv_cache_used": 0.5, "waiting": 2.0}
+    assert metrics_of(lambda name: pages.get(name, "")) == {"kv_cache_used": 0.6}
     assert properties_of(lambda name: pages.get(name, "")) == {"slots": 4, "context": 2048}
     two = '[{"id": 0}, {"id": 1}]'
     assert properties_of(lambda name: two if name == "slots" else "") == {"slots": 2}

@@ -15,8 +15,6 @@ from batchgauge.core.model import CUT, LlamaModel
 LAYERS, J, G = 2, 2, 3
 ALL = [0] * LAYERS  # what the layers see
 compiled = best_attention(64, ALL)
-
-
 needs_kernel = pytest.mark.skipif(
     not isinstance(compiled, CompiledAttention), reason="no compiled attention here"
 )

@@ -218,7 +218,7 @@ def test_rooms_do_not_grow(engine):
                     loop.response(event.id)
         loop.add([item(f"{number}", int(rng.integers(1, 60)), max_tokens=int(rng.integers(1, 9)))])
         most = max(most, loop.used_positions)
-    assert loop.kv_bytes <= most * engine.model.kv_bytes_per_token
+    assert loop._cache.nbytes <= most * engine.model.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("numpy", [False, True])

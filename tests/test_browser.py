@@ -183,16 +183,22 @@ def test_a_figure_says_its_values_to_the_keyboard(opened):
 def test_a_legend_leaves_one_series_alone(opened):
     """A click on a name in the legend fades the others, a second one brings them back."""
     page = opened("speedup")
-    figure = page.locator("#speedup_ladder_tokenizing")
-    figure.scroll_into_view_if_needed()
-    live = page.locator("#speedup_ladder_tokenizing.is-live .live")
-    live.locator("svg").wait_for()
-    faded = """e => [...e.querySelectorAll('.mark-symbol path[opacity]')]
-      .map(p => p.getAttribute('opacity'))"""
-    before = live.evaluate(faded)
-    live.locator(".role-legend-symbol path").nth(1).click(force=True)
-    page.wait_for_timeout(300)
-    assert live.evaluate(faded) != before
+    names = page.locator("#speedup_ladder_tokenizing .live .role-legend-label text")
+    page.locator("#speedup_ladder_tokenizing").scroll_into_view_if_needed()
+    names.first.wait_for()
+    assert names.count() == 2
+    marks = """() => [...document.querySelectorAll(
+      '#speedup_ladder_tokenizing .live .mark-symbol.role-mark path')]
+      .map(p => [p.getAttribute('aria-label'), p.getAttribute('opacity')])"""
+    every = [label for label, _ in page.evaluate(marks)]
+    for name in names.all_text_contents():
+        for shown in (name, ""):
+            names.get_by_text(name, exact=True).click()
+            wanted = [[label, "1" if f"series: {shown}" in label else "0.1"] for label in every]
+            assert {opacity for _, opacity in wanted} == ({"1", "0.1"} if shown else {"1"})
+            page.wait_for_function(
+                f"wanted => JSON.stringify(({marks})()) === JSON.stringify(wanted)", arg=wanted
+            )
 
 
 @pytest.mark.parametrize("name", PAGES)

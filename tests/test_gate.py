@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -131,8 +132,19 @@ def test_compare_command(tmp_path, form):
     assert fine.exit_code == 0, fine.output
     red = CliRunner().invoke(compare, [str(base), str(slow), "--format", form])
     assert red.exit_code == 1
-    assert "slower" in red.output or form == "bencher"
+    said = {"bencher": '"changed": {\n    "latency"'}.get(form, "slower")  # it has no verdicts
+    assert said in red.output
+    assert "slower" not in fine.output
     assert "1 of 2 benchmarks fail: changed." in red.output
+
+
+def test_exported_times_are_those_measured():
+    """Of the change, whatever the ratio of rounds; the interval is the ratio's, around it."""
+    seen = replace(change(noise(0.01, 16)), change=0.1, low=0.05, high=0.21, base_ms=1, new_ms=3.3)
+    latency = json.loads(rendered([seen], "bencher"))["x"]["latency"]
+    assert latency == pytest.approx({"value": 3.3e6, "lower_value": 3.15e6, "upper_value": 3.63e6})
+    (entry,) = json.loads(rendered([seen], "github-action-benchmark"))
+    assert (entry["value"], entry["range"]) == (3.3, "± 0.24")
 
 
 def test_exports_are_what_ci_systems_read(tmp_path):
@@ -321,18 +333,21 @@ def test_two_revisions_in_turn(tmp_path):
         _repository(folder, f"n = {n}\n")
         sides.append(Side(name, folder / "src"))
     (tmp_path / "suite.py").write_text(SUITE)
-    plan = GatePlan(["sum", "bad"], tmp_path / "suite.py", {}, rounds=24, progress=False)
+    plan = GatePlan(
+        ["sum", "bad"], tmp_path / "suite.py", {}, seconds=600, rounds=24, progress=False
+    )
     result = gate(sides[0], sides[1], plan)
     (seen,) = result.changes
     assert seen.status == "slower"
-    assert seen.change > 0.5
-    assert seen.blocks <= seen.most <= 24
+    assert seen.change > 10
+    assert 8 <= seen.blocks < seen.most == 24
     assert [r.number for r in result.rounds] == list(range(1, seen.blocks + 1))
     assert len({r.layout for r in result.rounds}) == seen.blocks
     assert "not here" in result.problems["bad"]
     assert {s.implementation for s in result.samples} == {"base", "new"}
+    assert {s.process for s in result.samples} == set(range(1, seen.blocks + 1))
     first = [s.implementation for s in result.samples if s.position == 0 and s.block == 0]
-    assert first[:4] in (["new", "base"] * 2, ["base", "new"] * 2)  # the order alternates
+    assert first == (["base", "new"] * 12)[: seen.blocks]  # the order alternates
     assert "slower" in rendered(result.changes, "markdown")
     assert frame_of(result.changes)["fails"].tolist() == [True]
 

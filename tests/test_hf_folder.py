@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from tests.family_table import TABLE, of_a_llama, table
 from tests.fuzzing import check_sentence, seeds
 from tests.hf_folder import write_hf_folder, write_safetensors
 from tests.tiny_model import TOKENS, write_tiny_model
@@ -68,14 +70,18 @@ def change(path, **values):
     path.write_text(json.dumps({k: v for k, v in old.items() if v is not None}))
 
 
+def test_a_llama_by_reader_and_quantisation(tmp_path):
+    """Its rows of the table below, with a folder that needs no library."""
+    known = pd.read_csv(TABLE)
+    pd.testing.assert_frame_equal(of_a_llama(tmp_path), known[known["family"] == "llama"])
+
+
 @pytest.mark.slow
 @pytest.mark.peers
-def test_family_reader_quantisation():
+def test_family_reader_quantisation(tmp_path):
     """Whoever reads a file, and however it keeps weights, says the same: the committed table."""
     pytest.importorskip("transformers")
-    from tests.family_table import TABLE, table
-
-    found = table()
+    found = table(tmp_path)
     assert found["tokens_equal"].all()
     assert found[found.columns[-1]].all()
     assert found.to_csv(index=False) == TABLE.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,9 @@ from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
 from batchgauge.jobs import PromptWork, TokenizeWork, Where, prompts, run_job, source
 from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
+from batchgauge.request import BatchResponse, BatchResult
+from batchgauge.sizing import automatic
+from batchgauge.workload import Prompt
 
 ECHO = PromptWork(engine="tests.job_engine:make", batch_size=3, most_lines=4)
 
@@ -182,7 +187,7 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
         sizes.append(len(items))
         return infer(engine, items)
 
-    monkeypatch.setattr(prompts, "_advised", advised)
+    monkeypatch.setattr(prompts.PromptWorker, "_advised", advised)
     monkeypatch.setattr(EchoEngine, "infer_batch", seen)
     path = write_prompts(tmp_path / "p.jsonl", ["wait"] * 20)
     (shard,) = cut(find_inputs(path, tmp_path / "o"), most_bytes=1 << 20, most_lines=99)
@@ -201,6 +206,51 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
         sizes.clear()
         asked.clear()
     assert all(answer == answers[0] for answer in answers)
+
+
+class Server(EchoEngine):
+    """Shows no model; refuses chats and whatever is not of the job's own settings."""
+
+    def __init__(self, reply=True):
+        self.reply, self.asked = reply, []
+
+    def infer_batch(self, items):
+        """As its parent, but for what it refuses."""
+        self.asked += [item.data for item in items]
+        time.sleep(0.01)
+        if not self.reply or any(item.data.chat for item in items):
+            answers = [BatchResponse(item.id, None, 1.0, "no template") for item in items]
+            return BatchResult.of(answers, 1.0)
+        return super().infer_batch(items)
+
+
+def test_auto_measures_the_jobs_own_requests(monkeypatch):
+    """Chat, temperature and seed are those of the job; where nothing runs it begins as usual."""
+    monkeypatch.setattr(
+        prompts, "measured_size", functools.partial(automatic.measured_size, budget_s=1.0)
+    )
+    work = replace(ECHO, batch_size=0, chat=False, temperature=0.5, seed=3)
+    asked = [Prompt(str(i), "text", "x" * (1 + i), 4) for i in range(6)]
+    server = Server()
+    size = prompts.PromptWorker(work, server)._advised(asked, 7)
+    assert 4 <= size <= 7  # a batch takes as long as one request
+    assert {(r.chat, r.temperature, r.seed) for r in server.asked} == {(False, 0.5, 3)}
+    assert prompts.PromptWorker(work, Server(reply=False))._advised(asked, 7) == 7
+
+
+def test_auto_pays_nothing_for_waiting(monkeypatch):
+    """Nobody waits for a prompt of a job: the advisor is asked for throughput at any wait."""
+    configs = []
+
+    def advised(_engine, config, **_):
+        configs.append(config)
+        return SimpleNamespace(size=5)
+
+    monkeypatch.setattr(prompts, "shows_its_model", lambda _engine: True)
+    monkeypatch.setattr(prompts, "suggest_for_engine", advised)
+    worker = prompts.PromptWorker(replace(ECHO, batch_size=0), EchoEngine())
+    assert worker._advised([Prompt("a", "text", "x", 4)], 7) == 5
+    assert [(config.wait_price, config.max_batch_size) for config in configs] == [(0.0, 7)]
 
 
 def test_the_same_job_again_does_nothing_and_another_is_refused(tmp_path):

@@ -5,6 +5,7 @@ Network namespaces and small disks need root; elsewhere those tests are skipped.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -254,3 +255,36 @@ def test_a_worker_without_the_package_is_one_sentence(tmp_path):
         pytest.raises(UserError, match=sentence),
     ):
         run_job(ECHO, path, tmp_path / "out", where=Where(dask=address), progress=False)
+
+
+def test_a_folder_that_cannot_be_written_is_no_worker_that_ended(tmp_path, monkeypatch):
+    """What Dask says of a worker that is gone is tried again, an error of a file is not."""
+    from distributed.comm import CommClosedError
+
+    from batchgauge.jobs import dask_pool
+
+    calls, waits = [], []
+    monkeypatch.setattr(dask_pool, "sleep", waits.append)
+
+    def fails(*problems):
+        left = list(problems)
+
+        def call():
+            calls.append(True)
+            if left:
+                raise left.pop(0)
+            return "done"
+
+        return call
+
+    unreached = OSError("Timed out trying to connect to tcp://10.0.0.1:1")
+    assert dask_pool._in_time(fails(CommClosedError("gone"), TimeoutError(), unreached)) == "done"
+    assert len(calls) == 4
+    with pytest.raises(UserError, match=r"end as the job begins \(in a worker: closed\)"):
+        dask_pool._in_time(fails(*[CommClosedError("in a worker: closed")] * 5))
+    del calls[:]
+    with pytest.raises(OSError, match="No space"):
+        dask_pool._in_time(fails(OSError(errno.ENOSPC, "No space left on device")))
+    assert len(calls) == 1
+    with pytest.raises(UserError, match=r"'.*gone' cannot be written: No such file"):
+        dask_pool._shared(None, {}, tmp_path / "gone")

@@ -68,7 +68,7 @@ def compared():
     """One comparison that several tests look at."""
     return compare_interleaved(
         {"long": longer, "short": short}, amount=Amount(items=4, tokens=8),
-        stopping=Stopping(0.3, least=6, most=12), conditions=Conditions(seed=3), progress=False,
+        stopping=Stopping(0.3, least=12, most=12), conditions=Conditions(seed=3), progress=False,
     )  # fmt: skip
 
 

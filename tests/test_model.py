@@ -163,7 +163,7 @@ def test_rooms_go_to_newcomers_and_nothing_else_moves():
 def test_a_limit_of_the_cache_holds():
     """Through thousands of random comings and goings: newcomers that fit never break it."""
     rng = np.random.default_rng(4)
-    for alike, limit in ((0, 200), (0, np.inf), (3, np.inf)):
+    for alike, limit in ((0, 200), (3, 200), (0, np.inf), (3, np.inf)):
         cache = KVCache((1, 1, 2), alike=alike, limit=limit)
         for _ in range(2000):
             if len(cache) and rng.random() < 0.5:

@@ -353,6 +353,13 @@ def test_credentials_reach_the_server_and_nobody_else(server, monkeypatch):
     shown = f"{response.error} {engine!r} {engine.name} {engine.url} {engine.conditions()}"
     assert "broke off: ann *** ***" in response.error
     assert not re.search("s3c|ret|k3y", shown)
+    request = InferenceBatchRequest("echo", max_tokens=4, chat=False)
+    server.refuses["temperature"] = b'{"error": "no: ann s3c/ret k3y-value"}'
+    with pytest.raises(UserError, match=r"ann \*\*\* \*\*\*"):
+        engine.ask(request)
+    server.refuses.clear()
+    with pytest.raises(UserError, match=r"broke off: ann \*\*\* \*\*\*"):
+        engine.ask(request)
     monkeypatch.setenv("OPENAI_API_KEY", " k3y-of-the-environment\n")
     keyed = OpenAIEngine(server.url, patience=QUICK)
     assert server.asked[-1][1]["authorization"] == "Bearer k3y-of-the-environment"

@@ -22,6 +22,7 @@ from batchgauge.machine.identity import Run
 from batchgauge.measuring import Amount, Labels, to_frame
 from batchgauge.protocols import TokenBatch
 from batchgauge.registry import missing_packages, open_tokenizer
+from batchgauge.reporting import Section
 from batchgauge.reporting.profiles import profile_named
 
 mpl.use("Agg")
@@ -140,9 +141,21 @@ def test_an_unstable_peer_has_no_ratio():
     row = table[table["implementation"] == "torch"].iloc[0]
     assert row["ours_is"] == "unstable"
     assert np.isnan(row["ours_over_theirs_x"])
-    assert row["spread"] > 0.15
-    assert "torch (decode 8, 1 thr., ±" in sections.unstable_sentence(table)
-    assert sections.sentence(table, "decode") == "No ratio could be had"
+    assert row["spread"] == row["larger_spread"] > 0.15
+    said = f"15 %: torch (decode 8, 1 thread: {100 * row['spread']:.0f} %)."
+    assert sections.unstable_sentence(table).endswith(said)
+    unsaid = "in 1 a side is too unstable for a ratio"
+    assert sections.sentence(table, "decode").endswith(f"slower in 0; {unsaid}")
+    assert figures.ratios(table).title.endswith(unsaid)
+
+
+def test_whose_blocks_differ_is_said_with_their_spread():
+    """Where ours is the unstable side, ours is named, with its own spread and not the peer's."""
+    table = peers_rates.table(records({"numpy:float32": (300, 0.3), "torch": (100, 0.01)}))
+    ours, theirs = (table[table["implementation"] == n].iloc[0] for n in ("numpy:float32", "torch"))
+    assert theirs["larger_spread"] == ours["spread"] > 0.15 > theirs["spread"]
+    said = f"ours, float32, beside torch (decode 8, 1 thread: {100 * ours['spread']:.0f} %)."
+    assert sections.unstable_sentence(table).endswith(said)
 
 
 def test_two_processes_are_too_few_for_a_verdict():
@@ -150,6 +163,29 @@ def test_two_processes_are_too_few_for_a_verdict():
     rates = {"numpy:float32": (300, 0.001), "torch": (100, 0.001)}
     table = peers_rates.table(records(rates, processes=2))
     assert table["ours_is"].tolist() == ["", "too few"]
+    said = "in 1 there are too few processes to say"
+    assert figures.verdicts(table).endswith(f"slower in 0; {said}")
+    assert "told apart" not in figures.verdicts(table)
+    assert figures.extremes(table) == f"{figures.tally(table)}."
+    assert not sections.goals(table.assign(implementation="transformers"))
+    engines, nobody = Section("engines", {"engines": table}), Section("words", {"words": table[:1]})
+    (tile,) = sections.answer(nobody, engines, nobody).tiles
+    assert tile.value == "Engines: no verdict on 1 comparison"
+
+
+def test_the_best_and_the_worst_are_told_apart():
+    """A ratio that nobody can tell from 1, or of too few processes, is no best and no worst."""
+    rows = [("faster", 2.0), ("not told apart", 0.7), ("too few", 0.1), ("too few", 9.0),
+            ("slower", 0.8), ("unstable", np.nan), ("", np.nan)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["ours_is", "ours_over_theirs_x"])
+    table = table.assign(implementation="torch", batch_size=8)
+    said = "At best 2.0 × torch (batch 8), at worst 0.80 × torch (batch 8)."
+    assert figures.extremes(table) == said
+    assert figures.verdicts(table) == (
+        "Of 6 comparisons with other engines we are faster in 1 and slower in 1; in 1 the two are "
+        "not told apart; in 2 there are too few processes to say; in 1 a side is too unstable for a "
+        "ratio; at worst 0.80 × torch (batch 8)"
+    )
 
 
 def test_the_tokenizing_study(field):
@@ -183,9 +219,9 @@ def test_the_engine_study(model, monkeypatch):
     lines = [line for ax in axes_of(decode) for line in ax.lines]
     drawn = np.concatenate([np.asarray(line.get_ydata()) for line in lines])
     assert set(table[table["part"] == "decode"]["value"]) <= set(drawn)
-    compared = table["ours_over_theirs_x"].notna().sum()
-    if compared:  # a tiny model's steps may be too unstable for any ratio
-        assert len(rows_of(chart_of(ratios))) == compared
+    compared = table["ours_over_theirs_x"].notna()  # of a tiny model, perhaps none is steady enough
+    drawn_ratios = [row for row in rows_of(chart_of(ratios)).to_dict("records") if row]
+    assert len(drawn_ratios) == compared.sum()
     assert "llama.cpp" in decode.sentence() + ratios.sentence()
     assert "llama-cpp" in peers.conditions_table(field)["peer"].tolist()
 
@@ -203,15 +239,15 @@ def test_goals_beside_peers_are_scored_where_the_peer_was_measured():
         ]
     ]  # fmt: skip
     table = pd.DataFrame(rows)
-    (score,) = sections.goals(table.dropna())
+    (score,) = sections.goals(table)
     assert score.key == "peers_decode_8_1_numpy_float32_transformers"
     assert (score.goal, score.verdict) == (2.0, "met")
     said = sections.sentence(table, "decode")
     assert "0.50 × (batch 2, float32, 1 thr.) to 3.0 × (batch 8" in said
     assert "slower: 0.50 × (batch 2, float32, 1 thr.) beside" in said
     assert sections.sentence(table[2:], "decode") == "No other engine is installed"
-    assert not sections.goals(table[2:].dropna())
-    assert len(rows_of(figures.ratios(table.dropna()))) == 2
+    assert not sections.goals(table[2:])
+    assert len(rows_of(figures.ratios(table))) == 2
 
 
 def test_load_and_memory_in_a_fresh_process(field):

@@ -108,7 +108,7 @@ def test_each_injection_is_drawn_in_percent(taken):
 
 def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     """Counts add up over runs; false alarms are better low, detection is better high."""
-    before = taken.decisions.assign(run_id="earlier", status="no change seen")
+    before = taken.decisions.assign(run_id="earlier", status="no change seen", fails=False)
     decisions.append(before, taken.rounds.assign(run_id="earlier"), tmp_path)
     section = sections.gate_rates(taken, tmp_path)
     table = section.frames()["gate_rates"].query("slowdown == 0.05 and benchmark == 'slow'")
@@ -128,6 +128,14 @@ def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     assert "5 % · slow (2)" in rows_of(picture_of(section))["name"].tolist()
     decisions.append(taken.decisions, taken.rounds, tmp_path)  # the record grows
     assert len(decisions.recorded(tmp_path)[0]) == 8
+
+
+def test_other_work_fails_too(taken):
+    """A benchmark whose time is as before and whose work is not fails; that is in the rates."""
+    rows = taken.decisions.assign(status="no change seen", fails=[False, True, False, False])
+    table = decisions.rates(rows, by=("slowdown",)).set_index("slowdown")
+    assert table[["failed", "rate", "slower"]].to_numpy().tolist() == [[1, 0.5, 0], [0, 0.0, 0]]
+    assert "unchanged code in 1 of 2 decisions (50.0 %" in sections.rates_sentence(rows)
 
 
 def test_injections_are_read_from_text():

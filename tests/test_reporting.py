@@ -448,7 +448,7 @@ def test_every_committed_column_has_a_meaning():
     assert unknown == set()
 
 
-def test_a_history_keeps_runs_that_compare(tmp_path):
+def test_a_history_keeps_runs_that_compare(tmp_path, capsys):
     """Each run once; only those of the same machine, model and profile are set beside this one."""
     from batchgauge.reporting.history import past, remember
 
@@ -468,8 +468,16 @@ def test_a_history_keeps_runs_that_compare(tmp_path):
     assert (found.points, found.verdicts) == ([3.0, 2.0], ["met", "missed"])
     assert found.has_changed
     assert found.sparkline() == "3.0,3.0 81.0,15.0"
-    (tmp_path / "data" / "history.csv").write_text("broken")
-    assert len(remember(tmp_path, [facts("3", 2.0, "missed")])) == 1
+    path = tmp_path / "data" / "history.csv"
+    before = path.read_text(encoding="utf-8")
+    for number, foreign in enumerate(
+        ("broken", before.replace("git_commit", "commit"), b"\xff"), 1
+    ):
+        path.write_bytes(foreign if isinstance(foreign, bytes) else foreign.encode())
+        assert len(remember(tmp_path, [facts("3", 2.0, "missed")])) == 1
+        kept = path.with_name(f"history.csv.{number}")
+        assert kept.read_bytes() in (foreign, str(foreign).encode())
+        assert f"kept as '{kept.name}'" in capsys.readouterr().err
 
 
 def test_the_committed_dictionary_is_that_of_the_committed_tables(committed):

@@ -577,7 +577,9 @@ def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
     goodput = {"policy": ["static", "continuous"], "value": [1.0, 1.9], "low": [1.0, 1.6],
                "high": [1.0, 2.2]}  # fmt: skip
     write_csv(pd.DataFrame(compared), tmp_path / "serving_compared.csv")
+    written = {"written_at": ["2026-03-01T09:04:05+00:00"] * 2}
     write_csv(pd.DataFrame(goodput), tmp_path / "serving_goodput.csv")
+    write_csv(pd.DataFrame(written), tmp_path / "serving_forecast.csv")
     said = sections.built(tmp_path).sentence()
-    assert "1.90 × [1.60, 2.20]" in said
+    assert "the run of 2026-03-01 09:04 UTC): 1.90 × [1.60, 2.20]" in said
     assert "static: 1 of 1; continuous: 1 of 2; 1 failed, 0 are undecided" in said

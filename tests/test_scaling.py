@@ -11,7 +11,6 @@ import pytest
 from batchgauge.experiments import scaling
 from batchgauge.experiments.batch_sizing.bench import affordable, effort, effort_note, effort_s
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.roadmap.study import Scenario, shortened
 from batchgauge.experiments.scaling import (
     LEAST_S,
     LEAST_TOKENS,
@@ -24,6 +23,7 @@ from batchgauge.experiments.scaling import (
     said,
     spread,
 )
+from batchgauge.experiments.traffic import affordable_scale
 from batchgauge.reporting import profile_named
 
 WANTED = WorkSize((1, 4, 8, 16), 40, 12)
@@ -112,10 +112,10 @@ def test_traffic_becomes_shorter_and_not_less():
     """A slow model serves as many requests, shorter ones: percentiles keep their samples."""
     context = Context(profile_named("default"), engine_spec="some.of:mine")
     context.__dict__["cost"] = SMALL
-    assert shortened(context, Scenario()) == Scenario()
+    assert affordable_scale(context, 1 / 16, 144, 0.5) == 1 / 16
     context.__dict__["cost"] = HALF
-    assert shortened(context, Scenario()).length_scale < Scenario().length_scale
-    assert "Lengths of traffic" in context.scale().finding
+    assert affordable_scale(context, 1 / 16, 144, 0.5) < 1 / 16
+    assert "Lengths of requests" in context.scale().finding
 
 
 def test_spread_keeps_order_and_floor():

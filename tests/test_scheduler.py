@@ -24,7 +24,7 @@ from batchgauge.serving.policies import (
     ShortestFirst,
     dynamic,
 )
-from batchgauge.serving.rules import DEADLINE_PASSED, ClosedError, QueueFullError, Rules
+from batchgauge.serving.rules import DEADLINE_PASSED, ClosedError, Rules
 from batchgauge.serving.scheduler import Scheduler
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
@@ -156,6 +156,23 @@ def test_an_urgent_request_throws_out_who_gives_way(engine, clock):
     assert shown(answers["low"]) == shown(alone)
 
 
+def test_who_has_aged_is_not_thrown_out(engine, clock):
+    """Whose place in the queue would be before the other's stays, whatever their classes."""
+    scheduler = open_one(engine, clock, batch=1, order=PriorityClasses(10.0), preempt=True)
+    scheduler.submit(item("old", 10, 6), priority=1)
+    scheduler.step()
+    clock.now += 11.0  # ten seconds make up for the class
+    scheduler.submit(item("urgent", 10, 2), priority=0)
+    scheduler.step()
+    assert scheduler.counts["evicted"] == 0
+    assert list(run(scheduler)) == ["old", "urgent"]
+    scheduler.submit(item("young", 10, 6), priority=1)
+    scheduler.step()
+    clock.now += 9.0
+    scheduler.submit(item("urgent", 10, 2), priority=0)
+    assert list(run(scheduler)) == ["urgent", "young"]
+
+
 def test_nobody_is_thrown_out_in_vain(engine, clock):
     """Where all who may be evicted would not make enough room, they stay."""
     scheduler = open_one(engine, clock, positions=100, order=PriorityClasses(), preempt=True)
@@ -166,32 +183,6 @@ def test_nobody_is_thrown_out_in_vain(engine, clock):
     scheduler.step()
     assert scheduler.counts["evicted"] == 0
     assert list(run(scheduler))[-1] == "high"
-
-
-def test_a_full_queue_refuses(engine, clock):
-    """With a sentence and seconds to wait; whoever is there goes on, and then there is room."""
-    scheduler = open_one(engine, clock, batch=1, queue=2)
-    for name in "ab":
-        scheduler.submit(item(name))
-    with pytest.raises(QueueFullError, match="The queue is full with 2 requests") as refused:
-        scheduler.submit(item("c"))
-    assert refused.value.retry_after_s >= 1.0
-    assert scheduler.counts["refused"] == 1
-    assert list(run(scheduler)) == ["a", "b"]
-    scheduler.submit(item("c"))
-    assert list(run(scheduler)) == ["c"]
-
-
-def test_the_time_to_wait_follows_the_pace(engine, clock):
-    """One completion a second, or ten: those who wait take so long."""
-    for pace_s in (1.0, 10.0):
-        scheduler = open_one(engine, clock, batch=1)
-        for number in range(100):
-            scheduler.submit(item(f"{number}", 4, 1))
-        for _ in range(60):
-            scheduler.step()
-            clock.now += pace_s
-        assert scheduler.retry_after_s() == pytest.approx(40 * pace_s, rel=0.05)
 
 
 def test_a_deadline_ends_a_request_wherever_it_is(engine, clock):
@@ -340,7 +331,7 @@ def test_bad_requests(engine, clock):
     ("make", "sentence"),
     [
         (lambda: Rules(batch=0), "batch is 0"),
-        (lambda: Rules(queue=True), "queue is True"),
+        (lambda: Rules(batch=True), "batch is True"),
         (lambda: Rules(preempt=True, batching=STATIC), "needs continuous batching"),
         (lambda: PriorityClasses(-1.0), "Ageing is -1.0 s"),
         (lambda: ShortestFirst(mean_tokens=0.0), "mean_tokens is 0.0"),
@@ -362,15 +353,8 @@ def test_admission_follows_the_memory_model(engine):
     assert kv_positions(engine, 2) == 2 * 128
     with pytest.raises(UserError, match=r"expected at least .* MB for this model and 2 requests"):
         kv_positions(engine, 2, model.weights_bytes)
-    scheduler = open_scheduler(engine, batch=3, memory_bytes=1 << 30)
+    scheduler = open_scheduler(engine, Rules(batch=3), memory_bytes=1 << 30)
     assert (scheduler.batch_limit, scheduler.loop.positions) == (3, 3 * 128)
-
-
-def test_the_advisor_says_how_many(engine, monkeypatch):
-    """`auto` asks the engine."""
-    monkeypatch.setattr(engine, "optimal_batch_size", lambda: 5, raising=False)
-    assert open_scheduler(engine, batch="auto").batch_limit == 5
-    assert open_scheduler(engine).batch_limit == 8
 
 
 def run_traffic(scheduler, requests, rng, clock):

@@ -50,7 +50,7 @@ def speedups(sizes=(1, 8, 32), name="numpy"):
     return pd.DataFrame(
         {
             "implementation": name, "batch_size": sizes, "speedup_x": value, "low_x": 0.9 * value,
-            "high_x": 1.1 * value, "verdict": "faster", "noise_floor_percent": 1.5,
+            "high_x": 1.1 * value, "verdict": "faster",
             "prompt_tokens": 24.0,
         }
     )  # fmt: skip
@@ -138,7 +138,7 @@ def test_baseline_sections(context, monkeypatch):
     tokens = baseline.tokenizing(done, target=(16, 3.0))
     assert set(tokens.frames()) == {"tokenizing", "tokenizing_samples"}
     assert "S(32) = 5.66 × [5.09, 6.22], faster" in tokens.sentence()
-    assert "Noise floor at worst 1.5 %" in tokens.sentence()
+    assert "oise" not in tokens.sentence() + tokens.draw()[1]  # nothing here is an A/A run
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
     assert score.label == "Tokenizing texts of 9 characters, S(8)"
     assert (score.value, score.verdict) == (8**0.5, "open")

@@ -38,19 +38,18 @@ def largest(frame: pd.DataFrame, column: str) -> pd.Series:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_speedups_name_their_largest_batch_and_their_interval(seed):
-    """S(b) of the largest batch, between its own ends, with the worst noise floor."""
+    """S(b) of the largest batch, between its own ends."""
     values = drawn(seed)
     table = pd.DataFrame(
         {
             "implementation": "numpy", "batch_size": [1, 8, 32], "speedup_x": values,
             "low_x": [0.9 * v for v in values], "high_x": [1.1 * v for v in values],
-            "verdict": ["no", "maybe", "faster"], "noise_floor_percent": drawn(seed + 50),
+            "verdict": ["no", "maybe", "faster"],
         }
     ).sample(frac=1, random_state=seed)  # fmt: skip
     said = baseline.speedup_sentence("Tokenizing", table)
     v = values[2]
     assert f"S(32) = {v:.2f} × [{0.9 * v:.2f}, {1.1 * v:.2f}], faster" in said
-    assert f"at worst {table['noise_floor_percent'].max():.1f} %" in said
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -15,7 +15,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.serving import forecast, sections, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import RunKind, compare, jackknife, verdict
+from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
 from batchgauge.experiments.serving.live import scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
 from batchgauge.experiments.serving.workers_run import Answers
@@ -36,21 +36,6 @@ def moments(times_s: list[float], *, policy="static", load=0.8, seeds=4, slower=
     ]
     columns = ["request", "arrival_s", "first_s", "done_s", "returned_s"]
     return pd.DataFrame(rows, columns=[*forecast.KIND, "seed", *columns])
-
-
-def test_the_jackknife_of_a_mean_is_students_interval_of_logs():
-    """Of a geometric mean the pseudo-values are the observations themselves."""
-    values = {0: 1.0, 1: 1.2, 2: 0.9, 3: 1.1}
-
-    def geometric(seeds):
-        return math.exp(sum(math.log(values[s]) for s in seeds) / len(seeds))
-
-    found = jackknife(list(values), geometric)
-    logs = np.log(list(values.values()))
-    assert found.value == pytest.approx(math.exp(logs.mean()))
-    least = 3.1824 * logs.std(ddof=1) / 2.0  # Student's t with 3 degrees of freedom
-    assert math.log(found.high / found.low) / 2.0 >= least - 1e-3
-    assert jackknife([7], lambda _: 2.0).high == math.inf
 
 
 @pytest.mark.parametrize(
@@ -89,11 +74,11 @@ def test_goodput_counts_answers_in_time_seed_by_seed():
 
 def test_rules_say_what_the_simulated_server_says():
     """Batching, order, most requests, ageing."""
-    rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0), 9)
-    assert (rules.batch, rules.queue, rules.batching.together) == (5, 9, True)
+    rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0))
+    assert (rules.batch, rules.batching.together) == (5, True)
     assert rules.batching.max_wait_s == 0.5
     assert rules.order == PriorityClasses(3.0)
-    assert not rules_of(Server("continuous"), 1).batching.together
+    assert not rules_of(Server("continuous")).batching.together
 
 
 @pytest.mark.parametrize(
@@ -126,7 +111,7 @@ def at_once(lengths: list[tuple[int, int]], ranks: list[int] | None = None) -> A
 def test_every_request_is_answered_once_with_all_its_tokens(case, policy):
     """Moments are in order; static answers come with the whole batch."""
     arrivals = at_once([(5, 3), (20, 6), (3, 1), (9, 4), (4, 5)])
-    run = serve(scheduler_of(case, policy, 5), arrivals)
+    run = serve(scheduler_of(case, policy), arrivals)
     frame = run.requests
     assert frame["tokens"].tolist() == arrivals.generated.tolist()
     assert (frame["first_s"] <= frame["done_s"]).all()
@@ -139,7 +124,7 @@ def test_every_request_is_answered_once_with_all_its_tokens(case, policy):
 
 def test_a_cancelled_request_ends_half_way_and_gives_its_room_back(case):
     """The others are answered; nothing of the cache stays taken."""
-    scheduler = scheduler_of(case, "continuous", 3)
+    scheduler = scheduler_of(case, "continuous")
     run = serve(scheduler, at_once([(5, 8), (5, 8), (5, 8)]), cancelled=frozenset({1}))
     assert run.requests["cancelled"].tolist() == [False, True, False]
     assert run.requests["tokens"].tolist() == [8, 4, 8]
@@ -186,13 +171,33 @@ def test_loads_that_make_no_sense_are_refused(case):
             sections.kinds(case, loads, 0.8)
 
 
+def test_runs_at_the_highest_even_load_are_twice_as_long(case):
+    """Policies are compared there."""
+    asked = {
+        (k.load, k.shape): k.requests or case.requests
+        for k in sections.kinds(case, [0.5, 0.8], 0.8)
+    }
+    assert asked[0.8, "Poisson"] == 2 * asked[0.5, "Poisson"] == 2 * asked[0.8, "bursty"]
+    written = sections.write_forecast(case, sections.kinds(case, [0.8], 0.8)[:1])
+    assert len(written.frame) == 2 * case.requests * len(case.seeds)
+    assert f"of {2 * case.requests} requests" in written.sentence()
+
+
 def test_what_a_killed_worker_lost_is_said():
     """An answer given twice, or with other tokens, is no answer given once."""
     sound = Answers({"0": (1, 2), "1": (3,)}, Counter("01"), 1.0)
-    hurt = Answers({"0": (1, 2), "1": (4,)}, Counter("0011"), 2.0, 1)
+    hurt = Answers({"0": (1, 2), "1": (4,)}, Counter("0011"), 2.0, 1, killed_at=1)
     said = workers_run.sentence(sound, hurt)
+    assert "with one killed as 1 were answered in 2.0 s" in said
     assert "0 of 2 exactly once" in said
     assert "1 with the tokens" in said
+
+
+def test_nobody_is_said_to_be_killed_who_was_not():
+    """Where all requests were answered before."""
+    sound = Answers({"0": (1,)}, Counter("0"), 1.0)
+    assert "no worker was killed" in workers_run.sentence(sound, replace(sound, seconds=1.2))
+    assert sound.disturbance == "no worker killed"
 
 
 def test_a_step_in_one_pass_reads_the_weights_once():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving import workers as workers_module
 from batchgauge.serving.async_engine import AnswerError, AsyncEngine, FullError, StoppedError
-from batchgauge.serving.messages import Job, JobEvent, News, Ready, State
+from batchgauge.serving.messages import Job, JobEvent, News, Ready, State, Unfit
+from batchgauge.serving.metrics import Metrics
+from batchgauge.serving.pace import EndPace
 from batchgauge.serving.server import read_model
 from batchgauge.serving.starters import CAN_FORK, Nursery, Spawned, Threads
 from batchgauge.serving.worker import Opener, WorkerPlan
@@ -109,6 +112,27 @@ def test_answers_are_those_of_the_engine(model, way):
 def test_killed_workers_lose_no_request_and_answer_none_twice(model):
     """SIGKILL at random moments, to workers and once to the process that they are forked from."""
     assert kill_while_answering(model, requests=40, rounds=3, seed=3, kills_nursery=True) == 3
+
+
+@forks
+def test_a_server_comes_back_once_its_model_does(model, tmp_path):
+    """Where workers and the process they are forked from die, and the model cannot be read."""
+    path = shutil.copy(model, tmp_path / "m.gguf")
+    away = tmp_path / "away.gguf"
+    request = InferenceBatchRequest("hello", max_tokens=5)
+    nursery = Nursery(plan_of(path))
+
+    async def ask(engine):
+        return await asyncio.wait_for(engine.answer(request), 60)
+
+    with engine_of(path, nursery) as engine:
+        path.rename(away)
+        workers = engine.workers
+        for pid in (nursery.pid, *workers.pids):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: workers.restarts > 1)
+        away.rename(path)
+        assert [whole(asyncio.run(ask(engine)))] == alone(model, [request])
 
 
 @pytest.mark.soak
@@ -215,6 +239,23 @@ def test_a_full_engine_refuses(model):
         asyncio.run(crowd(engine))
 
 
+def test_the_pace_is_that_of_ends_without_idle_time():
+    """One end a second, or ten, also after a pause; one that takes longer counts already."""
+    for each_s in (1.0, 10.0):
+        pace, now = EndPace(), 500.0
+        for pause_s in (0.0, 3600.0):
+            now += pause_s
+            pace.begin(now)
+            for _ in range(30):
+                now += each_s
+                pace.end(now)
+            assert pace.each_s(now) == pytest.approx(each_s)
+        assert pace.each_s(now + 4 * each_s) == pytest.approx(4 * each_s)
+    new = EndPace()
+    new.begin(7.0)
+    assert new.each_s(9.0) == 2.0
+
+
 def test_what_is_not_finished_in_time_is_handed_back(model):
     """Close waits for so long; then who waits gets an error that has the request."""
 
@@ -271,8 +312,8 @@ def test_workers_without_a_model_say_why(tmp_path, way):
 class Scripted(Starter):
     """Workers in threads whose news a script makes of each job, for what real ones do not do."""
 
-    def __init__(self, script, *, ready=True):
-        self.script, self.ready, self.started = script, ready, 0
+    def __init__(self, script, *, ready=True, unfit=()):
+        self.script, self.ready, self.unfit, self.started = script, ready, unfit, 0
 
     def start(self, connection):
         """Begin one."""
@@ -282,6 +323,9 @@ class Scripted(Starter):
     def _work(self, connection, number):
         with connection:
             if not self.ready:
+                return
+            if number in self.unfit:
+                connection.send(Unfit("No memory."))
                 return
             connection.send(Ready(number, 4))
             try:
@@ -354,17 +398,75 @@ def test_a_request_that_ends_every_worker_fails(monkeypatch):
     assert "3 workers ended" in event.error
 
 
+def first_end(workers, name):
+    """Submit a job, and read on until it is over."""
+    workers.submit(Job(name, InferenceBatchRequest((1,))))
+    return next(e for events in workers.events() for e in events if e.id == name and e.is_last)
+
+
 def test_workers_that_never_are_ready_are_given_up(monkeypatch):
     """And what waits for one is told, as is who comes later."""
     monkeypatch.setattr(workers_module, "PAUSE_S", 0.001)
     starter = Scripted(None, ready=False)
     workers = Workers(starter)
-    workers.submit(Job("a", InferenceBatchRequest((1,))))
-    (event,) = events_of(workers)
-    assert event == JobEvent("a", failing="failed", error="All workers ended.")
+    for name in "ab":
+        assert first_end(workers, name) == JobEvent(
+            name, failing="failed", error="All workers ended."
+        )
     assert starter.started == workers_module.MOST_STILLBORN
-    with pytest.raises(UserError, match="ended again and again"):
-        workers.submit(Job("b", InferenceBatchRequest((1,))))
+    workers.close()
+
+
+def test_an_unfit_worker_is_final_only_where_none_ever_was_ready(monkeypatch):
+    """One of a kind that was ready before is followed by another; else all that come fail."""
+    monkeypatch.setattr(workers_module, "PAUSE_S", 0.001)
+
+    def script(number, job):
+        yield [JobEvent(job.id, (number,), "length")]
+        yield None
+
+    starter = Scripted(script, unfit={2, 3})
+    workers = Workers(starter)
+    assert [first_end(workers, name).tokens for name in "abc"] == [(1,), (4,), (5,)]
+    workers.close()
+    starter = Scripted(script, unfit={1})
+    workers = Workers(starter)
+    for name in "ab":
+        assert first_end(workers, name) == JobEvent(name, failing="failed", error="No memory.")
+    assert starter.started == 1
+    workers.close()
+
+
+def test_a_server_without_workers_fails_its_requests(model, monkeypatch):
+    """It is not the request's fault, and it was not cancelled."""
+    monkeypatch.setattr(workers_module, "PAUSE_S", 0.001)
+    told = Told()
+
+    async def ask(workers):
+        engine = AsyncEngine(workers, read_model(str(model))[0], 9, told)
+        for prompt in ((5,), "hello"):
+            with pytest.raises(AnswerError, match="No memory") as problem:
+                await engine.answer(InferenceBatchRequest(prompt))
+            assert problem.value.failing == "failed"
+        with pytest.raises(UserError, match="prompt is empty"):
+            await engine.answer(InferenceBatchRequest(""))
+        await engine.close()
+
+    asyncio.run(ask(Workers(Scripted(None, unfit={1}))))
+    assert told.ends == ["failed", "failed", "invalid"]
+
+
+class Told(Metrics):
+    """A watch that keeps how requests ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[str] = []
+
+    def ended(self, how: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
+        """Note it."""
+        super().ended(how, seconds, prompt_tokens, tokens)
+        self.ends.append(how)
 
 
 def test_a_failed_request_is_an_error_for_who_waits(model):

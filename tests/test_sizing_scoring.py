@@ -16,14 +16,13 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
 from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
-    Judge,
     SizingScenario,
     Truth,
     ask,
     fixed_size_rules,
+    judged_by,
     same_step,
     score,
-    truths,
 )
 from batchgauge.experiments.batch_sizing.study import summaries
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
@@ -113,6 +112,13 @@ def test_a_sweep_composes_to_the_true_batch_time(sweep):
         assert measured == pytest.approx(prefill + steps, rel=0.005)
 
 
+def truths(scenario, costs, sizes, peaks=None):
+    """Every swept size by the sweep's own times of the scenario's batches."""
+    return judged_by(
+        scenario, lambda size: batch_times(costs, scenario.lengths, size), sizes, peaks
+    )
+
+
 def test_a_sweep_takes_further_sizes(sweep):
     """Sizes that were suggested are timed too, so that they can be scored."""
     wide = sweep_engine(probe, largest=40, passes=1, also=(37, 39))
@@ -156,23 +162,27 @@ def test_breaking_a_budget_scores_zero(sweep):
     assert score(small, "f", 20, truth).score == 1.0
 
 
-def test_the_judge_draws_other_batches_and_looks_at_the_late_ones(sweep):
-    """Equal requests: the advisor's times; ragged ones: other draws, p95 above the mean."""
-    alike = Judge(1).times(sweep.costs, WORK, 8)
-    assert alike.request_ms == pytest.approx(batch_times(sweep.costs, WORK, 8).request_ms)
+def test_another_seed_draws_other_batches_and_some_are_late(sweep):
+    """Equal requests: the same times; ragged ones: other draws, p95 above the mean."""
+    alike = batch_times(sweep.costs, WORK, 8)
+    assert batch_times(sweep.costs, replace(WORK, seed=1), 8) == alike
     assert alike.latency_ms("request", "p95") == pytest.approx(alike.request_ms)
     ragged = Lengths((4, 30, 60), (2, 9, 40))
-    one, other = (Judge(seed).times(sweep.costs, ragged, 8) for seed in (1, 2))
+    one, other = (batch_times(sweep.costs, replace(ragged, seed=s), 8) for s in (1, 2))
     assert one.request_ms != other.request_ms
-    assert one.request_ms == pytest.approx(other.request_ms, rel=0.05)
+    assert one.request_ms == pytest.approx(other.request_ms, rel=0.02)
+    assert one.latency_ms("request", "p95") == pytest.approx(
+        other.latency_ms("request", "p95"), rel=0.03
+    )
     assert one.latency_ms("request", "p95") > 1.02 * one.request_ms
-    single = Judge(1, draws=4000).times(sweep.costs, ragged, 1)  # against each request by itself
+    single = batch_times(sweep.costs, ragged, 1)  # against each request by itself
     prices = [
-        sweep.costs.prefill_ms(1, p, p * p)
+        float(sweep.costs.prefill_ms(p, p * p))
         + sweep.costs.decode_ms(np.ones(n - 1), p + np.arange(1, n)).sum()
         for p, n in zip(ragged.inputs, ragged.new_tokens, strict=True)
     ]
     assert single.request_ms == pytest.approx(np.mean(prices), rel=0.05)
+    assert single.latency_ms("request", "p95") == pytest.approx(max(prices))
 
 
 def test_a_scenario_whose_best_is_the_largest_size_tells_nothing(sweep):
@@ -382,7 +392,7 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
     engine, tokenizer = WideEngine(), cast("Any", InventedTokenizer())
     bench = bench_of(engine, tokenizer, "default")
     models = calibrate(bench)
-    config = SizingConfig(max_batch_size=bench.largest)
+    config = SizingConfig(max_batch_size=bench.largest, wait_price=0.0)
     with threadpool_limits(1, user_api="blas"):
         advised = suggest_batch_size(bench.works["ragged traffic"], models["engine", 1], config)
         assert optimal_for_engine(engine) == advised.size
@@ -392,6 +402,29 @@ def test_the_notebook_and_the_engine_give_one_answer(tmp_path, monkeypatch):
         size == suggest_batch_size(Lengths.texts(bench.texts), models["tokenizer", 1], config).size
     )
     assert engine.calls == tokenizer.calls == 0
+
+
+def test_the_optimal_size_is_that_of_most_throughput(tmp_path):
+    """A price of waiting would choose a smaller one: nobody is said to wait."""
+    engine = WideEngine()
+    size = optimal_for_engine(engine, cache=tmp_path)
+    priced, free = (
+        automatic.suggest_for_engine(
+            engine, SizingConfig(max_batch_size=automatic.LARGEST, wait_price=price),
+            cache=tmp_path,
+        ).size
+        for price in (0.25, 0.0)
+    )  # fmt: skip
+    assert priced < free == size
+
+
+def test_an_engine_shows_its_model_by_its_config():
+    """Our own does; one that is only called does not."""
+    ours: Any = SimpleNamespace(model=SimpleNamespace(config=object()))
+    server: Any = SimpleNamespace(model="a name")
+    assert automatic.shows_its_model(ours)
+    assert not automatic.shows_its_model(server)
+    assert not automatic.shows_its_model(InventedEngine())
 
 
 def test_a_smoke_run_is_not_remembered(tmp_path, monkeypatch):
@@ -412,7 +445,8 @@ def test_advice_reaches_as_far_as_it_was_measured(tmp_path):
         <= 8
     )
     assert engine.calls == calls
-    wide = automatic.suggest_for_engine(engine, SizingConfig(max_batch_size=64), cache=tmp_path)
+    far = SizingConfig(max_batch_size=64, wait_price=0.0)
+    wide = automatic.suggest_for_engine(engine, far, cache=tmp_path)
     assert engine.calls > calls
     assert optimal_for_engine(engine, cache=tmp_path) == wide.size > automatic.LARGEST
 

@@ -15,6 +15,7 @@ mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import (
     bench,
+    measured,
     peaks,
     runs,
     sections,
@@ -25,7 +26,14 @@ from batchgauge.experiments.batch_sizing import (
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.files import write_csv
 from batchgauge.reporting import Report, Section, plots
-from batchgauge.sizing import CostModel, Lengths, MemoryModel, ModelShape, simulated_profiles
+from batchgauge.sizing import (
+    CostModel,
+    Lengths,
+    MemoryModel,
+    ModelShape,
+    SizingConfig,
+    simulated_profiles,
+)
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
@@ -262,13 +270,22 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     invented = invented_bench()
     dense = sections.dense_sweep(invented, models, sweeps, advice)
     assert set(dense.frame["workload"]) == set(WORKS)
-    section = sections.throughput_latency(invented, models, MEMORY, dense, times_alone=times_alone)
+    predicted = sections.try_budgets(invented, models, MEMORY)
+    section = sections.throughput_latency(
+        invented, models, predicted, dense, times_alone=times_alone
+    )
     frame, chart = section.frame, chart_of(section)
     assert set(frame["workload"]) == set(WORKS)
     assert frame.groupby("workload")["suggested"].sum().tolist() == [1] * len(WORKS)
     assert (frame["memory_mib"] > 0).all()
     assert len(rows_of(chart)) == len(frame)
-    budget = times_alone * batch_times(models["engine", 1], WORKS["short"], 1).request_ms
+    alone = batch_times(models["engine", 1], WORKS["short"], 1)
+    budget = times_alone * alone.latency_ms("request", "p95")
+    late = [
+        batch_times(sweeps["engine", 1].costs, WORKS[name], size).latency_ms("request", "p95")
+        for name, size in zip(frame["workload"], frame["batch_size"], strict=True)
+    ]
+    assert frame["latency_ms"].tolist() == late  # as the suggestion's and the budgets'
     params = {p["name"]: p for p in chart.spec["params"]}
     assert set(params) == {"workload", "latency_budget", "room"}
     bind = params["latency_budget"]["bind"]
@@ -278,7 +295,6 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     assert f"atches of {best['batch_size']:.0f} do {best['tokens_per_s']:,.0f} tokens/s" in (
         section.sentence()
     )
-    predicted = sections.try_budgets(invented, models, MEMORY)
     assert predicted.sentence().startswith("Predicted: Batches of ")
     impossible = sentences.budget_sentence(frame, "short", 0.001)
     assert impossible.endswith("no size answers within 0 ms")
@@ -424,3 +440,17 @@ def test_every_frame_comes_back_from_its_csv(judged, monkeypatch, tmp_path):
         "stability",
         "simulated",
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "above"),
+    [({}, "each 1 % more latency has to buy 0.25 % more"),
+     ({"latency_budget_ms": 90.0}, "within the budget. The suggestion above is for callers who"),
+     ({"objective": "balanced"}, "above is for the objective 'balanced'.")],
+)  # fmt: skip
+def test_two_answers_say_what_each_is_for(fields, above):
+    """Measured whole batches go for throughput; the suggestion by the cost model may not."""
+    ours: Any = SimpleNamespace(model=SimpleNamespace(config=object()))
+    server: Any = SimpleNamespace(model="a name")
+    assert above in measured.purpose(SizingConfig(**fields), ours)
+    assert measured.purpose(SizingConfig(**fields), server).endswith("so go by this answer.")

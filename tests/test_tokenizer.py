@@ -13,6 +13,7 @@ from tests.tokenizer_cases import (
     PRE_TOKENIZERS,
     TEXTS,
     default_metadata,
+    pieces_metadata,
     texts,
     toy_metadata,
     with_pre_tokenizer,
@@ -23,6 +24,7 @@ from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.batch_tokenizer import BatchTokenizer
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
+from batchgauge.core.tokenizer.normalise import FORM_KEY, PREFIX_KEY
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import Tokenizer
 from batchgauge.request import BatchItem, DetokenizeBatchRequest, TokenizeBatchRequest
@@ -146,6 +148,35 @@ def test_unknown_id_is_a_user_error(bad):
     """An id outside the vocabulary is named; a negative one does not count from the end."""
     with pytest.raises(UserError, match="not in the vocabulary"):
         SMOLLM.decode([1, bad])
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *(toy_metadata(name) for name in PRE_TOKENIZERS),
+        *(toy_metadata("qwen2") | {FORM_KEY: form} for form in ("NFC", "NFKC")),
+        *(pieces_metadata() | {PREFIX_KEY: way} for way in ("", "every", "missing", "first")),
+    ],
+    ids=[
+        *PRE_TOKENIZERS,
+        "NFC",
+        "NFKC",
+        *(f"pieces, space in front: {way}" for way in ("", "every", "missing", "first")),
+    ],
+)
+def test_bytes_of_texts_give_the_ids_of_the_texts(metadata):
+    """Text by text, since one with a user defined token takes another way; and all together."""
+    for tokenizer in three(metadata)[:2]:
+        for kind, text in TEXTS.items():
+            assert tokenizer.encode_ended(text.encode() + b"\xff").tolist() == [
+                tokenizer.encode(text)
+            ], kind
+        rows = [*TEXTS.values(), "a <u> b", "", "e\u0301 ﬁ"]
+        joined = b"".join(row.encode() + b"\xff" for row in rows)
+        assert tokenizer.encode_ended(joined) == tokenizer.encode_many(rows)
+        for bad in (b"a", b"\xc3\xff"):
+            with pytest.raises(UnicodeError):
+                tokenizer.encode_ended(bad)
 
 
 @pytest.mark.parametrize("special", [False, True])

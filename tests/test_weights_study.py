@@ -9,11 +9,13 @@ import pytest
 from matplotlib import pyplot as plt
 from tests.tiny_model import write_tiny_model
 
+from batchgauge import workload
 from batchgauge.adapters.gguf_copy import copy_as, float32_copy, obstacle
+from batchgauge.clock import timed
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
-from batchgauge.experiments import fresh
+from batchgauge.experiments import fresh, turns
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.peers.participants import processor_features
 from batchgauge.experiments.speedup import figures, processes, quality
@@ -181,6 +183,29 @@ def test_ratios_are_taken_within_processes():
     alone = samples[samples["process"] == 0]
     assert fresh.ratio(alone, over, under) == pytest.approx((4.0, 4.0, 4.0))
     assert "one fresh process" in fresh.rests_on(alone)
+
+
+def test_a_sample_is_long_enough_and_the_baseline_warm(tmp_path, monkeypatch):
+    """Tokenizing is timed on 4 MB; of whole requests the baseline's first is a warm-up."""
+    model, loops = str(write_tiny_model(tmp_path / "tiny.gguf")), []
+
+    def once(call, count):
+        loops.append(count)
+        return timed(call, 1)
+
+    monkeypatch.setattr(turns, "timed", once)
+    entrant = turns.Entrant("ours", "numpy:float32", model)
+    plan = turns.Plan((entrant,), requests=(2,), texts=((3, 40),), model=model)
+    samples = turns._in_process((plan,), 0)
+    whole = samples[samples["part"] == "requests"]
+    assert whole[whole["is_warmup"]]["implementation"].tolist() == ["baseline"]
+    counts = whole[~whole["is_warmup"]]["implementation"].value_counts()
+    assert counts.to_dict() == {"ours": 2, "baseline": 2}
+    (text_loops,) = {
+        n for n, part in zip(loops, samples["part"], strict=True) if part == "tokenize"
+    }
+    texts = workload.texts("prose", 40, 3, plan.seed)
+    assert text_loops * sum(len(text.encode()) for text in texts) >= 4e6
 
 
 def test_goals_of_what_was_measured_only():

@@ -1,6 +1,7 @@
 """`batchgauge suggest`: which setting to run on any engine or server, found by measuring it.
 
-    advice = suggest("openai:http://127.0.0.1:8080/v1", ttft_p95_ms=500, budget_s=120)
+    question = Question("throughput", {"ttft": 500.0}, budget_s=120)
+    advice = suggest("openai:http://127.0.0.1:8080/v1", question, Load(max_tokens=64))
     print(advice.as_text())
 
 An engine in this process is run in batches; a server gets so many requests at once or, with
@@ -43,7 +44,7 @@ class Load:
     workload    a file of prompts (see `workload.load_prompts`); empty: the project's own
     max_tokens  in place of each prompt's own; 0: theirs
     arrivals    "closed": so many requests at once; "open": Poisson arrivals, so many a second
-    largest     the largest setting to try; 0: 64, or what the engine takes
+    largest     the largest closed setting to try; 0: 64, or what the engine takes
     launch      a command that starts the server, with {slots} and optionally {port}
     """
 
@@ -59,6 +60,11 @@ class Load:
             raise UserError(f"arrivals is {self.arrivals!r}; expected closed or open.")
         if self.largest < 0 or self.max_tokens < 0:
             raise UserError("largest and max_tokens are at least 1, or 0 for the usual.")
+        if self.largest and self.arrivals == "open":
+            raise UserError(
+                "Rates are searched up to what the server manages; expected no largest setting "
+                "for open arrivals."
+            )
         if self.launch and self.arrivals == "open":
             raise UserError(
                 "A launched server is searched for its slots; expected closed arrivals."
@@ -93,7 +99,8 @@ def suggest(
     )  # fmt: skip
     requests = Requests(items, question.seed)
     if load.launch:
-        return _launched(str(engine), question, load, requests, progress)
+        opener = functools.partial(open_engine, str(engine), model or None, threads)
+        return _launched(str(engine), question, load, requests, opener, progress)
     opened = open_engine(engine, model or None, threads) if isinstance(engine, str) else engine
     shown = redacted(engine) if isinstance(engine, str) else opened.name
     notes: list[str] = []
@@ -146,6 +153,7 @@ def _launched(
     question: Question,
     load: Load,
     requests: Requests,
+    opener: Callable[[], Engine],
     progress: Callable[[str, float], None] | None,
 ) -> MeasuredAdvice:
     """The same over the slots of a server that is started for each of them."""
@@ -155,9 +163,8 @@ def _launched(
             f"A launch command goes with an engine 'openai:http://127.0.0.1:PORT/v1'; "
             f"got '{redacted(engine)}'."
         )
-    connect = cast(Callable[[], Answering], functools.partial(open_engine, engine))
     target = Launched(
-        load.launch, url.port, connect, requests,
+        load.launch, url.port, cast(Callable[[], Answering], opener), requests,
         whole_settings(load.largest or LARGEST),
         status=lambda opened: metrics_of(opened.tell),
     )  # fmt: skip

@@ -21,7 +21,7 @@ n blocks or processes
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,19 +80,32 @@ def location(values: npt.ArrayLike) -> Estimate:
     single observation. Trimming is the estimator's weighting, no row is dropped. Raises
     UserError for no observation, or one that is not finite.
     """
-    x = np.sort(_finite(values))
+    x = _finite(values)
     if x.size == 1:
         return Estimate(float(x[0]), -math.inf, math.inf, 1.0, 1)
-    cut = int(TRIM * x.size) if x.size >= TRIM_FROM else 0
-    kept = x.size - 2 * cut
-    middle = float(x[cut : x.size - cut].mean())
-    spread = float(np.clip(x, x[cut], x[x.size - cut - 1]).std(ddof=1))
-    error = spread * math.sqrt((x.size - 1) / (kept * (kept - 1)))
+    trim = TRIM if x.size >= TRIM_FROM else 0.0
+    middle, error = trimmed(x, trim)
     if error == 0.0:
         return _certain(middle, x.size)
-    reach = WIDER * float(stats.t.ppf(0.975, kept - 1)) * error
-    p = float(2.0 * stats.t.sf(abs(middle / error) / WIDER, kept - 1))
+    freedom = kept(x.size, trim) - 1
+    reach = WIDER * float(stats.t.ppf(0.975, freedom)) * error
+    p = float(2.0 * stats.t.sf(abs(middle / error) / WIDER, freedom))
     return Estimate(middle, middle - reach, middle + reach, p, x.size)
+
+
+def kept(n: int, trim: float = TRIM) -> int:
+    """How many of n values a trimmed mean keeps."""
+    return n - 2 * int(trim * n)
+
+
+def trimmed(values: Array, trim: float = TRIM) -> tuple[float, float]:
+    """Trimmed mean of values [n], and its standard error by winsorising."""
+    x = np.sort(values)
+    rest = kept(x.size, trim)
+    cut = (x.size - rest) // 2
+    spread = float(np.clip(x, x[cut], x[x.size - cut - 1]).std(ddof=1))
+    error = spread * math.sqrt((x.size - 1) / (rest * (rest - 1)))
+    return float(x[cut : x.size - cut].mean()), error
 
 
 def over_processes(values: npt.ArrayLike, processes: npt.ArrayLike) -> Estimate:
@@ -102,9 +115,14 @@ def over_processes(values: npt.ArrayLike, processes: npt.ArrayLike) -> Estimate:
     that what differs between them (where memory happens to lie) is in it. With one process,
     over its blocks.
     """
+    return location(units_of(values, processes))
+
+
+def units_of(values: npt.ArrayLike, processes: npt.ArrayLike) -> list[float]:
+    """The units of evidence: the location of each process's blocks [n], or blocks of the one."""
     x, of = _finite(values), np.asarray(processes).ravel()
     labels = np.unique(of)
-    return location([location(x[of == label]).value for label in labels] if labels.size > 1 else x)
+    return [location(x[of == k]).value for k in labels] if labels.size > 1 else x.tolist()
 
 
 def blocks_for(pilot: npt.ArrayLike, half_width: float) -> int:
@@ -121,6 +139,23 @@ def blocks_for(pilot: npt.ArrayLike, half_width: float) -> int:
 def mean_ratio(after: npt.ArrayLike, before: npt.ArrayLike) -> Interval:
     """Geometric mean of after / before [n], all positive, with the interval of its logarithm."""
     return location(np.log(np.asarray(after, np.float64) / np.asarray(before, np.float64))).exp()
+
+
+def jackknife(labels: Sequence[int], statistic: Callable[[set[int]], float]) -> Interval:
+    """A positive statistic of all observations, with the 95 % interval of its logarithm.
+
+    `statistic` gets the labels of those that count; one at a time is left out (Quenouille 1956;
+    Tukey 1958). Nothing is trimmed: the interval is that of the statistic itself, `WIDER` than
+    Student's, and without ends for a single observation.
+    """
+    everyone = set(labels)
+    k, value = len(everyone), statistic(everyone)
+    if k < 2:
+        return Interval(value, 0.0, math.inf)
+    without = np.log([statistic(everyone - {one}) for one in labels])
+    pseudo = k * math.log(value) - (k - 1) * without
+    half = WIDER * float(stats.t.ppf(0.975, k - 1) * pseudo.std(ddof=1)) / math.sqrt(k)
+    return Interval(value, value * exp(-half), value * exp(half))
 
 
 def _finite(values: npt.ArrayLike) -> Array:
@@ -163,14 +198,13 @@ def relative(log_change: float) -> float:
     return math.expm1(log_change) if log_change < 700.0 else math.inf
 
 
-def minimum_detectable_change(half_width_log: float, power: float = 0.8) -> float:
-    """The smallest relative change seen with `power` where the 95 % interval has this half-width.
+def minimum_detectable_change(half_width_log: float, errors: float = WIDER * 1.96) -> float:
+    """The smallest relative change found in 80 % of cases by an interval of this half-width.
 
-    Half-width of a log ratio = 1.96 standard errors; a change is found with probability
-    `power` when it is 1.96 + z(power) of them (two-sided test at 5 %).
+    The half-width of a log ratio is so many standard `errors`, by default those of `location`;
+    a change is found so often when it is 0.84 of them beyond it.
     """
-    scale = 1.0 + float(stats.norm.ppf(power)) / float(stats.norm.ppf(0.975))
-    return relative(half_width_log * scale)
+    return relative(half_width_log * (1.0 + float(stats.norm.ppf(0.8)) / errors))
 
 
 def adjusted(p_values: Sequence[float] | Array) -> Array:

@@ -125,6 +125,11 @@ def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
     return f"{100 * share:{'+' if sign else ''}.{digits}f} %"
 
 
+def figures(value: float, digits: int = 3) -> str:
+    """To so many figures, or all before the point: `0.012`, `2.53`, `12`, `1,240`."""
+    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 thread`, `2 threads`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

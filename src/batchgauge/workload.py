@@ -30,10 +30,11 @@ _MOST_TOKENS = 2**31 - 1
 _SMALL_VOCABULARY = 200  # ids that every model has
 
 # Azure LLM inference trace 2023, conversation (CC-BY; Patel et al., Splitwise, ISCA 2024):
-# quantiles of 19,366 requests. Means there: 1155 context and 211 generated tokens.
+# quantiles and means of 19,366 requests.
 _QUANTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90, 0.99])
 _CONTEXT_TOKENS = np.array([207, 396, 1020, 1189, 2735, 4142])
 _GENERATED_TOKENS = np.array([54, 85, 129, 395, 424, 601])
+MEAN_CONTEXT, MEAN_GENERATED = 1155, 211
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,14 +158,7 @@ class OpenAIEngine:
             with self._lock:
                 if kind not in self._settled and self._settle(request):
                     self._settled.add(kind)
-        start_ns = perf_counter_ns()
-        counter = self._counter
-        stream = self._post(request, self._dialect, attempts=1)
-        answer, source = stream.answer(
-            start_ns, (lambda text: len(counter.encode(text))) if counter else None
-        )
-        self._sources.add(source)
-        return answer
+        return self._answered(request, perf_counter_ns(), attempts=1)
 
     def tell(self, name: str) -> str:
         """What the server has at a path beside its API, such as `metrics`; empty without it."""
@@ -259,16 +252,27 @@ class OpenAIEngine:
         self, item: BatchItem[InferenceBatchRequest], start_ns: int, retries: list[int]
     ) -> BatchResponse[InferenceBatchResponse]:
         answer, error = None, None
+        try:
+            answer = self._answered(item.data, start_ns, retries=retries)
+        except UserError as problem:
+            error = str(problem)
+        return BatchResponse(item.id, answer, (perf_counter_ns() - start_ns) / 1e6, error)
+
+    def _answered(
+        self, request: InferenceBatchRequest, start_ns: int, **how: Any
+    ) -> InferenceBatchResponse:
+        """One answer, times since `start_ns`; what an error echoes of a key is not shown."""
         counter = self._counter
         try:
-            stream = self._post(item.data, self._dialect, retries=retries)
+            stream = self._post(request, self._dialect, **how)
             answer, source = stream.answer(
                 start_ns, (lambda text: len(counter.encode(text))) if counter else None
             )
-            self._sources.add(source)
         except UserError as problem:
-            error = redacted(str(problem), self._address.secrets())
-        return BatchResponse(item.id, answer, (perf_counter_ns() - start_ns) / 1e6, error)
+            problem.args = (redacted(str(problem), self._address.secrets()),)
+            raise
+        self._sources.add(source)
+        return answer
 
     def _body(self, request: InferenceBatchRequest, dialect: Dialect) -> tuple[str, bytes]:
         """The path of a request, and what is posted there."""

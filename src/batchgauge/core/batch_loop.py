@@ -127,11 +127,6 @@ class BatchLoop:
         return name in self._seats or name in self._ended
 
     @property
-    def ids(self) -> list[str]:
-        """Of the requests under way, in the order of joining."""
-        return list(self._seats)
-
-    @property
     def idle(self) -> bool:
         """Whether a step would do nothing and say nothing."""
         return not self._seats and not self._events
@@ -140,11 +135,6 @@ class BatchLoop:
     def used_positions(self) -> int:
         """Positions of the KV cache that are taken by requests under way, filled or not."""
         return self._cache.used
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes allocated for the KV cache."""
-        return self._cache.nbytes
 
     def read(
         self, items: Sequence[BatchItem[InferenceBatchRequest]]

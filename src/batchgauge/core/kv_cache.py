@@ -93,8 +93,8 @@ class KVCache:
 
     `capacities` are those of the first rows, numbered from 0; new rooms are made `alike` at a
     time, all of them as long as the longest, or with 0 each as long as it needs. With a
-    `limit`, those have no more positions together, as long as those of newcomers and those in
-    use (`used`) do not.
+    `limit`, each is as long as it needs, and all have no more positions together, as long as
+    those of newcomers and those in use (`used`) do not.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class KVCache:
         limit: float = inf,
     ) -> None:
         self._shape = shape  # layers, key/value heads, width of a head
-        self._alike, self._limit = alike, limit
+        self._alike, self._limit = (alike if limit == inf else 1), limit
         self._groups: list[Group] = []
         self._left: list[Room] = []
         self._rooms: dict[int, Room] = {}
@@ -199,7 +199,7 @@ class KVCache:
         All, since large pieces are on large pages; but with a limit each alone, since a piece
         is freed as a whole.
         """
-        size = self._alike or (len(missing) if self._limit == inf else 1) or 1
+        size = self._alike or len(missing) or 1
         return [missing[first : first + size] for first in range(0, len(missing), size)]
 
     def _seat(self, room: Room) -> int:

@@ -36,6 +36,7 @@ from batchgauge.core.weights import Layer, Weights
 
 PART = 512  # positions that a prefill computes at a time
 CUT = 24  # positions at multiples of which a prompt can be cut and no bit of a score changes
+SPARE = 80  # positions of keys beside its own, at most, that a prompt's attention works on
 TILE = 256  # positions that the feed-forward layer computes at a time: its inside is wide
 
 

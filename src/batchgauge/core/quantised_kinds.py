@@ -14,11 +14,7 @@ from batchgauge.core.gguf_layouts import Bytes
 from batchgauge.core.ops import Floats
 
 BLOCK, GROUP = 64, 32  # output features of a block, inputs of a group
-
-
 KERNELS = "batchgauge.core.kernels.quantised_kernel"
-
-
 Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None]
 
 
@@ -92,8 +88,6 @@ def _k_scales(blocks: npt.NDArray[Any]) -> tuple[Floats, Floats]:
 
 
 _K = [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12)]
-
-
 _q4_k = np.dtype([*_K, ("codes", "u1", (4, 32))])
 _q5_k = np.dtype([*_K, ("fifth", "u1", (1, 32)), ("codes", "u1", (4, 32))])
 _q6_k = np.dtype(
@@ -127,11 +121,7 @@ def _halves(data: Bytes) -> Parts:
 
 
 _scale, _least, _fifth = ("scale", "<f2"), ("least", "<f2"), ("fifth", "u1", 4)
-
-
 _narrow = ("codes", "u1", 16)
-
-
 KINDS = {
     "Q4_0": Kind(_simple(_scale, _narrow), 4, zero=8),
     "Q4_1": Kind(_simple(_scale, _least, _narrow), 4, least=True),

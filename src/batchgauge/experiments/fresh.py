@@ -20,13 +20,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.measuring.verdicts import Ratio
-from batchgauge.statistics import (
-    Estimate,
-    exp,
-    minimum_detectable_change,
-    over_processes,
-)
+from batchgauge.statistics import Estimate, over_processes
 
 T = TypeVar("T")
 KEY = ["part", "implementation", "weights", "threads", "batch_size", "tokens", "characters"]
@@ -108,19 +102,6 @@ def ratio(
     """`gain` as a ratio with its 95 % interval."""
     found = gain(samples, one, other)
     return None if found is None else _exp(found)
-
-
-def seen(found: Estimate, *, name: str, baseline: str, benchmark: str = "") -> Ratio:
-    """An estimate over processes as a ratio to be judged; its control is another process.
-
-    The noise floor is the half-width of the interval of one half of the processes over the
-    other, whose code is the same.
-    """
-    half = math.sqrt(2.0) * found.half_width
-    return Ratio.of(
-        found, name=name, baseline=baseline, noise_floor=exp(half) - 1.0,
-        minimum_detectable_change=minimum_detectable_change(half), benchmark=benchmark,
-    )  # fmt: skip
 
 
 def spread(samples: pd.DataFrame, wanted: Mapping[str, object]) -> float:

@@ -36,7 +36,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 CONTEXT = 32  # positions that a decode step looks back on at first
 REQUEST = (16, 8)  # tokens of a whole request's prompt and answer
 PAUSE_S = 0.005  # in which threads of the engine before go to sleep
-LOOPS = 20  # calls of a sample of tokenizing
+TEXT_BYTES = 4e6  # of a sample of tokenizing, so that it is long beside the waking of threads
 BASELINE = "baseline"
 
 
@@ -60,6 +60,7 @@ class Plan:
 
     entrants: tuple[Entrant, ...]
     decode_sizes: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()  # those of them with more than one thread; empty: all
     prompts: tuple[int, ...] = ()  # tokens of the one prompt of a prefill
     readers: tuple[str, ...] = ()  # names of entrants that prefill; empty: all
     texts: tuple[tuple[int, int], ...] = ()  # texts of a batch, characters of each
@@ -164,7 +165,8 @@ def _works(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[
                 stepper.prefill(rows, room)
             step = partial(stepper.decode, np.arange(batch, dtype=np.int32))
             steps.append(Turn(name, step, batch, batch))
-        yield "decode", all_threads, partial(_same, steps)
+        alone = plan.shared and batch not in plan.shared
+        yield "decode", all_threads[:1] if alone else all_threads, partial(_same, steps)
     for length in plan.prompts:
         prompts = []
         for name, engine in engines.items():
@@ -223,7 +225,7 @@ def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
         texts = workload.texts("prose", characters, count, plan.seed)
         tokens = len(one.encode_many(texts).ids)
         call = partial(tokenizers[threads].encode_many, texts)
-        return [Turn("numpy", call, count, tokens, characters, LOOPS)]
+        return [Turn("numpy", call, count, tokens, characters, _loops(texts))]
 
     for count, characters in plan.texts:
         yield "tokenize", plan.threads, partial(together, count, characters)
@@ -234,9 +236,16 @@ def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
         slow = partial(_each, BaselineTokenizer.from_gguf(plan.model or None).encode, texts)
         turns = [
             Turn(BASELINE, slow, count, tokens, characters),
-            Turn("numpy", partial(one.encode_many, texts), count, tokens, characters, LOOPS),
+            Turn(
+                "numpy", partial(one.encode_many, texts), count, tokens, characters, _loops(texts)
+            ),
         ]
         yield "tokenize over the baseline", (1,), partial(_same, turns)
+
+
+def _loops(texts: list[str]) -> int:
+    """Calls of a sample on these texts."""
+    return math.ceil(TEXT_BYTES / sum(len(text.encode()) for text in texts))
 
 
 def _each(encode: Callable[[str], object], texts: list[str]) -> list[object]:
@@ -252,11 +261,14 @@ def _take_turns(
 ) -> list[Sample]:
     """Each call once a block, in turning order; the first block is a warm-up.
 
-    Whole requests have none: by then the process has run the same code for a second.
+    Of whole requests only the baseline has one: by then the process has run our own code for
+    a second, and none of its.
     """
-    samples = []
-    for block in range(part in {"requests", "ragged"}, plan.blocks + 1):
+    samples, is_warm = [], part in {"requests", "ragged"}
+    for block in range(plan.blocks + 1):
         for position, turn in enumerate(turns if block % 2 else turns[::-1]):
+            if block == 0 and is_warm and turn.name != BASELINE:
+                continue
             if threads > 1:
                 time.sleep(PAUSE_S)
             labels = Labels(

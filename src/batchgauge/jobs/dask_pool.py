@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -33,6 +33,7 @@ from batchgauge.jobs.source import Input, Shard, loaded
 from batchgauge.jobs.where import Where
 from batchgauge.jobs.work import ShardOutput, Work
 from batchgauge.machine.limits import performance_cores
+from batchgauge.text import one_line
 
 _LOCAL = {  # a cluster for one job on one machine: no core's time is for watching it
     "distributed.scheduler.allowed-failures": 0,  # tried again by `run_job`
@@ -178,7 +179,7 @@ def dask_pool(
             _in_time(partial(client.register_plugin, plugin, name=name))
         except UserError as error:
             raise UserError(f"A Dask worker cannot begin: {error}") from None
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, OSError) as error:
             raise UserError(
                 f"A Dask worker cannot begin: {error}; expected batchgauge installed there, and "
                 "what the engine needs."
@@ -221,19 +222,36 @@ def client_of(where: Where) -> Iterator[Client]:
 def _in_time(call: Callable[[], T]) -> T:
     """What a call to all workers gives; again, where one of them ended meanwhile.
 
-    Raises UserError where that goes on.
+    Raises UserError where that goes on. An error with a number is one of files and is
+    raised; Dask's own, of a worker that cannot be reached, has none.
     """
+    said = ""
     for _ in range(5):
-        with suppress(OSError):
+        try:
             return call()
+        except OSError as problem:
+            if problem.errno is not None and not isinstance(
+                problem, ConnectionError | TimeoutError
+            ):
+                raise
+            said = one_line(problem) or type(problem).__name__
         sleep(1.0)
-    raise UserError("Dask workers end as the job begins; expected some that stay.", exit_code=1)
+    raise UserError(
+        f"Dask workers end as the job begins ({said[:120]}); expected some that stay.", exit_code=1
+    )
 
 
 def _shared(client: Client, files: Mapping[str, int], folder: Path) -> bool:
     """Whether all workers see the input and what is written to the output folder."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as probe:
-        probe.write(uuid.uuid4().bytes)
-        probe.flush()
+    with ExitStack() as stack:
+        try:
+            probe = stack.enter_context(
+                tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-", buffering=0)
+            )
+            probe.write(uuid.uuid4().bytes)
+        except OSError as error:
+            raise UserError(
+                f"The folder '{folder}' cannot be written: {error.strerror or error}.", exit_code=1
+            ) from None
         probed = {**files, str(Path(probe.name).resolve()): 16}
         return all(client.run(_sees, probed).values())

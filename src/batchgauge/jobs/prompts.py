@@ -25,14 +25,10 @@ from batchgauge.sizing.automatic import (
 )
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.suggestion import SizingConfig
-from batchgauge.workload import Prompt, prompt_from_json, to_items
+from batchgauge.workload import Prompt, prompt_from_json
 
 _FIRST = 8
-
-
 _CALIBRATION_S = 15.0  # what one takes, about: no job is held up by more than it lasts
-
-
 _CHARACTERS_PER_TOKEN = 4  # of English text, to sort prompts by; no result depends on it
 
 
@@ -169,8 +165,27 @@ class PromptWorker:
                 self._calibrated = is_calibrated(self.engine, largest)
             if not self._calibrated and self._patience_s > 0:
                 return min(_FIRST, self._most)
-            self.size = _advised(self.engine, prompts, largest)
+            self.size = self._advised(prompts, largest)
         return self.size
+
+    def _advised(self, prompts: Sequence[Prompt], largest: int) -> int:
+        """The size with the most throughput for these prompts on this machine.
+
+        By the cost model where an engine shows its model, else by running some of the prompts as
+        the job does; the first size where that fails.
+        """
+        if not shows_its_model(self.engine):
+            items = [BatchItem(str(at), self._request(p)) for at, p in enumerate(prompts)]
+            try:
+                return measured_size(self.engine, items, largest)
+            except UserError:  # the job's own answers will say what is wrong
+                return min(_FIRST, self._most)
+        lengths = Lengths(
+            tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
+            tuple(p.max_tokens for p in prompts),
+        )
+        config = SizingConfig(max_batch_size=largest, wait_price=0.0)  # nobody waits for one
+        return suggest_for_engine(self.engine, config, workload=lengths).size
 
     def _request(self, prompt: Prompt) -> InferenceBatchRequest:
         return InferenceBatchRequest(
@@ -193,17 +208,3 @@ def _row(answer: BatchResponse[Any]) -> dict[str, Any]:
         "finish_reason": answer.data.finish_reason,
     }
     return {**row, "reasoning": answer.data.reasoning} if answer.data.reasoning else row
-
-
-def _advised(engine: Engine, prompts: Sequence[Prompt], largest: int) -> int:
-    """The advisor's size for these prompts on this machine.
-
-    By the cost model where an engine shows its model, else by running some of the prompts.
-    """
-    if not shows_its_model(engine):
-        return measured_size(engine, to_items(prompts), largest)
-    lengths = Lengths(
-        tuple(max(1, len(p.prompt) // _CHARACTERS_PER_TOKEN) for p in prompts),
-        tuple(p.max_tokens for p in prompts),
-    )
-    return suggest_for_engine(engine, SizingConfig(max_batch_size=largest), workload=lengths).size

@@ -10,7 +10,7 @@ wanted and by the budget. What is seen later changes nothing.
 
 All of it runs in one process, whose memory lies somewhere: a second process would differ by
 more than the noise floor here can see. What a page answers is measured in fresh processes
-(`experiments.fresh`), where the control is another process too.
+(`experiments.fresh`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
-from batchgauge.statistics import FEWEST, Estimate, adjusted, exp
+from batchgauge.statistics import FEWEST, Estimate, adjusted, minimum_detectable_change
 
 Verdict = Literal["faster", "slower", "no significant difference", "inconclusive", "too few"]
 
@@ -87,7 +87,7 @@ def judge(
     floor = 0.0 if math.isnan(noise_floor) else noise_floor
     if q <= 0.05 and abs(math.log(middle)) > math.log1p(floor) and not low <= 1.0 <= high:
         return "faster" if low > 1.0 else "slower"
-    seen = exp(half * 1.43) - 1.0 if math.isnan(mdc) else mdc
+    seen = minimum_detectable_change(half) if math.isnan(mdc) else mdc
     return "no significant difference" if seen <= threshold else "inconclusive"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -87,16 +87,15 @@ class Looks:
     shapes: Sequence[str]
 
     @classmethod
-    def of(cls, implementations: Iterable[str], names: Mapping[str, str] | None = None) -> Looks:
-        """Those of implementations, as everywhere in the study; `names` say how they are called."""
+    def of(cls, implementations: Iterable[str]) -> Looks:
+        """Those of implementations, as everywhere in the study."""
         every = list(dict.fromkeys(implementations))
-        called = [(names or {}).get(name) or label(name) for name in every]
         shapes = [_SHAPES.get(marker(name), "circle") for name in every]
-        return cls(called, [colour(name) for name in every], shapes)
+        return cls([label(n) for n in every], [colour(n) for n in every], shapes)
 
-    def channels(self, *, legend: bool = True) -> Spec:
+    def channels(self) -> Spec:
         """Colour and shape of a `series` column."""
-        shown: Spec | None = {} if legend and len(self.names) > 1 else None
+        shown: Spec | None = {} if len(self.names) > 1 else None
         scale = {"domain": list(self.names)}
         return {
             "color": _nominal({**scale, "range": list(self.colours)}, shown),
@@ -151,7 +150,7 @@ def config() -> Spec:
 
 
 def faded(on: float = 1.0, off: float = 0.1) -> Spec:
-    """Opacity by the legend: a click on a name leaves it alone."""
+    """Opacity by the legend: a click on a name leaves it alone, the next one on it brings all back."""
     return {"condition": {"param": "shown", "value": on, "empty": True}, "value": off}
 
 
@@ -169,7 +168,7 @@ ZOOM: Spec = {
 ZOOM_X: Spec = {**ZOOM, "select": {**ZOOM["select"], "encodings": ["x"]}}
 LEGEND: Spec = {
     "name": "shown",
-    "select": {"type": "point", "fields": ["series"]},
+    "select": {"type": "point", "fields": ["series"], "toggle": "true"},
     "bind": "legend",
 }
 NEAREST: Spec = {

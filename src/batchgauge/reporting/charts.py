@@ -29,7 +29,7 @@ from batchgauge.reporting.chart_parts import (
     powers,
     records,
 )
-from batchgauge.reporting.plots import GRID, MUTED
+from batchgauge.reporting.plots import MUTED
 from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 
@@ -52,7 +52,7 @@ __all__ = [
 
 def lines(
     frame: pd.DataFrame, title: str, x: Axis, y: Axis, looks: Looks,
-    references: Sequence[Line] = (), *, extra: Sequence[Spec] = (),
+    references: Sequence[Line] = (),
 ) -> Chart:  # fmt: skip
     """A line a series with its 95 % interval as a band.
 
@@ -66,7 +66,6 @@ def lines(
     tips += [_tip(x.field, x.title), _tip(y.field, y.title)]
     tips += [{"field": "interval", "title": "95 % interval"}] if banded else []
     layers = [
-        *extra,
         *band,
         {
             "mark": {"type": "line", "strokeWidth": 2},
@@ -91,13 +90,12 @@ def _band(place: Spec) -> Spec:
 
 def dots(
     frame: pd.DataFrame, title: str, x: Axis, looks: Looks, references: Sequence[Line] = (), *,
-    more: Sequence[str] = (), band: str = "",
+    more: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
     """One row a `name`, top to bottom, a dot a `series` with its interval as a bar.
 
     `frame` has `name`, `series`, the column of `x`, `low` and `high`; `more` columns are said on
     hover. Several series of one row stand below each other; a row without a value stays empty.
-    The column `band`, if any, is drawn behind as a grey band from its negative to it.
     """
     shown, channels = _with_interval(frame, x.field), looks.channels()
     names = list(dict.fromkeys(frame["name"]))
@@ -123,11 +121,6 @@ def dots(
             "params": [ZOOM_X],
         },
     ]
-    if band:
-        ends = {"x": {**low, "field": f"-{band}"}, "x2": {"field": band}}
-        shown = shown.assign(**{f"-{band}": -shown[band]})
-        mark = {"type": "bar", "color": GRID, "height": {"band": 0.8}, "aria": False}
-        layers.insert(0, {"mark": mark, "encoding": {**ends, "y": y}})
     height = 40 + len(names) * (34 if crowded else 24)
     return _chart(shown, title, layers, references, height=height)
 

@@ -6,15 +6,19 @@ profile are kept, and not compared with.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 
+from batchgauge.errors import UserError
 from batchgauge.files import write_csv
 from batchgauge.reporting.model import short
+from batchgauge.text import visible
 
 COLUMNS = (
     *("report", "finished", "key", "label", "value", "low", "high", "unit", "goal", "verdict"),
@@ -49,15 +53,12 @@ class Past:
 
 
 def remember(out: Path, reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Add the scores of `reports` to `data/history.csv` under `out`, each run once; all rows."""
+    """Add the scores of `reports` to `data/history.csv` under `out`, each run once; all rows.
+
+    A file there that is no history of this form is kept beside it, and said.
+    """
     path = out / "data" / "history.csv"
-    try:
-        known = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
-        known[list(_TEXTS)] = known[list(_TEXTS)].fillna("")
-    except (OSError, ValueError, KeyError):  # none yet, or no such table
-        known = pd.DataFrame(columns=list(COLUMNS))
-    if list(known.columns) != list(COLUMNS):
-        known = pd.DataFrame(columns=list(COLUMNS))
+    known = _known(path)
     seen = set(zip(known["report"], known["finished"], strict=True))
     rows = [
         {
@@ -77,6 +78,29 @@ def remember(out: Path, reports: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     every = every.groupby(["report", "key"], sort=False).tail(_MOST)
     write_csv(every, path)
     return every
+
+
+def _known(path: Path) -> pd.DataFrame:
+    """The rows of a history; none where there is no file, or another one, which is moved away."""
+    try:
+        found = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
+    except FileNotFoundError:
+        return pd.DataFrame(columns=list(COLUMNS))
+    except (OSError, ValueError):
+        found = pd.DataFrame()
+    if list(found.columns) == list(COLUMNS):
+        return found.fillna(dict.fromkeys(_TEXTS, ""))
+    places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    kept = next(place for place in places if not place.exists())
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise UserError(
+            f"'{path}' is no history of scores, and cannot be moved: {error}."
+        ) from None
+    said = f"'{path}' is no history of scores in today's form: kept as '{kept.name}', begun anew."
+    click.echo(visible(said), err=True)
+    return pd.DataFrame(columns=list(COLUMNS))
 
 
 def past(history: pd.DataFrame, reports: Sequence[Mapping[str, Any]]) -> dict[str, Past]:

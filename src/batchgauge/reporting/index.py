@@ -21,7 +21,7 @@ from batchgauge.reporting.model import short
 from batchgauge.reporting.page import SCRIPT, content_policy
 from batchgauge.reporting.render import json_block, svg
 from batchgauge.reporting.report import METADATA_KEY
-from batchgauge.reporting.score import Score
+from batchgauge.reporting.score import Score, scores_of
 from batchgauge.text import Markdown, escaped, sentences, visible
 
 # The five targets of the whole study come first on the scorecard, in this order.
@@ -176,10 +176,8 @@ def scorecard(reports: Sequence[Mapping[str, Any]]) -> list[Row]:
     """All scores, the study's five targets first; of two with one key the first report's counts."""
     rows: dict[str, Row] = {}
     for facts in reports:
-        for score in facts["scores"]:
-            fields = {name: value for name, value in score.items() if name != "verdict"}
-            row = Row(Score(**fields), str(facts["report"]), str(facts["title"]))
-            rows.setdefault(row.score.key, row)
+        for score in scores_of(facts):
+            rows.setdefault(score.key, Row(score, str(facts["report"]), str(facts["title"])))
     first = [rows.pop(key) for key in _TARGETS if key in rows]
     return first + list(rows.values())
 

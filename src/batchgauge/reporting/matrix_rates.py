@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchgauge.statistics import difference
+from batchgauge.statistics import difference, units_of
 
 # Reports' samples; of the tour only the single runs' throughput.
 _SAMPLES = ("baseline_performance_inference", "baseline_performance_tokenizing")
@@ -23,12 +23,13 @@ _SAMPLES = ("baseline_performance_inference", "baseline_performance_tokenizing")
 def rates(base: Path, runs: Sequence[str]) -> pd.DataFrame:
     """One row a kind of work and run: throughput, its ratio to the first run's, what that says.
 
-    The 95 % interval is Welch's or Yuen's over blocks (`statistics.difference`); NaN where a run
-    has fewer than two. Work that the first run lacks has no ratio.
+    The 95 % interval is Welch's or Yuen's over processes (`statistics.difference`), over blocks
+    where a run has a single process (`units`); NaN where it has fewer than two of them. Work that
+    the first run lacks has no ratio.
     """
-    found = {run: _blocks(base / run / "data") for run in runs}
+    found = {run: _units(base / run / "data") for run in runs}
     rows = []
-    for work in dict.fromkeys(work for blocks in found.values() for work in blocks):
+    for work in dict.fromkeys(work for units in found.values() for work in units):
         first = found[runs[0]].get(work)
         for run in runs:
             logs = found[run].get(work)
@@ -41,7 +42,7 @@ def _against(
     logs: Sequence[float], first: Sequence[float] | None, is_first: bool
 ) -> dict[str, Any]:
     rate = math.exp(float(np.median(logs)))
-    row: dict[str, Any] = {"throughput_per_s": rate, "blocks": len(logs)}
+    row: dict[str, Any] = {"throughput_per_s": rate, "observations": len(logs)}
     row |= dict.fromkeys(("over_first_x", "low_x", "high_x"), math.nan)
     if is_first:
         return row | {"over_first_x": 1.0, "verdict": "the first run"}
@@ -49,16 +50,19 @@ def _against(
         return row | {"verdict": "not in the first run"}
     if min(len(logs), len(first)) < 2:
         ratio = rate / math.exp(float(np.median(first)))
-        return row | {"over_first_x": ratio, "verdict": "too few blocks"}
+        return row | {"over_first_x": ratio, "verdict": "too few observations"}
     found = difference(logs, first)
     ratio, low, high = (math.exp(v) for v in (found.value, found.low, found.high))
     told = "faster" if low > 1 else "slower" if high < 1 else "not told apart"
     return row | {"over_first_x": ratio, "low_x": low, "high_x": high, "verdict": told}
 
 
-def _blocks(data: Path) -> Mapping[str, Sequence[float]]:
-    """Logarithms of the throughput of every block, by work: `inference, batch 8, tokens/s`."""
-    found: dict[str, list[float]] = {}
+def _units(data: Path) -> Mapping[str, Sequence[float]]:
+    """Logarithms of the throughput of every unit, by work: `inference, batch 8, tokens/s`.
+
+    A unit is a process, by the location of its blocks; a block where there is one process.
+    """
+    found: dict[str, Sequence[float]] = {}
     for name in _SAMPLES:
         path = data / f"{name}_samples.csv"
         if not path.is_file():
@@ -66,13 +70,14 @@ def _blocks(data: Path) -> Mapping[str, Sequence[float]]:
         samples = pd.read_csv(path)
         samples = samples[~samples["is_warmup"].astype(bool)]
         unit = "tokens" if samples["tokens"].sum() > 0 else "items"
-        groups = samples.groupby(["part", "batch_size", "implementation", "process", "block"])
-        sums = groups[[unit, "wall_ms"]].sum().reset_index()
-        for row in sums.to_dict("records"):
-            if row[unit] > 0 and row["wall_ms"] > 0:
-                who = row["implementation"]
-                work = f"{row['part']}, batch {row['batch_size']}, {who}, {unit}/s"
-                found.setdefault(work, []).append(math.log(1e3 * row[unit] / row["wall_ms"]))
+        keys = ["part", "batch_size", "implementation"]
+        sums = samples.groupby([*keys, "process", "block"])[[unit, "wall_ms"]].sum()
+        sums = sums[(sums > 0).all(axis=1)]
+        logs = np.log(1e3 * sums[unit] / sums["wall_ms"])
+        for (part, size, who), blocks in logs.groupby(keys):
+            found[f"{part}, batch {size}, {who}, {unit}/s"] = units_of(
+                blocks, blocks.index.get_level_values("process")
+            )
     tour = data / "tour_timings.csv"
     if tour.is_file():
         for row in pd.read_csv(tour).to_dict("records"):

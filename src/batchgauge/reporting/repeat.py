@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.reporting.score import Score
+from batchgauge.reporting.score import Score, scores_of
 from batchgauge.statistics import proportion
 from batchgauge.text import percent
 
@@ -75,11 +73,8 @@ def _scores(out: Path) -> dict[str, Score]:
     found: dict[str, Score] = {}
     for path in sorted((out / "data").glob("*_facts.json")):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            scores: list[Mapping[str, Any]] = facts["scores"]
-            for score in scores:
-                fields = {name: value for name, value in score.items() if name != "verdict"}
-                found.setdefault(str(score["key"]), Score(**fields))
+            for score in scores_of(json.loads(path.read_text(encoding="utf-8"))):
+                found.setdefault(score.key, score)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' holds no facts of a report: {error}.") from None
     if not found:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from batchgauge.reporting import tables
 
@@ -70,6 +70,14 @@ class Score:
             return ""
         sign = "≥" if self.better == "higher" else "≤"
         return f"goal {sign} {self.goal:,.6g} {self.unit}".strip()
+
+
+def scores_of(facts: Mapping[str, Any]) -> list[Score]:
+    """The scores in what a report wrote about itself; verdicts are judged anew."""
+    return [
+        Score(**{name: value for name, value in score.items() if name != "verdict"})
+        for score in facts["scores"]
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
-
 from batchgauge.core.engine import BatchInferenceEngine
-from batchgauge.core.model import CUT, PART, TILE
+from batchgauge.core.model import CUT, PART, SPARE, TILE
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import usable_memory
 from batchgauge.serving.rules import Rules
@@ -22,7 +19,7 @@ def kv_positions(engine: BatchInferenceEngine, rows: int, memory_bytes: int | No
     """
     model = engine.model
     shape = ModelShape.of(model.config, model.weights_bytes)
-    memory = MemoryModel.from_shape(shape, part=PART, tile=TILE)
+    memory = MemoryModel.from_shape(shape, part=PART, tile=TILE, spare=SPARE)
     budget = usable_memory()[1] + model.weights_bytes if memory_bytes is None else memory_bytes
     found = memory.positions_within(budget, rows, PART)
     if found < CUT:
@@ -38,21 +35,16 @@ def open_scheduler(
     engine: BatchInferenceEngine,
     rules: Rules | None = None,
     *,
-    batch: int | Literal["auto"] | None = None,
     memory_bytes: int | None = None,
     prefill_tokens: int | None = 256,
 ) -> Scheduler:
     """A scheduler around a loop of an engine.
 
-    batch           None: that of the rules; "auto": what the sizing advisor says for this engine
-                    on this machine (it measures the first time)
     memory_bytes    for weights, cache and work; None: what is free
     prefill_tokens  prompt positions a step beside those that decode; None: whole prompts
 
     Raises UserError for limits that make no sense.
     """
     rules = rules or Rules()
-    if batch is not None:
-        rules = replace(rules, batch=engine.optimal_batch_size() if batch == "auto" else batch)
     positions = kv_positions(engine, rules.batch, memory_bytes)
     return Scheduler(engine.open_loop(rules.batch, positions, prefill_tokens), rules)

@@ -26,6 +26,7 @@ from batchgauge.errors import UserError
 from batchgauge.request import FinishReason, InferenceBatchRequest
 from batchgauge.serving.detokenize import TextPieces
 from batchgauge.serving.messages import Failing, Job, JobEvent, State
+from batchgauge.serving.pace import EndPace
 from batchgauge.serving.workers import Workers
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class AsyncEngine:
         self._pool = ThreadPoolExecutor(READERS, "read")
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closing = False
-        self._ends: list[float] = []  # of the last requests, by time.monotonic
+        self._pace = EndPace()
         self._thread = threading.Thread(target=self._deliver, name="deliver", daemon=True)
         self._thread.start()
 
@@ -162,11 +163,18 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         name = name or uuid.uuid4().hex
         self.check_room(name)
-        one = _Stream(request, TextPieces(request.stop), time.monotonic())
+        one = _Stream(request, TextPieces(request.stop, self._tokenizer.leading), time.monotonic())
+        if not self._streams:
+            self._pace.begin(one.began)
         self._streams[name] = one
         prompt: Sequence[int] = ()
         try:
-            prompt = await self.read(request) if isinstance(request.prompt, str) else request.prompt
+            try:
+                said = request.prompt
+                prompt = await self.read(request) if isinstance(said, str) else said
+            except UserError:
+                one.how = "invalid"
+                raise
             job = _job(name, request, tuple(prompt), priority, deadline_s)
             self.workers.submit(job)
             while True:
@@ -219,16 +227,14 @@ class AsyncEngine:
         if one.how in {"cancelled", "stopped"}:
             self.workers.cancel(name)
         else:
-            self._ends = [*self._ends[-31:], now]
+            self._pace.end(now)
         if self._watch:
             self._watch.ended(one.how, now - one.began, prompt_tokens, one.tokens)
 
     def _patience_s(self) -> int:
         """Seconds until about one in four of those under way will be over, by the last ends."""
-        if len(self._ends) < 2:
-            return 1
-        each = (time.monotonic() - self._ends[0]) / len(self._ends)
-        return min(60, max(1, round(each * self.most / 4)))
+        each_s = self._pace.each_s(time.monotonic())
+        return min(60, max(1, round(each_s * self.most / 4)))
 
     def _deliver(self) -> None:
         """Text of tokens, in a thread: the pieces of a step reach the loop in one call."""

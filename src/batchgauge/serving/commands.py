@@ -10,6 +10,7 @@ import click
 from batchgauge import extras
 from batchgauge.core.engine import MAX_BATCH_SIZE
 from batchgauge.errors import UserError
+from batchgauge.serving.policies import BATCHINGS, ORDERS
 from batchgauge.text import visible
 
 KEY = "BATCHGAUGE_API_KEY"
@@ -42,14 +43,14 @@ KEY = "BATCHGAUGE_API_KEY"
 )
 @click.option(
     "--policy",
-    type=click.Choice(["fifo", "priority", "shortest"]),
+    type=click.Choice(list(ORDERS)),
     default="fifo",
     show_default=True,
     help="Who goes first.",
 )
 @click.option(
     "--batching",
-    type=click.Choice(["continuous", "dynamic", "static"]),
+    type=click.Choice(list(BATCHINGS)),
     default="continuous",
     show_default=True,
     help="When requests join: at any step, or in batches that run to their end.",

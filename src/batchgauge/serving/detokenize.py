@@ -1,7 +1,8 @@
 """Tokens to text as they come: pieces that never cut a character or show part of a stop text.
 
 The pieces of an answer joined are its whole text, as `Generation.text` gives it: what is no
-UTF-8 shows as U+FFFD, and the text ends before the first stop text.
+UTF-8 shows as U+FFFD, a space that belongs to the tokenizer is not in front of it, and it ends
+before the first stop text.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ class TextPieces:
     """The text of one answer, taken as bytes of tokens and given in pieces.
 
     What could be the beginning of a stop text is held back until it is one or is none.
+    `leading` is what a tokenizer's `decode` takes away in front.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
-        self._stop = tuple(stop)
+    def __init__(self, stop: Sequence[str] = (), leading: str = "") -> None:
+        self._stop, self._leading = tuple(stop), leading
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.is_stopped = False
@@ -35,6 +37,8 @@ class TextPieces:
     def _give(self, text: str) -> str:
         if self.is_stopped:
             return ""
+        if text:
+            text, self._leading = text.removeprefix(self._leading), ""
         text = self._held + text
         found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if found:

@@ -25,9 +25,7 @@ from starlette.routing import Route
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
 from batchgauge.serving.answers import ServedAnswer
-from batchgauge.serving.async_engine import (
-    AsyncEngine,
-)
+from batchgauge.serving.async_engine import AsyncEngine
 from batchgauge.serving.metrics import Metrics
 from batchgauge.serving.replies import Limits, Reply, api_error, error_response
 from batchgauge.serving.schemas import APIError, Call, invalid, read_call

@@ -1,7 +1,8 @@
 """What a worker is told and what it tells: plain values that go through a pipe.
 
 A worker is told `Job`, or the id of one that nobody waits for any more. It tells `Ready` once,
-then `News` after every step; `Unfit` where no worker of its kind can ever be ready.
+then `News` after every step; `Unfit` where it cannot be ready: nor can another of its kind, where
+none ever was.
 """
 
 from __future__ import annotations

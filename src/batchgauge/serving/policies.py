@@ -11,7 +11,7 @@ Left out: policies that look at the deadline, or share by user.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,6 @@ class Submission:
     deadline_s  when it must be over
     number      how many came before it
     key         what its order says of it; see `place`
-    joined_s    when it joined the batch for the first time; NaN: not yet
     """
 
     one: Generation
@@ -38,8 +37,6 @@ class Submission:
     number: int
     deadline_s: float = math.inf
     key: Key = (0.0, 0.0)
-    joined_s: float = math.nan
-    evictions: int = 0
 
     @property
     def place(self) -> tuple[Key, int]:
@@ -93,8 +90,8 @@ class PriorityClasses:
         return coming.arrived_s + self.ageing_s * coming.priority, coming.priority
 
     def may_evict(self, coming: Submission, running: Submission) -> bool:
-        """Where the class is more urgent, whatever the age: two never throw out each other."""
-        return coming.priority < running.priority
+        """Where the class is more urgent and its place before the other's, who may be aged."""
+        return coming.priority < running.priority and coming.place < running.place
 
 
 def limit_tokens(one: Generation) -> float:
@@ -156,3 +153,16 @@ STATIC = Batching("static", together=True)
 def dynamic(max_wait_s: float = 0.05) -> Batching:
     """Batches that wait for `max_wait_s` at most."""
     return Batching("dynamic", together=True, max_wait_s=max_wait_s)
+
+
+# All by name: orders by their `ageing_s`, batchings by their `max_wait_s`.
+ORDERS: Mapping[str, Callable[[float], Order]] = {
+    "fifo": lambda _ageing_s: Fifo(),
+    "priority": PriorityClasses,
+    "shortest": lambda ageing_s: ShortestFirst(ageing_s=ageing_s),
+}
+BATCHINGS: Mapping[str, Callable[[float], Batching]] = {
+    "continuous": lambda _max_wait_s: CONTINUOUS,
+    "dynamic": dynamic,
+    "static": lambda _max_wait_s: STATIC,
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
 from batchgauge.serving.policies import Submission
@@ -47,9 +47,6 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def __iter__(self) -> Iterator[Submission]:
-        return iter(self._waiting.values())
 
     def __contains__(self, one: object) -> bool:
         """Whether a submission, or one of this id, waits."""

@@ -1,4 +1,4 @@
-"""The scheduler around a `BatchLoop`: a bounded queue, admission, preemption, deadlines.
+"""The scheduler around a `BatchLoop`: a queue, admission, preemption, deadlines.
 
 It is synchronous and pure: `submit`, `cancel` and `step` come from one thread, and its clock can
 be replaced. A step ends what is too late, lets requests join as order and batching say while
@@ -10,7 +10,8 @@ With `preempt`, a request whose order allows it throws out the least urgent of t
 way, if that makes enough room; they go back to their place in the queue and are recomputed later,
 to the same tokens.
 
-Left out: threads, processes and sockets, which are built on top.
+Left out: a bound of the queue (`async_engine` has one, for all workers together), threads,
+processes and sockets, which are built on top.
 """
 
 from __future__ import annotations
@@ -26,21 +27,13 @@ from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
 from batchgauge.serving.policies import Submission
 from batchgauge.serving.queue import Deadlines, WaitingQueue
-from batchgauge.serving.rules import (
-    DEADLINE_PASSED,
-    ClosedError,
-    QueueFullError,
-    Rules,
-    StepRecord,
-)
-
-RECENT = 0.1  # weight of the last completion in the rate that `retry_after_s` rests on
+from batchgauge.serving.rules import DEADLINE_PASSED, ClosedError, Rules, StepRecord
 
 
 class Scheduler:
     """Requests from arrival to answer.
 
-    counts  of submitted, refused, joined, evicted, cancelled, expired, finished, failed
+    counts  of submitted, joined, evicted, cancelled, expired, finished, failed
     last    the record of the last step that did something; None before the first
     """
 
@@ -60,8 +53,6 @@ class Scheduler:
         self._held: list[StepEvent] = []  # ends of a batch that is not done
         self._ended: dict[str, Response] = {}
         self._batch_began_s, self._batch_size = 0.0, 0
-        self._last_done_s = math.nan
-        self._seconds_each = 1.0  # between two completions
 
     # -- what callers ask
 
@@ -106,16 +97,16 @@ class Scheduler:
 
     def submit(
         self,
-        request: BatchItem[InferenceBatchRequest] | Generation,
+        request: BatchItem[InferenceBatchRequest],
         *,
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> None:
-        """Put a request in the queue: an item, or what `loop.read` made of it elsewhere.
+        """Put a request in the queue.
 
         `priority` is its class, 0 the most urgent; it must be over `deadline_s` from now.
         Raises UserError for a prompt that the model cannot take, an id that is in use, a
-        request that never fits, QueueFullError, ClosedError.
+        request that never fits, ClosedError.
         """
         if self.closed:
             raise ClosedError("The server is shutting down; expected requests before that.")
@@ -125,10 +116,7 @@ class Scheduler:
             raise UserError(f"deadline_s is {deadline_s}; expected seconds above 0.")
         if request.id in self:
             raise UserError("A request of this id is under way; expected an id of its own.")
-        if self.waiting >= self.rules.queue:
-            self.counts["refused"] += 1
-            raise QueueFullError(self.waiting, self.retry_after_s())
-        one = request if isinstance(request, Generation) else self._read(request)
+        one = self._read(request)
         if not self.loop.could_fit(one):
             raise UserError(
                 f"The request may need {one.capacity} positions of the KV cache; expected at most "
@@ -142,10 +130,6 @@ class Scheduler:
             self._deadlines.push(coming)
         self.counts["submitted"] += 1
         self._waiting.push(coming)
-
-    def retry_after_s(self) -> float:
-        """Seconds that those who wait will take, at the pace of the last completions."""
-        return max(1.0, self._seconds_each * self.waiting)
 
     def cancel(self, name: str) -> bool:
         """Drop a request, its room and its answer; whether it waited or was under way."""
@@ -167,7 +151,7 @@ class Scheduler:
         stepped = [] if self.loop.idle else self.loop.step()
         loop_s = time.perf_counter() - before
         now = self.clock()
-        events += self._sort_out(stepped, now)
+        events += self._sort_out(stepped)
         if running:
             rows, positions = self.loop.decoded, self.loop.prefilled
             self._observe(rows, positions, loop_s, now)
@@ -223,8 +207,6 @@ class Scheduler:
         self.loop.join([found.one for found in coming])
         for found in coming:
             self._running[found.one.id] = found
-            if math.isnan(found.joined_s):
-                found.joined_s = now
         self.counts["joined"] += len(coming)
         self._batch_began_s, self._batch_size = now, len(coming)
 
@@ -247,7 +229,6 @@ class Scheduler:
     def _evict(self, name: str) -> None:
         found = self._running.pop(name)
         self.loop.evict(name)
-        found.evictions += 1
         self.counts["evicted"] += 1
         self._waiting.push(found)
 
@@ -267,12 +248,12 @@ class Scheduler:
             events.append(StepEvent(name, error=error))
         return events
 
-    def _sort_out(self, events: list[StepEvent], now: float) -> list[StepEvent]:
+    def _sort_out(self, events: list[StepEvent]) -> list[StepEvent]:
         """What may be shown of a step: the ends of a batch that is run together wait for all."""
         if not self.rules.batching.together:
             for event in events:
                 if event.ended:
-                    self._done(event, now)
+                    self._done(event)
             return events
         shown = []
         for event in events:
@@ -282,17 +263,14 @@ class Scheduler:
                 shown.append(event._replace(finish=None, error=None))
         if self._held and not len(self.loop):
             for event in self._held:
-                self._done(event, now)
+                self._done(event)
             shown += self._held
             self._held = []
         return shown
 
-    def _done(self, event: StepEvent, now: float) -> None:
+    def _done(self, event: StepEvent) -> None:
         del self._running[event.id]
         self.counts["failed" if event.error is not None else "finished"] += 1
-        if not math.isnan(self._last_done_s):
-            self._seconds_each += RECENT * (now - self._last_done_s - self._seconds_each)
-        self._last_done_s = now if self._running or self._waiting else math.nan
 
     def _observe(self, rows: int, positions: int, loop_s: float, now: float) -> None:
         """Tell the sizer what a batch, or a step that only decoded, took."""

@@ -130,7 +130,10 @@ def _ignore_signals() -> None:
 
 
 def _nursery(control: socket.socket, plan: WorkerPlan) -> None:
-    """Fork a worker for every pipe that comes, until no more can."""
+    """Fork a worker for every pipe that comes, until no more can; end where the model is none.
+
+    Another may find it: what was wrong with the machine can be over.
+    """
     _ignore_signals()
     opened, problem = Opener(plan), ""
     try:
@@ -149,6 +152,8 @@ def _nursery(control: socket.socket, plan: WorkerPlan) -> None:
                 elif os.fork() == 0:
                     control.close()
                     _forked(connection, opened)
+        if problem:
+            return
 
 
 def _forked(connection: Connection, opened: Opener) -> None:

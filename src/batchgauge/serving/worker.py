@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -21,33 +21,13 @@ from batchgauge.registry import open_engine, with_weights
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving.admission import open_scheduler
 from batchgauge.serving.messages import Failing, Job, JobEvent, News, Ready, State, Unfit
-from batchgauge.serving.policies import (
-    CONTINUOUS,
-    STATIC,
-    Batching,
-    Fifo,
-    Order,
-    PriorityClasses,
-    ShortestFirst,
-    dynamic,
-)
+from batchgauge.serving.policies import BATCHINGS, ORDERS
 from batchgauge.serving.rules import DEADLINE_PASSED, Rules
 from batchgauge.serving.scheduler import Scheduler
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
-MOST_WAITING = 10**6  # in a worker's own queue: how many may wait, the engine before it says
 AGEING_S = 10.0  # that make up for one class, or for the mean length
 MAX_WAIT_S = 0.05  # of a dynamic batch
-POLICIES: Mapping[str, Order] = {
-    "fifo": Fifo(),
-    "priority": PriorityClasses(AGEING_S),
-    "shortest": ShortestFirst(ageing_s=AGEING_S),
-}
-BATCHINGS: Mapping[str, Batching] = {
-    "continuous": CONTINUOUS,
-    "dynamic": dynamic(MAX_WAIT_S),
-    "static": STATIC,
-}
 WARM_UP = BatchItem("warm-up", InferenceBatchRequest((0,), max_tokens=2, ignore_eos=True))
 
 
@@ -58,7 +38,7 @@ class WorkerPlan:
     model, weights  what `registry.open_engine` takes; "" is the default model
     threads         of each worker
     slots           requests in the batch; 0 asks the sizing advisor
-    policy          who goes first: one of `POLICIES`
+    policy          who goes first: one of `ORDERS`
     batching        when: one of `BATCHINGS`
     budget_ms       what a step may take; the batch adapts to it (0: no budget)
     workers         how many share the machine's memory
@@ -75,17 +55,17 @@ class WorkerPlan:
 
     def rules(self, slots: int) -> Rules:
         """How a scheduler with so many slots decides. Raises UserError for an unknown name."""
-        for name, known in (("policy", POLICIES), ("batching", BATCHINGS)):
+        for name, known in (("policy", ORDERS), ("batching", BATCHINGS)):
             if getattr(self, name) not in known:
                 raise UserError(
                     f"{name} is '{getattr(self, name)}'; expected one of {', '.join(known)}."
                 )
+        batching = BATCHINGS[self.batching](MAX_WAIT_S)
         return Rules(
             batch=slots,
-            order=POLICIES[self.policy],
-            batching=BATCHINGS[self.batching],
-            queue=MOST_WAITING,
-            preempt=self.policy == "priority" and not BATCHINGS[self.batching].together,
+            order=ORDERS[self.policy](AGEING_S),
+            batching=batching,
+            preempt=self.policy == "priority" and not batching.together,
             sizer=AdaptiveBatchSizer(self.budget_ms, slots, slots) if self.budget_ms else None,
         )
 

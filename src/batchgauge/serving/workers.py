@@ -26,7 +26,7 @@ from batchgauge.errors import UserError
 from batchgauge.serving.messages import Job, JobEvent, News, Ready, State, Unfit
 
 MOST_RUNS = 25  # of a request: after so many workers that died over it, it is to blame
-MOST_STILLBORN = 5  # workers in a row that never were ready, before no more are started
+MOST_STILLBORN = 5  # workers in a row that never were ready, before what waits for one fails
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before another start, doubled with each that did nothing
 
 
@@ -99,13 +99,13 @@ class Workers:
     def submit(self, job: Job) -> None:
         """Give a job to the worker with the fewest, now or as soon as there is one.
 
-        Raises UserError where all workers failed.
+        Where workers only fail (`is_broken`) it fails too, at once.
         """
         with self._lock:
-            if self.is_broken:
-                raise UserError(self._problem or "The workers ended again and again.")
             until = None if job.deadline_s is None else time.monotonic() + job.deadline_s
             self._assign(_Running(job, until))
+            if self.is_broken:
+                self._wake.send_bytes(b"x")  # its event is lost and found: see `_take_lost`
 
     def cancel(self, job_id: str) -> None:
         """Forget a job, wherever it is; no event of it comes after this."""
@@ -142,8 +142,8 @@ class Workers:
 
     @property
     def is_broken(self) -> bool:
-        """Whether workers failed so often that no more are started."""
-        return self._stillborn >= MOST_STILLBORN or bool(self._problem)
+        """Whether none is ready and starts only fail. If one ever was ready, they go on."""
+        return self._stillborn >= MOST_STILLBORN and not self.pids
 
     @property
     def slots(self) -> int:
@@ -208,13 +208,16 @@ class Workers:
             return []
         with self._lock:
             if isinstance(said, Ready):
-                worker.ready, self._stillborn, self._slots_each = said, 0, said.slots
+                worker.ready, self._slots_each = said, said.slots
+                self._stillborn, self._problem = 0, ""
                 waiting, self._waiting = self._waiting, []
                 for one in waiting:
                     self._assign(one)
                 return []
             if isinstance(said, Unfit):
                 self._problem = said.message
+                if not self._slots_each:  # none was ever ready, and none will be
+                    self._stillborn = MOST_STILLBORN
                 return []
             assert isinstance(said, News)
             worker.state = said.state
@@ -246,9 +249,9 @@ class Workers:
             self._workers.remove(worker)
             worker.leave()
             self._stillborn += worker.ready is None
-            self._idle_deaths = 0 if worker.has_worked else self._idle_deaths + 1
+            self._idle_deaths = 0 if worker.has_worked else min(16, self._idle_deaths + 1)
             pause = min(LONGEST_PAUSE_S, PAUSE_S * (2**self._idle_deaths - 1))
-            if not self.is_broken:
+            if self._slots_each or not self.is_broken:
                 self._starts.append(time.monotonic() + pause)
             for one in worker.jobs.values():
                 if one.runs >= MOST_RUNS:
@@ -259,7 +262,7 @@ class Workers:
 
     def _take_lost(self) -> list[JobEvent]:
         with self._lock:
-            if self.is_broken and not self._workers:
+            if self.is_broken:
                 said = self._problem or "All workers ended."
                 self._lost += [
                     JobEvent(w.job.id, failing="failed", error=said) for w in self._waiting

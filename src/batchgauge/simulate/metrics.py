@@ -34,7 +34,7 @@ from batchgauge.simulate.server import (
 )
 from batchgauge.simulate.steps import StepTime
 from batchgauge.statistics import percentile
-from batchgauge.text import percent
+from batchgauge.text import figures, percent
 
 Floats = npt.NDArray[np.float64]
 SHOWN = (50, 90, 99)  # percentiles
@@ -151,16 +151,16 @@ def stability(rate: float, limit: float, name: str = "the server") -> str:
     load = rate / limit
     if load < 1.0:
         return (
-            f"Stable: {rate:.3g} requests/s arrive and {name} can serve {limit:.3g} "
+            f"Stable: {figures(rate)} requests/s arrive and {name} can serve {figures(limit)} "
             f"(load {percent(load)})."
         )
     return (
-        f"Unstable: {rate:.3g} requests/s arrive but {name} can serve only {limit:.3g}; the queue "
-        f"grows by {rate - limit:.3g} requests every second, so waiting times depend on how long "
-        "one looks and no percentile describes them."
+        f"Unstable: {figures(rate)} requests/s arrive but {name} can serve only "
+        f"{figures(limit)}; the queue grows by {figures(rate - limit)} requests every second, so "
+        "waiting times depend on how long one looks and no percentile describes them."
     )
 
 
 def rate_text(rate: float) -> str:
     """A rate with two digits, or all of them from 100 on: `3.7`, `0.012`, `1,240`."""
-    return f"{rate:.2g}" if rate < 99.5 else f"{rate:,.0f}"
+    return figures(rate, 2)

@@ -69,8 +69,8 @@ class StepTable:
         rows = np.arange(1, max_batch + 2, dtype=np.float64)
         decode = costs.decode_ms(rows, np.zeros_like(rows)) / 1e3
         deep = costs.decode_ms(rows[:1], np.full(1, float(_MANY)))[0] / 1e3
-        prefill = [costs.prefill_ms(1, size, 0) / 1e3 for size in sizes]
-        square = (costs.prefill_ms(1, sizes[-1], _MANY) / 1e3 - prefill[-1]) / _MANY
+        prefill = (costs.prefill_ms(sizes, np.zeros(len(sizes))) / 1e3).tolist()
+        square = float(costs.prefill_ms(sizes[-1], _MANY) / 1e3 - prefill[-1]) / _MANY
         return cls(
             positions=tuple(map(float, sizes)),
             prefill_s=tuple(prefill),

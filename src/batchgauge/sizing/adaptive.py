@@ -207,7 +207,6 @@ class Served:
     asked: int
     latency_ms: float
     budget_ms: float
-    items_done: int
 
     @property
     def within_budget(self) -> bool:
@@ -227,14 +226,11 @@ def serve(
     """
     queue = iter(items)
     start = sizer.clock()
-    done = 0
     while batch := list(islice(queue, sizer.size)):
         asked = sizer.size
         result = run_batch(batch)
         latency = result.stats.total_duration_ms
         sizer.observe(len(batch), latency)
-        done += len(batch)
-        record = Served(
-            sizer.clock() - start, len(batch), asked, latency, sizer.latency_budget_ms, done
-        )
+        at_s = sizer.clock() - start
+        record = Served(at_s, len(batch), asked, latency, sizer.latency_budget_ms)
         yield record, result

@@ -3,8 +3,8 @@
 The first call on a machine measures for a few seconds and keeps the result as JSON
 in the user's cache folder, named by machine, model and threads; later calls only
 read it. The batch-sizing notebook asks about the same requests, and its calibration, a
-longer one, takes the place of the short one here: both give one answer. The newest
-calibration counts, and advice reaches as far as it was measured.
+longer one, takes the place of the short one here. The newest calibration counts, and advice
+reaches as far as it was measured.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def tokenizer_identity(
 def optimal_for_engine(
     engine: Engine, *, model: str = "", workload: Lengths | None = None, cache: Path | None = None
 ) -> int:
-    """The batch size with the most throughput for this engine on this machine.
+    """The batch size with the most throughput for this engine on this machine, at any wait.
 
     Calibrates for a few seconds the first time for a machine, `model` (see `engine_identity`)
     and thread count, and caches that as JSON. For budgets, other objectives and the reasons,
@@ -98,7 +98,7 @@ def suggest_for_engine(
     workload: Lengths | None = None,
     cache: Path | None = None,
 ) -> BatchSizeSuggestion:
-    """A whole suggestion for an engine, under no budget where there is no `config`.
+    """A whole suggestion for an engine; where there is no `config`, for throughput at any wait.
 
     A `config.max_batch_size` beyond what was calibrated is calibrated anew; without a config
     the advice reaches as far as the calibration.
@@ -112,7 +112,8 @@ def suggest_for_engine(
         extent = Extent(max(1, wanted), max_positions=most_positions, sizes=10, repeats=2)
         cost = calibrate_engine(engine_probe(engine), extent, identity=identity)
         remember(cost, cache)
-    config = config or SizingConfig(max_batch_size=min(most, int(cost.decode.knots[-1])))
+    reach = min(most, int(cost.decode.knots[-1]))
+    config = config or SizingConfig(max_batch_size=reach, wait_price=0.0)
     return suggest_batch_size(workload or traffic_lengths(), cost, config)
 
 
@@ -134,11 +135,14 @@ def measured_size(
     """The batch size with the most throughput for an engine of which no cost model is known.
 
     Runs batches of the requests themselves; see `batchgauge.sizing.advice.search`. Nothing is
-    remembered: what a server can do depends on who else uses it.
+    remembered: what a server can do depends on who else uses it. Raises UserError where no size
+    works.
     """
     sizes = whole_settings(min(largest, engine.max_batch_size()))
     found = Search(Batches(engine, Requests(items), sizes), Question(budget_s=budget_s)).find()
-    return int(sizes[found.decision.index or 0])
+    if found.decision.index is None:
+        raise UserError(f"No batch size of the engine '{engine.name}' answers all its requests.")
+    return int(sizes[found.decision.index])
 
 
 def shows_its_model(engine: Engine) -> bool:
@@ -176,7 +180,7 @@ def optimal_for_tokenizer(
             identity=identity,
         )
         remember(cost, cache)
-    config = SizingConfig(max_batch_size=max_batch_size)
+    config = SizingConfig(max_batch_size=max_batch_size, wait_price=0.0)
     return suggest_batch_size(Lengths.texts(sample), cost, config).size
 
 

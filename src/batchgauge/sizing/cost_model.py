@@ -27,7 +27,7 @@ from batchgauge.errors import UserError
 from batchgauge.files import write_text
 from batchgauge.machine.hardware import HardwareProfile
 from batchgauge.sizing.curve import Curve, Floats, roofline_curve
-from batchgauge.sizing.lengths import Lengths
+from batchgauge.sizing.lengths import BatchWork, Lengths
 from batchgauge.sizing.memory_model import ModelShape
 
 SCHEMA = 1
@@ -49,12 +49,12 @@ class Costs(Protocol):
         """True when rows that are done leave the batch."""
         ...
 
-    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
-        """Milliseconds of one prefill."""
+    def prefill_ms(self, positions: npt.ArrayLike, squares: npt.ArrayLike) -> Floats:
+        """Milliseconds of prefills, from the positions and query-key pairs computed; both [K]."""
         ...
 
     def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
-        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        """Milliseconds of decode steps with `rows` and summed `context`, of one shape."""
         ...
 
 
@@ -87,23 +87,28 @@ def batch_times(costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
     Texts are counted by their share of the workload's bytes, so that no size looks better for
     having drawn short ones.
     """
-    firsts, wholes, steps, done = [], [], [], 0.0
-    mean = sum(lengths.inputs) / len(lengths.inputs) or 1.0
-    for plan in lengths.plans(size):
-        first = costs.prefill_ms(
-            size, plan.positions(padded=costs.padded), plan.squares(padded=costs.padded)
-        )
-        rows, context = plan.steps(compacts=costs.compacts)
-        decode = costs.decode_ms(rows, context)
-        firsts.append(first)
-        wholes.append(first + float(decode.sum()))
-        steps.append(float(decode.mean()) if decode.size else 0.0)
-        done += plan.tokens if lengths.generates else plan.positions(padded=False) / mean
-    seconds = sum(wholes) / 1e3
+    work = lengths.batches(size)
+    firsts, steps = price(costs, work)  # [K], [K, S]
+    wholes = firsts + steps.sum(axis=1)
+    means = steps.sum(axis=1) / np.maximum((steps > 0.0).sum(axis=1), 1)
+    if lengths.generates:
+        done = float(work.new_tokens.sum())
+    else:
+        done = float(work.inputs.sum()) / (sum(lengths.inputs) / len(lengths.inputs) or 1.0)
+    three = (wholes, firsts, means)
+    request, first, step = (float(np.mean(ms)) for ms in three)
+    late = tuple(float(np.quantile(ms, 0.95, method="inverted_cdf")) for ms in three)
+    seconds = float(wholes.sum()) / 1e3
     rate = done / seconds if seconds > 0.0 else math.inf
-    means = [float(np.mean(ms)) for ms in (wholes, firsts, steps)]
-    late = [float(np.quantile(ms, 0.95)) for ms in (wholes, firsts, steps)]
-    return BatchTimes(size, means[0], means[1], means[2], rate, (late[0], late[1], late[2]))
+    return BatchTimes(size, request, first, step, rate, (late[0], late[1], late[2]))
+
+
+def price(costs: Costs, work: BatchWork) -> tuple[Floats, Floats]:
+    """Milliseconds of each batch's prefill [K] and of its decode steps [K, S], 0 without rows."""
+    positions = work.positions(padded=costs.padded)
+    firsts = costs.prefill_ms(positions, work.squares(padded=costs.padded))
+    rows, context = work.steps(compacts=costs.compacts)
+    return firsts, np.where(rows > 0, costs.decode_ms(np.maximum(rows, 1), context), 0.0)
 
 
 class Identity(NamedTuple):
@@ -190,14 +195,13 @@ class CostModel:
             threads=hardware.threads,
         )
 
-    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
-        """Milliseconds of one prefill, from the positions and query-key pairs computed."""
-        if positions == 0:
-            return 0.0
-        return float(self.prefill(float(positions))) + self.square_ms * squares
+    def prefill_ms(self, positions: npt.ArrayLike, squares: npt.ArrayLike) -> Floats:
+        """Milliseconds of prefills, from the positions and query-key pairs computed; both [K]."""
+        at = np.asarray(positions, dtype=np.float64)
+        return np.where(at > 0.0, self.prefill(at) + self.square_ms * np.asarray(squares), 0.0)
 
     def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
-        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        """Milliseconds of decode steps with `rows` and summed `context`, of one shape."""
         return self.decode(rows) + self.context_ms * np.asarray(context, dtype=np.float64)
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import nnls
 
 from batchgauge.errors import UserError
@@ -88,7 +89,7 @@ class Peak:
 
     def plan(self) -> BatchWork:
         """The batch as the model sees it: all requests alike."""
-        return Lengths.uniform(self.prompt_tokens, self.new_tokens).plans(self.rows)[0]
+        return Lengths.uniform(self.prompt_tokens, self.new_tokens).batches(self.rows)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class MemoryModel:
     peak = weights + kv * tokens held + max(activations, scores, decode)
 
     activations  fixed + wide * min(positions, tile) + position * min(positions, part)
+                 + row * prompts that are prefilled at a time
     scores       bytes per row, of the first scores over the vocabulary
     decode       fixed + bytes per row, when anything is decoded
 
@@ -110,7 +112,7 @@ class MemoryModel:
     weight_bytes: int
     kv_bytes_per_token: float
     scores_bytes_per_row: float
-    activation_terms: tuple[float, float, float]
+    activation_terms: tuple[float, float, float, float]
     decode_terms: tuple[float, float]
     part: int = 0
     tile: int = 0
@@ -120,14 +122,18 @@ class MemoryModel:
 
     @classmethod
     def from_shape(
-        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1
+        cls, shape: ModelShape, *, part: int = 0, tile: int = 0, group: int = 1, spare: int = 0
     ) -> MemoryModel:
-        """The analytical model, nothing measured: structure only, good to about a quarter."""
+        """The analytical model, nothing measured: structure only, good to about a quarter.
+
+        `spare` positions beside its own are those of keys that attention to a prompt works on.
+        """
         row = float(shape.logits_bytes_per_row)
         narrow = float((3 * shape.d_model + shape.qkv_width) * shape.value_bytes)
         wide = float(3 * shape.d_ff * shape.value_bytes)
         # While a step's scores are computed, those of the step before still exist.
-        terms = (0.0, wide, narrow), (0.0, 2.0 * row)
+        prompt = float(spare * shape.kv_heads * shape.head_dim * shape.value_bytes)
+        terms = (0.0, wide, narrow, prompt), (0.0, 2.0 * row)
         kv = float(shape.kv_bytes_per_token)
         return cls(shape.weight_bytes, kv, row, *terms, part, tile, group)
 
@@ -141,14 +147,14 @@ class MemoryModel:
         Errors count relative to the peak; `error` is the one found on other peaks, if any
         were kept apart. Raises UserError for fewer peaks than terms.
         """
-        if len(prefill) < 3 or len(decode) < 2:
-            raise UserError("A memory fit needs at least 3 prefill and 2 decode peaks.")
-        rows = [self._activation_row(p.plan().positions(padded=False)) for p in prefill]
+        if len(prefill) < 4 or len(decode) < 2:
+            raise UserError("A memory fit needs at least 4 prefill and 2 decode peaks.")
+        rows = [self._activation_row(p.rows * p.prompt_tokens, p.rows) for p in prefill]
         first = self._fit(rows, prefill)
         later = self._fit([np.asarray([1.0, p.rows]) for p in decode], decode)
         found = replace(
             self,
-            activation_terms=(first[0], first[1], first[2]),
+            activation_terms=(first[0], first[1], first[2], first[3]),
             decode_terms=(later[0], later[1]),
             fitted=True,
         )
@@ -159,11 +165,11 @@ class MemoryModel:
         """Largest relative error over measured peaks (of what is above the weights)."""
         return max(abs(self.batch_bytes(p.plan()) / p.peak_bytes - 1.0) for p in peaks)
 
-    def batch_bytes(self, plan: BatchWork) -> float:
-        """Peak bytes above the loaded model while this batch runs."""
-        decodes = plan.new_tokens.max(initial=0) > 1  # the first token comes with the prefill
-        passing = self._passing_bytes(plan.positions(padded=False), plan.size, decodes=decodes)
-        return self.kv_bytes_per_token * self._held(plan) + passing
+    def batch_bytes(self, work: BatchWork) -> float:
+        """Peak bytes above the loaded model while the worst of these batches runs."""
+        decodes = work.new_tokens.max(initial=0) > 1  # the first token comes with the prefill
+        passing = self._passing_bytes(work.positions(padded=False), work.size, decodes=decodes)
+        return float((self.kv_bytes_per_token * self._held(work) + passing).max())
 
     def positions_within(self, budget_bytes: float, rows: int, at_once: int) -> int:
         """Positions of KV cache that a budget has room for beside the weights; 0 for none.
@@ -172,12 +178,12 @@ class MemoryModel:
         at the upper end of its interval.
         """
         above = (budget_bytes - self.weight_bytes) / (1.0 + self.error)
-        left = above - self._passing_bytes(at_once, rows, decodes=True)
+        left = above - float(self._passing_bytes(at_once, rows, decodes=True))
         return max(0, int(left / self.kv_bytes_per_token))
 
     def peak_bytes(self, lengths: Lengths, size: int) -> float:
         """Peak bytes of the process' model and batch; the worst of the drawn batches."""
-        return self.weight_bytes + max(self.batch_bytes(plan) for plan in lengths.plans(size))
+        return self.weight_bytes + self.batch_bytes(lengths.batches(size))
 
     def interval(self, value: float) -> tuple[float, float]:
         """Bounds of a predicted peak: the error applies to what is above the weights."""
@@ -187,38 +193,35 @@ class MemoryModel:
     def bytes_for(self, positions: int, rows: int, at_once: int) -> float:
         """The budget that `positions_within` needs for so many positions."""
         above = self.kv_bytes_per_token * positions
-        above += self._passing_bytes(at_once, rows, decodes=True)
+        above += float(self._passing_bytes(at_once, rows, decodes=True))
         return self.weight_bytes + (1.0 + self.error) * above
 
-    def _passing_bytes(self, positions: int, rows: int, *, decodes: bool) -> float:
-        """The largest of what passes by."""
-        passing = [
-            float(np.dot(self._activation_row(positions), self.activation_terms)),
-            self.scores_bytes_per_row * rows,
-        ]
-        if decodes:
-            fixed, row = self.decode_terms
-            passing.append(fixed + row * rows)
-        return max(passing)
+    def _passing_bytes(self, positions: npt.ArrayLike, rows: int, *, decodes: bool) -> Floats:
+        """The largest of what passes by, for each number of positions."""
+        fixed, row = self.decode_terms
+        steps = max(self.scores_bytes_per_row * rows, (fixed + row * rows) if decodes else 0.0)
+        return np.maximum(self._activation_row(positions, rows) @ self.activation_terms, steps)
 
-    def _activation_row(self, positions: int) -> Floats:
-        wide = min(positions, self.tile) if self.tile else positions
-        at_once = min(positions, self.part) if self.part else positions
-        return np.asarray([1.0, wide, at_once], dtype=np.float64)
+    def _activation_row(self, positions: npt.ArrayLike, rows: int) -> Floats:
+        at = np.asarray(positions, dtype=np.float64)
+        wide, at_once = (np.minimum(at, most) if most else at for most in (self.tile, self.part))
+        prompts = np.ceil(rows * at_once / np.maximum(at, 1.0))
+        return np.stack([np.ones_like(at), wide, at_once, prompts], axis=-1)  # [..., terms]
 
     def _fit(self, rows: Sequence[Floats], peaks: Sequence[Peak]) -> list[float]:
         """Non-negative terms with rows @ terms = peaks - KV cache, errors relative to the peak."""
         A = np.asarray(rows)  # [N, terms]
         whole = np.asarray([peak.peak_bytes for peak in peaks], dtype=np.float64)  # [N]
-        cache = np.asarray([self.kv_bytes_per_token * self._held(p.plan()) for p in peaks])
+        cache = self.kv_bytes_per_token * np.concatenate([self._held(p.plan()) for p in peaks])
         scale = A.max(axis=0) + 1e-12  # columns of like size keep the solver exact
         terms, _ = nnls((A / scale) / whole[:, None], np.maximum(0.0, whole - cache) / whole)
         return [float(term) for term in terms / scale]
 
-    def _held(self, plan: BatchWork) -> float:
-        """Tokens that the KV cache makes room for; the last one generated is never read back."""
-        order = np.lexsort((plan.new_tokens, plan.inputs))
-        room = (plan.inputs + np.maximum(plan.new_tokens, 1) - 1)[order]
-        starts = np.arange(0, plan.size, self.group)
-        sizes = np.diff(np.append(starts, plan.size))
-        return float((np.maximum.reduceat(room, starts) * sizes).sum())
+    def _held(self, work: BatchWork) -> Floats:
+        """Tokens that the KV cache makes room for [K]; the last generated is never read back."""
+        order = np.lexsort((work.new_tokens, work.inputs), axis=1)
+        room = np.take_along_axis(work.inputs + np.maximum(work.new_tokens, 1) - 1, order, axis=1)
+        starts = np.arange(0, work.size, self.group)
+        sizes = np.diff(np.append(starts, work.size))
+        held: Floats = np.maximum.reduceat(room, starts, axis=1) @ sizes.astype(np.float64)
+        return held

@@ -9,9 +9,9 @@ that stopped it, and a reason for each rejected size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from batchgauge.errors import UserError
@@ -63,7 +63,7 @@ def suggest_batch_size(
         # What is free does not count the weights that this process already holds.
         held = 0 if hardware.simulated else memory_model.weight_bytes
         memory_budget = hardware.memory_available_bytes + held
-    times = [batch_times(cost_model, workload, n) for n in range(1, config.max_batch_size + 1)]
+    times = _times(cost_model, workload, config.max_batch_size)
     waits = [row.latency_ms(metric, config.latency_over) for row in times]
     priced = [
         _price(row, wait, workload, cost_model, memory_model)
@@ -96,6 +96,11 @@ def suggest_batch_size(
         latency_metric=metric,
         unit="tokens" if workload.generates else "texts",
     )
+
+
+@lru_cache(maxsize=32)  # the same requests are asked about under many budgets
+def _times(costs: CostModel, workload: Lengths, most: int) -> tuple[BatchTimes, ...]:
+    return tuple(batch_times(costs, workload, size) for size in range(1, most + 1))
 
 
 def _price(
@@ -156,8 +161,7 @@ def _choose(rows: Sequence[Candidate], aim: Aim) -> Candidate:
         return max(rows, key=lambda r: r.throughput_per_s.value / r.latency_ms.value)
 
     def worth(row: Candidate) -> float:
-        wait = max(row.latency_ms.value, 1e-9)
-        return row.throughput_per_s.value / math.exp(aim.wait_price * math.log(wait))
+        return row.throughput_per_s.value / max(row.latency_ms.value, 1e-9) ** aim.wait_price
 
     best = max(map(worth, rows))
     good = [row for row in rows if worth(row) >= (1.0 - SAME) * best]

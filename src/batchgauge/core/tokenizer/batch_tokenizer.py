@@ -83,8 +83,6 @@ class BatchTokenizer:
 
 
 Request = TypeVar("Request")
-
-
 Answer = TypeVar("Answer")
 
 

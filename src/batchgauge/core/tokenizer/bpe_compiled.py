@@ -25,6 +25,7 @@ from batchgauge.core.kernels import team_kernel
 from batchgauge.core.tokenizer import bpe_layout as layout
 from batchgauge.core.tokenizer.bpe_kernel import KERNEL
 from batchgauge.core.tokenizer.bpe_merge import fill_pairs, fill_wholes
+from batchgauge.core.tokenizer.bpe_plain import ended_texts
 from batchgauge.core.tokenizer.pretokenize import ascii_splitter, unicode_splitter
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
@@ -134,9 +135,11 @@ class KernelEncoder:
     def encode_ended(self, data: bytes) -> TokenBatch:
         """Ids of texts that are UTF-8 already, each with 0xFF behind it.
 
-        Python's lock is free meanwhile, and this thread works alone. Raises UnicodeError where
-        a text is no UTF-8, or the last one has no end.
+        Where the kernel cuts words, Python's lock is free meanwhile; this thread works alone.
+        Raises UnicodeError where a text is no UTF-8, or the last one has no end.
         """
+        if self._splitters:
+            return self.encode_many(ended_texts(data))
         ends = np.zeros(data.count(b"\xff") + 1, dtype=np.int64)
         out, ids = self._at[2], self._ids
         with self._lock:

@@ -58,6 +58,14 @@ def merge(symbols: Sequence[int], pairs: MergeTable) -> list[int]:
     return [i for i in ids if i >= 0]
 
 
+def ended_texts(data: bytes) -> list[str]:
+    """Texts of UTF-8 with 0xFF behind each. Raises UnicodeError for any other bytes."""
+    *texts, rest = data.split(b"\xff")
+    if rest:
+        raise UnicodeError("expected 0xFF behind each text")
+    return [text.decode() for text in texts]
+
+
 class WordCache(dict[str, list[int]]):
     """Word to ids; a word that is not there is merged, and kept if it is short.
 
@@ -100,10 +108,7 @@ class PlainEncoder:
 
     def encode_ended(self, data: bytes) -> TokenBatch:
         """Ids of texts of UTF-8 with 0xFF behind each. Raises UnicodeError for any other."""
-        *texts, rest = data.split(b"\xff")
-        if rest:
-            raise UnicodeError("expected 0xFF behind each text")
-        return self.encode_many([text.decode() for text in texts])
+        return self.encode_many(ended_texts(data))
 
     def encode_word(self, word: str) -> list[int]:
         """Ids of one word, computed."""

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import regex
 
-from batchgauge.core.tokenizer.bpe_plain import PlainEncoder
+from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, ended_texts
 from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
@@ -55,9 +55,10 @@ class BPETokenizer:
 
     `encoder` turns plain text into ids: the compiled kernel by default, plain Python
     where Numba is missing and for SentencePiece's kind; `PlainEncoder(vocabulary)` asks for
-    it. `threads` share a batch in compiled code, one for each full-speed core where nobody says
-    how many; ids are the same with any number. Raises UserError for a number that this machine
-    does not have.
+    it. `leading` is the space that `decode` takes away in front of a text, "" for none.
+    `threads` share a batch in compiled code, one for each full-speed core where nobody says how
+    many; ids are the same with any number. Raises UserError for a number that this machine does
+    not have.
     """
 
     name = "numpy"
@@ -75,6 +76,7 @@ class BPETokenizer:
         self.encoder: Encoder = encoder or kind(vocabulary, self.threads)
         self._normal = vocabulary.normaliser
         self._as_is = self._normal == AS_IS
+        self.leading = " " if self._normal.prefix else ""
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = vocabulary.special
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
@@ -124,10 +126,9 @@ class BPETokenizer:
         0xFF, which UTF-8 does not have, stands behind each text. Other threads of Python's go on
         meanwhile. Raises UnicodeError where a text is no UTF-8, or the last one has no end.
         """
-        if any(token.encode() in data for token in self.vocabulary.user_defined):
-            if data and not data.endswith(b"\xff"):
-                raise UnicodeError("expected 0xFF behind each text")
-            return self.encode_many([text.decode() for text in data.split(b"\xff")[:-1]])
+        wanted = self.vocabulary.user_defined
+        if not self._as_is or any(token.encode() in data for token in wanted):
+            return self.encode_many(ended_texts(data))
         return self.encoder.encode_ended(data)
 
     def _all_normal(self, texts: Sequence[str]) -> Sequence[str]:
@@ -138,8 +139,7 @@ class BPETokenizer:
 
         The space that was put before a text (`normalise`) is taken away again.
         """
-        text = self.token_bytes_of(ids).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._normal.prefix else text
+        return self.token_bytes_of(ids).decode("utf-8", "replace").removeprefix(self.leading)
 
     def decode_many(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Texts of many id sequences. Raises UserError for an unknown id."""

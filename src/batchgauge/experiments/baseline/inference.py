@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline.sweep import (
     BATCH,
     ONE_BY_ONE,
@@ -130,7 +129,7 @@ def _ratio(
     logs = [block_ratios(timings, size, cost_ms) for timings in processes]
     of = np.repeat(np.arange(len(logs)), [len(one) for one in logs])
     found = over_processes(np.concatenate(logs), of)
-    return fresh.seen(found, name=BATCH, baseline=ONE_BY_ONE)
+    return Ratio.of(found, name=BATCH, baseline=ONE_BY_ONE)
 
 
 def _wall_ms(timed: Timed[Result]) -> float:

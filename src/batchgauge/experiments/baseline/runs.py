@@ -23,6 +23,7 @@ from batchgauge.measuring import (
     Conditions,
     Design,
     Labels,
+    Ratio,
     Stopping,
     compare_interleaved,
     judged,
@@ -149,7 +150,7 @@ def tokenizing(measured: Measured, part: str = "tokenize") -> Sweep:
         keys = ["process", "block"]
         logs = rows.pivot_table(index=keys, columns="implementation", values="log_ms")
         found = fresh.over(logs[ONE_BY_ONE] - logs[BATCH])
-        ratios.append(fresh.seen(found, name=BATCH, baseline=ONE_BY_ONE))
+        ratios.append(Ratio.of(found, name=BATCH, baseline=ONE_BY_ONE))
         ms = rows.groupby("implementation")["wall_ms"].median()
         columns.append(
             {

@@ -39,8 +39,7 @@ def tokenizing(measured: Measured, *, target: Target) -> Section:
     return _speedup(
         sweep, frames, target, picture="batch_size_speedup_chart", key="tokenizing_batch_32",
         label=f"Tokenizing texts of {measured.work.characters} characters, S({{}})",
-        caption=f"Batch speedup S(b) of tokenizing, with 95 % intervals over {_rests(measured)} "
-        "and the noise band.",
+        caption=f"Batch speedup S(b) of tokenizing, with 95 % intervals over {_rests(measured)}.",
         table_caption="Tokenizing by batch size.",
     )  # fmt: skip
 
@@ -207,9 +206,7 @@ def speedup_sentence(what: str, table: pd.DataFrame) -> str:
         parts.append(
             f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, {row['verdict']}"
         )
-    floor = table["noise_floor_percent"].max()
-    noise = f" Noise floor at worst {floor:.1f} %." if pd.notna(floor) else ""
-    return f"{what}. {'; '.join(parts)}.{noise}"
+    return f"{what}. {'; '.join(parts)}."
 
 
 def latency_sentence(phases: pd.DataFrame) -> str:

@@ -46,8 +46,6 @@ def row(
         "low_x": ratio.low,
         "high_x": ratio.high,
         "verdict": ratio.verdict,
-        "noise_floor_percent": 100 * ratio.noise_floor,
-        "detectable_percent": 100 * ratio.minimum_detectable_change,
         "processes": processes,
         **columns,
     }

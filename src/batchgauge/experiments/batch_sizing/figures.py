@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from batchgauge.experiments.batch_sizing.scoring import GOAL, MEMORY_GOAL
 from batchgauge.reporting import charts, plots
 from batchgauge.text import percent
 
@@ -100,7 +101,7 @@ def throughput_latency(
         most = float(frame["memory_mib"].max())
         params.append(_slider("room", "memory for the batch (MiB)", frame["memory_mib"], most))
         fits += " && datum.memory_mib <= room"
-    x = charts.Axis("latency_ms", "time until a batch is answered (ms)", zero=False)
+    x = charts.Axis("latency_ms", "time until 95 of 100 batches are answered (ms)", zero=False)
     y = charts.Axis("tokens_per_s", "throughput (tokens/s)")
     looks = charts.Looks(
         [WITHIN, OVER, SUGGESTED, BEST_WITHIN], [MEASURED, plots.MUTED, CHOSEN, BEST],
@@ -185,8 +186,8 @@ def memory_check(peaks: pd.DataFrame) -> Figure:
         real, said = rows["measured_bytes"] / 2**20, rows["predicted_bytes"] / 2**20
         left.plot(real, said, mark, color=shade, label=label, alpha=0.85)
         right.plot(real, 100 * (said / real - 1.0), mark, color=shade, alpha=0.85)
-    right.axhspan(-5, 5, color="#009E73", alpha=0.1, linewidth=0)
-    plots.reference_line(right, 5.0, "goal: within 5 %")
+    right.axhspan(-MEMORY_GOAL, MEMORY_GOAL, color="#009E73", alpha=0.1, linewidth=0)
+    plots.reference_line(right, MEMORY_GOAL, f"goal: within {MEMORY_GOAL:.0f} %")
     fresh = peaks[peaks["use"] == "fresh"]
     worst = (fresh["predicted_bytes"] / fresh["measured_bytes"] - 1.0).abs().max()
     left.set(
@@ -222,7 +223,7 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str) -> Figure:
     ax.set_ylim(len(order) - 0.5, -0.7)
     ax.set_xlim(-0.03, 1.02)
     ax.grid(visible=False, axis="y")
-    plots.reference_line(ax, 0.98, "goal 0.98", axis="x")
+    plots.reference_line(ax, GOAL, f"goal {GOAL:.2f}", axis="x")
     ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
     first = table[table["strategy"] == ours].iloc[0]
     second = table[table["strategy"] != ours].sort_values("p10_score").iloc[-1]

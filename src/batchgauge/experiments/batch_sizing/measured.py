@@ -14,12 +14,30 @@ from batchgauge.advise import Load, suggest
 from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing.bench import Bench
 from batchgauge.experiments.context import Context
+from batchgauge.protocols import Engine
 from batchgauge.reporting import Section
 from batchgauge.sizing.advice.observe import METRICS
 from batchgauge.sizing.advice.search import Question
 from batchgauge.sizing.automatic import shows_its_model
+from batchgauge.sizing.suggestion import SizingConfig
 
 _TARGETS = {"request": "latency", "ttft": "ttft", "inter_token": "inter_token"}
+
+
+def purpose(config: SizingConfig, engine: Engine) -> str:
+    """What this answer is for, and what the suggestion by the cost model."""
+    if not shows_its_model(engine):
+        return "This engine does not show its model, so go by this answer."
+    said = "This answer is for throughput at any wait, as in a job."
+    if config.latency_budget_ms:
+        said = "This answer is for throughput at any wait within the budget."
+    other = f"is for the objective '{config.objective}'"
+    if config.objective == "throughput":
+        other = (
+            "is for callers who wait for a batch: each 1 % more latency has to buy "
+            f"{config.wait_price:.2f} % more throughput, so it may be smaller"
+        )
+    return f"{said} The suggestion above {other}."
 
 
 def advice(context: Context, bench: Bench) -> Section:
@@ -47,12 +65,8 @@ def advice(context: Context, bench: Bench) -> Section:
         }
         for seen in found.found.observations
     )
-    first = (
-        ""
-        if shows_its_model(context.engine)
-        else "This engine does not show its model, so go by this answer. "
-    )
+    said = " ".join([purpose(bench.config, context.engine), *found.sentences()])
     return Section(
-        "measured_advice", {"measured_advice": runs}, first + " ".join(found.sentences()), runs,
+        "measured_advice", {"measured_advice": runs}, said, runs,
         "The runs that the answer rests on, in their order.",
     )  # fmt: skip

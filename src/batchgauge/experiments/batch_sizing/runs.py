@@ -28,8 +28,7 @@ from batchgauge.sizing import CostModel, Lengths
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer, serve
 from batchgauge.sizing.automatic import LARGEST, engine_identity, remember, tokenizer_identity
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
-from batchgauge.sizing.cost_model import Costs, batch_times
-from batchgauge.sizing.lengths import BatchWork
+from batchgauge.sizing.cost_model import Costs, batch_times, price
 from batchgauge.workload import exact_requests
 
 
@@ -130,23 +129,18 @@ def run_whole(bench: Bench, prices: Mapping[str, Costs], sizes: Sequence[int]) -
     with threadpool_limits(bench.threads, user_api="blas"):
         for name, size in tqdm(pairs, desc="whole batches", leave=False):
             work = bench.works[name]
-            plans = work.plans(size)
-            plan = plans[int(rng.integers(len(plans)))]
-            items = exact_requests(plan.inputs, plan.new_tokens, seed=bench.exam_seed)
+            drawn = work.batches(size)
+            batch = drawn[int(rng.integers(len(drawn)))]
+            items = exact_requests(batch.inputs[0], batch.new_tokens[0], seed=bench.exam_seed)
             run = partial(bench.engine.infer_batch, items)
             result, factor = probe.steadied(run)
             real = factor * result.stats.total_duration_ms
-            alike = Lengths(tuple(plan.inputs.tolist()), tuple(plan.new_tokens.tolist()), work.seed)
-            priced = {f"{label}_ms": whole_batch_ms(p, alike) for label, p in prices.items()}
+            priced = {
+                f"{label}_ms": sum(float(part.sum()) for part in price(costs, batch))
+                for label, costs in prices.items()
+            }
             rows.append({"workload": name, "batch_size": size, "measured_ms": real, **priced})
     return pd.DataFrame(rows)
-
-
-def whole_batch_ms(costs: Costs, batch: Lengths) -> float:
-    """What a price list says about exactly these requests as one batch."""
-    plan = BatchWork(np.asarray(batch.inputs), np.asarray(batch.new_tokens))
-    first = costs.prefill_ms(plan.size, plan.positions(padded=False), plan.squares(padded=False))
-    return float(first + costs.decode_ms(*plan.steps(compacts=True)).sum())
 
 
 def adaptive_run(bench: Bench, model: CostModel) -> tuple[pd.DataFrame, float]:

@@ -23,13 +23,15 @@ from itertools import permutations
 import numpy as np
 
 from batchgauge.errors import UserError
-from batchgauge.sizing.cost_model import BatchTimes, CostModel, Costs, Metric, batch_times
-from batchgauge.sizing.curve import TILE, Floats
-from batchgauge.sizing.lengths import BatchWork, Lengths
+from batchgauge.sizing.cost_model import BatchTimes, CostModel, Metric
+from batchgauge.sizing.curve import TILE
+from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggest import suggest_batch_size
 from batchgauge.sizing.suggestion import SizingConfig
 
+GOAL, P10_GOAL = 0.97, 0.90  # of the advice: median and 10th percentile of its scores
+MEMORY_GOAL = 5.0  # percent that a memory prediction may be off
 GOOD = 0.9  # naive sizes at or above this score count as good enough
 Peaks = Callable[[Lengths, int], float]
 
@@ -98,22 +100,16 @@ def ask(scenario: SizingScenario, cost: CostModel, memory: MemoryModel | None = 
         return 0
 
 
-def truths(
-    scenario: SizingScenario, measured: Costs, sizes: Sequence[int], peaks: Peaks | None = None
-) -> dict[int, Truth]:
-    """Every swept size of a scenario as the fresh sweep has it, for its own batches."""
-    return judged_by(
-        scenario, lambda size: batch_times(measured, scenario.lengths, size), sizes, peaks
-    )
-
-
 def judged_by(
     scenario: SizingScenario,
     times_of: Callable[[int], BatchTimes],
     sizes: Sequence[int],
     peaks: Peaks | None = None,
 ) -> dict[int, Truth]:
-    """The same, with times by size: late is what 5 % of the batches are later than."""
+    """Every swept size of a scenario by its times: late is what 5 % of the batches are later than.
+
+    Sizes above the scenario's largest are left out.
+    """
     found = {}
     for size in sizes:
         if size > scenario.max_batch_size:
@@ -124,50 +120,6 @@ def judged_by(
         late = _over(wait, scenario.latency_budget_ms)
         found[size] = Truth(size, times, memory, late, _over(memory, scenario.memory_budget_bytes))
     return found
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Prices batches that the advisor has not drawn: `draws` of them by `seed`."""
-
-    seed: int
-    draws: int = 400
-
-    def times(self, costs: Costs, lengths: Lengths, size: int) -> BatchTimes:
-        """Times of that many batches of `size`, all draws at once."""
-        rng = np.random.default_rng([self.seed, size])
-        count = 1 if lengths.alike else self.draws
-        chosen = rng.integers(0, len(lengths.inputs), size=(count, size))
-        inputs = np.asarray(lengths.inputs, np.int64)[chosen]  # [K, b]
-        firsts = np.array(
-            [
-                costs.prefill_ms(size, plan.positions(padded=costs.padded),
-                                 plan.squares(padded=costs.padded))
-                for plan in (BatchWork(row, row) for row in inputs)
-            ]
-        )  # fmt: skip
-        if not lengths.generates:
-            done = float(inputs.sum() / (np.mean(lengths.inputs) or 1.0))
-            return _times(size, firsts, np.zeros((count, 1)), np.zeros(count), done)
-        new = np.asarray(lengths.new_tokens, np.int64)[chosen]
-        step = np.arange(1, int(new.max()))[None, :, None]  # [1, S, 1]
-        runs = np.ones((count, step.size, size), bool) & (step < new.max(axis=1)[:, None, None])
-        active = new[:, None, :] > step if costs.compacts else runs  # [K, S, b]
-        rows = active.sum(axis=2)  # [K, S]
-        context = np.where(active, inputs[:, None, :] + step, 0).sum(axis=2)
-        ms = np.where(rows > 0, costs.decode_ms(np.maximum(rows, 1), context), 0.0)
-        steps = np.maximum((rows > 0).sum(axis=1), 1)
-        return _times(size, firsts, ms, ms.sum(axis=1) / steps, float(new.sum()))
-
-
-def _times(size: int, firsts: Floats, ms: Floats, inter_token: Floats, done: float) -> BatchTimes:
-    wholes = firsts + ms.sum(axis=1)
-    three = (wholes, firsts, inter_token)
-    request, first, step = (float(v.mean()) for v in three)
-    late = (float(np.quantile(wholes, 0.95)), float(np.quantile(firsts, 0.95)),
-            float(np.quantile(inter_token, 0.95)))  # fmt: skip
-    seconds = float(wholes.sum()) / 1e3
-    return BatchTimes(size, request, first, step, done / seconds if seconds else math.inf, late)
 
 
 def score(

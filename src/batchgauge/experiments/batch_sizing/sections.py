@@ -14,6 +14,7 @@ import pandas as pd
 
 from batchgauge.experiments.batch_sizing import figures, peaks, runs, sentences, study, tables
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
+from batchgauge.experiments.batch_sizing.scoring import GOAL, MEMORY_GOAL, P10_GOAL
 from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Answer, Score, Section, Tile
@@ -78,8 +79,8 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
         f"{worst:.1f} %; of the whole, weights included, by at most {whole:.2f} %."
     )
     score = Score(
-        "memory_prediction_error", "Memory prediction, worst error on fresh batches", 5.0, worst,
-        unit="%", better="lower",
+        "memory_prediction_error", "Memory prediction, worst error on fresh batches",
+        MEMORY_GOAL, worst, unit="%", better="lower",
     )  # fmt: skip
     section = Section(
         "sizing_memory_check", {"memory": table}, finding,
@@ -216,11 +217,11 @@ def judge(
     late = proportion(int((ours["late"] | ours["over_memory"]).sum()), len(ours))
     scores = [
         Score(
-            "sizing_accuracy", f"Sizing advice, median score over {len(ours)} scenarios", 0.97,
+            "sizing_accuracy", f"Sizing advice, median score over {len(ours)} scenarios", GOAL,
             float(ours["score"].median()), low, high,
         ),
         Score(
-            "sizing_accuracy_p10", "Sizing advice, 10th percentile of the score", 0.90,
+            "sizing_accuracy_p10", "Sizing advice, 10th percentile of the score", P10_GOAL,
             float(ours["score"].quantile(0.1)), *bottom,
         ),
         Score(
@@ -247,20 +248,22 @@ def judge(
 
 
 def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Section:
-    """Throughput against latency as predicted, for every workload, with budgets to move."""
+    """Throughput against latency as predicted, for every workload, with budgets to move.
+
+    Latency is that of 95 of 100 batches.
+    """
     frame = tables.choices(bench.works, bench.cost(models), memory, bench.largest)
     budget_ms = float(frame.loc[frame["workload"] == OWN, "latency_ms"].max())
     return _budgets("sizing_predicted", frame, "Predicted", budget_ms)
 
 
 def throughput_latency(
-    bench: Bench, models: Costs, memory: MemoryModel | None, dense: Section, *, times_alone: float
+    bench: Bench, models: Costs, predicted: Section, dense: Section, *, times_alone: float
 ) -> Section:
-    """The same, measured afresh; the budget is so many times what one request alone takes."""
-    cost = bench.cost(models)
-    predicted = tables.choices(bench.works, cost, memory, bench.largest)
-    frame = tables.measured_choices(dense.frame, predicted)
-    budget_ms = times_alone * batch_times(cost, bench.works[OWN], 1).request_ms
+    """`predicted`, measured afresh; the budget is so many times what one request alone takes."""
+    frame = tables.measured_choices(dense.frame, predicted.frame)
+    alone = batch_times(bench.cost(models), bench.works[OWN], 1)
+    budget_ms = times_alone * alone.latency_ms("request", "p95")
     return _budgets("sizing_throughput_latency", frame, "Measured", budget_ms)
 
 
@@ -368,16 +371,16 @@ def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> An
     broken = row["late_share"] + row["over_memory_share"]
     text = (
         f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
-        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms ({own.limit.lower()}). In the "
-        f"worst tenth of {row['scenarios']} scenarios the advice still reaches "
-        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
-        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms (95th percentile; "
+        f"{own.limit.lower()}). In the worst tenth of {row['scenarios']} scenarios the "
+        f"advice still reaches {percent(row['p10_score'])} of the best size's throughput, the best "
+        f"other rule ('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
         f"{percent(broken)}."
     )
     size = Tile(
         "size", f"Run batches of {own.size}",
-        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; a request is answered in "
-        f"{own.latency_ms.value:,.0f} ms. {own.limit}.",
+        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; 95 of 100 batches are answered "
+        f"in {own.latency_ms.value:,.0f} ms. {own.limit}.",
     )  # fmt: skip
     rule = Tile(
         "gain", "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
 from batchgauge.experiments.batch_sizing.study import ADVISOR
 from batchgauge.text import percent
 
@@ -13,17 +14,15 @@ def scores_sentence(table: pd.DataFrame) -> str:
     row, other = ours_and_best_other(table)
     return (
         f"Over {row['scenarios']} scenarios the advisor's median score is "
-        f"{row['median_score']:.3f} (goal 0.97), its 10th percentile {row['p10_score']:.3f} "
-        f"(goal 0.90); with the best size picked and judged on different passes, which takes away "
-        f"the luck of the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}. "
-        f"It broke a latency budget in {100 * row['late_share']:.0f} % and a memory "
-        f"budget in {100 * row['over_memory_share']:.0f} % of them. It is typically "
+        f"{row['median_score']:.3f} (goal {GOAL:.2f}), its 10th percentile {row['p10_score']:.3f} "
+        f"(goal {P10_GOAL:.2f}); with the best size picked and judged on different passes, which "
+        f"takes away the luck of the best, {row['median_fair_score']:.3f} and "
+        f"{row['p10_fair_score']:.3f}. It broke a latency budget in {percent(row['late_share'])} "
+        f"and a memory budget in {percent(row['over_memory_share'])} of them. It is typically "
         f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
-        "the "
-        f"best worst tenth, '{other['strategy']}', has a median of {other['median_score']:.3f}, "
-        "a 10th percentile "
-        f"of {other['p10_score']:.3f}, and broke budgets in "
-        f"{100 * (other['late_share'] + other['over_memory_share']):.0f} %."
+        f"the best worst tenth, '{other['strategy']}', has a median of "
+        f"{other['median_score']:.3f}, a 10th percentile of {other['p10_score']:.3f}, and broke "
+        f"budgets in {percent(other['late_share'] + other['over_memory_share'])}."
     )
 
 
@@ -53,7 +52,7 @@ def flatness_sentence(scored: pd.DataFrame) -> str:
 def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
     """What the suggested size gives, and the best one under a latency budget."""
     rows = frame[frame["workload"] == workload]
-    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms".format
+    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms (95th percentile)".format
     ours = rows[rows["suggested"]]
     parts = [
         told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])

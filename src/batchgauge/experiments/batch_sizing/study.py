@@ -6,7 +6,7 @@ Decides nothing by itself: suggestions come from `sizing`, truths from fresh swe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ import pandas as pd
 
 from batchgauge.experiments.batch_sizing.bench import Effort, Key
 from batchgauge.experiments.batch_sizing.scoring import (
-    Judge,
     SizingScenario,
     ask,
     fixed_size_rules,
@@ -157,7 +156,7 @@ def judge(
 ) -> pd.DataFrame:
     """One row a scenario and strategy: score against the best of the fresh sweep.
 
-    By batches that the advisor has not drawn (`scoring.Judge`, by `seed`): a size is late
+    By batches that the advisor has not drawn (drawn by `seed`): a size is late
     where more than 5 % of them are.
 
     Peaks of the memory scenarios' requests lie on the straight line between those measured.
@@ -170,13 +169,13 @@ def judge(
     def measured(work: Lengths, size: int) -> float:
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
-    draws, times = Judge(seed), dict[tuple[int, int, int], BatchTimes]()
+    times = dict[tuple[int, int, int], BatchTimes]()
 
     def times_of(costs: Costs, work: Lengths) -> Callable[[int], BatchTimes]:
         def of(size: int) -> BatchTimes:
             key = (id(costs), id(work), size)
             if key not in times:
-                times[key] = draws.times(costs, work, size)
+                times[key] = batch_times(costs, replace(work, seed=work.seed + seed + 1), size)
             return times[key]
 
         return of

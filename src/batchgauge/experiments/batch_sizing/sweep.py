@@ -54,15 +54,14 @@ class MeasuredCosts:
     padded: bool = False
     compacts: bool = True
 
-    def prefill_ms(self, rows: int, positions: int, squares: int) -> float:
-        """Milliseconds of one prefill."""
-        if positions == 0:
-            return 0.0
-        line = _carried_on(float(positions), self.prefill_positions, self.prefill_values_ms)
-        return float(line) + self.square_ms * squares
+    def prefill_ms(self, positions: npt.ArrayLike, squares: npt.ArrayLike) -> Floats:
+        """Milliseconds of prefills, both [K]."""
+        at = np.asarray(positions, dtype=np.float64)
+        line = _carried_on(at, self.prefill_positions, self.prefill_values_ms)
+        return np.where(at > 0.0, line + self.square_ms * np.asarray(squares), 0.0)
 
     def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
-        """Milliseconds of decode steps with `rows` and summed `context`, both [S]."""
+        """Milliseconds of decode steps with `rows` and summed `context`, of one shape."""
         at = np.asarray(rows, dtype=np.float64)
         base = np.interp(at, self.decode_rows, self.decode_values_ms)
         return base + self.context_ms * np.asarray(context, dtype=np.float64)
@@ -193,14 +192,15 @@ def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
     return np.asarray(at), np.asarray([float(np.median(grouped[x])) for x in at])
 
 
-def _carried_on(x: float, at: Floats, values: Floats) -> float:
+def _carried_on(x: Floats, at: Floats, values: Floats) -> Floats:
     """Straight lines between points; beyond, the slope of the upper half, never a fall."""
-    if x <= at[-1] or at.size < 2:
-        return float(np.interp(x, at, values))
-    base = int(np.searchsorted(at, at[-1] / 2.0))
-    base = min(base, at.size - 2)
+    if at.size < 2:
+        return np.interp(x, at, values)
+    base = min(int(np.searchsorted(at, at[-1] / 2.0)), at.size - 2)
     slope = max(0.0, (values[-1] - values[base]) / (at[-1] - at[base]))
-    return float(values[-1] + slope * (x - at[-1]))
+    inside: Floats = np.interp(x, at, values)
+    beyond: Floats = slope * np.maximum(x - at[-1], 0.0)
+    return inside + beyond
 
 
 def _position_grid(largest: int) -> list[int]:

@@ -25,7 +25,7 @@ from batchgauge.machine.rates import Rates, measure_rates, remember
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.profiling.roofline import Kernel, place
 from batchgauge.request import BatchItem
-from batchgauge.workload import exact_requests, request_lengths
+from batchgauge.workload import MEAN_CONTEXT, exact_requests, request_lengths
 
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
@@ -163,7 +163,7 @@ def padding(subject: Subject, mean_tokens: int) -> pd.DataFrame:
         return pd.DataFrame()
     B = subject.batch_size
     traffic, _ = request_lengths(
-        B, scale=mean_tokens / 1155, longest=8 * mean_tokens, seed=subject.context.seed
+        B, scale=mean_tokens / MEAN_CONTEXT, longest=8 * mean_tokens, seed=subject.context.seed
     )
     even = np.linspace(-1, 1, B)
     spreads: Mapping[str, npt.NDArray[np.float64]] = {

@@ -1,7 +1,8 @@
 """Prefill, decode and load beside transformers and llama.cpp, each pair in fresh processes.
 
 The same prompts and tokens, logits of every row taken out. A decode call is one step behind
-`turns.CONTEXT` positions and a few more. A peer's processes hold nothing but it and ours.
+`turns.CONTEXT` positions and a few more. A peer's processes hold nothing but it and ours. How
+many there are is the profile's, whatever one takes: fewer than five would say nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from batchgauge.registry import weights_of
 
 
 def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode at `decode_sizes` and prefill, on one thread and on two.
+    """Decode at `decode_sizes` and prefill on one thread; on two the largest batch and prefill.
 
     One row a shape, peer and engine (tokens/s), and every timing.
     """
@@ -48,11 +49,12 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
                 threads=tuple(n for n in turns.thread_counts() if n <= choose(
                     smoke=1, default=2, thorough=2
                 )),
+                shared=() if context.budget.name == "thorough" else (max(kept),),
                 blocks=choose(smoke=4, default=2, thorough=6), seed=context.seed,
                 model=context.model,
             )  # fmt: skip
             processes = context.budget.processes if len(entrants) > 1 else 1
-            samples = turns.measure(plan, processes=processes, budget_s=3 * context.budget.seconds)
+            samples = turns.measure(plan, processes=processes)
             found.append(samples.assign(pair=peer))
     every = pd.concat(found, ignore_index=True)
     rows = table(every)

@@ -9,9 +9,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from batchgauge.experiments.peers.rates import TOLD_APART
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.tables import number
+from batchgauge.text import counted
+
+_OPEN = {  # verdicts that say neither, in words
+    "not told apart": "the two are not told apart",
+    "inconclusive": "the interval is too wide to say",
+    "too few": "there are too few processes to say",
+    "unstable": "a side is too unstable for a ratio",
+}
+NOBODY = "No other engine is installed"
 
 
 def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
@@ -48,7 +58,7 @@ def decode(table: pd.DataFrame, title: str) -> Figure:
     )
     for ax, threads in zip(panels[0], counts, strict=True):
         _lines(ax, table[table["threads"] == threads])
-        ax.set_title(f"{threads} thread{'s' if threads > 1 else ''}")
+        ax.set_title(counted(threads, "thread"))
         plots.batch_axis(ax, table["batch_size"], "batch size (requests)")
         ax.set_ylim(bottom=0)
     panels[0][0].set_ylabel("decode throughput (tokens/s)")
@@ -64,12 +74,17 @@ def _lines(ax: Axes, table: pd.DataFrame) -> None:
         plots.line_with_interval(ax, *columns, implementation=str(name))
 
 
-def ratios(table: pd.DataFrame) -> Chart:
-    """Our throughput over each peer's, a row a shape, a dot a peer, with intervals."""
-    table = table.sort_values(["part", "ours", "threads", "batch_size", "tokens"], kind="stable")
+def ratios(every: pd.DataFrame) -> Chart:
+    """Our throughput over each peer's, a row a shape, a dot a peer, with intervals.
+
+    `every` has all comparisons; those without a ratio are counted in the title alone.
+    """
+    order = ["part", "ours", "threads", "batch_size", "tokens"]
+    table = every.dropna(subset=["ours_over_theirs_x"]).sort_values(order, kind="stable")
     rows = table.to_dict("records")
     if not rows:
-        return Chart("No other engine is installed", charts.words("No other engine is installed"))
+        said = verdicts(every) if (every["ours_is"] != "").any() else NOBODY
+        return Chart(said, charts.words(said))
     names = [
         f"{r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
@@ -85,27 +100,38 @@ def ratios(table: pd.DataFrame) -> Chart:
         "ours_over_theirs_x", "our throughput ÷ theirs (×); right of 1 we are faster",
         2, ticks,
     )  # fmt: skip
-    title = verdicts(table)
+    title = verdicts(every)
     even = charts.Line(1.0, "as fast as ours", "x", "floor")
     return charts.dots(shown, title, x, looks, [even], more=["ours_is"])
 
 
 def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
-    """How many comparisons we win and lose, and the worst."""
-    is_ = table["ours_is"].value_counts()
+    """How many comparisons we win and lose, how many have no verdict and why, and the worst."""
+    lost = told_apart(table).sort_values("ours_over_theirs_x").query("ours_is == 'slower'")
+    said = tally(table, what)
+    return f"{said}; at worst {_one(lost.iloc[0])}" if len(lost) else said
+
+
+def tally(table: pd.DataFrame, what: str = "engines") -> str:
+    """`Of 9 comparisons with other engines we are faster in 8 and slower in 0; in 1 …`."""
+    is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
     said = (
-        f"Of {len(table)} comparisons with other {what} we are faster in {is_.get('faster', 0)} "
-        f"and slower in {is_.get('slower', 0)}"
+        f"Of {counted(int(is_.sum()), 'comparison')} with other {what} we are faster in "
+        f"{is_.get('faster', 0)} and slower in {is_.get('slower', 0)}"
     )
-    if even := len(table) - is_.get("faster", 0) - is_.get("slower", 0):
-        said += f", not told apart in {even}"
-    worst = table.sort_values("ours_over_theirs_x").iloc[0]
-    return f"{said}; at worst {_one(worst)}" if worst["ours_is"] == "slower" else said
+    return said + "".join(f"; in {is_[n]} {words}" for n, words in _OPEN.items() if n in is_)
 
 
-def extremes(table: pd.DataFrame) -> str:
-    """The best and the worst comparison."""
-    ordered = table.sort_values("ours_over_theirs_x")
+def told_apart(table: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons in which somebody is surely faster: others have no best and no worst."""
+    return table[table["ours_is"].isin(TOLD_APART)]
+
+
+def extremes(table: pd.DataFrame, what: str = "engines") -> str:
+    """The best and the worst comparison of those that are told apart."""
+    ordered = told_apart(table).sort_values("ours_over_theirs_x")
+    if ordered.empty:
+        return f"{tally(table, what)}."
     best, worst = ordered.iloc[-1], ordered.iloc[0]
     return f"At best {_one(best)}, at worst {_one(worst)}."
 
@@ -118,8 +144,8 @@ def _one(row: pd.Series) -> str:
     if row.get("characters"):
         said.append(f"{row['characters']:,} characters")
     said += [str(row[key]) for key in ("state",) if key in row]
-    if row.get("ours"):
-        said.append(row["ours"].partition(":")[2])
+    if mode := str(row.get("ours", "")).partition(":")[2]:
+        said.append(mode)
     if "threads" in row:
         said.append(f"{row['threads']} thr.")
     return f"{ratio} × {peer} ({', '.join(said)})"

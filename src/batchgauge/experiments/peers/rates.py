@@ -19,6 +19,7 @@ from batchgauge.measuring.verdicts import Ratio, judged
 OURS = "numpy"
 UNSTABLE = 0.15  # of the 90th over the 10th percentile of a block's times, less 1
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
+TOLD_APART = ("faster", "slower")
 _SHAPE = ["part", "state", "threads", "batch_size", "tokens", "characters"]
 
 
@@ -26,7 +27,8 @@ def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
     """One row a shape, peer and implementation: its rate in `value` a second, and our rate ÷ its.
 
     `samples` have a column `pair`: the peer whose processes they are. Rows of ours are there
-    once a pair; those of a peer once for each of ours beside it (`ours`).
+    once a pair; those of a peer once for each of ours beside it (`ours`), with the spread of
+    whichever of the two has the larger.
     """
     keys = [key for key in [*_SHAPE, "pair"] if key in samples]
     rows: list[dict[str, Any]] = []
@@ -42,13 +44,14 @@ def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
                 rows.append(row)
                 continue
             for mine in ours:
-                rows.append({**row, "ours": mine})
-                if max(rows[-1]["spread"], _rate(amounts, mine)["spread"]) > UNSTABLE:
+                spread = max(row["spread"], _rate(amounts, mine)["spread"])
+                rows.append({**row, "ours": mine, "larger_spread": spread})
+                if spread > UNSTABLE:
                     rows[-1]["ours_is"] = "unstable"
                     continue
                 found = fresh.gain(amounts, {"implementation": mine}, {"implementation": name})
                 assert found is not None  # both have rows
-                ratios.append(fresh.seen(found, name=mine, baseline=name))
+                ratios.append(Ratio.of(found, name=mine, baseline=name))
                 rows[-1]["ratio"] = len(ratios) - 1
     every = judged(ratios)
     return pd.DataFrame([_with_ratio(row, every) for row in rows])
@@ -75,4 +78,5 @@ def _with_ratio(row: Mapping[str, Any], every: list[Ratio]) -> dict[str, Any]:
         ratio = every[at]
         said = {"no significant difference": "not told apart"}.get(ratio.verdict, ratio.verdict)
         values = (ratio.value, ratio.low, ratio.high, said)
-    return {**found, "ours": row.get("ours", ""), **dict(zip(RATIOS, values, strict=True))}
+    about = {"ours": row.get("ours", ""), "larger_spread": row.get("larger_spread", math.nan)}
+    return {**found, **about, **dict(zip(RATIOS, values, strict=True))}

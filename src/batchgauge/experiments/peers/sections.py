@@ -12,14 +12,14 @@ import pandas as pd
 from batchgauge.experiments import fresh
 from batchgauge.experiments.peers import engines, figures, load, participants
 from batchgauge.experiments.peers.participants import Peers, records
-from batchgauge.experiments.peers.rates import UNSTABLE
+from batchgauge.experiments.peers.rates import TOLD_APART, UNSTABLE
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Answer, Score, Section, Tile, plots
 from batchgauge.reporting.tables import number
-from batchgauge.text import percent
+from batchgauge.text import counted, percent
 
 ONE, TWO = 1, 2
 GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
@@ -102,24 +102,22 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     """Tokens a second of every engine; our throughput over each peer's, with its goals."""
     table, samples = engines.measure_engines(peers, decode_sizes)
     decode = sentence(table, "decode")
-    compared = _compared(table)
-    count = int(table["processes"].max())
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
             picture=partial(figures.decode, table[table["part"] == "decode"], decode),
             picture_caption="Decode throughput by batch size, with 95 % intervals over "
-            f"{fresh.in_words(count)} a pair.",
+            f"{_processes(table)} a pair.",
         ),
         Section(
             "peers_ratios", {"engines": table},
             f"{sentence(table, 'prefill')}. {unstable_sentence(table)}".strip(), table,
             "Prefill and decode: tokens/s with 95 % intervals, how far its own blocks differ, and "
             "our throughput over theirs; verdicts are adjusted over the table.",
-            partial(figures.ratios, compared),
+            partial(figures.ratios, table),
             "Our throughput over each peer's, every pair in fresh processes of its own, with 95 % "
             "intervals.",
-            goals(compared),
+            goals(table),
         ),
     )  # fmt: skip
 
@@ -131,14 +129,14 @@ def loading(peers: Peers) -> Section:
     return Section("load", {"load": table}, load_sentence(table), table, caption)
 
 
-def goals(compared: pd.DataFrame) -> list[Score]:
-    """The goals beside peers as rows of the scorecard; `compared` has a row a shape and pair."""
-    scores = []
+def goals(table: pd.DataFrame) -> list[Score]:
+    """The goals beside peers as rows of the scorecard; `table` has a row a shape and pair."""
+    scores, judged = [], _judged(table)
     keys = ["part", "batch_size", "threads", "ours", "implementation"]
     for key, goal in GOALS.items():
         part, batch, threads, ours, peer = key
-        wanted = (compared[keys] == list(key)).all(axis=1)
-        for row in records(compared[wanted]):
+        wanted = (judged[keys] == list(key)).all(axis=1)
+        for row in records(judged[wanted]):
             what = f"Decode at batch {batch}"
             if part == "prefill":
                 what = f"Prefill of {batch} × {row['tokens']} tokens"
@@ -150,7 +148,7 @@ def goals(compared: pd.DataFrame) -> list[Score]:
 def goals_of_texts(table: pd.DataFrame) -> list[Score]:
     """The goals of tokenizing beside peers, warm and on one thread."""
     scores = []
-    warm = _state(table, "warm").dropna(subset=["ours_over_theirs_x"])
+    warm = _judged(_state(table, "warm"))
     keys = ["batch_size", "characters", "implementation"]
     for key, goal in TEXTS.items():
         for row in records(warm[(warm[keys] == list(key)).all(axis=1)]):
@@ -166,6 +164,17 @@ def _score(key: str, label: str, goal: float, row: dict[str, Any]) -> Score:
     return Score(name, label, goal, value, low, high, "×", of_model=True)
 
 
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """Ratios that rest on enough processes to be held against a goal."""
+    return table[table["ours_over_theirs_x"].notna() & (table["ours_is"] != "too few")]
+
+
+def _processes(table: pd.DataFrame) -> str:
+    """What the intervals of a table are over: `3 to 5 fresh processes`."""
+    least, most = int(table["processes"].min()), int(table["processes"].max())
+    return fresh.in_words(most) if least == most else f"{least} to {fresh.in_words(most)}"
+
+
 def _state(table: pd.DataFrame, state: str) -> pd.DataFrame:
     return table[(table["threads"] == 1) & (table["state"] == state)]
 
@@ -173,12 +182,11 @@ def _state(table: pd.DataFrame, state: str) -> pd.DataFrame:
 def tokenizing_sentence(table: pd.DataFrame, state: str) -> str:
     """Our rate over each peer's at the largest batch, from the shortest to the longest text."""
     table = _state(table, state)
-    largest = table[table["batch_size"] == table["batch_size"].max()].dropna(
-        subset=["ours_over_theirs_x"]
-    )
+    if not (table["ours_is"] != "").any():
+        return "No other tokenizer is installed"
+    largest = figures.told_apart(table[table["batch_size"] == table["batch_size"].max()])
     if largest.empty:
-        unstable = (table["ours_is"] == "unstable").any()
-        return "No ratio could be had" if unstable else "No other tokenizer is installed"
+        return figures.tally(table, "tokenizers")
     parts = [
         f"{_span(rows['ours_over_theirs_x'])} × {plots.label(str(name))}"
         for name, rows in largest.groupby("implementation", sort=False)
@@ -193,23 +201,21 @@ def _span(values: Sequence[float] | pd.Series[Any]) -> str:
 
 def sentence(table: pd.DataFrame, part: str) -> str:
     """Our decode or prefill throughput over each peer's: wins and losses, from worst to best."""
-    rows = table[table["part"] == part].dropna(subset=["ours_over_theirs_x"])
-    if rows.empty:
-        stood = (table["ours_is"] == "unstable").any()
-        return "No ratio could be had" if stood else "No other engine is installed"
+    table = table[table["part"] == part]
+    if not (table["ours_is"] != "").any():
+        return figures.NOBODY
+    rows = figures.told_apart(table)
     said = []
     for name, mine in rows.groupby("implementation", sort=False):
         ends = mine.sort_values("ours_over_theirs_x").iloc[[0, -1]]
         worst, best = (_place(row, part) for row in records(ends))
         said.append(f"{plots.label(str(name))} {worst}" + (f" to {best}" if len(mine) > 1 else ""))
-    verdicts = rows["ours_is"].value_counts()
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
     lost = [
         f"{_place(row, part)} beside {plots.label(row['implementation'])}"
         for row in records(rows[rows["ours_is"] == "slower"])
     ]
-    what = f"{part.capitalize()}, our throughput ÷ theirs: {'; '.join(said)}"
-    return f"{what}. Of {len(rows)} comparisons we are {counts}" + (
+    ratios = f", our throughput ÷ theirs: {'; '.join(said)}" if said else ""
+    return f"{part.capitalize()}{ratios}. {figures.tally(table)}" + (
         f"; slower: {'; '.join(lost)}" if lost else ""
     )
 
@@ -222,16 +228,19 @@ def _place(row: dict[str, Any], part: str) -> str:
 
 
 def unstable_sentence(table: pd.DataFrame) -> str:
-    """Which comparisons have no ratio because a side is unstable; empty for none."""
-    rows = table[table["ours_is"] == "unstable"]
-    said = [
-        f"{plots.label(row['implementation'])} ({row['part']} {row['batch_size']}, "
-        f"{row['threads']} thr., ± {percent(row['spread'] / 2)})"
-        for row in records(rows)
-    ]
+    """Whose blocks differ too much for a ratio, and by how much; empty for nobody."""
+    said = []
+    for row in records(table[table["ours_is"] == "unstable"]):
+        peer = plots.label(row["implementation"])
+        is_ours = row["larger_spread"] > row["spread"]
+        who = f"ours, {row['ours'].partition(':')[2]}, beside {peer}" if is_ours else peer
+        said.append(
+            f"{who} ({row['part']} {row['batch_size']}, {counted(row['threads'], 'thread')}: "
+            f"{percent(row['larger_spread'])})"
+        )
     return (
         f"No ratio where the blocks of one side differ by more than {percent(UNSTABLE)}: "
-        f"{'; '.join(said)}."
+        f"{'; '.join(dict.fromkeys(said))}."
         if said
         else ""
     )
@@ -268,30 +277,22 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
 
 def answer(words: Section, steps: Section, answers: Section) -> Answer:
     """How many comparisons we win and lose, the worst of them, and whether outputs were equal."""
-    engines = _compared(steps.frame)
-    tokenizers = _compared(words.frame)
-    said = [
-        figures.verdicts(table, what)
-        for table, what in ((engines, "engines"), (tokenizers, "tokenizers"))
-        if len(table)
-    ]
-    if not said:
+    compared = {
+        what: frame[frame["ours_is"] != ""]
+        for what, frame in (("engines", steps.frame), ("tokenizers", words.frame))
+    }
+    compared = {what: frame for what, frame in compared.items() if len(frame)}
+    if not compared:
         return Answer(
             "No other engine or tokenizer is installed, so nothing is compared.", "peers_decode"
         )
     tiles = []
-    for table, what in ((engines, "engines"), (tokenizers, "tokenizers")):
-        if len(table):
-            counts = table["ours_is"].value_counts()
-            value = (
-                f"{what.capitalize()}: faster in {counts.get('faster', 0)}, slower in "
-                f"{counts.get('slower', 0)} of {len(table)}"
-            )
-            tiles.append(Tile("peers", value, figures.extremes(table)))
-    text = " ".join(f"{part}." for part in said)
+    for what, table in compared.items():
+        won, lost = ((table["ours_is"] == verdict).sum() for verdict in TOLD_APART)
+        value = f"faster in {won}, slower in {lost} of {len(table)}"
+        if not won + lost:
+            value = f"no verdict on {counted(len(table), 'comparison')}"
+        value = f"{what.capitalize()}: {value}"
+        tiles.append(Tile("peers", value, figures.extremes(table, what)))
+    text = " ".join(f"{figures.verdicts(table, what)}." for what, table in compared.items())
     return Answer(f"{text} {answers.sentence()}", "peers_ratios", tiles)
-
-
-def _compared(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in which somebody is beside us."""
-    return table.dropna(subset=["ours_over_theirs_x"])

@@ -46,10 +46,7 @@ def measure_tokenizing(
         names = tuple(dict.fromkeys((OURS, name)))
         work = partial(_in_process, context, names, shapes)
         processes = context.budget.processes if len(names) > 1 else 1
-        budget_s = 2 * context.budget.seconds
-        found += [
-            s.assign(pair=name) for s in fresh.each(work, processes=processes, budget_s=budget_s)
-        ]
+        found += [s.assign(pair=name) for s in fresh.each(work, processes=processes)]
     samples = pd.concat(found, ignore_index=True)
     return table(samples.drop(columns="tokens"), "megabytes"), samples
 
@@ -74,14 +71,17 @@ def _blocks(
     state: str, process: int,
 ) -> list[Sample]:  # fmt: skip
     threads, length, batch = shape
-    calls = {n: quickest(ways(t, texts, threads))[1] for n, t in tokenizers.items()}
+    chosen = {n: quickest(ways(t, texts, threads)) for n, t in tokenizers.items()}
+    calls = {name: call for name, (_, call) in chosen.items()}
     samples = []
     with Conditions(threads, context.seed).held():
         loops = {n: calibrate(call) if state == "warm" else 1 for n, call in calls.items()}
         blocks = context.budget.choose(smoke=4, default=4, thorough=10)
         for block in range(blocks + 1):
             for position, name in enumerate(list(calls)[:: 1 if block % 2 else -1]):
-                call = calls[name] if state == "warm" else _emptied(tokenizers[name], texts)
+                call = calls[name]
+                if state == "cold":
+                    call = _emptied(tokenizers[name], texts, chosen[name][0])
                 labels = Labels(
                     f"tokenize/{state}/batch={batch}/chars={length}", name, "tokenize",
                     {"characters": length}, process,
@@ -92,12 +92,12 @@ def _blocks(
     return samples
 
 
-def _emptied(tokenizer: Tokenizer, texts: list[str]) -> Call:
-    """A call on a tokenizer whose caches are empty; compiled code and tables are ready."""
+def _emptied(tokenizer: Tokenizer, texts: list[str], way: str) -> Call:
+    """A call in this `way` on a tokenizer whose caches are empty; code and tables are ready."""
     if isinstance(tokenizer, BPETokenizer):
         empty = BPETokenizer(tokenizer.vocabulary, threads=tokenizer.threads)
         empty.encode_many(["a"])
-        return lambda: empty.encode_many(texts)
+        return ways(empty, texts, tokenizer.threads)[way]
     if tokenizer.name == "hf":
         tokenizer.raw.model._clear_cache()  # type: ignore[attr-defined]  # noqa: SLF001 - its only way
-    return next(iter(ways(tokenizer, texts).values()))
+    return ways(tokenizer, texts)[way]

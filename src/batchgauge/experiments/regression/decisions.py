@@ -168,13 +168,14 @@ def _change(package: Path, benchmark: suite.Benchmark, slowdown: float, plan: Ga
 def rates(
     decisions: pd.DataFrame, *, by: Sequence[str] = ("slowdown", "benchmark")
 ) -> pd.DataFrame:
-    """How often the gate fails, a row a group: runs, decisions, found, rate, low, high, seconds.
+    """How often the gate fails, a row a group: runs, decisions, failed, rate, low, high, seconds.
 
-    Also how many decisions of each other verdict. Intervals are over runs.
+    It fails what is slower, and what does other work. Also how many decisions of each verdict.
+    Intervals are over runs.
     """
     rows = []
     for key, group in decisions.groupby(list(by), sort=False):
-        runs = group.assign(hit=group["status"] == "slower").groupby("run_id")["hit"]
+        runs = group["fails"].astype(bool).groupby(group["run_id"])
         rate = clustered_proportion(runs.sum(), runs.count())
         statuses = {
             re.sub(r"\W+", "_", s): int((group["status"] == s).sum()) for s in get_args(Status)
@@ -182,7 +183,7 @@ def rates(
         rows.append(
             {
                 **dict(zip(by, key, strict=True)),
-                "runs": runs.ngroups, "decisions": len(group),
+                "runs": runs.ngroups, "decisions": len(group), "failed": int(runs.sum().sum()),
                 "rate": rate.value, "low": rate.low, "high": rate.high,
                 "seconds": float(group["seconds"].mean()), "most_seconds": group["seconds"].max(),
                 **statuses,

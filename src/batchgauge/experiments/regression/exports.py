@@ -72,14 +72,14 @@ def _csv(changes: Sequence[Change]) -> str:
 
 
 def _bencher(changes: Sequence[Change]) -> str:
-    """Latency of one call in nanoseconds, its interval that of the change around the base."""
+    """Measured latency of one call in nanoseconds, with the relative interval of its change."""
     return json.dumps(
         {
             c.benchmark: {
                 "latency": _finite(
                     value=c.new_ms * _NS,
-                    lower_value=c.base_ms * (1.0 + c.low) * _NS,
-                    upper_value=c.base_ms * (1.0 + c.high) * _NS,
+                    lower_value=_around_new(c, 1.0 + c.low) * _NS,
+                    upper_value=_around_new(c, 1.0 + c.high) * _NS,
                 )
             }
             for c in changes
@@ -87,6 +87,11 @@ def _bencher(changes: Sequence[Change]) -> str:
         },
         indent=2,
     )
+
+
+def _around_new(change: Change, over_base: float) -> float:
+    """A time over the base's as milliseconds, where the change itself is the measured time."""
+    return change.new_ms * over_base / (1.0 + change.change)
 
 
 def _finite(**values: float) -> dict[str, float]:
@@ -106,7 +111,7 @@ def _github(changes: Sequence[Change]) -> str:
             }
             for c in changes
             if math.isfinite(c.new_ms)
-            for reach in [c.base_ms * (c.high - c.low) / 2.0]
+            for reach in [_around_new(c, (c.high - c.low) / 2.0)]
         ],
         indent=2,
         ensure_ascii=False,

@@ -174,7 +174,7 @@ def rates_sentence(decisions: pd.DataFrame) -> str:
     for row in trial.rates(decisions, by=("slowdown",)).to_dict("records"):
         size = 100 * row["slowdown"]
         parts.append(
-            f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['slower']} of "
+            f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['failed']} of "
             f"{row['decisions']} decisions ({percent(row['rate'], 1)} [{percent(row['low'], 1)}, "
             f"{percent(row['high'], 1)}], {row['runs']} runs, {row['seconds']:.0f} s each)"
         )

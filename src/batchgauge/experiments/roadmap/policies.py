@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.roadmap.study import LONGEST, Case
+from batchgauge.experiments.roadmap.study import Case
+from batchgauge.experiments.traffic import LONGEST
 from batchgauge.simulate.arrivals import bursty
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import by_class, capacity, first_text_s, rate_text, summarise

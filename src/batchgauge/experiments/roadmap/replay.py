@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.traffic import MEAN_BOUND, P90_BOUND
 from batchgauge.protocols import Engine
 from batchgauge.request import (
     PERCENTILE_FLOOR,
@@ -30,8 +31,6 @@ from batchgauge.simulate.server import Server, SimulatedRun, queue_order
 from batchgauge.simulate.steps import StepTime
 from batchgauge.statistics import FEWEST, location
 from batchgauge.workload import exact_requests
-
-MEAN_BOUND, P90_BOUND = 0.10, 0.15  # the validation's own goals, relative
 
 
 class Pace:

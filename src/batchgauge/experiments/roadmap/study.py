@@ -19,11 +19,16 @@ import pandas as pd
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.roadmap.parallel import Pair, stage_pair
-from batchgauge.experiments.scaling import SLACK
 from batchgauge.experiments.step_times import measure_steps
+from batchgauge.experiments.traffic import (
+    LONGEST,
+    PATIENCE,
+    affordable_scale,
+    longest_of,
+    unloaded_s,
+)
 from batchgauge.protocols import Engine
 from batchgauge.simulate.arrivals import Arrivals, bursty, read_trace
-from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text, stability
 from batchgauge.simulate.roadmap import Setup
 from batchgauge.simulate.server import Server
@@ -34,8 +39,6 @@ from batchgauge.text import percent
 from batchgauge.workload import request_lengths
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
-PATIENCE = 10.0  # latency target in unloaded requests when none is given
-LONGEST = 512  # tokens of a prompt or an answer after scaling
 
 Traffic = Callable[[float, int], Arrivals]
 
@@ -164,8 +167,10 @@ def prepare(context: Context, scenario: Scenario) -> Case:
     begin = time.perf_counter()
     engine = context.engine
     load_s = time.perf_counter() - begin
-    scenario = shortened(context, scenario)
-    longest = min(LONGEST, (context.room or 2 * LONGEST) // 2)
+    # so many requests are replayed in real time under two policies
+    requests = 2 * context.budget.choose(smoke=8, default=72, thorough=400)
+    scale = affordable_scale(context, scenario.length_scale, requests, 0.5)
+    scenario, longest = replace(scenario, length_scale=scale), longest_of(context)
     traffic = scenario.traffic(
         context.budget.choose(smoke=200, default=800, thorough=2000), longest
     )
@@ -176,39 +181,13 @@ def prepare(context: Context, scenario: Scenario) -> Case:
     server, table = replace(server, host=steps.host), steps.table
     limit = capacity(sample, table, server)
     own_rate = read_trace(scenario.trace).rate if scenario.trace else BUSY * limit
-    alone = simulate(_typical(sample), table, replace(server, batching="continuous"))
     return Case(
         context, scenario, load_s, steps.probe, steps.costs, steps.whole, traffic,
         today=Setup(server, table, price_per_hour=scenario.own_price_per_hour),
         limit=limit,
         rate=scenario.arrival_rate or own_rate,
-        target_s=scenario.latency_target_ms / 1e3 or PATIENCE * float(alone.returned_s[0]),
+        target_s=scenario.latency_target_ms / 1e3 or PATIENCE * unloaded_s(sample, table, server),
     )  # fmt: skip
-
-
-def shortened(context: Context, scenario: Scenario) -> Scenario:
-    """The scenario with lengths for which the model's cost leaves time to replay requests.
-
-    So many of them are replayed in real time, at half the capacity, under two policies.
-    """
-    requests = 2 * 2 * context.budget.choose(smoke=8, default=72, thorough=400)
-    mean = (1155 * scenario.length_scale / 2, 211 * scenario.length_scale / 2)
-    each = mean[0] * context.cost.position_s + mean[1] * (
-        context.cost.step_s / 4 + context.cost.row_s
-    )
-    factor = min(1.0, SLACK * context.budget.share(0.5) / (requests * each))
-    if factor >= 1.0:
-        return scenario
-    context.note(f"Lengths of traffic: {factor:.2g} times those of the parameter length_scale.")
-    return replace(scenario, length_scale=factor * scenario.length_scale)
-
-
-def _typical(sample: Arrivals) -> Arrivals:
-    """One request of median lengths, alone."""
-    context, generated = (
-        np.array([np.median(lengths)], np.int64) for lengths in (sample.context, sample.generated)
-    )
-    return Arrivals(np.zeros(1), context, generated, np.zeros(1, np.int64))
 
 
 def traffic_sentence(case: Case) -> str:

@@ -2,8 +2,7 @@
 
 A figure holds when the 95 % interval of forecast ÷ live lies within its bound, fails when it
 lies outside, and is undecided otherwise. Runs of other seeds are the observations: intervals
-are the jackknife's (Quenouille 1956; Tukey 1958), which leaves out one seed at a time, so that
-a percentile can be taken over the requests of all seeds together.
+are the jackknife's, so that a percentile can be taken over the requests of all seeds together.
 
 Left out: corrections for the machine's speed at the time. What a forecast does not know
 about the machine it does not know.
@@ -24,31 +23,38 @@ from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
-from batchgauge.statistics import Interval, location
+from batchgauge.statistics import Interval, jackknife
 
 KIND = ["policy", "load", "shape"]
-MEAN_BOUND, P90_BOUND = 0.10, 0.15
 FIGURES: tuple[tuple[str, float, Callable[[pd.Series], float]], ...] = (
-    ("mean", MEAN_BOUND, lambda times: float(times.mean())),
-    ("p90", P90_BOUND, lambda times: float(np.percentile(times, 90))),
+    ("mean", 0.10, lambda times: float(times.mean())),
+    ("p90", 0.15, lambda times: float(np.percentile(times, 90))),
 )
 TIMES = {"first token": "first_s", "whole answer": "returned_s"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunKind:
-    """What is served: a policy, how much comes, and how evenly."""
+    """What is served: a policy, how much comes, how evenly, and of how many requests (0: all)."""
 
     policy: str
     load: float
     shape: str = "Poisson"
+    requests: int = 0
 
 
 def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list[RunKind]:
-    """Every policy at every load, and with bursts at one. Raises UserError for a load below 0."""
+    """Every policy at every load, and with bursts at one. Raises UserError for a load below 0.
+
+    Runs at the highest even load are twice as long: there policies are held against each other.
+    """
     if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
         raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
-    even = [RunKind(policy, load) for load in loads for policy in case.servers]
+    even = [
+        RunKind(policy, load, requests=case.requests * (2 if load == max(loads) else 1))
+        for load in loads
+        for policy in case.servers
+    ]
     return even + [RunKind(policy, bursty_load, "bursty") for policy in case.servers]
 
 
@@ -62,7 +68,7 @@ def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
     frames = []
     for kind in what:
         for seed in case.seeds:
-            arrivals = case.arrivals(kind.load, seed, kind.shape)
+            arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
             run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
             moments = {
                 "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
@@ -92,29 +98,13 @@ def serve_kind(
     case: ServingCase, kind: RunKind, seed: int, progress: Callable[[int], object] | None = None
 ) -> LiveRun:
     """One run, live."""
-    arrivals = case.arrivals(kind.load, seed, kind.shape)
-    scheduler = scheduler_of(case, kind.policy, len(arrivals))
-    return serve(scheduler, arrivals, seed=seed, progress=progress)
+    arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
+    return serve(scheduler_of(case, kind.policy), arrivals, seed=seed, progress=progress)
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:
     """With what was run; moments to the microsecond."""
     return frame.round(6).assign(policy=kind.policy, load=kind.load, shape=kind.shape, seed=seed)
-
-
-def jackknife(seeds: Sequence[int], statistic: Callable[[set[int]], float]) -> Interval:
-    """A positive statistic over all seeds, with the 95 % interval of its logarithm.
-
-    `statistic` gets the seeds that count. One seed alone has an interval without ends.
-    """
-    everyone = set(seeds)
-    whole = math.log(statistic(everyone))
-    if len(everyone) < 2:
-        return Interval(math.exp(whole), 0.0, math.inf)
-    k = len(everyone)
-    pseudo = [k * whole - (k - 1) * math.log(statistic(everyone - {one})) for one in everyone]
-    half = location(pseudo).half_width
-    return Interval(math.exp(whole), math.exp(whole - half), math.exp(whole + half))
 
 
 def compare(written: pd.DataFrame, live: pd.DataFrame) -> pd.DataFrame:

@@ -35,11 +35,11 @@ class LiveRun:
     steps: pd.DataFrame
 
 
-def scheduler_of(case: ServingCase, policy: str, queue: int, **changes: object) -> Scheduler:
+def scheduler_of(case: ServingCase, policy: str, **changes: object) -> Scheduler:
     """A scheduler of our engine that does what the simulated server of this name does."""
     server = case.server(policy, **changes)
     chunk = CHUNK if server.batching == "continuous" else None
-    return open_scheduler(case.engine, rules_of(server, queue), prefill_tokens=chunk)
+    return open_scheduler(case.engine, rules_of(server), prefill_tokens=chunk)
 
 
 def serve(

@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from batchgauge.experiments.serving import figures, forecast, study, trouble, workers_run
-from batchgauge.experiments.serving.forecast import RunKind
+from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.statistics import Interval
@@ -31,14 +31,16 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     firsts = (frame["first_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     table = pd.DataFrame(
         {
+            "requests": waits.size() // len(case.seeds),
             "mean_first_token_ms": 1e3 * firsts.mean(),
             "mean_answer_ms": 1e3 * waits.mean(),
             "in_time_share": waits.agg(lambda times: float((times <= case.target_s).mean())),
         }
     ).reset_index()
+    counts = " or ".join(str(number) for number in sorted(set(table["requests"])))
     said = (
         f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
-        f"of {frame['request'].nunique()} requests for each of {len(table)} kinds of run."
+        f"of {counts} requests for each of {len(table)} kinds of run."
     )
     return Section(
         "serving_forecast", {"forecast": frame}, said, table,
@@ -48,7 +50,7 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
 
 def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Section:
     """The same requests in real time, and which figures of the forecast held."""
-    total = len(what) * len(case.seeds) * case.requests
+    total = len(case.seeds) * sum(kind.requests or case.requests for kind in what)
     with tqdm(total=total, desc="requests, in real time") as bar:
         requests, steps = forecast.measure(case, what, bar.update)
     table = forecast.compare(written.frame, requests)
@@ -62,14 +64,15 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
         f"{worst['live_ms']:,.0f} ms."
     )
+    bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, _ in FIGURES)
     return Section(
         "serving_forecast_held",
         {"compared": table, "requests": requests, "steps": steps}, said,
-        table, "Forecast against live; bounds were set beforehand: 10 % for means, 15 % for p90.",
+        table, f"Forecast against live; bounds were set beforehand: {bounds}.",
         partial(figures.draw_forecast, table),
-        "Forecast over live with 95 % intervals over seeds; shaded: the bound. Round marks held, "
-        "crosses failed, diamonds are undecided.",
-        [_error_score(table, figure, bound) for figure, bound, _ in forecast.FIGURES
+        "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
+        "of p90.",
+        [_error_score(table, figure, bound) for figure, bound, _ in FIGURES
          if (table["figure"] == figure).any()],
     )  # fmt: skip
 
@@ -106,7 +109,7 @@ def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
     )  # fmt: skip
     return Section(
         "serving_goodput", {"goodput": table}, said,
-        picture=partial(figures.draw_goodput, table, load),
+        picture=partial(figures.draw_goodput, table, load, GAIN_GOAL),
         picture_caption="Requests whose whole answer came in time, over those of static batches; "
         "95 % intervals over seeds.",
         targets=[score],
@@ -182,13 +185,17 @@ def killed(case: ServingCase) -> Section:
     rows = [
         (name, run.seconds, run.restarts, len(run.tokens), sum(n == 1 for n in run.ends.values()),
          sum(run.tokens[i] == ids for i, ids in sound.tokens.items()))
-        for name, run in (("undisturbed", sound), ("one worker killed", hurt))
+        for name, run in (("undisturbed", sound), (hurt.disturbance, hurt))
     ]  # fmt: skip
     columns = ["run", "seconds", "restarts", "requests", "answered_once", "same_tokens"]
     table = pd.DataFrame(rows, columns=columns)
     said = workers_run.sentence(sound, hurt)
     return Section(
-        "serving_killed", {"killed": table}, said, table, "One job on two workers, twice."
+        "serving_killed",
+        {"killed": table},
+        said,
+        table,
+        f"One job on {workers_run.WORKERS} workers, {len(table)} times.",
     )
 
 

@@ -15,27 +15,15 @@ import numpy as np
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context, whole
-from batchgauge.experiments.scaling import SLACK
 from batchgauge.experiments.step_times import StepTimes, in_one_pass, measure_steps
-from batchgauge.serving.policies import (
-    CONTINUOUS,
-    STATIC,
-    Batching,
-    Fifo,
-    Order,
-    PriorityClasses,
-    ShortestFirst,
-    dynamic,
-)
+from batchgauge.experiments.traffic import PATIENCE, affordable_scale, longest_of, unloaded_s
+from batchgauge.serving.policies import BATCHINGS, ORDERS
 from batchgauge.serving.rules import Rules
 from batchgauge.simulate.arrivals import Arrivals, bursty
-from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text
 from batchgauge.simulate.server import Server
 from batchgauge.workload import request_lengths
 
-PATIENCE = 10.0  # latency target in unloaded requests when none is given
-LONGEST = 512  # tokens of a prompt or an answer after scaling
 CHUNK = 256  # prompt tokens a step of continuous batching
 MAX_WAIT_S = 0.25  # of dynamic batching
 SHAPES: Mapping[str, float] = {"Poisson": 1.0, "bursty": 4.0}  # squared variation of the gaps
@@ -152,8 +140,10 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     most = loop_engine(context).max_batch_size()
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
-    question = _shortened(context, question)
-    longest = min(LONGEST, (context.room or 2 * LONGEST) // 2)
+    runs = 3.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
+    requests = runs * (question.requests or _requests(context))
+    scale = affordable_scale(context, question.length_scale, requests, 3.0)
+    question, longest = replace(question, length_scale=scale), longest_of(context)
     drawn = {"rate": 1.0, "burstiness": 1.0}
     sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
     steps = measure_steps(context, sample, question.max_batch, longest)
@@ -164,44 +154,18 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
         "dynamic": replace(plain, batching="dynamic", max_wait_s=MAX_WAIT_S),
         "continuous": replace(plain, batching="continuous", chunk_tokens=CHUNK),
     }
-    prompt, tokens = (
-        np.array([np.median(a)], np.int64) for a in (sample.context, sample.generated)
-    )
-    one = Arrivals(np.zeros(1), prompt, tokens, np.zeros(1, np.int64))
-    unloaded = float(simulate(one, steps.table, servers["continuous"]).returned_s[0])
+    unloaded = unloaded_s(sample, steps.table, servers["continuous"])
     return ServingCase(
         context, question, steps, servers, capacity(sample, steps.table, plain),
         question.latency_target_ms / 1e3 or PATIENCE * unloaded, longest,
     )  # fmt: skip
 
 
-def _shortened(context: Context, question: ServingQuestion) -> ServingQuestion:
-    """Lengths for which a model of this cost leaves time for all runs, in real time."""
-    runs = 2.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
-    requests = runs * (question.requests or _requests(context))
-    scale = question.length_scale
-    each = 1155 * scale * context.cost.position_s + 211 * scale * (
-        context.cost.step_s / 4 + context.cost.row_s
-    )  # means of the trace; about four requests share a step
-    factor = min(1.0, SLACK * context.budget.share(3.0) / (requests * each))
-    if factor >= 1.0:
-        return question
-    context.note(f"Lengths of requests: {factor:.2g} times those of the parameter length_scale.")
-    return replace(question, length_scale=factor * scale)
-
-
-def rules_of(server: Server, queue: int) -> Rules:
+def rules_of(server: Server) -> Rules:
     """The scheduler's rules that do what the simulated server does."""
-    batching: Batching = {
-        "static": STATIC, "dynamic": dynamic(server.max_wait_s), "continuous": CONTINUOUS,
-    }[server.batching]  # fmt: skip
-    orders: dict[str, Order] = {
-        "fifo": Fifo(),
-        "priority": PriorityClasses(server.ageing_s),
-        "shortest": ShortestFirst(ageing_s=server.ageing_s),
-    }
-    order = orders[server.order]
-    return Rules(server.max_batch, order, batching, queue, preempt=server.preempt)
+    batching = BATCHINGS[server.batching](server.max_wait_s)
+    order = ORDERS[server.order](server.ageing_s)
+    return Rules(server.max_batch, order, batching)
 
 
 def sentence(case: ServingCase) -> str:

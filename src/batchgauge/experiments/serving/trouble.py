@@ -37,7 +37,7 @@ def two_cores(case: ServingCase, rounds: int) -> pd.DataFrame:
     for number in range(rounds):
         for threads in (1, 2) if number % 2 else (2, 1):
             with preflight.limit_threads(threads):
-                run = serve(scheduler_of(case, "continuous", len(arrivals)), arrivals)
+                run = serve(scheduler_of(case, "continuous"), arrivals)
             seconds = float(run.requests["returned_s"].max())
             rows.append((number, threads, seconds, tokens / seconds))
     return pd.DataFrame(rows, columns=["round", "threads", "seconds", "tokens_per_s"])
@@ -58,7 +58,7 @@ def by_order(case: ServingCase) -> pd.DataFrame:
     rows = []
     for order in ("fifo", "priority"):
         changes = {"order": order, "ageing_s": 10 * case.target_s}
-        run = serve(scheduler_of(case, "continuous", len(arrivals), **changes), arrivals)
+        run = serve(scheduler_of(case, "continuous", **changes), arrivals)
         waited = run.requests["returned_s"] - run.requests["arrival_s"]
         for name, times in waited.groupby(run.requests["class"]):
             share = float((times <= case.target_s).mean())
@@ -74,7 +74,7 @@ def cancelled_tenth(case: ServingCase, load: float) -> tuple[LiveRun, LiveRun, i
     """
     arrivals = case.arrivals(load, case.context.seed)
     gone = frozenset(range(EVERY // 2, len(arrivals), EVERY))
-    whole = serve(scheduler_of(case, "continuous", len(arrivals)), arrivals)
-    scheduler = scheduler_of(case, "continuous", len(arrivals))
+    whole = serve(scheduler_of(case, "continuous"), arrivals)
+    scheduler = scheduler_of(case, "continuous")
     cut = serve(scheduler, arrivals, cancelled=gone)
     return whole, cut, scheduler.loop.used_positions

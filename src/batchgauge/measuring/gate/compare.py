@@ -97,7 +97,7 @@ def _change(name: str, base: pd.DataFrame, new: pd.DataFrame, threshold: float) 
             )
     logs = [_units(rows) for rows in (base, new)]
     whole = difference(logs[1], logs[0])
-    seen = minimum_detectable_change(whole.half_width)
+    seen = minimum_detectable_change(whole.half_width, 1.96)
     again = all(
         np.median(n) - np.median(b) > math.log1p(threshold)
         for b, n in zip(*(_halves(rows) for rows in (base, new)), strict=True)

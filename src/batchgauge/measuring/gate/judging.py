@@ -16,7 +16,7 @@ import pandas as pd
 
 from batchgauge.measuring.gate.sequential import Look, SequentialDesign
 from batchgauge.statistics import minimum_detectable_change, relative
-from batchgauge.text import percent
+from batchgauge.text import counted, percent
 
 Status = Literal[
     "slower", "slower, but within the threshold", "no change seen", "faster", "could not see",
@@ -137,12 +137,14 @@ def change_of(
 ) -> Change:
     """The verdict on one benchmark after its rounds; `more` are further fields of `Change`."""
     status, look, layout = judged(ratios, design)
+    half = (look.high - look.low) / 2.0
+    errors = half / look.error if half else 1.0
     return Change(
         benchmark=benchmark,
         change=relative(look.middle),
         low=relative(look.low),
         high=relative(look.high),
-        minimum_detectable_change=minimum_detectable_change((look.high - look.low) / 2.0),
+        minimum_detectable_change=minimum_detectable_change(half, errors),
         threshold=design.threshold,
         blocks=ratios.size,
         status=status,
@@ -204,5 +206,5 @@ def false_alarms(changes: Sequence[Change]) -> str:
     return (
         f"A pull request that changes nothing fails in "
         f"{percent(float(1.0 - np.prod(1.0 - rates)), 2)} of cases at "
-        f"the noise seen here, over {rates.size} benchmark{'s'[: rates.size > 1]}."
+        f"the noise seen here, over {counted(rates.size, 'benchmark')}."
     )

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from batchgauge.errors import UserError
+from batchgauge.statistics import kept, trimmed
 
 Logs = npt.NDArray[np.float64]
 Spending = Callable[[float, float], float]
@@ -34,7 +35,6 @@ ALPHA = 0.01  # a benchmark that is slower by just the threshold fails in so man
 OUTSIDE = 0.025  # of each side of the interval
 LEAST = 8  # rounds; a trimmed mean of fewer has hardly a standard error
 EVERY = 4  # rounds between two looks
-TRIM = 0.2
 _GRID = 501
 _WIDEST = 8.0  # standard deviations that the integration goes out to
 
@@ -73,7 +73,7 @@ def critical(looks: tuple[int, ...], alpha: float, spending: Spending) -> tuple[
 def critical_t(looks: tuple[int, ...], alpha: float, spending: Spending) -> tuple[float, ...]:
     """The same for a trimmed mean ÷ its standard error, at the same level of Student's t."""
     bounds = zip(looks, critical(looks, alpha, spending), strict=True)
-    return tuple(float(stats.t.isf(stats.norm.sf(z), _kept(n) - 1)) for n, z in bounds)
+    return tuple(float(stats.t.isf(stats.norm.sf(z), kept(n) - 1)) for n, z in bounds)
 
 
 def rejected(looks: tuple[int, ...], bounds: tuple[float, ...], drift: float) -> float:
@@ -113,21 +113,6 @@ class _Walk:
         weights = np.full(_GRID, at[1] - at[0])
         weights[[0, -1]] /= 2.0
         self._now, self._at, self._mass = t, at, density * weights
-
-
-def _kept(n: int) -> int:
-    """How many of n values a trimmed mean keeps."""
-    return n - 2 * int(TRIM * n)
-
-
-def trimmed(values: Logs) -> tuple[float, float]:
-    """20 % trimmed mean of values [n], and its standard error."""
-    x = np.sort(values)
-    kept = _kept(x.size)
-    cut = (x.size - kept) // 2
-    spread = float(np.clip(x, x[cut], x[-cut - 1]).std(ddof=1))
-    error = spread * math.sqrt((x.size - 1) / (kept * (kept - 1)))
-    return float(x[cut : x.size - cut].mean()), error
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from batchgauge.sizing.advice.limits import Limit, limit_of
 from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
-from batchgauge.text import Markdown, escaped
+from batchgauge.text import Markdown, escaped, figures, percent
 
 SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
@@ -190,7 +190,6 @@ class MeasuredAdvice:
         value, setting = self.value, self.setting
         assert value is not None
         assert setting is not None
-        shown = f"{setting:.0f}" if setting == round(setting) else f"{setting:.3g}"
         times = []
         for name, row in self.percentiles_ms().items():
             tail = (
@@ -201,8 +200,8 @@ class MeasuredAdvice:
             times.append(f"{METRICS[name]} {row['p50']:,.0f} ms{tail}")
         said = f" In the median: {'; '.join(times)}." if times else ""
         return (
-            f"Run {shown} {self.found.unit}: {value.value:,.4g} {self.value_unit} "
-            f"[{value.low:,.4g}, {value.high:,.4g}].{said}"
+            f"Run {figures(setting)} {self.found.unit}: {figures(value.value, 4)} "
+            f"{self.value_unit} [{figures(value.low, 4)}, {figures(value.high, 4)}].{said}"
         )
 
     def _risk(self) -> str:
@@ -226,7 +225,8 @@ class MeasuredAdvice:
         """The decision, and a table of the runs."""
         head = "\n\n".join(escaped(line) for line in self.sentences())
         rows = [
-            f"| {o.setting:.3g} | {math.exp(o.value):.4g} | {o.run.in_flight():.3g} | "
+            f"| {figures(o.setting)} | {figures(math.exp(o.value), 4)} | "
+            f"{figures(o.run.in_flight())} | "
             + " | ".join(
                 f"{math.exp(o.metrics[name][0]):,.0f}" if name in o.metrics else "–"
                 for name in METRICS
@@ -261,11 +261,13 @@ def _nothing_keeps(found: Found) -> str:
                 at = (math.exp(seen.metrics[name][0]), seen.setting)
                 least[name] = min(least.get(name, at), at)
     needed = [
-        f"{METRICS[name]}: the least 95th percentile was {ms:,.0f} ms, at {setting:.3g}, the "
-        f"target is {found.question.targets[name]:,.0f} ms"
+        f"{METRICS[name]}: the least 95th percentile was {ms:,.0f} ms, at {figures(setting)}, "
+        f"the target is {found.question.targets[name]:,.0f} ms"
         for name, (ms, setting) in least.items()
         if ms > found.question.targets[name]
     ]
+    if not found.question.targets:
+        return "No setting had (nearly) all of its requests answered."
     if not needed:
         return "No setting is likely to keep every target together; loosen one of them."
     return (
@@ -277,7 +279,9 @@ def _nothing_keeps(found: Found) -> str:
 def _notes(found: Found) -> list[str]:
     """What a reader should know of the measuring itself."""
     notes = [
-        f"at {o.setting:.3g}, not steady: {o.unsteady}." for o in found.observations if o.unsteady
+        f"at {figures(o.setting)}, not steady: {o.unsteady}."
+        for o in found.observations
+        if o.unsteady
     ]
     by_setting: dict[float, list[tuple[float, float]]] = {}
     for seen in found.observations:
@@ -288,7 +292,7 @@ def _notes(found: Found) -> list[str]:
         far = max(values) - min(values)
         if far > max(_DIFFERS, _AGAIN * noise):
             notes.append(
-                f"runs of {setting:.3g} differ by {100 * math.expm1(far):.0f} %: the engine's "
+                f"runs of {figures(setting)} differ by {percent(math.expm1(far))}: the engine's "
                 "speed is not steady; something else may be using it."
             )
     late = max((o.run.late_ms for o in found.observations), default=0.0)
@@ -304,7 +308,10 @@ def _notes(found: Found) -> list[str]:
             "streams broke only where requests ran side by side; llama-cpp-python's server ends "
             "one stream for the next unless it is started with --interrupt_requests False."
         )
-    notes += [*found.notes, *(f"{setting:.3g} failed: {said}" for setting, said in found.failures)]
+    notes += [
+        *found.notes,
+        *(f"{figures(setting)} failed: {said}" for setting, said in found.failures),
+    ]
     return notes
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from batchgauge.sizing.advice.observe import METRICS, Observation
 from batchgauge.sizing.advice.search import Found
+from batchgauge.text import figures, percent
 
 Name = Literal[
     "cap",
@@ -62,20 +63,21 @@ def limit_of(found: Found) -> Limit:
     client = _client(rows, advised)
     if client:
         return Limit("client", client, target)
-    failed = [(s, said) for s, said in found.failures if s > advised]
+    ran = [advised, *(o.setting for o in rows)]
+    failed = [(s, said) for s, said in found.failures if s > max(ran)]
     refusing = [o for o in above if o.run.refused_share > 0 and not o.is_taken]
     if refusing:
         first = refusing[0]
         said = next(a.error for a in first.run.asked if not a.is_ok and not a.is_unfit)
-        share = 100 * first.run.refused_share
         return Limit(
             "refusals",
-            f"at {first.setting:.3g}, {share:.0f} % of the requests failed: {said}",
+            f"at {figures(first.setting)}, {percent(first.run.refused_share)} of the requests "
+            f"failed: {said}",
             target, first.setting,
         )  # fmt: skip
     if failed:
         at, said = min(failed)
-        return Limit("failure", f"{at:.3g} failed: {said}", target, at)
+        return Limit("failure", f"{figures(at)} failed: {said}", target, at)
     if found.observations[0].run.kind == "open":
         return Limit("queue", "requests that come faster than that wait longer and longer", target)
     return _from_curve(found, rows, advised, target)
@@ -93,7 +95,7 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
         told = " (the server says that its KV cache is full)" if full else ""
         return Limit(
             "memory",
-            f"from {at:.3g} {unit} on, throughput is {100 * share:.0f} % lower{told}",
+            f"from {figures(at)} {unit} on, throughput is {percent(share)} lower{told}",
             target, at,
         )  # fmt: skip
     if slots:
@@ -106,7 +108,9 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
     if not above and advised < last * 0.999:
         return Limit("budget", "no larger setting ran within the budget", target)
     if advised >= last * 0.999 and _rises(found, advised):
-        return Limit("largest setting", f"{last:.3g} was the largest setting to try", target, last)
+        return Limit(
+            "largest setting", f"{figures(last)} was the largest setting to try", target, last
+        )
     return Limit("compute", "more at once give hardly more throughput", target)
 
 
@@ -127,7 +131,7 @@ def _client(rows: Sequence[Observation], advised: float) -> str:
             continue
         if run.client_cpu > _BUSY:
             return (
-                f"at {seen.setting:.3g} this client used {100 * run.client_cpu:.0f} % of a "
+                f"at {figures(seen.setting)} this client used {percent(run.client_cpu)} of a "
                 "processor; several clients would tell more"
             )
         if (

@@ -99,11 +99,11 @@ def _while_running(
     status: Callable[[], Mapping[str, float]],
 ) -> Mapping[str, float]:
     """What the server says of itself in the middle of the run; waits for its end."""
-    said: Mapping[str, float] = {}
+    said: Mapping[str, float] | None = None
     while any(thread.is_alive() for thread in threads):
         time.sleep(_LOOK_S)
         begin, now = loop.begin_s, time.perf_counter()
-        if begin is not None and not said and now > (begin + loop.deadline_s) / 2.0:
+        if begin is not None and said is None and now > (begin + loop.deadline_s) / 2.0:
             said = status()
         if begin is None and now - loop.started_s > _MOST_WAVE_S:
             loop.give_up()
@@ -112,7 +112,7 @@ def _while_running(
             for thread in threads:
                 thread.join(max(0.0, loop.deadline_s + patience_s - time.perf_counter()))
             break
-    return said
+    return said or {}
 
 
 class _Loop:
@@ -149,7 +149,8 @@ class _Loop:
         with self._lock:
             self.asked.append(asked)
             self._warm.add(asked.slot)
-            if self.begin_s is None and len(self._warm) == self.slots:
+            is_warm = len(self._warm) == self.slots and self.deadline_s == math.inf
+            if self.begin_s is None and is_warm:
                 self.begin_s = asked.end_s
                 self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
                 self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
@@ -160,8 +161,10 @@ class _Loop:
                 )
 
     def give_up(self) -> None:
-        """Send no more requests."""
-        self.deadline_s = time.perf_counter()
+        """Send no more requests, whoever still completes the first wave."""
+        with self._lock:
+            if self.begin_s is None:
+                self.deadline_s = min(self.deadline_s, time.perf_counter())
 
 
 def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s: float) -> Asked:
@@ -176,8 +179,13 @@ def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s
         )  # fmt: skip
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
-    is_empty = not answer.text and not answer.reasoning and not answer.tokens_generated
-    return Asked(slot, due_s, sent, first, end, answer.tokens_generated, is_empty=is_empty)
+    return Asked(
+        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=_is_empty(answer)
+    )  # fmt: skip
+
+
+def _is_empty(answer: InferenceBatchResponse) -> bool:
+    return not (answer.text or answer.reasoning or answer.tokens_generated)
 
 
 @dataclass
@@ -206,8 +214,10 @@ class OpenLoop:
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
         begin = time.perf_counter() + 0.01
         cpu = time.process_time()
-        said: Mapping[str, float] = {}
-        with ThreadPoolExecutor(min(arrivals, self.most_at_once)) as pool:
+        with (
+            ThreadPoolExecutor(1) as aside,  # whose answer delays no request
+            ThreadPoolExecutor(min(arrivals, self.most_at_once)) as pool,
+        ):
             futures = []
             for number, offset in enumerate(due.tolist()):
                 if (wait := begin + offset - time.perf_counter()) > 0:
@@ -216,13 +226,13 @@ class OpenLoop:
                     pool.submit(ask_once, self.server, self.requests.take(), number, begin + offset)
                 )
                 if number == arrivals // 2:
-                    said = self.status()
+                    said = aside.submit(self.status)
             deadline = begin + float(due[-1])
             share = (time.process_time() - cpu) / max(1e-6, time.perf_counter() - begin)
             asked = [future.result() for future in futures]
         late = float(np.percentile([1e3 * (a.sent_s - a.due_s) for a in asked], 95))
         start = begin + _WARM_UP * float(due[-1])
-        return Run("open", setting, asked, start, deadline, share, late, said)
+        return Run("open", setting, asked, start, deadline, share, late, said.result())
 
 
 @dataclass
@@ -263,11 +273,10 @@ class Batches:
                 continue
             first = begin + answer.ttft_ms / 1e3
             last = first + answer.decode_ms / 1e3 if answer.inter_token_ms else math.nan
-            is_empty = not answer.text and not answer.tokens_generated
             into.append(
                 Asked(
-                    row, begin, begin, first, end, answer.tokens_generated, is_empty=is_empty,
-                    last_s=min(end, last),
+                    row, begin, begin, first, end, answer.tokens_generated,
+                    is_empty=_is_empty(answer), last_s=min(end, last),
                 )
             )  # fmt: skip
 

@@ -19,6 +19,7 @@ from scipy.stats import binom
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.text import figures
 
 Array = npt.NDArray[np.float64]
 Objective = Literal["throughput", "goodput"]
@@ -375,12 +376,12 @@ def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float,
 
 def _nothing(run: Run) -> str:
     """Why a run without an answer had none."""
-    said = [a for a in run.asked if not a.is_ok]
+    said, at = [a for a in run.asked if not a.is_ok], figures(run.setting)
     if not said:
-        return f"No request was answered in time at {run.setting:.3g}; the engine is too slow."
+        return f"No request was answered in time at {at}; the engine is too slow."
     last = said[-1]
     if last.is_unfit:
         return f"No request of the workload is taken: {last.error}"
     if last.status:
-        return f"Every request was refused at {run.setting:.3g}: {last.error}"
-    return f"Every request failed at {run.setting:.3g}: {last.error}"
+        return f"Every request was refused at {at}: {last.error}"
+    return f"Every request failed at {at}: {last.error}"

@@ -23,6 +23,7 @@ from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
 from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
+from batchgauge.text import figures
 
 Array = npt.NDArray[np.float64]
 
@@ -34,6 +35,7 @@ _LEAST_GAIN = 3e-4  # share of the best that the next run must promise
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
 _FAR_LARGER = 6.0
 _RECOVERY_S = 3.0  # before a setting that failed is tried again
+_GONE = 2  # failures in a row that are the engine, not the setting
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
 _LONG_RUN = 600  # arrivals that confirm a rate
@@ -142,7 +144,7 @@ class Search:
             ending, setting = self._next(decision, wins, per_s)
             if not ending and not self._may_run(setting):
                 ending = "budget"
-            if ending == "budget" and decision.index is not None:
+            if ending in {"budget", "failed"} and decision.index is not None:
                 # What never ran is not advised, however promising.
                 ran = np.isin(self.candidates, [o.setting for o in self.observations])
                 decision = decide(beliefs, ran)
@@ -159,10 +161,10 @@ class Search:
 
     def _next(self, decision: Decision, wins: Array, per_s: Array) -> tuple[Ending | None, float]:
         """Why to stop, if so; else the setting to run."""
-        if self._failed_in_a_row == 1:  # is it the setting, or is the engine gone?
-            return None, min(o.setting for o in self.observations)
-        if self._failed_in_a_row:
+        if self._failed_in_a_row >= _GONE:
             return "failed", 0.0
+        if self._failed_in_a_row:  # is it the setting, or is the engine gone?
+            return None, min(o.setting for o in self.observations)
         promising = float(self.candidates[int(np.argmax(per_s))])
         if decision.index is None:
             if decision.any_keeps < MOST_BROKEN:
@@ -212,8 +214,7 @@ class Search:
 
     def _is_out_of_reach(self, setting: float) -> bool:
         """Whether the setting lies beyond one that failed, or would take too long to begin with."""
-        bad = [o.setting for o in self.observations if not o.is_taken]
-        bad += [s for s, _ in self.failures]
+        bad = self._bad()
         for name, target in self.question.targets.items():
             bad += [
                 o.setting
@@ -227,6 +228,18 @@ class Search:
             return False
         # At worst a run takes longer in proportion.
         return last.seconds * setting / last.setting > _LARGEST_SHARE * self._left()
+
+    def _bad(self) -> list[float]:
+        """Settings that did not work, for a reason of their own.
+
+        Where one ran all the same, or the target failed twice in a row, the engine went away.
+        """
+        gone = self._failed_in_a_row >= _GONE
+        told = self.failures[: -self._failed_in_a_row] if gone else self.failures
+        ran = {o.setting for o in self.observations}
+        return [o.setting for o in self.observations if not o.is_taken] + [
+            setting for setting, _ in told if setting not in ran
+        ]
 
     @property
     def _least_s(self) -> float:
@@ -246,7 +259,7 @@ class Search:
         """Run a setting, a second time where it failed: servers restart."""
         said = ""
         for attempt in (1, 2):
-            self._progress(f"running {setting:.3g} {self.target.unit}", self._left())
+            self._progress(f"running {figures(setting)} {self.target.unit}", self._left())
             try:
                 seen = self._observe(setting)
             except UserError as problem:
@@ -258,7 +271,7 @@ class Search:
                     self.observations.append(seen)
                     self._failed_in_a_row = 0
                     if said:
-                        self.notes.append(f"{setting:.3g} ran again after it failed: {said}")
+                        self.notes.append(f"{figures(setting)} ran again after it failed: {said}")
                     return
                 said = next(a.error for a in seen.run.asked if a.is_broken)
             if attempt == 1 and self._left() > _RECOVERY_S:
@@ -352,8 +365,7 @@ class Search:
 
         The limit lies anywhere between the largest setting taken and the smallest refused.
         """
-        bad = [o.setting for o in self.observations if not o.is_taken]
-        bad += [s for s, _ in self.failures]
+        bad = self._bad()
         if not bad:
             return np.ones((SAMPLES, self.candidates.size), dtype=np.bool_)
         refused = min(bad)

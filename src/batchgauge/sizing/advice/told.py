@@ -5,37 +5,26 @@ Nothing here is needed: a server without these pages is measured just the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
 
 _ROW = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})?\s+([-+.\deE]+)", re.MULTILINE)
-# Prometheus name -> ours
-_NAMES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_cache_used",
-    "vllm:gpu_cache_usage_perc": "kv_cache_used",
-    "vllm:num_preemptions_total": "preemptions",
-    "llamacpp:requests_processing": "running",
-    "llamacpp:requests_deferred": "waiting",
-    "llamacpp:kv_cache_usage_ratio": "kv_cache_used",
-    "sglang:num_running_reqs": "running",
-    "sglang:num_queue_reqs": "waiting",
-    "sglang:token_usage": "kv_cache_used",
+_CACHE_USED = {  # Prometheus's names
+    *("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    *("llamacpp:kv_cache_usage_ratio", "sglang:token_usage"),
 }
 
 
 def metrics_of(tell: Callable[[str], str]) -> dict[str, float]:
-    """Running, waiting, preemptions and share of KV cache used, those that `/metrics` has."""
-    found: dict[str, float] = {}
+    """`kv_cache_used`, the share of the KV cache in use, the largest that `/metrics` has."""
+    shares = []
     for name, value in _ROW.findall(tell("metrics")):
-        if name in _NAMES:
-            try:
-                found[_NAMES[name]] = found.get(_NAMES[name], 0.0) + float(value)
-            except ValueError:
-                continue
-    return found
+        if name in _CACHE_USED:
+            with contextlib.suppress(ValueError):
+                shares.append(float(value))
+    return {"kv_cache_used": max(shares)} if shares else {}
 
 
 def properties_of(tell: Callable[[str], str]) -> Mapping[str, int]:
