@@ -31,6 +31,7 @@ from batchgauge.request import BatchItem, DetokenizeBatchRequest, TokenizeBatchR
 
 SMOLLM = BPETokenizer.from_metadata(default_metadata())
 TOY = BPETokenizer.from_metadata(toy_metadata())
+SPACES = ("", "every", "missing", "first")  # where a SentencePiece text gets one in front
 
 
 def three(metadata):
@@ -155,13 +156,13 @@ def test_unknown_id_is_a_user_error(bad):
     [
         *(toy_metadata(name) for name in PRE_TOKENIZERS),
         *(toy_metadata("qwen2") | {FORM_KEY: form} for form in ("NFC", "NFKC")),
-        *(pieces_metadata() | {PREFIX_KEY: way} for way in ("", "every", "missing", "first")),
+        *(pieces_metadata() | {PREFIX_KEY: way} for way in SPACES),
     ],
     ids=[
         *PRE_TOKENIZERS,
         "NFC",
         "NFKC",
-        *(f"pieces, space in front: {way}" for way in ("", "every", "missing", "first")),
+        *(f"pieces, space in front: {way}" for way in SPACES),
     ],
 )
 def test_bytes_of_texts_give_the_ids_of_the_texts(metadata):

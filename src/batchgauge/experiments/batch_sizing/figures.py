@@ -158,8 +158,8 @@ def throughput_latency(
     return charts.Chart(title, spec)
 
 
-WITHIN, OVER = "within the budgets", "over a budget"
-SUGGESTED, BEST_WITHIN = "suggested, no budget", "best within the budgets"
+WITHIN, OVER = "within budgets", "over a budget"
+SUGGESTED, BEST_WITHIN = "suggested", "best within them"
 _STAR = "M0,-1L.22,-.31L.95,-.31L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.31L-.22,-.31Z"
 
 

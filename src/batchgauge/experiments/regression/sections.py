@@ -29,7 +29,7 @@ from batchgauge.registry import weights_of
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
-from batchgauge.text import percent
+from batchgauge.text import counted, percent
 
 THOROUGH = "none,none,none,wait=5,code=5,wait=3,code=3"
 
@@ -176,7 +176,8 @@ def rates_sentence(decisions: pd.DataFrame) -> str:
         parts.append(
             f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['failed']} of "
             f"{row['decisions']} decisions ({percent(row['rate'], 1)} [{percent(row['low'], 1)}, "
-            f"{percent(row['high'], 1)}], {row['runs']} runs, {row['seconds']:.0f} s each)"
+            f"{percent(row['high'], 1)}], {counted(row['runs'], 'run')}, "
+            f"{row['seconds']:.0f} s each)"
         )
     return f"The gate fails {', '.join(parts)}; intervals are over runs."
 

@@ -85,10 +85,10 @@ def _error_score(table: pd.DataFrame, figure: str, bound: float) -> Score:
     ]
     worst, low, high = max(errors)
     inside = low <= 0.0 <= high
-    ends = sorted((abs(low), abs(high)))
+    ends = sorted((100 * abs(low), 100 * abs(high)))
     return Score(
-        f"serving_forecast_{figure}", f"Serving: forecast {figure}, off by at most", bound, worst,
-        0.0 if inside else ends[0], ends[1], better="lower",
+        f"serving_forecast_{figure}", f"Serving: forecast {figure}, off by at most", 100 * bound,
+        100 * worst, 0.0 if inside else ends[0], ends[1], unit="%", better="lower",
     )  # fmt: skip
 
 
@@ -121,8 +121,8 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
     requests, steps = (live.frames()[name] for name in ("requests", "steps"))
     own = trouble.scheduler_share(steps, case.question.max_batch)
     score = Score(
-        "serving_scheduler", "Serving: scheduler's own time, share of a step", OWN_GOAL, own.value,
-        own.low, own.high, better="lower",
+        "serving_scheduler", "Serving: scheduler's own time, share of a step", 100 * OWN_GOAL,
+        100 * own.value, 100 * own.low, 100 * own.high, unit="%", better="lower",
     )  # fmt: skip
     said = (
         f"The scheduler itself takes {percent(own.value, 2)} [{percent(own.low, 2)}, "
