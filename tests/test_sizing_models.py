@@ -16,6 +16,7 @@ from tests.tiny_model import write_tiny_model
 from batchgauge.core.counts import held_bytes
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.kernels import products
+from batchgauge.core.kernels.attention import PlainAttention
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing.peaks import fit_memory, measure_peaks
@@ -346,6 +347,20 @@ def test_many_short_prompts_take_what_is_predicted(tmp_path):
     model, _ = fit_memory(engine, ModelShape.of(engine.model.config, engine.model.weights_bytes))
     assert model.activation_terms[3] > 4 * 64 * 2 * 16  # APART, on any processor
     assert model.worst_error(measure_peaks(engine, [(size, 4, 4) for size in (16, 48)])) < 0.05
+
+
+def test_rooms_that_are_alike_are_counted_so(tmp_path, monkeypatch):
+    """Attention by NumPy has neighbours' rooms as long as the longest."""
+    path = write_tiny_model(tmp_path / "m.gguf", context_length=1024)
+    engine = BatchInferenceEngine.from_gguf(path)
+    monkeypatch.setattr(engine.model, "attention", PlainAttention(engine.model.config.windows))
+    shape = ModelShape.of(engine.model.config, engine.model.weights_bytes)
+    model, _ = fit_memory(engine, shape)
+    work = BatchWork(np.array([4] * 7 + [20, 90, 90]), np.array([2] * 10))
+    cache = engine.model.new_cache((work.inputs + 1).tolist())
+    none = {"activation_terms": (0.0,) * 4, "decode_terms": (0.0,) * 2}
+    bare = replace(model, scores_bytes_per_row=0.0, **none)  # type: ignore[arg-type]
+    assert bare.batch_bytes(work) == cache.nbytes == (8 * 21 + 2 * 91) * shape.kv_bytes_per_token
 
 
 def test_memory_fit_needs_enough_peaks():

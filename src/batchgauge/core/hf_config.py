@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from batchgauge.core.gguf_layouts import Floats
+from batchgauge.core.keys import LARGEST
 from batchgauge.core.model_file import shown
 from batchgauge.core.rotary import yarn_magnitude
 from batchgauge.errors import UserError
 
-LARGEST = (1 << 31) - 1  # of counts
 # Keys about training, bookkeeping, generation and other runtimes: they never change the logits.
 _IGNORED = frozenset({
     "architectures", "attention_dropout", "attn_implementation", "auto_map", "bos_token_id",

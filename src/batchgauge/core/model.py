@@ -82,15 +82,22 @@ class LlamaModel:
         """Bytes of keys and values of one position."""
         return self.config.kv_bytes_per_token
 
+    @property
+    def alike(self) -> int:
+        """Neighbours in a cache whose rooms are equally long; 0: each has its own length.
+
+        Only attention by NumPy gains by that.
+        """
+        return GROUP if isinstance(self.attention, PlainAttention) else 0
+
     def new_cache(self, capacities: Sequence[int] = (), limit: float = inf) -> KVCache:
         """A cache with empty rows, with room for capacities[b] positions in row b.
 
-        `limit` as for `KVCache`. Only attention by NumPy gains by groups of rows.
+        `limit` as for `KVCache`.
         """
         c = self.config
-        alike = GROUP if isinstance(self.attention, PlainAttention) else 0
         shape = (c.layers, c.kv_heads, c.head_dim)
-        return KVCache(shape, capacities, alike=alike, limit=limit)
+        return KVCache(shape, capacities, alike=self.alike, limit=limit)
 
     @own_threads()
     def prefill(

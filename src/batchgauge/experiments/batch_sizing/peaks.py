@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import PART, SPARE, TILE
 from batchgauge.measuring.memory import allocations
 from batchgauge.protocols import Engine
@@ -39,7 +40,8 @@ def fit_memory(engine: Engine, shape: ModelShape) -> tuple[MemoryModel, list[Pea
     The core prefills `PART` positions at a time; beyond `TILE`, only its narrow buffers
     still grow.
     """
-    blank = MemoryModel.from_shape(shape, part=PART, tile=TILE, spare=SPARE)
+    group = engine.model.alike if isinstance(engine, BatchInferenceEngine) else 0
+    blank = MemoryModel.from_shape(shape, part=PART, tile=TILE, spare=SPARE, group=group or 1)
     engine.infer_batch(exact_requests([2], [2]))  # what is made once is not the batch's
     prefill, decode = measure_peaks(engine, PREFILL_PEAKS), measure_peaks(engine, DECODE_PEAKS)
     return blank.fitted_to(prefill, decode), [*prefill, *decode]
