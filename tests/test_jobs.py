@@ -220,9 +220,10 @@ class Server(EchoEngine):
         self.asked += [item.data for item in items]
         time.sleep(0.01)
         if not self.reply or any(item.data.chat for item in items):
-            return BatchResult.of(
-                [BatchResponse[Any](item.id, None, 1.0, "no template") for item in items], 1.0
-            )
+            refused: list[BatchResponse[Any]] = [
+                BatchResponse(item.id, None, 1.0, "no template") for item in items
+            ]
+            return BatchResult.of(refused, 1.0)
         return super().infer_batch(items)
 
 

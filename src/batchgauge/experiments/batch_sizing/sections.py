@@ -84,7 +84,7 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
     )  # fmt: skip
     section = Section(
         "sizing_memory_check", {"memory": table}, finding,
-        picture=partial(figures.memory_check, table),
+        picture=partial(figures.memory_check, table, MEMORY_GOAL),
         picture_caption="Predicted against measured peak memory of a batch, above the weights.",
         targets=[score],
     )  # fmt: skip
@@ -233,7 +233,7 @@ def judge(
         "sizing_scores", {"scores": scored}, sentences.scores_sentence(table), table,
         "The same in numbers. Distance: octaves between suggested and best size. Good share: "
         "sizes that would have scored 0.9 or more.",
-        partial(figures.strategies, scored, table, ADVISOR),
+        partial(figures.strategies, scored, table, ADVISOR, GOAL),
         "One dot a scenario; the diamond is the median, the bar reaches down to the 10th "
         "percentile.",
         scores,
