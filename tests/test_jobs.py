@@ -28,7 +28,7 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.jobs import PromptWork, TokenizeWork, Where, prompts, run_job, source
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, manifest, prompts, run_job, source
 from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 from batchgauge.request import BatchResponse, BatchResult
 from batchgauge.sizing import automatic
@@ -331,6 +331,15 @@ def test_a_full_disk_stops_the_job_and_leaves_nothing_half_written(tmp_path, mon
     assert not list((tmp_path / "b").glob("*000002*"))
     run_job(ECHO, path, tmp_path / "b", progress=False)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_progress_that_cannot_be_read_is_said(tmp_path):
+    """Else all that was done would be done again; a job without any has none to read."""
+    path = write_prompts(tmp_path / "p.jsonl", ["prompt"] * 9)
+    run_job(ECHO, path, tmp_path / "out", progress=False)
+    (tmp_path / "out" / manifest.PROGRESS).mkdir()
+    with pytest.raises(UserError, match=r"progress.*cannot be read: Is a directory"):
+        run_job(ECHO, path, tmp_path / "out", progress=False)
 
 
 def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):

@@ -24,6 +24,7 @@ from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
 from batchgauge.text import counted, percent
+from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
 PANELS = 6  # of the dense sweep's picture
@@ -161,8 +162,8 @@ def reference_speed(probe: Steady) -> Section:
     return Section(
         "reference_speed", {},
         "Times of this page are told at one reference speed, at which the control batch beside "
-        f"every run takes {probe.reference_ms:.3g} ms. The {len(probe.controls_ms)} controls took "
-        f"{fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
+        f"every run takes {rounded(probe.reference_ms)} ms. The {len(probe.controls_ms)} controls "
+        f"took {fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
         "raw time vary.",
     )  # fmt: skip
 
