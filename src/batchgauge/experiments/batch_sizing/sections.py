@@ -163,8 +163,8 @@ def reference_speed(probe: Steady) -> Section:
         "reference_speed", {},
         "Times of this page are told at one reference speed, at which the control batch beside "
         f"every run takes {rounded(probe.reference_ms)} ms. The {len(probe.controls_ms)} controls "
-        f"took {fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
-        "raw time vary.",
+        f"took {fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a "
+        "single raw time vary.",
     )  # fmt: skip
 
 
