@@ -7,9 +7,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from batchgauge.machine.rates import Rates
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.text import percent
+
+_SHAPES = (
+    *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"),
+    *("triangle-left", "stroke"),
+)
 
 
 def stages(frame: pd.DataFrame, title: str) -> Chart:
@@ -20,6 +26,26 @@ def stages(frame: pd.DataFrame, title: str) -> Chart:
     shown = frame.assign(name=names, series=frame["stage"], percent=100 * frame["share"])
     x = charts.Axis("percent", "share of the batch's wall time (%)")
     return charts.stacked(shown, title, x, charts.Looks(order, colours, ["square"] * len(order)))
+
+
+def roofline(frame: pd.DataFrame, rates: Rates, title: str) -> Chart:
+    """Each kernel below the roof: a line through its batch sizes, left to right."""
+    shown = frame.assign(series=frame["kernel"], gflop_per_s=frame["achieved_flops_per_s"] / 1e9)
+    intensities, ridge = frame["intensity_flops_per_byte"], rates.ridge_flops_per_byte
+    ends = [min(ridge / 2, intensities.min()), ridge, max(2 * ridge, intensities.max())]
+    reached = [min(at * rates.bandwidth_bytes_per_s, rates.flops_per_s) / 1e9 for at in ends]
+    roof = pd.DataFrame({"intensity_flops_per_byte": ends, "gflop_per_s": reached, "ratio": 1.0})
+    names = [*dict.fromkeys(frame["kernel"]), "the roof"]
+    colours = [*plots.STAGES.values(), "#8C6D1F"][: len(names) - 1]
+    looks = charts.Looks(names, [*colours, plots.INK], _SHAPES[: len(names)])
+    bandwidth, products = rates.bandwidth_bytes_per_s / 1e9, rates.flops_per_s / 1e9
+    said = f"memory, {bandwidth:.1f} GB/s, binds left of here; products, {products:.0f} Gflop/s"
+    return charts.lines(
+        pd.concat([shown, roof.assign(series="the roof")]), title,
+        charts.Axis("intensity_flops_per_byte", "arithmetic intensity (flop per byte moved)", 10),
+        charts.Axis("gflop_per_s", "rate (Gflop/s)", 10), looks,
+        [charts.Line(ridge, said, "x", "floor")], more=["batch_size", "ratio"],
+    )  # fmt: skip
 
 
 def padding(frame: pd.DataFrame, title: str) -> Figure:

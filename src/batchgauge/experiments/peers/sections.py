@@ -105,8 +105,8 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
-            picture=partial(figures.decode, table[table["part"] == "decode"], decode),
-            picture_caption="Decode throughput by batch size, with 95 % intervals over "
+            picture=partial(figures.decode, table[table["threads"] == 1], decode),
+            picture_caption="Decode throughput by batch size, one thread, with 95 % intervals over "
             f"{_processes(table)} a pair.",
         ),
         Section(
