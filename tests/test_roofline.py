@@ -63,13 +63,14 @@ def test_kernels_are_called_and_drawn():
     assert peaks.flops_per_s > PEAKS.flops_per_s
     chart = figures.roofline(frame, peaks, "invented")
     assert "<svg" in svg(chart.full("words"), "test")
-    drawn = rows_of(chart).set_index("series")
     at = ["intensity_flops_per_byte", "gflop_per_s"]
-    reached = frame["achieved_flops_per_s"][0] / 1e9
-    assert drawn.loc["a", at].tolist() == pytest.approx([1.0, reached], rel=1e-5)
-    roof = drawn.loc["the roof", at].to_numpy()
+    drawn, reached = rows_of(chart), frame["achieved_flops_per_s"][0] / 1e9
+    assert drawn[drawn["series"] == "a"][at].to_numpy().tolist() == [
+        pytest.approx([1.0, reached], rel=1e-5)
+    ]
+    roof = drawn[drawn["series"].str.startswith("the roof: ")][at].to_numpy()
     limits = np.minimum(roof[:, 0] * peaks.bandwidth_bytes_per_s, peaks.flops_per_s) / 1e9
-    assert roof[:, 1] == pytest.approx(limits, rel=1e-5)
+    assert roof[:, 1].tolist() == pytest.approx(limits.tolist(), rel=1e-5)
     assert roof[0, 1] < roof[1, 1] == roof[2, 1]  # the roof bends at the ridge
 
 

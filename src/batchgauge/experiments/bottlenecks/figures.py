@@ -35,16 +35,16 @@ def roofline(frame: pd.DataFrame, rates: Rates, title: str) -> Chart:
     ends = [min(ridge / 2, intensities.min()), ridge, max(2 * ridge, intensities.max())]
     reached = [min(at * rates.bandwidth_bytes_per_s, rates.flops_per_s) / 1e9 for at in ends]
     roof = pd.DataFrame({"intensity_flops_per_byte": ends, "gflop_per_s": reached, "ratio": 1.0})
-    names = [*dict.fromkeys(frame["kernel"]), "the roof"]
+    limits = rates.bandwidth_bytes_per_s / 1e9, rates.flops_per_s / 1e9
+    called = "the roof: {:.1f} GB/s, {:.0f} Gflop/s".format(*limits)
+    names = [*dict.fromkeys(frame["kernel"]), called]
     colours = [*plots.STAGES.values(), "#8C6D1F"][: len(names) - 1]
     looks = charts.Looks(names, [*colours, plots.INK], _SHAPES[: len(names)])
-    bandwidth, products = rates.bandwidth_bytes_per_s / 1e9, rates.flops_per_s / 1e9
-    said = f"memory, {bandwidth:.1f} GB/s, binds left of here; products, {products:.0f} Gflop/s"
     return charts.lines(
-        pd.concat([shown, roof.assign(series="the roof")]), title,
+        pd.concat([shown, roof.assign(series=called)]), title,
         charts.Axis("intensity_flops_per_byte", "arithmetic intensity (flop per byte moved)", 10),
         charts.Axis("gflop_per_s", "rate (Gflop/s)", 10), looks,
-        [charts.Line(ridge, said, "x", "floor")], more=["batch_size", "ratio"],
+        more=["batch_size", "ratio"],
     )  # fmt: skip
 
 
