@@ -61,7 +61,7 @@ def test_kernels_are_called_and_drawn():
     assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
     assert (frame["ratio"] >= 1.0 - 1e-9).all()  # none beats the floor: the peaks are raised
     assert peaks.flops_per_s > PEAKS.flops_per_s
-    chart = figures.roofline(frame, peaks, "invented")
+    chart = figures.roofline(frame, peaks.bandwidth_bytes_per_s, peaks.flops_per_s, "invented")
     assert "<svg" in svg(chart.full("words"), "test")
     at = ["intensity_flops_per_byte", "gflop_per_s"]
     drawn, reached = rows_of(chart), frame["achieved_flops_per_s"][0] / 1e9

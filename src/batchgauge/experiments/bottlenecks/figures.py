@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchgauge.machine.rates import Rates
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.text import percent
@@ -28,15 +27,14 @@ def stages(frame: pd.DataFrame, title: str) -> Chart:
     return charts.stacked(shown, title, x, charts.Looks(order, colours, ["square"] * len(order)))
 
 
-def roofline(frame: pd.DataFrame, rates: Rates, title: str) -> Chart:
-    """Each kernel below the roof: a line through its batch sizes, left to right."""
+def roofline(frame: pd.DataFrame, bytes_per_s: float, flops_per_s: float, title: str) -> Chart:
+    """Each kernel below the roof of these rates: a line through its batch sizes."""
     shown = frame.assign(series=frame["kernel"], gflop_per_s=frame["achieved_flops_per_s"] / 1e9)
-    intensities, ridge = frame["intensity_flops_per_byte"], rates.ridge_flops_per_byte
+    intensities, ridge = frame["intensity_flops_per_byte"], flops_per_s / bytes_per_s
     ends = [min(ridge / 2, intensities.min()), ridge, max(2 * ridge, intensities.max())]
-    reached = [min(at * rates.bandwidth_bytes_per_s, rates.flops_per_s) / 1e9 for at in ends]
+    reached = [min(at * bytes_per_s, flops_per_s) / 1e9 for at in ends]
     roof = pd.DataFrame({"intensity_flops_per_byte": ends, "gflop_per_s": reached, "ratio": 1.0})
-    limits = rates.bandwidth_bytes_per_s / 1e9, rates.flops_per_s / 1e9
-    called = "the roof: {:.1f} GB/s, {:.0f} Gflop/s".format(*limits)
+    called = f"the roof: {bytes_per_s / 1e9:.1f} GB/s, {flops_per_s / 1e9:.0f} Gflop/s"
     names = [*dict.fromkeys(frame["kernel"]), called]
     colours = [*plots.STAGES.values(), "#8C6D1F"][: len(names) - 1]
     looks = charts.Looks(names, [*colours, plots.INK], _SHAPES[: len(names)])

@@ -177,7 +177,7 @@ def roofline(subject: Subject, *, sizes: Sequence[int]) -> Section:
         "roofline", {"roofline": frame},
         f"{title}. {sentences.roofline_sentence(frame, peaks, size)}",
         frame[columns], "Floor time, measured time (median) and their ratio.",
-        partial(figures.roofline, frame, peaks, title),
+        partial(figures.roofline, frame, peaks.bandwidth_bytes_per_s, peaks.flops_per_s, title),
         "Each kernel at each batch size under the roof that this machine reached today.",
     )  # fmt: skip
 

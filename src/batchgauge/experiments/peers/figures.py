@@ -8,12 +8,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from batchgauge.experiments.peers.rates import TOLD_APART
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted
 
+TOLD_APART = ("faster", "slower")
 _OPEN = {  # verdicts that say neither, in words
     "not told apart": "the two are not told apart",
     "inconclusive": "the interval is too wide to say",
