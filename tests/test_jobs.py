@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ from tests.tiny_model import write_tiny_model
 
 from batchgauge.core.tokenizer import BPETokenizer
 from batchgauge.errors import UserError
-from batchgauge.jobs import PromptWork, TokenizeWork, Where, prompts, run_job, source
+from batchgauge.jobs import PromptWork, TokenizeWork, Where, manifest, prompts, run_job, source
 from batchgauge.jobs.source import cut, decoded, find_inputs, line_spans, loaded, of_lines, read
 from batchgauge.request import BatchResponse, BatchResult
 from batchgauge.sizing import automatic
@@ -209,7 +210,7 @@ def test_auto_measures_only_once_the_job_has_run_as_long_as_that_takes(tmp_path,
 
 
 class Server(EchoEngine):
-    """Shows no model; refuses chats and whatever is not of the job's own settings."""
+    """Shows no model and refuses chats; without `reply`, everything."""
 
     def __init__(self, reply=True):
         self.reply, self.asked = reply, []
@@ -219,8 +220,10 @@ class Server(EchoEngine):
         self.asked += [item.data for item in items]
         time.sleep(0.01)
         if not self.reply or any(item.data.chat for item in items):
-            answers = [BatchResponse(item.id, None, 1.0, "no template") for item in items]
-            return BatchResult.of(answers, 1.0)
+            refused: list[BatchResponse[Any]] = [
+                BatchResponse(item.id, None, 1.0, "no template") for item in items
+            ]
+            return BatchResult.of(refused, 1.0)
         return super().infer_batch(items)
 
 
@@ -232,8 +235,7 @@ def test_auto_measures_the_jobs_own_requests(monkeypatch):
     work = replace(ECHO, batch_size=0, chat=False, temperature=0.5, seed=3)
     asked = [Prompt(str(i), "text", "x" * (1 + i), 4) for i in range(6)]
     server = Server()
-    size = prompts.PromptWorker(work, server)._advised(asked, 7)
-    assert 4 <= size <= 7  # a batch takes as long as one request
+    assert prompts.PromptWorker(work, server)._advised(asked, 3) <= 3
     assert {(r.chat, r.temperature, r.seed) for r in server.asked} == {(False, 0.5, 3)}
     assert prompts.PromptWorker(work, Server(reply=False))._advised(asked, 7) == 7
 
@@ -329,6 +331,15 @@ def test_a_full_disk_stops_the_job_and_leaves_nothing_half_written(tmp_path, mon
     assert not list((tmp_path / "b").glob("*000002*"))
     run_job(ECHO, path, tmp_path / "b", progress=False)
     assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_progress_that_cannot_be_read_is_said(tmp_path):
+    """Else all that was done would be done again; a job without any has none to read."""
+    path = write_prompts(tmp_path / "p.jsonl", ["prompt"] * 9)
+    run_job(ECHO, path, tmp_path / "out", progress=False)
+    (tmp_path / "out" / manifest.PROGRESS).mkdir()
+    with pytest.raises(UserError, match=r"progress.*cannot be read: Is a directory"):
+        run_job(ECHO, path, tmp_path / "out", progress=False)
 
 
 def test_shards_travel_to_workers_that_do_not_see_the_files(tmp_path):

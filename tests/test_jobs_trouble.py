@@ -263,8 +263,8 @@ def test_a_folder_that_cannot_be_written_is_no_worker_that_ended(tmp_path, monke
 
     from batchgauge.jobs import dask_pool
 
-    calls, waits = [], []
-    monkeypatch.setattr(dask_pool, "sleep", waits.append)
+    calls: list[bool] = []
+    monkeypatch.setattr(dask_pool, "sleep", lambda _s: None)
 
     def fails(*problems):
         left = list(problems)

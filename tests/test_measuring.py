@@ -78,7 +78,7 @@ def test_a_tenth_of_the_work_is_faster(compared):
     assert ratio.verdict == "faster"
     assert ratio.low > 2
     assert ratio.low <= ratio.value <= ratio.high
-    assert compared.ratios()["name"].tolist() == ["short"]
+    assert [ratio.name for ratio in compared.ratio_list()] == ["short"]
     assert compared.noise_floor > 0
     assert compared.minimum_detectable_change > compared.noise_floor
 

@@ -198,7 +198,7 @@ def test_blocks_give_the_plain_product():
 def test_weights_are_counted_and_shared(tiny):
     """A tied head is held once; the cache's bytes per token follow from the shape."""
     c = tiny.config
-    per_layer = c.qkv_width * 64 + 64 * 64 + 3 * 96 * 64
+    per_layer = (c.heads + 2 * c.kv_heads) * c.head_dim * 64 + 64 * 64 + 3 * 96 * 64
     assert tiny.weights_bytes >= 4 * (c.layers * per_layer + c.vocab_size * 64)
     assert tiny.weights_bytes < 1.2 * 4 * (c.layers * per_layer + c.vocab_size * 64)
     assert tiny.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
@@ -207,7 +207,10 @@ def test_weights_are_counted_and_shared(tiny):
 def test_counts_follow_the_formulas(tiny):
     """A decode step costs two operations per weight, plus attention over what is seen."""
     c = tiny.config
-    matrices = c.layers * (c.qkv_width * 64 + 64 * 64 + 3 * 96 * 64) + c.vocab_size * 64
+    matrices = (
+        c.layers * ((c.heads + 2 * c.kv_heads) * c.head_dim * 64 + 64 * 64 + 3 * 96 * 64)
+        + c.vocab_size * 64
+    )
     step = decode_counts(c, [10])
     assert total(step).flops == 2 * matrices + c.layers * 4 * 10 * 64
     assert step["head"] == linear(1, 64, c.vocab_size)

@@ -6,10 +6,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import rows_of
 
 mpl.use("agg")
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.bottlenecks import figures
 from batchgauge.machine import rates
 from batchgauge.machine.rates import Rates
 from batchgauge.profiling.allocations import AllocationProfile
@@ -22,8 +24,9 @@ from batchgauge.profiling.findings import (
     rank_findings,
     reachable_speedup,
 )
-from batchgauge.profiling.roofline import Kernel, draw_roofline, place, placed
+from batchgauge.profiling.roofline import Kernel, place, placed
 from batchgauge.profiling.stacks import StackProfile
+from batchgauge.reporting.render import svg
 
 PEAKS = Rates(bandwidth_bytes_per_s=10e9, flops_per_s=100e9, threads=1)  # ridge at 10 flop/byte
 
@@ -58,11 +61,17 @@ def test_kernels_are_called_and_drawn():
     assert len(seen) == frame["calls"].iloc[0] + 1 >= 4
     assert (frame["ratio"] >= 1.0 - 1e-9).all()  # none beats the floor: the peaks are raised
     assert peaks.flops_per_s > PEAKS.flops_per_s
-    (ax,) = draw_roofline(frame, peaks, title="invented").axes
-    dots = [np.asarray(dot.get_offsets()) for dot in ax.collections]
-    drawn = [tuple(at[0]) for at in dots if len(at)]
-    columns = frame["intensity_flops_per_byte"], frame["achieved_flops_per_s"] / 1e9
-    assert drawn[: len(kernels)] == [pytest.approx(at) for at in zip(*columns, strict=True)]
+    chart = figures.roofline(frame, peaks.bandwidth_bytes_per_s, peaks.flops_per_s, "invented")
+    assert "<svg" in svg(chart.full("words"), "test")
+    at = ["intensity_flops_per_byte", "gflop_per_s"]
+    drawn, reached = rows_of(chart), frame["achieved_flops_per_s"][0] / 1e9
+    assert drawn[drawn["series"] == "a"][at].to_numpy().tolist() == [
+        pytest.approx([1.0, reached], rel=1e-5)
+    ]
+    roof = drawn[drawn["series"].str.startswith("the roof: ")][at].to_numpy()
+    limits = np.minimum(roof[:, 0] * peaks.bandwidth_bytes_per_s, peaks.flops_per_s) / 1e9
+    assert roof[:, 1].tolist() == pytest.approx(limits.tolist(), rel=1e-5)
+    assert roof[0, 1] < roof[1, 1] == roof[2, 1]  # the roof bends at the ridge
 
 
 def test_peaks_are_the_work_over_the_best_time(monkeypatch):

@@ -138,7 +138,7 @@ def test_baseline_sections(context, monkeypatch):
     tokens = baseline.tokenizing(done, target=(16, 3.0))
     assert set(tokens.frames()) == {"tokenizing", "tokenizing_samples"}
     assert "S(32) = 5.66 × [5.09, 6.22], faster" in tokens.sentence()
-    assert "oise" not in tokens.sentence() + tokens.draw()[1]  # nothing here is an A/A run
+    assert "oise" not in tokens.sentence() + tokens.picture_caption  # nothing here is an A/A run
     (score,) = tokens.scores()  # of batch 8: the largest that is not above the target's 16
     assert score.label == "Tokenizing texts of 9 characters, S(8)"
     assert (score.value, score.verdict) == (8**0.5, "open")

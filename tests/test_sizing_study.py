@@ -219,6 +219,9 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
     assert f"In {len(every) - len(ours)} further scenarios" in scenarios.sentence()
     (ax,) = axes_of(strategies)
     assert [t.get_text() for t in ax.get_yticklabels()] == table_of(strategies)["strategy"].tolist()
+    goal = f"goal {next(s.goal for s in strategies.scores() if s.key == 'sizing_accuracy'):.2f}"
+    assert goal in [text.get_text() for text in ax.texts]
+    assert f"({goal})" in strategies.sentence()
     report = Report.begin(
         "batch_sizing", title="t", question="q", profile="smoke", out_dir=tmp_path
     )

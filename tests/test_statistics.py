@@ -211,7 +211,7 @@ def test_minimum_detectable_change():
     estimates = rng.normal(math.log1p(mdc), error, 20_000)
     assert np.mean(estimates > 1.96 * error) == pytest.approx(0.8, abs=0.02)
     same, new = rng.normal(size=(2, RUNS, 60)) * error
-    half = np.mean([statistics.location(x).half_width for x in same])
+    half = float(np.mean([statistics.location(x).half_width for x in same]))
     new += math.log1p(statistics.minimum_detectable_change(half))
     assert np.mean([statistics.location(x).low > 0 for x in new]) == pytest.approx(0.8, abs=0.03)
     assert statistics.minimum_detectable_change(math.inf) == math.inf

@@ -50,7 +50,7 @@ print(len(done.responses), len(load_prompts()), batchgauge.__file__)
 # Every function that needs an extra, with what it needs; prints what each says without it.
 PROFILERS = """
 from batchgauge.errors import UserError
-from batchgauge.profiling import allocations, calls, flamegraph, lines, roofline
+from batchgauge.profiling import allocations, calls, flamegraph, lines
 def work():
     return sum(range(9))
 for package, call in [
@@ -60,7 +60,6 @@ for package, call in [
     ("memray", lambda: allocations.track_allocations(work, tool="memray")),
     ("pyinstrument", lambda: calls.sample_calls(work, seconds=0.01, tool="pyinstrument")),
     ("matplotlib", lambda: flamegraph.draw_flamegraph(None, title="")),
-    ("matplotlib", lambda: roofline.draw_roofline(None, None, title="")),
 ]:
     try:
         call()

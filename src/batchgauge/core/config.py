@@ -144,11 +144,6 @@ class Config:
         return tuple(shape.window for shape in self.shapes)
 
     @property
-    def qkv_width(self) -> int:
-        """Features of queries, keys and values together, in the widest layer."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
     def attention_width(self) -> int:
         """Features of the queries, and of what attention gives."""
         return self.heads * self.head_dim

@@ -27,8 +27,10 @@ def longest_of(context: Context) -> int:
 
 def unloaded_s(sample: Arrivals, step_s: StepTime, server: Server) -> float:
     """Seconds until one request of the sample's median lengths is answered, alone."""
-    lengths = (np.array([np.median(a)], np.int64) for a in (sample.context, sample.generated))
-    alone = Arrivals(np.zeros(1), *lengths, np.zeros(1, np.int64))
+    prompt, tokens = (
+        np.array([np.median(lengths)], np.int64) for lengths in (sample.context, sample.generated)
+    )
+    alone = Arrivals(np.zeros(1), prompt, tokens, np.zeros(1, np.int64))
     return float(simulate(alone, step_s, replace(server, batching="continuous")).returned_s[0])
 
 

@@ -129,10 +129,13 @@ class Manifest:
 
     def _progress(self) -> list[Any]:
         """The lines that are whole; the last may have been cut."""
+        path = self.folder / PROGRESS
         try:
-            lines = (self.folder / PROGRESS).read_bytes().split(b"\n")
-        except OSError:
+            lines = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
         rows = []
         for line in lines:
             try:

@@ -31,7 +31,7 @@ from batchgauge.machine.identity import Run
 from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
-from batchgauge.measuring.verdicts import Ratio, frame_of, judged
+from batchgauge.measuring.verdicts import Ratio, judged
 from batchgauge.statistics import blocks_for, course, exp, location, minimum_detectable_change
 from batchgauge.text import percent
 
@@ -114,10 +114,6 @@ class Comparison:
             if name != self.baseline
         ]
         return judged(ratios)
-
-    def ratios(self) -> pd.DataFrame:
-        """One row a candidate: the fields of `Ratio`."""
-        return frame_of(self.ratio_list())
 
     def median_ms(self, name: str) -> float:
         """Median wall milliseconds of one call of `name`."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
-
-import pandas as pd
 
 from batchgauge.statistics import FEWEST, Estimate, adjusted, minimum_detectable_change
 
@@ -114,8 +112,3 @@ def judged(ratios: Sequence[Ratio], *, threshold: float = 0.05) -> list[Ratio]:
         )
         for r, q in zip(ratios, q_values, strict=True)
     ]
-
-
-def frame_of(ratios: Sequence[Ratio]) -> pd.DataFrame:
-    """One row a ratio, its fields as columns."""
-    return pd.DataFrame([asdict(r) for r in ratios])

@@ -21,6 +21,8 @@ from batchgauge.profiling.stacks import KIND_LABELS, Kind
 from batchgauge.text import Markdown, code, escaped, percent
 
 AT_LIMIT = 1.5  # measured over floor: within this, only less work helps
+SMALLEST, MOST = 0.02, 3  # share of a part that is a finding, and findings of a part
+LEAK_BYTES = 4096.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +76,19 @@ def recommendation(spot: Hotspot) -> str:
 
 
 def rank_findings(
-    spots: Sequence[Hotspot], parts: Mapping[str, float] | None = None, *,
-    smallest: float = 0.02, per_part: int = 3,
-) -> pd.DataFrame:  # fmt: skip
-    """Hotspots of at least `smallest` share of their part, the largest share of a request first.
+    spots: Sequence[Hotspot], parts: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Hotspots of at least `SMALLEST` of their part, the largest share of a request first.
 
     `parts` says what share of a whole request each part is; of a part that is none of it the
-    request's columns are NaN and it comes last. At most `per_part` rows of each part. Columns rank,
+    request's columns are NaN and it comes last. At most `MOST` rows of each part. Columns rank,
     part, where, class, share, request_share, floor_ratio, bound, amdahl_bound, reachable_speedup,
     recommendation; the two speed-ups are the request's where it is known, else the part's, and NaN
     where nothing would be left.
     """
     rows = []
     for spot in spots:
-        if spot.share < smallest:
+        if spot.share < SMALLEST:
             continue
         whole = (parts or {}).get(spot.part, math.nan)
         share = spot.share if math.isnan(whole) else whole * spot.share
@@ -112,7 +113,7 @@ def rank_findings(
     ]  # fmt: skip
     frame = pd.DataFrame(rows, columns=columns)
     frame = frame.sort_values(["request_share", "share"], ascending=False, kind="stable")
-    frame = frame.groupby("part", sort=False).head(per_part).reset_index(drop=True)
+    frame = frame.groupby("part", sort=False).head(MOST).reset_index(drop=True)
     frame.insert(0, "rank", range(1, len(frame) + 1))
     return frame
 
@@ -136,22 +137,20 @@ def finding_sentence(row: pd.Series) -> Markdown:
     return text + f" ({when} {whole} would be {gain:.2f} times as fast). {row['recommendation']}"
 
 
-def memory_findings(
-    profile: AllocationProfile, part: str, *, leak_bytes_per_call: float = 4096.0, top: int = 3
-) -> pd.DataFrame:
+def memory_findings(profile: AllocationProfile, part: str) -> pd.DataFrame:
     """What grows, then what is only temporary: columns part, where, finding, bytes_per_call.
 
-    A site counts as growing from `leak_bytes_per_call` bytes kept by each call on average;
-    the largest first. Temporary sites are those with the most bytes given back.
+    A site counts as growing from `LEAK_BYTES` kept by each call on average; the largest first.
+    Temporary sites are those with the most bytes given back.
     """
     rows: list[tuple[str, str, str, float]] = []
-    for site in profile.growth().to_dict("records")[:top]:
+    for site in profile.growth().to_dict("records")[:MOST]:
         kept = float(site["kept_bytes_per_call"])
-        if kept >= leak_bytes_per_call:
+        if kept >= LEAK_BYTES:
             rows.append((part, _at(site), "grows with every call", kept))
     sites = profile.sites
     temporary = (sites["allocated_bytes"] - sites["kept_bytes"]) / profile.calls
-    for index in temporary.nlargest(top).index:
+    for index in temporary.nlargest(MOST).index:
         if temporary[index] > 0:
             site = sites.loc[index].to_dict()
             rows.append((part, _at(site), "temporary: reuse a buffer", float(temporary[index])))

@@ -1,4 +1,4 @@
-"""How far kernels are from this machine's roofline (`machine.rates`), measured and drawn.
+"""How far kernels are from this machine's roofline (`machine.rates`).
 
 Callers say how many bytes a kernel must move and how many operations it must do; nothing is
 known here of what it computes.
@@ -10,17 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from batchgauge import extras
 from batchgauge.clock import timed
 from batchgauge.machine.rates import Rates, evictor
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,58 +77,3 @@ def placed(kernel: Kernel, rates: Rates, measured_s: float, calls: int = 1) -> d
         "achieved_flops_per_s": kernel.flops / measured_s,
         "calls": calls,
     }
-
-
-_MARKERS = "osD^vPXhp*"
-
-
-def draw_roofline(frame: pd.DataFrame, rates: Rates, *, title: str) -> Figure:
-    """Kernels below the roof: marker is the kernel, shade the batch size, dashes the distance."""
-    extras.require("A roofline as a figure", "study", "matplotlib")
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(9.0, 5.2), layout="constrained")
-    lowest = min(0.1, 0.5 * float(frame["intensity_flops_per_byte"].min()))
-    highest = max(
-        4 * rates.ridge_flops_per_byte, 2 * float(frame["intensity_flops_per_byte"].max())
-    )
-    xs = np.geomspace(lowest, highest, 200)
-    roof = np.minimum(xs * rates.bandwidth_bytes_per_s, rates.flops_per_s) / 1e9
-    ax.plot(xs, roof, color="#222222", linewidth=1.6)
-    ax.annotate(
-        f"memory: {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s", (xs[40], roof[40]),
-        xytext=(0, 10), textcoords="offset points", ha="right", fontsize=9,
-    )  # fmt: skip
-    ax.annotate(
-        f"sgemm: {rates.flops_per_s / 1e9:.0f} Gflop/s", (xs[-1], roof[-1]), xytext=(0, 5),
-        textcoords="offset points", ha="right", fontsize=9,
-    )  # fmt: skip
-    sizes = sorted(frame["batch_size"].unique())
-    shades = dict(
-        zip(sizes, plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(sizes))), strict=True)
-    )
-    for marker, (name, rows) in zip(
-        _MARKERS * 9, frame.groupby("kernel", sort=False), strict=False
-    ):
-        ax.scatter(
-            rows["intensity_flops_per_byte"], rows["achieved_flops_per_s"] / 1e9, marker=marker,
-            s=64, c=[shades[b] for b in rows["batch_size"]], edgecolor="white", linewidth=0.6,
-            zorder=3,
-        )  # fmt: skip
-        ax.scatter([], [], marker=marker, color="#555555", s=45, label=str(name))
-    for row in frame.to_dict("records"):
-        limit = min(
-            row["intensity_flops_per_byte"] * rates.bandwidth_bytes_per_s, rates.flops_per_s
-        )
-        at = [row["intensity_flops_per_byte"]] * 2
-        ax.plot(at, [row["achieved_flops_per_s"] / 1e9, limit / 1e9], ":", color="#999999", lw=0.8)
-    for size in sizes:
-        ax.scatter([], [], marker="s", color=shades[size], s=45, label=f"batch {size}")
-    ax.set(
-        xscale="log", yscale="log", xlabel="arithmetic intensity (flop per byte moved)",
-        ylabel="rate (Gflop/s)",
-    )  # fmt: skip
-    ax.set_title(title, loc="left", fontsize=11)
-    ax.grid(visible=True, which="major", color="#e5e5e5", linewidth=0.6)
-    fig.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return fig

@@ -150,7 +150,7 @@ def config() -> Spec:
 
 
 def faded(on: float = 1.0, off: float = 0.1) -> Spec:
-    """Opacity by the legend: a click on a name leaves it alone, the next one on it brings all back."""
+    """Opacity by the legend: one click on a name leaves it alone, another brings all back."""
     return {"condition": {"param": "shown", "value": on, "empty": True}, "value": off}
 
 

@@ -52,11 +52,12 @@ __all__ = [
 
 def lines(
     frame: pd.DataFrame, title: str, x: Axis, y: Axis, looks: Looks,
-    references: Sequence[Line] = (),
+    references: Sequence[Line] = (), *, more: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
     """A line a series with its 95 % interval as a band.
 
-    `frame` has `series`, the columns of both axes, and `low` and `high` where there are intervals.
+    `frame` has `series`, the columns of both axes, and `low` and `high` where there are intervals;
+    `more` columns are said on hover.
     """
     shown, channels = _with_interval(frame, y.field), looks.channels()
     place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"]}
@@ -65,6 +66,7 @@ def lines(
     tips = [_tip("series", "")] if len(looks.names) > 1 else []
     tips += [_tip(x.field, x.title), _tip(y.field, y.title)]
     tips += [{"field": "interval", "title": "95 % interval"}] if banded else []
+    tips += [_tip(column, heading(column)) for column in more]
     layers = [
         *band,
         {

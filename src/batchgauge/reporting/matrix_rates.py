@@ -73,7 +73,7 @@ def _units(data: Path) -> Mapping[str, Sequence[float]]:
         keys = ["part", "batch_size", "implementation"]
         sums = samples.groupby([*keys, "process", "block"])[[unit, "wall_ms"]].sum()
         sums = sums[(sums > 0).all(axis=1)]
-        logs = np.log(1e3 * sums[unit] / sums["wall_ms"])
+        logs = pd.Series(np.log(1e3 * sums[unit] / sums["wall_ms"]), index=sums.index)
         for (part, size, who), blocks in logs.groupby(keys):
             found[f"{part}, batch {size}, {who}, {unit}/s"] = units_of(
                 blocks, blocks.index.get_level_values("process")

@@ -42,6 +42,8 @@ SCALE = 2
 
 _LOOKS: Mapping[str, tuple[str, str]] = {
     "numpy": ("#0072B2", "o"),
+    "numpy:file": ("#444444", "s"),  # beside numpy:float32 in one figure
+    "numpy:bfloat16": ("#8C6D1F", "P"),
     "baseline": ("#D55E00", "s"),
     "hf": ("#009E73", "^"),
     "transformers": ("#009E73", "^"),

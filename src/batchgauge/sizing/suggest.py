@@ -161,7 +161,8 @@ def _choose(rows: Sequence[Candidate], aim: Aim) -> Candidate:
         return max(rows, key=lambda r: r.throughput_per_s.value / r.latency_ms.value)
 
     def worth(row: Candidate) -> float:
-        return row.throughput_per_s.value / max(row.latency_ms.value, 1e-9) ** aim.wait_price
+        wait = float(max(row.latency_ms.value, 1e-9) ** aim.wait_price)
+        return row.throughput_per_s.value / wait
 
     best = max(map(worth, rows))
     good = [row for row in rows if worth(row) >= (1.0 - SAME) * best]

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from batchgauge.experiments.batch_sizing.scoring import GOAL, MEMORY_GOAL
 from batchgauge.reporting import charts, plots
 from batchgauge.text import percent
 
@@ -173,8 +172,8 @@ def _slider(name: str, words: str, column: pd.Series[float], value: float) -> di
     return {"name": name, "value": float(value), "bind": {"input": "range", **ends, "name": words}}
 
 
-def memory_check(peaks: pd.DataFrame) -> Figure:
-    """Predicted against measured peaks above the weights, and the error of each."""
+def memory_check(peaks: pd.DataFrame, goal: float) -> Figure:
+    """Predicted against measured peaks above the weights, and the error of each; `goal` in %."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2))
     top = 1.05 * peaks["measured_bytes"].max() / 2**20
     left.plot([0, top], [0, top], color=plots.MUTED, linewidth=1.2, zorder=1)
@@ -186,8 +185,8 @@ def memory_check(peaks: pd.DataFrame) -> Figure:
         real, said = rows["measured_bytes"] / 2**20, rows["predicted_bytes"] / 2**20
         left.plot(real, said, mark, color=shade, label=label, alpha=0.85)
         right.plot(real, 100 * (said / real - 1.0), mark, color=shade, alpha=0.85)
-    right.axhspan(-MEMORY_GOAL, MEMORY_GOAL, color="#009E73", alpha=0.1, linewidth=0)
-    plots.reference_line(right, MEMORY_GOAL, f"goal: within {MEMORY_GOAL:.0f} %")
+    right.axhspan(-goal, goal, color="#009E73", alpha=0.1, linewidth=0)
+    plots.reference_line(right, goal, f"goal: within {goal:.0f} %")
     fresh = peaks[peaks["use"] == "fresh"]
     worst = (fresh["predicted_bytes"] / fresh["measured_bytes"] - 1.0).abs().max()
     left.set(
@@ -205,8 +204,8 @@ def memory_check(peaks: pd.DataFrame) -> Figure:
     return fig
 
 
-def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str) -> Figure:
-    """Every score of every strategy as a dot, median and tenth percentile marked."""
+def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str, goal: float) -> Figure:
+    """Every score of every strategy as a dot, median and tenth percentile marked; the goal too."""
     order = list(table["strategy"])
     fig, ax = plt.subplots(figsize=(8.8, 0.5 * len(order) + 1.6))
     rng = np.random.default_rng(0)
@@ -223,7 +222,7 @@ def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str) -> Figure:
     ax.set_ylim(len(order) - 0.5, -0.7)
     ax.set_xlim(-0.03, 1.02)
     ax.grid(visible=False, axis="y")
-    plots.reference_line(ax, GOAL, f"goal {GOAL:.2f}", axis="x")
+    plots.reference_line(ax, goal, f"goal {goal:.2f}", axis="x")
     ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
     first = table[table["strategy"] == ours].iloc[0]
     second = table[table["strategy"] != ours].sort_values("p10_score").iloc[-1]

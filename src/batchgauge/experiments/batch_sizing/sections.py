@@ -24,6 +24,7 @@ from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
 from batchgauge.text import counted, percent
+from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
 PANELS = 6  # of the dense sweep's picture
@@ -84,7 +85,7 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
     )  # fmt: skip
     section = Section(
         "sizing_memory_check", {"memory": table}, finding,
-        picture=partial(figures.memory_check, table),
+        picture=partial(figures.memory_check, table, MEMORY_GOAL),
         picture_caption="Predicted against measured peak memory of a batch, above the weights.",
         targets=[score],
     )  # fmt: skip
@@ -161,9 +162,9 @@ def reference_speed(probe: Steady) -> Section:
     return Section(
         "reference_speed", {},
         "Times of this page are told at one reference speed, at which the control batch beside "
-        f"every run takes {probe.reference_ms:.3g} ms. The {len(probe.controls_ms)} controls took "
-        f"{fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a single "
-        "raw time vary.",
+        f"every run takes {rounded(probe.reference_ms)} ms. The {len(probe.controls_ms)} controls "
+        f"took {fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a "
+        "single raw time vary.",
     )  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def judge(
         "sizing_scores", {"scores": scored}, sentences.scores_sentence(table), table,
         "The same in numbers. Distance: octaves between suggested and best size. Good share: "
         "sizes that would have scored 0.9 or more.",
-        partial(figures.strategies, scored, table, ADVISOR),
+        partial(figures.strategies, scored, table, ADVISOR, GOAL),
         "One dot a scenario; the diamond is the median, the bar reaches down to the 10th "
         "percentile.",
         scores,

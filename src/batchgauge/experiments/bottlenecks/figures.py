@@ -11,6 +11,11 @@ from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.text import percent
 
+_SHAPES = (
+    *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"),
+    *("triangle-left", "stroke"),
+)
+
 
 def stages(frame: pd.DataFrame, title: str) -> Chart:
     """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
@@ -20,6 +25,25 @@ def stages(frame: pd.DataFrame, title: str) -> Chart:
     shown = frame.assign(name=names, series=frame["stage"], percent=100 * frame["share"])
     x = charts.Axis("percent", "share of the batch's wall time (%)")
     return charts.stacked(shown, title, x, charts.Looks(order, colours, ["square"] * len(order)))
+
+
+def roofline(frame: pd.DataFrame, bytes_per_s: float, flops_per_s: float, title: str) -> Chart:
+    """Each kernel below the roof of these rates: a line through its batch sizes."""
+    shown = frame.assign(series=frame["kernel"], gflop_per_s=frame["achieved_flops_per_s"] / 1e9)
+    intensities, ridge = frame["intensity_flops_per_byte"], flops_per_s / bytes_per_s
+    ends = [min(ridge / 2, intensities.min()), ridge, max(2 * ridge, intensities.max())]
+    reached = [min(at * bytes_per_s, flops_per_s) / 1e9 for at in ends]
+    roof = pd.DataFrame({"intensity_flops_per_byte": ends, "gflop_per_s": reached, "ratio": 1.0})
+    called = f"the roof: {bytes_per_s / 1e9:.1f} GB/s, {flops_per_s / 1e9:.0f} Gflop/s"
+    names = [*dict.fromkeys(frame["kernel"]), called]
+    colours = [*plots.STAGES.values(), "#8C6D1F"][: len(names) - 1]
+    looks = charts.Looks(names, [*colours, plots.INK], _SHAPES[: len(names)])
+    return charts.lines(
+        pd.concat([shown, roof.assign(series=called)]), title,
+        charts.Axis("intensity_flops_per_byte", "arithmetic intensity (flop per byte moved)", 10),
+        charts.Axis("gflop_per_s", "rate (Gflop/s)", 10), looks,
+        more=["batch_size", "ratio"],
+    )  # fmt: skip
 
 
 def padding(frame: pd.DataFrame, title: str) -> Figure:

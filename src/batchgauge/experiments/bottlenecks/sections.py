@@ -17,7 +17,6 @@ from batchgauge.experiments.bottlenecks.parts import Subject
 from batchgauge.profiling.findings import finding_sentence
 from batchgauge.profiling.flamegraph import draw_flamegraph, render_svg
 from batchgauge.profiling.listing import Listing
-from batchgauge.profiling.roofline import draw_roofline
 from batchgauge.profiling.stacks import StackProfile
 from batchgauge.reporting import Answer, Section, Tile
 from batchgauge.text import Markdown
@@ -178,7 +177,7 @@ def roofline(subject: Subject, *, sizes: Sequence[int]) -> Section:
         "roofline", {"roofline": frame},
         f"{title}. {sentences.roofline_sentence(frame, peaks, size)}",
         frame[columns], "Floor time, measured time (median) and their ratio.",
-        partial(draw_roofline, frame, peaks, title=title),
+        partial(figures.roofline, frame, peaks.bandwidth_bytes_per_s, peaks.flops_per_s, title),
         "Each kernel at each batch size under the roof that this machine reached today.",
     )  # fmt: skip
 

@@ -6,15 +6,14 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from batchgauge.experiments.peers.rates import TOLD_APART
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted
 
+TOLD_APART = ("faster", "slower")
 _OPEN = {  # verdicts that say neither, in words
     "not told apart": "the two are not told apart",
     "inconclusive": "the interval is too wide to say",
@@ -49,29 +48,15 @@ def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
     return figure
 
 
-def decode(table: pd.DataFrame, title: str) -> Figure:
-    """Decode tokens a second against batch size, one panel a thread count."""
-    table = table.drop_duplicates(["implementation", "threads", "batch_size"])
-    counts = sorted(set(table["threads"]))
-    figure, panels = plt.subplots(
-        1, len(counts), figsize=(4.4 * len(counts) + 1.6, 4.2), sharey=True, squeeze=False
-    )
-    for ax, threads in zip(panels[0], counts, strict=True):
-        _lines(ax, table[table["threads"] == threads])
-        ax.set_title(counted(threads, "thread"))
-        plots.batch_axis(ax, table["batch_size"], "batch size (requests)")
-        ax.set_ylim(bottom=0)
-    panels[0][0].set_ylabel("decode throughput (tokens/s)")
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    _headline(figure, title, len(counts))
-    return figure
-
-
-def _lines(ax: Axes, table: pd.DataFrame) -> None:
-    for name, rows in table.groupby("implementation", sort=False):
-        ordered = rows.sort_values("batch_size")
-        columns = (ordered[c].to_numpy() for c in ("batch_size", "value", "low", "high"))
-        plots.line_with_interval(ax, *columns, implementation=str(name))
+def decode(table: pd.DataFrame, title: str) -> Chart:
+    """Decode tokens a second against batch size, a line an engine; `table` is of one thread."""
+    table = table[table["part"] == "decode"].drop_duplicates(["implementation", "batch_size"])
+    looks = charts.Looks.of(table["implementation"])
+    columns = ["batch_size", "value", "low", "high"]
+    shown = table[columns].assign(series=[plots.label(n) for n in table["implementation"]])
+    x = charts.Axis("batch_size", "batch size (requests)", 2, sorted(set(table["batch_size"])))
+    y = charts.Axis("value", "decode throughput, one thread (tokens/s)")
+    return charts.lines(shown, title, x, y, looks)
 
 
 def ratios(every: pd.DataFrame) -> Chart:

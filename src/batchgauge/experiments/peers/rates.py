@@ -19,7 +19,6 @@ from batchgauge.measuring.verdicts import Ratio, judged
 OURS = "numpy"
 UNSTABLE = 0.15  # of the 90th over the 10th percentile of a block's times, less 1
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
-TOLD_APART = ("faster", "slower")
 _SHAPE = ["part", "state", "threads", "batch_size", "tokens", "characters"]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from batchgauge.experiments import fresh
 from batchgauge.experiments.peers import engines, figures, load, participants
 from batchgauge.experiments.peers.participants import Peers, records
-from batchgauge.experiments.peers.rates import TOLD_APART, UNSTABLE
+from batchgauge.experiments.peers.rates import UNSTABLE
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
@@ -105,8 +105,8 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
-            picture=partial(figures.decode, table[table["part"] == "decode"], decode),
-            picture_caption="Decode throughput by batch size, with 95 % intervals over "
+            picture=partial(figures.decode, table[table["threads"] == 1], decode),
+            picture_caption="Decode throughput by batch size, one thread, with 95 % intervals over "
             f"{_processes(table)} a pair.",
         ),
         Section(
@@ -288,7 +288,7 @@ def answer(words: Section, steps: Section, answers: Section) -> Answer:
         )
     tiles = []
     for what, table in compared.items():
-        won, lost = ((table["ours_is"] == verdict).sum() for verdict in TOLD_APART)
+        won, lost = ((table["ours_is"] == verdict).sum() for verdict in figures.TOLD_APART)
         value = f"faster in {won}, slower in {lost} of {len(table)}"
         if not won + lost:
             value = f"no verdict on {counted(len(table), 'comparison')}"

@@ -22,6 +22,7 @@ from batchgauge.reporting.tables import number
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
+from batchgauge.simulate.roadmap import PAYS
 from batchgauge.simulate.scaling import ScalingFit, fit_scaling
 from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Fleet, Server
 from batchgauge.simulate.steps import StepTable
@@ -61,7 +62,7 @@ def gains_sentence(table: pd.DataFrame) -> str:
     said, still = [], []
     for stage, rows in table.groupby("stage", sort=False):
         best = max(rows.to_dict("records"), key=lambda row: row["low"])
-        if best["low"] > 1.05:
+        if best["low"] > PAYS:
             said.append(
                 f"{stage} gains {best['value']:.2f} × [{best['low']:.2f}, {best['high']:.2f}] from "
                 f"{best['way']}"

@@ -32,7 +32,7 @@ from batchgauge.experiments.roadmap.study import Case
 from batchgauge.experiments.traffic import MEAN_BOUND
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.reporting import Answer, Score, Section
-from batchgauge.simulate.roadmap import rank
+from batchgauge.simulate.roadmap import IN_TIME, rank
 from batchgauge.simulate.scaling import predictions
 from batchgauge.text import percent, sentences
 
@@ -233,7 +233,7 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         "roadmap_ranking", {"ranking": ranked, "runs": runs}, ideas.ranking_sentence(ranked, case),
         ideas.readable(ranked),
         "Candidate improvements, ranked by the lower end of the gain in the share in time, then by "
-        "the rate that is sustained with 90 % in time, then by p90 waiting.",
+        f"the rate that is sustained with {percent(IN_TIME)} in time, then by p90 waiting.",
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
         "of the dotted line is better.",
