@@ -468,19 +468,23 @@ def test_a_first_wave_that_is_given_up_stays_so(monkeypatch):
     from batchgauge.sizing.advice import load
 
     monkeypatch.setattr(load, "_MOST_WAVE_S", 0.1)
-    calls = []
+    askers: list[int] = []
+    late = threading.Event()
 
     class Slow:
         def ask(self, _request):
-            calls.append(time.perf_counter())
-            time.sleep(0.05 if len(calls) > 1 else 0.4)
+            askers.append(threading.get_ident())
+            if len(askers) > 1:
+                time.sleep(0.05)
+            else:
+                time.sleep(1.0)
+                late.set()
             return InferenceBatchResponse("w", 1, ttft_ms=1.0)
 
-    run = ClosedLoop(Slow(), Requests(ITEMS), whole_settings(2)).run(2, 5.0, 2)
-    sent = len(calls)
-    time.sleep(0.5)
-    assert len(calls) == sent
-    assert run.deadline_s < max(calls) + 1.0
+    ClosedLoop(Slow(), Requests(ITEMS), whole_settings(2)).run(2, 1.0, 2)
+    assert late.wait(10.0)
+    time.sleep(0.2)
+    assert askers.count(askers[0]) == 1
 
 
 def test_what_a_server_tells_delays_no_request():

@@ -36,7 +36,7 @@ class SizingConfig:
     max_batch_size       largest size to consider
     threads              BLAS threads of whoever asks
 
-    A budget of None is none; so are 0 in notebook parameters and TOML, which have no None.
+    A budget of None is none; so are 0 in notebook parameters, which have no None.
     Raises UserError for anything that makes no sense.
     """
 
