@@ -105,9 +105,9 @@ def test_unchanged_code_hardly_ever_fails(noise):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_the_level_holds_at_the_margin(noise):
-    """What is slower by just the threshold fails in 1 % of decisions, 1.2 % where not normal."""
+    """What is slower by just the threshold fails in 1 % of decisions."""
     seen, _ = verdicts(NOISES[noise], 0.01)
-    assert seen.get("slower", 0) <= most(0.012)
+    assert seen.get("slower", 0) <= most(0.01)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -117,9 +117,9 @@ def test_five_percent_are_found(noise):
     assert seen["slower"] >= least(0.95)
 
 
-@pytest.mark.parametrize("noise", sorted({*NOISES} - {*LOUD}))
+@pytest.mark.parametrize("noise", sorted({*NOISES} - {"worst recorded"}))
 def test_three_percent_are_found(noise):
-    """In 80 % of decisions, where ratios of rounds differ by less than 4 % or in two modes."""
+    """In 80 % of decisions, on any noise but the worst that was recorded."""
     seen, _ = verdicts(NOISES[noise], 0.03)
     assert seen["slower"] >= least(0.80)
 

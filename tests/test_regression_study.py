@@ -101,7 +101,11 @@ def test_each_injection_is_drawn_in_percent(taken):
     rows = rows_of(figure)
     assert rows["change"].tolist() == [12.0, -0.4]
     assert rows["name"].tolist() == ["slow", "still"]
-    assert "threshold 1 %" in str(figure.spec["layer"])
+    places = [layer["encoding"].get("x", {}).get("datum") for layer in figure.spec["layer"]]
+    assert {at for at in places if at is not None} == {0, 1.0}  # no change, the threshold
+    words = [layer["mark"].get("text") for layer in figure.spec["layer"]]
+    assert "threshold 1 %" in words
+    assert title_of(figure) == "Slowed down by 5 % by a busy wait: 1 of 2 benchmarks fail"
     assert slowed.frame["injection"].unique().tolist() == ["wait"]
     assert table_of(same)["change_percent"].tolist() == [12.0, -0.4]
 
@@ -125,7 +129,15 @@ def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     assert scores["gate_seconds"].value == 20.0
     assert "unchanged code in 1 of 4 decisions (25.0 %" in section.sentence()
     assert "a slow-down of 5 % in 1 of 4 decisions" in sections.answer(section, taken).text
-    assert "5 % · slow (2)" in rows_of(picture_of(section))["name"].tolist()
+    drawn = rows_of(picture_of(section)).set_index("name")["rate"]
+    shares = {
+        "0 % · slow (2)": 50,
+        "0 % · still (2)": 0,
+        "5 % · slow (2)": 50,
+        "5 % · still (2)": 0,
+    }
+    assert drawn.to_dict() == shares
+    assert title_of(picture_of(section)) == "8 decisions of the gate, real, in 2 runs"
     decisions.append(taken.decisions, taken.rounds, tmp_path)  # the record grows
     assert len(decisions.recorded(tmp_path)[0]) == 8
 

@@ -49,6 +49,10 @@ def test_coverage(kind, blocks):
         assert held == pytest.approx(1 - 2 / 16, abs=0.02)
     else:
         assert held >= 0.93
+    if kind == "independent":  # and no wider than is said: Student's, times the root of 2
+        freedom = (statistics.kept(blocks) if blocks >= 10 else blocks) - 1
+        reach = math.sqrt(2) * stats.t.ppf(0.975, freedom)
+        assert held == pytest.approx(1 - 2 * stats.t.sf(reach, freedom), abs=0.01)
 
 
 @pytest.mark.parametrize("pilot", [4, 8])

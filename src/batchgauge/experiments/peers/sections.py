@@ -78,7 +78,7 @@ def tokenizing(
     data = {"tokenizing": table, "tokenizing_samples": samples}
     caption = (
         "Tokenizing throughput by batch size and text length, warm, one thread, with 95 % "
-        "intervals."
+        f"intervals over {_processes(table)} a pair."
     )
     warm, cold = (
         (tokenizing_sentence(table, state), partial(figures.tokenizing, _state(table, state)))
@@ -115,8 +115,8 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
             "Prefill and decode: tokens/s with 95 % intervals, how far its own blocks differ, and "
             "our throughput over theirs; verdicts are adjusted over the table.",
             partial(figures.ratios, table),
-            "Our throughput over each peer's, every pair in fresh processes of its own, with 95 % "
-            "intervals.",
+            "Our throughput over each peer's, with 95 % intervals over the processes of each pair: "
+            f"{_processes(table)}.",
             goals(table),
         ),
     )  # fmt: skip
