@@ -70,9 +70,7 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "rows": rows,
         "counts": {verdict: sum(r.score.verdict == verdict for r in rows) for verdict in _VERDICTS},
         "groups": by_question(rows),
-        "tiles": [
-            (question, *_tile(reports, place, earlier)) for place, question in _QUESTIONS.items()
-        ],
+        "tiles": answers(reports, earlier),
         "noise": _tiles(reports, "noise"),
         "peers": _tiles(reports, "peers"),
         "changed": [score for score in earlier.values() if score.has_changed],
@@ -103,6 +101,14 @@ def _picture(out: Path, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any] 
                 return None
             return found if isinstance(found, dict) else None
     return None
+
+
+def answers(
+    reports: Sequence[Mapping[str, Any]], earlier: Mapping[str, Past] | None = None
+) -> list[tuple[str, str, str]]:
+    """The three questions, each with its value and the sentence behind it; empty if not asked."""
+    known = earlier or {}
+    return [(question, *_tile(reports, place, known)) for place, question in _QUESTIONS.items()]
 
 
 def _tiles(reports: Sequence[Mapping[str, Any]], place: str) -> list[dict[str, str]]:

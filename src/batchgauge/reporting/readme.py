@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
-from batchgauge.reporting.index import first_sentence, read_facts, scorecard
+from batchgauge.reporting.index import answers, by_question, first_sentence, read_facts, scorecard
+from batchgauge.reporting.score import Score
 from batchgauge.text import escaped
 
 BEGIN = "<!-- results: written by `batchgauge report --readme`, do not edit -->"
@@ -21,7 +24,9 @@ _VERDICTS = {
 
 
 def results_block(root: Path, order: list[str]) -> str:
-    """Scorecard and one sentence a report, as Markdown, from the facts under `root`.
+    """The three answers, then each report's sentence and goals, folded, as Markdown.
+
+    All from the facts under `root`.
 
     Raises UserError when no report has been made.
     """
@@ -37,17 +42,30 @@ def results_block(root: Path, order: list[str]) -> str:
     lines = [
         head,
         "",
-        "| target | goal | measured, 95 % interval | verdict | evidence |",
-        "| --- | --- | --- | --- | --- |",
+        *(f"- **{q}** {value}. {text}" for q, value, text in answers(reports) if value),
     ]
-    for row in scorecard(reports):
-        goal = row.score.aim().removeprefix("goal ") or "–"
-        lines.append(
-            f"| {escaped(row.score.label)} | {escaped(goal)} | {escaped(row.score.measured())} "
-            f"| {_VERDICTS[row.score.verdict]} | [{row.report}](reports/{row.report}.md) |"
-        )
-    lines += ["", *(f"- **{escaped(f['title'])}** {first_sentence(f['answer'])}" for f in reports)]
+    groups = {name: rows for name, _, rows in by_question(scorecard(reports))}
+    for facts in reports:
+        rows = groups.get(facts["report"], [])
+        counts = Counter(_VERDICTS[row.score.verdict] for row in rows)
+        goals = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if verdict != "–")
+        title = f"<b>{escaped(facts['title'])}</b>{f' ({goals})' if goals else ''}"
+        page = f"[The report](reports/{facts['report']}.md) has the rest."
+        said = f"{first_sentence(facts['answer'])} {page}"
+        lines += ["", f"<details><summary>{title}</summary>", "", said, ""]
+        lines += [*_table([row.score for row in rows]), ""] if rows else []
+        lines.append("</details>")
     return "\n".join(lines)
+
+
+def _table(scores: Sequence[Score]) -> list[str]:
+    rows = [
+        (score.label, score.aim().removeprefix("goal ") or "–", score.measured(),
+         _VERDICTS[score.verdict])
+        for score in scores
+    ]  # fmt: skip
+    head = ["| target | goal | measured, 95 % interval | verdict |", "| --- | --- | --- | --- |"]
+    return head + [f"| {' | '.join(map(escaped, row))} |" for row in rows]
 
 
 def with_block(readme: str, block: str) -> str:
