@@ -215,7 +215,7 @@ def test_the_engine_study(model, monkeypatch):
     decode, ratios = sections.prefill_and_decode(field, decode_sizes=(1, 4))
     table = decode.frame
     assert set(table["part"]) == {"prefill", "decode"}
-    assert set(table["implementation"]) == {"numpy:float32", "numpy:file", "llama-cpp"}
+    assert set(table["implementation"]) == {"numpy:file", "llama-cpp"}
     steps = table[(table["part"] == "decode") & (table["threads"] == 1)]
     drawn = steps.drop_duplicates(["implementation", "batch_size"])["value"].tolist()
     assert rows_of(chart_of(decode))["value"].tolist() == pytest.approx(drawn, rel=1e-5)

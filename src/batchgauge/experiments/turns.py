@@ -65,6 +65,7 @@ class Plan:
     readers: tuple[str, ...] = ()  # names of entrants that prefill; empty: all
     texts: tuple[tuple[int, int], ...] = ()  # texts of a batch, characters of each
     threads: tuple[int, ...] = (1,)
+    context: int = CONTEXT
     blocks: int = 2
     seed: int = 0
     model: str = ""  # of the tokenizer
@@ -160,7 +161,7 @@ def _works(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[
         for name, engine in engines.items():
             stepper = _stepper(engine)
             assert stepper is not None  # `_open` has seen to it
-            rows = rng.integers(0, stepper.vocab_size, (batch, CONTEXT)).tolist()
+            rows = rng.integers(0, stepper.vocab_size, (batch, plan.context)).tolist()
             with Conditions(performance_cores()).held():
                 stepper.prefill(rows, room)
             step = partial(stepper.decode, np.arange(batch, dtype=np.int32))

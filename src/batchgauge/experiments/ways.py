@@ -19,9 +19,9 @@ FLOAT, FILE, ROUNDED = "numpy:float32", "numpy:file", "numpy:bfloat16"
 FEWER = "llama-cpp, Q4_0"  # llama.cpp on a copy of the model that is made for it
 ENGINES = {  # a peer, and ours beside it; a spec that is no peer's takes FLOAT
     "transformers": (FLOAT,),
-    "transformers:bfloat16": (FLOAT, FILE, ROUNDED),
+    "transformers:bfloat16": (FLOAT, ROUNDED),
     "llama-cpp:f32": (FLOAT,),
-    "llama-cpp": (FLOAT, FILE),
+    "llama-cpp": (FILE,),
     FEWER: (FILE,),
 }
 TOKENIZERS = ("tiktoken", "hf", "llama-cpp")

@@ -1,7 +1,7 @@
 """Prefill, decode and load beside transformers and llama.cpp, each pair in fresh processes.
 
 The same prompts and tokens, logits of every row taken out. A decode call is one step behind
-`turns.CONTEXT` positions and a few more. A peer's processes hold nothing but it and ours. How
+`CONTEXT` positions and a few more. A peer's processes hold nothing but it and ours. How
 many there are is the profile's, whatever one takes: fewer than five would say nothing.
 """
 
@@ -27,6 +27,8 @@ from batchgauge.experiments.ways import ENGINES, FEWER, FLOAT
 from batchgauge.redaction import redacted
 from batchgauge.registry import weights_of
 
+CONTEXT = 8  # few, as filling the caches of all engines is most of what a process takes
+
 
 def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Decode at `decode_sizes` and prefill on one thread; on two the largest batch and prefill.
@@ -50,6 +52,7 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
                     smoke=1, default=2, thorough=2
                 )),
                 shared=() if context.budget.name == "thorough" else (max(kept),),
+                context=CONTEXT,
                 blocks=choose(smoke=4, default=2, thorough=6), seed=context.seed,
                 model=context.model,
             )  # fmt: skip
