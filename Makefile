@@ -21,7 +21,7 @@ study: $(READY)  ## run every notebook and write data/ and reports/ (PROFILE=smo
 	$(RUN) -m batchgauge study --profile $(PROFILE) --out .
 
 test: $(READY)  ## the tests, notebooks and browser included, peers excluded
-	$(RUN) -m pytest -n 2 --dist loadgroup -m "not peers and not soak" $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not peers and not soak" $(ARGS)
 
 test-peers: $(VENV)/.peers  ## compare with tokenizers, tiktoken, sentencepiece, transformers, llama.cpp
 	$(RUN) -m pytest -m peers $(ARGS)

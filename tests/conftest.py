@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from tests import hostile
 
 from batchgauge.core.default_model import default_model_path
 from batchgauge.errors import UserError
+from batchgauge.lock import locked
 from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.render import svg
 from batchgauge.reporting.study import run_study
@@ -25,14 +28,6 @@ if TYPE_CHECKING:
     from batchgauge.reporting import Section
 
 PROJECT = Path(__file__).parents[1]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes: a file stays in one, and so do all tests of the smoke study."""
-    for item in items:
-        shared = "smoke_study" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("study" if shared else item.path.stem))
 
 
 def axes_of(section: Section) -> list[Axes]:
@@ -76,23 +71,35 @@ def smoke_study(tmp_path_factory):
     """
     if finished := os.environ.get("BATCHGAUGE_STUDY"):
         return Path(finished).resolve()
-    out: Path = tmp_path_factory.mktemp("study")
+    folder: Path = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one study for all processes of the tests
+        folder = folder.parent
+    out, given = folder / "study", folder / "given"
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(folder, "tests"))
+                break
+            except UserError:
+                time.sleep(0.5)
+        if not out.exists():
+            for made in (out, given):
+                made.mkdir()
+            _study(out, given)
+    return out
+
+
+def _study(out: Path, given: Path) -> None:
+    parameters = {
+        "prompt": f"{hostile.EVERYTHING.replace(chr(0), '')} Why do ships float?",
+        "workload": str(hostile.workload(given)),
+        "model": str(hostile.renamed_model(default_model_path(), given)),
+    }
+    books = PROJECT / "notebooks"
     try:
-        given = tmp_path_factory.mktemp("given")
-        parameters = {
-            "prompt": f"{hostile.EVERYTHING.replace(chr(0), '')} Why do ships float?",
-            "workload": str(hostile.workload(given)),
-            "model": str(hostile.renamed_model(default_model_path(), given)),
-        }
-        run_study(
-            profile="smoke",
-            out_dir=out,
-            notebooks=PROJECT / "notebooks",
-            parameters=parameters,
-        )
+        run_study(profile="smoke", out_dir=out, notebooks=books, parameters=parameters)
     except UserError as problem:  # a test of its own says so; the other reports are looked at still
         (out / "failures.txt").write_text(str(problem), encoding="utf-8")
-    return out
 
 
 @pytest.fixture(scope="session")
