@@ -182,13 +182,13 @@ def test_a_figure_says_its_values_to_the_keyboard(opened):
 
 def test_a_legend_leaves_one_series_alone(opened):
     """A click on a name in the legend fades the others, a second one brings them back."""
-    page = opened("speedup")
-    names = page.locator("#speedup_ladder_tokenizing .live .role-legend-label text")
-    page.locator("#speedup_ladder_tokenizing").scroll_into_view_if_needed()
+    page = opened("roadmap")
+    names = page.locator("#roadmap_ranking .live .role-legend-label text")
+    page.locator("#roadmap_ranking").scroll_into_view_if_needed()
     names.first.wait_for()
     assert names.count() == 2
     marks = """() => [...document.querySelectorAll(
-      '#speedup_ladder_tokenizing .live .mark-symbol.role-mark path')]
+      '#roadmap_ranking .live .mark-symbol.role-mark path')]
       .map(p => [p.getAttribute('aria-label'), p.getAttribute('opacity')])"""
     every = [label for label, _ in page.evaluate(marks)]
     for name in names.all_text_contents():

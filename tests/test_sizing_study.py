@@ -293,6 +293,8 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     assert set(params) == {"workload", "latency_budget", "room"}
     bind = params["latency_budget"]["bind"]
     assert bind["min"] <= params["latency_budget"]["value"] <= bind["max"]
+    sliders = [{**p["bind"], "value": p["value"]} for n, p in params.items() if n != "workload"]
+    assert all(len(str(s[key])) <= 8 for s in sliders for key in ("min", "max", "step", "value"))
     rows = frame[frame["workload"] == "short"]
     best = rows[rows["latency_ms"] <= budget].sort_values("tokens_per_s").iloc[-1]
     assert f"atches of {best['batch_size']:.0f} do {best['tokens_per_s']:,.0f} tokens/s" in (

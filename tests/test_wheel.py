@@ -189,7 +189,7 @@ def test_each_profiler_names_its_extra(core_only, tmp_path):
     done = run(core_only, tmp_path, "python", "ask.py")
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert len(said) == 7
+    assert len(said) == 6
     for line in said:
         name, _, sentence = line.partition(": ")
         extra = "study" if name == "matplotlib" else "profile"

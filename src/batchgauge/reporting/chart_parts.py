@@ -93,6 +93,12 @@ class Looks:
         shapes = [_SHAPES.get(marker(name), "circle") for name in every]
         return cls([label(n) for n in every], [colour(n) for n in every], shapes)
 
+    def among(self, series: Iterable[object]) -> Looks:
+        """Those of the series that there are: a legend has no name without a mark."""
+        known, there = zip(self.names, self.colours, self.shapes, strict=True), set(series)
+        kept = [one for one in known if one[0] in there]
+        return Looks(*([one[part] for one in kept] for part in range(3)))
+
     def channels(self) -> Spec:
         """Colour and shape of a `series` column."""
         shown: Spec | None = {} if len(self.names) > 1 else None

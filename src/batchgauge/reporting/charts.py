@@ -59,7 +59,9 @@ def lines(
     `frame` has `series`, the columns of both axes, and `low` and `high` where there are intervals;
     `more` columns are said on hover.
     """
-    shown, channels = _with_interval(frame, y.field), looks.channels()
+    shown = _with_interval(frame, y.field)
+    looks = looks.among(shown["series"])
+    channels = looks.channels()
     place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"]}
     banded = "low" in shown
     band = [_band(place)] if banded else []
@@ -99,7 +101,9 @@ def dots(
     `frame` has `name`, `series`, the column of `x`, `low` and `high`; `more` columns are said on
     hover. Several series of one row stand below each other; a row without a value stays empty.
     """
-    shown, channels = _with_interval(frame, x.field), looks.channels()
+    shown = _with_interval(frame, x.field)
+    looks = looks.among(shown["series"])
+    channels = looks.channels()
     names = list(dict.fromkeys(frame["name"]))
     y: Spec = {
         "field": "name", "type": "nominal", "sort": names, "scale": {"domain": names},

@@ -165,11 +165,13 @@ _STAR = "M0,-1L.22,-.31L.95,-.31L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.
 def _slider(name: str, words: str, column: pd.Series[float], value: float) -> dict[str, Any]:
     """A parameter between the ends of a column, in about 200 round steps."""
     low, high = float(column.min()), float(column.max())
-    step = 10.0 ** np.floor(np.log10(max(high - low, 1e-6) / 100))
+    digits = -int(np.floor(np.log10(max(high - low, 1e-6) / 100)))
+    step = 10.0**-digits
     low, high = np.floor(low / step) * step, np.ceil(high / step) * step
     value = min(max(np.ceil(value / step) * step, low), high)
-    ends = {"min": float(low), "max": float(high), "step": float(step)}
-    return {"name": name, "value": float(value), "bind": {"input": "range", **ends, "name": words}}
+    low, high, value = (round(float(one), digits) for one in (low, high, value))  # 20.4, as shown
+    ends = {"min": low, "max": high, "step": step}
+    return {"name": name, "value": value, "bind": {"input": "range", **ends, "name": words}}
 
 
 def memory_check(peaks: pd.DataFrame, goal: float) -> Figure:
