@@ -72,6 +72,22 @@ def test_goodput_counts_answers_in_time_seed_by_seed():
     assert none.loc["continuous", "value"] == pytest.approx(1.0)  # none in time, either way
 
 
+def test_waits_are_of_the_first_token_between_tokens_and_of_the_answer():
+    """Five tokens leave four gaps; requests of one have none; few requests have no percentile."""
+    times = np.linspace(1.0, 3.0, 20).tolist()
+    live = moments(times).assign(tokens=5)
+    live.loc[live["request"] == 19, "tokens"] = 1
+    row = forecast.waits(live).iloc[0]
+    assert row["requests"] == 80
+    assert row["p50_first_token_ms"] == pytest.approx(1000.0)  # half of 2 s
+    assert row["p90_answer_ms"] == pytest.approx(1e3 * np.percentile(np.repeat(times, 4), 90))
+    assert row["p50_inter_token_ms"] == pytest.approx(1e3 * np.median(times[:19]) / 2 / 4)
+    assert "p99_answer_ms" not in row  # 80 are too few
+    assert set(forecast.waits(live[live["seed"] == 0])) == {
+        *forecast.KIND, "requests", "p50_first_token_ms", "p50_inter_token_ms", "p50_answer_ms"
+    }  # fmt: skip
+
+
 def test_rules_say_what_the_simulated_server_says():
     """Batching, order, most requests, ageing."""
     rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0))

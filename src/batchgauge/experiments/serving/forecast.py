@@ -23,7 +23,7 @@ from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
-from batchgauge.statistics import Interval, jackknife
+from batchgauge.statistics import Interval, jackknife, percentile
 
 KIND = ["policy", "load", "shape"]
 FIGURES: tuple[tuple[str, float, Callable[[pd.Series], float]], ...] = (
@@ -140,6 +140,31 @@ def compare(written: pd.DataFrame, live: pd.DataFrame) -> pd.DataFrame:
                 )  # fmt: skip
     columns = ["time_to", "figure", "forecast_ms", "live_ms", "forecast_over_live", "low", "high"]
     return pd.DataFrame(rows, columns=[*KIND, *columns, "bound", "verdict", "seeds", "requests"])
+
+
+def waits(live: pd.DataFrame) -> pd.DataFrame:
+    """p50, p90 and p99 (ms) of each kind of run: first token, gap between tokens, whole answer.
+
+    A gap is a request's mean; requests of one token have none. All seeds together; a percentile
+    that no kind has requests enough for is left out.
+    """
+    rows = []
+    for kind, runs in live.groupby(KIND, sort=False):
+        gaps = (runs["done_s"] - runs["first_s"]) / (runs["tokens"] - 1).where(runs["tokens"] > 1)
+        times = {
+            "first_token": runs["first_s"] - runs["arrival_s"],
+            "inter_token": gaps.dropna(),
+            "answer": runs["returned_s"] - runs["arrival_s"],
+        }
+        rows.append(
+            dict(zip(KIND, kind, strict=True)) | {"requests": len(runs)}
+            | {
+                f"p{q}_{name}_ms": 1e3 * percentile(values, q)
+                for name, values in times.items()
+                for q in (50, 90, 99)
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
 def verdict(ratio: Interval, bound: float) -> str:

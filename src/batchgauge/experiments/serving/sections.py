@@ -12,6 +12,7 @@ from batchgauge.experiments.serving import figures, forecast, study, trouble, wo
 from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
+from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.statistics import Interval
 from batchgauge.text import percent
 
@@ -113,6 +114,25 @@ def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
         picture_caption="Requests whose whole answer came in time, over those of static batches; "
         "95 % intervals over seeds.",
         targets=[score],
+    )  # fmt: skip
+
+
+def waits(live: Section, *, load: float) -> Section:
+    """How long a request waits for its first token, between tokens, and for all of them."""
+    table = forecast.waits(live.frames()["requests"])
+    rows = table[(table["load"] == load) & (table["shape"] == "Poisson")].dropna()
+    said = "; ".join(
+        f"{row['policy']} {row['p50_first_token_ms']:,.0f} ms until the first token, "
+        f"{row['p50_inter_token_ms']:,.0f} between tokens, {row['p50_answer_ms']:,.0f} for the "
+        "answer"
+        for row in rows.to_dict("records")
+    )
+    said = said or "too few requests for one"
+    return Section(
+        "serving_waits", {"waits": table}, f"Medians at load {load:g}: {said}.", table,
+        "Live latency by policy, load and evenness of arrivals, all seeds together. p90 stands "
+        f"where there are {PERCENTILE_FLOOR[90]} requests, p99 where there are "
+        f"{PERCENTILE_FLOOR[99]}.",
     )  # fmt: skip
 
 
