@@ -14,7 +14,7 @@ from tests.tiny_model import write_tiny_model
 from batchgauge.errors import UserError
 from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.serving import forecast, sections, study, trouble, workers_run
+from batchgauge.experiments.serving import figures, forecast, sections, study, trouble, workers_run
 from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
 from batchgauge.experiments.serving.live import scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
@@ -58,6 +58,14 @@ def test_forecast_over_live_is_above_one_where_the_forecast_is_slower():
     few = compare(moments(times[:4]), moments(times[:4]))
     assert set(few["figure"]) == {"mean"}
     assert set(few["verdict"]) == {"held"}
+    for shown, series in ((table, 4), (few, 2)):
+        layers = figures.draw_forecast(shown).spec["layer"]
+        colours = next(
+            layer["encoding"]["color"]["scale"]
+            for layer in layers
+            if "color" in layer.get("encoding", {})
+        )
+        assert len(colours["domain"]) == len(colours["range"]) == series
 
 
 def test_goodput_counts_answers_in_time_seed_by_seed():

@@ -29,7 +29,8 @@ def draw_forecast(table: pd.DataFrame) -> Chart:
     )
     names = list(dict.fromkeys(frame["series"]))
     hues = [COLOURS["static"], "#E69F00", LIVE, "#56B4E9"]
-    looks = charts.Looks(names, hues[: len(names)], ["circle", "square", "diamond", "triangle-up"])
+    shapes = ["circle", "square", "diamond", "triangle-up"]
+    looks = charts.Looks(names, hues[: len(names)], shapes[: len(names)])
     lines = [charts.Line(1.0, "", "x", "floor")]
     for bound in sorted(set(table["bound"])):
         lines += [charts.Line(1.0 - bound, "", "x"), charts.Line(1.0 + bound, f"{bound:.0%}", "x")]
