@@ -39,6 +39,7 @@ from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Request
 from batchgauge.sizing.advice.observe import (
     Asked,
     Run,
+    less_mix,
     observe,
     p95_log,
     percentile_interval,
@@ -67,6 +68,49 @@ def searched(seed: int):
     asked = asking(seed)
     target = VirtualTarget(asked)
     return asked, Search(target, asked.question, clock=lambda: target.now).find()
+
+
+# Requests.
+
+
+def test_any_few_requests_are_like_the_workload():
+    """Their mean length differs by far less than that of requests drawn freely."""
+    lengths = (10 * np.exp(np.random.default_rng(0).normal(0, 1.5, 146))).astype(int) + 1
+    items = [
+        BatchItem(str(i), InferenceBatchRequest("w" * n, max_tokens=4, chat=False))
+        for i, n in enumerate(lengths.tolist())
+    ]
+    requests, rng = Requests(items, 3), np.random.default_rng(5)
+    together, drawn, seen = [], [], []
+    for _ in range(40):
+        take = requests.mixed(24)
+        some = [len(take().prompt) for _ in range(24)]
+        seen += some
+        together.append(np.mean(some))
+        drawn.append(rng.choice(lengths, 24).mean())
+    assert np.std(together) < 0.6 * np.std(drawn)
+    assert np.mean(seen) == pytest.approx(lengths.mean(), rel=0.05)
+    one = requests.mixed(len(items))
+    assert sorted(len(one().prompt) for _ in items) == sorted(lengths.tolist())
+
+
+def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain():
+    """Times in proportion to the letters of a batch, 1 % off: that 1 % is left, and one rate."""
+    rng, rows = np.random.default_rng(0), []
+    for setting in (4.0, 8.0, 16.0):
+        asked, now = [], 0.0
+        for _ in range(6):
+            letters = rng.integers(10, 1000, int(setting)).tolist()
+            end = now + 0.01 * sum(letters) * math.exp(rng.normal(0, 0.01))
+            asked += [Asked(i, now, now, now, end, 4, letters=n) for i, n in enumerate(letters)]
+            now = end
+        run = Run("batch", setting, asked, 0.0, now)
+        rows.append(observe(run, now, "throughput", {}, tokens=True))
+    left = less_mix(rows, tokens=True)
+    assert max(o.value_sd for o in left) < 0.012 < min(o.value_sd for o in rows)
+    assert np.ptp([o.value for o in left]) < 0.02 < np.ptp([o.value for o in rows])
+    closed = [replace(rows[0], run=replace(rows[0].run, kind="closed"))]
+    assert less_mix(closed, tokens=True) == closed
 
 
 # Stated risks.

@@ -43,7 +43,7 @@ class ServingQuestion:
 
     max_batch: int = 8
     latency_target_ms: float = 0.0
-    length_scale: float = 1 / 32
+    length_scale: float = 1 / 40
     requests: int = 0
     seeds: int = 0
 

@@ -35,6 +35,9 @@ _PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
 # Arrivals of an open run: as many as a 95th percentile needs after the warm-up, or fewer where
 # they come so slowly that they would take six times the least time; answers of runs are pooled.
 _MOST_ARRIVALS, _FEWEST_ARRIVALS, _LONG = 200, 60, 6.0
+_LETTERS = 4  # of a token, about
+_TOKEN = 4 * _LETTERS  # letters of a prompt that take as long as a token of an answer, about
+_GOLDEN = (5**0.5 - 1) / 2
 _WARM_UP = 0.3  # of an open run, until the queue is as long as it will be
 
 
@@ -50,19 +53,45 @@ class Answering(Protocol):
 
 
 class Requests:
-    """The workload's requests one after the other, in a seeded order that balances lengths."""
+    """The workload's requests one after the other, so that any few of them are like the whole.
+
+    Lengths of real prompts differ by orders of magnitude: runs of requests drawn freely differ
+    by which came, more than by their setting. Here the requests, sorted by what they ask for,
+    are taken at the places of Kronecker's sequence n·φ mod 1, of which neighbours lie far apart
+    (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, ch. 3).
+    """
 
     def __init__(self, items: Sequence[BatchItem[InferenceBatchRequest]], seed: int = 0) -> None:
         if not items:
             raise UserError("The workload is empty; expected at least one request.")
         self._items, self._lock, self._next = items, threading.Lock(), count()
-        self._order = np.random.default_rng(seed).permutation(len(items))
+        self._rng = np.random.default_rng(seed)
+        asked = np.array([letters(i.data) + _TOKEN * i.data.max_tokens for i in items])
+        ranked = np.lexsort((self._rng.random(len(items)), asked))  # ties in any order
+        places = (self._rng.random() + _GOLDEN * np.arange(len(items))) % 1.0
+        self._order = ranked[np.argsort(np.argsort(places))]
 
-    def take(self) -> InferenceBatchRequest:
-        """The next request; begins again at the end of the workload."""
-        with self._lock:
-            number = next(self._next)
-        return self._items[int(self._order[number % len(self._items)])].data
+    def mixed(self, together: int) -> Callable[[], InferenceBatchRequest]:
+        """What gives the next request, for a run of so many `together`, on any thread.
+
+        They are like the workload as a whole; which of them share a batch is left to chance, as
+        when it is drawn freely. Begins again at the end of the workload.
+        """
+        waiting: list[int] = []
+
+        def take() -> InferenceBatchRequest:
+            with self._lock:
+                if not waiting:
+                    numbers = [next(self._next) for _ in range(together)]
+                    waiting.extend(self._rng.permutation(numbers).tolist())
+                return self._items[int(self._order[waiting.pop() % len(self._items)])].data
+
+        return take
+
+
+def letters(request: InferenceBatchRequest) -> int:
+    """Characters of a prompt, about, where it is token ids."""
+    return len(request.prompt) * (1 if isinstance(request.prompt, str) else _LETTERS)
 
 
 @dataclass
@@ -121,7 +150,8 @@ class _Loop:
     def __init__(
         self, server: Answering, requests: Requests, slots: int, least_s: float, cycles: int
     ) -> None:
-        self.server, self.requests, self.slots = server, requests, slots
+        self.server, self.slots = server, slots
+        self._take = requests.mixed(slots * cycles)
         self._least_s, self._cycles = least_s, cycles
         self.asked: list[Asked] = []
         self.begin_s: float | None = None
@@ -137,7 +167,7 @@ class _Loop:
         """Ask until the deadline."""
         pause_s = _PAUSE_S[0]
         while (now := time.perf_counter()) < self.deadline_s:
-            asked = ask_once(self.server, self.requests.take(), slot, now)
+            asked = ask_once(self.server, self._take(), slot, now)
             self._note(asked)
             if asked.is_ok or asked.is_unfit:
                 pause_s = _PAUSE_S[0]
@@ -212,6 +242,7 @@ class OpenLoop:
         usual = min(_MOST_ARRIVALS, max(_FEWEST_ARRIVALS, int(_LONG * least_s * setting)))
         arrivals = max(usual, int(setting * least_s))
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
+        take = self.requests.mixed(arrivals)
         begin = time.perf_counter() + 0.01
         cpu = time.process_time()
         with (
@@ -222,9 +253,7 @@ class OpenLoop:
             for number, offset in enumerate(due.tolist()):
                 if (wait := begin + offset - time.perf_counter()) > 0:
                     time.sleep(wait)
-                futures.append(
-                    pool.submit(ask_once, self.server, self.requests.take(), number, begin + offset)
-                )
+                futures.append(pool.submit(ask_once, self.server, take(), number, begin + offset))
                 if number == arrivals // 2:
                     said = aside.submit(self.status)
             deadline = begin + float(due[-1])
@@ -247,17 +276,21 @@ class Batches:
     def run(self, setting: float, least_s: float, cycles: int) -> Run:
         """One run: a batch to warm up, then at least `cycles` of them."""
         asked: list[Asked] = []
-        self._batch(int(setting), 0, [])
+        size, least = int(setting), max(3, cycles - 1)
+        self._batch(size, 0, self.requests.mixed(size), [])
+        take = self.requests.mixed(size * least)
         begin = time.perf_counter()
         for number in count():
             now = time.perf_counter()
-            if number >= max(3, cycles - 1) and now - begin >= least_s:
+            if number >= least and number % least == 0 and now - begin >= least_s:
                 break
-            self._batch(int(setting), number, asked)
+            self._batch(size, number, take, asked)
         return Run("batch", setting, asked, begin, time.perf_counter())
 
-    def _batch(self, size: int, number: int, into: list[Asked]) -> None:
-        items = [BatchItem(f"{number}-{row}", self.requests.take()) for row in range(size)]
+    def _batch(
+        self, size: int, number: int, take: Callable[[], InferenceBatchRequest], into: list[Asked]
+    ) -> None:
+        items = [BatchItem(f"{number}-{row}", take()) for row in range(size)]
         begin = time.perf_counter()
         result = self.engine.infer_batch(items)
         end = time.perf_counter()
@@ -277,6 +310,7 @@ class Batches:
                 Asked(
                     row, begin, begin, first, end, answer.tokens_generated,
                     is_empty=_is_empty(answer), last_s=min(end, last),
+                    letters=letters(items[row].data),
                 )
             )  # fmt: skip
 

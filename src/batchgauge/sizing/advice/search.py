@@ -22,7 +22,15 @@ from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
-from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
+from batchgauge.sizing.advice.observe import (
+    METRICS,
+    Objective,
+    Observation,
+    Run,
+    less_mix,
+    observe,
+    p95_log,
+)
 from batchgauge.text import figures
 
 Array = npt.NDArray[np.float64]
@@ -153,7 +161,7 @@ class Search:
                 decision = judge(beliefs, decision.index - 1)
             if ending:
                 return Found(
-                    self.question, self.target.unit, self.observations, beliefs, decision, ending,
+                    self.question, self.target.unit, self._runs(), beliefs, decision, ending,
                     self._clock() - self._began, self._counts_tokens, float(per_s.max()),
                     self.failures, self.notes,
                 )  # fmt: skip
@@ -306,7 +314,7 @@ class Search:
         self._counts_tokens = all(a.tokens for a in run.answered)
 
     def _beliefs(self) -> Beliefs:
-        question, rows = self.question, self.observations
+        question, rows = self.question, self._runs()
         settings = np.array([o.setting for o in rows])
         values = curves.Seen(settings, np.array([o.value for o in rows]), self._variances())
         seed = int(self._rng.integers(2**31))
@@ -340,12 +348,17 @@ class Search:
             np.array([sd**2 for _, sd in rows]),
         )
 
+    def _runs(self) -> list[Observation]:
+        """What was seen, less what differs by the prompts that came."""
+        tokens = self._counts_tokens and self.question.objective == "throughput"
+        return less_mix(self.observations, tokens=tokens)
+
     def _variances(self) -> Array:
         """Variances of the runs' logarithms [m], each drawn towards their median.
 
         One that is far larger is believed: noise may grow with the setting.
         """
-        own = np.array([o.value_sd**2 for o in self.observations])
+        own = np.array([o.value_sd**2 for o in self._runs()])
         degrees = np.array([float(o.degrees) for o in self.observations])
         typical = float(np.median(own))
         drawn = (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
