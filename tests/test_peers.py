@@ -136,17 +136,35 @@ def test_ratios_are_ours_over_theirs():
 
 
 def test_an_unstable_peer_has_no_ratio():
-    """Where one side's blocks differ by more than 15 %, that is all that is said."""
-    table = peers_rates.table(records({"numpy:float32": (300, 0.01), "torch": (100, 0.3)}))
+    """Where one side's blocks differ by more than 15 % and overlap, that is all that is said."""
+    table = peers_rates.table(records({"numpy:float32": (300, 0.01), "torch": (250, 0.3)}))
     row = table[table["implementation"] == "torch"].iloc[0]
     assert row["ours_is"] == "unstable"
     assert np.isnan(row["ours_over_theirs_x"])
     assert row["spread"] == row["larger_spread"] > 0.15
     said = f"15 %: torch (decode 8, 1 thread: {100 * row['spread']:.0f} %)."
     assert sections.unstable_sentence(table).endswith(said)
-    unsaid = "in 1 a side is too unstable for a ratio"
+    unsaid = "in 1 a side is too unstable to say"
     assert sections.sentence(table, "decode").endswith(f"slower in 0; {unsaid}")
     assert figures.ratios(table).title.endswith(unsaid)
+
+
+@pytest.mark.parametrize(("theirs", "is_"), [(900, "slower"), (100, "faster")])
+def test_an_unstable_peer_far_away_is_a_win_or_a_loss_without_a_ratio(theirs, is_):
+    """Blocks that never overlap say who is faster, however much they differ; a loss is listed."""
+    pair = {"numpy:float32": (300, 0.01), "torch": (theirs, 0.3)}
+    table = peers_rates.table(records(pair))
+    row = table[table["implementation"] == "torch"].iloc[0]
+    assert row["ours_is"] == is_
+    assert np.isnan(row["ours_over_theirs_x"])
+    said = sections.sentence(table, "decode")
+    assert "(in 1 of these without a ratio, since a side is unstable)" in said
+    assert ("; slower without a ratio: torch (decode, batch 8" in said) == (is_ == "slower")
+    assert sections.unstable_sentence(table)
+    assert not sections.goals(table)
+    assert figures.verdicts(table) == figures.tally(table)
+    few = peers_rates.table(records(pair, processes=2))
+    assert few["ours_is"].tolist() == ["", "unstable"]
 
 
 def test_whose_blocks_differ_is_said_with_their_spread():
@@ -183,8 +201,8 @@ def test_the_best_and_the_worst_are_told_apart():
     assert figures.extremes(table) == said
     assert figures.verdicts(table) == (
         "Of 6 comparisons with other engines we are faster in 1 and slower in 1; in 1 the two are "
-        "not told apart; in 2 there are too few processes to say; in 1 a side is too unstable for "
-        "a ratio; at worst 0.80 × torch (batch 8)"
+        "not told apart; in 2 there are too few processes to say; in 1 a side is too unstable to "
+        "say; at worst 0.80 × torch (batch 8)"
     )
 
 

@@ -80,6 +80,8 @@ class KernelEncoder:
         self._state = _lay_out(vocabulary)
         self._blocks = _aligned(threads * layout.OWN)  # untouched memory is not there yet
         self._ids = np.empty(_SCRATCH + _MOST_PARTS * 4 + 4, dtype=np.int32)
+        for used_first in (self._blocks[: layout.OWN], self._ids[: _SCRATCH // 2]):
+            used_first.fill(0)  # else the first texts wait for pages of 2 MiB to be cleared
         self._room = np.empty(_SCRATCH if threads > 1 else 0, dtype=np.int64)
         self._room_at = self._room.ctypes.data
         self._ends = np.empty(1, dtype=np.int64)

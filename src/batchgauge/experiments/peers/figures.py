@@ -18,7 +18,7 @@ _OPEN = {  # verdicts that say neither, in words
     "not told apart": "the two are not told apart",
     "inconclusive": "the interval is too wide to say",
     "too few": "there are too few processes to say",
-    "unstable": "a side is too unstable for a ratio",
+    "unstable": "a side is too unstable to say",
 }
 NOBODY = "No other engine is installed"
 
@@ -97,6 +97,13 @@ def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
     return f"{said}; at worst {_one(lost.iloc[0])}" if len(lost) else said
 
 
+def losses_without_ratio(table: pd.DataFrame) -> str:
+    """`; slower without a ratio: tiktoken (batch 1, 32 characters, cold)`; empty for none."""
+    lost = table[(table["ours_is"] == "slower") & table["ours_over_theirs_x"].isna()]
+    said = [_one(row).partition("× ")[2] for _, row in lost.iterrows()]
+    return f"; slower without a ratio: {', '.join(said)}" if said else ""
+
+
 def tally(table: pd.DataFrame, what: str = "engines") -> str:
     """`Of 9 comparisons with other engines we are faster in 8 and slower in 0; in 1 …`."""
     is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
@@ -104,12 +111,14 @@ def tally(table: pd.DataFrame, what: str = "engines") -> str:
         f"Of {counted(int(is_.sum()), 'comparison')} with other {what} we are faster in "
         f"{is_.get('faster', 0)} and slower in {is_.get('slower', 0)}"
     )
+    bare = int((table["ours_is"].isin(TOLD_APART) & table["ours_over_theirs_x"].isna()).sum())
+    said += f" (in {bare} of these without a ratio, since a side is unstable)" if bare else ""
     return said + "".join(f"; in {is_[n]} {words}" for n, words in _OPEN.items() if n in is_)
 
 
 def told_apart(table: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons in which somebody is surely faster: others have no best and no worst."""
-    return table[table["ours_is"].isin(TOLD_APART)]
+    """The comparisons with a ratio in which somebody is surely faster: the best and the worst."""
+    return table[table["ours_is"].isin(TOLD_APART) & table["ours_over_theirs_x"].notna()]
 
 
 def extremes(table: pd.DataFrame, what: str = "engines") -> str:

@@ -2,7 +2,8 @@
 
 A ratio is of neighbours in time within a process, its interval over processes, its verdict
 adjusted over all of a table. A peer, or ours beside it, whose own blocks differ by more than
-`UNSTABLE` has no ratio: it says that it is unstable.
+`UNSTABLE` has no ratio: it says that it is unstable, or who is faster where the blocks of the
+two do not overlap.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.measuring.verdicts import Ratio, judged
+from batchgauge.statistics import FEWEST
 
 OURS = "numpy"
 UNSTABLE = 0.15  # of the 90th over the 10th percentile of a block's times, less 1
@@ -45,10 +47,12 @@ def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
             for mine in ours:
                 spread = max(row["spread"], _rate(amounts, mine)["spread"])
                 rows.append({**row, "ours": mine, "larger_spread": spread})
+                sides = {"implementation": mine}, {"implementation": name}
                 if spread > UNSTABLE:
-                    rows[-1]["ours_is"] = "unstable"
+                    ahead = fresh.ahead(amounts, *sides) if row["processes"] >= FEWEST else 0
+                    rows[-1]["ours_is"] = ("unstable", "faster", "slower")[ahead]
                     continue
-                found = fresh.gain(amounts, {"implementation": mine}, {"implementation": name})
+                found = fresh.gain(amounts, *sides)
                 assert found is not None  # both have rows
                 ratios.append(Ratio.of(found, name=mine, baseline=name))
                 rows[-1]["ratio"] = len(ratios) - 1

@@ -186,12 +186,13 @@ def tokenizing_sentence(table: pd.DataFrame, state: str) -> str:
         return "No other tokenizer is installed"
     largest = figures.told_apart(table[table["batch_size"] == table["batch_size"].max()])
     if largest.empty:
-        return figures.tally(table, "tokenizers")
+        return figures.tally(table, "tokenizers") + figures.losses_without_ratio(table)
     parts = [
         f"{_span(rows['ours_over_theirs_x'])} × {plots.label(str(name))}"
         for name, rows in largest.groupby("implementation", sort=False)
     ]
-    return f"At batch {largest['batch_size'].iloc[0]}, {state}, we run at {', '.join(parts)}"
+    said = f"At batch {largest['batch_size'].iloc[0]}, {state}, we run at {', '.join(parts)}"
+    return said + figures.losses_without_ratio(table)
 
 
 def _span(values: Sequence[float] | pd.Series[Any]) -> str:
@@ -215,9 +216,9 @@ def sentence(table: pd.DataFrame, part: str) -> str:
         for row in records(rows[rows["ours_is"] == "slower"])
     ]
     ratios = f", our throughput ÷ theirs: {'; '.join(said)}" if said else ""
-    return f"{part.capitalize()}{ratios}. {figures.tally(table)}" + (
-        f"; slower: {'; '.join(lost)}" if lost else ""
-    )
+    slower = f"; slower: {'; '.join(lost)}" if lost else ""
+    bare = figures.losses_without_ratio(table)
+    return f"{part.capitalize()}{ratios}. {figures.tally(table)}{slower}{bare}"
 
 
 def _place(row: dict[str, Any], part: str) -> str:
@@ -230,7 +231,8 @@ def _place(row: dict[str, Any], part: str) -> str:
 def unstable_sentence(table: pd.DataFrame) -> str:
     """Whose blocks differ too much for a ratio, and by how much; empty for nobody."""
     said = []
-    for row in records(table[table["ours_is"] == "unstable"]):
+    bare = (table["ours_is"] != "") & table["ours_over_theirs_x"].isna()
+    for row in records(table[bare & (table["larger_spread"] > UNSTABLE)]):
         peer = plots.label(row["implementation"])
         is_ours = row["larger_spread"] > row["spread"]
         who = f"ours, {row['ours'].partition(':')[2]}, beside {peer}" if is_ours else peer
