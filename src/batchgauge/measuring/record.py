@@ -43,6 +43,8 @@ from batchgauge.errors import UserError
 from batchgauge.files import write_csv
 from batchgauge.machine.identity import Run
 
+_PICOSECONDS = 9  # decimals of a millisecond: a clock's nanosecond over a thousand calls
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -104,8 +106,8 @@ class Labels:
             parameters=as_json(self.parameters),
             process=self.process,
             inner_loops=elapsed.loops,
-            wall_ms=elapsed.wall_ms,
-            cpu_ms=elapsed.cpu_ms,
+            wall_ms=round(elapsed.wall_ms, _PICOSECONDS),
+            cpu_ms=round(elapsed.cpu_ms, _PICOSECONDS),
             items=amount.items,
             tokens=amount.tokens,
             counters=as_json(amount.counters),

@@ -200,5 +200,6 @@ def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def append(decisions: pd.DataFrame, rounds: pd.DataFrame, folder: Path) -> None:
     """Add decisions and their rounds to the files in `folder`."""
+    rounds = rounds.round({"log_ratio": 6, "base_ms": 9, "new_ms": 9})
     for name, before, new in zip(FILES, recorded(folder), (decisions, rounds), strict=True):
         write_csv(pd.concat([before, new], ignore_index=True), folder / name)
