@@ -413,7 +413,7 @@ def test_the_optimal_size_is_that_of_most_throughput(tmp_path):
             engine, SizingConfig(max_batch_size=automatic.LARGEST, wait_price=price),
             cache=tmp_path,
         ).size
-        for price in (0.25, 0.0)
+        for price in (1.0, 0.0)
     )  # fmt: skip
     assert priced < free == size
 

@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 DRAWS = (64, 4000)  # batches drawn from a ragged workload, fewest and most: p95 needs many
 _PRICED = 120_000  # rows and steps, over all draws, that one size is priced with
 _WIDEST = 4096  # no batch is larger
+_BLOCK = 64  # columns that are drawn together
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,21 @@ class Lengths:
             each = slice(1 if self.alike else None)
             return BatchWork(*(np.repeat(part[each, None], size, axis=1) for part in (inputs, new)))
         count = int(np.clip(_PRICED // (size + int(new.max())), *DRAWS))
-        chosen = self._draws[:count, :size]  # [K, b]
+        blocks = [self._drawn(at)[:count] for at in range(0, size, _BLOCK)]
+        chosen = np.concatenate(blocks, axis=1)[:, :size]  # [K, b]
         return BatchWork(inputs[chosen], new[chosen])
 
     @cached_property
-    def _draws(self) -> npt.NDArray[np.int32]:
-        """Request numbers, int32 [K, _WIDEST]."""
-        rng = np.random.default_rng(self.seed)
-        return rng.integers(0, len(self.inputs), size=(DRAWS[1], _WIDEST), dtype=np.int32)
+    def _blocks(self) -> dict[int, npt.NDArray[np.int32]]:
+        return {}
+
+    def _drawn(self, at: int) -> npt.NDArray[np.int32]:
+        """Request numbers of the columns from `at` on, int32 [as many as are priced, _BLOCK]."""
+        if at not in self._blocks:
+            rows = int(np.clip(_PRICED // max(1, at), *DRAWS))
+            rng = np.random.default_rng((self.seed, at))
+            self._blocks[at] = rng.integers(0, len(self.inputs), (rows, _BLOCK), dtype=np.int32)
+        return self._blocks[at]
 
 
 @dataclass(frozen=True)

@@ -169,13 +169,15 @@ def judge(
     def measured(work: Lengths, size: int) -> float:
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
+    again = {id(q.lengths): replace(q.lengths, seed=q.lengths.seed + seed + 1)
+             for q in advice.questions}  # fmt: skip
     times = dict[tuple[int, int, int], BatchTimes]()
 
     def times_of(costs: Costs, work: Lengths) -> Callable[[int], BatchTimes]:
         def of(size: int) -> BatchTimes:
             key = (id(costs), id(work), size)
             if key not in times:
-                times[key] = batch_times(costs, replace(work, seed=work.seed + seed + 1), size)
+                times[key] = batch_times(costs, again[id(work)], size)
             return times[key]
 
         return of
