@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from batchgauge.machine.limits import command_output, usable_cores
+from batchgauge.text import counted
 
 _PACKAGES = ("numpy", "numba", "batchgauge")
 _GIB = 1 << 30
@@ -70,7 +71,8 @@ class Machine:
 
     def describe(self) -> str:
         """One line, e.g. `AMD EPYC (25-1-1), 2 cores, 24 GiB, Linux x86_64`."""
-        return f"{self.cpu}, {self.cores} cores, {self.memory_gib:g} GiB, {self.system}"
+        cores = counted(self.cores, "core")
+        return f"{self.cpu}, {cores}, {self.memory_gib:g} GiB, {self.system}"
 
 
 @dataclass(frozen=True, slots=True)
