@@ -123,6 +123,15 @@ def cluster(folder: Path, hosts: tuple[tuple[list[str], str], ...]) -> Iterator[
         yield address
 
 
+def process_ids(client) -> list[int]:
+    """Of both workers; one that was just killed is waited for until another took its place."""
+    while True:
+        client.wait_for_workers(2, timeout=60)
+        with suppress(OSError):
+            return sorted(client.run(os.getpid).values())
+        time.sleep(0.2)
+
+
 @pytest.mark.soak
 def test_workers_killed_at_random_moments_leave_the_bytes_of_an_undisturbed_job(tmp_path):
     """One of two, again and again, while the job runs."""
@@ -134,11 +143,8 @@ def test_workers_killed_at_random_moments_leave_the_bytes_of_an_undisturbed_job(
     here: tuple[list[str], str] = ([], "127.0.0.1")
     killed = 0
     with cluster(tmp_path, (here, here)) as address, Client(address) as client:
-        client.wait_for_workers(2, timeout=60)
         for number in range(MOMENTS):
-            client.wait_for_workers(2, timeout=60)
-            workers = client.run(os.getpid)
-            victim = rng.choice(sorted(workers.values()))
+            victim = rng.choice(process_ids(client))
             out = tmp_path / f"b{number}"
             killer = threading.Thread(target=kill_at, args=(victim, rng.uniform(0, 4)))
             killer.start()
