@@ -36,10 +36,10 @@ from batchgauge.sizing.advice.decision import Beliefs, decide, gains
 from batchgauge.sizing.advice.launch import Launched, check_free
 from batchgauge.sizing.advice.limits import limit_of
 from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests
+from batchgauge.sizing.advice.mix import less_mix
 from batchgauge.sizing.advice.observe import (
     Asked,
     Run,
-    less_mix,
     observe,
     p95_log,
     percentile_interval,

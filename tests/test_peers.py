@@ -163,6 +163,9 @@ def test_an_unstable_peer_far_away_is_a_win_or_a_loss_without_a_ratio(theirs, is
     assert sections.unstable_sentence(table)
     assert not sections.goals(table)
     assert figures.verdicts(table) == figures.tally(table)
+    engines, nobody = Section("engines", {"engines": table}), Section("words", {"words": table[:0]})
+    named = "slower without a ratio: torch" in sections.answer(nobody, engines, nobody).text
+    assert named == (is_ == "slower")
     few = peers_rates.table(records(pair, processes=2))
     assert few["ours_is"].tolist() == ["", "unstable"]
 

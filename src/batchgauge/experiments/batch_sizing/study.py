@@ -169,8 +169,8 @@ def judge(
     def measured(work: Lengths, size: int) -> float:
         return weight_bytes + float(np.interp(size, rows, held)) if work is MEMORY_WORK else 0.0
 
-    again = {id(q.lengths): replace(q.lengths, seed=q.lengths.seed + seed + 1)
-             for q in advice.questions}  # fmt: skip
+    works = [question.lengths for question in advice.questions]
+    again = {id(work): replace(work, seed=work.seed + seed + 1) for work in works}
     times = dict[tuple[int, int, int], BatchTimes]()
 
     def times_of(costs: Costs, work: Lengths) -> Callable[[int], BatchTimes]:

@@ -296,5 +296,8 @@ def answer(words: Section, steps: Section, answers: Section) -> Answer:
             value = f"no verdict on {counted(len(table), 'comparison')}"
         value = f"{what.capitalize()}: {value}"
         tiles.append(Tile("peers", value, figures.extremes(table, what)))
-    text = " ".join(f"{figures.verdicts(table, what)}." for what, table in compared.items())
+    text = " ".join(
+        f"{figures.verdicts(table, what)}{figures.losses_without_ratio(table)}."
+        for what, table in compared.items()
+    )
     return Answer(f"{text} {answers.sentence()}", "peers_ratios", tiles)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -32,7 +32,7 @@ METRICS = {
 _NORMAL_P95 = 2.11
 _ENOUGH = 80  # values from which order statistics tell a percentile's error
 _LEAST_P95_SD = 0.005
-_LEAST_SD = 0.002  # of a run's logarithm
+LEAST_SD = 0.002  # of a run's logarithm
 REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
 _MOST_REFUSED = 0.01
 _GROWN = 2.0  # the mean latency of an open run's last third over that of its first
@@ -233,7 +233,7 @@ def observe(
     rate = _cycle_rate(run, tokens=tokens and objective == "throughput")
     sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
     # Where cycles and blocks disagree, slots were out of step with each other at the end.
-    variance = max(_LEAST_SD, sd) ** 2
+    variance = max(LEAST_SD, sd) ** 2
     if run.kind == "closed":
         variance += (math.log(rate / float(blocks.mean())) / 2.0) ** 2
     unsteady, plain = _trend(blocks), math.log(rate)
@@ -304,7 +304,7 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     """
     ok = [a for a in run.asked if a.is_ok]
     if run.kind == "batch":
-        amount, seconds, _ = _batches(ok, tokens=tokens)
+        amount, seconds, _ = batches(ok, tokens=tokens)
         return np.asarray(amount / seconds)
     begin = run.begin_s
     end = max(run.deadline_s, begin + 1e-9)
@@ -319,52 +319,13 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     return rates if rates.mean() > 0 else rates + 1e-9
 
 
-def _batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
+def batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
     """Amount, seconds and letters of each batch, float64 [3, batches]."""
     found: dict[float, Array] = {}
     for asked in ok:
         row = found.setdefault(asked.due_s, np.array([0.0, asked.end_s - asked.due_s, 0.0]))
         row += (_amount(asked, tokens=tokens), 0.0, asked.letters)
     return np.array(list(found.values())).T
-
-
-def less_mix(rows: Sequence[Observation], *, tokens: bool) -> list[Observation]:
-    """Runs of batches as if all had had the same mix of prompts, with the noise that is left.
-
-    Batches and runs differ by the lengths of the prompts that they got. What these explain is
-    one slope for all runs, between the batches of each, of the log rate over the log of letters
-    by amount: a control variate (Law & Kelton, "Simulation Modeling and Analysis", ch. 11).
-    Other runs come back as they are.
-    """
-    if not rows or any(row.run.kind != "batch" for row in rows):
-        return list(rows)
-    seen = [_batches([a for a in r.run.asked if a.is_ok], tokens=tokens) for r in rows]
-    mixes, logs = [], []
-    for amount, seconds, letters in seen:
-        some = amount > 0
-        mix = np.log((letters[some] + 1.0) / amount[some])
-        log = np.log(amount[some] / seconds[some])
-        mixes.append(mix - mix.mean())
-        logs.append(log - log.mean())
-    x, y = np.concatenate(mixes), np.concatenate(logs)
-    if not float(x @ x):
-        return list(rows)
-    slope, found = float(x @ y / (x @ x)), list[Observation]()
-    amounts, _, letters = np.concatenate(seen, axis=1).sum(axis=1)
-    usual = math.log((letters + 1.0) / amounts)
-    for row, (amount, seconds, letters), mix, log in zip(rows, seen, mixes, logs, strict=True):
-        rates = amount / seconds
-        whole = float(rates.std(ddof=1) / rates.mean())
-        left = float(np.linalg.norm(log - slope * mix)) / math.sqrt(max(1, log.size - 1))
-        less = (whole**2 - min(whole, left) ** 2) / log.size
-        shift = slope * (usual - math.log((letters.sum() + 1.0) / amount.sum()))
-        found.append(
-            replace(
-                row, value=row.value + shift, rate=row.rate * math.exp(shift),
-                value_sd=math.sqrt(max(_LEAST_SD**2, row.value_sd**2 - less)),
-            )
-        )  # fmt: skip
-    return found
 
 
 def p95_log(values: Array) -> tuple[float, float]:

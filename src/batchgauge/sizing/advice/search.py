@@ -22,15 +22,8 @@ from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
-from batchgauge.sizing.advice.observe import (
-    METRICS,
-    Objective,
-    Observation,
-    Run,
-    less_mix,
-    observe,
-    p95_log,
-)
+from batchgauge.sizing.advice.mix import less_mix
+from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
 from batchgauge.text import figures
 
 Array = npt.NDArray[np.float64]
