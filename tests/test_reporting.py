@@ -521,6 +521,23 @@ def test_a_page_gives_a_chart_its_colours():
     assert not re.match(r"<svg[^>]* width=", render.svg(spec, "one"))
 
 
+def test_small_multiples_zoom_along_what_they_share():
+    """A panel a value, in the data's order; an axis of a panel's own is not zoomed."""
+    frame = pd.DataFrame({"at": ["b", "b", "a", "a"], "series": ["s", "t"] * 2, "x": 1.0, "y": 1.0})
+    looks = charts.Looks(["s", "t"], ["#0072B2", "#009E73"], ["circle", "square"])
+    one = charts.lines(frame, "T", charts.Axis("x", "x"), charts.Axis("y", "y"), looks)
+    for own, zoomed in (((), ["x", "y"]), (["y"], ["x"]), (["x", "y"], None)):
+        spec = charts.facets(one, "at", 3, own=own).spec
+        assert (spec["facet"]["sort"], spec["columns"]) == (["b", "a"], 2)
+        params = [param for layer in spec["spec"]["layer"] for param in layer["params"]]
+        along = [p["select"]["encodings"] for p in params if p["name"] == "zoomed"]
+        assert along == ([zoomed] if zoomed else [])
+        assert {"shown", "near"} < {param["name"] for param in params} | {"zoomed"}
+        assert spec["resolve"]["scale"] == dict.fromkeys(own, "independent")
+    drawn = render.svg(charts.facets(one, "at", 2).full("alt"), "one")
+    assert drawn.index(">b</text>") < drawn.index(">a</text>")
+
+
 def test_a_chart_is_saved_as_a_picture_and_as_a_specification(tmp_path):
     """PNG at 2x with the alt text inside, the specification beside it, both among the facts."""
     report = Report.begin("a", title="T", question="Q?", out_dir=tmp_path)

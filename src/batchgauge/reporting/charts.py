@@ -41,6 +41,7 @@ __all__ = [
     "Looks",
     "Spec",
     "dots",
+    "facets",
     "lines",
     "powers",
     "scatter",
@@ -188,6 +189,44 @@ def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
     ]  # fmt: skip
     names = shown["name"].nunique()
     return _chart(shown, title, layers, height=int(44 * names + 20))
+
+
+def facets(
+    chart: Chart, by: str, columns: int, *, own: Sequence[str] = (), height: int = 190
+) -> Chart:
+    """`chart` as small multiples: a panel for each value of the column `by`, in their order.
+
+    `columns` panels stand beside each other, on a narrow page one. Axes named in `own` ("x", "y")
+    have a scale of each panel's own and are not zoomed. A line break in a value begins a new line.
+    """
+    data = chart.spec["data"]
+    names = list(dict.fromkeys(row[by] for row in data["values"]))
+    shared = [axis for axis in "xy" if axis not in own]
+    layers = [_zoomed_along(layer, shared) for layer in chart.spec["layer"]]
+    header = {"title": None, "labelExpr": r"split(datum.label, '\n')"}
+    spec = {
+        "data": data,
+        "facet": {"field": by, "type": "nominal", "sort": names, "header": header},
+        "columns": min(columns, len(names)),
+        "spec": {"width": WIDTH // columns - 40, "height": height, "layer": layers},
+        "resolve": {
+            "scale": dict.fromkeys(own, "independent"),
+            "axis": {"x": "independent", "y": "independent" if "y" in own else "shared"},
+        },
+    }
+    return Chart(chart.title, spec)
+
+
+def _zoomed_along(layer: Spec, axes: Sequence[str]) -> Spec:
+    """`layer` zoomed along those of `axes` alone: panels zoom together or not at all."""
+    params = []
+    for param in layer.get("params", []):
+        select = dict(param["select"])
+        if param["name"] == ZOOM["name"]:
+            select["encodings"] = [a for a in select.get("encodings", "xy") if a in axes]
+        if select.get("encodings", True):
+            params.append({**param, "select": select})
+    return {**layer, "params": params}
 
 
 def words(text: str) -> Spec:

@@ -82,7 +82,12 @@
     const spec = JSON.parse(figure.querySelector("script").textContent);
     const live = figure.querySelector(".live");
     const narrow = figure.clientWidth < 520;
-    spec.width = "container";
+    if (spec.facet) {
+      if (narrow) spec.columns = 1;
+      spec.spec.width = figure.clientWidth / spec.columns - 20;
+    } else {
+      spec.width = "container";
+    }
     spec.config.legend.columns = narrow ? 2 : 4;
     if (narrow) {
       spec.config.axisY = { labelLimit: 120, labelFontSize: 11, titleFontSize: 11.5 };
@@ -90,7 +95,14 @@
     }
     figure.classList.add("is-live");
     try {
-      await vegaEmbed(live, spec, { ast: true, renderer: "svg", actions: false });
+      const draw = () => vegaEmbed(live, spec, { ast: true, renderer: "svg", actions: false });
+      const first = await draw();
+      if (spec.facet) {  // panels know no container: they share what the axes leave of it
+        const spare = live.clientWidth - live.querySelector("svg").width.baseVal.value;
+        spec.spec.width = Math.max(spec.spec.width + Math.floor(spare / spec.columns), 80);
+        first.finalize();
+        await draw();
+      }
     } catch (error) {
       figure.classList.remove("is-live");
       console.error(error);
