@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -46,7 +46,8 @@ class Chart:
 class Axis:
     """One axis: the column it shows, its words, and its scale.
 
-    `base` makes it logarithmic; `ticks` are the values that are marked (empty: chosen).
+    `base` makes it logarithmic; `ticks` are the values that are marked and `ends` where it begins
+    and ends (empty: as the data have it); `interval` is what `low` and `high` along it are.
     """
 
     field: str
@@ -54,12 +55,14 @@ class Axis:
     base: int = 0
     ticks: Sequence[float] = ()
     zero: bool = True
+    interval: str = "95 % interval"
+    ends: Sequence[float] = ()
 
-    def encoding(self, domain: Sequence[float] = ()) -> Spec:
-        """The axis as an encoding; `domain` are its ends where they are not the data's."""
+    def encoding(self) -> Spec:
+        """The axis as an encoding."""
         scale: Spec = {"type": "log", "base": self.base} if self.base else {"zero": self.zero}
-        if domain:
-            scale["domain"] = list(domain)
+        if self.ends:
+            scale["domain"] = list(self.ends)
         else:  # room for the marks at the ends, which the zoomed frame would cut
             scale |= {"padding": 9, "nice": False}
         axis: Spec = {"title": self.title, "format": ",~r"}
@@ -80,11 +83,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """Colours and shapes by series name, in the legend's order."""
+    """Colours and shapes by series name, in the legend's order.
+
+    `size` is that of a line's marks (pixels²), `curve` how it goes from one to the next.
+    """
 
     names: Sequence[str]
     colours: Sequence[str]
     shapes: Sequence[str]
+    size: int = 70
+    curve: str = "linear"
 
     @classmethod
     def of(cls, implementations: Iterable[str]) -> Looks:
@@ -97,7 +105,8 @@ class Looks:
         """Those of the series that there are: a legend has no name without a mark."""
         known, there = zip(self.names, self.colours, self.shapes, strict=True), set(series)
         kept = [one for one in known if one[0] in there]
-        return Looks(*([one[part] for one in kept] for part in range(3)))
+        names, colours, shapes = ([one[part] for one in kept] for part in range(3))
+        return replace(self, names=names, colours=colours, shapes=shapes)
 
     def channels(self) -> Spec:
         """Colour and shape of a `series` column."""
@@ -107,6 +116,9 @@ class Looks:
             "color": _nominal({**scale, "range": list(self.colours)}, shown),
             "shape": _nominal({**scale, "range": list(self.shapes)}, shown),
         }
+
+
+PLAIN = Looks(["value"], [colour("numpy")], ["circle"])  # of a single series without a name
 
 
 def _nominal(scale: Spec, legend: Spec | None) -> Spec:

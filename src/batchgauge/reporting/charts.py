@@ -8,8 +8,10 @@ is given; nothing measures. Widths are those of the still picture, a page gives 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from batchgauge.reporting.chart_parts import (
     DASHES,
@@ -17,6 +19,7 @@ from batchgauge.reporting.chart_parts import (
     LEGEND,
     MIME,
     NEAREST,
+    PLAIN,
     WIDTH,
     ZOOM,
     ZOOM_X,
@@ -29,7 +32,7 @@ from batchgauge.reporting.chart_parts import (
     powers,
     records,
 )
-from batchgauge.reporting.plots import MUTED
+from batchgauge.reporting.plots import INK, MUTED
 from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 
@@ -40,6 +43,8 @@ __all__ = [
     "Line",
     "Looks",
     "Spec",
+    "bars",
+    "crosses",
     "dots",
     "facets",
     "lines",
@@ -52,32 +57,31 @@ __all__ = [
 
 
 def lines(
-    frame: pd.DataFrame, title: str, x: Axis, y: Axis, looks: Looks,
+    frame: pd.DataFrame, title: str, x: Axis, y: Axis, looks: Looks = PLAIN,
     references: Sequence[Line] = (), *, more: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
-    """A line a series with its 95 % interval as a band.
+    """A line a series with its interval as a band.
 
-    `frame` has `series`, the columns of both axes, and `low` and `high` where there are intervals;
-    `more` columns are said on hover.
+    `frame` has the columns of both axes, `series` where there are several, and `low` and `high`
+    where there are intervals; `more` columns are said on hover.
     """
-    shown = _with_interval(frame, y.field)
-    looks = looks.among(shown["series"])
+    shown, looks = _among(_with_interval(frame, y.field), looks)
     channels = looks.channels()
     place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"]}
     banded = "low" in shown
-    band = [_band(place)] if banded else []
+    band = [_band(place, looks.curve)] if banded else []
     tips = [_tip("series", "")] if len(looks.names) > 1 else []
-    tips += [_tip(x.field, x.title), _tip(y.field, y.title)]
-    tips += [{"field": "interval", "title": "95 % interval"}] if banded else []
-    tips += [_tip(column, heading(column)) for column in more]
+    tips += [_tip(axis.field, axis.title) for axis in (x, y) if axis.title]
+    tips += [_tip("interval", y.interval)] if banded else []
+    tips += _said(shown, more)
     layers = [
         *band,
         {
-            "mark": {"type": "line", "strokeWidth": 2},
+            "mark": {"type": "line", "strokeWidth": 2, "interpolate": looks.curve},
             "encoding": {**place, "opacity": FADED},
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 70},
+            "mark": {"type": "point", "filled": True, "size": looks.size},
             "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": FADED},
             "params": [ZOOM, NEAREST],
         },
@@ -85,51 +89,105 @@ def lines(
     return _chart(shown, title, layers, references, height=300)
 
 
-def _band(place: Spec) -> Spec:
+def _band(place: Spec, curve: str) -> Spec:
     low = {**place["y"], "field": "low"}
     return {
-        "mark": {"type": "area", "opacity": 0.16},
+        "mark": {"type": "area", "opacity": 0.16, "interpolate": curve},
         "encoding": {**place, "y": low, "y2": {"field": "high"}, "opacity": faded(0.16, 0.02)},
     }
 
 
 def dots(
-    frame: pd.DataFrame, title: str, x: Axis, looks: Looks, references: Sequence[Line] = (), *,
-    more: Sequence[str] = (),
+    frame: pd.DataFrame, title: str, x: Axis, looks: Looks = PLAIN,
+    references: Sequence[Line] = (), *, more: Sequence[str] = (),
 ) -> Chart:  # fmt: skip
     """One row a `name`, top to bottom, a dot a `series` with its interval as a bar.
 
-    `frame` has `name`, `series`, the column of `x`, `low` and `high`; `more` columns are said on
-    hover. Several series of one row stand below each other; a row without a value stays empty.
+    `frame` has `name`, the column of `x`, `series` where there are several, and `low` and `high`
+    where there are intervals; `more` columns are said on hover. Several series of one row stand
+    below each other; a row without a value stays empty.
     """
-    shown = _with_interval(frame, x.field)
-    looks = looks.among(shown["series"])
-    channels = looks.channels()
-    names = list(dict.fromkeys(frame["name"]))
-    y: Spec = {
-        "field": "name", "type": "nominal", "sort": names, "scale": {"domain": names},
-        "axis": {"title": None, "labelLimit": 260, "grid": False, "ticks": False, "domain": False},
-    }  # fmt: skip
-    crowded = bool(shown.duplicated("name").any())
-    beside = {"field": "series", "type": "nominal", "scale": {"domain": list(looks.names)}}
-    offset = {"yOffset": beside} if crowded else {}
-    place = {"y": y, **offset, "color": channels["color"], "opacity": FADED}
+    shown, looks = _among(_with_interval(frame, x.field), looks)
+    place, tips, height = _rows(frame, shown, x, looks)
+    tips += _said(shown, more)
+    ranged = "low" in shown
     low = {**x.encoding(), "field": "low"}
-    tips = [{"field": "name", "title": ""}]
-    tips += [_tip("series", "")] if len(looks.names) > 1 else []
-    tips += [_tip(x.field, x.title), {"field": "interval", "title": "95 % interval"}]
-    tips += [_tip(column, column.replace("_", " ")) for column in more]
     rule = {"x": low, "x2": {"field": "high"}, **place, "opacity": faded(0.5, 0.06)}
+    marks = {"x": x.encoding(), **place, "shape": looks.channels()["shape"], "tooltip": tips}
     layers: list[Spec] = [
-        {"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule},
+        *([{"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule}] if ranged else []),
         {
             "mark": {"type": "point", "filled": True, "size": 80},
-            "encoding": {"x": x.encoding(), **place, "shape": channels["shape"], "tooltip": tips},
+            "encoding": marks,
             "params": [ZOOM_X],
         },
     ]
-    height = 40 + len(names) * (34 if crowded else 24)
     return _chart(shown, title, layers, references, height=height)
+
+
+def bars(frame: pd.DataFrame, title: str, x: Axis, looks: Looks = PLAIN) -> Chart:
+    """One row a `name`, top to bottom, a bar a `series` from 0 with its value at its end."""
+    shown, looks = _among(frame, looks)
+    place, tips, height = _rows(frame, shown, x, looks)
+    room = 1.1 * max(float(frame[x.field].max()), 1e-9) if len(frame) else 1.0
+    ends = replace(x, ends=[0, room]).encoding()
+    said = {"field": x.field, "format": ",.2~r", "type": "quantitative"}
+    layers: list[Spec] = [
+        {"mark": "bar", "encoding": {"x": ends, **place, "tooltip": tips}, "params": [ZOOM_X]},
+        {
+            "mark": {"type": "text", "align": "left", "dx": 4, "color": INK, "fontSize": 11.5},
+            "encoding": {"x": ends, **place, "color": {"value": INK}, "text": said},
+        },
+    ]
+    return _chart(shown, title, layers, height=height)
+
+
+def _rows(
+    frame: pd.DataFrame, shown: pd.DataFrame, x: Axis, looks: Looks
+) -> tuple[Spec, list[Spec], int]:
+    """Where the marks of a row a `name` stand, what they say on hover, and the figure's height."""
+    names = list(dict.fromkeys(frame["name"]))
+    y: Spec = {
+        "field": "name", "type": "nominal", "sort": names, "scale": {"domain": names},
+        "axis": {
+            "title": None, "labelLimit": 260, "labelPadding": 6,
+            **dict.fromkeys(("grid", "ticks", "domain"), False),
+        },
+    }  # fmt: skip
+    crowded = bool(shown.groupby("name")["series"].nunique().max() > 1)
+    beside = {"field": "series", "type": "nominal", "scale": {"domain": list(looks.names)}}
+    offset = {"yOffset": beside} if crowded else {}
+    place = {"y": y, **offset, "color": looks.channels()["color"], "opacity": FADED}
+    tips = [_tip("name", "")]
+    tips += [_tip("series", "")] if len(looks.names) > 1 else []
+    tips += [_tip(x.field, x.title)]
+    tips += [_tip("interval", x.interval)] if "low" in shown else []
+    return place, tips, 40 + len(names) * (34 if crowded else 24)
+
+
+def crosses(
+    frame: pd.DataFrame, title: str, x: Axis, y: Axis, looks: Looks, *, more: Sequence[str] = ()
+) -> Chart:
+    """A mark a row of `frame` with its intervals along both axes: `low` to `high` of `y`, and
+    `x_low` to `x_high`. `frame` has `series` too; `more` columns are said on hover.
+    """
+    shown = _with_interval(_with_interval(frame, x.field, "x_"), y.field)
+    channels = looks.channels()
+    place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"], "opacity": FADED}
+    low, x_low = ({**place[axis], "field": field} for axis, field in (("y", "low"), ("x", "x_low")))
+    tips = [_tip("series", ""), _tip(x.field, x.title), _tip("x_interval", x.interval)]
+    tips += _said(shown, more)
+    rule = {"type": "rule", "strokeWidth": 1.5}
+    layers: list[Spec] = [
+        {"mark": rule, "encoding": {**place, "y": low, "y2": {"field": "high"}}},
+        {"mark": rule, "encoding": {**place, "x": x_low, "x2": {"field": "x_high"}}},
+        {
+            "mark": {"type": "point", "filled": True, "size": looks.size},
+            "encoding": {**place, "shape": channels["shape"], "tooltip": tips},
+            "params": [ZOOM],
+        },
+    ]
+    return _chart(shown, title, layers, height=300)
 
 
 def scatter(frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[str]) -> Spec:
@@ -138,7 +196,7 @@ def scatter(frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[
     The specification, for more layers and parameters: they must give each row its `series`.
     """
     place = {"x": x.encoding(), "y": y.encoding()}
-    said = [_tip(column, heading(column)) for column in tips]
+    said = _said(frame, tips)
     joined = {"type": "line", "color": MUTED, "opacity": 0.5, "strokeWidth": 1.2}
     order = {"order": {"field": tips[0], "type": "quantitative"}}
     return _chart(
@@ -167,7 +225,7 @@ def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
             "field": "name", "type": "nominal", "sort": None,
             "axis": {"title": None, "grid": False, "ticks": False, "domain": False},
         },
-        "x": {**x.encoding([0, 100]), "stack": "zero"},
+        "x": {**replace(x, ends=[0, 100]).encoding(), "stack": "zero"},
         "order": {"field": "place"},
     }  # fmt: skip
     channels = looks.channels()
@@ -199,6 +257,8 @@ def facets(
     `columns` panels stand beside each other, on a narrow page one. Axes named in `own` ("x", "y")
     have a scale of each panel's own and are not zoomed. A line break in a value begins a new line.
     """
+    if "layer" not in chart.spec:  # words alone
+        return chart
     data = chart.spec["data"]
     names = list(dict.fromkeys(row[by] for row in data["values"]))
     shared = [axis for axis in "xy" if axis not in own]
@@ -254,6 +314,8 @@ def _chart(
     frame: pd.DataFrame, title: str, layers: Sequence[Spec], references: Sequence[Line] = (), *,
     height: int,
 ) -> Chart:  # fmt: skip
+    if frame.empty:
+        return Chart(visible(title), words(title))
     named = [at for at, layer in enumerate(layers) if "color" in layer.get("encoding", {})]
     if named and len(set(frame.get("series", ()))) > 1:
         # In the first layer that has the legend: of merged legends the first is asked.
@@ -307,22 +369,36 @@ def _reference(line: Line) -> list[Spec]:
     ]
 
 
-def _tip(field: str, title: str) -> Spec:
+def _among(frame: pd.DataFrame, looks: Looks) -> tuple[pd.DataFrame, Looks]:
+    """`frame` with a `series`, and the looks of those that it has."""
+    if "series" not in frame:
+        frame = frame.assign(series=looks.names[0])
+    return frame, looks.among(frame["series"])
+
+
+def _said(frame: pd.DataFrame, columns: Sequence[str]) -> list[Spec]:
+    return [
+        _tip(column, heading(column), text=not is_numeric_dtype(frame[column]))
+        for column in columns
+    ]
+
+
+def _tip(field: str, title: str, *, text: bool = False) -> Spec:
     """What is said on hover; numbers to three digits."""
-    form = {} if field in _TEXT else {"format": ",.3~r", "type": "quantitative"}
-    return {"field": field, "title": title, **form}
+    form = {"format": ",.3~r", "type": "quantitative"}
+    return {"field": field, "title": title, **({} if text or field in _TEXT else form)}
 
 
-_TEXT = {"name", "interval", "series"}
+_TEXT = {"name", "interval", "x_interval", "series"}
 
 
-def _with_interval(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+def _with_interval(frame: pd.DataFrame, value: str, along: str = "") -> pd.DataFrame:
     """`frame` with the interval in words; rows without a value are left out."""
-    shown = frame[frame[value].notna()]
-    if "low" not in shown:
+    shown, ends = frame[frame[value].notna()], (f"{along}low", f"{along}high")
+    if ends[0] not in shown:
         return shown
     words = [
         f"{number(low)} to {number(high)}" if pd.notna(low) and pd.notna(high) else "not known"
-        for low, high in zip(shown["low"], shown["high"], strict=True)
+        for low, high in zip(*(shown[end] for end in ends), strict=True)
     ]
-    return shown.assign(interval=words)
+    return shown.assign(**{f"{along}interval": words})

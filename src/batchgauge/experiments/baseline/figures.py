@@ -1,13 +1,13 @@
-"""The baseline notebook's pictures, made from its tables."""
+"""The baseline notebook's pictures, made from its tables; titles say what they show."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
+from batchgauge.text import percent
 
 
 def speedup(table: pd.DataFrame, title: str, target: tuple[int, float]) -> Chart:
@@ -20,39 +20,60 @@ def speedup(table: pd.DataFrame, title: str, target: tuple[int, float]) -> Chart
     )
 
 
-def latency(phases: pd.DataFrame, implementation: str) -> Figure:
+def latency(phases: pd.DataFrame, implementation: str) -> Chart:
     """TTFT and inter-token latency by batch size: median, and range over requests."""
-    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6))
-    for ax, what, title in (
-        (axes[0], "ttft", "Time to first token"),
-        (axes[1], "inter_token", "Inter-token latency"),
+    parts, said = [], []
+    for what, panel, words in (
+        ("ttft", "Time to first token", "the first token takes"),
+        ("inter_token", "Inter-token latency", "each further one"),
     ):
-        columns = (f"{what}_{q}_ms" for q in ("median", "least", "most"))
-        plots.line_with_interval(
-            ax, phases["batch_size"].to_numpy(), *(phases[c].to_numpy() for c in columns),
-            implementation=implementation,
-        )  # fmt: skip
-        plots.batch_axis(ax, phases["batch_size"])
-        ax.set(title=title, ylabel="ms (median, range over requests)", ylim=(0, None))
-    return fig
-
-
-def variation(table: pd.DataFrame) -> Figure:
-    """One panel a parameter: median throughput with the range of its repetitions."""
-    names = list(dict.fromkeys(table["parameter"]))
-    fig, axes = plt.subplots(1, len(names), figsize=(9.5, 3.4), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
-        rows = table[table["parameter"] == name]
-        columns = (f"{q}_tokens_per_s" for q in ("median", "least", "most"))
-        plots.line_with_interval(
-            ax, rows["value"].to_numpy(), *(rows[c].to_numpy() for c in columns),
-            implementation="numpy",
-        )  # fmt: skip
-        ax.set(xlabel=name.replace("_", " "))
-    most = table["most_tokens_per_s"].max()
-    axes[0][0].set_ylim(0, 1.1 * most if most > 0 else 1)
-    axes[0][0].set_ylabel("generated tokens per second\n(median, range of repetitions)")
-    fig.suptitle(
-        f"What changes throughput at batch {table['batch_size'].iloc[0]}", x=0.01, ha="left"
+        columns = dict(zip(_ENDS, (phases[f"{what}_{q}_ms"] for q in _QUANTILES), strict=True))
+        parts.append(phases[["batch_size"]].assign(**columns, panel=panel))
+        middle = columns["value"]
+        if middle.notna().all():
+            said.append(f"{words} {middle.iloc[-1] / middle.iloc[0]:.1f} × as long")
+    sizes = phases["batch_size"]
+    chart = charts.lines(
+        pd.concat(parts).dropna(subset=["value"]),
+        f"In batches of {sizes.iloc[-1]:.0f} instead of {sizes.iloc[0]:.0f} {', '.join(said)}"
+        if said
+        else "This engine does not say when its tokens came",
+        charts.Axis("batch_size", "batch size", 2, sorted(set(sizes))),
+        charts.Axis("value", "ms (median)", interval="range over requests"),
+        charts.Looks([""], [plots.colour(implementation)], ["circle"]),
     )
-    return fig
+    return charts.facets(chart, "panel", 2, own=["y"])
+
+
+def variation(table: pd.DataFrame) -> Chart:
+    """One panel a parameter: median throughput with the range of its repetitions."""
+    columns = dict(zip((f"{q}_tokens_per_s" for q in _QUANTILES), _ENDS, strict=True))
+    frame = table.rename(columns={"value": "at"}).rename(columns=columns)
+    panels = [str(name).replace("_", " ") for name in table["parameter"]]
+    settings = [f"{panel} {at:g}" for panel, at in zip(panels, table["value"], strict=True)]
+    shown = frame[["at", *_ENDS]].assign(panel=panels, setting=settings)
+    chart = charts.lines(
+        shown, _most(shown, table["batch_size"].iloc[0]),
+        charts.Axis("at", ""),
+        charts.Axis("value", "generated tokens/s (median)", interval="range of repetitions"),
+        more=["setting"],
+    )  # fmt: skip
+    return charts.facets(chart, "panel", 3, own=["x"])
+
+
+def _most(shown: pd.DataFrame, size: int) -> str:
+    """Which parameter moves the throughput most, from its first to its last value."""
+    if shown["value"].isna().any():
+        return "This engine does not say how many tokens it generated"
+    ends = shown.groupby("panel", sort=False)[["at", "value"]].agg(["first", "last"])
+    change = ends["value", "last"] / ends["value", "first"]
+    name = np.log(change).abs().idxmax()
+    first, last = ends.loc[name, "at"]
+    return (
+        f"At batch {size} throughput changes most with {name}: "
+        f"{percent(change[name] - 1, sign=True)} from {first:g} to {last:g}"
+    )
+
+
+_QUANTILES = ("median", "least", "most")
+_ENDS = ("value", "low", "high")

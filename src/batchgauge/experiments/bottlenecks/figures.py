@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
-import numpy as np
+from dataclasses import replace
+
 import pandas as pd
-from matplotlib.figure import Figure
 
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
-from batchgauge.text import percent
 
 _SHAPES = (
     *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"),
@@ -46,58 +44,45 @@ def roofline(frame: pd.DataFrame, bytes_per_s: float, flops_per_s: float, title:
     )  # fmt: skip
 
 
-def padding(frame: pd.DataFrame, title: str) -> Figure:
+def padding(frame: pd.DataFrame, title: str) -> Chart:
     """Padding waste by length spread: this engine against padding to the longest."""
-    fig, ax = plt.subplots(figsize=(9, 3.4))
-    rows = np.arange(len(frame))
-    ax.barh(rows - 0.19, 100 * frame["rectangle_waste"], height=0.36, color="#999999",
-            label="padding every prompt to the longest")  # fmt: skip
-    ax.barh(rows + 0.19, 100 * frame["engine_waste"], height=0.36, color=plots.colour("numpy"),
-            label="this engine")  # fmt: skip
-    for row, (wide, own) in enumerate(
-        zip(frame["rectangle_waste"], frame["engine_waste"], strict=True)
-    ):
-        ax.text(100 * wide + 0.6, row - 0.19, f"{percent(wide)}", va="center", fontsize=9.5)
-        ax.text(100 * own + 0.6, row + 0.19, f"{percent(own)}", va="center", fontsize=9.5)
-    ax.set_yticks(rows, list(frame["spread"]))
-    ax.invert_yaxis()
-    ax.grid(visible=False, axis="y")
-    ax.set(xlabel="padded positions computed, of all computed (%)", ylabel="prompt lengths",
-           title=title)  # fmt: skip
-    ax.legend(loc="upper right")
-    ax.margins(x=0.1)
-    return fig
+    wastes = {
+        "rectangle_waste": "padding every prompt to the longest",
+        "engine_waste": "this engine",
+    }
+    shown = pd.concat(
+        frame[["spread"]].rename(columns={"spread": "name"}).assign(
+            percent=100 * frame[column], series=series
+        )
+        for column, series in wastes.items()
+    )  # fmt: skip
+    x = charts.Axis("percent", "padded positions computed, of all computed (%)")
+    looks = charts.Looks(list(wastes.values()), ["#999999", plots.colour("numpy")], ["square"] * 2)
+    return charts.bars(shown, title, x, looks)
 
 
-def timeline(line: pd.DataFrame, title: str) -> Figure:
-    """Resident memory against time."""
-    fig, ax = plt.subplots(figsize=(9, 3))
+def timeline(line: pd.DataFrame, title: str) -> Chart:
+    """Resident memory against time, on an axis of at least a megabyte."""
     above = (line["rss_bytes"] - line["rss_bytes"].iloc[0]) / 1e6
-    ax.plot(line["time_s"], above, color=plots.colour("numpy"))
-    room = max(float(above.max() - above.min()), 1.0)
-    ax.set_ylim(float(above.min()) - 0.2 * room, float(above.min()) + 1.3 * room)
-    ax.set(xlabel="time (s)", ylabel="above the beginning (MB)", title=title)
-    return fig
+    low, high = float(above.min()), float(above.max())
+    room = max(high - low, 1.0)
+    y = charts.Axis("above", "above the beginning (MB)", ends=[low - 0.1 * room, low + 1.1 * room])
+    frame = pd.DataFrame({"time_s": line["time_s"].round(4), "above": above})
+    looks = replace(charts.PLAIN, size=16)
+    return charts.lines(frame, title, charts.Axis("time_s", "time (s)"), y, looks)
 
 
-def overhead(frame: pd.DataFrame, title: str) -> Figure:
+def overhead(frame: pd.DataFrame, title: str) -> Chart:
     """Slow-down of each profiler, measured here and as published, on a logarithmic axis."""
     seen = frame[frame["slowdown"].notna()].sort_values("slowdown")
-    rows = np.arange(len(seen))
-    fig, ax = plt.subplots(figsize=(9, 3.6))
-    ax.hlines(rows, 1, seen["slowdown"], color=plots.colour("numpy"), linewidth=3, alpha=0.45)
-    ax.plot(seen["slowdown"], rows, "o", color=plots.colour("numpy"), label="measured in this run")
-    ax.plot(seen["published_slowdown"], rows, "|", color=plots.INK, markersize=14,
-            markeredgewidth=2, label="published median")  # fmt: skip
-    for row, value in enumerate(seen["slowdown"]):
-        shown = f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"
-        ax.annotate(shown, (value, row), xytext=(0, 6), textcoords="offset points",
-                    ha="center", fontsize=9.5)  # fmt: skip
-    ax.set_yticks(rows, list(seen["tool"]))
-    ax.set_ylim(-0.5, len(seen) - 0.3)
-    ax.set(xscale="log", xlabel="slow-down of the profiled call (×, logarithmic)",
-           title=title)  # fmt: skip
-    ax.set_xlim(0.8, float(seen["slowdown"].max()) * 3)
-    ax.grid(visible=False, axis="y")
-    ax.legend(loc="lower right")
-    return fig
+    kinds = {"slowdown": "measured in this run", "published_slowdown": "published median"}
+    shown = pd.concat(
+        pd.DataFrame({"name": seen["tool"], "times": seen[column], "series": series})
+        for column, series in kinds.items()
+    )
+    x = charts.Axis("times", "slow-down (×, logarithmic)", 10)
+    looks = charts.Looks(
+        list(kinds.values()), [plots.colour("numpy"), plots.colour("baseline")],
+        ["circle", "diamond"],
+    )  # fmt: skip
+    return charts.dots(shown, title, x, looks, [charts.Line(1.0, "", "x", "floor")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts
 from batchgauge.reporting.charts import Chart
 
 
@@ -14,14 +14,14 @@ def ratios(changes: pd.DataFrame, title: str) -> Chart:
     `changes` are those of `measuring.gate.judging.frame_of`.
     """
     columns = ["change", "low", "high", "threshold"]
-    percent = (100 * changes[columns]).assign(name=changes["benchmark"], series="change")
+    percent = (100 * changes[columns]).assign(name=changes["benchmark"])
     threshold = percent["threshold"].iloc[0]
     lines = [
         charts.Line(0, "", "x", "floor"),
         charts.Line(threshold, f"threshold {threshold:g} %", "x"),
     ]
     x = charts.Axis("change", "change of time (%, positive is slower)", zero=False)
-    return charts.dots(percent, title, x, _looks("change"), lines)
+    return charts.dots(percent, title, x, references=lines)
 
 
 def rates(table: pd.DataFrame, title: str) -> Chart:
@@ -33,10 +33,6 @@ def rates(table: pd.DataFrame, title: str) -> Chart:
         )
     ]
     columns = ["rate", "low", "high"]
-    percent = (100 * table[columns].astype(float)).assign(name=names, series="rate")
+    percent = (100 * table[columns].astype(float)).assign(name=names)
     x = charts.Axis("rate", "decisions in which the benchmark fails (%)")
-    return charts.dots(percent, title, x, _looks("rate"))
-
-
-def _looks(series: str) -> charts.Looks:
-    return charts.Looks([series], [plots.colour("numpy")], ["circle"])
+    return charts.dots(percent, title, x)

@@ -65,9 +65,8 @@ def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Fig
 def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Chart:
     """Requests in time over static batching's, with intervals, and the goal."""
     best = max(table.to_dict("records"), key=lambda row: row["value"])
-    shown = table.assign(name=table["policy"], series="policy")
-    looks = charts.Looks(["policy"], [LIVE], ["circle"])
+    shown = table.assign(name=table["policy"])
     title = f"{best['policy'].capitalize()}: {best['value']:.2f} × the requests in time"
     x = charts.Axis("value", f"requests in time ÷ static batches', at load {load:g}")
     line = charts.Line(goal, "goal", "x")
-    return charts.dots(shown, title, x, looks, [line], more=["in_time_share"])
+    return charts.dots(shown, title, x, references=[line], more=["in_time_share"])

@@ -1,36 +1,34 @@
-"""The tour notebook's pictures."""
+"""The tour notebook's pictures; `title` says what each shows."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.figure import Figure
 
-from batchgauge.reporting import plots
-
-
-def next_tokens(guesses: pd.DataFrame) -> Figure:
-    """Bars of the next tokens' probabilities."""
-    fig, ax = plt.subplots(figsize=(7, 0.35 * max(len(guesses), 2) + 1))
-    ax.barh(range(len(guesses)), 100 * guesses["probability"], color=plots.colour("numpy"))
-    ax.set_yticks(range(len(guesses)), guesses["text"])  # two tokens may read alike
-    ax.invert_yaxis()
-    ax.set(xlabel="probability of being next (%)", ylabel="token", title="What comes next?")
-    return fig
+from batchgauge.reporting import charts
+from batchgauge.reporting.charts import Chart
 
 
-def timeline(when_ms: npt.NDArray[np.float64]) -> Figure:
+def next_tokens(guesses: pd.DataFrame, title: str) -> Chart:
+    """Bars of the next tokens' probabilities, by rank: two tokens may read alike."""
+    names = [f"{rank}.  {text}" for rank, text in enumerate(guesses["text"], 1)]
+    percent = 100 * guesses["probability"].astype(float)
+    x = charts.Axis("percent", "probability of being next (%)")
+    frame = pd.DataFrame({"name": names, "percent": percent})
+    return charts.bars(frame, title, x)
+
+
+def timeline(when_ms: npt.NDArray[np.float64], title: str) -> Chart:
     """Tokens generated against the time of each, in milliseconds since the request began."""
-    fig, ax = plt.subplots(figsize=(7, 3))
-    ax.step(when_ms, np.arange(1, when_ms.size + 1), where="post", color=plots.colour("numpy"))
-    ax.axvline(when_ms[0], color="0.5", linestyle="--")
-    ax.annotate(" TTFT", (when_ms[0], 1), va="top", color="0.4")
-    ax.set(
-        xlim=(0, None),
-        xlabel="time since the request began (ms)",
-        ylabel="tokens generated",
-        title="First the prompt is read, then tokens come one by one",
-    )
-    return fig
+    tokens = range(1, when_ms.size + 1)
+    frame = pd.DataFrame({"time_ms": when_ms, "tokens": tokens})
+    first = charts.Line(float(when_ms[0]), "TTFT", "x")
+    return charts.lines(
+        frame.dropna(), title,
+        charts.Axis("time_ms", "time since the request began (ms)"),
+        charts.Axis("tokens", "tokens generated"),
+        replace(charts.PLAIN, size=30, curve="step-after"), [first],
+    )  # fmt: skip

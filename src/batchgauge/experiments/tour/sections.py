@@ -71,7 +71,7 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
         )
     return Section(
         "tour_next_token", {}, said,
-        picture=partial(figures.next_tokens, guesses),
+        picture=partial(figures.next_tokens, guesses, said.rstrip(".")),
         picture_caption="The most probable next tokens after the prompt.",
     )  # fmt: skip
 
@@ -107,9 +107,11 @@ def timeline(alone: Result) -> Section:
     """Tokens generated against time since the request began."""
     answer = _answers(alone)[0]
     when_ms = answer.ttft_ms + np.concatenate([[0.0], np.cumsum(answer.inter_token_ms)])  # [tokens]
+    said = timeline_sentence(alone)
     return Section(
-        "tour_timeline", {}, timeline_sentence(alone),
-        picture=partial(figures.timeline, when_ms), picture_caption="When each token arrived.",
+        "tour_timeline", {}, said,
+        picture=partial(figures.timeline, when_ms, said.rstrip(".")),
+        picture_caption="When each token arrived.",
     )  # fmt: skip
 
 

@@ -88,7 +88,8 @@
     } else {
       spec.width = "container";
     }
-    spec.config.legend.columns = narrow ? 2 : 4;
+    const { legend } = spec.config;
+    legend.columns = narrow ? 2 : 4;
     if (narrow) {
       spec.config.axisY = { labelLimit: 120, labelFontSize: 11, titleFontSize: 11.5 };
       spec.config.axisX = { labelOverlap: "greedy", labelFontSize: 11, titleFontSize: 11.5 };
@@ -96,12 +97,17 @@
     figure.classList.add("is-live");
     try {
       const draw = () => vegaEmbed(live, spec, { ast: true, renderer: "svg", actions: false });
-      const first = await draw();
+      const right = (part) => part?.getBoundingClientRect().right ?? 0;
+      let drawn = await draw();
+      const again = async () => { drawn.finalize(); drawn = await draw(); };
+      while (legend.columns > 1 && right(live.querySelector(".role-legend")) > right(live) + 1) {
+        legend.columns -= legend.columns > 2 ? 2 : 1;
+        await again();
+      }
       if (spec.facet) {  // panels know no container: they share what the axes leave of it
         const spare = live.clientWidth - live.querySelector("svg").width.baseVal.value;
         spec.spec.width = Math.max(spec.spec.width + Math.floor(spare / spec.columns), 80);
-        first.finalize();
-        await draw();
+        await again();
       }
     } catch (error) {
       figure.classList.remove("is-live");
