@@ -148,6 +148,7 @@ def config() -> Spec:
             "tickColor": DOMAIN,
             "titleFontWeight": "normal",
             "labelLimit": 260,
+            "labelSeparation": 8,
             "titlePadding": 8,
         },
         "legend": {

@@ -7,7 +7,7 @@ is given; nothing measures. Widths are those of the still picture, a page gives 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -108,7 +108,8 @@ def dots(
     below each other; a row without a value stays empty.
     """
     shown, looks = _among(_with_interval(frame, x.field), looks)
-    place, tips, height = _rows(frame, shown, x, looks)
+    worded = any(line.text for line in references)  # above the first row
+    place, tips, height = _rows([""] * worded + list(frame["name"]), shown, x, looks)
     tips += _said(shown, more)
     ranged = "low" in shown
     low = {**x.encoding(), "field": "low"}
@@ -128,7 +129,7 @@ def dots(
 def bars(frame: pd.DataFrame, title: str, x: Axis, looks: Looks = PLAIN) -> Chart:
     """One row a `name`, top to bottom, a bar a `series` from 0 with its value at its end."""
     shown, looks = _among(frame, looks)
-    place, tips, height = _rows(frame, shown, x, looks)
+    place, tips, height = _rows(shown["name"], shown, x, looks)
     room = 1.1 * max(float(frame[x.field].max()), 1e-9) if len(frame) else 1.0
     ends = replace(x, ends=[0, room]).encoding()
     said = {"field": x.field, "format": ",.2~r", "type": "quantitative"}
@@ -143,10 +144,10 @@ def bars(frame: pd.DataFrame, title: str, x: Axis, looks: Looks = PLAIN) -> Char
 
 
 def _rows(
-    frame: pd.DataFrame, shown: pd.DataFrame, x: Axis, looks: Looks
+    names: Iterable[str], shown: pd.DataFrame, x: Axis, looks: Looks
 ) -> tuple[Spec, list[Spec], int]:
-    """Where the marks of a row a `name` stand, what they say on hover, and the figure's height."""
-    names = list(dict.fromkeys(frame["name"]))
+    """Where the marks of a row a name stand, what they say on hover, and the figure's height."""
+    names = list(dict.fromkeys(names))
     y: Spec = {
         "field": "name", "type": "nominal", "sort": names, "scale": {"domain": names},
         "axis": {
@@ -361,7 +362,9 @@ def _reference(line: Line) -> list[Spec]:
     if line.axis == "y":
         words |= {"align": "right", "dy": -7, "x": "width"}
     else:
-        words |= {"align": "left", "dx": 4, "y": 0, "baseline": "top", "dy": 3}
+        right = line.kind != "ideal"  # which stands at the end of the axis
+        words |= {"align": "left" if right else "right", "dx": 4 if right else -4}
+        words |= {"y": 0, "baseline": "top", "dy": 3}
     one: Spec = {"values": [{}]}
     return [
         {"data": one, "mark": rule, "encoding": at},

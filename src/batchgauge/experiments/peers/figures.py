@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from batchgauge.reporting import charts, plots
 from batchgauge.reporting.charts import Chart
@@ -23,29 +19,19 @@ _OPEN = {  # verdicts that say neither, in words
 NOBODY = "No other engine is installed"
 
 
-def tokenizing(table: pd.DataFrame, title: str, state: str) -> Figure:
+def tokenizing(table: pd.DataFrame, title: str, state: str) -> Chart:
     """MB/s against batch size, one panel a text length; `table` is of one thread."""
     table = table.drop_duplicates(["implementation", "characters", "batch_size"])
-    lengths = sorted(set(table["characters"]))
-    figure, panels = plt.subplots(
-        1, len(lengths), figsize=(3.6 * len(lengths) + 1.2, 4.0), sharey=True, squeeze=False
+    table = table.sort_values(["characters", "batch_size"], kind="stable")
+    names = table["implementation"].replace("llama-cpp", "llama-cpp:tokenizer")
+    shown = table[["batch_size", "value", "low", "high"]].assign(
+        series=[plots.label(name) for name in names],
+        panel=[f"{length:,} characters" for length in table["characters"]],
     )
-    for ax, length in zip(panels[0], lengths, strict=True):
-        for name, rows in table[table["characters"] == length].groupby(
-            "implementation", sort=False
-        ):
-            ordered = rows.sort_values("batch_size")
-            columns = (ordered[c].to_numpy() for c in ("batch_size", "value", "low", "high"))
-            look = f"{name}:tokenizer" if name == "llama-cpp" else str(name)
-            plots.line_with_interval(ax, *columns, implementation=look)
-        ax.set_title(f"{length:,} characters")
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        plots.batch_axis(ax, table["batch_size"], "batch size (texts)")
-    panels[0][0].set_ylabel(f"MB/s, {state}")
-    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    _headline(figure, title, len(lengths))
-    return figure
+    x = charts.Axis("batch_size", "batch size (texts)", 2, sorted(set(table["batch_size"])))
+    ticks = charts.powers(*(shown[c] for c in ("low", "high", "value")))
+    y = charts.Axis("value", f"MB/s, {state} (logarithmic)", 10, ticks)
+    return charts.facets(charts.lines(shown, title, x, y, charts.Looks.of(names)), "panel", 3)
 
 
 def decode(table: pd.DataFrame, title: str) -> Chart:
@@ -143,9 +129,3 @@ def _one(row: pd.Series) -> str:
     if "threads" in row:
         said.append(f"{row['threads']} thr.")
     return f"{ratio} × {peer} ({', '.join(said)})"
-
-
-def _headline(figure: Figure, text: str, panels: int) -> None:
-    """Write `text` over a figure of so many panels, broken into lines that fit."""
-    lines = textwrap.fill(text, 36 * panels + 16)
-    figure.suptitle(lines, x=0.01, ha="left", fontsize=12.5, fontweight="bold")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from batchgauge.reporting import charts
 from batchgauge.reporting.charts import Chart
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from batchgauge.text import percent
 
 COLOURS = {"static": "#D55E00", "dynamic": "#56B4E9", "continuous": "#009E73"}
 LIVE, FORECAST = "#0072B2", "#D55E00"
+UNDER_WAY, WAITING = "under way", "waiting"
 
 
 def draw_forecast(table: pd.DataFrame) -> Chart:
@@ -40,26 +36,30 @@ def draw_forecast(table: pd.DataFrame) -> Chart:
     return charts.dots(frame, title, x, looks, lines, more=["forecast_ms", "live_ms", "verdict"])
 
 
-def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Figure:
+def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Chart:
     """Requests waiting and under way over time, one panel a policy, of one seed."""
     seed = int(requests["seed"].iloc[0])
     chosen = (steps["load"] == load) & (steps["shape"] == "Poisson") & (steps["seed"] == seed)
-    policies = list(dict.fromkeys(steps[chosen]["policy"]))
-    fig, axes = plt.subplots(1, len(policies), figsize=(9.2, 3.4), sharey=True, squeeze=False)
-    for ax, policy in zip(axes[0], policies, strict=True):
-        rows = steps[chosen & (steps["policy"] == policy)]
-        ax.step(rows["at_s"], rows["running"], where="pre", color=LIVE, label="under way")
-        ax.step(
-            rows["at_s"], rows["waiting"], where="pre", color=FORECAST, linestyle="--",
-            label="waiting",
-        )  # fmt: skip
+    parts, said = [], []
+    for policy, rows in steps[chosen].groupby("policy", sort=False):
         busy = rows["loop_s"].sum() / max(rows["at_s"].max(), 1e-9)
-        mean = np.average(rows["running"], weights=rows["loop_s"])
-        ax.set(xlabel="time (s)", ylim=(0, None))
-        ax.set_title(f"{policy.capitalize()}: {mean:.1f} a step,\nbusy {busy:.0%} of the time")
-    axes[0][0].set_ylabel("requests")
-    axes[0][0].legend(loc="upper left")
-    return fig
+        mean, wait = (np.average(rows[c], weights=rows["loop_s"]) for c in ("running", "waiting"))
+        said.append(f"{wait:.1f} under {policy} batching")
+        panel = f"{str(policy).capitalize()}: {mean:.1f} a step,\nbusy {percent(busy)} of the time"
+        for column, series in (("running", UNDER_WAY), ("waiting", WAITING)):
+            counts = rows[column]
+            # A count is that of the time up to its row: where it stays, its last row will do.
+            kept = rows[(counts != counts.shift(-1)) | (counts.index == counts.index[0])]
+            shown = pd.DataFrame({"at_s": kept["at_s"].round(2), "requests": kept[column]})
+            parts.append(shown.assign(series=series, panel=panel))
+    looks = charts.Looks(
+        [UNDER_WAY, WAITING], [LIVE, FORECAST], ["circle"] * 2, size=6, curve="step-before"
+    )
+    chart = charts.lines(
+        pd.concat(parts), f"While steps run, requests that wait: {', '.join(said)}",
+        charts.Axis("at_s", "time (s)"), charts.Axis("requests", "requests"), looks,
+    )  # fmt: skip
+    return charts.facets(chart, "panel", 3)
 
 
 def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Chart:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from batchgauge.reporting import charts, plots, tables
 from batchgauge.reporting.charts import Chart
@@ -33,77 +30,114 @@ def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Chart:
     return charts.dots(frame, title, x, looks, [floor])
 
 
-def forms(table: pd.DataFrame, title: str) -> Figure:
-    """Decode rate at each batch size against KL divergence from float32, a point a form."""
+def forms(table: pd.DataFrame) -> Chart:
+    """Decode rate at each batch size against KL divergence from float32, a mark a form."""
     names = [str(c) for c in table]
     sizes = [int(c.rpartition("_")[2]) for c in names if re.fullmatch(r"tokens_per_s_\d+", c)]
-    fig, axes = plt.subplots(1, len(sizes), figsize=(3.9 * len(sizes) + 2.2, 4.2), sharey=True)
-    least = max(1e-4, table.loc[table["divergence_nats"] > 0, "divergence_nats"].min() / 4)
-    looks = list(dict.fromkeys(table["form"]))
-    for ax, size in zip(axes, sizes, strict=True):
-        for number, row in enumerate(table.to_dict("records")):
-            x = [row[f"tokens_per_s_{size}{end}"] for end in ("", "_low", "_high")]
-            y = [max(least, row[f"divergence_nats{end}"]) for end in ("", "_low", "_high")]
-            colour = plt.get_cmap("tab10")(number % 10)
-            ax.errorbar(
-                x[0], y[0], xerr=[[x[0] - x[1]], [x[2] - x[0]]],
-                yerr=[[y[0] - y[1]], [y[2] - y[0]]],
-                color=colour, marker="osD^vPX*hp"[number % 10], capsize=2, linestyle="none",
-                label=looks[number],
-            )  # fmt: skip
-        rate = table[f"tokens_per_s_{size}"]
-        ax.set_xlim(0, 1.35 * rate.max())
-        ax.set(yscale="log", title=f"Batch {size}", xlabel="decode tokens/s")
-    axes[0].set_ylim(least / 2)
-    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{nats:g}"))
-    axes[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes[0].yaxis.set_minor_locator(NullLocator())
-    axes[0].set_ylabel("KL divergence from float32 (nats);\nlowest: none at all")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
-    return fig
+    lost = table["divergence_nats"]
+    least = max(1e-6, float(lost[lost > 0].min()) / 4) if (lost > 0).any() else 1e-6
+    ends = {"y": "", "low": "_low", "high": "_high"}
+    heights = {name: table[f"divergence_nats{end}"].clip(lower=least) for name, end in ends.items()}
+    shown = pd.concat(
+        pd.DataFrame(
+            {
+                "panel": f"Batch {size}", "series": table["form"], "divergence_nats": lost,
+                "rate": table[f"tokens_per_s_{size}"], "x_low": table[f"tokens_per_s_{size}_low"],
+                "x_high": table[f"tokens_per_s_{size}_high"], **heights,
+            }
+        )
+        for size in sizes
+    )  # fmt: skip
+    chart = charts.crosses(
+        shown, _fastest(table, sizes[0]),
+        charts.Axis("rate", "decode tokens/s"),
+        charts.Axis("y", "KL divergence (nats); lowest: none", 10, charts.powers(shown["y"])),
+        charts.Looks(list(table["form"]), _COLOURS[: len(table)], _SHAPES[: len(table)]),
+        more=["divergence_nats"],
+    )  # fmt: skip
+    return charts.facets(chart, "panel", 2, own=["x"], height=260)
 
 
-def gains(table: pd.DataFrame) -> Figure:
-    """S(b) of decode by form of the weights, own file's modes before the others."""
-    last = table[table["batch_size"] == table["batch_size"].max()].sort_values("value")
-    fig, ax = plt.subplots(figsize=(7.6, 0.4 * len(last) + 1.5))
-    looks = ["numpy" if name.endswith("own file") else "baseline" for name in last["form"]]
-    columns = (last[c].to_list() for c in ("value", "low", "high"))
-    plots.points_with_interval(ax, last["form"].to_list(), *columns, implementations=looks)
-    size = last["batch_size"].iloc[0]
-    ax.set_xlim(0, 1.2 * last["value"].max())
-    ax.set(xlabel="tokens/s over those at batch 1 (×)", title=f"Decode: S({size}) by weights")
-    return fig
+def _fastest(table: pd.DataFrame, size: int) -> str:
+    """The fastest form at a batch size over the first, what it loses, and the fastest without."""
+    over = table[f"tokens_per_s_{size}"] / table[f"tokens_per_s_{size}"].iloc[0]
+    lost = table.set_index("form")["divergence_nats"]
+    over.index = lost.index
+    best, free = over.idxmax(), over[lost == 0].idxmax()
+    said = f"Batch {size}: “{best}” decodes {over[best]:.1f} × as fast as “{over.index[0]}” "
+    if best == free:
+        return f"{said}and loses nothing"
+    return f"{said}and loses {lost[best]:.2g} nats; without loss “{free}” {over[free]:.1f} ×"
 
 
-def scaling(table: pd.DataFrame, title: str) -> Figure:
-    """Throughput by threads over one, one panel a part; a line a mode and shape."""
-    parts = list(dict.fromkeys(table["part"]))
-    size = (3.9 * len(parts) + 1.0, 4.4)
-    fig, axes = plt.subplots(1, len(parts), figsize=size, sharey=True, squeeze=False)
-    counts = sorted(set(table["threads"]))
-    for ax, part in zip(axes[0], parts, strict=True):
-        mine = table[table["part"] == part]
-        shapes = mine.groupby(["weights", "batch_size", "characters", "tokens"], sort=False)
-        for number, ((weights, size, characters, tokens), rows) in enumerate(shapes):
-            label = {
-                "decode": f"{weights}, batch {size}",
-                "prefill": f"{weights}, {tokens} tokens",
-                "tokenize": f"{size} × {characters:,} characters",
-            }[str(part)]
-            error = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            ax.errorbar(
-                rows["threads"] * 1.01**number, rows["value"], yerr=error, capsize=3,
-                marker="osD^vPX*"[number % 8], linestyle="--" if weights == "file" else "-",
-                label=label,
-            )  # fmt: skip
-        plots.ideal_scaling(ax, counts, "ideal")
-        plots.batch_axis(ax, counts, "threads")
-        ax.set_title(str(part).capitalize())
-        ax.legend(loc="upper left", fontsize=8.5)
-    axes[0][0].set(ylabel="throughput over one thread (×)")
-    top = min(1.3 * max(counts), 2.0 * table["value"].max())
-    axes[0][0].set_ylim(0, top)
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold")
-    return fig
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F", "#7F3C8D"),
+    *("#444444", "#999999"),
+)
+_SHAPES = (
+    *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"),
+    *("triangle-left", "stroke", "circle"),
+)
+
+
+def gains(table: pd.DataFrame) -> Chart:
+    """S(b) of decode by form of the weights, the file's own modes told from the others."""
+    last = table[table["batch_size"] == table["batch_size"].max()].sort_values(
+        "value", ascending=False
+    )
+    own = last["form"].str.endswith("own file")
+    frame = last[["value", "low", "high"]].assign(
+        name=last["form"], series=own.map({True: OWN, False: CONVERTED})
+    )
+    size, (most, least) = last["batch_size"].iloc[0], (last.iloc[at] for at in (0, -1))
+    return charts.dots(
+        frame,
+        f"Batches of {size} gain {most['value']:.1f} × with “{most['form']}”, "
+        f"{least['value']:.1f} × with “{least['form']}”",
+        charts.Axis("value", "decode tokens/s over those at batch 1 (×)"),
+        charts.Looks([OWN, CONVERTED], ["#0072B2", "#D55E00"], ["circle", "square"]),
+        [charts.Line(1.0, "no gain", "x", "floor")],
+    )
+
+
+def scaling(table: pd.DataFrame) -> Chart:
+    """Throughput by threads over one, a row a shape, a panel a number of threads."""
+    several = table[table["threads"] > 1]
+    names = [
+        f"{row['part']}, "
+        + {
+            "decode": f"batch {row['batch_size']}",
+            "prefill": f"{row['tokens']} tokens",
+            "tokenize": f"{row['batch_size']} × {row['characters']:,} characters",
+        }[row["part"]]
+        for row in several.to_dict("records")
+    ]
+    frame = several[["value", "low", "high"]].assign(
+        name=names, series=several["weights"].replace("", TEXTS),
+        panel=[f"{count} threads" for count in several["threads"]],
+    )  # fmt: skip
+    counts = sorted(set(several["threads"]))
+    lines = [charts.Line(n, f"ideal: {n} ×", "x", "ideal") for n in counts]
+    looks = charts.Looks(
+        ["float32", "file", TEXTS], ["#0072B2", "#D55E00", "#009E73"],
+        ["circle", "square", "diamond"],
+    )  # fmt: skip
+    x = charts.Axis("value", "throughput over one thread (×)")
+    chart = charts.dots(frame, _most(several), x, looks, lines)
+    height = chart.spec["height"]
+    return chart if len(counts) == 1 else charts.facets(chart, "panel", 2, height=height)
+
+
+def _most(several: pd.DataFrame) -> str:
+    """Between which factors the most threads lie over one."""
+    if several.empty:
+        return "This machine has one full-speed core, so there is nothing to share"
+    rows = several[several["threads"] == several["threads"].max()]
+    least, most = (rows.loc[at] for at in (rows["value"].idxmin(), rows["value"].idxmax()))
+    return (
+        f"{rows['threads'].iloc[0]} threads give {least['value']:.2f} × ({least['part']}) to "
+        f"{most['value']:.2f} × ({most['part']})"
+    )
+
+
+OWN, CONVERTED, TEXTS = "modes of the model's own file", "other files", "tokenizer"

@@ -98,7 +98,7 @@ def forms_of_weights(measured: Processes) -> tuple[Section, Section]:
             "Forms of the weights: bytes, quality on held-out text against float32 of the same "
             f"file, and decode tokens/s on one thread from {fresh.rests_on(speed)}; intervals are "
             "in the CSV.",
-            partial(figures.forms, table, "Speed and quality of the weights"),
+            partial(figures.forms, table),
             "Further right is faster, further down is closer to float32; bars are 95 % intervals.",
         ),
         Section(
@@ -118,7 +118,7 @@ def threads(measured: Processes) -> Section:
     data = {"fresh_samples": samples, "fresh": fresh.rates(samples), "threads": table}
     return Section(
         "speedup_threads", data, said,
-        picture=partial(figures.scaling, table, "What threads give"),
+        picture=partial(figures.scaling, table),
         picture_caption="Throughput with more threads over one, with 95 % intervals over "
         f"{fresh.rests_on(samples)}; decode looks back on {CONTEXT} positions or a few more.",
     )  # fmt: skip

@@ -92,7 +92,7 @@
     legend.columns = narrow ? 2 : 4;
     if (narrow) {
       spec.config.axisY = { labelLimit: 120, labelFontSize: 11, titleFontSize: 11.5 };
-      spec.config.axisX = { labelOverlap: "greedy", labelFontSize: 11, titleFontSize: 11.5 };
+      spec.config.axisX = { labelOverlap: "greedy", labelFontSize: 11, titleFontSize: 11.5, titleAnchor: "end" };
     }
     figure.classList.add("is-live");
     try {
