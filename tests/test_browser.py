@@ -289,7 +289,7 @@ def test_the_theme_can_be_chosen(opened):
 
 def test_a_figure_opens_larger(opened):
     """On a phone a click shows the picture larger than the page is wide; another closes it."""
-    page = opened("peers", WIDTHS["phone"])
+    page = opened("bottleneck_analysis", WIDTHS["phone"])
     page.locator(".zoom").first.click()
     enlarged = page.locator("dialog.enlarged img")
     assert enlarged.bounding_box()["width"] > WIDTHS["phone"]

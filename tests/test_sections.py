@@ -10,7 +10,7 @@ import pytest
 
 mpl.use("agg")
 
-from tests.conftest import axes_of, chart_of, rows_of
+from tests.conftest import chart_of, rows_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
@@ -148,7 +148,11 @@ def test_baseline_sections(context, monkeypatch):
     whole, waits, answers = baseline.inference(done, target=(8, 3.0))
     assert "S(8) of whole requests (24 tokens, 4 new" in whole.scores()[0].label
     assert whole.table() is None
-    assert len(axes_of(waits)) == 2
+    drawn = chart_of(waits)
+    assert len(set(rows_of(drawn)["panel"])) == 2
+    assert drawn.title.startswith(
+        "In batches of 32 instead of 1 the first token takes 4.0 × as long"
+    )
     assert "median TTFT goes from 10 to 40 ms" in waits.sentence()
     assert "100 to 900 tokens/s" in waits.sentence()
     assert answers.shown is not None
@@ -225,7 +229,14 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     monkeypatch.setattr(baseline_runs, "variation", lambda *_: table)
     section = baseline.variation(context, sizes=(4,), max_tokens=4)
     assert "temperature from 0 to 1.5: -50 %" in section.sentence()
-    assert [ax.get_xlabel() for ax in axes_of(section)] == ["temperature", "max tokens"]
+    chart = chart_of(section)
+    assert list(dict.fromkeys(rows_of(chart)["panel"])) == ["temperature", "max tokens"]
+    assert chart.title == (
+        "At batch 4 throughput changes most with temperature: -50 % from 0 to 1.5"
+    )
+    unknown = table.assign(median_tokens_per_s=np.nan)
+    monkeypatch.setattr(baseline_runs, "variation", lambda *_: unknown)
+    assert "does not say" in chart_of(baseline.variation(context, sizes=(4,), max_tokens=4)).title
 
 
 def rungs(part="tokenizing"):
@@ -261,7 +272,7 @@ def test_a_ladder_says_what_paid(context, monkeypatch):
     assert section.shown["alone_x"].dropna().tolist() == [4.2]
     chart = chart_of(section)
     (names,) = {tuple(layer["encoding"]["y"]["sort"]) for layer in chart.spec["layer"][:2]}
-    assert names == ("cache", "trick (broken)", "blocks")
+    assert names == ("", "cache", "trick (broken)", "blocks")  # the words of lines come first
     assert sorted(rows_of(chart)["speedup_x"]) == [3.6, 4.0, 4.2]
 
 

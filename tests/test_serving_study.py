@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
@@ -66,6 +67,29 @@ def test_forecast_over_live_is_above_one_where_the_forecast_is_slower():
             if "color" in layer.get("encoding", {})
         )
         assert len(colours["domain"]) == len(colours["range"]) == series
+
+
+def test_the_course_keeps_every_change_of_a_count():
+    """One panel a policy; of rows whose count stays, the first of all and the last are drawn."""
+    counts = {"running": [8, 8, 8, 2], "waiting": [0, 3, 3, 0]}
+    steps = pd.DataFrame(
+        {"at_s": [1.0, 2.0, 3.0, 4.0], "loop_s": 0.5, **counts, "policy": "static", "load": 0.8,
+         "shape": "Poisson", "seed": 1}
+    )  # fmt: skip
+    both = pd.concat([steps, steps.assign(policy="continuous", waiting=0)])
+    chart = figures.draw_course(both, pd.DataFrame({"seed": [1]}), 0.8)
+    assert chart.title == (
+        "While steps run, requests that wait: 1.5 under static batching, 0.0 under continuous "
+        "batching"
+    )
+    drawn = rows_of(chart)
+    assert set(drawn["panel"]) == {
+        f"{policy}: 6.5 a step,\nbusy 50 % of the time" for policy in ("Static", "Continuous")
+    }
+    first = drawn[drawn["panel"].str.startswith("Static")]
+    points = first.groupby("series")[["at_s", "requests"]].apply(lambda g: g.to_numpy().tolist())
+    assert points["under way"] == [[1, 8], [3, 8], [4, 2]]
+    assert points["waiting"] == [[1, 0], [3, 3], [4, 0]]
 
 
 def test_goodput_counts_answers_in_time_seed_by_seed():

@@ -9,7 +9,7 @@ import pytest
 
 mpl.use("agg")
 
-from tests.conftest import axes_of
+from tests.conftest import chart_of, rows_of
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
@@ -73,11 +73,11 @@ def test_next_tokens_are_the_most_probable(context):
     assert section.sentence().startswith(
         "The favourite is “word␣2” with 50 %; the 2 shown hold 75 %"
     )
-    (ax,) = axes_of(section)
-    ends = [bar.get_window_extent().width for bar in ax.patches]
-    assert ends[0] == pytest.approx(2 * ends[1])
+    assert rows_of(chart_of(section))["percent"].tolist() == pytest.approx([50.0, 25.0], rel=1e-5)
     context.__dict__["engine"] = object()
-    assert "does not show its logits" in tour.next_tokens(context, "p", count=2).sentence()
+    unseen = tour.next_tokens(context, "p", count=2)
+    assert "does not show its logits" in unseen.sentence()
+    assert "does not show its logits" in chart_of(unseen).title
 
 
 def test_a_batch_is_the_prompt_and_its_neighbours(context, tmp_path):
@@ -107,15 +107,17 @@ def test_a_batch_is_the_prompt_and_its_neighbours(context, tmp_path):
 def test_the_timeline_has_every_token(context):
     """Each token at its time; an engine that says no times, or only the first, has that said."""
     alone = tour.ask(context, "p", batch_size=1, max_tokens=9)
-    (ax,) = axes_of(tour.timeline(alone))
-    assert list(np.asarray(ax.lines[0].get_xdata())) == [4.0, 6.0, 9.0]
+    drawn = rows_of(chart_of(tour.timeline(alone)))
+    assert drawn[["time_ms", "tokens"]].to_numpy().tolist() == [[4, 1], [6, 2], [9, 3]]
     for times, said in (
         ({"ttft_ms": float("nan")}, "3 tokens came; this engine does not say when."),
         ({"ttft_ms": 4.0}, "when the others came is not known one by one (3 tokens in all)"),
         ({"ttft_ms": 4.0, "reasoning": "hm", "first_answer_ms": 9.0}, "began after 9 ms"),
     ):
         answer = InferenceBatchResponse("x", 3, **times)
-        assert said in tour.timeline_sentence(BatchResult.of([BatchResponse("a", answer, 9)], 9))
+        result = BatchResult.of([BatchResponse("a", answer, 9)], 9)
+        assert said in tour.timeline_sentence(result)
+        assert said.rstrip(".") in chart_of(tour.timeline(result)).title
 
 
 def test_an_engine_that_cannot_answer_is_said(context):

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
+from tests.conftest import rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge import workload
@@ -267,11 +267,16 @@ def test_scaling_table_sentence_and_picture():
     said = processes.scaling_sentence(table)
     assert "4 threads over one: decode 3.03 to 3.03 ×" in said
     assert "3 fresh processes" in said
-    figure = figures.scaling(table, said)
-    assert len(figure.axes[0].lines) >= 2
-    plt.close(figure)
+    chart = figures.scaling(table)
+    assert chart.title == "4 threads give 3.03 × (decode) to 3.03 × (decode)"
+    drawn = rows_of(chart).groupby("panel")["value"].first()
+    assert drawn.to_dict() == pytest.approx({"2 threads": 2**0.8, "4 threads": 4**0.8}, rel=1e-5)
+    two = figures.scaling(table[table["threads"] < 4])
+    assert rows_of(two)["name"].tolist() == ["decode, batch 1", "decode, batch 8"]
+    assert "facet" not in two.spec
     alone = processes.scaling(records({(processes.FILE, "file", 1, 1): 50.0}))
     assert "one full-speed core" in processes.scaling_sentence(alone)
+    assert "one full-speed core" in figures.scaling(alone).title
 
 
 def test_forms_in_table_words_and_picture():
@@ -309,9 +314,18 @@ def test_forms_in_table_words_and_picture():
     assert "shrinks with them" in quality.gains_sentence(gained)
     level = gained.assign(low=1.0, high=20.0)
     assert "do not tell float32 and file apart" in quality.gains_sentence(level)
-    for figure in (figures.forms(table, "t"), figures.gains(gained)):
-        assert figure.axes
-        plt.close(figure)
+    chart = figures.forms(table)
+    assert chart.title == (
+        "Batch 1: “Q4_0” decodes 4.5 × as fast as “float32, own file” and loses 0.2 nats; "
+        "without loss “file, own file” 4.0 ×"
+    )
+    drawn = rows_of(chart)
+    assert drawn["panel"].tolist() == ["Batch 1"] * 3 + ["Batch 32"] * 3
+    assert (drawn["y"] > 0).all()  # none at all stands at the foot of a logarithmic axis
+    assert "loses nothing" in figures.forms(table.iloc[:2]).title
+    assert figures.gains(gained).title == (
+        "Batches of 32 gain 15.0 × with “float32, own file”, 3.7 × with “Q4_0”"
+    )
 
 
 def test_the_processor_says_what_it_has(tmp_path):

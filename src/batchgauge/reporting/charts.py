@@ -38,6 +38,7 @@ from batchgauge.text import visible
 
 __all__ = [
     "MIME",
+    "PLAIN",
     "Axis",
     "Chart",
     "Line",

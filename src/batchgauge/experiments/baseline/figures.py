@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pandas as pd
 
 from batchgauge.reporting import charts, plots
@@ -67,7 +68,7 @@ def _most(shown: pd.DataFrame, size: int) -> str:
         return "This engine does not say how many tokens it generated"
     ends = shown.groupby("panel", sort=False)[["at", "value"]].agg(["first", "last"])
     change = ends["value", "last"] / ends["value", "first"]
-    name = np.log(change).abs().idxmax()
+    name = change.map(math.log).abs().idxmax()
     first, last = ends.loc[name, "at"]
     return (
         f"At batch {size} throughput changes most with {name}: "
