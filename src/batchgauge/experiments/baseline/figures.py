@@ -68,7 +68,7 @@ def _most(shown: pd.DataFrame, size: int) -> str:
         return "This engine does not say how many tokens it generated"
     ends = shown.groupby("panel", sort=False)[["at", "value"]].agg(["first", "last"])
     change = ends["value", "last"] / ends["value", "first"]
-    name = change.map(math.log).abs().idxmax()
+    name = str(change.map(math.log).abs().idxmax())
     first, last = ends.loc[name, "at"]
     return (
         f"At batch {size} throughput changes most with {name}: "
