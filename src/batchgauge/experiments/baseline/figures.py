@@ -66,13 +66,16 @@ def _most(shown: pd.DataFrame, size: int) -> str:
     """Which parameter moves the throughput most, from its first to its last value."""
     if shown["value"].isna().any():
         return "This engine does not say how many tokens it generated"
-    ends = shown.groupby("panel", sort=False)[["at", "value"]].agg(["first", "last"])
-    change = ends["value", "last"] / ends["value", "first"]
-    name = str(change.map(math.log).abs().idxmax())
-    first, last = ends.loc[name, "at"]
+    if (shown["value"] <= 0).any():
+        return f"At batch {size} some settings generate nothing"
+    moved = [
+        (str(name), rows["value"].iloc[-1] / rows["value"].iloc[0], rows["at"].tolist())
+        for name, rows in shown.groupby("panel", sort=False)
+    ]
+    name, change, at = max(moved, key=lambda one: abs(math.log(one[1])))
     return (
         f"At batch {size} throughput changes most with {name}: "
-        f"{percent(change[name] - 1, sign=True)} from {first:g} to {last:g}"
+        f"{percent(change - 1, sign=True)} from {at[0]:g} to {at[-1]:g}"
     )
 
 
