@@ -73,12 +73,16 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A reference line with its words: a target, a floor or an ideal."""
+    """A reference line with its words: a target, a floor or an ideal.
+
+    They stand above the right end of a level line and right of an upright one, or `flipped`.
+    """
 
     value: float
     text: str
     axis: str = "y"
     kind: str = "target"
+    flipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ def config() -> Spec:
             "titleFontWeight": "normal",
             "labelLimit": 260,
             "labelSeparation": 8,
+            "tickCount": 8,
             "titlePadding": 8,
         },
         "legend": {

@@ -49,7 +49,9 @@ __all__ = [
     "dots",
     "facets",
     "lines",
+    "nested",
     "powers",
+    "records",
     "scatter",
     "speedup",
     "stacked",
@@ -192,26 +194,25 @@ def crosses(
     return _chart(shown, title, layers, height=300)
 
 
-def scatter(frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[str]) -> Spec:
-    """A dot a row of `frame`, joined in their order by a thin line; `tips` are said on hover.
+def scatter(
+    frame: pd.DataFrame, x: Axis, y: Axis, looks: Looks, tips: Sequence[str],
+    references: Sequence[Line] = (), *, joined: bool = True,
+) -> Spec:  # fmt: skip
+    """A dot a row of `frame`, `joined` in their order by a thin line; `tips` are said on hover.
 
     The specification, for more layers and parameters: they must give each row its `series`.
     """
     place = {"x": x.encoding(), "y": y.encoding()}
     said = _said(frame, tips)
-    joined = {"type": "line", "color": MUTED, "opacity": 0.5, "strokeWidth": 1.2}
+    line = {"type": "line", "color": MUTED, "opacity": 0.5, "strokeWidth": 1.2}
     order = {"order": {"field": tips[0], "type": "quantitative"}}
-    return _chart(
-        frame, "", [
-            {"mark": joined, "encoding": {**place, **order}},
-            {
-                "mark": {"type": "point", "filled": True, "size": 60},
-                "encoding": {**place, **looks.channels(), "tooltip": said},
-                "params": [ZOOM, NEAREST],
-            },
-        ],
-        height=320,
-    ).spec  # fmt: skip
+    dots: Spec = {
+        "mark": {"type": "point", "filled": True, "size": 60},
+        "encoding": {**place, **looks.channels(), "tooltip": said, "opacity": FADED},
+        "params": [ZOOM, NEAREST],
+    }
+    under: list[Spec] = [{"mark": line, "encoding": {**place, **order}}] if joined else []
+    return _chart(frame, "", [*under, dots], references, height=320).spec
 
 
 def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:
@@ -291,6 +292,20 @@ def _zoomed_along(layer: Spec, axes: Sequence[str]) -> Spec:
     return {**layer, "params": params}
 
 
+def nested(spec: Spec, by: str) -> Spec:
+    """`spec` with its data as one row a value of the column `by`: a quarter of the bytes."""
+    groups: dict[str, list[Spec]] = {}
+    for row in spec["data"]["values"]:
+        groups.setdefault(row.pop(by), []).append(row)
+    values = [
+        {by: name, **{column: [row[column] for row in rows] for column in rows[0]}}
+        for name, rows in groups.items()
+    ]
+    columns = [column for column in values[0] if column != by]
+    steps = [{"flatten": columns}, *spec.get("transform", ())]
+    return {**spec, "data": {"values": values}, "transform": steps}
+
+
 def words(text: str) -> Spec:
     """A figure that only says something: there was nothing to draw."""
     mark = {"type": "text", "text": visible(text), "color": MUTED, "fontSize": 13}
@@ -360,11 +375,11 @@ def _reference(line: Line) -> list[Spec]:
         "text": visible(line.text),
         "fontSize": 11.5,
     }
+    left = line.flipped == (line.axis == "y")
+    words |= {"align": "left", "dx": 4} if left else {"align": "right", "dx": -4}
     if line.axis == "y":
-        words |= {"align": "right", "dy": -7, "x": "width"}
+        words |= {"dy": -7, "x": 0 if left else "width"}
     else:
-        right = line.kind != "ideal"  # which stands at the end of the axis
-        words |= {"align": "left" if right else "right", "dx": 4 if right else -4}
         words |= {"y": 0, "baseline": "top", "dy": 3}
     one: Spec = {"values": [{}]}
     return [

@@ -159,7 +159,8 @@ class Report:
         if isinstance(figure, Chart):
             spec = {**figure.full(alt), "usermeta": {METADATA_KEY: about}}
             render.save_png(spec, path, alt)
-            write_text(json.dumps(spec), self.path("reports", "figures", f"{name}.vl.json"))
+            text = json.dumps(spec, separators=(",", ":"))
+            write_text(text, self.path("reports", "figures", f"{name}.vl.json"))
             data[MIME] = spec
         else:
             plots.save(figure, path, alt)

@@ -117,7 +117,7 @@ def scaling(table: pd.DataFrame) -> Chart:
         panel=[f"{count} threads" for count in several["threads"]],
     )  # fmt: skip
     counts = sorted(set(several["threads"]))
-    lines = [charts.Line(n, f"ideal: {n} ×", "x", "ideal") for n in counts]
+    lines = [charts.Line(n, f"ideal: {n} ×", "x", "ideal", flipped=True) for n in counts]
     looks = charts.Looks(
         ["float32", "file", TEXTS], ["#0072B2", "#D55E00", "#009E73"],
         ["circle", "square", "diamond"],
