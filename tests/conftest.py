@@ -58,7 +58,11 @@ def rows_of(chart: Chart) -> pd.DataFrame:
     """The data that a chart draws."""
     import pandas as pd
 
-    return pd.DataFrame(chart.spec["data"]["values"])
+    rows = pd.DataFrame(chart.spec["data"]["values"])
+    packed = [step["flatten"] for step in chart.spec.get("transform", ()) if "flatten" in step]
+    for columns in packed:
+        rows = rows.explode(columns, ignore_index=True)
+    return rows
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
-from tests.conftest import axes_of
+from tests.conftest import chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.experiments.context import Context
@@ -157,11 +157,14 @@ def test_the_section_is_written_and_drawn(monkeypatch, tmp_path):
         write_csv(frame, tmp_path / f"{name}.csv")
         read = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False, na_values=[""])
         pd.testing.assert_frame_equal(read, frame, check_dtype=False, rtol=1e-12)
-    left, right = axes_of(section)
-    assert "95 %, 95 %" in (left.get_title("left") or left.get_title())
-    names = [jobs_results.SOUND, jobs_results.SLOW, jobs_results.KILLED]
-    assert [text.get_text() for text in right.get_yticklabels()] == names
-    assert right.lines[0].get_xdata() == pytest.approx([0.9, 1.2, 1.5])
+    chart = chart_of(section)
+    assert chart.title == "Efficiency of two workers: 95 % tokenizing, 95 % generating"
+    drawn, table = rows_of(chart), section.frame.set_index("what")
+    assert drawn["name"].str.endswith(" workers").all()
+    assert set(drawn["series"]) == {"measured", "extrapolated"}
+    for column in ("value", "low", "high"):
+        wanted = 100 * table.loc[drawn["name"], column]
+        assert drawn[column].tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
 
 
 def test_everything_is_measured_once_on_two_workers(tmp_path, monkeypatch):

@@ -9,12 +9,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from tests.conftest import axes_of, chart_of, rows_of
+from tests.conftest import chart_of, rows_of
 
 mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import (
     bench,
+    figures,
     measured,
     peaks,
     runs,
@@ -138,11 +139,6 @@ def table_of(section):
     return section.shown
 
 
-def points_of(line):
-    """What a line's points are at: [n, 2]."""
-    return line.get_xydata()
-
-
 def scores_of(scored, monkeypatch):
     """The sections of a judgement."""
     monkeypatch.setattr(study, "judge", lambda *_, **__: scored)
@@ -172,12 +168,15 @@ def test_cost_errors_name_what_was_never_calibrated(judged):
     assert not rows["calibrated"].any()
     off = 100 * rows["relative_error"].abs().median()
     assert f"prefill {off:.1f} % (90 % of {len(rows)} sizes never" in section.sentence()
-    for ax, phase in zip(axes_of(section), ("decode", "prefill"), strict=True):
+    chart = chart_of(section)
+    assert chart.title.endswith(f"{off:.1f} % for prefill")
+    drawn = dict(list(rows_of(chart).groupby("phase")))
+    for panel, phase in zip(sorted(map(str, drawn)), ("decode", "prefill"), strict=True):
         rows = section.frame[section.frame["phase"] == phase]
-        model, *dots = ax.lines
-        assert model.get_ydata() == pytest.approx(rows.sort_values("size")["predicted_ms"])
-        assert sum(len(np.asarray(line.get_xdata())) for line in dots) == len(rows)
-        assert phase.capitalize() in ax.get_title(loc="left")
+        for column in ("size", "predicted_ms", "fresh_ms"):
+            assert drawn[panel][column].tolist() == pytest.approx(rows[column].tolist(), rel=1e-5)
+        assert (drawn[panel]["calibrated"] == "yes").tolist() == rows["calibrated"].tolist()
+        assert (drawn[panel]["low"] < drawn[panel]["predicted_ms"]).all()
 
 
 def test_memory_is_judged_on_fresh_peaks(monkeypatch):
@@ -197,8 +196,9 @@ def test_memory_is_judged_on_fresh_peaks(monkeypatch):
     assert "On 2 fresh batches" in section.sentence()
     assert "at most 10.0 %" in section.sentence()
     assert section.frame["use"].tolist() == ["fitted", "fresh", "fresh"]
-    _, right = axes_of(section)
-    assert right.get_title(loc="left") == "Within 10.0 % on fresh batches"
+    chart = chart_of(section)
+    assert chart.title == "The peak memory of fresh batches is predicted within 10.0 %"
+    assert rows_of(chart)["error"].tolist() == pytest.approx([0.0, 0.0, 10.0])
 
 
 def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
@@ -217,11 +217,17 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
     assert f"median score is {ours['score'].median():.3f}" in strategies.sentence()
     assert table_of(scenarios)["scenario"].tolist() == every["scenario"].tolist()
     assert f"In {len(every) - len(ours)} further scenarios" in scenarios.sentence()
-    (ax,) = axes_of(strategies)
-    assert [t.get_text() for t in ax.get_yticklabels()] == table_of(strategies)["strategy"].tolist()
-    goal = f"goal {next(s.goal for s in strategies.scores() if s.key == 'sizing_accuracy'):.2f}"
-    assert goal in [text.get_text() for text in ax.texts]
-    assert f"({goal})" in strategies.sentence()
+    chart, table = chart_of(strategies), table_of(strategies)
+    drawn = rows_of(chart)
+    for series, column in ((figures.MEDIAN, "median_score"), (figures.WORST, "p10_score")):
+        rows = drawn[drawn["series"] == series]
+        assert rows["name"].tolist() == table["strategy"].tolist()
+        assert rows["score"].tolist() == pytest.approx(table[column].tolist(), rel=1e-5)
+        assert (rows["low"] <= rows["score"]).all()
+    first, second = (next(s.goal for s in strategies.scores() if s.key == key)
+                     for key in ("sizing_accuracy_p10", "sizing_accuracy"))  # fmt: skip
+    assert f"goals {first:.2f} and {second:.2f}" in str(chart.spec["layer"])
+    assert f"(goal {second:.2f})" in strategies.sentence()
     report = Report.begin(
         "batch_sizing", title="t", question="q", profile="smoke", out_dir=tmp_path
     )
@@ -243,7 +249,7 @@ def test_broken_budgets_are_scored(judged, monkeypatch):
 
 
 def test_a_dense_sweep_marks_suggestion_and_best():
-    """The title's share is that of the suggested size; the star stands at the best."""
+    """The title's share is that of the suggested size, and so are the diamonds."""
     one = {"batch_size": [1, 2, 4], "predicted_tokens_per_s": [50.0, 90.0, 99.0]}
     names = ["short", *(f"drawn {i}" for i in range(8))]
     dense = pd.concat(
@@ -254,15 +260,16 @@ def test_a_dense_sweep_marks_suggestion_and_best():
     assert section.sentence().endswith(
         "gets 84 % in the median of 9 workloads, at worst 80 % ('short', size 4)."
     )
-    axes = axes_of(section)
-    assert len(axes) == sections.PANELS == 6  # those furthest from the best
-    ax = axes[0]
-    assert ax.get_title(loc="left") == "short: 4 gets 80 %"
-    points = {
-        line.get_label(): (*np.asarray(line.get_xdata()), *np.asarray(line.get_ydata()))
-        for line in ax.lines[-2:]
-    }
-    assert points == {"best": (2, 100.0), "suggested": (4, 80.0)}
+    chart = chart_of(section)
+    assert chart.title == "Every suggested size gets 80 % of the best or more"
+    drawn = rows_of(chart)
+    assert drawn["series"].nunique() == sections.LINES == 6  # those furthest from the best
+    short = drawn[drawn["series"] == "short"]
+    assert short["batch_size"].tolist() == [1, 2, 4]
+    assert short["share"].tolist() == [50.0, 100.0, 80.0]
+    marked = pd.DataFrame(chart.spec["layer"][-1]["data"]["values"])
+    assert marked["batch_size"].tolist() == [4] * 6
+    assert sorted(marked["share"]) == [80.0 + i for i in (0, 0, 1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("times_alone", [1.5, 30.0])
@@ -322,11 +329,13 @@ def test_late_batches_are_counted_by_phase(judged, monkeypatch):
         "Budget 100 ms. before: 0 of 1 batches late, mean size 4; disturbed: 1 of 1 batches late, "
         "mean size 2; after: 0 of 1 batches late, mean size 3."
     )
-    top, bottom = axes_of(section)
-    assert "67 % of 3 batches within budget; back at size 3" in top.get_title(loc="left")
-    assert [
-        points_of(line)[:, 1].tolist() for line in bottom.lines if line.get_marker() == "X"
-    ] == [[130.0]]
+    chart = chart_of(section)
+    assert chart.title.startswith("67 % of 3 batches within budget; back at size 3")
+    drawn = rows_of(chart)
+    waits = drawn[drawn["panel"] == figures.LATENCY]
+    assert waits["limit"].tolist() == [100.0] * 3
+    assert waits.loc[waits["series"] == figures.OVER, "value"].tolist() == [130.0]
+    assert drawn.loc[drawn["panel"] == figures.SIZE, "value"].tolist() == [4, 2, 3]
 
 
 def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):

@@ -2,83 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from batchgauge.reporting import charts, plots
-from batchgauge.text import percent
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from batchgauge.reporting.charts import Axis, Chart, Line, Looks
+from batchgauge.text import counted, percent, visible
 
 MEASURED, MODEL, CHOSEN, BEST = "#0072B2", "#D55E00", "#D55E00", "#009E73"
+DISTURBED = "#E69F00"
+WITHIN, OVER = "within budgets", "over a budget"
+SUGGESTED, BEST_WITHIN = "suggested", "best within them"
+FITTED, FRESH = "fitted to", "fresh lengths and sizes"
+SIZE, LATENCY = "batch size", "latency of a batch (ms)"  # the adaptive run's panels
+MEDIAN, WORST = "median", "worst tenth"
+_HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+_STAR = "M0,-1L.22,-.31L.95,-.31L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.31L-.22,-.31Z"
+
+
+def _looks(names: Sequence[str]) -> Looks:
+    return Looks(names, _HUES[: len(names)], _SHAPES[: len(names)])
 
 
 def cost_curves(
-    errors: pd.DataFrame, half_widths: Mapping[int, float], titles: Mapping[str, str]
-) -> Figure:
+    errors: pd.DataFrame, half_widths: Mapping[int, float], off: Mapping[str, float]
+) -> Chart:
     """Decode step and prefill: the model's curve with its band over fresh measurements.
 
-    `half_widths` are those of the bands by threads (0.1 = 10 %), `titles` are by phase.
+    `half_widths` are those of the bands by threads (0.1 = 10 %), `off` are median errors by phase
+    in percent.
     """
-    fig, axes = plt.subplots(1, 2, figsize=(10.4, 4.2))
-    looks = dict(zip(sorted(half_widths), ("#0072B2", "#E69F00", "#009E73"), strict=False))
-    for ax, phase in zip(axes, ("decode", "prefill"), strict=True):
-        for t, shade in looks.items():
-            rows = errors[(errors["phase"] == phase) & (errors["threads"] == t)].sort_values("size")
-            x, y, half = rows["size"], rows["predicted_ms"], 1.0 + half_widths[t]
-            ax.fill_between(x, y / half, y * half, color=shade, alpha=0.15, linewidth=0)
-            ax.plot(x, y, color=shade, linewidth=1.4, label=f"model, {t} thread{'s'[: t - 1]}")
-            for known, fill in ((False, "white"), (True, shade)):
-                dots = rows[rows["calibrated"] == known]
-                ax.plot(dots["size"], dots["fresh_ms"], "o", ms=4, mfc=fill, color=shade)
-        ax.set_title(titles[phase])
-        ax.set_ylim(bottom=0)
-        ax.set_xlim(left=0)
-    axes[0].set(xlabel="rows in the batch", ylabel="one decode step (ms)")
-    axes[1].set(xlabel="prompt positions", ylabel="prefill (ms)")
-    axes[0].legend(
-        loc="upper left", title="dots: fresh (filled: size was calibrated)", title_fontsize=9
+    threads = {t: counted(t, "thread") for t in sorted(half_widths)}
+    panels = {
+        "decode": "Decode: one step, by rows in the batch", "prefill": "Prefill, by positions read",
+    }  # fmt: skip
+    said = " and ".join(f"{off[phase]:.1f} % for {phase}" for phase in panels if phase in off)
+    rows = errors[errors["phase"].isin(panels) & errors["threads"].isin(threads)]
+    wide = 1.0 + rows["threads"].map(half_widths)
+    frame = pd.DataFrame(
+        {
+            "phase": rows["phase"].map(panels), "series": rows["threads"].map(threads),
+            "size": rows["size"], "predicted_ms": rows["predicted_ms"],
+            "low": rows["predicted_ms"] / wide, "high": rows["predicted_ms"] * wide,
+            "fresh_ms": rows["fresh_ms"], "calibrated": np.where(rows["calibrated"], "yes", "no"),
+        }
+    ).sort_values("phase", kind="stable")  # fmt: skip
+    x = Axis("size", "rows or positions")
+    y = Axis("predicted_ms", "time (ms)", span="95 % band of the model")
+    chart = charts.lines(
+        frame, f"The model is off by {said}", x, y, _looks(list(threads.values())),
+        more=["fresh_ms", "calibrated"],
+    )  # fmt: skip
+    dots = chart.spec["layer"][-1]  # of what was measured, not of the model
+    dots["mark"] = {"type": "point", "size": 45, "strokeWidth": 1.5}
+    place = dots["encoding"]
+    place["y"] = {**place["y"], "field": "fresh_ms"}
+    place["fill"] = place["color"]
+    known = {"test": "datum.calibrated === 'yes'", "value": 1}
+    place["fillOpacity"] = {"condition": known, "value": 0}
+    return charts.facets(chart, "phase", 2, own=["x", "y"], height=230)
+
+
+def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Chart:
+    """Share of the best throughput at every batch size, a line a workload, suggestions marked."""
+    best = dense.groupby("workload", sort=False)["fresh_tokens_per_s"].transform("max")
+    frame = dense[["batch_size", "fresh_tokens_per_s"]].assign(
+        series=dense["workload"].map(visible), share=100 * dense["fresh_tokens_per_s"] / best
     )
-    return fig
-
-
-def dense_sweep(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Figure:
-    """Throughput against every batch size, one panel a workload, suggestion against best."""
-    names = list(dict.fromkeys(dense["workload"]))
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    fig, axes = plt.subplots(
-        lines, columns, figsize=(3.5 * columns, 2.9 * lines), squeeze=False, sharex=True
+    ours = frame[dense["batch_size"] == dense["workload"].map(suggested)]
+    chart = charts.lines(
+        frame, f"Every suggested size gets {int(ours['share'].min())} % of the best or more",
+        Axis("batch_size", "batch size"), Axis("share", "of the best throughput (%)"),
+        _looks(list(dict.fromkeys(frame["series"]))), more=["fresh_tokens_per_s"],
+    )  # fmt: skip
+    dots = chart.spec["layer"][-1]
+    dots["mark"] = {**dots["mark"], "size": 25}
+    hollow = {"type": "point", "shape": "diamond", "filled": False, "size": 220, "strokeWidth": 2.2}
+    place = {name: dots["encoding"][name] for name in ("x", "y", "color", "opacity")}
+    chart.spec["layer"].append(
+        {"data": {"values": charts.records(ours)}, "mark": hollow, "encoding": place}
     )
-    for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
-    for ax, name in zip(axes.flat, names, strict=False):
-        rows = dense[dense["workload"] == name]
-        x, y = rows["batch_size"].to_numpy(), rows["fresh_tokens_per_s"].to_numpy()
-        ax.plot(x, rows["predicted_tokens_per_s"], color=MODEL, linewidth=1.2, label="predicted")
-        ax.plot(x, y, "o-", ms=3, linewidth=0.8, color=MEASURED, label="fresh sweep")
-        best, at = int(np.argmax(y)), suggested[name]
-        got = float(y[list(x).index(at)])
-        ax.plot(x[best], y[best], "*", ms=14, color=BEST, label="best", zorder=4)
-        ax.plot(at, got, "D", ms=8, mfc="none", mew=2, color=CHOSEN, label="suggested", zorder=5)
-        ax.set_title(f"{name}: {at} gets {100 * got / y[best]:.0f} %", fontsize=10.5)
-        ax.set_ylim(0, 1.12 * y.max())
-    for ax in axes[:, 0]:
-        ax.set_ylabel("tokens/s")
-    for ax in axes[-1]:
-        ax.set_xlabel("batch size")
-    axes.flat[0].legend(loc="lower right", fontsize=8.5)
-    return fig
+    return Chart(chart.title, charts.nested(chart.spec, "series"))
 
 
-def throughput_latency(
-    frame: pd.DataFrame, workload: str, budget_ms: float, title: str
-) -> charts.Chart:
+def throughput_latency(frame: pd.DataFrame, workload: str, budget_ms: float, title: str) -> Chart:
     """Throughput against latency, a dot a size; both budgets and the workload can be changed.
 
     `frame` has workload, batch_size, tokens_per_s, latency_ms, memory_mib above the weights (NaN
@@ -100,9 +111,9 @@ def throughput_latency(
         most = float(frame["memory_mib"].max())
         params.append(_slider("room", "memory for the batch (MiB)", frame["memory_mib"], most))
         fits += " && datum.memory_mib <= room"
-    x = charts.Axis("latency_ms", "time until 95 of 100 batches are answered (ms)", zero=False)
-    y = charts.Axis("tokens_per_s", "throughput (tokens/s)")
-    looks = charts.Looks(
+    x = Axis("latency_ms", "time until 95 of 100 batches are answered (ms)", zero=False)
+    y = Axis("tokens_per_s", "throughput (tokens/s)")
+    looks = Looks(
         [WITHIN, OVER, SUGGESTED, BEST_WITHIN], [MEASURED, plots.MUTED, CHOSEN, BEST],
         ["circle", "cross", "diamond", _STAR],
     )  # fmt: skip
@@ -154,12 +165,7 @@ def throughput_latency(
             "encoding": {"text": {"field": "words", "type": "nominal"}},
         },
     ]  # fmt: skip
-    return charts.Chart(title, spec)
-
-
-WITHIN, OVER = "within budgets", "over a budget"
-SUGGESTED, BEST_WITHIN = "suggested", "best within them"
-_STAR = "M0,-1L.22,-.31L.95,-.31L.36,.12L.59,.81L0,.38L-.59,.81L-.36,.12L-.95,-.31L-.22,-.31Z"
+    return Chart(title, charts.nested(spec, "workload"))
 
 
 def _slider(name: str, words: str, column: pd.Series[float], value: float) -> dict[str, Any]:
@@ -174,91 +180,87 @@ def _slider(name: str, words: str, column: pd.Series[float], value: float) -> di
     return {"name": name, "value": value, "bind": {"input": "range", **ends, "name": words}}
 
 
-def memory_check(peaks: pd.DataFrame, goal: float) -> Figure:
-    """Predicted against measured peaks above the weights, and the error of each; `goal` in %."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2))
-    top = 1.05 * peaks["measured_bytes"].max() / 2**20
-    left.plot([0, top], [0, top], color=plots.MUTED, linewidth=1.2, zorder=1)
-    for use, label, shade, mark in (
-        ("fitted", "fitted to", MEASURED, "o"),
-        ("fresh", "fresh lengths and sizes", MODEL, "D"),
-    ):
-        rows = peaks[peaks["use"] == use]
-        real, said = rows["measured_bytes"] / 2**20, rows["predicted_bytes"] / 2**20
-        left.plot(real, said, mark, color=shade, label=label, alpha=0.85)
-        right.plot(real, 100 * (said / real - 1.0), mark, color=shade, alpha=0.85)
-    right.axhspan(-goal, goal, color="#009E73", alpha=0.1, linewidth=0)
-    plots.reference_line(right, goal, f"goal: within {goal:.0f} %")
-    fresh = peaks[peaks["use"] == "fresh"]
-    worst = (fresh["predicted_bytes"] / fresh["measured_bytes"] - 1.0).abs().max()
-    left.set(
-        xlabel="measured peak above the weights (MiB)",
-        ylabel="predicted (MiB)",
-        title="Peak memory of a batch",
+def memory_check(peaks: pd.DataFrame, goal: float) -> Chart:
+    """The error of every predicted peak above the weights; `goal` in %."""
+    frame = pd.DataFrame(
+        {
+            "measured_mib": peaks["measured_bytes"] / 2**20,
+            "error": 100 * (peaks["predicted_bytes"] / peaks["measured_bytes"] - 1.0),
+            "series": peaks["use"].map({"fitted": FITTED, "fresh": FRESH}),
+            **{name: peaks[name] for name in ("batch_size", "prompt_tokens", "new_tokens")},
+        }
     )
-    right.set(
-        xlabel="measured peak above the weights (MiB)",
-        ylabel="prediction error (%)",
-        title=f"Within {100 * worst:.1f} % on fresh batches",
-    )
-    right.set_ylim(-12, 12)
-    left.legend(loc="upper left")
-    return fig
+    worst = frame.loc[frame["series"] == FRESH, "error"].abs().max()
+    spec = charts.scatter(
+        frame, Axis("measured_mib", "measured peak above the weights (MiB)", zero=False),
+        Axis("error", "error of the prediction (%)"),
+        Looks([FITTED, FRESH], [MEASURED, MODEL], ["circle", "diamond"]),
+        ["measured_mib", "error", "batch_size", "prompt_tokens", "new_tokens"],
+        [Line(goal, ""), Line(-goal, f"goal: within {goal:.0f} %"), Line(0.0, "", kind="floor")],
+        joined=False,
+    )  # fmt: skip
+    return Chart(f"The peak memory of fresh batches is predicted within {worst:.1f} %", spec)
 
 
-def strategies(scores: pd.DataFrame, table: pd.DataFrame, ours: str, goal: float) -> Figure:
-    """Every score of every strategy as a dot, median and tenth percentile marked; the goal too."""
-    order = list(table["strategy"])
-    fig, ax = plt.subplots(figsize=(8.8, 0.5 * len(order) + 1.6))
-    rng = np.random.default_rng(0)
-    for row, name in enumerate(order):
-        values = scores.loc[scores["strategy"] == name, "score"].to_numpy()
-        shade = CHOSEN if name == ours else MEASURED
-        jitter = row + 0.22 * (rng.random(values.size) - 0.5)
-        ax.plot(values, jitter, "o", ms=4, alpha=0.35, color=shade, mew=0)
-        low, mid = np.quantile(values, (0.1, 0.5))
-        ax.plot([low, mid], [row, row], color=shade, linewidth=2.5)
-        ax.plot(mid, row, "D", ms=8, color=shade)
-        ax.annotate(f"{mid:.3f}", (1.03, row), va="center", fontsize=9.5, annotation_clip=False)
-    ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(len(order) - 0.5, -0.7)
-    ax.set_xlim(-0.03, 1.02)
-    ax.grid(visible=False, axis="y")
-    plots.reference_line(ax, goal, f"goal {goal:.2f}", axis="x")
-    ax.annotate("median", (1.03, -0.55), fontsize=9, color=plots.MUTED, annotation_clip=False)
+def strategies(
+    spread: pd.DataFrame, table: pd.DataFrame, ours: str, goals: tuple[float, float]
+) -> Chart:
+    """Median and worst tenth of every strategy's scores with intervals, and their goals.
+
+    `spread` as `study.spread` gives it; `goals` are the lower one, of the worst tenth, and that
+    of the median.
+    """
+    low, high = goals
+    broken = 100 * (table["late_share"] + table["over_memory_share"])
+    frame = spread.assign(
+        broken_percent=spread["name"].map(dict(zip(table["strategy"], broken, strict=True)))
+    )
     first = table[table["strategy"] == ours].iloc[0]
     second = table[table["strategy"] != ours].sort_values("p10_score").iloc[-1]
-    ax.set_xlabel("score: throughput ÷ best under the same budgets (0: a budget was broken)")
-    ax.set_title(
+    return charts.dots(
+        frame,
         f"Worst tenth of scenarios: {ours} {percent(first['p10_score'])} of the best, "
         f"best other ({second['strategy']}) {percent(second['p10_score'])}",
-        pad=24,
-    )
-    return fig
+        Axis("score", "score: share of the best throughput"),
+        Looks([MEDIAN, WORST], [MEASURED, MODEL], ["circle", "diamond"]),
+        [Line(low, f"goals {low:.2f} and {high:.2f}", "x", flipped=True), Line(high, "", "x")],
+        more=["broken_percent"],
+    )  # fmt: skip
 
 
-def adaptive(run: pd.DataFrame, budget_ms: float) -> Figure:
+def adaptive(run: pd.DataFrame, budget_ms: float) -> Chart:
     """The adaptive run over time: batch size above, latency and its budget below."""
-    fig, (top, bottom) = plt.subplots(2, 1, figsize=(9.2, 5.4), sharex=True)
-    rows = run[run["phase"] == "disturbed"]
-    for ax in (top, bottom):
-        if len(rows):
-            ax.axvspan(
-                rows["at_s"].min(), rows["at_s"].max(), color="#E69F00", alpha=0.14, linewidth=0
-            )
-    top.step(run["at_s"], run["batch_size"], where="post", color=MEASURED)
-    top.set_ylabel("batch size")
-    top.set_ylim(bottom=0)
-    good = run["within_budget"]
-    bottom.plot(run["at_s"], run["latency_ms"], color=plots.MUTED, linewidth=0.8, zorder=1)
-    bottom.plot(run.loc[good, "at_s"], run.loc[good, "latency_ms"], "o", ms=4, color=MEASURED)
-    bottom.plot(run.loc[~good, "at_s"], run.loc[~good, "latency_ms"], "X", ms=7, color=MODEL)
-    plots.reference_line(bottom, budget_ms, "latency budget")
-    bottom.set(xlabel="time (s); shaded: other processes disturb", ylabel="batch latency (ms)")
-    bottom.set_ylim(bottom=0)
-    after = run[run["phase"] == "after"]
-    top.set_title(
+    good, after = run["within_budget"], run[run["phase"] == "after"]
+    every = run[["at_s", "phase"]].assign(series=np.where(good, WITHIN, OVER))
+    frame = pd.concat(
+        [
+            every.assign(panel=SIZE, value=run["batch_size"], limit=run["batch_size"]),
+            every.assign(panel=LATENCY, value=run["latency_ms"], limit=budget_ms),
+        ]
+    )
+    x, y = Axis("at_s", "time (s); shaded: other processes disturb"), Axis("value", "")
+    looks = Looks([WITHIN, OVER], [MEASURED, MODEL], ["circle", "cross"])
+    looks = looks.among(every["series"])
+    spec = charts.scatter(frame, x, y, looks, ["at_s", "value", "phase"])
+    ends = [{"op": op, "field": "at_s", "as": op} for op in ("min", "max")]
+    shade: charts.Spec = {
+        "transform": [
+            {"filter": "datum.phase === 'disturbed'"}, {"aggregate": ends, "groupby": ["phase"]},
+        ],
+        "mark": {"type": "rect", "color": DISTURBED, "opacity": 0.16, "aria": False},
+        "encoding": {"x": {**x.encoding(), "field": "min"}, "x2": {"field": "max"}},
+    }  # fmt: skip
+    on = {"test": f"datum.panel === '{LATENCY}'", "value": 1}
+    limit: charts.Spec = {
+        "mark": {"type": "line", "color": plots.MUTED, "strokeDash": [6, 3], "strokeWidth": 1.3},
+        "encoding": {
+            "x": x.encoding(), "y": {**y.encoding(), "field": "limit"},
+            "opacity": {"condition": on, "value": 0},
+        },
+    }  # fmt: skip
+    spec["layer"] = [shade, limit, *spec["layer"]]
+    title = (
         f"{100 * good.mean():.0f} % of {len(run)} batches within budget; "
         f"back at size {after['batch_size'].iloc[-1]} after the disturbance"
     )
-    return fig
+    return charts.facets(Chart(title, spec), "panel", 1, own=["y"], height=150)

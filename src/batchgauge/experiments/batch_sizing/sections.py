@@ -27,7 +27,7 @@ from batchgauge.text import counted, percent
 from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
-PANELS = 6  # of the dense sweep's picture
+LINES = 6  # of the dense sweep's picture
 OWN = "prompts"  # the workload whose question is the notebook's own
 
 
@@ -86,7 +86,7 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
     section = Section(
         "sizing_memory_check", {"memory": table}, finding,
         picture=partial(figures.memory_check, table, MEMORY_GOAL),
-        picture_caption="Predicted against measured peak memory of a batch, above the weights.",
+        picture_caption="Predicted over measured peak memory of a batch, above the weights.",
         targets=[score],
     )  # fmt: skip
     return model, fresh, section
@@ -137,9 +137,8 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     for phase in ("decode", "prefill", "tokenize"):
         rows, which = unseen(errors, phase)
         off[phase] = (100 * rows["relative_error"].abs(), which)
-    titles = {
-        phase: f"{phase.capitalize()}: {percent.median():.1f} % off where {which}"
-        for phase, (percent, which) in off.items()
+    medians = {
+        phase: float(percent.median()) for phase, (percent, _) in off.items() if len(percent)
     }
     parts = [
         f"{phase} {percent.median():.1f} % (90 % of {len(percent)} sizes {which} below "
@@ -150,9 +149,9 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     return Section(
         "sizing_cost_curves", {"cost_errors": errors, "sweep": timings},
         f"Median error of the model on fresh times: {'; '.join(parts)}.",
-        picture=partial(figures.cost_curves, errors, halves, titles),
-        picture_caption="The cost model with its 95 % band over fresh times; filled dots are "
-        "sizes that the calibration had measured.",
+        picture=partial(figures.cost_curves, errors, halves, medians),
+        picture_caption="The cost model with its 95 % band over fresh times; filled marks are "
+        "sizes that the calibration had measured. Errors are medians over the others.",
     )  # fmt: skip
 
 
@@ -187,15 +186,15 @@ def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
         rates = rows.set_index("batch_size")["fresh_tokens_per_s"]
         shares[str(name)] = float(rates[suggested[str(name)]] / rates.max())
     worst = sorted(shares, key=lambda name: shares[name])
-    shown = dense[dense["workload"].isin(worst[:PANELS])]
+    shown = dense[dense["workload"].isin(worst[:LINES])]
     return Section(
         "sizing_dense_sweep", {"dense_sweep": dense},
         f"Of the best fresh throughput the suggested size gets {percent(median(shares.values()))} "
         f"in the median of {counted(len(shares), 'workload')}, at worst "
         f"{percent(shares[worst[0]])} ('{worst[0]}', size {suggested[worst[0]]}).",
         picture=partial(figures.dense_sweep, shown, suggested),
-        picture_caption=f"No budgets: throughput of every size, of the (at most {PANELS}) "
-        "workloads whose suggestion is furthest from the best; titles say what share it gets.",
+        picture_caption=f"No budgets: throughput of every size, of the (at most {LINES}) workloads "
+        "whose suggestion (diamond) is furthest from the best.",
     )  # fmt: skip
 
 
@@ -234,9 +233,13 @@ def judge(
         "sizing_scores", {"scores": scored}, sentences.scores_sentence(table), table,
         "The same in numbers. Distance: octaves between suggested and best size. Good share: "
         "sizes that would have scored 0.9 or more.",
-        partial(figures.strategies, scored, table, ADVISOR, GOAL),
-        "One dot a scenario; the diamond is the median, the bar reaches down to the 10th "
-        "percentile.",
+        partial(
+            figures.strategies, study.spread(scored), table, ADVISOR,
+            (P10_GOAL, GOAL),
+        ),
+        "Score of a strategy over the scenarios, median and 10th percentile, 95 % intervals over "
+        "scenarios: throughput over that of the best size under the same budgets, 0 where a budget "
+        "was broken.",
         scores,
     )  # fmt: skip
     columns = ["scenario", "part", "suggested", "best", "score", "good_share", "informative"]

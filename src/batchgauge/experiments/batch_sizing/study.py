@@ -203,8 +203,7 @@ def summaries(scores: pd.DataFrame) -> pd.DataFrame:
     scenario is left out, unless all are such. Shares of broken budgets include scenarios that
     no size keeps.
     """
-    told = scores[scores["informative"]]
-    groups = (told if len(told) else scores).groupby("strategy", sort=False)
+    groups = _telling(scores).groupby("strategy", sort=False)
     frame = pd.DataFrame(
         {
             "scenarios": groups.size(),
@@ -219,6 +218,26 @@ def summaries(scores: pd.DataFrame) -> pd.DataFrame:
         }
     ).reset_index()
     return frame.sort_values(["median_score", "p10_score"], ascending=False, ignore_index=True)
+
+
+def _telling(scores: pd.DataFrame) -> pd.DataFrame:
+    told = scores[scores["informative"]]
+    return told if len(told) else scores
+
+
+def spread(scores: pd.DataFrame) -> pd.DataFrame:
+    """Median and worst tenth of every strategy's score with 95 % intervals, over the same.
+
+    A row a strategy (`name`) and figure (`series`): `score`, `low`, `high`.
+    """
+    told = _telling(scores).groupby("strategy")["score"]
+    rows = []
+    for name in summaries(scores)["strategy"]:
+        values = told.get_group(name)
+        for series, share in (("median", 0.5), ("worst tenth", 0.1)):
+            ends = quantile_interval(values.tolist(), share)
+            rows.append((name, series, values.quantile(share), *ends))
+    return pd.DataFrame(rows, columns=["name", "series", "score", "low", "high"])
 
 
 def stability(

@@ -53,8 +53,8 @@ def step_times(case: Case) -> Section:
     return Section(
         "roadmap_step_time", {"step_times": table}, study.calibration_sentence(case),
         picture=partial(figures.draw_step_time, table),
-        picture_caption="Measured time of a decode step, and of a token, by batch size; bands are "
-        "the calibration's own 95 % interval.",
+        picture_caption="Measured time of a decode step, and of one token of it, by batch size; "
+        "bands are the calibration's own 95 % interval.",
     )  # fmt: skip
 
 
@@ -79,9 +79,9 @@ def check_simulation(case: Case, *, loads: Sequence[float]) -> Section:
         checked.sentence(),
         checked.figures,
         "Simulated against real, with the bounds that were set beforehand.",
-        partial(figures.draw_validation, checked.requests, checked.figures),
-        "Time from arrival to the whole answer: share of requests answered by then, real and "
-        "simulated.",
+        partial(figures.draw_validation, checked.figures),
+        "Times of the simulation over those of the real engine, 95 % intervals over seeds; dashed: "
+        "the bounds.",
         [score],
     )
 
@@ -108,7 +108,7 @@ def compare_policies(case: Case, *, loads: tuple[float, float]) -> Section:
         "Simulated at the rate asked for; p99 needs 662 requests.",
         partial(figures.draw_policy_curves, curves, case.target_s, case.rate),
         "Simulated p90 from arrival to the first visible text (without streaming: the whole "
-        "answer) against the arrival rate.",
+        "answer) against the arrival rate: median and range over seeds.",
     )  # fmt: skip
 
 
@@ -209,9 +209,8 @@ def measured_jobs(case: Case) -> Section:
     return Section(
         "roadmap_jobs", {"jobs": table, "jobs_blocks": rows}, jobs_results.sentence(table),
         picture=partial(figures.draw_jobs, table, scores[0].goal),
-        picture_caption="Left: throughput over that of one worker times their number, 95 % "
-        "intervals over blocks; hollow marks are the Universal Scalability Law, not measured. "
-        "Right: one job with both workers sound, one slowed down, one killed.",
+        picture_caption="Throughput over that of one worker times their number: at two measured, "
+        "95 % intervals over blocks; beyond by the Universal Scalability Law, not measured.",
         targets=scores,
     )  # fmt: skip
 
