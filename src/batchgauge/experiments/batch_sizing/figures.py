@@ -52,7 +52,7 @@ def cost_curves(
         }
     ).sort_values("phase", kind="stable")  # fmt: skip
     x = Axis("size", "rows or positions")
-    y = Axis("predicted_ms", "time (ms)", span="95 % band of the model")
+    y = Axis("predicted_ms", "time (ms)", interval="95 % band of the model")
     chart = charts.lines(
         frame, f"The model is off by {said}", x, y, _looks(list(threads.values())),
         more=["fresh_ms", "calibrated"],

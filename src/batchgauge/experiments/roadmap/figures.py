@@ -105,7 +105,7 @@ def draw_policy_curves(curves: pd.DataFrame, target_s: float, rate: float) -> Ch
     ]
     return charts.lines(
         frame, title, Axis("arrival_rate", "arrival rate (requests/s)"),
-        Axis("p90_s", "p90 until the first text (s)", 2, ticks, span="range over seeds"),
+        Axis("p90_s", "p90 until the first text (s)", 2, ticks, interval="range over seeds"),
         _looks(reach), marks,
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ def draw_scaling(curves: pd.DataFrame, workers: Sequence[int]) -> Chart:
     )
     x = Axis("workers", "workers", 2, workers)
     ticks = charts.powers(frame["low"], frame["high"])
-    y = Axis("value", "speed-up over one (×)", 2, ticks, span="range of the law")
+    y = Axis("value", "speed-up over one (×)", 2, ticks, interval="range of the law")
     marks = [Line(2.0, "extrapolated", "x", "floor")] * best["extrapolated"]
     chart = charts.lines(frame, title, x, y, _looks(frame["series"]), marks)
     ideal: charts.Spec = {
