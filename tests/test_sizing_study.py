@@ -269,7 +269,7 @@ def test_a_dense_sweep_marks_suggestion_and_best():
     assert short["share"].tolist() == [50.0, 100.0, 80.0]
     marked = pd.DataFrame(chart.spec["layer"][-1]["data"]["values"])
     assert marked["batch_size"].tolist() == [4] * 6
-    assert sorted(marked["share"]) == [80.0 + i for i in (0, 0, 1, 2, 3, 4)]
+    assert sorted(marked["share"]) == [80.0 + i for i in range(6)]
 
 
 @pytest.mark.parametrize("times_alone", [1.5, 30.0])

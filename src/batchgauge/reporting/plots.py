@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import textwrap
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 import seaborn as sns
 from cycler import cycler
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -184,26 +183,6 @@ def wrap_titles(figure: Figure) -> None:
                 ax.set_title(textwrap.fill(title, room), loc=place)
 
 
-def line_with_interval(
-    ax: Axes,
-    x: Numbers,
-    value: Numbers,
-    low: Numbers | None = None,
-    high: Numbers | None = None,
-    *,
-    implementation: str,
-    text: str | None = None,
-) -> None:
-    """A line with markers and its 95 % interval as a band and caps; all arrays [points]."""
-    shade = colour(implementation)
-    if low is not None and high is not None:
-        ax.fill_between(x, low, high, color=shade, alpha=0.16, linewidth=0)
-        _caps(ax, x, value, low, high, shade)
-    ax.plot(
-        x, value, color=shade, marker=marker(implementation), label=text or label(implementation)
-    )
-
-
 def points_with_interval(
     ax: Axes,
     names: Sequence[str],
@@ -245,35 +224,3 @@ def reference_line(
         ax.axvline(value, **look)
         where = ax.get_xaxis_transform()
         ax.annotate(text, (value, 1), (0, 2), xycoords=where, va="bottom", ha="center", **words)
-
-
-def ideal_scaling(ax: Axes, sizes: Numbers, text: str = "ideal: b times as fast") -> None:
-    """The line on which a batch of b would have b times the throughput of one, labelled."""
-    ends = np.geomspace(min(sizes), max(sizes), 64)  # a curve where only one axis is logarithmic
-    ax.plot(ends, ends, color=MUTED, linestyle=(0, (3, 2, 1, 2)), linewidth=1.3, zorder=1.5)
-    ax.annotate(
-        text,
-        (ends[-1], ends[-1]),
-        (-10, 0),
-        textcoords="offset points",
-        ha="right",
-        va="center",
-        fontsize=9,
-        color=MUTED,
-    )
-
-
-def batch_axis(ax: Axes, sizes: Iterable[float], text: str = "batch size (items)") -> None:
-    """A logarithmic x axis whose ticks are exactly the batch sizes measured, in plain digits."""
-    ticks = sorted(set(sizes))
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
-    ax.set_xlabel(text)
-
-
-def _caps(ax: Axes, x: Numbers, value: Numbers, low: Numbers, high: Numbers, shade: str) -> None:
-    below = np.maximum(np.subtract(value, low), 0.0)
-    above = np.maximum(np.subtract(high, value), 0.0)
-    ax.errorbar(x, value, yerr=[below, above], fmt="none", ecolor=shade, elinewidth=1, capsize=3)

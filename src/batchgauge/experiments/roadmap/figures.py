@@ -36,7 +36,7 @@ LOOKS: Mapping[str, tuple[str, str]] = {
 
 def _looks(names: Iterable[str]) -> Looks:
     every = list(dict.fromkeys(names))
-    return Looks(every, *([LOOKS[name][part] for name in every] for part in range(2)))
+    return Looks(every, [LOOKS[name][0] for name in every], [LOOKS[name][1] for name in every])
 
 
 def draw_step_time(table: pd.DataFrame) -> Chart:
