@@ -23,24 +23,10 @@ from batchgauge.reporting.study import run_study
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
     from batchgauge.reporting import Section
 
 PROJECT = Path(__file__).parents[1]
-
-
-def axes_of(section: Section) -> list[Axes]:
-    """The axes of a section's picture, which has a caption."""
-    import matplotlib.pyplot as plt
-
-    drawn = section.draw()
-    assert drawn
-    figure, caption = drawn
-    assert caption
-    assert not isinstance(figure, Chart)
-    plt.close(figure)
-    return figure.axes
 
 
 def chart_of(section: Section) -> Chart:

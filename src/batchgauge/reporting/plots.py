@@ -1,4 +1,4 @@
-"""How figures look and how results are drawn: theme, intervals, reference lines, batch axes.
+"""How figures look, and what is still drawn by matplotlib: theme, intervals, reference lines.
 
 Everything here draws what it is given (numbers, names); nothing measures. The colours are Okabe
 and Ito's (2008), told apart with any kind of colour vision, and each implementation has a marker
