@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -12,9 +13,10 @@ from tests.conftest import chart_of, rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.clock import Elapsed
+from batchgauge.core.default_model import open_model
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.peers import figures, sections
+from batchgauge.experiments.peers import figures, sections, servers
 from batchgauge.experiments.peers import participants as peers
 from batchgauge.experiments.peers import rates as peers_rates
 from batchgauge.experiments.peers.participants import Peers
@@ -282,3 +284,47 @@ def test_load_and_memory_in_a_fresh_process(field):
     field.context = replace(field.context, model="nothing.gguf")
     with pytest.raises(UserError, match="could not be loaded alone"):
         sections.loading(field)
+
+
+def test_without_a_server_of_llama_cpp_nothing_is_served(field, monkeypatch):
+    """The section says so, and neither table nor goal is there."""
+    found = sections.serving(field)
+    assert found.sentence() == "No server of llama.cpp is installed here."
+    assert not found.frames()
+    assert not found.scores()
+    monkeypatch.setattr(servers, "PAIRS", {"numpy": "numpy:file"})
+    monkeypatch.setattr(servers, "their_server", lambda: "")
+    assert not sections.serving(field).frames()
+
+
+@pytest.mark.slow
+def test_two_servers_take_turns_on_the_same_requests(field, monkeypatch):
+    """Both are started, loaded alike and ended; here a second one of ours is the peer."""
+    monkeypatch.setattr(servers, "PAIRS", {"baseline": "numpy:file"})
+    monkeypatch.setattr(servers, "their_server", lambda: "a-server")
+    model = field.context.model
+    theirs = servers.our_command("numpy:float32", model, 1)
+    monkeypatch.setattr(servers, "their_command", lambda *_: theirs)
+    found = sections.serving(field)
+    table, samples = (found.frames()[name] for name in ("servers", "servers_samples"))
+    weights = dict(zip(table["implementation"], table["weights"], strict=True))
+    assert len(table) == 2
+    assert set(weights) == {"numpy:file", "baseline"}
+    assert weights["numpy:file"] == "file"
+    assert (samples.groupby("implementation")["block"].nunique() == 2).all()
+    assert (samples["answers"] >= servers.STREAMS).all()
+    assert "With 8 streams" in found.sentence()
+    assert "a-server" in found.sentence()
+
+
+def test_a_command_of_a_server_keeps_odd_paths(tmp_path, monkeypatch):
+    """Blanks and braces in a path are part of it, not of the command."""
+    monkeypatch.setattr(servers, "their_server", lambda: "/opt/llama {x}/llama-server")
+    odd = tmp_path / "a {b} c.gguf"
+    write_tiny_model(odd)
+    command = servers.their_command("llama-cpp", open_model(str(odd)), 2)
+    words = shlex.split(command.format(slots=8, port=80))
+    assert words[:3] == ["/opt/llama {x}/llama-server", "--model", str(odd)]
+    assert words[-4:] == ["--parallel", "8", "--port", "80"]
+    room = int(words[words.index("--ctx-size") + 1])
+    assert room >= servers.STREAMS * (servers.PROMPT + servers.NEW)

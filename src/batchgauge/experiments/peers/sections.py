@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from batchgauge.experiments import fresh
-from batchgauge.experiments.peers import engines, figures, load, participants
+from batchgauge.experiments.peers import engines, figures, load, participants, servers
 from batchgauge.experiments.peers.participants import Peers, records
 from batchgauge.experiments.peers.rates import UNSTABLE
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
@@ -36,6 +37,7 @@ GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over thei
     ("decode", 8, ONE, FILE, FEWER): 1.1,
     ("prefill", 1, ONE, FLOAT, "llama-cpp:f32"): 1.2,
     ("prefill", 1, TWO, FLOAT, "transformers:bfloat16"): 1.0,
+    ("server", servers.STREAMS, TWO, FLOAT, "llama-cpp:f32"): 1.2,
 }
 TEXTS = {  # (texts, characters, peer) -> our throughput over theirs, warm, one thread
     (1, 200, "tiktoken"): 1.2, (1, 2000, "tiktoken"): 6.0, (1, 200, "hf"): 5.0,
@@ -129,6 +131,35 @@ def loading(peers: Peers) -> Section:
     return Section("load", {"load": table}, load_sentence(table), table, caption)
 
 
+def serving(peers: Peers) -> Section:
+    """Tokens a second of our server and llama.cpp's, a few streams at once, over HTTP."""
+    table, samples = servers.measure_servers(peers)
+    if table.empty:
+        return Section("servers", {}, "No server of llama.cpp is installed here.")
+    return Section(
+        "servers", {"servers": table, "servers_samples": samples}, servers_sentence(table), table,
+        f"{servers.STREAMS} streams of {servers.PROMPT} + {servers.NEW} tokens over HTTP: tokens/s "
+        f"with 95 % intervals over {_processes(table)} of each server, and our throughput over "
+        "theirs.",
+        targets=goals(table),
+    )  # fmt: skip
+
+
+def servers_sentence(table: pd.DataFrame) -> str:
+    """Our server's throughput over llama.cpp's, by weights; which server of theirs it was."""
+    said = [
+        f"{number(row['ours_over_theirs_x'], 2)} × [{number(row['ratio_low_x'], 2)}, "
+        f"{number(row['ratio_high_x'], 2)}] {plots.label(row['implementation'])}"
+        for row in records(table.dropna(subset=["ours_over_theirs_x"]))
+    ]
+    ratios = f": {', '.join(said)}" if said else ""
+    return (
+        f"With {servers.STREAMS} streams on {counted(int(table['threads'].iloc[0]), 'thread')} "
+        f"our server answers beside {Path(servers.their_server()).name}{ratios}. "
+        f"{figures.verdicts(table, 'servers')}."
+    )
+
+
 def goals(table: pd.DataFrame) -> list[Score]:
     """The goals beside peers as rows of the scorecard; `table` has a row a shape and pair."""
     scores, judged = [], _judged(table)
@@ -140,6 +171,8 @@ def goals(table: pd.DataFrame) -> list[Score]:
             what = f"Decode at batch {batch}"
             if part == "prefill":
                 what = f"Prefill of {batch} × {row['tokens']} tokens"
+            if part == "server":
+                what = f"Server with {batch} streams"
             label = f"{what}, {ours.partition(':')[2]}, {threads} thr., beside {plots.label(peer)}"
             scores.append(_score(f"{part}_{batch}_{threads}_{ours}_{peer}", label, goal, row))
     return scores
