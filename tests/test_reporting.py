@@ -468,6 +468,8 @@ def test_a_history_keeps_runs_that_compare(tmp_path, capsys):
     assert (found.points, found.verdicts) == ([3.0, 2.0], ["met", "missed"])
     assert found.has_changed
     assert found.sparkline() == "3.0,3.0 81.0,15.0"
+    earlier = past(history, [facts("1", 3.0, "met")])["s8"]
+    assert (earlier.points, earlier.has_changed) == ([3.0], False)  # none that ran since
     path = tmp_path / "data" / "history.csv"
     before = path.read_text(encoding="utf-8")
     for number, foreign in enumerate(
@@ -557,3 +559,32 @@ def test_only_scripts_of_our_own_run():
     assert content_policy().count("'sha256-") == 1
     assert content_policy(alive=True).count("'sha256-") == 2
     assert "unsafe-eval" not in content_policy(alive=True)
+
+
+def test_a_page_says_once_what_its_answer_says(tmp_path):
+    """Sentences of the answer and titles of figures go from the findings; the rest stays."""
+    from nbformat import v4
+
+    from batchgauge.reporting.page import page_of
+
+    def output(kind, text="", **more):
+        return v4.new_output(
+            "display_data", {"text/markdown": text, "text/plain": text},
+            metadata={"batchgauge": {"kind": kind, **more}},
+        )  # fmt: skip
+
+    outputs = [
+        output("figure", title="Four take 2 ms", file="figures/a.png"),
+        output("finding", "Four take 2 ms. Eight take 3 ms."),
+        output("finding", "It pays."),
+        output("finding", "- It pays.\n- It pays."),
+    ]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("1", outputs=outputs)])
+    facts = {
+        "report": "a", "finished": "2026", "title": "t", "question": "q", "answer": "It pays. Run!",
+        "profile": "smoke", "files": [],
+    }  # fmt: skip
+    shown, page = page_of(notebook, facts)
+    said = [o.data["text/markdown"] for o in shown.cells[0].outputs]
+    assert said == ["", "Eight take 3 ms.", "- It pays.\n- It pays."]
+    assert page.answer == "It pays. Run!"

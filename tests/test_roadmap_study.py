@@ -496,7 +496,7 @@ def test_counts_in_the_cells_are_checked_before_anything_runs(case, counts):
 def test_findings_say_what_the_invented_data_hold(shown):
     """The numbers that went in stand in the sentences and scores that come out."""
     (error,) = shown["roadmap_validation"].scores()
-    assert error.value == pytest.approx(0.04)
+    assert (error.value, error.unit) == (pytest.approx(4.0), "%")
     assert error.verdict == "met"
     assert "Of 8 figures against their bounds: 8 met" in shown["roadmap_validation"].sentence()
     assert "at 80 % of capacity (+4.0 % [+4.0 %, +4.0 %]" in shown["roadmap_validation"].sentence()

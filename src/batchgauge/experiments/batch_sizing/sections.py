@@ -370,18 +370,18 @@ def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> An
     assert strategies.shown is not None
     row, other = sentences.ours_and_best_other(strategies.shown)
     broken = row["late_share"] + row["over_memory_share"]
+    rate, latency, basis = sentences.at_size(chosen.frames(), OWN, own)
     text = (
-        f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
-        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms (95th percentile; "
-        f"{own.limit.lower()}). In the worst tenth of {row['scenarios']} scenarios the "
+        f"For these requests run batches of {own.size}: {rate:,.0f} {own.unit}/s, answered in "
+        f"{latency:,.0f} ms ({basis}, 95th percentile). {own.limit}. In the worst tenth of {row['scenarios']} scenarios the "
         f"advice still reaches {percent(row['p10_score'])} of the best size's throughput, the best "
         f"other rule ('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
         f"{percent(broken)}."
     )
     size = Tile(
         "size", f"Run batches of {own.size}",
-        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; 95 of 100 batches are answered "
-        f"in {own.latency_ms.value:,.0f} ms. {own.limit}.",
+        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {latency:,.0f} ms. "
+        f"{own.limit}.",
     )  # fmt: skip
     rule = Tile(
         "gain", "",

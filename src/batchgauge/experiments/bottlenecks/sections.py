@@ -14,7 +14,7 @@ import pandas as pd
 from batchgauge.experiments.bottlenecks import events, figures, kernels, parts, passes, sentences
 from batchgauge.experiments.bottlenecks import findings as found
 from batchgauge.experiments.bottlenecks.parts import Subject
-from batchgauge.profiling.findings import finding_sentence
+from batchgauge.profiling.findings import finding_sentence, worth_a_sentence
 from batchgauge.profiling.flamegraph import draw_flamegraph, render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.stacks import StackProfile
@@ -231,7 +231,8 @@ def findings(subject: Subject, stages: Section, roofline: Section) -> Section:
     known = (section.frames().get(section.name, pd.DataFrame()) for section in (stages, roofline))
     frame = found.findings(subject, *known)
     said = Markdown("\n").join(
-        Markdown("- {}").format(finding_sentence(row)) for _, row in frame.iterrows()
+        Markdown("- {}").format(finding_sentence(row))
+        for _, row in worth_a_sentence(frame).iterrows()
     )
     shown = None if frame.empty else frame.drop(columns=["bound"])
     caption = (

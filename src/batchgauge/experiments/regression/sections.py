@@ -29,7 +29,7 @@ from batchgauge.registry import weights_of
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
-from batchgauge.text import counted, percent
+from batchgauge.text import counted, percent, span
 
 THOROUGH = "none,none,none,wait=5,code=5,wait=3,code=3"
 
@@ -170,16 +170,21 @@ def answer(rates: Section, taken: Taken) -> Answer:
 
 def rates_sentence(decisions: pd.DataFrame) -> str:
     """The rates of all decisions in a sentence or two."""
+    rows = trial.rates(decisions, by=("slowdown",)).to_dict("records")
     parts = []
-    for row in trial.rates(decisions, by=("slowdown",)).to_dict("records"):
+    for row in rows:
         size = 100 * row["slowdown"]
         parts.append(
             f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['failed']} of "
-            f"{row['decisions']} decisions ({percent(row['rate'], 1)} [{percent(row['low'], 1)}, "
-            f"{percent(row['high'], 1)}], {counted(row['runs'], 'run')}, "
-            f"{row['seconds']:.0f} s each)"
+            f"{counted(row['decisions'], 'decision')} [{percent(row['low'])}, "
+            f"{percent(row['high'])}]"
         )
-    return f"The gate fails {', '.join(parts)}; intervals are over runs."
+    times = span([round(row["seconds"]) for row in rows])
+    runs = [row["runs"] for row in rows]
+    return (
+        f"The gate fails {', '.join(parts)}; a decision takes {times} s. Intervals are over "
+        f"{span(runs)} {'run' if max(runs) == 1 else 'runs'}; more would narrow them."
+    )
 
 
 def against_stored(

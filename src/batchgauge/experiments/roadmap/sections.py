@@ -67,7 +67,7 @@ def check_simulation(case: Case, *, loads: Sequence[float]) -> Section:
     checked = validation.validate(case, requests=count, seeds=seeds, loads=loads)
     score = Score(
         "simulation_error", "Roadmap: simulated mean time to the answer, off by at most",
-        MEAN_BOUND, *checked.worst, better="lower",
+        100 * MEAN_BOUND, *(100 * v for v in checked.worst), unit="%", better="lower",
     )  # fmt: skip
     return Section(
         "roadmap_validation",
@@ -236,7 +236,7 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         f"the rate that is sustained with {percent(IN_TIME)} in time, then by p90 waiting.",
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
-        "of the dotted line is better.",
+        "of 1 is better.",
     ), Section(
         "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
         picture=partial(figures.draw_ladder, ladder),
@@ -276,10 +276,10 @@ def built(folder: Path) -> Section:
 def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
     first, *rest = sentences(ranked.sentence())
-    off = max(score.value for score in checked.scores())
-    hardware = [said for said in rest if said.startswith("Hardware: ")]
+    off = max(score.value for score in checked.scores()) / 100
+    others = [said for said in rest if said.startswith(("Hardware: ", "It costs: "))]
     trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}."
-    return Answer(" ".join([first, *hardware, trust]), ranked.name)
+    return Answer(" ".join([first, *others, trust]), ranked.name)
 
 
 def _check_counts(name: str, counts: Sequence[int]) -> None:
