@@ -25,10 +25,9 @@ from batchgauge.registry import missing_packages, open_tokenizer
 from batchgauge.reporting import Section
 from batchgauge.reporting.profiles import profile_named
 
-HELD = Section(
-    "loads",
-    {"load": pd.DataFrame({"engine": ["numpy", "llama-cpp"], "rss_after_batch_mib": [700.0, 300.0]})},
-)
+HELD = Section("loads", {"load": pd.DataFrame(
+    {"engine": ["numpy", "llama-cpp"], "rss_after_batch_mib": [700.0, 300.0]}
+)})  # fmt: skip
 
 mpl.use("Agg")
 SMOKE = profile_named("smoke")

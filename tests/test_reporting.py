@@ -431,6 +431,9 @@ def test_the_dictionary_says_ends_percentiles_and_units(tmp_path):
     assert "A row is one timed sample." in text
     assert "| `wall_ms` | ms | wall time |" in text
     assert "| `share` | of 1 |" in text
+    (tmp_path / "data" / "b.csv").write_text("waiting_gain,waiting_gain_low\n1,2\n")
+    text = write_dictionary(tmp_path).read_text(encoding="utf-8")
+    assert "| `waiting_gain_low` | × | lower end of the 95 % interval |" in text
 
 
 def test_every_committed_column_has_a_meaning():
@@ -446,6 +449,8 @@ def test_every_committed_column_has_a_meaning():
         if not meaning(column)
     }
     assert unknown == set()
+    text = (PROJECT / "data" / "README.md").read_text(encoding="utf-8")
+    assert text.count("\nA row is one ") == len(heads)
 
 
 def test_a_history_keeps_runs_that_compare(tmp_path, capsys):
@@ -561,7 +566,7 @@ def test_only_scripts_of_our_own_run():
     assert "unsafe-eval" not in content_policy(alive=True)
 
 
-def test_a_page_says_once_what_its_answer_says(tmp_path):
+def test_a_page_says_once_what_its_answer_says():
     """Sentences of the answer and titles of figures go from the findings; the rest stays."""
     from nbformat import v4
 

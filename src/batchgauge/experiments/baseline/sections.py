@@ -72,6 +72,7 @@ def inference(measured: Measured, *, target: Target) -> tuple[Section, Section, 
         "Prefill and decode apart: throughput, TTFT and inter-token latency by batch size.",
         partial(figures.latency, sweep.phases, name),
         "What a request waits for as the batch grows.",
+        rests_on=_rests(measured),
     )  # fmt: skip
     caption = "Prompts and the beginnings of their answers (greedy)."
     return whole, phases, Section("answers", {}, "", sweep.answers, caption)

@@ -59,6 +59,7 @@ def stages(subject: Subject, *, sizes: Sequence[int]) -> Section:
         picture=partial(figures.stages, frame, title),
         picture_caption="Where a batch's time goes, by batch size; same prompts, greedy, no early "
         "stop.",
+        rests_on="1 call a size, 1 process",
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def padding(subject: Subject, *, mean_tokens: int) -> Section:
         "padding_waste", {"padding": frame}, f"{title}.",
         picture=partial(figures.padding, frame, title),
         picture_caption=f"Padding waste of {subject.batch_size} prompts by spread of lengths.",
+        rests_on="1 call a spread, 1 process",
     )  # fmt: skip
 
 
@@ -99,10 +101,11 @@ def _flame(name: str, profile: StackProfile, kind: str) -> Section:
     what = "Allocated bytes" if profile.unit == "bytes" else "Time"
     title = sentences.flame_title(name, profile)
     caption = f"{what} by call stack in {name}; width is the share. {profile.note}".strip()
+    csv = "allocations" if profile.unit == "bytes" else "calls"
     return Section(
         f"{kind}_{sentences.file_stem(name)}", {}, sentences.flame_sentence(name, profile),
         picture=partial(draw_flamegraph, profile, title=title), picture_caption=caption,
-        document=partial(render_svg, profile, title=title),
+        document=partial(render_svg, profile, title=title), csv=csv, rests_on="1 process",
     )  # fmt: skip
 
 
@@ -147,6 +150,7 @@ def resident_memory(subject: Subject, *, rows: int) -> list[Section]:
             Section(
                 "memory_timeline", {"memory_timeline": line}, f"{title}.",
                 picture=partial(figures.timeline, line, title), picture_caption=caption,
+                rests_on="1 call, 1 process",
             )
         )  # fmt: skip
     if not table.empty:

@@ -17,7 +17,7 @@ from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
-from batchgauge.reporting import Answer, Score, Section, Tile, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots, tables
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, percent
 
@@ -94,6 +94,7 @@ def tokenizing(
             "peers_tokenizing_cold", {}, f"{cold[0]}.", table,
             "Tokenizing: MB/s with 95 % intervals, and our throughput over theirs.",
             partial(cold[1], cold[0], "cold"), "The same on empty caches.",
+            csv="tokenizing", rests_on=tables.basis(_state(table, "cold")),
         ),
     )  # fmt: skip
 

@@ -189,8 +189,10 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
 def _gain_words(row: Mapping[Any, Any]) -> str:
     return (
         f"{percent(row['in_time_share'])} of requests in time instead of "
-        f"{percent(row['in_time_today'])}, and a p90 wait {row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
-        f"{row['waiting_gain_high']:.1f}]" + f" ({row['basis']})" * ("not" in row["basis"])
+        f"{percent(row['in_time_today'])}, and a p90 wait {row['waiting_gain']:.1f} × shorter "
+        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
+        + f" ({row['basis']})"
+        * ("not" in row["basis"])
     )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from batchgauge.reporting import Score
 from batchgauge.simulate.scaling import fit_scaling
 from batchgauge.statistics import Interval, mean_ratio, percentile
+from batchgauge.text import span
 
 WORKERS = 2
 SLOWER = 3.0
@@ -60,6 +61,12 @@ def makespan(parts: int, part_s: float, trouble: Trouble) -> float:
         free[worker] = end
         ended = max(ended, end)
     return ended + again * part_s * min(trouble.speeds)
+
+
+def rests_on(rows: pd.DataFrame) -> str:
+    """What the efficiencies rest on: `6 blocks, 2 worker processes`."""
+    blocks = [len(_values(rows, work, TWO)) for work in (TOKENIZING, GENERATING)]
+    return f"{span(blocks)} blocks, {WORKERS} worker processes"
 
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:

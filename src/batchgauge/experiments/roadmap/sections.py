@@ -32,9 +32,10 @@ from batchgauge.experiments.roadmap.study import Case
 from batchgauge.experiments.traffic import MEAN_BOUND
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.reporting import Answer, Score, Section
+from batchgauge.reporting.tables import basis
 from batchgauge.simulate.roadmap import IN_TIME, rank
 from batchgauge.simulate.scaling import predictions
-from batchgauge.text import percent, sentences
+from batchgauge.text import counted, percent, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
@@ -55,6 +56,7 @@ def step_times(case: Case) -> Section:
         picture=partial(figures.draw_step_time, table),
         picture_caption="Measured time of a decode step, and of a token, by batch size; bands are "
         "the calibration's own 95 % interval.",
+        rests_on="1 calibration, 1 process",
     )  # fmt: skip
 
 
@@ -150,6 +152,7 @@ def second_core(case: Case, *, workers: Sequence[int]) -> tuple[Section, Section
         picture=partial(figures.draw_scaling, curves, workers),
         picture_caption="Universal Scalability Law through the measurements at 1 and 2; the band "
         "runs from pure contention to pure coherence, and beyond 2 it is extrapolated.",
+        rests_on=basis(gains),
     )  # fmt: skip
 
 
@@ -177,6 +180,7 @@ def other_machines(case: Case, *, max_batch: int) -> Section:
         partial(figures.draw_machines, table),
         "Generated tokens per second under continuous batching, kept busy. Only the first row "
         "rests on measurements.",
+        rests_on="predicted from 1 calibration",
     )  # fmt: skip
 
 
@@ -194,6 +198,7 @@ def many_machines(case: Case, *, sizes: Sequence[int]) -> Section:
         "What to measure before choosing what distributes the work, and what this study expects.",
         partial(figures.draw_distributed, table),
         "Simulated efficiency of a batch job against one sound machine.",
+        rests_on=f"simulated, {counted(job, 'request')}",
     )  # fmt: skip
 
 
@@ -212,6 +217,7 @@ def measured_jobs(case: Case) -> Section:
         picture_caption="Left: throughput over that of one worker times their number, 95 % "
         "intervals over blocks; hollow marks are the Universal Scalability Law, not measured. "
         "Right: one job with both workers sound, one slowed down, one killed.",
+        rests_on=jobs_results.rests_on(rows),
         targets=scores,
     )  # fmt: skip
 
@@ -237,11 +243,13 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
         "of 1 is better.",
+        rests_on=f"simulated, {counted(seeds, 'seed')}",
     ), Section(
         "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
         picture=partial(figures.draw_ladder, ladder),
         picture_caption="The software candidates on top of each other, each row on top of the rows "
         "above; 95 % intervals over seeds.",
+        rests_on=f"simulated, {counted(seeds, 'seed')}",
     )  # fmt: skip
 
 

@@ -151,6 +151,7 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
     return Section(
         "serving_course", {}, said, picture=partial(figures.draw_course, steps, requests, load),
         picture_caption=f"Requests under way and waiting, live: first seed, load {load:g}.",
+        csv="steps", rests_on="1 run, 1 process",
         targets=[score],
     )  # fmt: skip
 

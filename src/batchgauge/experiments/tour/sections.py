@@ -70,9 +70,10 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
             f"{len(guesses)} shown hold {percent(guesses['probability'].sum())} of the probability."
         )
     return Section(
-        "tour_next_token", {}, said,
+        "tour_next_token", {"next_tokens": guesses}, said,
         picture=partial(figures.next_tokens, guesses),
         picture_caption="The most probable next tokens after the prompt.",
+        rests_on="1 call, 1 process",
     )  # fmt: skip
 
 
@@ -107,9 +108,11 @@ def timeline(alone: Result) -> Section:
     """Tokens generated against time since the request began."""
     answer = _answers(alone)[0]
     when_ms = answer.ttft_ms + np.concatenate([[0.0], np.cumsum(answer.inter_token_ms)])  # [tokens]
+    arrivals = pd.DataFrame({"token": range(1, len(when_ms) + 1), "at_ms": when_ms})
     return Section(
-        "tour_timeline", {}, timeline_sentence(alone),
+        "tour_timeline", {"timeline": arrivals}, timeline_sentence(alone),
         picture=partial(figures.timeline, when_ms), picture_caption="When each token arrived.",
+        rests_on="1 call, 1 process",
     )  # fmt: skip
 
 
