@@ -206,5 +206,7 @@ def false_alarms(changes: Sequence[Change]) -> str:
         return ""
     fails = float(1.0 - np.prod(1.0 - rates))
     share = percent(fails, 2) if fails >= LEAST_SAID else f"less than {percent(LEAST_SAID, 2)}"
-    return f"A pull request that changes nothing fails in {share} of cases at the noise seen here, "
+    return (
+        f"A pull request that changes nothing fails in {share} of cases at the noise seen here, "
         f"over {counted(rates.size, 'benchmark')}."
+    )
