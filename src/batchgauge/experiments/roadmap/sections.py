@@ -242,7 +242,7 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         f"the rate that is sustained with {percent(IN_TIME)} in time, then by p90 waiting.",
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
-        "of 1 is better.",
+        "of the dotted line is better.",
         rests_on=f"simulated, {counted(seeds, 'seed')}",
     ), Section(
         "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
