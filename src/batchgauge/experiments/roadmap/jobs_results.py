@@ -161,7 +161,7 @@ def scores(table: pd.DataFrame) -> list[Score]:
         Score("jobs_tokenizing", f"{work} tokenizing", 0.92, *_ends(two[0])),
         Score("jobs_generating", f"{work} generating", 0.92, *_ends(two[1])),
         Score("jobs_overhead", over, 2.0, *_ends(named[OVERHEAD]), "%", "lower"),
-        Score("jobs_auto", f"Jobs: `auto` against {beside}", 0.97, *_ends(named[AUTO])),
+        Score("jobs_auto", f"Jobs: auto against {beside}", 0.97, *_ends(named[AUTO])),
     ]
 
 
@@ -192,7 +192,7 @@ def sentence(table: pd.DataFrame) -> str:
     return (
         f"On {WORKERS} worker processes of one thread each an empty task takes {empty}, and a cold "
         f"start {named[COLD]['value']:.1f} s to the first answer. "
-        f"{' '.join(score.sentence() for score in scores(table))} `auto` chose "
+        f"{' '.join(score.sentence() for score in scores(table))} Auto chose "
         f"{named['size of auto']['value']:.0f} in {named['advice']['value']:.1f} s, and the best "
         f"fixed size was {named['best fixed size']['value']:.0f}. A tokenizing job with {jobs}; "
         f"{'all outputs are the same bytes' if not differ else f'{differ} outputs differ'}. "
