@@ -95,7 +95,10 @@ def test_what_figures_rest_on_is_read_from_their_columns():
             "is_warmup": [True, False, False],
         }
     )
-    assert tables.basis(table) == "6 to 12 blocks"
+    assert tables.basis(table) == "6 to 12 blocks, 1 process"
+    assert tables.basis(table.assign(processes=5)) == "6 to 12 blocks, 5 processes"
+    assert tables.basis(pd.DataFrame({"seed": [0, 1, 1]})) == "2 seeds"
+    assert tables.basis(pd.DataFrame({"calls": [1], "seed": [0]})) == "1 call, 1 process"
     assert tables.basis(samples) == "2 blocks, 1 process"
     assert tables.basis(pd.DataFrame({"x": [1]})) == tables.basis() == ""
 

@@ -85,9 +85,9 @@ def _decided(
         f"Slowed down by {100 * injection.slowdown:g} % by {how}" if how else "The same code twice"
     )
     key = f"{injection.kind}_{100 * injection.slowdown:g}".replace(".", "_") if how else "same_code"
-    low, high = (f(c.blocks for c in changes) for f in (min, max))
+    rounds_taken = span([c.blocks for c in changes])
     finding = (
-        f"{what}: {failing} of {count} benchmarks fail, after {low} to {high} rounds and "
+        f"{what}: {failing} of {count} benchmarks fail, after {rounds_taken} rounds and "
         f"{max(c.seconds for c in changes):.0f} s a benchmark at most. "
     ) + ("" if how else false_alarms(changes))
     mine = rounds[
@@ -98,6 +98,7 @@ def _decided(
         "Change of time, the interval that holds at whichever look it ended, and the verdict.",
         partial(figures.ratios, frame_of(changes), f"{what}: {failing} of {count} benchmarks fail"),
         f"{what}: ratio of times with its 95 % interval over rounds of two fresh processes.",
+        rests_on=f"{rounds_taken} rounds, 2 processes each",
     )  # fmt: skip
 
 
