@@ -250,7 +250,7 @@ def test_a_rung_paid_only_beyond_its_interval(seed):
 def test_what_limits_a_batch_is_said_only_where_decode_gains_more(seed):
     """Prefill is named where decode alone is beyond the interval of the whole, with its figure."""
     whole, alone = drawn(seed, 1, 9, 2)
-    answers = pd.Series({"batch_size": 8, "speedup_x": whole, "high_x": whole + 0.5})
+    answers = {"batch_size": 8, "speedup_x": whole, "high_x": whole + 0.5}
     phases = pd.DataFrame({"batch_size": [1, 8], "decode_speedup_x": [1.0, alone]})
     said = baseline.limit_words(answers, phases)
     assert bool(said) == (alone > whole + 0.5)

@@ -54,7 +54,7 @@ def answer(table: pd.DataFrame) -> str:
             f"{counts.get('slower', 0)} of {counted(len(rows), 'kind')} of work"
         )
         if len(told):
-            most = told.loc[told["over_first_x"].map(math.log).abs().idxmax()]
+            most = max(told.to_dict("records"), key=lambda row: abs(math.log(row["over_first_x"])))
             text += (
                 f", most in {most['work']}: {number(most['over_first_x'])} × "
                 f"[{number(most['low_x'])}, {number(most['high_x'])}]"

@@ -153,7 +153,7 @@ def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) 
     return Answer(text, requests.name, [tile])
 
 
-def limit_words(answers: pd.Series[Any], phases: pd.DataFrame) -> str:
+def limit_words(answers: Mapping[str, Any], phases: pd.DataFrame) -> str:
     """What keeps whole requests from gaining as decode does; empty where nothing does."""
     same = phases[phases["batch_size"] == answers["batch_size"]]
     gain = float(same["decode_speedup_x"].iloc[0]) if len(same) else math.nan
