@@ -19,6 +19,7 @@ from batchgauge.experiments.bottlenecks import kernels, sentences
 from batchgauge.experiments.bottlenecks import sections as bottlenecks
 from batchgauge.experiments.context import Context
 from batchgauge.profiling.findings import rank_findings
+from batchgauge.profiling.stacks import Frame, StackProfile
 from batchgauge.reporting import Report, profile_named
 
 SMOKE = profile_named("smoke")
@@ -105,6 +106,21 @@ def test_decode_hotspots_add_up_to_one_step(subject):
     assert decode["MLP"].share == pytest.approx(0.4)
     assert math.isnan(decode["norms, rotations and the rest"].ratio)
     assert rank_findings(list(decode.values()))["where"].iloc[0] == "MLP"
+
+
+def test_a_function_of_prefill_promises_no_more_than_prefill(subject, monkeypatch):
+    """Where the roofline knows prefill, no function of it is a hotspot without a floor."""
+    stack = StackProfile("py-spy", "s", (((Frame("run", "a.py", 1, "native"),), 1.0),), 1.0, 9)
+    monkeypatch.setattr(subject, "samples", {"prefill (numpy)": stack, "tokenizing (numpy)": stack})
+    names = ("QKV", "attention", "output", "MLP", "head", "decode", "prefill")
+    row = {"batch_size": 3, "measured_ms": 10.0, "ratio": 1.0, "bound": "compute"}
+    roofline = pd.DataFrame([{"kernel": name, **row} for name in names])
+    stages = pd.DataFrame(
+        {"batch_size": 3, "stage": ["prefill", "decode"], "share": [0.4, 0.6], "wall_ms": 1.0}
+    )
+    parts = {spot.part for spot in found.hotspots(subject, stages, roofline)}
+    assert "tokenizing (numpy)" in parts
+    assert "prefill (numpy)" not in parts
 
 
 def show_all(report, subject):

@@ -27,6 +27,10 @@ from batchgauge.registry import missing_packages, open_tokenizer
 from batchgauge.reporting import Section
 from batchgauge.reporting.profiles import profile_named
 
+HELD = Section("loads", {"load": pd.DataFrame(
+    {"engine": ["numpy", "llama-cpp"], "rss_after_batch_mib": [700.0, 300.0]}
+)})  # fmt: skip
+
 mpl.use("Agg")
 SMOKE = profile_named("smoke")
 
@@ -144,7 +148,7 @@ def test_an_unstable_peer_has_no_ratio():
     assert row["ours_is"] == "unstable"
     assert np.isnan(row["ours_over_theirs_x"])
     assert row["spread"] == row["larger_spread"] > 0.15
-    said = f"15 %: torch (decode 8, 1 thread: {100 * row['spread']:.0f} %)."
+    said = f"15 %, most torch (decode 8, 1 thread: {100 * row['spread']:.0f} %)."
     assert sections.unstable_sentence(table).endswith(said)
     unsaid = "in 1 a side is too unstable to say"
     assert sections.sentence(table, "decode").endswith(f"slower in 0; {unsaid}")
@@ -166,8 +170,11 @@ def test_an_unstable_peer_far_away_is_a_win_or_a_loss_without_a_ratio(theirs, is
     assert not sections.goals(table)
     assert figures.verdicts(table) == figures.tally(table)
     engines, nobody = Section("engines", {"engines": table}), Section("words", {"words": table[:0]})
-    named = "slower without a ratio: torch" in sections.answer(nobody, engines, nobody).text
-    assert named == (is_ == "slower")
+    answer = sections.answer(nobody, engines, nobody, HELD)
+    (tile,) = answer.tiles
+    for said in (answer.text, tile.text):
+        assert ("slower without a ratio: torch" in said) == (is_ == "slower")
+    assert answer.text.endswith("ours holds 700 MiB after a batch of 8, llama.cpp 300 MiB.")
     few = peers_rates.table(records(pair, processes=2))
     assert few["ours_is"].tolist() == ["", "unstable"]
 
@@ -178,6 +185,7 @@ def test_whose_blocks_differ_is_said_with_their_spread():
     ours, theirs = (table[table["implementation"] == n].iloc[0] for n in ("numpy:float32", "torch"))
     assert theirs["larger_spread"] == ours["spread"] > 0.15 > theirs["spread"]
     said = f"ours, float32, beside torch (decode 8, 1 thread: {100 * ours['spread']:.0f} %)."
+    assert sections.unstable_sentence(table).startswith("1 comparison without a ratio, since")
     assert sections.unstable_sentence(table).endswith(said)
 
 
@@ -192,7 +200,7 @@ def test_two_processes_are_too_few_for_a_verdict():
     assert figures.extremes(table) == f"{figures.tally(table)}."
     assert not sections.goals(table.assign(implementation="transformers"))
     engines, nobody = Section("engines", {"engines": table}), Section("words", {"words": table[:1]})
-    (tile,) = sections.answer(nobody, engines, nobody).tiles
+    (tile,) = sections.answer(nobody, engines, nobody, HELD).tiles
     assert tile.value == "Engines: no verdict on 1 comparison"
 
 

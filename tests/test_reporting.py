@@ -95,7 +95,10 @@ def test_what_figures_rest_on_is_read_from_their_columns():
             "is_warmup": [True, False, False],
         }
     )
-    assert tables.basis(table) == "6 to 12 blocks"
+    assert tables.basis(table) == "6 to 12 blocks, 1 process"
+    assert tables.basis(table.assign(processes=5)) == "6 to 12 blocks, 5 processes"
+    assert tables.basis(pd.DataFrame({"seed": [0, 1, 1]})) == "2 seeds"
+    assert tables.basis(pd.DataFrame({"calls": [1], "seed": [0]})) == "1 call, 1 process"
     assert tables.basis(samples) == "2 blocks, 1 process"
     assert tables.basis(pd.DataFrame({"x": [1]})) == tables.basis() == ""
 
@@ -431,6 +434,9 @@ def test_the_dictionary_says_ends_percentiles_and_units(tmp_path):
     assert "A row is one timed sample." in text
     assert "| `wall_ms` | ms | wall time |" in text
     assert "| `share` | of 1 |" in text
+    (tmp_path / "data" / "b.csv").write_text("waiting_gain,waiting_gain_low\n1,2\n")
+    text = write_dictionary(tmp_path).read_text(encoding="utf-8")
+    assert "| `waiting_gain_low` | × | lower end of the 95 % interval |" in text
 
 
 def test_every_committed_column_has_a_meaning():
@@ -446,6 +452,8 @@ def test_every_committed_column_has_a_meaning():
         if not meaning(column)
     }
     assert unknown == set()
+    text = (PROJECT / "data" / "README.md").read_text(encoding="utf-8")
+    assert text.count("\nA row is one ") == len(heads)
 
 
 def test_a_history_keeps_runs_that_compare(tmp_path, capsys):
@@ -468,6 +476,8 @@ def test_a_history_keeps_runs_that_compare(tmp_path, capsys):
     assert (found.points, found.verdicts) == ([3.0, 2.0], ["met", "missed"])
     assert found.has_changed
     assert found.sparkline() == "3.0,3.0 81.0,15.0"
+    earlier = past(history, [facts("1", 3.0, "met")])["s8"]
+    assert (earlier.points, earlier.has_changed) == ([3.0], False)  # none that ran since
     path = tmp_path / "data" / "history.csv"
     before = path.read_text(encoding="utf-8")
     for number, foreign in enumerate(
@@ -574,3 +584,32 @@ def test_only_scripts_of_our_own_run():
     assert content_policy().count("'sha256-") == 1
     assert content_policy(alive=True).count("'sha256-") == 2
     assert "unsafe-eval" not in content_policy(alive=True)
+
+
+def test_a_page_says_once_what_its_answer_says():
+    """Sentences of the answer and titles of figures go from the findings; the rest stays."""
+    from nbformat import v4
+
+    from batchgauge.reporting.page import page_of
+
+    def output(kind, text="", **more):
+        return v4.new_output(
+            "display_data", {"text/markdown": text, "text/plain": text},
+            metadata={"batchgauge": {"kind": kind, **more}},
+        )  # fmt: skip
+
+    outputs = [
+        output("figure", title="Four take 2 ms", file="figures/a.png"),
+        output("finding", "Four take 2 ms. Eight take 3 ms."),
+        output("finding", "It pays."),
+        output("finding", "- It pays.\n- It pays."),
+    ]
+    notebook = v4.new_notebook(cells=[v4.new_code_cell("1", outputs=outputs)])
+    facts = {
+        "report": "a", "finished": "2026", "title": "t", "question": "q", "answer": "It pays. Run!",
+        "profile": "smoke", "files": [],
+    }  # fmt: skip
+    shown, page = page_of(notebook, facts)
+    said = [o.data["text/markdown"] for o in shown.cells[0].outputs]
+    assert said == ["", "Eight take 3 ms.", "- It pays.\n- It pays."]
+    assert page.answer == "It pays. Run!"

@@ -492,7 +492,7 @@ def test_counts_in_the_cells_are_checked_before_anything_runs(case, counts):
 def test_findings_say_what_the_invented_data_hold(shown):
     """The numbers that went in stand in the sentences and scores that come out."""
     (error,) = shown["roadmap_validation"].scores()
-    assert error.value == pytest.approx(0.04)
+    assert (error.value, error.unit) == (pytest.approx(4.0), "%")
     assert error.verdict == "met"
     assert "Of 8 figures against their bounds: 8 met" in shown["roadmap_validation"].sentence()
     assert "at 80 % of capacity (+4.0 % [+4.0 %, +4.0 %]" in shown["roadmap_validation"].sentence()
@@ -588,3 +588,15 @@ def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
     said = sections.built(tmp_path).sentence()
     assert "the run of 2026-03-01 09:04 UTC): 1.90 × [1.60, 2.20]" in said
     assert "static: 1 of 1; continuous: 1 of 2; 1 failed, 0 are undecided" in said
+
+
+def test_a_single_seed_gives_the_simulation_no_interval(monkeypatch):
+    """A smoke run has one: the score is there, in percent, without ends."""
+    empty = pd.DataFrame()
+    checked: Any = SimpleNamespace(
+        worst=(0.04, None, None), figures=empty, requests=empty, batches=empty, sentence=lambda: ""
+    )
+    monkeypatch.setattr(sections.validation, "validate", lambda *_, **__: checked)
+    case: Any = SimpleNamespace(context=SimpleNamespace(budget=profile_named("smoke")))
+    (score,) = sections.check_simulation(case, loads=[0.5]).scores()
+    assert (score.value, score.low, score.high, score.verdict) == (4.0, None, None, "met")

@@ -19,8 +19,8 @@ from batchgauge.profiling.findings import (
     Hotspot,
     amdahl_bound,
     finding_sentence,
+    growth_sentence,
     memory_findings,
-    memory_sentence,
     rank_findings,
     reachable_speedup,
 )
@@ -180,5 +180,5 @@ def test_memory_findings_name_growth_before_temporaries():
     frame = memory_findings(invented_allocations(200_000), "decode")
     assert list(frame["where"]) == ["grow (a.py:3)", "scratch (b.py:7)"]
     assert list(frame["bytes_per_call"]) == [20_000.0, 5_000_000.0]
-    assert "`grow (a.py:3)` keeps 20 kB" in memory_sentence(invented_allocations(200_000), "decode")
-    assert "no site grows" in memory_sentence(invented_allocations(100), "decode")
+    assert "`grow (a.py:3)` keeps 20 kB" in growth_sentence(invented_allocations(200_000), "decode")
+    assert growth_sentence(invented_allocations(100), "decode") == ""

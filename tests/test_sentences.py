@@ -16,11 +16,19 @@ from batchgauge.experiments.batch_sizing import sentences as sizing
 from batchgauge.experiments.bottlenecks import sentences as bottlenecks
 from batchgauge.experiments.peers import figures as peers
 from batchgauge.experiments.peers import sections as peers_sections
+from batchgauge.experiments.regression import sections as regression
+from batchgauge.experiments.serving import sections as serving
 from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.machine.rates import Rates
-from batchgauge.profiling.findings import Hotspot, finding_sentence, rank_findings
+from batchgauge.profiling.findings import (
+    Hotspot,
+    finding_sentence,
+    rank_findings,
+    worth_a_sentence,
+)
+from batchgauge.profiling.lines import LineProfile
 from batchgauge.reporting import plots
-from batchgauge.text import percent
+from batchgauge.text import percent, span
 
 SEEDS = range(6)
 PEERS = ["transformers", "llama-cpp", "hf"]
@@ -236,3 +244,84 @@ def test_a_rung_paid_only_beyond_its_interval(seed):
     assert said.endswith(f"{wanted}.")
     assert "e+" not in said
     assert "1,230 × over the baseline" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_limits_a_batch_is_said_only_where_decode_gains_more(seed):
+    """Prefill is named where decode alone is beyond the interval of the whole, with its figure."""
+    whole, alone = drawn(seed, 1, 9, 2)
+    answers = {"batch_size": 8, "speedup_x": whole, "high_x": whole + 0.5}
+    phases = pd.DataFrame({"batch_size": [1, 8], "decode_speedup_x": [1.0, alone]})
+    said = baseline.limit_words(answers, phases)
+    assert bool(said) == (alone > whole + 0.5)
+    assert not said or said.startswith(f"Prefill limits it: decode alone does {alone:.2f} ×")
+    assert baseline.limit_words(answers, phases[:1]) == ""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_continuous_batching_and_our_engine_cost(seed):
+    """The gap between tokens by its sign; memory beside whoever holds least."""
+    gaps = drawn(seed, 20, 90, 2)
+    table = pd.DataFrame(
+        {
+            "policy": ["static", "continuous"] * 2, "load": [0.8, 0.8, 0.5, 0.5],
+            "shape": "Poisson", "p50_inter_token_ms": [*gaps, 1.0, 2.0],
+        }
+    )  # fmt: skip
+    said = serving.gap_words(table, 0.8)
+    assert ("costs no time" in said) == (gaps[1] <= gaps[0])
+    assert f"{gaps[1]:,.0f} ms instead of {gaps[0]:,.0f}" in said
+    assert serving.gap_words(table[:1], 0.8) == ""
+    held = drawn(seed, 100, 2000, 3)
+    loads = pd.DataFrame({"engine": ["numpy", "a", "b"], "rss_after_batch_mib": held})
+    said = peers_sections.memory_words(loads)
+    assert ("the least of all" in said) == (held[0] == min(held))
+    assert f"ours holds {held[0]:,.0f} MiB" in said.replace("Ours", "ours")
+    assert held[0] == min(held) or f"{min(held):,.0f} MiB." in said
+    assert peers_sections.memory_words(loads[:1]) == ""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_findings_in_prose_are_those_that_move_a_request(seed):
+    """None that would leave a request as it is; of no request at all the largest stay."""
+    shares = drawn(seed, 0.03, 0.9)
+    spots = [Hotspot("decode", name, s, "python") for name, s in zip("abc", shares, strict=True)]
+    for of_request in (0.001, 0.5):
+        ranked = rank_findings(spots, {"decode": of_request})
+        told = worth_a_sentence(ranked)
+        worth = [w for w, s in zip("abc", shares, strict=True) if 1 / (1 - s * of_request) >= 1.01]
+        assert sorted(told["where"]) == (worth or ["a", "b", "c"])
+    assert len(worth_a_sentence(rank_findings(spots))) == len(spots)
+
+
+@pytest.mark.parametrize("explained", [0.4, 1.0, 1.64])
+def test_lines_that_hold_a_call_twice_explain_nothing(explained):
+    """More than the whole run is said to be counted twice."""
+    frame = pd.DataFrame(
+        {
+            "function": "f", "file": "a.py", "line": [1, 2], "source": ["x()", "y"],
+            "hits": [3, 4], "self_ms": [75.0 * explained, 25.0 * explained], "share": [0.75, 0.25],
+        }
+    )  # fmt: skip
+    said = bottlenecks.lines_sentence("decode", LineProfile(frame, 100.0))
+    assert "`x()` in `f` (line 1) has 75 % of the lines' time in 3 hits" in said
+    assert ("count twice" in said) == (explained > 1.1)
+    assert percent(explained) in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_gate_s_rates_are_counts_with_their_interval(seed):
+    """Failures of decisions, slow-downs apart; how long one takes, over how many runs."""
+    fails = np.random.default_rng(seed).random(12) < 0.5
+    rows = pd.DataFrame(
+        {
+            "run_id": ["a", "b", "c"] * 4, "slowdown": [0.0] * 6 + [0.05] * 6, "benchmark": "t",
+            "status": "no change seen", "fails": fails, "seconds": [7.0] * 6 + [15.0] * 6,
+            "blocks": 9,
+        }
+    )  # fmt: skip
+    said = regression.rates_sentence(rows)
+    assert f"unchanged code in {fails[:6].sum()} of 6 decisions [" in said
+    assert f"a slow-down of 5 % in {fails[6:].sum()} of 6 decisions [" in said
+    assert "a decision takes 7 to 15 s. Intervals are over 3 runs" in said
+    assert (span([3, 3]), span([5, 3])) == ("3", "3 to 5")

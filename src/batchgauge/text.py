@@ -15,7 +15,7 @@ from __future__ import annotations
 import html
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from batchgauge.redaction import redacted
@@ -133,6 +133,12 @@ def figures(value: float, digits: int = 3) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 thread`, `2 threads`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def span(numbers: Sequence[int]) -> str:
+    """`5`, or `3 to 5` where they differ."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def sentences(text: str) -> list[str]:

@@ -18,10 +18,11 @@ import pandas as pd
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.stacks import KIND_LABELS, Kind
-from batchgauge.text import Markdown, code, escaped, percent
+from batchgauge.text import Markdown, code, percent
 
 AT_LIMIT = 1.5  # measured over floor: within this, only less work helps
 SMALLEST, MOST = 0.02, 3  # share of a part that is a finding, and findings of a part
+WORTH = 1.01  # times as fast that a request must become for a sentence
 LEAK_BYTES = 4096.0
 
 
@@ -118,6 +119,15 @@ def rank_findings(
     return frame
 
 
+def worth_a_sentence(findings: pd.DataFrame) -> pd.DataFrame:
+    """The findings that can make a request `WORTH` times as fast; of no request, the largest."""
+    gain = findings["reachable_speedup"].where(
+        findings["floor_ratio"].notna(), findings["amdahl_bound"]
+    )
+    moves = findings["request_share"].notna() & (gain.isna() | (gain >= WORTH))
+    return findings[moves] if moves.any() else findings.head(MOST)
+
+
 def finding_sentence(row: pd.Series) -> Markdown:
     """One ranked finding as a sentence of prose."""
     text = Markdown("{} takes {} of {}").format(
@@ -162,19 +172,22 @@ def _at(site: Mapping[Hashable, Any]) -> str:
     return f"{site['function']} ({file}:{site['line']})"
 
 
-def memory_sentence(profile: AllocationProfile, part: str) -> Markdown:
-    """Growth and temporary bytes of one part in words."""
+def growth_sentence(profile: AllocationProfile, part: str) -> Markdown:
+    """The site of a part that keeps most memory; empty where none grows."""
     growth = memory_findings(profile, part)
     grows = growth[growth["finding"].str.startswith("grows")]
     if grows.empty:
-        text = escaped(f"{part}: no site grows with the calls")
-    else:
-        first = grows.iloc[0]
-        size = amount(float(first["bytes_per_call"]), "bytes")
-        text = Markdown("{}: {} keeps {} more after every call").format(
-            part, code(first["where"]), size
-        )
-    if not math.isnan(profile.allocated_bytes):
-        each = amount(profile.temporary_bytes_per_call, "bytes")
-        text += f"; {each} are allocated and given back in each call"
-    return text + f" ({profile.tool})."
+        return Markdown("")
+    first = grows.iloc[0]
+    size = amount(float(first["bytes_per_call"]), "bytes")
+    return Markdown("In {}, {} keeps {} more after every call.").format(
+        part, code(first["where"]), size
+    )
+
+
+def temporary_sentence(profile: AllocationProfile, part: str) -> str:
+    """The bytes that one part gives back, with the tool that says so."""
+    if math.isnan(profile.allocated_bytes):
+        return f"What is given back at once was not seen ({profile.tool})."
+    each = amount(profile.temporary_bytes_per_call, "bytes")
+    return f"Most is allocated and given back in {part}: {each} a call ({profile.tool})."

@@ -64,13 +64,16 @@ def write_dictionary(out: Path) -> Path:
         if row := _row(path.stem):
             parts += [f"A row is {row}.", ""]
         parts += ["| column | unit | meaning |", "| :-- | :-- | :-- |"]
-        units: Mapping[str, str] = _known()["units"]
-        parts += [
-            f"| `{c}` | {escaped(units.get(c) or unit_of(c))} | {escaped(meaning(c))} |"
-            for c in columns
-        ]
+        parts += [f"| `{c}` | {escaped(_unit(c))} | {escaped(meaning(c))} |" for c in columns]
         parts.append("")
     return write_text("\n".join(parts).rstrip() + "\n", folder / "README.md")
+
+
+def _unit(column: str) -> str:
+    """The unit of a column; an end of an interval has that of what it is an end of."""
+    units: Mapping[str, str] = _known()["units"]
+    whole = re.sub(r"_(low|high)$", "", column)
+    return units.get(column) or unit_of(column) or units.get(whole, "")
 
 
 def _row(stem: str) -> str:

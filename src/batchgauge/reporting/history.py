@@ -112,8 +112,9 @@ def past(history: pd.DataFrame, reports: Sequence[Mapping[str, Any]]) -> dict[st
         rows = history
         for name, value in like.items():
             rows = rows[rows[name] == value]
+        rows = rows[rows["finished"] <= facts["finished"]]  # another may have run since
         for key, mine in rows.sort_values("finished").groupby("key", sort=False):
-            values = mine[mine["value"].notna()]
+            values = mine[mine["value"].notna() & (mine["unit"] == mine["unit"].iloc[-1])]
             if len(values) and str(key) not in found:
                 last = values.iloc[-1]
                 found[str(key)] = Past(

@@ -71,6 +71,7 @@ def write_index(out: Path, order: Sequence[str]) -> Path:
         "counts": {verdict: sum(r.score.verdict == verdict for r in rows) for verdict in _VERDICTS},
         "groups": by_question(rows),
         "tiles": answers(reports, earlier),
+        "earlier": earlier,
         "noise": _tiles(reports, "noise"),
         "peers": _tiles(reports, "peers"),
         "changed": [score for score in earlier.values() if score.has_changed],
@@ -140,16 +141,11 @@ def _here(reports: Sequence[Mapping[str, Any]]) -> str:
 
 
 def by_question(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
-    """The scorecard by report: its name, its title, its rows, those not met first."""
-    names = dict.fromkeys((row.report, row.title) for row in rows)
+    """The scorecard by report: its name, its title, its rows; what was not met comes first."""
     order = {verdict: place for place, verdict in enumerate(_VERDICTS)}
-    return [
-        (
-            name, title,
-            sorted((r for r in rows if r.report == name), key=lambda r: order[r.score.verdict]),
-        )
-        for name, title in names
-    ]  # fmt: skip
+    ranked = sorted(rows, key=lambda row: order[row.score.verdict])
+    names = dict.fromkeys((row.report, row.title) for row in ranked)
+    return [(name, title, [r for r in ranked if r.report == name]) for name, title in names]
 
 
 def read_facts(out: Path, order: Sequence[str]) -> list[dict[str, Any]]:

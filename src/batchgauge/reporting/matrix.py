@@ -15,7 +15,6 @@ address of a Dask scheduler, each is run on a worker machine that it has to itse
 
 from __future__ import annotations
 
-import base64
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -28,15 +27,18 @@ import yaml
 
 from batchgauge import extras
 from batchgauge.errors import UserError
-from batchgauge.files import write_text
+from batchgauge.files import write_csv, write_text
 from batchgauge.lock import locked
 from batchgauge.redaction import redacted
-from batchgauge.reporting import plots, tables
-from batchgauge.reporting.export import one_blank_line
+from batchgauge.reporting import charts, tables
+from batchgauge.reporting.export import one_blank_line, with_bundle
 from batchgauge.reporting.index import Row, read_facts, render, scorecard
-from batchgauge.reporting.matrix_rates import rates
+from batchgauge.reporting.matrix_rates import answer, rates
 from batchgauge.reporting.project import notebooks_folder, results_folder
+from batchgauge.reporting.render import save_png
+from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.reporting.study import books, checked, out_folder, run_study, say
+from batchgauge.text import counted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -169,7 +171,7 @@ def _elsewhere(
 
 
 def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> Path:
-    """Write `index.html`, `index.md` and a picture under `base`: every score of every run."""
+    """Write `index.html` and `index.md` under `base`: who is faster, every score of every run."""
     facts = {run.name: read_facts(base / run.name, order) for run in runs}
     cards = {name: scorecard(found) for name, found in facts.items()}
     scores = _frame(cards)
@@ -183,9 +185,8 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
     machines = _machines(runs, facts, base)
     done = [run.name for run in runs if facts[run.name]]
     throughput = rates(base, done) if done else pd.DataFrame()
-    picture = _picture(cards, base / "figures" / "comparison.png") if len(scores) else None
+    picture = _picture(throughput, base)
     shown = [
-        (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
         (
             throughput,
             f"Throughput of every run, and its ratio to '{done[0]}' with a 95 % interval; the "
@@ -193,20 +194,24 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
             if done
             else "",
         ),
+        (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
         (scores, "Every score of every run, with its 95 % interval."),
         (given, "What each run was given."),
     ]
     about = {
         "runs": done,
         "missing": [run.name for run in runs if run.name not in done],
-        "picture": picture and base64.b64encode(picture.read_bytes()).decode("ascii"),
-        "alt": "Every score of every run with its 95 % interval",
+        "answer": answer(throughput),
+        "picture": picture,
+        "key": METADATA_KEY,
         "tables": [(frame, caption) for frame, caption in shown if len(frame)],
         "to_html": tables.to_html,
         "to_markdown": tables.to_markdown,
+        "counted": counted,
     }
     write_text(one_blank_line(render("comparison.md.j2", about)), base / "index.md")
-    return write_text(render("comparison.html.j2", about), base / "index.html")
+    page = render("comparison.html.j2", about, alive=picture is not None)
+    return write_text(with_bundle(page), base / "index.html")
 
 
 def _machines(
@@ -261,21 +266,34 @@ def _frame(cards: Mapping[str, Sequence[Row]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), columns=["target", *cards]).fillna("–")
 
 
-def _picture(cards: Mapping[str, Sequence[Row]], path: Path) -> Path:
-    """One panel a score, one point with its interval a run."""
-    import matplotlib.pyplot as plt
+def _picture(throughput: pd.DataFrame, base: Path) -> dict[str, Any] | None:
+    """The ratios to the first run, a row a kind of work, a dot a run; None without another run.
 
-    plots.use_theme()
-    scores = {row.score.key: row.score for card in cards.values() for row in card}
-    height = 0.75 + 0.3 * len(cards)
-    fig, axes = plt.subplots(len(scores), figsize=(7.6, height * len(scores)), squeeze=False)
-    for ax, (key, score) in zip(axes[:, 0], scores.items(), strict=True):
-        found = {n: r.score for n, card in cards.items() for r in card if r.score.key == key}
-        values = [s.value for s in found.values()]
-        low = [s.value if s.low is None else s.low for s in found.values()]
-        high = [s.value if s.high is None else s.high for s in found.values()]
-        plots.points_with_interval(ax, list(found), values, low, high)
-        if score.goal is not None:
-            plots.reference_line(ax, score.goal, score.aim(), axis="x")
-        ax.set(title=score.label, xlabel=score.unit)
-    return plots.save(fig, path, "Every score of every run with its 95 % interval")
+    Written as `figures/comparison.png` and `throughput.csv` under `base`.
+    """
+    if not len(throughput):
+        return None
+    write_csv(throughput, base / "throughput.csv")
+    others = throughput[throughput["run"] != throughput["run"].iloc[0]].dropna(
+        subset=["over_first_x"]
+    )
+    if others.empty:
+        return None
+    names = {"work": "name", "run": "series", "low_x": "low", "high_x": "high"}
+    shown = others.rename(columns=names)
+    ends = charts.powers(*(shown[c].dropna() for c in ("low", "high", "over_first_x")))
+    first = throughput["run"].iloc[0]
+    x = charts.Axis("over_first_x", f"throughput ÷ that of {first} (×)", 2, ends)
+    looks = charts.Looks.of(shown["series"])
+    even = charts.Line(1.0, f"as fast as {first}", "x", "floor")
+    title = answer(throughput).rstrip(".")
+    chart = charts.dots(shown, title, x, looks, [even], more=["verdict"])
+    alt = f"{title}. A dot is a run, its bar the 95 % interval."
+    about = {
+        "file": "figures/comparison.png", "title": title, "alt": alt,
+        "caption": "Throughput over that of the first run, with 95 % intervals.",
+        "csv": "matrix/throughput.csv", "basis": "",
+    }  # fmt: skip
+    spec = {**chart.full(alt), "usermeta": {METADATA_KEY: about}}
+    save_png(spec, base / about["file"], alt)
+    return spec

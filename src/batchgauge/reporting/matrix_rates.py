@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from batchgauge.reporting.tables import number
 from batchgauge.statistics import difference, units_of
+from batchgauge.text import counted
 
 # Reports' samples; of the tour only the single runs' throughput.
 _SAMPLES = ("baseline_performance_inference", "baseline_performance_tokenizing")
@@ -36,6 +38,29 @@ def rates(base: Path, runs: Sequence[str]) -> pd.DataFrame:
             if logs is not None:
                 rows.append({"work": work, "run": run, **_against(logs, first, run == runs[0])})
     return pd.DataFrame(rows)
+
+
+def answer(table: pd.DataFrame) -> str:
+    """Which runs are faster or slower than the first, and by how much at most; empty for none."""
+    said = []
+    first = table["run"].iloc[0] if len(table) else ""
+    for run, rows in table.groupby("run", sort=False):
+        if run == first:
+            continue
+        counts = rows["verdict"].value_counts()
+        told = rows[rows["verdict"].isin(["faster", "slower"])]
+        text = (
+            f"{run} is faster than {first} in {counts.get('faster', 0)} and slower in "
+            f"{counts.get('slower', 0)} of {counted(len(rows), 'kind')} of work"
+        )
+        if len(told):
+            most = max(told.to_dict("records"), key=lambda row: abs(math.log(row["over_first_x"])))
+            text += (
+                f", most in {most['work']}: {number(most['over_first_x'])} × "
+                f"[{number(most['low_x'])}, {number(most['high_x'])}]"
+            )
+        said.append(text)
+    return f"{'; '.join(said)}." if said else ""
 
 
 def _against(

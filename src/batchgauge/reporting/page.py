@@ -25,6 +25,7 @@ from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.model import short
 from batchgauge.reporting.render import bundle
 from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.text import Markdown, escaped, sentences
 
 SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(encoding="utf-8")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -104,11 +105,12 @@ def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookN
         Link("Markdown", f"{name}.md"),
         *(Link(Path(f).name, f"../{f}") for f in tables),
     ]
+    said = {_bare(sentence) for sentence in sentences(page.answer)}
     for cell in shown.cells:
         if cell.cell_type == "code":
             marks = [o.get("metadata", {}).get(METADATA_KEY, {}) for o in cell.outputs]
             page.scores += [m for m in marks if m.get("kind") == "score"]
-            shown_here = [o for o in cell.outputs if is_shown(o)]
+            shown_here = [o for o in cell.outputs if is_shown(o) and _says_more(o, said)]
             page.is_alive |= any(MIME in o.get("data", {}) for o in shown_here)
             decides = [o for o in shown_here if _is_figure(o, str(facts.get("figure") or ""))]
             page.figure = next(iter(decides), page.figure)
@@ -122,6 +124,26 @@ def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookN
             cell.metadata["aside"] = found[2]
             cell.source = cell.source[found.end() :]
     return shown, page
+
+
+def _says_more(output: NotebookNode, said: set[str]) -> bool:
+    """Whether an output says what is not yet `said`: answer and titles; a finding loses the rest.
+
+    The title of a figure is said from here on. A list of findings stays as it is.
+    """
+    marks = output.get("metadata", {}).get(METADATA_KEY, {})
+    if marks.get("kind") == "figure" and marks.get("title"):
+        said.add(_bare(escaped(marks["title"])))
+    if marks.get("kind") != "finding" or "\n" in output.data["text/markdown"]:
+        return True
+    left = [s for s in sentences(output.data["text/markdown"]) if _bare(s) not in said]
+    text = Markdown(" ".join(left))
+    output.data |= {"text/markdown": text, "text/plain": text.plain}
+    return bool(left)
+
+
+def _bare(sentence: str) -> str:
+    return sentence.strip().rstrip(".")
 
 
 def _is_figure(output: NotebookNode, name: str) -> bool:

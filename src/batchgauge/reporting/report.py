@@ -137,12 +137,13 @@ class Report:
 
     def figure(
         self, figure: Figure | Chart, name: str, *, alt: str, caption: str,
-        frames: Mapping[str, pd.DataFrame] | None = None,
+        frames: Mapping[str, pd.DataFrame] | None = None, csv: str = "", rests_on: str = "",
     ) -> Path:  # fmt: skip
         """Save `figure` as `reports/figures/<name>.png` at 2x, show it, close it; its path.
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below, and
-        with it what the `frames` it was drawn from say of their basis. A `Chart` is alive in
+        with it the CSV (`csv`, else the first of `frames`) and what it rests on (`rests_on`, else
+        what the frames say). A `Chart` is alive in
         JupyterLab and on the page, and written as `<name>.vl.json` too.
         """
         alt, caption = _plain(alt), _plain(caption)
@@ -151,8 +152,8 @@ class Report:
             "file": f"figures/{path.name}",
             "title": figure.title if isinstance(figure, Chart) else "",
             "caption": caption,
-            "csv": next((f"data/{self.name}_{n}.csv" for n in frames or ()), ""),
-            "basis": tables.basis(*(frames or {}).values()),
+            "csv": next((f"data/{self.name}_{n}.csv" for n in (csv, *(frames or ())) if n), ""),
+            "basis": rests_on or tables.basis(*(frames or {}).values()),
             "alt": alt,
         }
         data: dict[str, Any] = {"text/plain": alt}
@@ -225,8 +226,10 @@ class Report:
             if drawn:
                 figure, caption = drawn
                 alt = alt_text(figure, result.sentence())
-                frames = result.frames()
-                self.figure(figure, result.name, alt=alt, caption=caption, frames=frames)
+                self.figure(
+                    figure, result.name, alt=alt, caption=caption, frames=result.frames(),
+                    csv=result.csv, rests_on=result.rests_on,
+                )  # fmt: skip
             if shown := result.table():
                 frame, caption = shown
                 long = len(frame) > (_LONG_BEHIND if drawn else _LONG)

@@ -24,7 +24,9 @@ class Section:
     """An outcome, made from plain values; its name is the stem of the picture's file.
 
     `picture` draws and `document` renders (an SVG) with no argument, so that nothing is
-    drawn before it is shown. An empty finding says nothing.
+    drawn before it is shown. An empty finding says nothing. `csv` names the frame that the
+    picture is of where another section writes it, `rests_on` what it rests on
+    (`12 batches, 1 process`) where the frames do not say.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Section:
     picture_caption: str = ""
     targets: Sequence[Score] = ()
     document: Callable[[], str] | None = None
+    csv: str = ""
+    rests_on: str = ""
 
     @property
     def frame(self) -> pd.DataFrame:

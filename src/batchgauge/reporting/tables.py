@@ -30,6 +30,15 @@ _UNITS: Mapping[str, str] = {
     "_s": "s",
     "_x": "×",
 }
+# What a figure may rest on: the column with the number of the one, or numbers of it.
+_BASES = {
+    "block": "blocks",
+    "round": "rounds",
+    "call": "calls",
+    "seed": "seeds",
+    "run": "runs",
+    "process": "processes",
+}
 _ACRONYMS = {"kv": "KV", "ttft": "TTFT", "rss": "RSS", "cpu": "CPU", "blas": "BLAS", "url": "URL"}
 
 
@@ -136,9 +145,12 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
 
 
 def basis(*frames: pd.DataFrame) -> str:
-    """What frames rest on, as their columns say: `12 blocks, 3 processes`; else empty."""
-    said = []
-    for one, many in (("block", "blocks"), ("process", "processes")):
+    """What frames rest on, as their columns say: `12 blocks, 3 processes`; else empty.
+
+    What has neither processes nor runs nor seeds was measured in the notebook's own process.
+    """
+    said = {}
+    for one, many in _BASES.items():
         counts: list[int] = []
         for frame in frames:
             if many in frame:
@@ -146,10 +158,15 @@ def basis(*frames: pd.DataFrame) -> str:
             elif not counts and {one, "benchmark", "is_warmup"} <= set(frame):
                 timed = frame[~frame["is_warmup"].astype(bool)]
                 counts += timed.groupby("benchmark")[one].nunique().tolist()
+            elif one == "seed" and not counts and len(drawn := set(frame.get(one, ()))) > 1:
+                counts = [len(drawn)]
         if counts:
-            low, high = min(counts), max(counts)
-            said.append(f"{low} to {high} {many}" if low < high else counted(high, one, many))
-    return ", ".join(said)
+            low, high = f"{min(counts):,}", f"{max(counts):,}"
+            few = f"{low} to {high} {many}" if low != high else counted(max(counts), one, many)
+            said[one] = few
+    if said and not said.keys() & {"process", "run", "seed"}:
+        said["process"] = "1 process"
+    return ", ".join(said.values())
 
 
 def _is_numeric(column: pd.Series[Any]) -> bool:

@@ -245,9 +245,10 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
             for _ in range(context.budget.choose(smoke=2, default=3, thorough=12)):
                 results.append(context.engine.infer_batch(items))  # noqa: PERF401  # timed one by one
         rates = [_generated(r) / r.stats.total_duration_ms * 1e3 for r in results[1:]]
-        rows.append((what, value, size, float(np.median(rates)), min(rates), max(rates)))
-    columns = ["parameter", "value", "batch_size", "median_tokens_per_s"]
-    return pd.DataFrame(rows, columns=[*columns, "least_tokens_per_s", "most_tokens_per_s"])
+        ends = (float(np.median(rates)), min(rates), max(rates))
+        rows.append((what, value, size, *ends, len(rates)))
+    columns = ["parameter", "value", "batch_size", "median_tokens_per_s", "least_tokens_per_s"]
+    return pd.DataFrame(rows, columns=[*columns, "most_tokens_per_s", "calls"])
 
 
 def _generated(result: BatchResult[InferenceBatchResponse]) -> float:

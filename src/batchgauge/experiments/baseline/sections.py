@@ -72,6 +72,7 @@ def inference(measured: Measured, *, target: Target) -> tuple[Section, Section, 
         "Prefill and decode apart: throughput, TTFT and inter-token latency by batch size.",
         partial(figures.latency, sweep.phases, name),
         "What a request waits for as the batch grows.",
+        rests_on=_rests(measured),
     )  # fmt: skip
     caption = "Prompts and the beginnings of their answers (greedy)."
     return whole, phases, Section("answers", {}, "", sweep.answers, caption)
@@ -136,7 +137,8 @@ def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) 
     text = (
         f"Inference in batches of {answers['batch_size']} does {interval(answers)} the work of the "
         f"same requests one at a time, tokenizing in batches of {words['batch_size']} "
-        f"{interval(words)}; {cost_words(waits.frame, bytes_.frame)}."
+        f"{interval(words)}. {limit_words(answers, waits.frame)}"
+        f"It costs {cost_words(waits.frame, bytes_.frame)}."
     )
     further = (
         f"; {most['speedup_x']:.1f} × at batch {most['batch_size']}"
@@ -151,15 +153,27 @@ def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) 
     return Answer(text, requests.name, [tile])
 
 
+def limit_words(answers: Mapping[str, Any], phases: pd.DataFrame) -> str:
+    """What keeps whole requests from gaining as decode does; empty where nothing does."""
+    same = phases[phases["batch_size"] == answers["batch_size"]]
+    gain = float(same["decode_speedup_x"].iloc[0]) if len(same) else math.nan
+    if not gain > answers["high_x"]:
+        return ""
+    return (
+        f"Prefill limits it: decode alone does {gain:.2f} ×, so requests with longer answers gain "
+        "more. "
+    )
+
+
 def cost_words(phases: pd.DataFrame, memory_: pd.DataFrame) -> str:
     """What a request pays for the largest batch: a later first token, and memory."""
     first, last = phases.iloc[0], phases.iloc[-1]
     peak = memory_.iloc[-1]
     mib = f"{peak['peak_per_item_bytes'] / 2**20:.1f} MiB a request"
     if math.isnan(last["ttft_median_ms"]):
-        return f"it costs {mib}"
+        return mib
     return (
-        f"it costs {mib}, and at batch {last['batch_size']:.0f} the first token comes after "
+        f"{mib}, and at batch {last['batch_size']:.0f} the first token comes after "
         f"{last['ttft_median_ms']:,.0f} ms instead of {first['ttft_median_ms']:,.0f} ms"
     )
 

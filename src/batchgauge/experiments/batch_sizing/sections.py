@@ -23,7 +23,7 @@ from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
-from batchgauge.text import counted, percent
+from batchgauge.text import counted, percent, span
 from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
@@ -87,6 +87,7 @@ def memory(bench: Bench) -> tuple[MemoryModel | None, Sequence[Peak], Section]:
         "sizing_memory_check", {"memory": table}, finding,
         picture=partial(figures.memory_check, table, MEMORY_GOAL),
         picture_caption="Predicted over measured peak memory of a batch, above the weights.",
+        rests_on=f"{counted(len(table), 'batch', 'batches')}, 1 process",
         targets=[score],
     )  # fmt: skip
     return model, fresh, section
@@ -152,7 +153,14 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
         picture=partial(figures.cost_curves, errors, halves, medians),
         picture_caption="The cost model with its 95 % band over fresh times; filled marks are "
         "sizes that the calibration had measured. Errors are medians over the others.",
+        rests_on=_passes(next(sweep for (part, _), sweep in sweeps.items() if part == "engine")),
     )  # fmt: skip
+
+
+def _passes(sweep: FreshSweep) -> str:
+    """How often each size was timed: `4 passes, 1 process`."""
+    counts = pd.DataFrame(sweep.rows()).groupby(["phase", "rows", "units"]).size()
+    return f"{span(counts.tolist())} passes, 1 process"
 
 
 def reference_speed(probe: Steady) -> Section:
@@ -177,10 +185,10 @@ def dense_sweep(
         name: advice.sizes[ADVISOR, study.scenario_name(name, None, threads)]
         for name in bench.works
     }
-    return _dense(dense, suggested)
+    return _dense(dense, suggested, _passes(sweeps["engine", threads]))
 
 
-def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
+def _dense(dense: pd.DataFrame, suggested: Mapping[str, int], rests_on: str = "") -> Section:
     shares = {}
     for name, rows in dense.groupby("workload", sort=False):
         rates = rows.set_index("batch_size")["fresh_tokens_per_s"]
@@ -195,6 +203,7 @@ def _dense(dense: pd.DataFrame, suggested: Mapping[str, int]) -> Section:
         picture=partial(figures.dense_sweep, shown, suggested),
         picture_caption=f"No budgets: throughput of every size, of the (at most {LINES}) workloads "
         "whose suggestion (diamond) is furthest from the best.",
+        rests_on=rests_on,
     )  # fmt: skip
 
 
@@ -241,6 +250,7 @@ def judge(
         "scenarios: throughput over that of the best size under the same budgets, 0 where a budget "
         "was broken.",
         scores,
+        rests_on=f"{counted(len(ours), 'scenario')}, 1 process",
     )  # fmt: skip
     columns = ["scenario", "part", "suggested", "best", "score", "good_share", "informative"]
     scenarios = Section(
@@ -258,7 +268,9 @@ def try_budgets(bench: Bench, models: Costs, memory: MemoryModel | None) -> Sect
     """
     frame = tables.choices(bench.works, bench.cost(models), memory, bench.largest)
     budget_ms = float(frame.loc[frame["workload"] == OWN, "latency_ms"].max())
-    return _budgets("sizing_predicted", frame, "Predicted", budget_ms)
+    return _budgets(
+        "sizing_predicted", frame, "Predicted", budget_ms, "predicted from 1 calibration"
+    )
 
 
 def throughput_latency(
@@ -268,10 +280,12 @@ def throughput_latency(
     frame = tables.measured_choices(dense.frame, predicted.frame)
     alone = batch_times(bench.cost(models), bench.works[OWN], 1)
     budget_ms = times_alone * alone.latency_ms("request", "p95")
-    return _budgets("sizing_throughput_latency", frame, "Measured", budget_ms)
+    return _budgets("sizing_throughput_latency", frame, "Measured", budget_ms, dense.rests_on)
 
 
-def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Section:
+def _budgets(
+    name: str, frame: pd.DataFrame, basis: str, budget_ms: float, rests_on: str
+) -> Section:
     said = sentences.budget_sentence(frame, OWN, budget_ms)
     how = (
         "A dot a batch size. The diamond is what the advisor says without budgets, the star the "
@@ -282,6 +296,7 @@ def _budgets(name: str, frame: pd.DataFrame, basis: str, budget_ms: float) -> Se
     return Section(
         name, {short: frame}, f"{basis}: {said}.",
         picture=picture, picture_caption=f"{basis} throughput against latency. {how}",
+        rests_on=rests_on,
     )  # fmt: skip
 
 
@@ -344,6 +359,7 @@ def adaptive(bench: Bench, models: Costs) -> Section:
         picture=partial(figures.adaptive, run, budget_ms),
         picture_caption="The adaptive sizer on a real queue: batch size, latency of each batch, "
         "and the budget; crosses are late.",
+        rests_on=f"{counted(len(run), 'batch', 'batches')}, 1 process",
     )  # fmt: skip
 
 
@@ -373,18 +389,18 @@ def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> An
     assert strategies.shown is not None
     row, other = sentences.ours_and_best_other(strategies.shown)
     broken = row["late_share"] + row["over_memory_share"]
+    rate, latency, basis = sentences.at_size(chosen.frames(), OWN, own)
     text = (
-        f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
-        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms (95th percentile; "
-        f"{own.limit.lower()}). In the worst tenth of {row['scenarios']} scenarios the "
-        f"advice still reaches {percent(row['p10_score'])} of the best size's throughput, the best "
-        f"other rule ('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
-        f"{percent(broken)}."
+        f"For these requests run batches of {own.size}: {rate:,.0f} {own.unit}/s, answered in "
+        f"{latency:,.0f} ms ({basis}, 95th percentile). {own.limit}. In the worst tenth of "
+        f"{row['scenarios']} scenarios the advice still reaches {percent(row['p10_score'])} of the "
+        f"best size's throughput, the best other rule ('{other['strategy']}') "
+        f"{percent(other['p10_score'])}; it breaks a budget in {percent(broken)}."
     )
     size = Tile(
         "size", f"Run batches of {own.size}",
-        f"{own.throughput_per_s.value:,.0f} {own.unit}/s; 95 of 100 batches are answered "
-        f"in {own.latency_ms.value:,.0f} ms. {own.limit}.",
+        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {latency:,.0f} ms. "
+        f"{own.limit}.",
     )  # fmt: skip
     rule = Tile(
         "gain", "",

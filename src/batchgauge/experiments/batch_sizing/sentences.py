@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
 from batchgauge.experiments.batch_sizing.study import ADVISOR
+from batchgauge.sizing.suggestion import BatchSizeSuggestion
 from batchgauge.text import percent
 
 
@@ -47,6 +50,20 @@ def flatness_sentence(scored: pd.DataFrame) -> str:
         if pd.notna(share):  # some scenario is of this kind
             said.append(f"{where} {percent(share)}")
     return f"How flat is it? Of all sizes would have scored 0.9 or more: {', '.join(said)}."
+
+
+def at_size(
+    frames: Mapping[str, pd.DataFrame], workload: str, own: BatchSizeSuggestion
+) -> tuple[float, float, str]:
+    """Throughput and latency (ms, 95th percentile) at the suggested size, and on what they rest.
+
+    Measured afresh where one of `frames` has that size of the workload, else predicted.
+    """
+    for frame in frames.values():
+        mine = frame[(frame["workload"] == workload) & (frame["batch_size"] == own.size)]
+        for row in mine.to_dict("records"):
+            return row["tokens_per_s"], row["latency_ms"], "measured"
+    return own.throughput_per_s.value, own.latency_ms.value, "predicted"
 
 
 def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:

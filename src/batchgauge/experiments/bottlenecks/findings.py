@@ -9,15 +9,23 @@ import pandas as pd
 
 from batchgauge.experiments.bottlenecks.kernels import DECODE_KERNELS
 from batchgauge.experiments.bottlenecks.parts import Subject
-from batchgauge.profiling.findings import Hotspot, memory_findings, memory_sentence, rank_findings
+from batchgauge.profiling.findings import (
+    Hotspot,
+    growth_sentence,
+    memory_findings,
+    rank_findings,
+    temporary_sentence,
+)
 from batchgauge.profiling.stacks import Kind, StackProfile
 from batchgauge.text import Markdown
 
 
 def hotspots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
-    """Hotspots of every part: kernels against their floors for decode, functions elsewhere."""
+    """Hotspots of every part: kernels and stages against their floors, functions elsewhere."""
     spots = _kernel_spots(subject, roofline)
     taken = {spot.part for spot in spots}
+    if spots and stages.size:  # a function of it cannot come below the floor that the stage has
+        taken.add(f"prefill ({getattr(subject.engine, 'name', '')})")
     for name, profile in subject.samples.items():
         if name not in taken and not (name.startswith("inference") and stages.size):
             spots += _function_spots(name, profile)
@@ -101,6 +109,11 @@ def memory_table(subject: Subject) -> pd.DataFrame:
 
 
 def memory_sentences(subject: Subject) -> Markdown:
-    """One sentence a part about growth and temporary bytes."""
-    said = [memory_sentence(profile, name) for name, profile in subject.allocations.items()]
-    return Markdown(" ").join(said) or Markdown("No allocations were tracked.")
+    """What grows, a sentence a part, or that nothing does; and the most that is temporary."""
+    every = subject.allocations
+    if not every:
+        return Markdown("No allocations were tracked.")
+    grown = [said for name, profile in every.items() if (said := growth_sentence(profile, name))]
+    most = max(every, key=lambda name: every[name].temporary_bytes_per_call)
+    said = Markdown(" ").join(grown) or Markdown("No part keeps more memory after every call.")
+    return said + f" {temporary_sentence(every[most], most)}"

@@ -14,7 +14,7 @@ import pandas as pd
 from batchgauge.experiments.bottlenecks import events, figures, kernels, parts, passes, sentences
 from batchgauge.experiments.bottlenecks import findings as found
 from batchgauge.experiments.bottlenecks.parts import Subject
-from batchgauge.profiling.findings import finding_sentence
+from batchgauge.profiling.findings import finding_sentence, worth_a_sentence
 from batchgauge.profiling.flamegraph import draw_flamegraph, render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.stacks import StackProfile
@@ -59,6 +59,7 @@ def stages(subject: Subject, *, sizes: Sequence[int]) -> Section:
         picture=partial(figures.stages, frame, title),
         picture_caption="Where a batch's time goes, by batch size; same prompts, greedy, no early "
         "stop.",
+        rests_on="1 call a size, 1 process",
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def padding(subject: Subject, *, mean_tokens: int) -> Section:
         "padding_waste", {"padding": frame}, f"{title}.",
         picture=partial(figures.padding, frame, title),
         picture_caption=f"Padding waste of {subject.batch_size} prompts by spread of lengths.",
+        rests_on="1 call a spread, 1 process",
     )  # fmt: skip
 
 
@@ -99,10 +101,11 @@ def _flame(name: str, profile: StackProfile, kind: str) -> Section:
     what = "Allocated bytes" if profile.unit == "bytes" else "Time"
     title = sentences.flame_title(name, profile)
     caption = f"{what} by call stack in {name}; width is the share. {profile.note}".strip()
+    csv = "allocations" if profile.unit == "bytes" else "calls"
     return Section(
         f"{kind}_{sentences.file_stem(name)}", {}, sentences.flame_sentence(name, profile),
         picture=partial(draw_flamegraph, profile, title=title), picture_caption=caption,
-        document=partial(render_svg, profile, title=title),
+        document=partial(render_svg, profile, title=title), csv=csv, rests_on="1 process",
     )  # fmt: skip
 
 
@@ -147,6 +150,7 @@ def resident_memory(subject: Subject, *, rows: int) -> list[Section]:
             Section(
                 "memory_timeline", {"memory_timeline": line}, f"{title}.",
                 picture=partial(figures.timeline, line, title), picture_caption=caption,
+                rests_on="1 call, 1 process",
             )
         )  # fmt: skip
     if not table.empty:
@@ -231,7 +235,8 @@ def findings(subject: Subject, stages: Section, roofline: Section) -> Section:
     known = (section.frames().get(section.name, pd.DataFrame()) for section in (stages, roofline))
     frame = found.findings(subject, *known)
     said = Markdown("\n").join(
-        Markdown("- {}").format(finding_sentence(row)) for _, row in frame.iterrows()
+        Markdown("- {}").format(finding_sentence(row))
+        for _, row in worth_a_sentence(frame).iterrows()
     )
     shown = None if frame.empty else frame.drop(columns=["bound"])
     caption = (

@@ -12,6 +12,8 @@ from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
 from batchgauge.text import Markdown, code, counted, percent
 
+MOST_EXPLAINED = 1.1  # of a run: lines that add up to more hold a call twice
+
 
 def file_stem(name: str) -> str:
     """A name of a part as part of a file name: `tokenizing (numpy)` is `tokenizing_numpy`."""
@@ -80,12 +82,16 @@ def _range(shares: list[float]) -> str:
 def lines_sentence(name: str, profile: LineProfile) -> Markdown:
     """The hottest line of a part, and how much of the time the lines explain."""
     first = profile.hottest(1).iloc[0]
-    return Markdown(
-        "{}: {} in {} (line {}) has {} of the lines' time in {:,} hits. "
-        "Lines and their tracing explain {} of the profiled run."
-    ).format(
+    explained = percent(profile.attributed)
+    rest = (
+        f"Lines and their tracing explain {explained} of the profiled run."
+        if profile.attributed <= MOST_EXPLAINED
+        else f"The lines' times add up to {explained} of the run: some calls count twice, in their "
+        "own lines and in one that calls without naming them."
+    )
+    return Markdown("{}: {} in {} (line {}) has {} of the lines' time in {:,} hits. {}").format(
         _first_upper(name), code(first["source"]), code(first["function"]), first["line"],
-        percent(first["share"]), first["hits"], percent(profile.attributed),
+        percent(first["share"]), first["hits"], rest,
     )  # fmt: skip
 
 

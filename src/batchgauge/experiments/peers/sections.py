@@ -18,7 +18,7 @@ from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
-from batchgauge.reporting import Answer, Score, Section, Tile, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, plots, tables
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, percent
 
@@ -96,6 +96,7 @@ def tokenizing(
             "peers_tokenizing_cold", {}, f"{cold[0]}.", table,
             "Tokenizing: MB/s with 95 % intervals, and our throughput over theirs.",
             partial(cold[1], cold[0], "cold"), "The same on empty caches.",
+            csv="tokenizing", rests_on=tables.basis(_state(table, "cold")),
         ),
     )  # fmt: skip
 
@@ -262,22 +263,19 @@ def _place(row: dict[str, Any], part: str) -> str:
 
 
 def unstable_sentence(table: pd.DataFrame) -> str:
-    """Whose blocks differ too much for a ratio, and by how much; empty for nobody."""
-    said = []
+    """How many have no ratio since blocks differ too much, and whose differ most; else empty."""
     bare = (table["ours_is"] != "") & table["ours_over_theirs_x"].isna()
-    for row in records(table[bare & (table["larger_spread"] > UNSTABLE)]):
-        peer = plots.label(row["implementation"])
-        is_ours = row["larger_spread"] > row["spread"]
-        who = f"ours, {row['ours'].partition(':')[2]}, beside {peer}" if is_ours else peer
-        said.append(
-            f"{who} ({row['part']} {row['batch_size']}, {counted(row['threads'], 'thread')}: "
-            f"{percent(row['larger_spread'])})"
-        )
+    rows = table[bare & (table["larger_spread"] > UNSTABLE)].sort_values("larger_spread")
+    if rows.empty:
+        return ""
+    row = rows.iloc[-1]
+    peer = plots.label(row["implementation"])
+    is_ours = row["larger_spread"] > row["spread"]
+    who = f"ours, {row['ours'].partition(':')[2]}, beside {peer}" if is_ours else peer
     return (
-        f"No ratio where the blocks of one side differ by more than {percent(UNSTABLE)}: "
-        f"{'; '.join(dict.fromkeys(said))}."
-        if said
-        else ""
+        f"{counted(len(rows), 'comparison')} without a ratio, since the blocks of one side differ "
+        f"by more than {percent(UNSTABLE)}, most {who} ({row['part']} {row['batch_size']}, "
+        f"{counted(row['threads'], 'thread')}: {percent(row['larger_spread'])})."
     )
 
 
@@ -310,8 +308,8 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
     return text + "."
 
 
-def answer(words: Section, steps: Section, answers: Section) -> Answer:
-    """How many comparisons we win and lose, the worst of them, and whether outputs were equal."""
+def answer(words: Section, steps: Section, answers: Section, loads: Section) -> Answer:
+    """How many comparisons we win and lose, which, whether outputs were equal, what ours holds."""
     compared = {
         what: frame[frame["ours_is"] != ""]
         for what, frame in (("engines", steps.frame), ("tokenizers", words.frame))
@@ -328,9 +326,26 @@ def answer(words: Section, steps: Section, answers: Section) -> Answer:
         if not won + lost:
             value = f"no verdict on {counted(len(table), 'comparison')}"
         value = f"{what.capitalize()}: {value}"
-        tiles.append(Tile("peers", value, figures.extremes(table, what)))
-    text = " ".join(
+        lost_most = figures.losses_without_ratio(table)
+        tiles.append(
+            Tile("peers", value, f"{figures.extremes(table, what).rstrip('.')}{lost_most}.")
+        )
+    said = [
         f"{figures.verdicts(table, what)}{figures.losses_without_ratio(table)}."
         for what, table in compared.items()
-    )
-    return Answer(f"{text} {answers.sentence()}", "peers_ratios", tiles)
+    ]
+    equal = answers.sentence().partition(";")[0].rstrip(".")
+    said += filter(None, [equal and f"{equal}.", memory_words(loads.frame)])
+    return Answer(" ".join(said), "peers_ratios", tiles)
+
+
+def memory_words(table: pd.DataFrame) -> str:
+    """What ours holds beside the engine that holds least; empty without another."""
+    if len(table) < 2 or "numpy" not in set(table["engine"]):
+        return ""
+    ours = table[table["engine"] == "numpy"]["rss_after_batch_mib"].iloc[0]
+    least = table.sort_values("rss_after_batch_mib").iloc[0]
+    held = f"It costs memory: ours holds {ours:,.0f} MiB after a batch of {load.BATCH}"
+    if least["engine"] == "numpy":
+        return f"Ours holds {ours:,.0f} MiB after a batch of {load.BATCH}, the least of all."
+    return f"{held}, {plots.label(least['engine'])} {least['rss_after_batch_mib']:,.0f} MiB."

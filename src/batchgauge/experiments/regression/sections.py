@@ -29,7 +29,7 @@ from batchgauge.registry import weights_of
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
-from batchgauge.text import counted, percent
+from batchgauge.text import counted, percent, span
 
 THOROUGH = "none,none,none,wait=5,code=5,wait=3,code=3"
 
@@ -85,9 +85,9 @@ def _decided(
         f"Slowed down by {100 * injection.slowdown:g} % by {how}" if how else "The same code twice"
     )
     key = f"{injection.kind}_{100 * injection.slowdown:g}".replace(".", "_") if how else "same_code"
-    low, high = (f(c.blocks for c in changes) for f in (min, max))
+    rounds_taken = span([c.blocks for c in changes])
     finding = (
-        f"{what}: {failing} of {count} benchmarks fail, after {low} to {high} rounds and "
+        f"{what}: {failing} of {count} benchmarks fail, after {rounds_taken} rounds and "
         f"{max(c.seconds for c in changes):.0f} s a benchmark at most. "
     ) + ("" if how else false_alarms(changes))
     mine = rounds[
@@ -98,6 +98,7 @@ def _decided(
         "Change of time, the interval that holds at whichever look it ended, and the verdict.",
         partial(figures.ratios, frame_of(changes), f"{what}: {failing} of {count} benchmarks fail"),
         f"{what}: ratio of times with its 95 % interval over rounds of two fresh processes.",
+        rests_on=f"{rounds_taken} rounds, 2 processes each",
     )  # fmt: skip
 
 
@@ -170,16 +171,21 @@ def answer(rates: Section, taken: Taken) -> Answer:
 
 def rates_sentence(decisions: pd.DataFrame) -> str:
     """The rates of all decisions in a sentence or two."""
+    rows = trial.rates(decisions, by=("slowdown",)).to_dict("records")
     parts = []
-    for row in trial.rates(decisions, by=("slowdown",)).to_dict("records"):
+    for row in rows:
         size = 100 * row["slowdown"]
         parts.append(
             f"{f'a slow-down of {size:g} %' if size else 'unchanged code'} in {row['failed']} of "
-            f"{row['decisions']} decisions ({percent(row['rate'], 1)} [{percent(row['low'], 1)}, "
-            f"{percent(row['high'], 1)}], {counted(row['runs'], 'run')}, "
-            f"{row['seconds']:.0f} s each)"
+            f"{counted(row['decisions'], 'decision')} [{percent(row['low'])}, "
+            f"{percent(row['high'])}]"
         )
-    return f"The gate fails {', '.join(parts)}; intervals are over runs."
+    times = span([round(row["seconds"]) for row in rows])
+    runs = [row["runs"] for row in rows]
+    return (
+        f"The gate fails {', '.join(parts)}; a decision takes {times} s. Intervals are over "
+        f"{span(runs)} {'run' if max(runs) == 1 else 'runs'}; more would narrow them."
+    )
 
 
 def against_stored(

@@ -170,28 +170,29 @@ def ranking_sentence(table: pd.DataFrame, case: Case) -> str:
     )
     if build:
         said += f"build {build[0]['idea']} first: {_gain_words(build[0])}."
+        said += f" It costs: {build[0]['cost'].replace(': ', ', ')}."
     else:
         said += "no software candidate pays."
     if len(build) > 1:
         others = _listed([row["idea"] for row in build[1:]])
         said += f" {others[0].upper()}{others[1:]} would pay too."
     if buy:
-        said += f" Hardware: {buy[0]['idea']} would bring {_gain_words(buy[0])}."
+        said += (
+            f" Hardware: {buy[0]['idea']} would bring {percent(buy[0]['in_time_share'])} in time; "
+            f"{buy[0]['recommendation']}."
+        )
     if rest:
         said += f" Not worth it at this rate: {_listed(rest)}."
     return said
 
 
 def _gain_words(row: Mapping[Any, Any]) -> str:
-    today = rate_text(row["sustained_today_per_s"]) if row["sustained_today_per_s"] else "none"
-    most = " or more" * (row["sustained_ends"] == "at the highest rate swept")
     return (
         f"{percent(row['in_time_share'])} of requests in time instead of "
-        f"{percent(row['in_time_today'])}, "
-        f"{rate_text(row['sustained_requests_per_s'])}{most} requests/s sustained with "
-        f"{percent(IN_TIME)} in time (today: {today} of the rates simulated), and a p90 wait "
-        f"{row['waiting_gain']:.1f} × shorter [{row['waiting_gain_low']:.1f}, "
-        f"{row['waiting_gain_high']:.1f}]" + f" ({row['basis']})" * ("not" in row["basis"])
+        f"{percent(row['in_time_today'])}, and a p90 wait {row['waiting_gain']:.1f} × shorter "
+        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
+        + f" ({row['basis']})"
+        * ("not" in row["basis"])
     )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from batchgauge.reporting import Score
 from batchgauge.simulate.scaling import fit_scaling
 from batchgauge.statistics import Interval, mean_ratio, percentile
+from batchgauge.text import span
 
 WORKERS = 2
 SLOWER = 3.0
@@ -60,6 +61,12 @@ def makespan(parts: int, part_s: float, trouble: Trouble) -> float:
         free[worker] = end
         ended = max(ended, end)
     return ended + again * part_s * min(trouble.speeds)
+
+
+def rests_on(rows: pd.DataFrame) -> str:
+    """What the efficiencies rest on: `6 blocks, 2 worker processes`."""
+    blocks = [len(_values(rows, work, TWO)) for work in (TOKENIZING, GENERATING)]
+    return f"{span(blocks)} blocks, {WORKERS} worker processes"
 
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
@@ -154,7 +161,7 @@ def scores(table: pd.DataFrame) -> list[Score]:
         Score("jobs_tokenizing", f"{work} tokenizing", 0.92, *_ends(two[0])),
         Score("jobs_generating", f"{work} generating", 0.92, *_ends(two[1])),
         Score("jobs_overhead", over, 2.0, *_ends(named[OVERHEAD]), "%", "lower"),
-        Score("jobs_auto", f"Jobs: `auto` against {beside}", 0.97, *_ends(named[AUTO])),
+        Score("jobs_auto", f"Jobs: auto against {beside}", 0.97, *_ends(named[AUTO])),
     ]
 
 
@@ -185,7 +192,7 @@ def sentence(table: pd.DataFrame) -> str:
     return (
         f"On {WORKERS} worker processes of one thread each an empty task takes {empty}, and a cold "
         f"start {named[COLD]['value']:.1f} s to the first answer. "
-        f"{' '.join(score.sentence() for score in scores(table))} `auto` chose "
+        f"{' '.join(score.sentence() for score in scores(table))} Auto chose "
         f"{named['size of auto']['value']:.0f} in {named['advice']['value']:.1f} s, and the best "
         f"fixed size was {named['best fixed size']['value']:.0f}. A tokenizing job with {jobs}; "
         f"{'all outputs are the same bytes' if not differ else f'{differ} outputs differ'}. "

@@ -32,9 +32,10 @@ from batchgauge.experiments.roadmap.study import Case
 from batchgauge.experiments.traffic import MEAN_BOUND
 from batchgauge.profiling.parallelism import probe_gil
 from batchgauge.reporting import Answer, Score, Section
+from batchgauge.reporting.tables import basis
 from batchgauge.simulate.roadmap import IN_TIME, rank
 from batchgauge.simulate.scaling import predictions
-from batchgauge.text import percent, sentences
+from batchgauge.text import counted, percent, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
@@ -55,6 +56,7 @@ def step_times(case: Case) -> Section:
         picture=partial(figures.draw_step_time, table),
         picture_caption="Measured time of a decode step, and of one token of it, by batch size; "
         "bands are the calibration's own 95 % interval.",
+        rests_on="1 calibration, 1 process",
     )  # fmt: skip
 
 
@@ -65,9 +67,11 @@ def check_simulation(case: Case, *, loads: Sequence[float]) -> Section:
     seeds = choose(smoke=1, default=4, thorough=5)
     loads = choose(smoke=loads[:1], default=loads, thorough=loads)
     checked = validation.validate(case, requests=count, seeds=seeds, loads=loads)
+    value, *ends = checked.worst
+    low, high = (None if end is None else 100 * end for end in ends)
     score = Score(
         "simulation_error", "Roadmap: simulated mean time to the answer, off by at most",
-        MEAN_BOUND, *checked.worst, better="lower",
+        100 * MEAN_BOUND, 100 * value, low, high, "%", "lower",
     )  # fmt: skip
     return Section(
         "roadmap_validation",
@@ -150,6 +154,7 @@ def second_core(case: Case, *, workers: Sequence[int]) -> tuple[Section, Section
         picture=partial(figures.draw_scaling, curves, workers),
         picture_caption="Universal Scalability Law through the measurements at 1 and 2; the band "
         "runs from pure contention to pure coherence, and beyond 2 it is extrapolated.",
+        rests_on=basis(gains),
     )  # fmt: skip
 
 
@@ -177,6 +182,7 @@ def other_machines(case: Case, *, max_batch: int) -> Section:
         partial(figures.draw_machines, table),
         "Generated tokens per second under continuous batching, kept busy. Only the first row "
         "rests on measurements.",
+        rests_on="predicted from 1 calibration",
     )  # fmt: skip
 
 
@@ -194,6 +200,7 @@ def many_machines(case: Case, *, sizes: Sequence[int]) -> Section:
         "What to measure before choosing what distributes the work, and what this study expects.",
         partial(figures.draw_distributed, table),
         "Simulated efficiency of a batch job against one sound machine.",
+        rests_on=f"simulated, {counted(job, 'request')}",
     )  # fmt: skip
 
 
@@ -211,6 +218,7 @@ def measured_jobs(case: Case) -> Section:
         picture=partial(figures.draw_jobs, table, scores[0].goal),
         picture_caption="Throughput over that of one worker times their number: at two measured, "
         "95 % intervals over blocks; beyond by the Universal Scalability Law, not measured.",
+        rests_on=jobs_results.rests_on(rows),
         targets=scores,
     )  # fmt: skip
 
@@ -236,11 +244,13 @@ def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Sect
         partial(figures.draw_ranking, ranked),
         "Simulated gain of each candidate over today's server, 95 % intervals over seeds. Right "
         "of the dotted line is better.",
+        rests_on=f"simulated, {counted(seeds, 'seed')}",
     ), Section(
         "roadmap_ladder", {"ladder": ladder}, ideas.ladder_sentence(ladder, stacked, case),
         picture=partial(figures.draw_ladder, ladder),
         picture_caption="The software candidates on top of each other, each row on top of the rows "
         "above; 95 % intervals over seeds.",
+        rests_on=f"simulated, {counted(seeds, 'seed')}",
     )  # fmt: skip
 
 
@@ -275,10 +285,10 @@ def built(folder: Path) -> Section:
 def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
     first, *rest = sentences(ranked.sentence())
-    off = max(score.value for score in checked.scores())
-    hardware = [said for said in rest if said.startswith("Hardware: ")]
+    off = max(score.value for score in checked.scores()) / 100
+    others = [said for said in rest if said.startswith(("Hardware: ", "It costs: "))]
     trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}."
-    return Answer(" ".join([first, *hardware, trust]), ranked.name)
+    return Answer(" ".join([first, *others, trust]), ranked.name)
 
 
 def _check_counts(name: str, counts: Sequence[int]) -> None:

@@ -151,6 +151,7 @@ def course(case: ServingCase, live: Section, *, load: float) -> Section:
     return Section(
         "serving_course", {}, said, picture=partial(figures.draw_course, steps, requests, load),
         picture_caption=f"Requests under way and waiting, live: first seed, load {load:g}.",
+        csv="steps", rests_on="1 run, 1 process",
         targets=[score],
     )  # fmt: skip
 
@@ -219,9 +220,21 @@ def killed(case: ServingCase) -> Section:
     )
 
 
-def answer(gain: Section, live: Section) -> Answer:
-    """What continuous batching was worth, and whether the forecast said so."""
-    return Answer(f"{gain.sentence()} {live.sentence()}", gain.name)
+def answer(gain: Section, live: Section, waited: Section, *, load: float) -> Answer:
+    """What continuous batching was worth, what it cost, and whether the forecast said so."""
+    said = [gain.sentence(), gap_words(waited.frame, load), live.sentence()]
+    return Answer(" ".join(filter(None, said)), gain.name)
+
+
+def gap_words(table: pd.DataFrame, load: float) -> str:
+    """The median time between tokens, continuous beside static; empty where one is not known."""
+    rows = table[(table["load"] == load) & (table["shape"] == "Poisson")]
+    gaps = rows.set_index("policy")["p50_inter_token_ms"].dropna()
+    if not {"continuous", "static"} <= set(gaps.index):
+        return ""
+    ours, today = gaps["continuous"], gaps["static"]
+    what = "It costs time between tokens" if ours > today else "It costs no time between tokens"
+    return f"{what}: {ours:,.0f} ms instead of {today:,.0f} (medians)."
 
 
 def _times(gain: Interval) -> str:

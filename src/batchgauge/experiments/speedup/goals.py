@@ -91,9 +91,7 @@ def summary(table: pd.DataFrame) -> str:
 def counts(table: pd.DataFrame) -> str:
     """How many goals were met, open, missed."""
     found = table["verdict"].value_counts()
-    text = ", ".join(
-        f"{found[v]} {v}"
-        for v in ("met", "open", "missed", "not comparable", "not measured")
-        if v in found
-    )
+    words = {"met": "met", "open": "undecided", "missed": "not met"}
+    words |= {v: v for v in ("not comparable", "not measured")}
+    text = ", ".join(f"{found[v]} {said}" for v, said in words.items() if v in found)
     return f"Of {len(table)} goals: {text}."

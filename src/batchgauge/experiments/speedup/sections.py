@@ -15,6 +15,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.speedup import figures, goals, processes, quality, runs
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE
 from batchgauge.experiments.turns import CONTEXT
+from batchgauge.profiling.flamegraph import amount
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.reporting.tables import number
 from batchgauge.text import Markdown
@@ -155,9 +156,17 @@ def answer(ladders: Sequence[Section], over: Section, met: Section) -> Answer:
         figure = figure or section.name
         parts.append(
             f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}” "
-            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs were not seen to pay."
+            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs were not seen to pay; "
+            f"{_memory_words(whole.iloc[-1])}."
         )
     return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
+
+
+def _memory_words(row: pd.Series) -> str:
+    """What all rungs cost in memory: the peak of a call beside the baseline's."""
+    change = row["peak_change_bytes"]
+    where = "below" if change < 0 else "above"
+    return f"a call's memory peaks {amount(abs(change), 'bytes')} {where} the baseline's"
 
 
 def of_form(table: pd.DataFrame, form: str) -> pd.DataFrame:

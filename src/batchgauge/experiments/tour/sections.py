@@ -70,9 +70,10 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
             f"{len(guesses)} shown hold {percent(guesses['probability'].sum())} of the probability."
         )
     return Section(
-        "tour_next_token", {}, said,
+        "tour_next_token", {"next_tokens": guesses}, said,
         picture=partial(figures.next_tokens, guesses, said.rstrip(".")),
         picture_caption="The most probable next tokens after the prompt.",
+        rests_on="1 call, 1 process",
     )  # fmt: skip
 
 
@@ -108,10 +109,12 @@ def timeline(alone: Result) -> Section:
     answer = _answers(alone)[0]
     when_ms = answer.ttft_ms + np.concatenate([[0.0], np.cumsum(answer.inter_token_ms)])  # [tokens]
     said = timeline_sentence(alone)
+    arrivals = pd.DataFrame({"token": range(1, len(when_ms) + 1), "at_ms": when_ms})
     return Section(
-        "tour_timeline", {}, said,
+        "tour_timeline", {"timeline": arrivals}, said,
         picture=partial(figures.timeline, when_ms, said.rstrip(".")),
         picture_caption="When each token arrived.",
+        rests_on="1 call, 1 process",
     )  # fmt: skip
 
 

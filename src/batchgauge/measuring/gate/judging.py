@@ -25,6 +25,7 @@ Status = Literal[
 # A slow-down of the threshold and this much more must be excluded to say that none was seen.
 SEEN = 0.02
 BLIND = 0.05  # or, when the time is up, one of this size
+LEAST_SAID = 1e-4  # a smaller share of false alarms is said to be below it
 _TOLERANT = ("bytes", "instructions")
 _TOLERANCE = 0.01
 _LEAST_BYTES = 16384.0  # free lists and caches move by some kilobytes
@@ -203,8 +204,9 @@ def false_alarms(changes: Sequence[Change]) -> str:
     rates = np.array([c.false_alarm for c in changes])
     if not rates.size or np.isnan(rates).any():
         return ""
+    fails = float(1.0 - np.prod(1.0 - rates))
+    share = percent(fails, 2) if fails >= LEAST_SAID else f"less than {percent(LEAST_SAID, 2)}"
     return (
-        f"A pull request that changes nothing fails in "
-        f"{percent(float(1.0 - np.prod(1.0 - rates)), 2)} of cases at "
-        f"the noise seen here, over {counted(rates.size, 'benchmark')}."
+        f"A pull request that changes nothing fails in {share} of cases at the noise seen here, "
+        f"over {counted(rates.size, 'benchmark')}."
     )
