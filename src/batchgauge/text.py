@@ -20,6 +20,7 @@ from typing import Any
 
 from batchgauge.redaction import redacted
 
+WIDE = 5.0
 _LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
 # Controls (C0, DEL, C1), bidirectional overrides and isolates, surrogates, noncharacters.
 _UNSEEN = re.compile(
@@ -128,6 +129,13 @@ def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
 def figures(value: float, digits: int = 3) -> str:
     """To so many figures, or all before the point: `0.012`, `2.53`, `12`, `1,240`."""
     return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
+
+
+def ratio(value: float, low: float, high: float) -> str:
+    """`4.81 × [4.70, 4.93]`; an interval whose ends are a factor of `WIDE` apart is no result."""
+    if not 0.0 < high <= WIDE * low:
+        return f"{value:.2f} × (too unstable for an interval)"
+    return f"{value:.2f} × [{low:.2f}, {high:.2f}]"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgauge.reporting import tables
+from batchgauge.text import WIDE
 
 Better = Literal["higher", "lower"]
 
@@ -23,7 +24,7 @@ class Score:
     high: float | None = None
     unit: str = ""
     better: Better = "higher"
-    of_model: bool = False  # the goal was set for the reference model
+    of_model: bool = False  # the goal was set for the reference model on our engine
     comparable: bool = True  # and this is it
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Score:
             "met": "met",
             "missed": "not met",
             "open": "undecided, the interval holds the goal",
-            "not comparable": "not comparable, the goal is another model's",
+            "not comparable": "not comparable, the goal is another model's or engine's",
         }
         text = f"{self.label}: {self.measured()}"
         return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
@@ -60,6 +61,8 @@ class Score:
     def measured(self) -> str:
         """Value, interval and unit."""
         text = tables.number(self.value)
+        if self.unit == "×" and self.high and not 0.0 < self.high <= WIDE * (self.low or 0.0):
+            return f"{text} × (too unstable for an interval)"
         if self.low is not None and self.high is not None:
             text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
         return f"{text} {self.unit}".strip()
