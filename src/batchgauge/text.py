@@ -143,6 +143,12 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def setting_in_words(setting: float, unit: str) -> str:
+    """`1 request at once`, `24 requests in a batch`; `unit` begins with a plural."""
+    words = re.sub(r"^([a-z]+)s", r"\1", unit) if setting == 1 else unit
+    return f"{figures(setting)} {words}"
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of `text`; abbreviations and decimals do not end one."""
     return re.split(r"(?<=[^.\s][.!?])\s+(?=[A-Z*“])", text)

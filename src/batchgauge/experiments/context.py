@@ -84,7 +84,7 @@ class Context:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the engine is the project's own, which goals and advice about its code are for."""
+        """Whether the engine is the project's own, which goals and advice on code are for."""
         return is_ours(self.engine_spec)
 
     @property

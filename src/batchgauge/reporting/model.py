@@ -58,8 +58,10 @@ def served(name: str) -> dict[str, Any]:
 
 
 def is_reference(facts: Mapping[str, Any], engine: object = "") -> bool:
-    """Whether the project's goals are about this model, or nobody knows it, on an engine of ours."""
-    return is_ours(engine) and bool(facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE)
+    """Whether the project's goals are about this model (or an unknown one) on this engine."""
+    return is_ours(engine) and bool(
+        facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE
+    )
 
 
 def short(facts: Mapping[str, Any]) -> str:

@@ -61,11 +61,19 @@ class Score:
     def measured(self) -> str:
         """Value, interval and unit."""
         text = tables.number(self.value)
-        if self.unit == "×" and self.high and not 0.0 < self.high <= WIDE * (self.low or 0.0):
-            return f"{text} × (too unstable for an interval)"
+        if self._is_wide():
+            return f"{text} {self.unit}".rstrip() + " (too unstable for an interval)"
         if self.low is not None and self.high is not None:
             text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
         return f"{text} {self.unit}".strip()
+
+    def _is_wide(self) -> bool:
+        """Whether the interval of a ratio (no share, and no count) says next to nothing."""
+        if self.low is None or self.high is None:
+            return False
+        if self.unit == "%":
+            return self.high - self.low > 100.0  # more than shares can differ
+        return self.unit in {"×", ""} and self.high > max(2.0, WIDE * max(self.low, 0.0))
 
     def aim(self) -> str:
         """The goal with its direction and unit; empty when there is none."""

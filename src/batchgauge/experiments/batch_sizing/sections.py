@@ -20,6 +20,7 @@ from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
+from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
@@ -109,7 +110,7 @@ def suggestion(own: BatchSizeSuggestion) -> Section:
             "batch_size": row.size,
             "throughput_per_s": row.throughput_per_s.value,
             "latency_ms": row.latency_ms.value,
-            "memory_mib": row.memory_bytes.value / 2**20,
+            "memory_mib": row.memory_bytes.value / 2**20 if row.memory_bytes.value else "unknown",
             "why_not": row.rejected,
         }
         for row in own.rejected
@@ -369,15 +370,28 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
     return Section("simulated", {"simulated": table}, "", table, caption)
 
 
-def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> Answer:
-    """What to run for the workload's requests, what stops it, and how good such advice is here."""
+def answer(
+    own: BatchSizeSuggestion, strategies: Section, chosen: Section,
+    whole: MeasuredAdvice | None = None,
+) -> Answer:  # fmt: skip
+    """What to run for the workload's requests, what stops it, and how good such advice is here.
+
+    Where whole batches decide, their answer comes first, and the cost model's beside it.
+    """
     assert strategies.shown is not None
     row, other = sentences.ours_and_best_other(strategies.shown)
     broken = row["late_share"] + row["over_memory_share"]
+    gives = (
+        f"{own.throughput_per_s.value:,.0f} {own.unit}/s, answered in "
+        f"{own.latency_ms.value:,.0f} ms (95th percentile; {own.limit.lower()})"
+    )
+    run = f"For these requests run batches of {own.size}: {gives}."
+    if whole:
+        run = (
+            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: {gives}."
+        )
     text = (
-        f"For these requests run batches of {own.size}: {own.throughput_per_s.value:,.0f} "
-        f"{own.unit}/s, answered in {own.latency_ms.value:,.0f} ms (95th percentile; "
-        f"{own.limit.lower()}). In the worst tenth of {row['scenarios']} scenarios the "
+        f"{run} In the worst tenth of {row['scenarios']} scenarios the "
         f"advice still reaches {percent(row['p10_score'])} of the best size's throughput, the best "
         f"other rule ('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
         f"{percent(broken)}."
@@ -387,6 +401,8 @@ def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> An
         f"{own.throughput_per_s.value:,.0f} {own.unit}/s; 95 of 100 batches are answered "
         f"in {own.latency_ms.value:,.0f} ms. {own.limit}.",
     )  # fmt: skip
+    if whole:
+        size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])
     rule = Tile(
         "gain", "",
         f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "

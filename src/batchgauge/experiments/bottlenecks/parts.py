@@ -23,8 +23,8 @@ from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import StackProfile
 from batchgauge.profiling.target import TOOLS, TargetProfiles, profile_target
 from batchgauge.protocols import Engine
-from batchgauge.reporting.model import is_ours
 from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.reporting.model import is_ours
 from batchgauge.request import (
     BatchItem,
     BatchResponse,

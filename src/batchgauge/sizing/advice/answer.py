@@ -32,7 +32,7 @@ from batchgauge.sizing.advice.limits import Limit, limit_of
 from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
-from batchgauge.text import Markdown, escaped, figures, percent
+from batchgauge.text import Markdown, escaped, figures, percent, setting_in_words
 
 SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
@@ -200,7 +200,7 @@ class MeasuredAdvice:
             times.append(f"{METRICS[name]} {row['p50']:,.0f} ms{tail}")
         said = f" In the median: {'; '.join(times)}." if times else ""
         return (
-            f"Run {figures(setting)} {self.found.unit}: {figures(value.value, 4)} "
+            f"Run {setting_in_words(setting, self.found.unit)}: {figures(value.value, 4)} "
             f"{self.value_unit} [{figures(value.low, 4)}, {figures(value.high, 4)}].{said}"
         )
 
