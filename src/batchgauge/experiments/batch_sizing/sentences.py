@@ -76,7 +76,8 @@ def whole_sentence(table: pd.DataFrame) -> str:
     )
     return (
         f"{counted(len(table), 'whole batch', 'whole batches')}, run for real: "
-        f"phases of the sweep added up are off by {swept.median():.1f} % (median; worst {swept.max():.1f} %), the cost model by "
+        f"phases of the sweep added up are off by {swept.median():.1f} % (median; worst "
+        f"{swept.max():.1f} %), the cost model by "
         f"{model.median():.1f} % (worst {model.max():.1f} %)."
     )
 
