@@ -475,9 +475,10 @@ def test_two_answers_say_what_each_is_for(fields, above):
     server: Any = SimpleNamespace(model="a name")
     sure, unsure = (searched(within) for within in (0.9, 0.05))
     config = SizingConfig(**fields)
-    assert above in measured.purpose(config, ours, sure)
-    assert measured.purpose(config, server, sure).endswith("so go by this answer.")
-    assert "had the search been longer" in measured.purpose(config, server, unsure)
-    assert [measured.decides(e, f) for e in (ours, server) for f in (sure, unsure)] == [
-        False, False, True, False,
-    ]  # fmt: skip
+    trusted, doubted = (SimpleNamespace(trust=trust) for trust in ("high", "low"))
+    assert above in measured.purpose(config, ours, sure, trusted)
+    assert measured.purpose(config, server, sure, trusted).endswith("so go by this answer.")
+    assert "had the search been longer" in measured.purpose(config, server, unsure, trusted)
+    decided = [measured.decides(e, f, trusted) for e in (ours, server) for f in (sure, unsure)]
+    assert decided == [False, False, True, False]
+    assert measured.decides(server, unsure, doubted)

@@ -20,23 +20,27 @@ from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.advice.observe import METRICS
 from batchgauge.sizing.advice.search import Question
 from batchgauge.sizing.automatic import shows_its_model
-from batchgauge.sizing.suggestion import SizingConfig
+from batchgauge.sizing.suggestion import BatchSizeSuggestion, SizingConfig
 
 _TARGETS = {"request": "latency", "ttft": "ttft", "inter_token": "inter_token"}
 
 
-def decides(engine: Engine, found: MeasuredAdvice) -> bool:
+def decides(engine: Engine, found: MeasuredAdvice, own: BatchSizeSuggestion) -> bool:
     """Whether to go by this answer rather than by the calibration's laws, which are our engine's.
 
-    So where the engine does not show its model, and the search came to something.
+    So where the engine does not show its model, and the search came to something or the
+    calibration's own suggestion is not to be trusted either.
     """
-    near = found.found.decision.within[0.95]
-    return not shows_its_model(engine) and found.setting is not None and near >= 0.5
+    if shows_its_model(engine) or found.setting is None:
+        return False
+    return found.found.decision.within[0.95] >= 0.5 or own.trust != "high"
 
 
-def purpose(config: SizingConfig, engine: Engine, found: MeasuredAdvice) -> str:
+def purpose(
+    config: SizingConfig, engine: Engine, found: MeasuredAdvice, own: BatchSizeSuggestion
+) -> str:
     """What this answer is for, and what the suggestion by the cost model."""
-    if decides(engine, found):
+    if decides(engine, found, own):
         return "This engine does not show its model, so go by this answer."
     if not shows_its_model(engine):
         return (
@@ -55,7 +59,9 @@ def purpose(config: SizingConfig, engine: Engine, found: MeasuredAdvice) -> str:
     return f"{said} The suggestion above {other}."
 
 
-def advice(context: Context, bench: Bench) -> tuple[MeasuredAdvice | None, Section]:
+def advice(
+    context: Context, bench: Bench, own: BatchSizeSuggestion
+) -> tuple[MeasuredAdvice | None, Section]:
     """The measured advice where the page is to go by it, in words, and its runs.
 
     The latency budget, where there is one, is taken for the 95th percentile.
@@ -80,8 +86,8 @@ def advice(context: Context, bench: Bench) -> tuple[MeasuredAdvice | None, Secti
         }
         for seen in found.found.observations
     )
-    said = " ".join([purpose(bench.config, context.engine, found), *found.sentences()])
-    return found if decides(context.engine, found) else None, Section(
+    said = " ".join([purpose(bench.config, context.engine, found, own), *found.sentences()])
+    return found if decides(context.engine, found, own) else None, Section(
         "measured_advice", {"measured_advice": runs}, said, runs,
         "The runs that the answer rests on, in their order.",
     )  # fmt: skip

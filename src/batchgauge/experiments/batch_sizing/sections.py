@@ -383,7 +383,7 @@ def answer(
     broken = row["late_share"] + row["over_memory_share"]
     gives = (
         f"{own.throughput_per_s.value:,.0f} {own.unit}/s, answered in "
-        f"{own.latency_ms.value:,.0f} ms (95th percentile; {own.limit.lower()})"
+        f"{rounded(own.latency_ms.value)} ms (95th percentile; {own.limit.lower()})"
     )
     run = f"For these requests run batches of {own.size}: {gives}."
     if whole:
@@ -399,7 +399,7 @@ def answer(
     size = Tile(
         "size", f"Run batches of {own.size}",
         f"{own.throughput_per_s.value:,.0f} {own.unit}/s; 95 of 100 batches are answered "
-        f"in {own.latency_ms.value:,.0f} ms. {own.limit}.",
+        f"in {rounded(own.latency_ms.value)} ms. {own.limit}.",
     )  # fmt: skip
     if whole:
         size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])

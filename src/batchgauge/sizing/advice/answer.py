@@ -192,12 +192,9 @@ class MeasuredAdvice:
         assert setting is not None
         times = []
         for name, row in self.percentiles_ms().items():
-            tail = (
-                f", 95th percentile {row['p95']:,.0f} ms [{row['low']:,.0f}, {row['high']:,.0f}]"
-                if row["p95"] is not None
-                else ""
-            )
-            times.append(f"{METRICS[name]} {row['p50']:,.0f} ms{tail}")
+            middle, *tail = (figures(ms) for ms in row.values() if ms is not None)
+            wide = ", 95th percentile {} ms [{}, {}]".format(*tail) if tail else ""
+            times.append(f"{METRICS[name]} {middle} ms{wide}")
         said = f" In the median: {'; '.join(times)}." if times else ""
         return (
             f"Run {setting_in_words(setting, self.found.unit)}: {figures(value.value, 4)} "
