@@ -626,7 +626,7 @@ def test_the_command(workload):
         assert told["value"]["low"] <= told["value"]["value"] <= told["value"]["high"]
         assert 0.0 <= told["probability"]["within_2_percent"] <= 1.0
         assert told["requests"] <= server.requests()
-        assert "running 1 requests at once" in done.stderr
+        assert "running 1 request at once" in done.stderr
         assert "s left" in done.stderr
         late = subprocess.run(
             [*asked, "--ttft-p95", "1", "--format", "markdown"], capture_output=True, text=True

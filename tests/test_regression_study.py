@@ -58,7 +58,13 @@ def changes(slowdown=0.12):
 
 def plan():
     """The notebook's plan in a smoke run."""
-    return sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="y")
+    return sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="numpy")
+
+
+def test_an_engine_that_does_not_exist_ends_it_at_once():
+    """Before the first decision, though no default benchmark runs the engine."""
+    with pytest.raises(UserError, match="nonsense"):
+        sections.plan(profile_named("smoke"), threads=1, seed=3, tokenizer="x", engine="nonsense")
 
 
 @pytest.fixture
@@ -221,6 +227,8 @@ def test_a_stored_run_that_compares_is_drawn_and_one_that_does_not_is_said(tmp_p
 
     empty = against(stored())
     assert empty.sentence() == "There is no stored baseline yet."
+    own = sections.stored("*", str(tmp_path), seconds=1.0, engine="my_engine:make")
+    assert "None of these benchmarks runs the engine 'my_engine:make'" in own.sentence()
     assert empty.draw() is None
     write_csv(stored(0.5), tmp_path / "2026-01-01.csv")
     write_csv(stored(), tmp_path / "2026-01-02.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import chain, repeat
 from types import SimpleNamespace
@@ -322,6 +323,20 @@ def test_the_ranking_names_every_candidate(case, gains):
     assert ladder["idea"].tolist() == [rung.name for rung in rungs]
 
 
+def test_somebody_elses_engine_is_told_nothing_of_ours(case, gains, tmp_path):
+    """No functions of ours, no run of ours, no machine predicted for a model nobody knows."""
+    other = Context(case.context.budget, engine_spec="tests.user_engine:make_engine")
+    theirs = replace(case, context=other)
+    assert "GPU batching" not in {idea.item for idea in ideas.make_ideas(theirs, gains)}
+    for section in (
+        sections.asynchronous(theirs),
+        sections.other_machines(theirs, max_batch=8),
+        sections.built(theirs, tmp_path),
+    ):
+        assert not section.frames()
+        assert re.search("the engine is another|nobody knows|runs our own", section.sentence())
+
+
 def test_more_load_changes_the_ranking(case, gains):
     """At a tenth of capacity waiting for a batch is what hurts; far above it, only speed helps."""
     candidates = ideas.make_ideas(case, gains)
@@ -574,9 +589,9 @@ def test_a_policy_reaches_as_far_as_every_lower_rate_keeps_the_target(waits, sai
     assert figures.draw_policy_curves(curves, 2.5, 0.2).title == f"Under the target: {said}"
 
 
-def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
+def test_what_was_built_is_read_from_the_serving_notebooks_files(case, tmp_path):
     """And said to be missing where it was not run."""
-    assert "not run live here yet" in sections.built(tmp_path).sentence()
+    assert "not run live here yet" in sections.built(case, tmp_path).sentence()
     compared = {"policy": ["static", "continuous", "continuous"],
                 "verdict": ["held", "failed", "held"]}  # fmt: skip
     goodput = {"policy": ["static", "continuous"], "value": [1.0, 1.9], "low": [1.0, 1.6],
@@ -585,7 +600,7 @@ def test_what_was_built_is_read_from_the_serving_notebooks_files(tmp_path):
     written = {"written_at": ["2026-03-01T09:04:05+00:00"] * 2}
     write_csv(pd.DataFrame(goodput), tmp_path / "serving_goodput.csv")
     write_csv(pd.DataFrame(written), tmp_path / "serving_forecast.csv")
-    said = sections.built(tmp_path).sentence()
+    said = sections.built(case, tmp_path).sentence()
     assert "the run of 2026-03-01 09:04 UTC): 1.90 × [1.60, 2.20]" in said
     assert "static: 1 of 1; continuous: 1 of 2; 1 failed, 0 are undecided" in said
 

@@ -1,6 +1,7 @@
 """Experiments on invented numbers: what their sections say, draw, write and score."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -85,7 +86,12 @@ def test_two_blocks_are_not_enough_for_an_interval():
     """It is said instead of an interval that holds everything."""
     row = {"speedup_x": 2.0, "low_x": 0.1, "high_x": 40.0, "verdict": "too few"}
     assert baseline.interval(row) == "2.00 × (too few for an interval)"
-    assert baseline.interval({**row, "verdict": "faster"}) == "2.00 × [0.10, 40.00]"
+    row["verdict"] = "inconclusive"
+    assert baseline.interval(row) == "2.00 × (too unstable for an interval)"
+    assert baseline.interval({**row, "low_x": 1.0, "high_x": 4.9}) == "2.00 × [1.00, 4.90]"
+    wide = Score("s", "S(8)", 3.0, 2.0, 0.1, 40.0, "×")
+    assert wide.measured() == "2.00 × (too unstable for an interval)"
+    assert wide.verdict == "open"
 
 
 def test_show_does_all_of_a_result(report, tmp_path):
@@ -211,10 +217,31 @@ def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):
     assert "peaks at 2.0 MiB beside 512 MiB of weights, 0.25 MiB an item" in known.sentence()
     assert known.sentence().endswith("is 6.0 % with the weights in it, 31 % beside them.")
     assert [s.verdict for s in known.scores()] == ["missed"]
-    monkeypatch.setattr(costs, "memory", lambda *_: table.assign(overhead_percent=np.nan))
-    unknown = baseline.memory(context, sizes=(1, 8), max_tokens=1)
-    assert not unknown.scores()
-    assert "not known" in unknown.sentence()
+    phases = pd.DataFrame({"batch_size": [1, 8], "ttft_median_ms": np.nan})
+    assert baseline.cost_words(phases, table) == "it costs 0.2 MiB a request"
+    monkeypatch.undo()
+
+
+def test_memory_of_an_engine_that_does_not_count_it(context, monkeypatch):
+    """Libraries allocate where Python does not see it: no peak, but what the process holds."""
+    prompts = [Prompt(str(i), "list", "p", 9) for i in range(2)]
+    monkeypatch.setattr(costs, "short_prompts", lambda *_: prompts)
+    answer = InferenceBatchResponse("x", 1)
+
+    def infer_batch(items):
+        return BatchResult.of([BatchResponse(i.id, answer, 1.0) for i in items], 1.0)
+
+    context.__dict__["engine"] = SimpleNamespace(infer_batch=infer_batch)
+    here = baseline.memory(context, sizes=(1, 2), max_tokens=1)
+    assert here.frame["peak_per_item_bytes"].isna().all()
+    assert not here.scores()
+    assert re.search(r"2 takes is not known: .* process holds [\d,]+ MiB", here.sentence())
+    phases = pd.DataFrame({"batch_size": [1, 2], "ttft_median_ms": np.nan})
+    assert baseline.cost_words(phases, here.frame) == "what memory it costs is not known"
+    context.engine.ask = None  # a server's engine has it
+    far = baseline.memory(context, sizes=(1, 2), max_tokens=1)
+    assert far.frame["process_bytes"].isna().all()
+    assert "another process" in far.sentence()
 
 
 def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):

@@ -357,6 +357,10 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     own = tables.suggest(WORKS["short"], models["engine", 1], MEMORY, 8, None, 64)
     answer = sections.answer(own, strategies, Section("chosen", {}))
     assert answer.text.startswith(f"For these requests run batches of {own.size}: ")
+    theirs = sections.answer(own, strategies, Section("chosen", {}), searched(0.9))
+    assert theirs.text.startswith("Run 12 requests in a batch: 9 tokens")
+    assert f"The cost model says batches of {own.size}: " in theirs.text
+    assert theirs.tiles[0].value == "Run 12 requests in a batch"
     told = scored[scored["informative"]] if scored["informative"].any() else scored
     ours = told[told["strategy"] == study.ADVISOR]
     assert f"tenth of {ours['scenario'].nunique()} scenarios" in answer.text
@@ -367,6 +371,8 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     shown = table_of(sections.suggestion(own))
     assert own.size not in set(shown["batch_size"])
     assert shown["why_not"].all()
+    blind = tables.suggest(WORKS["short"], models["engine", 1], None, 8, None, 64)
+    assert set(table_of(sections.suggestion(blind))["memory_mib"]) == {"unknown"}
 
 
 def test_the_reference_speed_is_that_of_the_controls():
@@ -456,6 +462,16 @@ def test_every_frame_comes_back_from_its_csv(judged, monkeypatch, tmp_path):
     }
 
 
+def searched(within):
+    """A measured answer that is near the best with a probability."""
+    said = ["Run 12 requests in a batch: 9 tokens per second.", "It is within 2 %."]
+    decision = SimpleNamespace(within={0.95: within})
+    found: Any = SimpleNamespace(
+        setting=12.0, found=SimpleNamespace(decision=decision), sentences=lambda: said
+    )
+    return found
+
+
 @pytest.mark.parametrize(
     ("fields", "above"),
     [({}, "each 1 % more latency has to buy 0.25 % more"),
@@ -466,5 +482,12 @@ def test_two_answers_say_what_each_is_for(fields, above):
     """Measured whole batches go for throughput; the suggestion by the cost model may not."""
     ours: Any = SimpleNamespace(model=SimpleNamespace(config=object()))
     server: Any = SimpleNamespace(model="a name")
-    assert above in measured.purpose(SizingConfig(**fields), ours)
-    assert measured.purpose(SizingConfig(**fields), server).endswith("so go by this answer.")
+    sure, unsure = (searched(within) for within in (0.9, 0.05))
+    config = SizingConfig(**fields)
+    trusted, doubted = (SimpleNamespace(trust=trust) for trust in ("high", "low"))
+    assert above in measured.purpose(config, ours, sure, trusted)
+    assert measured.purpose(config, server, sure, trusted).endswith("so go by this answer.")
+    assert "had the search been longer" in measured.purpose(config, server, unsure, trusted)
+    decided = [measured.decides(e, f, trusted) for e in (ours, server) for f in (sure, unsure)]
+    assert decided == [False, False, True, False]
+    assert measured.decides(server, unsure, doubted)

@@ -31,6 +31,7 @@ from batchgauge.request import (
     generated_tokens,
 )
 
+ENGINE_PARTS = ("prefill", "decode", "end_to_end")  # what an engine runs
 Part = Literal[
     "tokenize", "detokenize", "prefill", "decode", "statistics", "lookup", "sizing", "end_to_end"
 ]

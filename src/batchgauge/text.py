@@ -20,6 +20,7 @@ from typing import Any
 
 from batchgauge.redaction import redacted
 
+WIDE = 5.0
 _LINE_END = re.compile(r"\r\n?|[\x85\u2028\u2029]")
 # Controls (C0, DEL, C1), bidirectional overrides and isolates, surrogates, noncharacters.
 _UNSEEN = re.compile(
@@ -130,6 +131,13 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
 
 
+def ratio(value: float, low: float, high: float) -> str:
+    """`4.81 × [4.70, 4.93]`; an interval whose ends are a factor of `WIDE` apart is no result."""
+    if not 0.0 < high <= WIDE * low:
+        return f"{value:.2f} × (too unstable for an interval)"
+    return f"{value:.2f} × [{low:.2f}, {high:.2f}]"
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 thread`, `2 threads`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -139,6 +147,12 @@ def span(numbers: Sequence[int]) -> str:
     """`5`, or `3 to 5` where they differ."""
     low, high = min(numbers), max(numbers)
     return f"{low}" if low == high else f"{low} to {high}"
+
+
+def setting_in_words(setting: float, unit: str) -> str:
+    """`1 request at once`, `24 requests in a batch`; `unit` begins with a plural."""
+    words = re.sub(r"^([a-z]+)s", r"\1", unit) if setting == 1 else unit
+    return f"{figures(setting)} {words}"
 
 
 def sentences(text: str) -> list[str]:

@@ -31,6 +31,11 @@ class CheckedEngine:
         self._engine = engine
 
     @property
+    def unchecked(self) -> Engine:
+        """The wrapped engine itself, for profiles that should not show the checks."""
+        return self._engine
+
+    @property
     def name(self) -> str:
         """The wrapped engine's own name."""
         return self._engine.name

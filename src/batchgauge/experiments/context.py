@@ -31,6 +31,7 @@ from batchgauge.machine.identity import Machine
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 from batchgauge.registry import check_fits, open_engine, open_tokenizer, weights_of, with_weights
+from batchgauge.reporting.model import is_ours
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
@@ -80,6 +81,11 @@ class Context:
     def __post_init__(self) -> None:
         whole(threads=self.threads)
         object.__setattr__(self, "engine_spec", with_weights(self.engine_spec, self.weights))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the engine is the project's own, which goals and advice on code are for."""
+        return is_ours(self.engine_spec)
 
     @property
     def weights_kept(self) -> str:

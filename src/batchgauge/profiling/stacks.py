@@ -35,6 +35,8 @@ _WAITING = re.compile(
 )
 _NUMPY_FILE = re.compile(r"numpy|openblas|\bmkl|libblas|blis|accelerate|veclib", re.IGNORECASE)
 _NATIVE_FILE = re.compile(r"\.(so|dylib|dll|pyd)([.\d]*)$")
+_C_SOURCE = re.compile(r"\.(c|cc|cpp|cxx|h|hpp|rs)$")  # of libraries with debug information
+_FOREIGN_CALL = "_call_function_pointer"  # ctypes's, below which a library without names runs
 _INTERPRETER = re.compile(r"(libpython|/python|^python)[\d.]*", re.IGNORECASE)
 _C_LIBRARY = re.compile(r"(^|/)(libc|libpthread|ld-linux|libm)[-.]|libsystem|ntdll|vdso")
 
@@ -69,6 +71,8 @@ def classify(name: str, file: str, parent: Kind = "python") -> Kind:
         return "waiting"
     if _NUMPY_FILE.search(file):
         return "numpy"
+    if name == _FOREIGN_CALL:
+        return "native"
     if file == "<built-in>" or _INTERPRETER.search(file):
         return "python"
     if _C_LIBRARY.search(file):
@@ -185,7 +189,10 @@ class StackProfile:
         """
         sums: dict[tuple[str, str, int, Kind], float] = {}
         for frames, weight in self.stacks:
-            python = [f for f in frames if f.line and not _NATIVE_FILE.search(f.file)]
+            python = [
+                f for f in frames
+                if f.line and not _NATIVE_FILE.search(f.file) and not _C_SOURCE.search(f.file)
+            ]  # fmt: skip
             if not python:
                 continue
             mine = [f for f in python if not is_library(f.file)] or python

@@ -12,6 +12,11 @@ from batchgauge.errors import UserError
 from batchgauge.text import one_line
 
 
+def is_ours(spec: object) -> bool:
+    """Whether the spec of an engine or tokenizer (empty: the default) is of the project's own."""
+    return str(spec or "numpy").partition(":")[0] in {"numpy", "baseline"}
+
+
 def named(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What a report's facts say of the model that its `parameters` name; empty without one.
 
@@ -52,9 +57,11 @@ def served(name: str) -> dict[str, Any]:
     return {"model": f"{one_line(name)}, on a server", "model_facts": {"name": one_line(name)}}
 
 
-def is_reference(facts: Mapping[str, Any]) -> bool:
-    """Whether the project's goals and stored runs are about this model; so where nobody knows."""
-    return bool(facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE)
+def is_reference(facts: Mapping[str, Any], engine: object = "") -> bool:
+    """Whether the project's goals are about this model (or an unknown one) on this engine."""
+    return is_ours(engine) and bool(
+        facts.get("model_facts", {}).get("digest", REFERENCE) == REFERENCE
+    )
 
 
 def short(facts: Mapping[str, Any]) -> str:

@@ -204,8 +204,9 @@ class Report:
         _show(data, kind="answer", text=said)
 
     def score(self, score: Score) -> None:
-        """Put one measured target on the scorecard; another model's goal is not comparable."""
-        score = replace(score, comparable=not score.of_model or is_reference(self.model))
+        """Put one measured target on the scorecard; others' goals are not comparable."""
+        is_ours = is_reference(self.model, self.parameters.get("engine"))
+        score = replace(score, comparable=not score.of_model or is_ours)
         self._scores[score.key] = score
         text = score.sentence()
         _show(

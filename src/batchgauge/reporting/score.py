@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgauge.reporting import tables
+from batchgauge.text import WIDE
 
 Better = Literal["higher", "lower"]
 
@@ -23,7 +24,7 @@ class Score:
     high: float | None = None
     unit: str = ""
     better: Better = "higher"
-    of_model: bool = False  # the goal was set for the reference model
+    of_model: bool = False  # the goal was set for the reference model on our engine
     comparable: bool = True  # and this is it
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Score:
             "met": "met",
             "missed": "not met",
             "open": "undecided, the interval holds the goal",
-            "not comparable": "not comparable, the goal is another model's",
+            "not comparable": "not comparable, the goal is another model's or engine's",
         }
         text = f"{self.label}: {self.measured()}"
         return f"{text}." if self.goal is None else f"{text}; {self.aim()}: {words[self.verdict]}."
@@ -60,9 +61,19 @@ class Score:
     def measured(self) -> str:
         """Value, interval and unit."""
         text = tables.number(self.value)
+        if self._is_wide():
+            return f"{text} {self.unit}".rstrip() + " (too unstable for an interval)"
         if self.low is not None and self.high is not None:
             text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
         return f"{text} {self.unit}".strip()
+
+    def _is_wide(self) -> bool:
+        """Whether the interval of a ratio (no share, and no count) says next to nothing."""
+        if self.low is None or self.high is None:
+            return False
+        if self.unit == "%":
+            return self.high - self.low > 100.0  # more than shares can differ
+        return self.unit in {"×", ""} and self.high > max(2.0, WIDE * max(self.low, 0.0))
 
     def aim(self) -> str:
         """The goal with its direction and unit; empty when there is none."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
+import psutil
 
 from batchgauge.core.tokenizer.batch_tokenizer import BatchTokenizer
 from batchgauge.experiments.baseline.inference import short_prompts
@@ -20,16 +21,20 @@ from batchgauge.workload import texts, to_items
 def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFrame:
     """Bytes of a batch by size: allocated at the peak, what must exist, overhead, per item.
 
-    The overhead is NaN for an engine that cannot say what must exist; once over all of that, once
-    over what must exist beside the weights.
+    The overhead, once over all that must exist, once over what must beside the weights, is NaN for
+    an engine that cannot say that. So is the peak: libraries allocate where Python does not see it.
+    Of an engine in this process, what the process holds is known.
     """
     prompts, rows = short_prompts(context, max(sizes)), []
     for size in sizes:
         items = to_items(prompts[:size], max_tokens=max_tokens, ignore_eos=True)
         result = context.engine.infer_batch(items)
         data = [r.data for r in result.responses if r.data]
-        peak = allocations(partial(context.engine.infer_batch, items), warm_up=False).peak_bytes
         count = getattr(context.engine, "count_bytes", None)
+        again = partial(context.engine.infer_batch, items)
+        peak = allocations(again, warm_up=False).peak_bytes if count else math.nan
+        is_here = not hasattr(context.engine, "ask")
+        process = psutil.Process().memory_info().rss if is_here else math.nan
         held = (
             count([d.prompt_tokens for d in data], [d.tokens_generated for d in data])
             if count
@@ -39,10 +44,10 @@ def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFr
         must = sum(held.values()) if held else math.nan
         overhead = 100 * memory_overhead(weights + peak, must) if held else math.nan
         beside = 100 * memory_overhead(peak, must - weights) if held else math.nan
-        rows.append((size, peak, must - weights, weights, overhead, beside, peak / size))
+        rows.append((size, peak, must - weights, weights, overhead, beside, peak / size, process))
     columns = ["batch_size", "peak_bytes", "must_exist_beside_weights_bytes", "weights_bytes"]
     shares = ["overhead_percent", "overhead_beside_weights_percent"]
-    return pd.DataFrame(rows, columns=[*columns, *shares, "peak_per_item_bytes"])
+    return pd.DataFrame(rows, columns=[*columns, *shares, "peak_per_item_bytes", "process_bytes"])
 
 
 def layer_overhead(context: Context, sizes: Sequence[int], characters: int) -> pd.DataFrame:

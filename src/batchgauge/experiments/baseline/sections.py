@@ -18,7 +18,7 @@ from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Answer, Score, Section, Tile, plots
-from batchgauge.text import percent
+from batchgauge.text import percent, ratio
 
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
@@ -56,7 +56,8 @@ def inference(measured: Measured, *, target: Target) -> tuple[Section, Section, 
     """S(b) of whole requests; prefill and decode apart; some prompts with their answers."""
     sweep, context = runs.requests(measured), measured.context
     frames = {"inference": sweep.table, "inference_samples": sweep.samples}
-    lengths = f"{at(sweep.table, target[0])['prompt_tokens']:.0f} tokens"
+    tokens = at(sweep.table, target[0])["prompt_tokens"]
+    lengths = f"{tokens:.0f} tokens" if tokens else "tokens not counted"
     kept = f", {context.weights_kept}" if context.weights_kept else ""
     whole = _speedup(
         sweep, frames, target, picture="inference_speedup_chart", key="inference_batch_8",
@@ -169,11 +170,16 @@ def cost_words(phases: pd.DataFrame, memory_: pd.DataFrame) -> str:
     """What a request pays for the largest batch: a later first token, and memory."""
     first, last = phases.iloc[0], phases.iloc[-1]
     peak = memory_.iloc[-1]
-    mib = f"{peak['peak_per_item_bytes'] / 2**20:.1f} MiB a request"
+    bytes_ = peak["peak_per_item_bytes"]
+    costs = (
+        "what memory it costs is not known"
+        if math.isnan(bytes_)
+        else f"it costs {bytes_ / 2**20:.1f} MiB a request"
+    )
     if math.isnan(last["ttft_median_ms"]):
-        return mib
+        return costs
     return (
-        f"{mib}, and at batch {last['batch_size']:.0f} the first token comes after "
+        f"{costs}, and at batch {last['batch_size']:.0f} the first token comes after "
         f"{last['ttft_median_ms']:,.0f} ms instead of {first['ttft_median_ms']:,.0f} ms"
     )
 
@@ -184,11 +190,14 @@ def _speedup(  # noqa: PLR0913 - the texts of one section
 ) -> Section:  # fmt: skip
     """A sweep as a section, with the row at the target's batch size on the scorecard."""
     table = sweep.table
-    best, row = table.sort_values("speedup_x").iloc[-1], at(table, target[0])
-    title = (
-        f"{sweep.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
-        "the work of one at a time"
-    )
+    row, faster = at(table, target[0]), table[table["verdict"] == "faster"]
+    title = f"{sweep.what}: no gain of batches was seen"
+    if len(faster):
+        best = faster.sort_values("speedup_x").iloc[-1]
+        title = (
+            f"{sweep.what}: batches of {best['batch_size']} do {best['speedup_x']:.1f} × "
+            "the work of one at a time"
+        )
     score = Score(
         key, label.format(row["batch_size"]), target[1], row["speedup_x"], row["low_x"],
         row["high_x"], "×", of_model=True,
@@ -209,7 +218,7 @@ def interval(row: Mapping[str, Any] | pd.Series) -> str:
     """`4.81 × [4.70, 4.93]` from a row with speedup_x, low_x and high_x, and perhaps a verdict."""
     if row.get("verdict") == "too few":
         return f"{row['speedup_x']:.2f} × (too few for an interval)"
-    return f"{row['speedup_x']:.2f} × [{row['low_x']:.2f}, {row['high_x']:.2f}]"
+    return ratio(row["speedup_x"], row["low_x"], row["high_x"])
 
 
 def speedup_sentence(what: str, table: pd.DataFrame) -> str:
@@ -240,20 +249,28 @@ def latency_sentence(phases: pd.DataFrame) -> str:
         return f"{ttft}; its chunks are not single tokens, so there is no inter-token latency."
     if math.isnan(last["decode_tokens_per_s"]) or math.isnan(last["decode_speedup_x"]):
         return f"{ttft}; how long decoding took is not known."
+    alone = ratio(*(last[f"decode_{end}_x"] for end in ("speedup", "low", "high")))
     return (
         f"{ttft} and the median inter-token latency from {first['inter_token_median_ms']:.1f} to "
         f"{last['inter_token_median_ms']:.1f} ms; decode throughput from "
         f"{first['decode_tokens_per_s']:.0f} to {last['decode_tokens_per_s']:.0f} tokens/s, "
-        f"S({last['batch_size']:.0f}) of decode alone = {last['decode_speedup_x']:.2f} × "
-        f"[{last['decode_low_x']:.2f}, {last['decode_high_x']:.2f}]."
+        f"S({last['batch_size']:.0f}) of decode alone = {alone}."
     )
 
 
 def memory_sentence(table: pd.DataFrame) -> str:
-    """The overhead at the largest batch, or that the engine cannot say."""
+    """The overhead at the largest batch, or what is known without the engine's own count."""
     row = table.iloc[-1]
     if math.isnan(row["overhead_percent"]):
-        return "This engine does not say what must exist, so its overhead is not known."
+        here = (
+            "it runs in another process"
+            if math.isnan(row["process_bytes"])
+            else f"this whole process holds {row['process_bytes'] / 2**20:,.0f} MiB after it"
+        )
+        return (
+            f"What a batch of {row['batch_size']:.0f} takes is not known: the engine does not say; "
+            f"{here}."
+        )
     return (
         f"A batch of {row['batch_size']:.0f} peaks at {row['peak_bytes'] / 2**20:.1f} MiB beside "
         f"{row['weights_bytes'] / 2**20:.0f} MiB of weights, "
@@ -268,8 +285,8 @@ def layer_sentence(table: pd.DataFrame) -> str:
     row = table.iloc[-1]
     return (
         f"At batch {row['batch_size']:.0f} the batching layer adds "
-        f"{row['extra_per_item_us']:.2f} µs an item: {row['ratio_x']:.2f} × "
-        f"[{row['low_x']:.2f}, {row['high_x']:.2f}] the time of the bare call."
+        f"{row['extra_per_item_us']:.2f} µs an item: "
+        f"{ratio(row['ratio_x'], row['low_x'], row['high_x'])} the time of the bare call."
     )
 
 

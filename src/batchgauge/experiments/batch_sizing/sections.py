@@ -12,6 +12,7 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing import figures, peaks, runs, sentences, study, tables
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.scoring import GOAL, MEMORY_GOAL, P10_GOAL
@@ -19,6 +20,7 @@ from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
+from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
@@ -109,7 +111,7 @@ def suggestion(own: BatchSizeSuggestion) -> Section:
             "batch_size": row.size,
             "throughput_per_s": row.throughput_per_s.value,
             "latency_ms": row.latency_ms.value,
-            "memory_mib": row.memory_bytes.value / 2**20,
+            "memory_mib": row.memory_bytes.value / 2**20 if row.memory_bytes.value else "unknown",
             "why_not": row.rejected,
         }
         for row in own.rejected
@@ -318,7 +320,10 @@ def whole_batches(bench: Bench, models: Costs, sweeps: Mapping[Key, FreshSweep])
 
 def drift(errors: Section, *, wrong: float = 1.0) -> Section:
     """Whether the model holds on the fresh times, its predictions multiplied by `wrong`."""
-    said = study.drift(errors.frame, wrong).sentence
+    try:
+        said = study.drift(errors.frame, wrong).sentence
+    except UserError as problem:  # a quick engine's steps may be too short to be told from nothing
+        said = f"left out. {problem}"
     slow = f"The same check of a model made {100 * (wrong - 1.0):.0f} % too slow"
     what = "Drift check" if wrong == 1.0 else slow
     return Section("drift", {}, f"{what}: {said}")
@@ -384,24 +389,40 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
     return Section("simulated", {"simulated": table}, "", table, caption)
 
 
-def answer(own: BatchSizeSuggestion, strategies: Section, chosen: Section) -> Answer:
-    """What to run for the workload's requests, what stops it, and how good such advice is here."""
+def answer(
+    own: BatchSizeSuggestion, strategies: Section, chosen: Section,
+    whole: MeasuredAdvice | None = None,
+) -> Answer:  # fmt: skip
+    """What to run for the workload's requests, what stops it, and how good such advice is here.
+
+    Where whole batches decide, their answer comes first, and the cost model's beside it.
+    """
     assert strategies.shown is not None
     row, other = sentences.ours_and_best_other(strategies.shown)
     broken = row["late_share"] + row["over_memory_share"]
     rate, latency, basis = sentences.at_size(chosen.frames(), OWN, own)
+    gives = (
+        f"{rate:,.0f} {own.unit}/s, answered in {rounded(latency)} ms ({basis}, 95th percentile)"
+    )
+    run = f"For these requests run batches of {own.size}: {gives}. {own.limit}."
+    if whole:
+        run = (
+            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: {gives}. "
+            f"{own.limit}."
+        )
     text = (
-        f"For these requests run batches of {own.size}: {rate:,.0f} {own.unit}/s, answered in "
-        f"{latency:,.0f} ms ({basis}, 95th percentile). {own.limit}. In the worst tenth of "
-        f"{row['scenarios']} scenarios the advice still reaches {percent(row['p10_score'])} of the "
-        f"best size's throughput, the best other rule ('{other['strategy']}') "
-        f"{percent(other['p10_score'])}; it breaks a budget in {percent(broken)}."
+        f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "
+        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
+        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{percent(broken)}."
     )
     size = Tile(
         "size", f"Run batches of {own.size}",
-        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {latency:,.0f} ms. "
-        f"{own.limit}.",
+        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {rounded(latency)} "
+        f"ms. {own.limit}.",
     )  # fmt: skip
+    if whole:
+        size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])
     rule = Tile(
         "gain", "",
         f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "

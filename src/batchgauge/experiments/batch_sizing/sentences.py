@@ -9,7 +9,7 @@ import pandas as pd
 from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
 from batchgauge.experiments.batch_sizing.study import ADVISOR
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
-from batchgauge.text import percent
+from batchgauge.text import counted, percent
 
 
 def scores_sentence(table: pd.DataFrame) -> str:
@@ -92,8 +92,9 @@ def whole_sentence(table: pd.DataFrame) -> str:
         for column in ("sweep_ms", "model_ms")
     )
     return (
-        f"{len(table)} whole batches, run for real: phases of the sweep added up are off by "
-        f"{swept.median():.1f} % (median; worst {swept.max():.1f} %), the cost model by "
+        f"{counted(len(table), 'whole batch', 'whole batches')}, run for real: "
+        f"phases of the sweep added up are off by {swept.median():.1f} % (median; worst "
+        f"{swept.max():.1f} %), the cost model by "
         f"{model.median():.1f} % (worst {model.max():.1f} %)."
     )
 

@@ -43,7 +43,7 @@ def shares_of_request(subject: Subject, stages: pd.DataFrame) -> dict[str, float
     """What share of a batch each part is: all of inference, its decode steps, its tokenizing."""
     if subject.target:
         return {}
-    name = getattr(subject.engine, "name", "")
+    name = subject.context.engine_name
     if stages.empty:
         return {f"inference ({name})": 1.0}
     rows = stages[stages["batch_size"] == subject.batch_size].set_index("stage")["share"]
@@ -68,7 +68,7 @@ def _kernel_spots(subject: Subject, roofline: pd.DataFrame) -> list[Hotspot]:
     if not rows:
         return []
     whole = rows["decode"]["measured_ms"]
-    name = f"decode ({getattr(subject.engine, 'name', '')})"
+    name = f"decode ({subject.context.engine_name})"
     spots = [
         Hotspot(name, kernel, min(1.0, rows[kernel]["measured_ms"] / whole), "numpy",
                 rows[kernel]["ratio"], rows[kernel]["bound"])
@@ -91,11 +91,13 @@ def _function_spots(name: str, profile: StackProfile) -> list[Hotspot]:
 def _stage_spots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:
     """Stages of a batch; prefill and decode with their distance from the floor where known."""
     rows, known = stages[stages["batch_size"] == subject.batch_size], _kernels(subject, roofline)
-    part = f"inference ({getattr(subject.engine, 'name', '')})"
+    part = f"inference ({subject.context.engine_name})"
     spots = []
     for row in rows.to_dict("records"):
         floor = known.get(row["stage"], {"ratio": math.nan, "bound": ""})
-        kind: Kind = "numpy" if row["stage"] in {"prefill", "decode"} else "python"
+        kind: Kind = "python"
+        if row["stage"] in {"prefill", "decode"}:
+            kind = "numpy" if subject.context.is_ours else "native"
         spots.append(
             Hotspot(part, row["stage"], row["share"], kind, floor["ratio"], floor["bound"])
         )

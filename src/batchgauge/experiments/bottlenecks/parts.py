@@ -1,8 +1,9 @@
 """What the bottleneck notebook takes apart: parts of the work, or a function of the user's own.
 
 A part is one kind of work by one implementation: tokenizing, inference, statistics,
-each by the chosen implementation and by the baseline; or, instead of all of them, the
-user's own function (`target`), which runs in child processes with a time limit.
+each by the chosen implementation and by the baseline; of an engine that is not ours its
+inference alone; or, instead of all of them, the user's own function (`target`), which runs in
+child processes with a time limit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from batchgauge.profiling.stacks import StackProfile
 from batchgauge.profiling.target import TOOLS, TargetProfiles, profile_target
 from batchgauge.protocols import Engine
 from batchgauge.registry import open_engine, open_tokenizer
+from batchgauge.reporting.model import is_ours
 from batchgauge.request import (
     BatchItem,
     BatchResponse,
@@ -133,12 +135,16 @@ def _parts(context: Context, items: Items) -> list[Part]:
         return Part("tokenizing", spec, fresh(), fresh)
 
     def inference(spec: str, opened: Engine, items: Items) -> Part:
-        return Part("inference", spec, functools.partial(opened.infer_batch, items))
+        bare = getattr(opened, "unchecked", opened)
+        return Part("inference", spec, functools.partial(bare.infer_batch, items))
 
     def statistics(name: str, compute: Compute, look_up: LookUp) -> Part:
         fresh = functools.partial(_Statistics, compute, look_up)
         return Part("statistics", name, fresh(), fresh)
 
+    if not context.is_ours:  # whose user cannot change our code
+        own = [] if is_ours(tokenizer) else [tokenizing(tokenizer)]
+        return [inference(engine, context.engine, items), *own]
     parts = [
         tokenizing(tokenizer),
         inference(engine, context.engine, items),

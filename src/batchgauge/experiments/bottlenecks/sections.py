@@ -23,6 +23,8 @@ from batchgauge.text import Markdown
 
 NO_ENGINE = "Left out: this looks into an engine, and a function of your own is profiled here."
 
+NOT_OURS = "Left out: this is about the project's own code, and the engine here is another."
+
 start, batch_sizes = parts.start, kernels.batch_sizes
 
 
@@ -191,12 +193,15 @@ def system(subject: Subject, *, simulate: bool = False) -> list[Section]:
     if subject.target:
         return [_said("system", NO_ENGINE)]
     frame = events.system_counters(subject)
+    seen = Section(
+        "system", {"system": frame}, sentences.system_sentence(frame), frame,
+        "Per call, counted by the operating system; no profiler attached.",
+    )  # fmt: skip
+    if not subject.context.is_ours:
+        return [seen]
     counted = events.hardware_table(subject.context.model, simulate=simulate)
     return [
-        Section(
-            "system", {"system": frame}, sentences.system_sentence(frame), frame,
-            "Per call, counted by the operating system; no profiler attached.",
-        ),
+        seen,
         Section(
             "events", {"events": counted}, events.hardware_sentence(counted), counted,
             "Instructions, cache misses and mispredicted branches a call.",
@@ -208,6 +213,8 @@ def parallelism(subject: Subject) -> Section:
     """Which calls release the GIL."""
     if subject.target:
         return _said("gil", NO_ENGINE)
+    if not subject.context.is_ours:
+        return _said("gil", NOT_OURS)
     frame = kernels.gil_probes(subject)
     caption = "What a second thread could do meanwhile, and what two gain."
     return Section("gil", {"gil": frame}, sentences.gil_sentence(frame), frame, caption)
@@ -215,6 +222,8 @@ def parallelism(subject: Subject) -> Section:
 
 def profiler_overhead(subject: Subject, *, rounds: int) -> Section:
     """Slow-down of each profiler, and which could not run."""
+    if not subject.target and not subject.context.is_ours:
+        return _said("overhead", NOT_OURS)
     frame = passes.profiler_overhead(subject, rounds)
     if frame.empty:
         return _said("overhead", "The profilers' cost is measured in runs without a target.")

@@ -65,7 +65,7 @@ def run_suite(
 def _implementation(part: str, subject: suite.Subject) -> str:
     if part in {"tokenize", "detokenize"}:
         return subject.tokenizer_spec
-    return redacted(subject.engine_spec) if part in {"prefill", "decode", "end_to_end"} else "numpy"
+    return redacted(subject.engine_spec) if part in suite.ENGINE_PARTS else "numpy"
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

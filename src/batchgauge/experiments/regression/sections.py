@@ -25,8 +25,10 @@ from batchgauge.measuring.gate.judging import Change, false_alarms, frame_of
 from batchgauge.measuring.gate.process import GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.sequential import LEAST
-from batchgauge.registry import weights_of
+from batchgauge.redaction import redacted
+from batchgauge.registry import open_engine, weights_of
 from batchgauge.reporting import Answer, Score, Section, Tile
+from batchgauge.reporting.model import is_ours
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.project import project_root
 from batchgauge.text import counted, percent, span
@@ -46,13 +48,17 @@ class Taken:
 def plan(budget: Profile, **subject: Any) -> GatePlan:
     """Rounds that a profile has for a decision on this checkout.
 
-    `subject` are the arguments of `runs.suite_options`.
+    `subject` are the arguments of `runs.suite_options`. Raises UserError for an engine that cannot
+    be opened, before anything is measured.
     """
+    options = runs.suite_options(**subject)
+    if not is_ours(options["engine"]):  # ours is opened where a benchmark runs it
+        open_engine(options["engine"], options.get("model") or None, options["threads"])
     few = budget.choose(smoke=True, default=False, thorough=False)
     return GatePlan(
         [b.name for b in suite.select("statistics/items=1000" if few else trial.CHEAP)],
         Path(suite.__file__),
-        runs.suite_options(**subject),
+        options,
         rounds=LEAST if few else 64,
         seed=int(subject["seed"]),
     )
@@ -148,6 +154,12 @@ def stored(select: str, baseline_dir: str, *, seconds: float, **subject: Any) ->
     folder = Path(baseline_dir) if baseline_dir else project_root() / "data" / "baseline"
     now = runs.run_suite(select, seconds=seconds, progress=True, **subject)
     changes, finding = against_stored(now, folder)
+    engine = str(subject.get("engine", ""))
+    if not is_ours(engine) and not now["part"].isin(suite.ENGINE_PARTS).any():
+        finding += (
+            f" None of these benchmarks runs the engine '{redacted(engine)}'; `select` with "
+            "'decode/*' does."
+        )
     failing = sum(c.fails for c in changes)
     title = f"{failing} of {len(changes)} benchmarks fail against the stored baseline"
     return Section(

@@ -44,10 +44,6 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
         if row["way"] == WAYS[1]
     }
     sharing = process_sharing(case, gains)
-    profile = next(p for p in simulated_profiles() if p.name == ACCELERATOR)
-    costs, shared_s, _ = predicted_costs(case.context.model, profile)
-    size = case.today.server.max_batch
-    gpu = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
     step = case.today.step_s
     assert isinstance(step, StepTable)
     threaded = step.faster(two["prefill"], two["decode"])
@@ -93,6 +89,24 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
             "medium: a queue between processes; the weights twice in memory, a second core",
             fleet=Fleet(2, sharing),
         ),
+        *_on_accelerator(case),
+        Idea(
+            "distributed batches", f"{MACHINES} machines like this one",
+            lambda setup: with_server(setup, fleet=Fleet(MACHINES)),
+            "large: a shared queue, retries, deployment; the machines", hardware=True,
+        ),
+    )  # fmt: skip
+
+
+def _on_accelerator(case: Case) -> list[Idea]:
+    """The same on a GPU, by its roofline; nothing for an engine whose model nobody knows."""
+    if case.context.facts is None:
+        return []
+    profile = next(p for p in simulated_profiles() if p.name == ACCELERATOR)
+    costs, shared_s, _ = predicted_costs(case.context.model, profile)
+    size = case.today.server.max_batch
+    gpu = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
+    return [
         Idea(
             "GPU batching", f"{ACCELERATOR} (predicted)",
             lambda setup: replace(
@@ -101,13 +115,8 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
             ),
             "large: another engine (an adapter is there), and the machine", predicted=True,
             hardware=True,
-        ),
-        Idea(
-            "distributed batches", f"{MACHINES} machines like this one",
-            lambda setup: with_server(setup, fleet=Fleet(MACHINES)),
-            "large: a shared queue, retries, deployment; the machines", hardware=True,
-        ),
-    )  # fmt: skip
+        )
+    ]  # fmt: skip
 
 
 def run_sweep(

@@ -37,7 +37,7 @@ from batchgauge.sizing import (
     suggest_batch_size,
 )
 from batchgauge.statistics import location
-from batchgauge.text import percent
+from batchgauge.text import figures, percent
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
@@ -175,7 +175,7 @@ def machines_sentence(table: pd.DataFrame) -> str:
     here, *others = table.to_dict("records")
     fast = max(others, key=lambda row: row["throughput_tokens_per_s"])
     return (
-        f"Predicted, not measured: {fast['machine']} would generate {fast['speedup']:.0f} × "
+        f"Predicted, not measured: {fast['machine']} would generate {figures(fast['speedup'])} × "
         f"as many tokens as this machine (interval {fast['low_tokens_per_s']:,.0f} to "
         f"{fast['high_tokens_per_s']:,.0f} tokens/s) in batches of {fast['best_batch']}. Kept "
         f"busy, its tokens cost as much as here at {number(fast['break_even_price_per_hour'])} an "

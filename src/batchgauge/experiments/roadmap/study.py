@@ -35,7 +35,7 @@ from batchgauge.simulate.server import Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import CostModel
 from batchgauge.sizing.probes import SteadyProbe
-from batchgauge.text import percent
+from batchgauge.text import figures, percent
 from batchgauge.workload import request_lengths
 
 BUSY = 0.8  # share of today's capacity that arrives when no rate is given
@@ -222,8 +222,8 @@ def calibration_sentence(case: Case) -> str:
     """What batching shares on this machine, and the calibration's own error."""
     first, *_, last = calibration_table(case).to_dict("records")
     return (
-        f"A decode step takes {first['step_ms']:.1f} ms for one sequence and "
-        f"{last['step_ms']:.1f} ms for {last['batch_size']:.0f}: a token costs "
+        f"A decode step takes {figures(first['step_ms'])} ms for one sequence and "
+        f"{figures(last['step_ms'])} ms for {last['batch_size']:.0f}: a token costs "
         f"{first['token_ms'] / last['token_ms']:.1f} times less in the larger batch. On sizes that "
         f"the calibration had not seen, its error was {percent(case.costs.error, 1)}."
     )

@@ -26,7 +26,7 @@ from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
 from batchgauge.simulate.server import Host, Server
 from batchgauge.sizing.drift import FEWEST, check_drift
-from batchgauge.text import percent
+from batchgauge.text import counted, percent, ratio
 
 POLICIES: tuple[Literal["static", "dynamic"], ...] = ("static", "dynamic")
 
@@ -79,14 +79,13 @@ class Validation:
 
     def _over_batches(self) -> str:
         """How far step times were off where batches really ran, if enough of them did."""
-        if len(self.batches) < FEWEST:
-            return f"{len(self.batches)} batches ran: not enough to judge the step times by."
-        drift = check_drift(
-            self.batches["predicted_ms"].tolist(), self.batches["measured_ms"].tolist()
-        )
+        told = self.batches[(self.batches[["predicted_ms", "measured_ms"]] > 0.0).all(axis=1)]
+        if len(told) < FEWEST:
+            return f"{counted(len(told), 'batch', 'batches')} ran: not enough to judge steps by."
+        drift = check_drift(told["predicted_ms"].tolist(), told["measured_ms"].tolist())
         return (
-            f"Over the {len(self.batches)} batches that really ran, time was {drift.ratio:.3f} × "
-            f"what the step times say (95 % interval {drift.low:.3f} to {drift.high:.3f})."
+            f"Over the {len(told)} batches that really ran, time was "
+            f"{ratio(drift.ratio, drift.low, drift.high)} what the step times say."
         )
 
 

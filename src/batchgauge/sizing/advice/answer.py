@@ -32,7 +32,7 @@ from batchgauge.sizing.advice.limits import Limit, limit_of
 from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
-from batchgauge.text import Markdown, escaped, figures, percent
+from batchgauge.text import Markdown, escaped, figures, percent, setting_in_words
 
 SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
@@ -192,15 +192,12 @@ class MeasuredAdvice:
         assert setting is not None
         times = []
         for name, row in self.percentiles_ms().items():
-            tail = (
-                f", 95th percentile {row['p95']:,.0f} ms [{row['low']:,.0f}, {row['high']:,.0f}]"
-                if row["p95"] is not None
-                else ""
-            )
-            times.append(f"{METRICS[name]} {row['p50']:,.0f} ms{tail}")
+            middle, *tail = (figures(ms) for ms in row.values() if ms is not None)
+            wide = ", 95th percentile {} ms [{}, {}]".format(*tail) if tail else ""
+            times.append(f"{METRICS[name]} {middle} ms{wide}")
         said = f" In the median: {'; '.join(times)}." if times else ""
         return (
-            f"Run {figures(setting)} {self.found.unit}: {figures(value.value, 4)} "
+            f"Run {setting_in_words(setting, self.found.unit)}: {figures(value.value, 4)} "
             f"{self.value_unit} [{figures(value.low, 4)}, {figures(value.high, 4)}].{said}"
         )
 

@@ -68,7 +68,7 @@ def limit_of(found: Found) -> Limit:
     refusing = [o for o in above if o.run.refused_share > 0 and not o.is_taken]
     if refusing:
         first = refusing[0]
-        said = next(a.error for a in first.run.asked if not a.is_ok and not a.is_unfit)
+        said = next(a.error for a in first.run.asked if not a.is_ok and not a.is_unfit).rstrip(".")
         return Limit(
             "refusals",
             f"at {figures(first.setting)}, {percent(first.run.refused_share)} of the requests "
@@ -77,7 +77,7 @@ def limit_of(found: Found) -> Limit:
         )  # fmt: skip
     if failed:
         at, said = min(failed)
-        return Limit("failure", f"{figures(at)} failed: {said}", target, at)
+        return Limit("failure", f"{figures(at)} failed: {said.rstrip('.')}", target, at)
     if found.observations[0].run.kind == "open":
         return Limit("queue", "requests that come faster than that wait longer and longer", target)
     return _from_curve(found, rows, advised, target)

@@ -380,7 +380,10 @@ def _nothing(run: Run) -> str:
     """Why a run without an answer had none."""
     said, at = [a for a in run.asked if not a.is_ok], figures(run.setting)
     if not said:
-        return f"No request was answered in time at {at}; the engine is too slow."
+        return (
+            f"No request was answered in time at {at}: the engine is too slow for requests of this "
+            "length; expected shorter answers."
+        )
     last = said[-1]
     if last.is_unfit:
         return f"No request of the workload is taken: {last.error}"

@@ -24,7 +24,7 @@ from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
 from batchgauge.sizing.advice.mix import less_mix
 from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
-from batchgauge.text import figures
+from batchgauge.text import figures, setting_in_words
 
 Array = npt.NDArray[np.float64]
 
@@ -260,7 +260,7 @@ class Search:
         """Run a setting, a second time where it failed: servers restart."""
         said = ""
         for attempt in (1, 2):
-            self._progress(f"running {figures(setting)} {self.target.unit}", self._left())
+            self._progress(f"running {setting_in_words(setting, self.target.unit)}", self._left())
             try:
                 seen = self._observe(setting)
             except UserError as problem:
