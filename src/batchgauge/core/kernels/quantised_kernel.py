@@ -75,8 +75,7 @@ class _Codes:
             return to.builder.add(here, to.builder.mul(lane, INT(width)))
 
         self.codes, self.factors = behind(4 if bits < 8 else bits // 8), behind(4 if wide else 2)
-        levels = [float(level - zero) for level in range(32)]
-        self.tables = [ir.Constant(VECTOR, half) for half in (levels[:16], levels[16:])]
+        self.levels = [float(level - zero) for level in range(32)]
 
     def vector(self, at: Any, kind: Any, offset: int) -> Any:
         """LANES numbers of a kind, so many bytes behind an address."""
@@ -119,14 +118,15 @@ class _Codes:
             codes = self.vector(self.codes, BYTE, BLOCK * i + LANES * column)
             return builder.sitofp(builder.sext(codes, WHOLE), VECTOR)
         codes = self._word(i // 8, column, held, -4 * (i % 8))
-        few, more = self.tables
-        if LANES == 16 and self.bits == 4:  # takes the lowest four bits of each lane
-            return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, few, codes)
+        tables = [ir.Constant(VECTOR, self.levels[i : i + 16]) for i in (0, 16) if LANES == 16]
+        if tables and self.bits == 4:  # takes the lowest four bits of each lane
+            return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, tables[0], codes)
         codes = builder.and_(codes, self._same(15))
         if self.bits == 5:
             fifth = self._word(GROUP // 8, column, held, 4 - i)
             codes = builder.or_(codes, builder.and_(fifth, self._same(16)))
-        if LANES == 16 and self.bits == 5:
+        if tables and self.bits == 5:
+            few, more = tables
             return self.to.call("llvm.x86.avx512.vpermi2var.ps.512", VECTOR, few, codes, more)
         if self.zero:
             codes = builder.sub(codes, self._same(self.zero))
