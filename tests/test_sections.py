@@ -11,6 +11,7 @@ import pytest
 mpl.use("agg")
 
 from tests.conftest import axes_of, chart_of, rows_of
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
@@ -226,6 +227,16 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     section = baseline.variation(context, sizes=(4,), max_tokens=4)
     assert "temperature from 0 to 1.5: -50 %" in section.sentence()
     assert [ax.get_xlabel() for ax in axes_of(section)] == ["temperature", "max tokens"]
+
+
+def test_a_smoke_run_varies_every_parameter(tmp_path):
+    """Two values of each, the first and the last, so that there is a change to speak of."""
+    small = Context(profile_named("smoke"), model=str(write_tiny_model(tmp_path / "m.gguf")))
+    table = baseline_runs.variation(small, (4,), 2)
+    values = table.groupby("parameter", sort=False)["value"].agg(list)
+    assert values["temperature"] == [0.0, 1.5]
+    assert values["max_tokens"] == [1, 4]
+    assert len(values["prompt_characters"]) == 2
 
 
 def rungs(part="tokenizing"):
