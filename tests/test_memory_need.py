@@ -15,6 +15,7 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.registry import open_engine
 from batchgauge.reporting import profile_named
+from batchgauge.reporting.study import run_study
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def test_what_is_free_decides(model):
     assert "\n" not in str(found.value)
     with pytest.raises(UserError, match="even weights=file needs"):
         check_memory(facts, "float32", free=kept // 2)
+    with pytest.raises(UserError, match="no other way to keep its weights takes less"):
+        check_memory(facts, "file", free=kept // 2)
     batch = (64, 128)
     with pytest.raises(UserError, match=r"batches of \d+ would fit") as found:
         check_memory(facts, "file", batch, free=need(facts, "file", batch).total - 1)
@@ -69,6 +72,16 @@ def test_every_way_to_open_asks_first(model, monkeypatch, spec):
         _ = Context(profile_named("smoke"), engine_spec=spec, model=str(model)).engine
     with pytest.raises(UserError, match="are free"):
         BatchInferenceEngine.from_gguf(model, "file")
+
+
+def test_a_study_asks_before_its_first_notebook(model, monkeypatch, tmp_path):
+    """Nothing is run or written for a model that does not fit, or is not there."""
+    for folder, said in (("", "are free"), ("gone/", "cannot be read")):
+        monkeypatch.setattr(memory_need, "usable_memory", lambda: (2**30, 10_000_000))
+        named = {"model": str(model.parent / folder / model.name)}
+        with pytest.raises(UserError, match=said):
+            run_study(profile="smoke", only=["00"], parameters=named, out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_of_others_nothing_is_known():

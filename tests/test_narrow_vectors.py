@@ -22,7 +22,7 @@ def test_kernels_of_avx2_give_the_same_numbers(tmp_path):
     files = [
         str(HERE / f"test_{name}.py") for name in ("products", "attention", "activations", "layers")
     ]
-    kinds = ("Q4_0", "Q5_1", "F16")  # every way of leaving codes
+    kinds = ("Q4_0", "Q5_1", "Q8_0", "F16")  # every way of leaving codes
     test = f"{HERE / 'test_quantised.py'}::test_every_kind_gives_the_bits_of_float32"
     files += [f"{test}[{kind}]" for kind in kinds]
     environment = os.environ | {

@@ -108,7 +108,14 @@ def test_every_kind_gives_the_bits_of_float32(tmp_path, kind):
     kept, plain = both(written(tmp_path / "m.gguf", parts), "a", "b")
     assert isinstance(kept, Packed)
     assert_the_same(kept, plain, 512)
-    if kind in {"Q4_0", "Q4_1", "Q8_0", "F16"}:  # blocks hold the file's bits and no more
+    if kind in {
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "F16",
+    }:  # blocks hold the file's bits and no more
         assert kept.nbytes == sum(data.nbytes for _, data in parts.values()) * 128 / 103
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from itertools import chain, repeat
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd

@@ -12,6 +12,7 @@ import pytest
 mpl.use("agg")
 
 from tests.conftest import chart_of, rows_of
+from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
@@ -264,6 +265,16 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
     unknown = table.assign(median_tokens_per_s=np.nan)
     monkeypatch.setattr(baseline_runs, "variation", lambda *_: unknown)
     assert "does not say" in chart_of(baseline.variation(context, sizes=(4,), max_tokens=4)).title
+
+
+def test_a_smoke_run_varies_every_parameter(tmp_path):
+    """Two values of each, the first and the last, so that there is a change to speak of."""
+    small = Context(profile_named("smoke"), model=str(write_tiny_model(tmp_path / "m.gguf")))
+    table = baseline_runs.variation(small, (4,), 2)
+    values = table.groupby("parameter", sort=False)["value"].agg(list)
+    assert values["temperature"] == [0.0, 1.5]
+    assert values["max_tokens"] == [1, 4]
+    assert len(values["prompt_characters"]) == 2
 
 
 def rungs(part="tokenizing"):

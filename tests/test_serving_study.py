@@ -20,7 +20,7 @@ from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
 from batchgauge.experiments.serving.live import scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
 from batchgauge.experiments.serving.workers_run import Answers
-from batchgauge.reporting import profile_named
+from batchgauge.reporting import Section, profile_named
 from batchgauge.serving.policies import PriorityClasses
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.server import Server
@@ -118,6 +118,15 @@ def test_waits_are_of_the_first_token_between_tokens_and_of_the_answer():
     assert set(forecast.waits(live[live["seed"] == 0])) == {
         *forecast.KIND, "requests", "p50_first_token_ms", "p50_inter_token_ms", "p50_answer_ms"
     }  # fmt: skip
+
+
+def test_answers_of_one_token_leave_no_gap_to_speak_of():
+    """The sentence has the other two medians; of too few requests it has none."""
+    live = moments(np.linspace(1.0, 3.0, 20).tolist()).assign(tokens=1)
+    said = sections.waits(Section("live", {"requests": live}, ""), load=0.8).finding
+    assert "static 1,000 ms until the first token, 2,000 for the answer." in said
+    few = Section("live", {"requests": live.head(1)}, "")
+    assert "too few requests for one" in sections.waits(few, load=0.8).finding
 
 
 def test_rules_say_what_the_simulated_server_says():

@@ -95,7 +95,10 @@ def check_memory(
 
 
 def _what_fits(facts: ModelFacts, mode: str, batch: Batch, factor: float, free: int) -> str:
-    """Other ways to keep the weights, and a smaller batch, that `free` bytes are enough for."""
+    """Other ways to keep the weights, and a smaller batch, that `free` bytes are enough for.
+
+    Where nothing is, the way that takes least.
+    """
     others = {
         m: need(facts, m, batch).total for m in facts.weights_bytes if m != mode or factor > 1.0
     }
@@ -108,6 +111,8 @@ def _what_fits(facts: ModelFacts, mode: str, batch: Batch, factor: float, free: 
     if found:
         return ", ".join(found)
     least = min(others, key=lambda m: others[m])
+    if others[least] >= need(facts, mode, batch, factor).total:
+        return "no other way to keep its weights takes less"
     return f"even {ours}weights={least} needs {_gb(others[least])}"
 
 

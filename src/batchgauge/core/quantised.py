@@ -2,8 +2,8 @@
 
 `Packed` holds what `quantised_kernel` multiplies: blocks of 64 output features, in groups of
 32 inputs. A group has codes, then scales, then what is added (`Kind` says which of them):
-nibbles as 32-bit words of eight inputs [4, 64], bytes and halves as [32, 64], scales and
-least values as [parts, 64]. Formats with scales of scales keep their products, in float32.
+nibbles as 32-bit words of eight inputs [4, 64], their fifth bits as a word of all inputs
+[1, 64], bytes and halves as [32, 64], scales and least values as [parts, 64]. Formats with scales of scales keep their products, in float32.
 `Stored` holds a file's own bytes and makes float32 of 64 rows at a time, where nothing is
 compiled. Both have the weights that the file's format gives them, to the last bit, and sums in
 the order of `products`: results equal those of float32 weights. Formats that are not among
@@ -95,10 +95,7 @@ class Packed:
     def place_parts(self, row: int, count: int, parts: Parts) -> None:
         """The same with so many rows unpacked already."""
         groups = self.blocks.shape[1]
-        codes, *factors = parts
-        if self.kind.bits == 4:
-            codes = _words(codes)
-        made = [part.reshape(count, groups, -1) for part in (codes, *factors) if part is not None]
+        made = [part.reshape(count, groups, -1) for part in parts if part is not None]
         done = 0
         while done < count:
             block, lane = divmod(row + done, BLOCK)
@@ -123,7 +120,7 @@ class Packed:
         if kind.size:
             width = BLOCK * (GROUP // kind.size) * (4 if kind.wide else 2)
             ends += [ends[-1] + width * n for n in range(1, 2 + kind.least)]
-        code = {4: "<u4", 8: "i1", 16: "<u2"}[kind.bits]
+        code = {8: "i1", 16: "<u2"}.get(kind.bits, "<u4")
         scale = "<f4" if kind.wide else "<f2"
         for first, last, form in zip(ends, ends[1:], (code, scale, scale), strict=False):
             part = held[..., first:last].view(form)
@@ -146,9 +143,12 @@ class Packed:
         codes, *factors = (
             part[at, :, :, indices % BLOCK] for part in self._parts(indices // BLOCK)
         )  # [T, groups, n]
-        if kind.bits == 4:
-            shifts = np.arange(0, 32, 4, dtype=np.uint32)
-            codes = (codes[..., None] >> shifts & 15).astype(np.float32) - np.float32(kind.zero)
+        if kind.bits < 8:
+            words, fifth, bit = codes[..., :4, None], codes[..., 4:], np.arange(32, dtype=np.uint32)
+            codes = (words >> bit[::4] & 15).reshape(*codes.shape[:-1], GROUP)
+            if kind.bits == 5:
+                codes |= (fifth >> bit & 1) << 4
+            codes = codes.astype(np.float32) - np.float32(kind.zero)
         elif kind.bits == 16:
             whole = (codes.astype(np.uint32) << 16).view(np.float32)
             codes = codes.view("<f2") if kind.exact else whole
@@ -294,11 +294,3 @@ def as_bfloat16(values: Floats) -> Bytes:
     bits = values.reshape(-1).view(np.uint32)
     upper = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
     return upper.astype("<u2").view(np.uint8)
-
-
-def _words(codes: Bytes) -> npt.NDArray[np.uint32]:
-    """Codes below 16, eight of them in 32 bits: [n, 32] -> [n, 4]."""
-    pairs = np.ascontiguousarray(codes).view("<u8")
-    for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
-        pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
-    return pairs.astype(np.uint32)

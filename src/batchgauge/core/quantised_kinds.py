@@ -22,8 +22,9 @@ Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None
 class Kind:
     """How weights are kept: weight = (code - zero) * scale + least.
 
-    `unpack` gives codes [n, 32] of a file's bytes, and scales and least values [n, parts]
-    where there are any. See `quantised_kernel._Codes` for the others.
+    `unpack` gives codes of a file's bytes, [n, 32] or, below eight bits, words [n, bits], and
+    scales and least values [n, parts] where there are any. See `quantised_kernel._Codes` for
+    the others.
     """
 
     unpack: Callable[[Bytes], Parts]
@@ -58,6 +59,16 @@ def _nibbles(data: npt.NDArray[Any]) -> Bytes:
     return np.concatenate((data & 15, data >> 4), axis=-1)
 
 
+def _words(codes: npt.NDArray[Any], *fifth: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """Nibbles [n, 32], eight of them in 32 bits, and 32 fifth bits in 4 bytes: [n, 4 or 5]."""
+    pairs = np.ascontiguousarray(codes).view("<u8")
+    for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
+        pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
+    words = pairs.astype(np.uint32)
+    bits = [np.ascontiguousarray(each).view("<u4") for each in fifth]
+    return np.concatenate([words, *bits], axis=-1) if bits else words
+
+
 def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
     """For blocks of 32: a scale, then perhaps a least value and fifth bits, then codes."""
     form = np.dtype([*fields])
@@ -67,11 +78,7 @@ def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
         found = data.view(form)  # [n]
         codes = found["codes"].view(np.uint8)
         if codes.shape[1] < GROUP:
-            codes = _nibbles(codes)
-        if "fifth" in names:
-            codes |= np.unpackbits(found["fifth"], axis=1, bitorder="little") << 4
-            if "least" not in names:
-                codes -= 16
+            codes = _words(_nibbles(codes), *(found[name] for name in names if name == "fifth"))
         least = found["least"][:, None] if "least" in names else None
         return codes, found["scale"][:, None], least
 
@@ -97,14 +104,14 @@ _q6_k = np.dtype(
 
 def _q4_k_blocks(data: Bytes) -> Parts:
     blocks = data.view(_q4_k)  # [n]
-    return _nibbles(blocks["codes"]).reshape(-1, GROUP), *_k_scales(blocks)
+    return _words(_nibbles(blocks["codes"]).reshape(-1, GROUP)), *_k_scales(blocks)
 
 
 def _q5_k_blocks(data: Bytes) -> Parts:
     blocks = data.view(_q5_k)  # [n]
-    codes = _nibbles(blocks["codes"]).reshape(-1, 8, GROUP)
-    codes |= (blocks["fifth"] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
-    return codes.reshape(-1, GROUP), *_k_scales(blocks)
+    fifth = blocks["fifth"] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # [n, 8, 32]
+    packed = np.packbits(fifth.reshape(-1, GROUP), axis=1, bitorder="little")
+    return _words(_nibbles(blocks["codes"]).reshape(-1, GROUP), packed), *_k_scales(blocks)
 
 
 def _q6_k_blocks(data: Bytes) -> Parts:
@@ -125,11 +132,11 @@ _narrow = ("codes", "u1", 16)
 KINDS = {
     "Q4_0": Kind(_simple(_scale, _narrow), 4, zero=8),
     "Q4_1": Kind(_simple(_scale, _least, _narrow), 4, least=True),
-    "Q5_0": Kind(_simple(_scale, _fifth, _narrow), 8),
-    "Q5_1": Kind(_simple(_scale, _least, _fifth, _narrow), 8, least=True),
+    "Q5_0": Kind(_simple(_scale, _fifth, _narrow), 5, zero=16),
+    "Q5_1": Kind(_simple(_scale, _least, _fifth, _narrow), 5, least=True),
     "Q8_0": Kind(_simple(_scale, ("codes", "i1", 32)), 8),
     "Q4_K": Kind(_q4_k_blocks, 4, wide=True, least=True),
-    "Q5_K": Kind(_q5_k_blocks, 8, wide=True, least=True),
+    "Q5_K": Kind(_q5_k_blocks, 5, wide=True, least=True),
     "Q6_K": Kind(_q6_k_blocks, 8, size=16, wide=True),
     "F16": Kind(_halves, 16, exact=True, size=0),
     "BF16": Kind(_halves, 16, size=0),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from batchgauge.core.memory_need import mode_of
+from batchgauge.core.memory_need import check_memory, mode_of
 from batchgauge.core.model_facts import NOT_STATED, REFERENCE, ModelFacts
 from batchgauge.errors import UserError
 from batchgauge.text import one_line
@@ -50,6 +50,18 @@ def named(parameters: Mapping[str, Any]) -> dict[str, Any]:
             "digest": facts.digest,
         },
     }
+
+
+def check_runs(parameters: Mapping[str, Any], root: Path) -> None:
+    """Raise UserError where `model` is named and cannot be run, or needs more memory than is free.
+
+    Paths start at `root`. Of servers and users' own engines nothing is known.
+    """
+    engine, path = str(parameters.get("engine") or "numpy"), str(parameters.get("model") or "")
+    if path and (how := mode_of(engine)):
+        weights = str(parameters.get("weights") or how[0]) if engine == "numpy" else how[0]
+        facts = ModelFacts.read(root / Path(path).expanduser())
+        check_memory(facts, weights, factor=how[1])
 
 
 def served(name: str) -> dict[str, Any]:

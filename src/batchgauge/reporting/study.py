@@ -33,6 +33,7 @@ from batchgauge.reporting.export import export, write_notebook
 from batchgauge.reporting.index import facts_of, write_index
 from batchgauge.reporting.inputs import digest_of, inputs
 from batchgauge.reporting.kernel import execute, kernel_environment, results
+from batchgauge.reporting.model import check_runs
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
 from batchgauge.reporting.previous import forget, put_back, set_aside
@@ -113,12 +114,14 @@ def run_study(
     other failure of a notebook does not keep the rest from running. Progress is printed.
 
     Raises:
-        UserError: an unknown profile, notebook or parameter, a folder that cannot be written
-            to or that another study writes to, before anything is run; at the end, when a
-            notebook failed (exit code 1).
+        UserError: an unknown profile, notebook or parameter, a model that cannot be run or
+            does not fit in memory, a folder that cannot be written to or that another study
+            writes to, before anything is run; at the end, when a notebook failed (exit code 1).
     """
     folder = notebooks or notebooks_folder()
-    given = checked(parameters or {}, profile, books(folder, only))
+    chosen = books(folder, only)
+    given = checked(parameters or {}, profile, chosen)
+    check_runs(given, kernel_folder(chosen[0].path))
     if named := given.pop("out_dir", ""):
         out_dir = out_dir or Path(named)
     out = out_folder(out_dir or results_folder())
@@ -126,7 +129,7 @@ def run_study(
     with locked(out):
         _sweep(out)
         try:
-            return _run(books(folder), books(folder, only), given, out, again=again)
+            return _run(books(folder), chosen, given, out, again=again)
         finally:
             _sweep(out)  # a killed study's kernel may write for a second after it
 

@@ -55,9 +55,10 @@ def code_bytes(bits: int) -> int:
 class _Codes:
     """Instructions that turn one group's codes into float32, for `FEATURES` of the features.
 
-    bits    4: nibbles, a 32-bit lane a feature has eight; 8: bytes; 16: halves of a float32
+    bits    4: nibbles, a 32-bit lane a feature has eight; 5: a lane more has their fifth bits;
+            8: bytes; 16: halves of a float32
     exact   16 bits are a float16 rather than the upper half of a float32
-    zero    the nibble that means zero
+    zero    the code of 4 or 5 bits that means zero
     size    inputs that share a scale; 0: the codes are the weights
     wide    scales, and what is added, are float32 rather than float16
     least   something is added
@@ -73,9 +74,8 @@ class _Codes:
         def behind(width: int) -> Any:
             return to.builder.add(here, to.builder.mul(lane, INT(width)))
 
-        self.codes, self.factors = behind(4 if bits == 4 else bits // 8), behind(4 if wide else 2)
-        levels = [float(level - zero) for level in range(16)]
-        self.table = ir.Constant(VECTOR, levels) if LANES == 16 else None
+        self.codes, self.factors = behind(4 if bits < 8 else bits // 8), behind(4 if wide else 2)
+        self.levels = [float(level - zero) for level in range(32)]
 
     def vector(self, at: Any, kind: Any, offset: int) -> Any:
         """LANES numbers of a kind, so many bytes behind an address."""
@@ -113,22 +113,35 @@ class _Codes:
             if self.exact:
                 return builder.fpext(self.vector(self.codes, HALF, offset), VECTOR)
             upper = builder.zext(self.vector(self.codes, ir.IntType(16), offset), WHOLE)
-            return builder.bitcast(builder.shl(upper, ir.Constant(WHOLE, [16] * LANES)), VECTOR)
+            return builder.bitcast(builder.shl(upper, self._same(16)), VECTOR)
         if self.bits == 8:
             codes = self.vector(self.codes, BYTE, BLOCK * i + LANES * column)
             return builder.sitofp(builder.sext(codes, WHOLE), VECTOR)
-        key = (column, i // 8, "codes")
-        if key not in held:
-            held[key] = self.vector(self.codes, INT32, 4 * (BLOCK * (i // 8) + LANES * column))
-        codes = held[key]
-        if i % 8:
-            codes = builder.lshr(codes, ir.Constant(WHOLE, [4 * (i % 8)] * LANES))
-        if self.table is not None:  # takes the lowest four bits of each lane
-            return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, self.table, codes)
-        codes = builder.and_(codes, ir.Constant(WHOLE, [15] * LANES))
+        codes = self._word(i // 8, column, held, -4 * (i % 8))
+        tables = [ir.Constant(VECTOR, self.levels[i : i + 16]) for i in (0, 16) if LANES == 16]
+        if tables and self.bits == 4:  # takes the lowest four bits of each lane
+            return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, tables[0], codes)
+        codes = builder.and_(codes, self._same(15))
+        if self.bits == 5:
+            fifth = self._word(GROUP // 8, column, held, 4 - i)
+            codes = builder.or_(codes, builder.and_(fifth, self._same(16)))
+        if tables and self.bits == 5:
+            few, more = tables
+            return self.to.call("llvm.x86.avx512.vpermi2var.ps.512", VECTOR, few, codes, more)
         if self.zero:
-            codes = builder.sub(codes, ir.Constant(WHOLE, [self.zero] * LANES))
+            codes = builder.sub(codes, self._same(self.zero))
         return builder.sitofp(codes, VECTOR)
+
+    def _word(self, word: int, column: int, held: dict[Any, Any], left: int) -> Any:
+        """A 32-bit lane of codes, moved so many bits to the left."""
+        key = (column, word, "codes")
+        if key not in held:
+            held[key] = self.vector(self.codes, INT32, 4 * (BLOCK * word + LANES * column))
+        move = self.to.builder.shl if left > 0 else self.to.builder.lshr
+        return move(held[key], self._same(abs(left))) if left else held[key]
+
+    def _same(self, number: int) -> Any:
+        return ir.Constant(WHOLE, [number] * LANES)
 
 
 @intrinsic(prefer_literal=True)

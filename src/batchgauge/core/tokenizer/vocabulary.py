@@ -21,6 +21,7 @@ Left out: other kinds of vocabularies (Unigram, WordPiece, RWKV's), refused by n
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -73,12 +74,16 @@ class ScoredPairs:
         self, tokens: list[str], ids: Mapping[str, int], scores: npt.NDArray[np.floating]
     ) -> None:
         _, ranks = np.unique(-scores, return_inverse=True)  # equal scores have one rank
-        self._tokens, self._ids, self._ranks = tokens, ids, ranks.tolist()
+        ranks[~np.isfinite(scores)] = -1  # no merge gives these tokens
+        self._ranks = array("q", ranks.astype(np.int64).tobytes())  # a list takes five times that
+        self._tokens, self._ids = tokens, ids
 
     def get(self, pair: tuple[int, int], /) -> tuple[int, int] | None:
         """(rank, merged id) of (left id, right id); None where they do not merge."""
         merged = self._ids.get(self._tokens[pair[0]] + self._tokens[pair[1]])
-        return None if merged is None else (self._ranks[merged], merged)
+        if merged is None or (rank := self._ranks[merged]) < 0:
+            return None
+        return rank, merged
 
 
 def byte_alphabet() -> list[str]:
@@ -236,9 +241,7 @@ class Vocabulary:
     def pairs(self) -> MergeTable:
         """(left id, right id) -> (rank, merged id)."""
         if self.scores is not None:
-            inside = np.isfinite(self.scores).tolist()
-            ids = {token: i for token, i in self.ids.items() if inside[i]}
-            return ScoredPairs(self.tokens, ids, self.scores)
+            return ScoredPairs(self.tokens, self.ids, self.scores)
         both = zip(self.lefts.tolist(), self.rights.tolist(), strict=True)
         return dict(zip(both, enumerate(self.merged.tolist()), strict=True))
 

@@ -220,16 +220,13 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
         smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
     )
     lengths = spread(lengths, min(1.0, 4 * context.longest_prompt / lengths[-1]), 4)
+    step = 2 if context.budget.name == "smoke" else 1  # the first and the last of three
+    counts = (max(1, tokens // 2), tokens, 2 * tokens)
     cases: list[tuple[str, float, dict[str, Any], int]] = [
-        *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)),
-        *(
-            ("max_tokens", n, {"max_tokens": n}, 0)
-            for n in (max(1, tokens // 2), tokens, 2 * tokens)
-        ),
-        *(("prompt_characters", c, {}, c) for c in lengths),
+        *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)[::step]),
+        *(("max_tokens", n, {"max_tokens": n}, 0) for n in counts[::step]),
+        *(("prompt_characters", c, {}, c) for c in lengths[:: step if len(lengths) > 2 else 1]),
     ]
-    if context.budget.name == "smoke":
-        cases = cases[::2]
     rows = []
     for what, value, changed, characters in cases:
         options = {"max_tokens": tokens, "ignore_eos": True, "seed": context.seed} | changed

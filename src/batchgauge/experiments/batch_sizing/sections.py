@@ -407,8 +407,8 @@ def answer(
     run = f"For these requests run batches of {own.size}: {gives}. {own.limit}."
     if whole:
         run = (
-            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: {gives}. "
-            f"{own.limit}."
+            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: "
+            f"{gives}. {own.limit}."
         )
     text = (
         f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "

@@ -121,11 +121,15 @@ def waits(live: Section, *, load: float) -> Section:
     """How long a request waits for its first token, between tokens, and for all of them."""
     table = forecast.waits(live.frames()["requests"])
     rows = table[(table["load"] == load) & (table["shape"] == "Poisson")].dropna()
+    spoken = {
+        "p50_first_token_ms": "ms until the first token",
+        "p50_inter_token_ms": "between tokens",  # where answers have more than one
+        "p50_answer_ms": "for the answer",
+    }
+    named = {column: words for column, words in spoken.items() if column in rows}
     said = "; ".join(
-        f"{row['policy']} {row['p50_first_token_ms']:,.0f} ms until the first token, "
-        f"{row['p50_inter_token_ms']:,.0f} between tokens, {row['p50_answer_ms']:,.0f} for the "
-        "answer"
-        for row in rows.to_dict("records")
+        f"{row['policy']} " + ", ".join(f"{row[c]:,.0f} {words}" for c, words in named.items())
+        for row in (rows.to_dict("records") if named else ())
     )
     said = said or "too few requests for one"
     return Section(
