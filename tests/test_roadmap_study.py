@@ -612,7 +612,7 @@ def test_a_single_seed_gives_the_simulation_no_interval(monkeypatch):
     checked: Any = SimpleNamespace(
         worst=(0.04, None, None), figures=empty, requests=empty, batches=empty, sentence=lambda: ""
     )
-    monkeypatch.setattr(sections.validation, "validate", lambda *_, **__: checked)
+    monkeypatch.setattr(validation, "validate", lambda *_, **__: checked)
     case: Any = SimpleNamespace(context=SimpleNamespace(budget=profile_named("smoke")))
     (score,) = sections.check_simulation(case, loads=[0.5]).scores()
     assert (score.value, score.low, score.high, score.verdict) == (4.0, None, None, "met")

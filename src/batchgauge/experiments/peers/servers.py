@@ -59,7 +59,12 @@ def measure_servers(peers: Peers) -> tuple[pd.DataFrame, pd.DataFrame]:
         for number in range(context.budget.processes):
             found = _round(commands, as_gguf(file), context.seed, number)
             rows += [{**row, "pair": peer} for row in found]
-    same = {"part": "server", "threads": threads, "batch_size": STREAMS, "is_warmup": False}
+    same: dict[str, Any] = {
+        "part": "server",
+        "threads": threads,
+        "batch_size": STREAMS,
+        "is_warmup": False,
+    }
     samples = pd.DataFrame(rows).assign(**same)
     rates = table(samples)
     return rates.assign(weights=rates["implementation"].map(weights_of)), samples
