@@ -3,7 +3,8 @@
 `Packed` holds what `quantised_kernel` multiplies: blocks of 64 output features, in groups of
 32 inputs. A group has codes, then scales, then what is added (`Kind` says which of them):
 nibbles as 32-bit words of eight inputs [4, 64], their fifth bits as a word of all inputs
-[1, 64], bytes and halves as [32, 64], scales and least values as [parts, 64]. Formats with scales of scales keep their products, in float32.
+[1, 64], bytes and halves as [32, 64], scales and least values as [parts, 64]. Formats with
+scales of scales keep their products, in float32.
 `Stored` holds a file's own bytes and makes float32 of 64 rows at a time, where nothing is
 compiled. Both have the weights that the file's format gives them, to the last bit, and sums in
 the order of `products`: results equal those of float32 weights. Formats that are not among
@@ -30,7 +31,7 @@ from batchgauge.core.ops import LINE, Floats, aligned
 from batchgauge.core.quantised_kinds import BLOCK, GROUP, KERNELS, KINDS, Kind, Parts
 
 PIECE = 1 << 25  # bytes of memory taken at a time
-AT_ONCE = 8  # blocks that are read at a time
+AT_ONCE = 4  # blocks that are read at a time: what they touch is small enough to be used again
 BF16 = OWN_LAYOUTS[30]
 
 Ids = npt.NDArray[np.integer[Any]]
