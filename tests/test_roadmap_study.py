@@ -565,7 +565,7 @@ def test_lines_of_the_pictures_are_the_numbers_of_the_tables(shown):
 def test_titles_state_the_errors_and_what_is_extrapolated(shown):
     """The simulation's errors lie within their bounds; laws go beyond what was measured."""
     chart = chart_of(shown["roadmap_validation"])
-    assert chart.title == "8 of 8 simulated times are within 10/15 % of the real ones"
+    assert chart.title == "Simulated times against their bounds of ±10 % and ±15 %: 8 met"
     assert rows_of(chart)["simulated_over_real"].tolist() == pytest.approx([1.04] * 8)
     chart = chart_of(shown["roadmap_scaling"])
     assert chart.title.startswith("4 workers, extrapolated: at best ")

@@ -74,9 +74,9 @@ def draw_validation(figures: pd.DataFrame) -> Chart:
     marks = [Line(1.0, "", "x", "floor")]
     for bound in bounds:
         marks += [Line(1.0 - bound, f"±{percent(bound)}", "x"), Line(1.0 + bound, "", "x")]
-    met = int((figures["verdict"] == "met").sum())
-    kept = "/".join(f"{100 * bound:g}" for bound in bounds)
-    title = f"{met} of {len(figures)} simulated times are within {kept} % of the real ones"
+    found = [f"{n} {verdict}" for verdict, n in figures["verdict"].value_counts().items()]
+    kept = " and ".join(f"±{percent(bound)}" for bound in bounds)
+    title = f"Simulated times against their bounds of {kept}: {', '.join(found)}"
     return charts.dots(
         frame[columns], title, Axis("simulated_over_real", "simulated ÷ real", zero=False),
         Looks(names, hues[: len(names)], shapes[: len(names)]), marks,
