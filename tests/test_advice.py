@@ -531,6 +531,21 @@ def test_a_first_wave_that_is_given_up_stays_so(monkeypatch):
     assert askers.count(askers[0]) == 1
 
 
+def test_a_cold_start_does_not_take_the_budget():
+    """The first answer takes half a second, later ones a hundredth: so do the cycles."""
+    cold = [0.5]
+
+    class Cold:
+        def ask(self, _request):
+            time.sleep(cold.pop() if cold else 0.01)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    run = ClosedLoop(Cold(), Requests(ITEMS), whole_settings(2)).run(1, 0.1, 4)
+    assert run.deadline_s - run.begin_s < 0.5  # not four times the first
+    assert len(run.answered) >= 4
+    assert all(a.latency_ms < 400 for a in run.answered)
+
+
 def test_what_a_server_tells_delays_no_request():
     """A page that takes a second is asked for beside the arrivals, once."""
     told = []
