@@ -344,6 +344,32 @@ def test_two_users_of_one_server_are_noticed():
     )
 
 
+class Lasting(Failing):
+    """A run of n at once takes 24 times n seconds, and its requests differ much."""
+
+    candidates = whole_settings(8)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed, self.now = seed, 0.0
+
+    def run(self, setting, least_s, cycles):
+        """A run of the scheduler, which the clock notices."""
+        self.now += 24.0 * setting
+        plan = Plan(noise=1.2, new_tokens=(2, 40), prompt_tokens=(8, 8))
+        return simulate(plan, setting, cycles=cycles, seed=int(setting) + 100 * self.seed)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_a_run_too_long_for_what_is_left_does_not_end_the_search(seed):
+    """Many at once would tell most and take too long; what can run in the rest does."""
+    target = Lasting(seed)
+    question = Question(budget_s=120.0, seed=seed)
+    found = Search(target, question, clock=lambda: target.now).find()
+    assert {o.setting for o in found.observations} - {1.0}
+    assert found.seconds <= 120.0
+
+
 def test_what_never_ran_is_not_advised():
     """A budget for hardly more than one run: the advice is that run's, and says why."""
     asked = asking(1)
