@@ -435,6 +435,8 @@ def test_a_run_that_slows_down_is_not_steady():
     slow = [Asked(0, t, t, t + 0.01, t + 0.1, 4) for t in np.arange(5.0, 10.0, 0.1)]
     run = Run("closed", 1, [*asked, *slow], 0.0, 10.0)
     assert "changed by" in observe(run, 10.0, "throughput", {}, tokens=True).unsteady
+    late = replace(run, asked=[Asked(0, 0.0, 0.0, 5.2, 5.4, 4), *slow])
+    assert "hardly anything" in observe(late, 10.0, "throughput", {}, tokens=True).unsteady
 
 
 def test_requests_of_wrong_length_are_left_out():
