@@ -344,6 +344,32 @@ def test_two_users_of_one_server_are_noticed():
     )
 
 
+class Lasting(Failing):
+    """A run of n at once takes 24 times n seconds, and its requests differ much."""
+
+    candidates = whole_settings(8)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed, self.now = seed, 0.0
+
+    def run(self, setting, least_s, cycles):
+        """A run of the scheduler, which the clock notices."""
+        self.now += 24.0 * setting
+        plan = Plan(noise=1.2, new_tokens=(2, 40), prompt_tokens=(8, 8))
+        return simulate(plan, setting, cycles=cycles, seed=int(setting) + 100 * self.seed)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_a_run_too_long_for_what_is_left_does_not_end_the_search(seed):
+    """Many at once would tell most and take too long; what can run in the rest does."""
+    target = Lasting(seed)
+    question = Question(budget_s=120.0, seed=seed)
+    found = Search(target, question, clock=lambda: target.now).find()
+    assert {o.setting for o in found.observations} - {1.0}
+    assert found.seconds <= 120.0
+
+
 def test_what_never_ran_is_not_advised():
     """A budget for hardly more than one run: the advice is that run's, and says why."""
     asked = asking(1)
@@ -409,6 +435,8 @@ def test_a_run_that_slows_down_is_not_steady():
     slow = [Asked(0, t, t, t + 0.01, t + 0.1, 4) for t in np.arange(5.0, 10.0, 0.1)]
     run = Run("closed", 1, [*asked, *slow], 0.0, 10.0)
     assert "changed by" in observe(run, 10.0, "throughput", {}, tokens=True).unsteady
+    late = replace(run, asked=[Asked(0, 0.0, 0.0, 5.2, 5.4, 4), *slow])
+    assert "hardly anything" in observe(late, 10.0, "throughput", {}, tokens=True).unsteady
 
 
 def test_requests_of_wrong_length_are_left_out():
@@ -529,6 +557,21 @@ def test_a_first_wave_that_is_given_up_stays_so(monkeypatch):
     assert late.wait(10.0)
     time.sleep(0.2)
     assert askers.count(askers[0]) == 1
+
+
+def test_a_cold_start_does_not_take_the_budget():
+    """The first answer takes half a second, later ones a hundredth: so do the cycles."""
+    cold = [0.5]
+
+    class Cold:
+        def ask(self, _request):
+            time.sleep(cold.pop() if cold else 0.01)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    run = ClosedLoop(Cold(), Requests(ITEMS), whole_settings(2)).run(1, 0.1, 4)
+    assert run.deadline_s - run.begin_s < 0.5  # not four times the first
+    assert len(run.answered) >= 4
+    assert all(a.latency_ms < 400 for a in run.answered)
 
 
 def test_what_a_server_tells_delays_no_request():

@@ -298,6 +298,11 @@ def _notes(found: Found) -> list[str]:
             f"requests were sent up to {late:.0f} ms late (95th percentile); latency counts from "
             "when they were due."
         )
+    if not found.counts_tokens and found.question.objective == "throughput":
+        notes.append(
+            "nobody counted tokens, so answers are counted; of a server that sends no usage, "
+            "`model` names the file whose tokenizer counts them."
+        )
     errors = _errors(found)
     notes += [f"{count} requests failed: {said}" for said, count in errors.items()]
     if _breaks_only_together(found):

@@ -29,6 +29,7 @@ Array = npt.NDArray[np.float64]
 
 _MOST_WAVE_S = 60.0  # a first wave that takes longer is given up
 _LOOK_S = 0.02
+_COLD = 2.0  # a first wave that took so many times as long as later ones tells no cycle's length
 _DRAIN = 4.0  # times the mean latency that requests under way at the end are waited for
 _UNFIT = 400  # the status for a single request of a batch that failed
 _PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
@@ -160,6 +161,7 @@ class _Loop:
         self.started_s = time.perf_counter()
         self.wave_s = 0.0  # mean latency of the first wave
         self._warm: set[int] = set()
+        self._latencies: list[float] = []  # after the first wave
         self._lock = threading.Lock()
         self._cpu_s = 0.0
 
@@ -185,10 +187,21 @@ class _Loop:
                 self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
                 self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
                 self._cpu_s = time.process_time()
-            elif asked.end_s >= self.deadline_s and not self.cpu_share and self.begin_s:
+                return
+            if self.begin_s is not None and asked.is_ok and asked.due_s >= self.begin_s:
+                self._shorten(self.begin_s, asked)
+            if self.begin_s and asked.end_s >= self.deadline_s and not self.cpu_share:
                 self.cpu_share = (time.process_time() - self._cpu_s) / max(
                     1e-6, asked.end_s - self.begin_s
                 )
+
+    def _shorten(self, begin_s: float, asked: Asked) -> None:
+        """Bring the deadline forward where the first wave was far slower, as a cold server's is."""
+        self._latencies.append(asked.end_s - asked.due_s)
+        usual_s = float(np.mean(self._latencies))
+        if len(self._latencies) >= self.slots and self.wave_s > _COLD * usual_s:
+            least_s = begin_s + max(self._least_s, self._cycles * usual_s)
+            self.deadline_s = min(self.deadline_s, max(least_s, asked.end_s))
 
     def give_up(self) -> None:
         """Send no more requests, whoever still completes the first wave."""

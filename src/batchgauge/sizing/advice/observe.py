@@ -35,6 +35,7 @@ _LEAST_P95_SD = 0.005
 LEAST_SD = 0.002  # of a run's logarithm
 REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
 _MOST_REFUSED = 0.01
+_OUT_OF_NOTHING = 20.0  # growth within a run that is no figure
 _GROWN = 2.0  # the mean latency of an open run's last third over that of its first
 _BATCHES = 8  # consecutive requests in so many batches show how much neighbours have in common
 
@@ -361,6 +362,8 @@ def _trend(blocks: Array) -> str:
     change = float(last.mean() / max(first.mean(), 1e-12) - 1.0)
     if abs(change) < 0.15 or abs(last.mean() - first.mean()) < 4.0 * noise:
         return ""
+    if change > _OUT_OF_NOTHING:
+        return "hardly anything was answered in the first half of a run"
     return f"the rate changed by {100 * change:+.0f} % within a run"
 
 

@@ -141,8 +141,12 @@ class Search:
                 beliefs = self._beliefs()
                 decision = decide(beliefs)
                 wins = gains(beliefs, self._noise(), int(self._rng.integers(2**31)))
-            per_s = wins / np.array([self.seconds_of(c) for c in self.candidates])
-            ending, setting = self._next(decision, wins, per_s)
+            seconds = np.array([self.seconds_of(c) for c in self.candidates])
+            per_s = wins / seconds
+            # Where the best run is beyond the seconds left, a smaller setting may still tell much.
+            told = (seconds <= self._left()) & (wins >= _LEAST_GAIN)
+            worth = np.where(told, per_s, 0.0) if told.any() else per_s
+            ending, setting = self._next(decision, wins, worth)
             if not ending and not self._may_run(setting):
                 ending = "budget"
             if ending in {"budget", "failed"} and decision.index is not None:
