@@ -76,7 +76,7 @@ def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
 
     def unpack(data: Bytes) -> Parts:
         found = data.view(form)  # [n]
-        codes = found["codes"].view(np.uint8)
+        codes: npt.NDArray[Any] = found["codes"].view(np.uint8)
         if codes.shape[1] < GROUP:
             codes = _words(_nibbles(codes), *(found[name] for name in names if name == "fifth"))
         least = found["least"][:, None] if "least" in names else None
