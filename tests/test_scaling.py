@@ -23,8 +23,9 @@ from batchgauge.experiments.scaling import (
     said,
     spread,
 )
-from batchgauge.experiments.traffic import affordable_scale
+from batchgauge.experiments.traffic import LEAST_ANSWER, affordable_scale
 from batchgauge.reporting import profile_named
+from batchgauge.workload import MEAN_GENERATED
 
 WANTED = WorkSize((1, 4, 8, 16), 40, 12)
 SMALL = Cost(1.4e-3, 33e-3, 1.8e-3)  # as a model of 135 million weights on two cores
@@ -116,6 +117,9 @@ def test_traffic_becomes_shorter_and_not_less():
     context.__dict__["cost"] = HALF
     assert affordable_scale(context, 1 / 16, 144, 0.5) < 1 / 16
     assert "Lengths of requests" in context.scale().finding
+    context.__dict__["cost"] = Cost(10.0, 100.0, 1.0)
+    least = affordable_scale(context, 1 / 16, 144, 0.5)
+    assert least * MEAN_GENERATED == pytest.approx(LEAST_ANSWER)  # or nothing would be decoded
 
 
 def test_spread_keeps_order_and_floor():

@@ -268,13 +268,15 @@ def test_variation_is_said_and_drawn_by_parameter(context, monkeypatch):
 
 
 def test_a_smoke_run_varies_every_parameter(tmp_path):
-    """Two values of each, the first and the last, so that there is a change to speak of."""
-    small = Context(profile_named("smoke"), model=str(write_tiny_model(tmp_path / "m.gguf")))
+    """Two values of each, the first and the last, of a model without a chat template too."""
+    base = write_tiny_model(tmp_path / "m.gguf", chat_template=None)
+    small = Context(profile_named("smoke"), model=str(base))
     table = baseline_runs.variation(small, (4,), 2)
     values = table.groupby("parameter", sort=False)["value"].agg(list)
     assert values["temperature"] == [0.0, 1.5]
     assert values["max_tokens"] == [1, 4]
     assert len(values["prompt_characters"]) == 2
+    assert "no chat template: prompts go in as they are" in " ".join(small.notes)
 
 
 def rungs(part="tokenizing"):

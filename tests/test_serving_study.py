@@ -129,6 +129,13 @@ def test_answers_of_one_token_leave_no_gap_to_speak_of():
     assert "too few requests for one" in sections.waits(few, load=0.8).finding
 
 
+def test_where_nothing_is_decoded_every_step_shows_the_schedulers_share():
+    """Answers of one token are done with their prompt."""
+    kind = {"policy": "static", "load": 0.8, "shape": "Poisson", "rows": 0}
+    steps = pd.DataFrame([kind | {"seed": s, "own_s": 1.0, "loop_s": 50.0} for s in (0, 1)])
+    assert trouble.scheduler_share(steps.assign(prompt_positions=9), 8).value == pytest.approx(0.02)
+
+
 def test_rules_say_what_the_simulated_server_says():
     """Batching, order, most requests, ageing."""
     rules = rules_of(Server("dynamic", 5, max_wait_s=0.5, order="priority", ageing_s=3.0))

@@ -35,6 +35,7 @@ class ModelFacts:
     parameters      numbers that training set: of all tensors, without rows that no token has
     file_bytes      of all its files together
     types           tensor type to the parameters stored so, most first
+    chats           whether it has a chat template
     weights_bytes   weights mode to the bytes that `Weights` holds in memory
     kv_bytes_per_token  of keys and values, float32
     """
@@ -50,6 +51,7 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     kv_bytes_per_token: int
+    chats: bool
     file_bytes: int
     types: Mapping[str, int]
     weights_bytes: Mapping[str, int]
@@ -84,6 +86,7 @@ class ModelFacts:
             vocab_size=config.vocab_size,
             context_length=config.context_length,
             kv_bytes_per_token=config.kv_bytes_per_token,
+            chats=any(key.startswith("tokenizer.chat_template") for key in file.metadata),
             file_bytes=sum(path.stat().st_size for path in file.files),
             types=dict(types.most_common()),
             weights_bytes={mode: _bytes(file, config, mode) for mode in MODES},

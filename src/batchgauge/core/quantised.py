@@ -28,7 +28,15 @@ from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Layout
 from batchgauge.core.kernels import products
 from batchgauge.core.model_file import ModelFile
 from batchgauge.core.ops import LINE, Floats, aligned
-from batchgauge.core.quantised_kinds import BLOCK, GROUP, KERNELS, KINDS, Kind, Parts
+from batchgauge.core.quantised_kinds import (
+    BLOCK,
+    GROUP,
+    KERNELS,
+    KINDS,
+    Kind,
+    Parts,
+    place_of_fifth,
+)
 
 PIECE = 1 << 25  # bytes of memory taken at a time
 AT_ONCE = 4  # blocks that are read at a time: what they touch is small enough to be used again
@@ -148,7 +156,7 @@ class Packed:
             words, fifth, bit = codes[..., :4, None], codes[..., 4:], np.arange(32, dtype=np.uint32)
             codes = (words >> bit[::4] & 15).reshape(*codes.shape[:-1], GROUP)
             if kind.bits == 5:
-                codes |= (fifth >> bit & 1) << 4
+                codes |= (fifth >> place_of_fifth(bit) & 1) << 4
             codes = codes.astype(np.float32) - np.float32(kind.zero)
         elif kind.bits == 16:
             whole = (codes.astype(np.uint32) << 16).view(np.float32)

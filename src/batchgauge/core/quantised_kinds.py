@@ -59,14 +59,29 @@ def _nibbles(data: npt.NDArray[Any]) -> Bytes:
     return np.concatenate((data & 15, data >> 4), axis=-1)
 
 
+def place_of_fifth(i: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Where input i of a group has its fifth bit in their word.
+
+    Moved right by the number of the word of its nibble, the bit stands above that nibble (the
+    last one's, turned around, below the first).
+    """
+    return 4 * ((i + 1) % 8) + i // 8
+
+
 def _words(codes: npt.NDArray[Any], *fifth: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """Nibbles [n, 32], eight of them in 32 bits, and 32 fifth bits in 4 bytes: [n, 4 or 5]."""
+    """Nibbles [n, 32], eight of them in 32 bits, and a word of fifth bits [n, 4]: [n, 4 or 5]."""
     pairs = np.ascontiguousarray(codes).view("<u8")
     for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
         pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
     words = pairs.astype(np.uint32)
-    bits = [np.ascontiguousarray(each).view("<u4") for each in fifth]
-    return np.concatenate([words, *bits], axis=-1) if bits else words
+    for each in fifth:
+        bits = each.astype(np.uint32)  # eight in a row, input by input
+        bits = (bits << 1 | bits >> 7) & 0xFF
+        for shift, mask in ((12, 0x000F000F), (6, 0x03030303), (3, 0x11111111)):
+            bits = (bits | bits << shift) & mask
+        bits <<= np.arange(4, dtype=np.uint32)
+        words = np.concatenate([words, np.bitwise_or.reduce(bits, -1, keepdims=True)], axis=-1)
+    return words
 
 
 def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
@@ -76,7 +91,7 @@ def _simple(*fields: tuple[Any, ...]) -> Callable[[Bytes], Parts]:
 
     def unpack(data: Bytes) -> Parts:
         found = data.view(form)  # [n]
-        codes = found["codes"].view(np.uint8)
+        codes: npt.NDArray[Any] = found["codes"].view(np.uint8)
         if codes.shape[1] < GROUP:
             codes = _words(_nibbles(codes), *(found[name] for name in names if name == "fifth"))
         least = found["least"][:, None] if "least" in names else None

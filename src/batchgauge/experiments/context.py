@@ -119,6 +119,13 @@ class Context:
         return None if mode_of(self.engine_spec) is None else ModelFacts.read(self.model or None)
 
     @property
+    def chat(self) -> bool:
+        """Whether prompts go in the chat format: unless the model's file has no template."""
+        chats = self.facts is None or self.facts.chats
+        self.note("" if chats else "The model has no chat template: prompts go in as they are.")
+        return chats
+
+    @property
     def is_reference(self) -> bool:
         """Whether the project's goals were set for this model."""
         return self.facts is not None and self.facts.digest == REFERENCE

@@ -17,6 +17,7 @@ from batchgauge.workload import MEAN_CONTEXT, MEAN_GENERATED
 
 PATIENCE = 10.0  # latency target in unloaded requests when none is given
 LONGEST = 512  # tokens of a prompt or an answer after scaling
+LEAST_ANSWER = 3.0  # tokens of a mean answer that lengths are not cut below: some must be decoded
 MEAN_BOUND, P90_BOUND = 0.10, 0.15  # of simulated over real times, set before any run
 
 
@@ -42,6 +43,7 @@ def affordable_scale(context: Context, scale: float, requests: float, share: flo
     cost = context.cost
     each = MEAN_CONTEXT * cost.position_s + MEAN_GENERATED * (cost.step_s / 4 + cost.row_s)
     factor = SLACK * context.budget.share(share) / (requests * scale * each)
+    factor = max(factor, LEAST_ANSWER / (scale * MEAN_GENERATED))
     if factor >= 1.0:
         return scale
     context.note(

@@ -55,8 +55,8 @@ def code_bytes(bits: int) -> int:
 class _Codes:
     """Instructions that turn one group's codes into float32, for `FEATURES` of the features.
 
-    bits    4: nibbles, a 32-bit lane a feature has eight; 5: a lane more has their fifth bits;
-            8: bytes; 16: halves of a float32
+    bits    4: nibbles, a 32-bit lane a feature has eight; 5: a lane more has their fifth bits,
+            see `quantised_kinds.place_of_fifth`; 8: bytes; 16: halves of a float32
     exact   16 bits are a float16 rather than the upper half of a float32
     zero    the code of 4 or 5 bits that means zero
     size    inputs that share a scale; 0: the codes are the weights
@@ -117,28 +117,40 @@ class _Codes:
         if self.bits == 8:
             codes = self.vector(self.codes, BYTE, BLOCK * i + LANES * column)
             return builder.sitofp(builder.sext(codes, WHOLE), VECTOR)
-        codes = self._word(i // 8, column, held, -4 * (i % 8))
-        tables = [ir.Constant(VECTOR, self.levels[i : i + 16]) for i in (0, 16) if LANES == 16]
+        number, nibble = divmod(i, 8)
+        find = self._with_fifths if self.bits == 5 else self._word
+        word = find(number, nibble % 2, column, held)
+        codes = builder.lshr(word, self._same(4 * nibble)) if nibble else word
+        if self.bits == 5 and nibble == 7:  # its fifth bit is the word's lowest
+            codes = builder.or_(codes, builder.shl(word, self._same(4)))
+        tables = [ir.Constant(VECTOR, self.levels[n : n + 16]) for n in (0, 16) if LANES == 16]
         if tables and self.bits == 4:  # takes the lowest four bits of each lane
             return self.to.call("llvm.x86.avx512.permvar.sf.512", VECTOR, tables[0], codes)
-        codes = builder.and_(codes, self._same(15))
-        if self.bits == 5:
-            fifth = self._word(GROUP // 8, column, held, 4 - i)
-            codes = builder.or_(codes, builder.and_(fifth, self._same(16)))
-        if tables and self.bits == 5:
+        if tables:  # takes the lowest five
             few, more = tables
             return self.to.call("llvm.x86.avx512.vpermi2var.ps.512", VECTOR, few, codes, more)
+        codes = builder.and_(codes, self._same((1 << self.bits) - 1))
         if self.zero:
             codes = builder.sub(codes, self._same(self.zero))
         return builder.sitofp(codes, VECTOR)
 
-    def _word(self, word: int, column: int, held: dict[Any, Any], left: int) -> Any:
-        """A 32-bit lane of codes, moved so many bits to the left."""
-        key = (column, word, "codes")
+    def _word(self, number: int, _odd: int, column: int, held: dict[Any, Any]) -> Any:
+        """A 32-bit lane of codes."""
+        key = (column, number, "codes")
         if key not in held:
-            held[key] = self.vector(self.codes, INT32, 4 * (BLOCK * word + LANES * column))
-        move = self.to.builder.shl if left > 0 else self.to.builder.lshr
-        return move(held[key], self._same(abs(left))) if left else held[key]
+            held[key] = self.vector(self.codes, INT32, 4 * (BLOCK * number + LANES * column))
+        return held[key]
+
+    def _with_fifths(self, number: int, odd: int, column: int, held: dict[Any, Any]) -> Any:
+        """The same, its even, or odd, nibbles with their fifth bits above them: four inputs'."""
+        key = (column, number, odd)
+        if key not in held:
+            builder, mask = self.to.builder, 0x01010101 if odd else 0x10101010
+            fifths = builder.lshr(self._word(GROUP // 8, odd, column, held), self._same(number))
+            word = self._word(number, odd, column, held)
+            rest = builder.and_(word, self._same(~mask & 0xFFFFFFFF))
+            held[key] = builder.or_(rest, builder.and_(fifths, self._same(mask)))
+        return held[key]
 
     def _same(self, number: int) -> Any:
         return ir.Constant(WHOLE, [number] * LANES)

@@ -27,7 +27,7 @@ def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFr
     """
     prompts, rows = short_prompts(context, max(sizes)), []
     for size in sizes:
-        items = to_items(prompts[:size], max_tokens=max_tokens, ignore_eos=True)
+        items = to_items(prompts[:size], max_tokens=max_tokens, chat=context.chat, ignore_eos=True)
         result = context.engine.infer_batch(items)
         data = [r.data for r in result.responses if r.data]
         count = getattr(context.engine, "count_bytes", None)

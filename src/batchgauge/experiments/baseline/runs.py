@@ -97,7 +97,9 @@ def _in_process(context: Context, work: PageWork, process: int) -> Process:
 
 def _items(context: Context, work: PageWork) -> inference.Items:
     prompts = short_prompts(context, max(work.request_sizes))
-    return to_items(prompts, max_tokens=work.max_tokens, seed=context.seed, ignore_eos=True)
+    return to_items(
+        prompts, max_tokens=work.max_tokens, seed=context.seed, chat=context.chat, ignore_eos=True
+    )
 
 
 def _both_ways(
@@ -230,6 +232,7 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
     rows = []
     for what, value, changed, characters in cases:
         options = {"max_tokens": tokens, "ignore_eos": True, "seed": context.seed} | changed
+        options["chat"] = context.chat
         items = to_items(prompts, **options)
         if characters:
             made = texts("prose", characters, size, context.seed)

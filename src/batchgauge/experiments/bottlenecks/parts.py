@@ -165,7 +165,9 @@ def _items(context: Context, count: int) -> Items:
     prompts = context.prompts(count, lambda p: bool(context.workload) or p.kind in kinds)
     wanted = context.budget.choose(smoke=3, default=16, thorough=32)
     _, max_tokens = context.fitted("Profiled batch", [count], wanted, 0.3, blocks=10, alone=False)
-    return to_items(prompts, max_tokens=max_tokens, seed=context.seed, ignore_eos=True)
+    return to_items(
+        prompts, max_tokens=max_tokens, seed=context.seed, chat=context.chat, ignore_eos=True
+    )
 
 
 def _walk(result: BatchResult[int], item_id: str) -> BatchResponse[int]:

@@ -203,7 +203,7 @@ def same_answers(peers: Peers) -> pd.DataFrame:
         choose(smoke=2, default=4, thorough=24), lambda p: len(p.prompt) < 300
     )
     length = choose(smoke=6, default=16, thorough=32)
-    items = workload.to_items(prompts, max_tokens=length)
+    items = workload.to_items(prompts, max_tokens=length, chat=peers.context.chat)
     wanted = _ids(peers.engines[OURS], items)
     steppers = peers.steppers()
     first = _ragged_logits(steppers[OURS], peers.context.seed)

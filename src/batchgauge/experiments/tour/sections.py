@@ -52,7 +52,7 @@ def _shown(piece: str) -> str:
 
 
 def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
-    """The `count` most probable next tokens after the chat-wrapped `prompt`.
+    """The `count` most probable next tokens after the `prompt`, in chat format if there is one.
 
     Needs an engine that can be seen into (ours and the baseline); others have no such numbers.
     """
@@ -60,7 +60,9 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
     guesses = pd.DataFrame({"text": [], "probability": []})
     said = "This engine does not show its logits, so there is no picture here."
     if look is not None:
-        logits = np.asarray(look(InferenceBatchRequest(prompt, chat=True)), np.float64)  # [V]
+        logits = np.asarray(
+            look(InferenceBatchRequest(prompt, chat=context.chat)), np.float64
+        )  # [V]
         best = np.argsort(-logits)[:count]
         decode = context.engine.tokenizer.decode  # type: ignore[attr-defined]  # of ours
         texts = [_shown(decode([int(i)])) for i in best]
@@ -82,12 +84,13 @@ def ask(context: Context, prompt: str, *, batch_size: int, max_tokens: int) -> R
 
     Raises UserError when the engine could not answer one.
     """
-    own = InferenceBatchRequest(prompt, max_tokens=max_tokens, chat=True, seed=context.seed)
+    chat = context.chat
+    own = InferenceBatchRequest(prompt, max_tokens=max_tokens, chat=chat, seed=context.seed)
     items = [BatchItem("tour", own)]
     if batch_size > 1:
         short = {"question", "list", "chat", "code"}
         others = context.prompts(batch_size - 1, lambda p: p.kind in short)
-        items += to_items(others, max_tokens=max_tokens)
+        items += to_items(others, max_tokens=max_tokens, chat=chat)
     result = context.engine.infer_batch(items)
     for response in result.responses:
         if response.data is None:
@@ -190,7 +193,7 @@ def summary(pieces: Section, alone: Result, together: Result) -> Answer:
     times, count = timeline_sentence(alone), len(pieces.shown)
     wrapped = _answers(alone)[0].prompt_tokens
     went = f"The prompt is {counted(count, 'token')}"
-    if wrapped and wrapped != count:
+    if wrapped and wrapped > count + 1:  # one more is the token that begins any text
         went += f", {wrapped} in the model's chat format"
     return Answer(
         f"{went}; {times[0].lower()}{times[1:]} {batch_sentence(alone, together)}", "tour_timeline"
