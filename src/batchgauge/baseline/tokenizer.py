@@ -32,6 +32,9 @@ class BaselineTokenizer:
         self.vocab_size = len(vocabulary.tokens)
         _, self._words = vocabulary.splitters
         self._normal = vocabulary.normaliser
+        self._special: dict[str, list[str]] = {}  # by first character, the longest first
+        for token in sorted(vocabulary.special, key=len, reverse=True):
+            self._special.setdefault(token[0], []).append(token)
         tokens = vocabulary.tokens
         self._ranks = {
             (tokens[left], tokens[right]): rank
@@ -57,7 +60,8 @@ class BaselineTokenizer:
         ids: list[int] = []
         start = at = 0
         while wanted and at < len(text):
-            found = max((s for s in special if text.startswith(s, at)), key=len, default="")
+            starting = self._special.get(text[at], ())  # Gemma has thousands in all
+            found = next((s for s in starting if text.startswith(s, at)), "")
             end = at + max(len(found), 1)
             if found in wanted:
                 before = self._normal(text[start:at], first=start == 0)

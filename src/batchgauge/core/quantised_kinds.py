@@ -75,7 +75,7 @@ def _words(codes: npt.NDArray[Any], *fifth: npt.NDArray[Any]) -> npt.NDArray[np.
         pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
     words = pairs.astype(np.uint32)
     for each in fifth:
-        bits = each.astype(np.uint32)  # eight in a row, input by input
+        bits: npt.NDArray[Any] = each.astype(np.uint32)  # eight in a row, input by input
         bits = (bits << 1 | bits >> 7) & 0xFF
         for shift, mask in ((12, 0x000F000F), (6, 0x03030303), (3, 0x11111111)):
             bits = (bits | bits << shift) & mask
