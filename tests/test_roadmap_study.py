@@ -458,7 +458,7 @@ def shown(case) -> dict[str, Section]:
 def test_the_sections_write_what_the_reference_run_has(shown, committed, tmp_path, monkeypatch):
     """Every CSV and its columns, every picture and score under the names that are published."""
 
-    def figure(report, drawn, name, *, alt, caption, frames):  # to save it would take a second
+    def figure(report, drawn, name, *, alt, caption, frames, **_):  # to save it would take a second
         assert frames is not None
         assert isinstance(drawn, Chart)
         assert alt
@@ -515,7 +515,7 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert "decode gains 1.80 ×" in shown["roadmap_parallel"].sentence()
     assert "on 2 machines" in shown["roadmap_distributed"].sentence()
     assert "Stable: " in shown["traffic"].sentence()
-    assert "30.0 ms for one sequence and 45.0 ms for 8" in shown["roadmap_step_time"].sentence()
+    assert "30 ms for one sequence and 45 ms for 8" in shown["roadmap_step_time"].sentence()
     ranked, checked = shown["roadmap_ranking"], shown["roadmap_validation"]
     answer = sections.answer(ranked, checked)
     assert answer.text.startswith(ranked.sentence().split(". ", 1)[0])
