@@ -219,7 +219,7 @@ def test_baseline_memory_says_what_it_does_not_know(context, monkeypatch):
     assert known.sentence().endswith("is 6.0 % with the weights in it, 31 % beside them.")
     assert [s.verdict for s in known.scores()] == ["missed"]
     phases = pd.DataFrame({"batch_size": [1, 8], "ttft_median_ms": np.nan})
-    assert baseline.cost_words(phases, table) == "it costs 0.2 MiB a request"
+    assert baseline.cost_words(phases, table) == "It costs 0.2 MiB a request"
     monkeypatch.undo()
 
 
@@ -238,7 +238,7 @@ def test_memory_of_an_engine_that_does_not_count_it(context, monkeypatch):
     assert not here.scores()
     assert re.search(r"2 takes is not known: .* process holds [\d,]+ MiB", here.sentence())
     phases = pd.DataFrame({"batch_size": [1, 2], "ttft_median_ms": np.nan})
-    assert baseline.cost_words(phases, here.frame) == "what memory it costs is not known"
+    assert baseline.cost_words(phases, here.frame) == "What memory it costs is not known"
     context.engine.ask = None  # a server's engine has it
     far = baseline.memory(context, sizes=(1, 2), max_tokens=1)
     assert far.frame["process_bytes"].isna().all()

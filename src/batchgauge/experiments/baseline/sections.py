@@ -139,7 +139,7 @@ def answer(tokens: Section, requests: Section, waits: Section, bytes_: Section) 
         f"Inference in batches of {answers['batch_size']} does {interval(answers)} the work of the "
         f"same requests one at a time, tokenizing in batches of {words['batch_size']} "
         f"{interval(words)}. {limit_words(answers, waits.frame)}"
-        f"It costs {cost_words(waits.frame, bytes_.frame)}."
+        f"{cost_words(waits.frame, bytes_.frame)}."
     )
     further = (
         f"; {most['speedup_x']:.1f} × at batch {most['batch_size']}"
@@ -172,9 +172,9 @@ def cost_words(phases: pd.DataFrame, memory_: pd.DataFrame) -> str:
     peak = memory_.iloc[-1]
     bytes_ = peak["peak_per_item_bytes"]
     costs = (
-        "what memory it costs is not known"
+        "What memory it costs is not known"
         if math.isnan(bytes_)
-        else f"it costs {bytes_ / 2**20:.1f} MiB a request"
+        else f"It costs {bytes_ / 2**20:.1f} MiB a request"
     )
     if math.isnan(last["ttft_median_ms"]):
         return costs
