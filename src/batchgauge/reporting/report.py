@@ -297,7 +297,7 @@ def alt_text(figure: Figure | Chart, sentence: str) -> str:
     """What a picture says to who cannot see it: its title and finding, at most two sentences."""
     title = figure.title if isinstance(figure, Chart) else _title(figure)
     said = _plain(sentence)
-    title = "" if not title or said.startswith(title) else f"{title.rstrip('.')}. "
+    title = "" if not title or title.rstrip(".") in said else f"{title.rstrip('.')}. "
     if isinstance(sentence, Markdown) and "\n" in sentence:  # a list: its parts are text already
         return title.strip() or one_line(said.splitlines()[0].removeprefix("- "))
     return f"{title}{' '.join(sentences(said)[: 1 if title else 2])}".strip()
