@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -323,6 +324,19 @@ def test_two_servers_take_turns_on_the_same_requests(field, monkeypatch):
     assert (samples["answers"] >= servers.STREAMS).all()
     assert "With 8 streams" in found.sentence()
     assert "a-server" in found.sentence()
+
+
+def test_a_server_that_does_not_start_is_said_and_left_out(field, monkeypatch):
+    """The notebook goes on without that pair."""
+    monkeypatch.setattr(servers, "PAIRS", {"baseline": "numpy:file"})
+    monkeypatch.setattr(servers, "their_server", lambda: "a-server")
+    failing = f"{shlex.quote(sys.executable)} -c 'import sys; sys.exit(\"no luck\")' {{slots}}"
+    for name in ("our_command", "their_command"):
+        monkeypatch.setattr(servers, name, lambda *_: failing)
+    found = sections.serving(field)
+    assert not found.frames()
+    assert found.sentence().startswith("Left out is the server beside baseline: The launched")
+    assert "no luck" in found.sentence()
 
 
 def test_a_command_of_a_server_keeps_odd_paths(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from batchgauge import extras
 from batchgauge.adapters.gguf_copy import as_gguf, float32_copy
 from batchgauge.core.default_model import open_model
 from batchgauge.core.model_file import ModelFile
+from batchgauge.errors import UserError
 from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import table
 from batchgauge.experiments.ways import FILE, FLOAT
@@ -34,6 +35,7 @@ from batchgauge.registry import open_engine, weights_of
 from batchgauge.sizing.advice.launch import Launched
 from batchgauge.sizing.advice.load import Requests
 from batchgauge.sizing.advice.observe import observe
+from batchgauge.text import one_line
 from batchgauge.workload import exact_requests
 
 STREAMS, PROMPT, NEW = 8, 32, 16
@@ -45,7 +47,7 @@ LLAMA_SERVER = "llama-server"
 def measure_servers(peers: Peers) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a pair and server (tokens/s), and every run; both empty where there is no peer.
 
-    Raises UserError for a server that does not start.
+    A pair of which one does not start, or dies, is left out; `peers.absent` says why.
     """
     context, rows, threads = peers.context, list[dict[str, Any]](), default_threads()
     pairs = {p: ours for p, ours in PAIRS.items() if p in peers.engines and their_server()}
@@ -57,9 +59,15 @@ def measure_servers(peers: Peers) -> tuple[pd.DataFrame, pd.DataFrame]:
             ours: our_command(ours, context.model, threads),
             peer: their_command(peer, file, threads),
         }
-        for number in range(context.budget.processes):
-            found = _round(commands, as_gguf(file), context.seed, number)
-            rows += [{**row, "pair": peer} for row in found]
+        try:
+            for number in range(context.budget.processes):
+                found = _round(commands, as_gguf(file), context.seed, number)
+                rows += [{**row, "pair": peer} for row in found]
+        except UserError as problem:
+            peers.absent[f"the server beside {peer}"] = one_line(problem).rstrip(".")
+            rows = [row for row in rows if row["pair"] != peer]
+    if not rows:
+        return pd.DataFrame(), pd.DataFrame()
     same: dict[str, Any] = {
         "part": "server",
         "threads": threads,
