@@ -42,8 +42,9 @@ def rates(base: Path, runs: Sequence[str]) -> pd.DataFrame:
 
 def answer(table: pd.DataFrame) -> str:
     """Which runs are faster or slower than the first, and by how much at most; empty for none."""
-    said = []
-    first = table["run"].iloc[0] if len(table) else ""
+    if table.empty:
+        return ""
+    said, first = [], table["run"].iloc[0]
     for run, rows in table.groupby("run", sort=False):
         if run == first:
             continue
