@@ -22,6 +22,7 @@ from batchgauge.machine.identity import Machine, cpu_name
 from batchgauge.machine.limits import command_output, usable_cores, usable_memory
 from batchgauge.machine.preflight import blas_identity
 from batchgauge.machine.rates import cached_rates
+from batchgauge.text import counted
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -68,6 +69,8 @@ class HardwareProfile:
     def facts(self) -> list[tuple[str, str]]:
         """What is known, as (label, value) rows for a table."""
         caches = ", ".join(f"{k} {v / 1024:,.0f} KiB" for k, v in self.caches_bytes)
+        threads = counted(self.threads, "thread")
+        blas = f"{self.blas}, {counted(self.blas_threads, 'thread')}"
         rows = [
             ("processor", self.label()),
             ("system", self.system),
@@ -76,9 +79,9 @@ class HardwareProfile:
             ("memory available", f"{self.memory_available_bytes / 2**30:.1f} GiB"),
             ("caches", caches),
             ("SIMD", " ".join(self.simd)),
-            ("BLAS", f"{self.blas}, {self.blas_threads} threads" if self.blas else ""),
-            ("bandwidth", f"{self.bandwidth_bytes_per_s / 1e9:.1f} GB/s, {self.threads} threads"),
-            ("sgemm", f"{self.flops_per_s / 1e9:.0f} GFLOP/s, {self.threads} threads"),
+            ("BLAS", blas if self.blas else ""),
+            ("bandwidth", f"{self.bandwidth_bytes_per_s / 1e9:.1f} GB/s, {threads}"),
+            ("sgemm", f"{self.flops_per_s / 1e9:.0f} GFLOP/s, {threads}"),
             ("GPUs", ", ".join(self.gpus) or "none found"),
         ]
         return [(label, value) for label, value in rows if value]
