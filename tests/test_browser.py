@@ -404,7 +404,7 @@ def test_the_policy_is_a_second_wall(opened, tmp_path, smoke_study):
     """A tag that did come through would run nothing and load nothing; our own script runs."""
     (tmp_path / "reports").mkdir()
     html = (smoke_study / "reports" / "tour.html").read_text(encoding="utf-8")
-    assert html.count(content_policy()) == 1
+    assert html.count(content_policy(alive=True)) == 1
     raw = f"{hostile.TAG}{hostile.SCRIPT}<img src='https://evil.invalid/'><base href='https://x/'>"
     page_with = html.replace("</main>", f"{raw}</main>")
     (tmp_path / "reports" / "tour.html").write_text(page_with, encoding="utf-8")
