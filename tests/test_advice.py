@@ -504,21 +504,34 @@ def test_a_closed_loop_measures_what_the_scheduler_does():
 
 
 def test_an_open_loop_counts_from_when_requests_were_due():
-    """Twice what the server can do: the wait grows, whatever the client manages to send."""
+    """Twice what the server can do: requests are sent later and later, and their wait says so."""
     from batchgauge.adapters.openai_http import OpenAIEngine
 
     with scheduler_server(PLAN) as server:
         engine = OpenAIEngine(server.url)
         loop = OpenLoop(engine, Requests(ITEMS), np.array([1.0, 200.0]), most_at_once=8)
-        for _ in range(4):  # a machine that stalls in the first third hides that the wait grows
-            seen = observe(loop.run(200.0, 0.4, 2), 1.0, "throughput", {}, tokens=True)
-            if seen.is_overloaded:
-                break
+        run = loop.run(200.0, 0.4, 2)
         engine.close()
-    assert seen.is_overloaded
-    assert not seen.is_taken
-    waits = [a.latency_ms for a in seen.run.answered]
-    assert waits[-1] > 2 * waits[0]
+    late = [1e3 * (a.sent_s - a.due_s) for a in run.answered]
+    assert late[-1] > late[0]
+    assert all(a.latency_ms > ms for a, ms in zip(run.answered, late, strict=True))
+    assert run.late_ms > 100.0
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "grows"),
+    [
+        (lambda t: 0.05 + 1.3 * t, True),  # 2.3 times what the server can do
+        (lambda t: 0.05 + 0.5 * max(0.0, 1.0 - t), False),  # it works a first stall off
+        (lambda _t: 0.05, False),
+    ],
+)
+def test_a_wait_that_grows_all_the_time_is_an_overload(wait_s, grows):
+    """Then the server does not take the rate, though every request is answered."""
+    asked = [Asked(0, t, t, t + wait_s(t), t + wait_s(t), 4) for t in np.arange(0.3, 2.0, 0.02)]
+    run = Run("open", 50.0, asked, 0.3, 2.0)
+    seen = observe(run, 2.0, "throughput", {}, tokens=True)
+    assert (seen.is_overloaded, seen.is_taken) == (grows, not grows)
 
 
 def test_refusals_and_a_long_prompt_over_http(workload, tmp_path):

@@ -228,3 +228,57 @@ def _plain(value: object) -> object:
         real = float(value)
         return float(f"{real:.6g}") if math.isfinite(real) else None
     return visible(str(value))
+
+
+def facets(
+    chart: Chart, by: str, columns: int, *, own: Sequence[str] = (), height: int = 190
+) -> Chart:
+    """`chart` as small multiples: a panel for each value of the column `by`, in their order.
+
+    `columns` panels stand beside each other, on a narrow page one. Axes named in `own` ("x", "y")
+    have a scale of each panel's own and are not zoomed. A line break in a value begins a new line.
+    """
+    if "layer" not in chart.spec:  # words alone
+        return chart
+    data = chart.spec["data"]
+    names = list(dict.fromkeys(row[by] for row in data["values"]))
+    shared = [axis for axis in "xy" if axis not in own]
+    layers = [_zoomed_along(layer, shared) for layer in chart.spec["layer"]]
+    header = {"title": None, "labelExpr": r"split(datum.label, '\n')"}
+    spec = {
+        "data": data,
+        "facet": {"field": by, "type": "nominal", "sort": names, "header": header},
+        "columns": min(columns, len(names)),
+        "spec": {"width": WIDTH // columns - 40, "height": height, "layer": layers},
+        "resolve": {
+            "scale": dict.fromkeys(own, "independent"),
+            "axis": {"x": "independent", "y": "independent" if "y" in own else "shared"},
+        },
+    }
+    return Chart(chart.title, spec)
+
+
+def _zoomed_along(layer: Spec, axes: Sequence[str]) -> Spec:
+    """`layer` zoomed along those of `axes` alone: panels zoom together or not at all."""
+    params = []
+    for param in layer.get("params", []):
+        select = dict(param["select"])
+        if param["name"] == ZOOM["name"]:
+            select["encodings"] = [a for a in select.get("encodings", "xy") if a in axes]
+        if select.get("encodings", True):
+            params.append({**param, "select": select})
+    return {**layer, "params": params}
+
+
+def nested(spec: Spec, by: str) -> Spec:
+    """`spec` with its data as one row a value of the column `by`: a quarter of the bytes."""
+    groups: dict[str, list[Spec]] = {}
+    for row in spec["data"]["values"]:
+        groups.setdefault(row.pop(by), []).append(row)
+    values = [
+        {by: name, **{column: [row[column] for row in rows] for column in rows[0]}}
+        for name, rows in groups.items()
+    ]
+    columns = [column for column in values[0] if column != by]
+    steps = [{"flatten": columns}, *spec.get("transform", ())]
+    return {**spec, "data": {"values": values}, "transform": steps}

@@ -12,7 +12,7 @@ import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -27,7 +27,6 @@ from batchgauge.files import atomic_path
 from batchgauge.text import visible
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Numbers = Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
@@ -181,46 +180,3 @@ def wrap_titles(figure: Figure) -> None:
             title = ax.get_title(loc=place)
             if len(title) > room and "\n" not in title:
                 ax.set_title(textwrap.fill(title, room), loc=place)
-
-
-def points_with_interval(
-    ax: Axes,
-    names: Sequence[str],
-    value: Numbers,
-    low: Numbers,
-    high: Numbers,
-    *,
-    implementations: Sequence[str] | str = "numpy",
-) -> None:
-    """One row a name, top to bottom, its value as a dot and its interval as a bar; [names]."""
-    rows = range(len(names))
-    looks = [implementations] * len(names) if isinstance(implementations, str) else implementations
-    for row, look in zip(rows, looks, strict=True):
-        ax.plot([low[row], high[row]], [row, row], color=colour(look), linewidth=3, alpha=0.45)
-        ax.plot([value[row]], [row], color=colour(look), marker=marker(look), linestyle="none")
-    ax.set_yticks(rows, [visible(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.grid(visible=False, axis="y")
-
-
-def reference_line(
-    ax: Axes,
-    value: float,
-    text: str,
-    *,
-    axis: Literal["x", "y"] = "y",
-    kind: Literal["target", "floor", "ideal"] = "target",
-) -> None:
-    """A labelled line across the axes at `value` on `axis`: a target, a floor or an ideal."""
-    style = {"target": (0, (6, 3)), "floor": (0, (1, 2)), "ideal": (0, (3, 2, 1, 2))}[kind]
-    look: dict[str, Any] = {"color": MUTED, "linestyle": style, "linewidth": 1.3, "zorder": 1.5}
-    words: dict[str, Any] = {"color": MUTED, "fontsize": 9, "textcoords": "offset points"}
-    if axis == "y":
-        ax.axhline(value, **look)
-        ax.annotate(
-            text, (1, value), (0, 4), xycoords=ax.get_yaxis_transform(), ha="right", **words
-        )
-    else:
-        ax.axvline(value, **look)
-        where = ax.get_xaxis_transform()
-        ax.annotate(text, (value, 1), (0, 2), xycoords=where, va="bottom", ha="center", **words)

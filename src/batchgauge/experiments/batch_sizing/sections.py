@@ -16,11 +16,10 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing import figures, peaks, runs, sentences, study, tables
 from batchgauge.experiments.batch_sizing.bench import Bench, Key
 from batchgauge.experiments.batch_sizing.scoring import GOAL, MEMORY_GOAL, P10_GOAL
-from batchgauge.experiments.batch_sizing.study import ADVISOR, Advice, unseen
+from batchgauge.experiments.batch_sizing.study import ADVISOR, OWN, Advice, unseen
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
-from batchgauge.reporting import Answer, Score, Section, Tile
+from batchgauge.reporting import Score, Section
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
-from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
@@ -30,7 +29,7 @@ from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
 LINES = 6  # of the dense sweep's picture
-OWN = "prompts"  # the workload whose question is the notebook's own
+answer = sentences.answer
 
 
 def machine(bench: Bench) -> Section:
@@ -387,45 +386,3 @@ def simulated(bench: Bench, memory: MemoryModel | None, *, workload: str) -> Sec
         "Simulated machines, priced by their rooflines, nothing measured; objective: balanced."
     )
     return Section("simulated", {"simulated": table}, "", table, caption)
-
-
-def answer(
-    own: BatchSizeSuggestion, strategies: Section, chosen: Section,
-    whole: MeasuredAdvice | None = None,
-) -> Answer:  # fmt: skip
-    """What to run for the workload's requests, what stops it, and how good such advice is here.
-
-    Where whole batches decide, their answer comes first, and the cost model's beside it.
-    """
-    assert strategies.shown is not None
-    row, other = sentences.ours_and_best_other(strategies.shown)
-    broken = row["late_share"] + row["over_memory_share"]
-    rate, latency, basis = sentences.at_size(chosen.frames(), OWN, own)
-    gives = (
-        f"{rate:,.0f} {own.unit}/s, answered in {rounded(latency)} ms ({basis}, 95th percentile)"
-    )
-    run = f"For these requests run batches of {own.size}: {gives}. {own.limit}."
-    if whole:
-        run = (
-            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: "
-            f"{gives}. {own.limit}."
-        )
-    text = (
-        f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "
-        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
-        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
-        f"{percent(broken)}."
-    )
-    size = Tile(
-        "size", f"Run batches of {own.size}",
-        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {rounded(latency)} "
-        f"ms. {own.limit}.",
-    )  # fmt: skip
-    if whole:
-        size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])
-    rule = Tile(
-        "gain", "",
-        f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "
-        f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
-    )  # fmt: skip
-    return Answer(text, chosen.name, [size, rule])

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 import pandas as pd
 
 from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
-from batchgauge.experiments.batch_sizing.study import ADVISOR
+from batchgauge.experiments.batch_sizing.study import ADVISOR, OWN
+from batchgauge.reporting import Answer, Section, Tile
+from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
 from batchgauge.text import counted, percent
+from batchgauge.text import figures as rounded
 
 
 def scores_sentence(table: pd.DataFrame) -> str:
@@ -115,3 +118,45 @@ def ours_and_best_other(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     ours = table[table["strategy"] == ADVISOR].iloc[0]
     others = table[table["strategy"] != ADVISOR]
     return ours, others.sort_values(["p10_score", "median_score"], ascending=False).iloc[0]
+
+
+def answer(
+    own: BatchSizeSuggestion, strategies: Section, chosen: Section,
+    whole: MeasuredAdvice | None = None,
+) -> Answer:  # fmt: skip
+    """What to run for the workload's requests, what stops it, and how good such advice is here.
+
+    Where whole batches decide, their answer comes first, and the cost model's beside it.
+    """
+    assert strategies.shown is not None
+    row, other = ours_and_best_other(strategies.shown)
+    broken = row["late_share"] + row["over_memory_share"]
+    rate, latency, basis = at_size(chosen.frames(), OWN, own)
+    gives = (
+        f"{rate:,.0f} {own.unit}/s, answered in {rounded(latency)} ms ({basis}, 95th percentile)"
+    )
+    run = f"For these requests run batches of {own.size}: {gives}. {own.limit}."
+    if whole:
+        run = (
+            f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: "
+            f"{gives}. {own.limit}."
+        )
+    text = (
+        f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "
+        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
+        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{percent(broken)}."
+    )
+    size = Tile(
+        "size", f"Run batches of {own.size}",
+        f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {rounded(latency)} "
+        f"ms. {own.limit}.",
+    )  # fmt: skip
+    if whole:
+        size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])
+    rule = Tile(
+        "gain", "",
+        f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "
+        f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
+    )  # fmt: skip
+    return Answer(text, chosen.name, [size, rule])

@@ -29,6 +29,7 @@ from batchgauge.sizing.memory_model import Peak
 from batchgauge.text import percent
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
+OWN = "prompts"  # the workload whose question is the notebook's own
 
 
 MEMORY_WORK = Lengths.uniform(8, 4)

@@ -351,7 +351,8 @@ def memory_words(table: pd.DataFrame) -> str:
         return ""
     ours = table[table["engine"] == "numpy"]["rss_after_batch_mib"].iloc[0]
     least = table.sort_values("rss_after_batch_mib").iloc[0]
-    held = f"It costs memory: ours holds {ours:,.0f} MiB after a batch of {load.BATCH}"
+    held = f"holds {ours:,.0f} MiB after a batch of {load.BATCH}"
     if least["engine"] == "numpy":
-        return f"Ours holds {ours:,.0f} MiB after a batch of {load.BATCH}, the least of all."
-    return f"{held}, {plots.label(least['engine'])} {least['rss_after_batch_mib']:,.0f} MiB."
+        return f"Ours {held}, the least of all."
+    other = f"{plots.label(least['engine'])} {least['rss_after_batch_mib']:,.0f} MiB"
+    return f"It costs memory: ours {held}, {other}."

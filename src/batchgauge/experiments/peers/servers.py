@@ -40,7 +40,6 @@ from batchgauge.workload import exact_requests
 
 STREAMS, PROMPT, NEW = 8, 32, 16
 PAIRS = {"llama-cpp:f32": FLOAT, "llama-cpp": FILE}  # a peer's weights, and ours beside them
-BLOCKS = 1  # runs of a server that is started: one with a single slot takes half a minute
 LLAMA_SERVER = "llama-server"
 
 
@@ -120,21 +119,20 @@ def _braced(arguments: list[str], ending: str) -> str:
 
 
 def _round(commands: Mapping[str, str], file: Path, seed: int, number: int) -> list[dict[str, Any]]:
-    """A run of each server or a few, which take turns; all are new."""
+    """A run of each server; both are new and there, and who is first alternates."""
     rows = []
     with ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(closing(_launched(command, file, seed + number)))
+        servers = [
+            (name, stack.enter_context(closing(_launched(command, file, seed + number))))
             for name, command in commands.items()
-        }
-        for block in range(BLOCKS):
-            for name, server in list(servers.items())[:: 1 if (block + number) % 2 else -1]:
-                run = server.run(float(STREAMS), 1.0, 1)
-                rate = math.exp(observe(run, 0.0, "throughput", {}, tokens=True).rate)
-                tokens = STREAMS * NEW  # what all streams answer once
-                rows.append({"implementation": name, "process": number, "block": block,
-                             "answers": len(run.answered), "tokens": tokens,
-                             "wall_ms": 1e3 * tokens / rate})  # fmt: skip
+        ]
+        for name, server in servers[:: -1 if number % 2 else 1]:
+            run = server.run(float(STREAMS), 1.0, 1)
+            rate = math.exp(observe(run, 0.0, "throughput", {}, tokens=True).rate)
+            tokens = STREAMS * NEW  # what all streams answer once
+            rows.append({"implementation": name, "process": number, "block": 0,
+                         "answers": len(run.answered), "tokens": tokens,
+                         "wall_ms": 1e3 * tokens / rate})  # fmt: skip
     return rows
 
 
