@@ -235,13 +235,13 @@ def test_loads_that_make_no_sense_are_refused(case):
             sections.kinds(case, loads, 0.8)
 
 
-def test_runs_at_the_highest_even_load_are_twice_as_long(case):
+def test_runs_at_the_highest_even_load_are_three_times_as_long(case):
     """Policies are compared there."""
     asked = {
         (k.load, k.shape): k.requests or case.requests
         for k in sections.kinds(case, [0.5, 0.8], 0.8)
     }
-    assert asked[0.8, "Poisson"] == 2 * asked[0.5, "Poisson"] == 2 * asked[0.8, "bursty"]
+    assert asked[0.8, "Poisson"] == 3 * asked[0.5, "Poisson"] == 3 * asked[0.8, "bursty"]
     written = sections.write_forecast(case, sections.kinds(case, [0.8], 0.8)[:1])
     assert len(written.frame) == 2 * case.requests * len(case.seeds)
     assert f"of {2 * case.requests} requests" in written.sentence()

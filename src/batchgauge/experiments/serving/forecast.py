@@ -46,12 +46,13 @@ class RunKind:
 def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list[RunKind]:
     """Every policy at every load, and with bursts at one. Raises UserError for a load below 0.
 
-    Runs at the highest even load are twice as long: there policies are held against each other.
+    Runs at the highest even load are three times as long: there policies are held against each
+    other.
     """
     if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
         raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
     even = [
-        RunKind(policy, load, requests=case.requests * (2 if load == max(loads) else 1))
+        RunKind(policy, load, requests=case.requests * (3 if load == max(loads) else 1))
         for load in loads
         for policy in case.servers
     ]

@@ -115,7 +115,7 @@ def loop_engine(context: Context) -> BatchInferenceEngine:
 
 
 def _requests(context: Context) -> int:
-    return context.budget.choose(smoke=8, default=24, thorough=120)
+    return context.budget.choose(smoke=6, default=16, thorough=80)
 
 
 def _seeds(context: Context, question: ServingQuestion) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     most = loop_engine(context).max_batch_size()
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
-    runs = 3.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
+    runs = 4.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
     requests = runs * (question.requests or _requests(context))
     scale = affordable_scale(context, question.length_scale, requests, 3.0)
     question, longest = replace(question, length_scale=scale), longest_of(context)
