@@ -243,8 +243,8 @@ def test_runs_at_the_highest_even_load_are_three_times_as_long(case):
     }
     assert asked[0.8, "Poisson"] == 3 * asked[0.5, "Poisson"] == 3 * asked[0.8, "bursty"]
     written = sections.write_forecast(case, sections.kinds(case, [0.8], 0.8)[:1])
-    assert len(written.frame) == 2 * case.requests * len(case.seeds)
-    assert f"of {2 * case.requests} requests" in written.sentence()
+    assert len(written.frame) == 3 * case.requests * len(case.seeds)
+    assert f"of {3 * case.requests} requests" in written.sentence()
 
 
 def test_what_a_killed_worker_lost_is_said():
