@@ -1,4 +1,4 @@
-"""The peers notebook's pictures, made from its tables; `title` says what each shows."""
+"""The peers notebook's pictures, made from its tables."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def tokenizing(table: pd.DataFrame, title: str, state: str) -> Chart:
     return charts.facets(charts.lines(shown, title, x, y, charts.Looks.of(names)), "panel", 3)
 
 
-def decode(table: pd.DataFrame, title: str) -> Chart:
+def decode(table: pd.DataFrame) -> Chart:
     """Decode tokens a second against batch size, a line an engine; `table` is of one thread."""
-    table = table[table["part"] == "decode"].drop_duplicates(["implementation", "batch_size"])
+    every = table[table["part"] == "decode"]
+    table = every.drop_duplicates(["implementation", "batch_size"])
     looks = charts.Looks.of(table["implementation"])
     columns = ["batch_size", "value", "low", "high"]
     shown = table[columns].assign(series=[plots.label(n) for n in table["implementation"]])
     x = charts.Axis("batch_size", "batch size (requests)", 2, sorted(set(table["batch_size"])))
     y = charts.Axis("value", "decode throughput, one thread (tokens/s)")
-    return charts.lines(shown, title, x, y, looks)
+    return charts.lines(shown, _headline(every), x, y, looks)
 
 
 def ratios(every: pd.DataFrame) -> Chart:
@@ -54,8 +55,7 @@ def ratios(every: pd.DataFrame) -> Chart:
     table = every.dropna(subset=["ours_over_theirs_x"]).sort_values(order, kind="stable")
     rows = table.to_dict("records")
     if not rows:
-        said = verdicts(every) if (every["ours_is"] != "").any() else NOBODY
-        return Chart(said, charts.words(said))
+        return Chart(_headline(every), charts.words(_headline(every)))
     names = [
         f"{r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
@@ -71,9 +71,12 @@ def ratios(every: pd.DataFrame) -> Chart:
         "ours_over_theirs_x", "our throughput ÷ theirs (×); right of 1 we are faster",
         2, ticks,
     )  # fmt: skip
-    title = verdicts(every)
     even = charts.Line(1.0, "as fast as ours", "x", "floor")
-    return charts.dots(shown, title, x, looks, [even], more=["ours_is"])
+    return charts.dots(shown, _headline(every), x, looks, [even], more=["ours_is"])
+
+
+def _headline(table: pd.DataFrame) -> str:
+    return verdicts(table) if (table["ours_is"] != "").any() else NOBODY
 
 
 def verdicts(table: pd.DataFrame, what: str = "engines") -> str:

@@ -108,7 +108,7 @@ def prefill_and_decode(peers: Peers, *, decode_sizes: Sequence[int]) -> tuple[Se
     return (
         Section(
             "peers_decode", {"engines": table, "engines_samples": samples}, f"{decode}.",
-            picture=partial(figures.decode, table[table["threads"] == 1], decode),
+            picture=partial(figures.decode, table[table["threads"] == 1]),
             picture_caption="Decode throughput by batch size, one thread, with 95 % intervals over "
             f"{_processes(table)} a pair.",
         ),
