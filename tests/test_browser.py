@@ -310,7 +310,7 @@ from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import Frame, StackProfile
 from batchgauge.reporting import Report, Score, Section, plots
-from batchgauge.text import Markdown, code
+from batchgauge.text import Markdown, code, visible
 every, names = hostile.EVERYTHING, [*hostile.ALL.values(), hostile.FILE_NAME]
 report = Report.begin("first", title=every, question=every, profile=profile, out_dir=out_dir)
 frame = pd.DataFrame({{hostile.TAG: names, hostile.MARKDOWN: names, "n": 1.0}})
