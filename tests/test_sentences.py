@@ -6,6 +6,8 @@ The frames are invented and drawn anew for every seed, so that no sentence is ri
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from batchgauge.experiments.bottlenecks import sentences as bottlenecks
 from batchgauge.experiments.peers import figures as peers
 from batchgauge.experiments.peers import sections as peers_sections
 from batchgauge.experiments.regression import sections as regression
+from batchgauge.experiments.roadmap import ideas, machines, policies
 from batchgauge.experiments.serving import sections as serving
 from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.machine.rates import Rates
@@ -27,8 +30,8 @@ from batchgauge.profiling.findings import (
     worth_a_sentence,
 )
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.reporting import plots
-from batchgauge.text import percent, span
+from batchgauge.reporting import plots, tables
+from batchgauge.text import first_upper, percent, span
 
 SEEDS = range(6)
 PEERS = ["transformers", "llama-cpp", "hf"]
@@ -325,3 +328,184 @@ def test_the_gate_s_rates_are_counts_with_their_interval(seed):
     assert f"a slow-down of 5 % in {fails[6:].sum()} of 6 decisions [" in said
     assert "a decision takes 7 to 15 s. Intervals are over 3 runs" in said
     assert (span([3, 3]), span([5, 3])) == ("3", "3 to 5")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_costs_of_a_batch_are_those_of_the_largest(seed):
+    """Bytes become MiB, microseconds stay; what no engine says is not known."""
+    peak, weights, each = (v * 2**30 for v in drawn(seed))
+    table = pd.DataFrame(
+        {
+            "batch_size": [1, 32], "peak_bytes": [1.0, peak], "weights_bytes": weights,
+            "peak_per_item_bytes": [1.0, each], "overhead_percent": [9.9, 1.5],
+            "overhead_beside_weights_percent": [99.0, 31.0], "process_bytes": [np.nan, 2.0**30],
+        }
+    )  # fmt: skip
+    said = baseline.memory_sentence(table)
+    assert f"of 32 peaks at {peak / 2**20:.1f} MiB beside {weights / 2**20:.0f} MiB" in said
+    assert f"{each / 2**20:.2f} MiB an item" in said
+    assert "1.5 % with the weights in it, 31 % beside them" in said
+    unknown = baseline.memory_sentence(table.assign(overhead_percent=np.nan))
+    assert "of 32 takes is not known" in unknown
+    assert "holds 1,024 MiB" in unknown
+    extra, of = drawn(seed, 0.5, 1.5, 2)
+    layer = pd.DataFrame(
+        {
+            "batch_size": [1, 32], "extra_per_item_us": [9.0, extra], "ratio_x": [9.0, of],
+            "low_x": of - 0.1, "high_x": of + 0.1,
+        }
+    )  # fmt: skip
+    said = baseline.layer_sentence(layer)
+    assert f"At batch 32 the batching layer adds {extra:.2f} µs an item: {of:.2f} × [" in said
+    times = drawn(seed, 0.2, 40, 4)
+    parts = [("statistics", 100), ("lookup by id", 100)]
+    parts += [(part, 10_000) for part, _ in parts]
+    cost = pd.DataFrame(parts, columns=["part", "items"]).assign(median_us=times)
+    said = baseline.statistics_sentence(cost)
+    assert f"of 100 items take {times[0]:.1f} µs, of 10,000 items {times[2]:.0f} µs" in said
+    assert f"{1e3 * times[1]:.0f} ns among 100 and {1e3 * times[3]:.0f} ns among 10,000" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_exam_s_sentences_count_scenarios(seed):
+    """Scores of the advisor and of the best other; what is apart, flat and stable."""
+    table = pd.DataFrame(
+        {
+            "strategy": ["advisor", "fixed 8", "halve"], "scenarios": 150,
+            "median_log2_distance": drawn(seed, 0, 1),
+            "late_share": drawn(seed + 4, 0, 0.3), "over_memory_share": drawn(seed + 5, 0, 0.3),
+            **{
+                f"{which}_{score}": drawn(seed + at, 0.3, 1)
+                for at, (which, score) in enumerate(
+                    (a, b) for a in ("median", "p10") for b in ("score", "fair_score")
+                )
+            },
+        }
+    )  # fmt: skip
+    said = sizing.scores_sentence(table)
+    ours, other = sizing.ours_and_best_other(table)
+    assert f"10th percentile {ours['p10_score']:.3f} (goal 0.90)" in said
+    assert f"a latency budget in {percent(ours['late_share'])}" in said
+    broken = other["late_share"] + other["over_memory_share"]
+    assert said.endswith(f"broke budgets in {percent(broken)}.")
+    told = np.random.default_rng(seed).random(9) < 0.6
+    scored = pd.DataFrame(
+        {
+            "scenario": ["a, no budget", "a, latency", "b"] * 3, "informative": told,
+            "score": drawn(seed, 0.5, 1, 9), "good_share": drawn(seed, 0, 1, 9),
+        }
+    )  # fmt: skip
+    said = sizing.open_sentence(scored)
+    reached = scored["score"][~told].median()
+    assert f"In {(~told).sum()} further scenarios" in said
+    assert f"reaches {100 * reached:.0f} % of it" in said
+    assert "In every scenario" in sizing.open_sentence(scored.assign(informative=True))
+    flat = scored["good_share"].to_numpy().reshape(3, 3)
+    said = sizing.flatness_sentence(scored)
+    assert f"without a budget {percent(np.median(flat[:, 0]))}" in said
+    assert f"under a budget {percent(np.median(flat[:, 1:]))}" in said
+    same = pd.DataFrame({"same_share": drawn(seed, 0.5, 1, 20)})
+    said = sizing.stable_sentence(same, 4)
+    assert said.startswith("Calibrated 5 times")
+    assert f"for {100 * (same['same_share'] >= 0.8).mean():.0f} % of 20 scenarios" in said
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_stages_and_floors_are_those_of_their_batch(seed):
+    """The largest stage of either end, in its own letters; what is neither prefill nor decode."""
+    names = ["prefill", "decode", "KV cache", "unassigned"]
+    frame = pd.DataFrame(
+        {
+            "batch_size": [1] * 4 + [8] * 4, "stage": names * 2,
+            "share": np.random.default_rng(seed).dirichlet([1] * 4, 2).ravel(),
+        }
+    )  # fmt: skip
+    said = bottlenecks.stages_sentence(frame)
+    ends = [largest(rows, "share") for _, rows in frame.groupby("batch_size")]
+    told = [
+        f"{top['stage']} takes {percent(top['share'])} of a batch of {size}"
+        for size, top in zip((1, 8), ends, strict=True)
+    ]
+    assert said == first_upper(", ".join(told))
+    rest = frame[frame["stage"].isin(names[2:])].groupby("batch_size")["share"].sum().max()
+    assert bottlenecks.stages_finding(frame).endswith(f"at most {percent(rest, 1)}.")
+    ratios = drawn(seed, 0.9, 4, 4)
+    floors = pd.DataFrame(
+        {"kernel": ["decode", "prefill"] * 2, "batch_size": [1, 1, 8, 8], "ratio": ratios}
+    )
+    wanted = f"decode at {ratios[2]:.1f} × its floor, prefill at {ratios[3]:.1f} × its floor"
+    assert bottlenecks.roofline_title(floors, 8) == f"Batch 8: {wanted}"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_peers_are_equal_loaded_and_lost_to_as_their_rows_say(seed):
+    """Counts of equal answers, seconds that add up, losses without a ratio by name."""
+    rng = np.random.default_rng(seed)
+    ids = pd.DataFrame({"identical": rng.random(5) < 0.5, "texts": 700})
+    answers = pd.DataFrame(
+        {
+            "engine": ["x", "y", "z"], "float32": [True, True, False], "prompts": 20,
+            "equal_answers": [20, *rng.integers(0, 20, 2)],
+            "largest_logit_difference": drawn(seed),
+        }
+    )  # fmt: skip
+    said = peers_sections.equality_sentence(ids, answers)
+    assert f"{ids['identical'].sum()} of 5 tokenizers gave identical ids on 700 texts" in said
+    assert "1 of 2 float32 engines the same greedy tokens on 20 prompts" in said
+    assert f"z agrees on {answers['equal_answers'][2]} of them" in said
+    held = pd.DataFrame(
+        {
+            "engine": ["x", "y"],
+            "import_s": drawn(seed, size=2), "load_s": drawn(seed + 1, size=2),
+            "rss_after_batch_mib": drawn(seed, 100, 3000, 2),
+        }
+    )  # fmt: skip
+    said = peers_sections.load_sentence(held)
+    for row in held.to_dict("records"):
+        whole, mib = row["import_s"] + row["load_s"], row["rss_after_batch_mib"]
+        assert f"{row['engine']} {whole:.1f} s and {mib:,.0f} MiB" in said
+    ratios = drawn(seed, 0.3, 4)
+    table = pd.DataFrame(
+        {
+            "implementation": ["tiktoken", "hf", "hf"], "batch_size": [32, 32, 1], "threads": 1,
+            "state": "cold", "characters": 200, "ours_over_theirs_x": [np.nan, *ratios[1:]],
+            "ours_is": ["slower", "faster", "faster"],
+        }
+    )  # fmt: skip
+    said = peers_sections.tokenizing_sentence(table, "cold")
+    assert f"At batch 32, cold, we run at {tables.number(ratios[1], 2)} × " in said
+    assert "slower without a ratio: tiktoken (batch 32, 200 characters, cold, 1 thr.)" in said
+    assert "without a ratio:" not in peers_sections.tokenizing_sentence(table[1:], "cold")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_extrapolated_and_simulated_shares_are_at_their_place(seed):
+    """The band at the most workers; ideas together beside today; a share a class and an order."""
+    ends = drawn(seed, 1, 8, 4)
+    law = pd.DataFrame(
+        {
+            "workers": [2, 8, 8, 2], "law": ["USL", "USL", "Amdahl", "USL"], "what": "decode",
+            "low": ends, "high": [e + 1 for e in ends],
+        }
+    )  # fmt: skip
+    said = machines.extrapolation_sentence(law)
+    assert "from 1 and 2 to 8 workers" in said
+    assert f": decode: {ends[1]:.1f} to {ends[1] + 1:.1f} ×. " in said
+    shares = drawn(seed, 0, 1, 4)
+    queue = pd.DataFrame(
+        {
+            "order": ["first come", "first come", "priority", "priority"],
+            "class": ["urgent", "other"] * 2, "in_time_share": shares, "arrival_rate": 3.0,
+        }
+    )  # fmt: skip
+    case: Any = SimpleNamespace(target_s=2.0, rate=1.5)
+    said = policies.classes_sentence(queue, case)
+    assert f"urgent: {percent(shares[0])} (first come), {percent(shares[2])} (priority)" in said
+    assert "answered within 2000 ms" in said
+    together = pd.DataFrame({"in_time_share": shares, "sustained_requests_per_s": shares})
+    runs = pd.DataFrame(
+        {"idea": "today", "arrival_rate": [1.5, 1.5, 9.0, 9.0], "in_time_share": shares}
+    )
+    said = ideas.ladder_sentence(together, runs, case)
+    assert f"bring {percent(shares[-1])} of requests in time" in said
+    assert f"(today {percent(float(np.mean(shares[:2])))})" in said

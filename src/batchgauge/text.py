@@ -143,6 +143,11 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def first_upper(text: str) -> str:
+    """The text as a sentence begins; the rest as it is, unlike `str.capitalize`."""
+    return text[:1].upper() + text[1:]
+
+
 def span(numbers: Sequence[int]) -> str:
     """`5`, or `3 to 5` where they differ."""
     low, high = min(numbers), max(numbers)

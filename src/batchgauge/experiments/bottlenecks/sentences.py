@@ -10,7 +10,7 @@ from batchgauge.machine.rates import Rates
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import KIND_LABELS, StackProfile
-from batchgauge.text import Markdown, code, counted, percent
+from batchgauge.text import Markdown, code, counted, first_upper, percent
 
 MOST_EXPLAINED = 1.1  # of a run: lines that add up to more hold a call twice
 
@@ -34,14 +34,10 @@ def flame_title(name: str, profile: StackProfile) -> str:
     """The class of code with the most time; of allocations, the function with the most bytes."""
     if profile.unit == "bytes":
         share = profile.table()["self_share"].iloc[0]
-        return f"{_first_upper(name)}: {percent(share)} of the bytes are allocated in one function"
+        return f"{first_upper(name)}: {percent(share)} of the bytes are allocated in one function"
     shares = profile.by_kind()
     largest = max(shares, key=lambda kind: shares[kind])
-    return f"{_first_upper(name)}: {percent(shares[largest])} of the time in {KIND_LABELS[largest]}"
-
-
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return f"{first_upper(name)}: {percent(shares[largest])} of the time in {KIND_LABELS[largest]}"
 
 
 def class_table(samples: dict[str, StackProfile]) -> pd.DataFrame:
@@ -90,7 +86,7 @@ def lines_sentence(name: str, profile: LineProfile) -> Markdown:
         "own lines and in one that calls without naming them."
     )
     return Markdown("{}: {} in {} (line {}) has {} of the lines' time in {:,} hits. {}").format(
-        _first_upper(name), code(first["source"]), code(first["function"]), first["line"],
+        first_upper(name), code(first["source"]), code(first["function"]), first["line"],
         percent(first["share"]), first["hits"], rest,
     )  # fmt: skip
 
@@ -102,7 +98,7 @@ def stages_sentence(frame: pd.DataFrame) -> str:
         rows = frame[frame["batch_size"] == size]
         top = rows.iloc[int(rows["share"].argmax())]
         words.append(f"{top['stage']} takes {percent(top['share'])} of a batch of {size}")
-    return ", ".join(dict.fromkeys(words)).capitalize()
+    return first_upper(", ".join(dict.fromkeys(words)))
 
 
 def stages_finding(frame: pd.DataFrame) -> str:
@@ -253,7 +249,7 @@ def time_tile(findings: pd.DataFrame, size: int) -> tuple[str, str] | None:
     if stages.empty:
         return None
     rows = stages.sort_values("share", ascending=False).head(2).to_dict("records")
-    value = f"{rows[0]['where'].capitalize()}, {percent(rows[0]['share'])}"
+    value = f"{first_upper(rows[0]['where'])}, {percent(rows[0]['share'])}"
     floors = [
         f"{r['where']} runs at {r['floor_ratio']:.1f} × the least time this machine allows"
         for r in rows

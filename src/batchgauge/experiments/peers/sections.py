@@ -20,7 +20,7 @@ from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Answer, Score, Section, Tile, plots, tables
 from batchgauge.reporting.tables import number
-from batchgauge.text import counted, percent
+from batchgauge.text import counted, first_upper, percent
 
 ONE, TWO = 1, 2
 GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
@@ -258,7 +258,7 @@ def sentence(table: pd.DataFrame, part: str) -> str:
     ratios = f", our throughput ÷ theirs: {'; '.join(said)}" if said else ""
     slower = f"; slower: {'; '.join(lost)}" if lost else ""
     bare = figures.losses_without_ratio(table)
-    return f"{part.capitalize()}{ratios}. {figures.tally(table)}{slower}{bare}"
+    return f"{first_upper(part)}{ratios}. {figures.tally(table)}{slower}{bare}"
 
 
 def _place(row: dict[str, Any], part: str) -> str:
@@ -331,7 +331,7 @@ def answer(words: Section, steps: Section, answers: Section, loads: Section) -> 
         value = f"faster in {won}, slower in {lost} of {len(table)}"
         if not won + lost:
             value = f"no verdict on {counted(len(table), 'comparison')}"
-        value = f"{what.capitalize()}: {value}"
+        value = f"{first_upper(what)}: {value}"
         lost_most = figures.losses_without_ratio(table)
         tiles.append(
             Tile("peers", value, f"{figures.extremes(table, what).rstrip('.')}{lost_most}.")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from batchgauge.reporting import charts
 from batchgauge.reporting.charts import Chart
-from batchgauge.text import percent
+from batchgauge.text import first_upper, percent
 
 COLOURS = {"static": "#D55E00", "dynamic": "#56B4E9", "continuous": "#009E73"}
 LIVE, FORECAST = "#0072B2", "#D55E00"
@@ -45,7 +45,7 @@ def draw_course(steps: pd.DataFrame, requests: pd.DataFrame, load: float) -> Cha
         busy = rows["loop_s"].sum() / max(rows["at_s"].max(), 1e-9)
         mean, wait = (np.average(rows[c], weights=rows["loop_s"]) for c in ("running", "waiting"))
         said.append(f"{wait:.1f} under {policy} batching")
-        panel = f"{str(policy).capitalize()}: {mean:.1f} a step,\nbusy {percent(busy)} of the time"
+        panel = f"{first_upper(str(policy))}: {mean:.1f} a step,\nbusy {percent(busy)} of the time"
         for column, series in (("running", UNDER_WAY), ("waiting", WAITING)):
             counts = rows[column]
             # A count is that of the time up to its row: where it stays, its last row will do.
@@ -66,7 +66,7 @@ def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Chart:
     """Requests in time over static batching's, with intervals, and the goal."""
     best = max(table.to_dict("records"), key=lambda row: row["value"])
     shown = table.assign(name=table["policy"])
-    title = f"{best['policy'].capitalize()}: {best['value']:.2f} × the requests in time"
+    title = f"{first_upper(best['policy'])}: {best['value']:.2f} × the requests in time"
     x = charts.Axis("value", f"requests in time ÷ static batches', at load {load:g}")
     line = charts.Line(goal, "goal", "x")
     return charts.dots(shown, title, x, references=[line], more=["in_time_share"])

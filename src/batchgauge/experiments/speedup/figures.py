@@ -8,6 +8,7 @@ import pandas as pd
 
 from batchgauge.reporting import charts, plots, tables
 from batchgauge.reporting.charts import Chart
+from batchgauge.text import first_upper
 
 TOGETHER, ALONE = "with all before it", "alone"  # the two forms of a rung, as a reader knows them
 
@@ -25,7 +26,7 @@ def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Chart:
     x = charts.Axis("speedup_x", "speedup over the baseline (×)", 2, ticks)
     colours = [plots.colour(name) for name in ("numpy", "baseline")]
     looks = charts.Looks([TOGETHER, ALONE], colours, ["circle", "diamond"])
-    title = f"{part.capitalize()}: {len(whole)} rungs, {tables.number(top)} × in all"
+    title = f"{first_upper(part)}: {len(whole)} rungs, {tables.number(top)} × in all"
     floor = charts.Line(1.0, "baseline", "x", "floor")
     return charts.dots(frame, title, x, looks, [floor])
 

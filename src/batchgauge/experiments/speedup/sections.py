@@ -18,7 +18,7 @@ from batchgauge.experiments.turns import CONTEXT
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.reporting.tables import number
-from batchgauge.text import Markdown
+from batchgauge.text import Markdown, first_upper
 
 check = runs.check
 
@@ -56,7 +56,7 @@ def _ladder(part: str, table: pd.DataFrame) -> Section:
     return Section(
         f"speedup_ladder_{part}", {f"ladder_{part}": table}, findings(table), readable(table),
         f"The rungs of {part}: idea, gain, memory.", partial(figures.ladder, *forms),
-        f"{part.capitalize()}: {what}",
+        f"{first_upper(part)}: {what}",
     )  # fmt: skip
 
 

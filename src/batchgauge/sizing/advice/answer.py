@@ -32,7 +32,7 @@ from batchgauge.sizing.advice.limits import Limit, limit_of
 from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
-from batchgauge.text import Markdown, escaped, figures, percent, setting_in_words
+from batchgauge.text import Markdown, escaped, figures, first_upper, percent, setting_in_words
 
 SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
@@ -268,7 +268,7 @@ def _nothing_keeps(found: Found) -> str:
     if not needed:
         return "No setting is likely to keep every target together; loosen one of them."
     return (
-        f"No setting keeps every target. {'; '.join(needed).capitalize()}. Give at least that, or "
+        f"No setting keeps every target. {first_upper('; '.join(needed))}. Give at least that, or "
         "send shorter requests."
     )
 
