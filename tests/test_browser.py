@@ -309,7 +309,7 @@ from batchgauge.profiling.flamegraph import render_svg
 from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import Frame, StackProfile
-from batchgauge.reporting import Report, Score, Section, plots
+from batchgauge.reporting import Report, Score, Section
 from batchgauge.text import Markdown, code, visible
 every, names = hostile.EVERYTHING, [*hostile.ALL.values(), hostile.FILE_NAME]
 report = Report.begin("first", title=every, question=every, profile=profile, out_dir=out_dir)

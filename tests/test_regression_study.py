@@ -21,15 +21,9 @@ from batchgauge.measuring.gate.process import GatePlan, ProcessLayout
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, Round
 from batchgauge.measuring.gate.sequential import SequentialDesign
-from batchgauge.reporting import plots, profile_named
+from batchgauge.reporting import profile_named
 from batchgauge.reporting.project import project_root
 from batchgauge.request import BatchStats
-
-
-@pytest.fixture(autouse=True)
-def theme():
-    """Titles stand where the reports have them."""
-    plots.use_theme()
 
 
 def picture_of(section):

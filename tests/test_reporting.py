@@ -27,6 +27,7 @@ from batchgauge.reporting import (
     Score,
     Tile,
     charts,
+    palette,
     plots,
     profile_named,
     render,
@@ -281,7 +282,7 @@ def test_figures_take_any_name(tmp_path):
     names = [*hostile.ALL.values(), "$\\frac{", "\ud800", "a_$b$"]
     fig, ax = plt.subplots()
     ax.set_yticks(range(len(names)), names)
-    ax.plot([1], label=plots.label("\ud800$x$"))
+    ax.plot([1], label=palette.label("\ud800$x$"))
     ax.legend()
     ax.set_title(names[-2] + names[-3])
     with warnings.catch_warnings():
@@ -332,11 +333,11 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
 
 def test_colours_are_stable():
     """An implementation keeps its colour whatever its argument; strangers get others, by name."""
-    assert plots.colour("numpy") != plots.colour("baseline")
-    assert plots.colour("sentencepiece:/a/b.model") == plots.colour("sentencepiece")
-    assert plots.marker("numpy") != plots.marker("baseline")
-    known = {plots.colour(name) for name in ("numpy", "baseline", "hf", "tiktoken", "llama-cpp")}
-    strangers = [plots.colour(f"mine{number}:factory") for number in range(40)]
+    assert palette.colour("numpy") != palette.colour("baseline")
+    assert palette.colour("sentencepiece:/a/b.model") == palette.colour("sentencepiece")
+    assert palette.marker("numpy") != palette.marker("baseline")
+    known = {palette.colour(name) for name in ("numpy", "baseline", "hf", "tiktoken", "llama-cpp")}
+    strangers = [palette.colour(f"mine{number}:factory") for number in range(40)]
     assert known.isdisjoint(strangers)
     assert len(set(strangers)) > 1
     assert strangers[:4] == ["#E69F00", "#7F3C8D", "#444444", "#56B4E9"]  # in every process

@@ -30,7 +30,7 @@ from batchgauge.profiling.findings import (
     worth_a_sentence,
 )
 from batchgauge.profiling.lines import LineProfile
-from batchgauge.reporting import plots, tables
+from batchgauge.reporting import palette, tables
 from batchgauge.text import first_upper, percent, span
 
 SEEDS = range(6)
@@ -188,8 +188,8 @@ def test_wins_and_losses_are_counted(seed):
     worst = table.sort_values("ours_over_theirs_x").iloc[0]
     assert ("at worst" in said) == (worst["ours_is"] == "slower")
     ends = peers.extremes(table)
-    assert plots.label(worst["implementation"]) in ends.partition("at worst")[2]
-    best = plots.label(largest(table, "ours_over_theirs_x")["implementation"])
+    assert palette.label(worst["implementation"]) in ends.partition("at worst")[2]
+    best = palette.label(largest(table, "ours_over_theirs_x")["implementation"])
     assert best in ends.partition("at worst")[0]
     assert peers_sections.sentence(table, "decode").startswith("Decode, our throughput ÷ theirs: ")
 

@@ -26,7 +26,7 @@ from batchgauge.experiments.batch_sizing import (
 )
 from batchgauge.experiments.batch_sizing.sweep import sweep_engine, sweep_tokenizer
 from batchgauge.files import write_csv
-from batchgauge.reporting import Report, Section, plots
+from batchgauge.reporting import Report, Section
 from batchgauge.sizing import (
     CostModel,
     Lengths,
@@ -48,12 +48,6 @@ WORKS = {
     "ragged traffic": Lengths((4, 30, 60), (2, 9, 16)),
 }
 TEXTS = ["a few words", "rather more words than that"] * 5
-
-
-@pytest.fixture(autouse=True)
-def theme():
-    """Titles stand where the reports have them."""
-    plots.use_theme()
 
 
 def engine(rows: int, prompt: int, steps: int) -> tuple[float, float]:

@@ -90,7 +90,9 @@ NAMED_TWICE = {
 EXPERIMENTS = PACKAGE / "experiments"
 PACKAGES = sorted(p.name for p in EXPERIMENTS.iterdir() if (p / "__init__.py").is_file())
 # What draws a picture; a module that measures imports none of it.
-PLOTTING = re.compile(r"matplotlib|seaborn|batchgauge\.reporting\.(plots|theme)|.*\.figures$")
+PLOTTING = re.compile(
+    r"matplotlib|seaborn|batchgauge\.reporting\.(charts|palette|plots)|.*\.figures$"
+)
 
 
 def tracked() -> list[Path]:

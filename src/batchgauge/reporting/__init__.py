@@ -1,4 +1,4 @@
-"""From data frames to pages: plots, notebook reports, exports, the study runner, the index."""
+"""From data frames to pages: charts, notebook reports, exports, the study runner, the index."""
 
 from batchgauge import extras
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from batchgauge.reporting.plots import GRID, INK, MUTED, colour, label, marker
+from batchgauge.reporting.palette import GRID, INK, MUTED, colour, label, marker
 from batchgauge.text import visible
 
 Spec = dict[str, Any]
@@ -140,7 +140,7 @@ def powers(*columns: pd.Series[Any]) -> list[float]:
 
 
 def config() -> Spec:
-    """The looks of every figure, those of `plots.use_theme`."""
+    """The looks of every figure, which `plots.use_theme` gives to matplotlib."""
     text = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12.5}
     return {
         "background": None,

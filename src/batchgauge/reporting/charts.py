@@ -34,7 +34,7 @@ from batchgauge.reporting.chart_parts import (
     powers,
     records,
 )
-from batchgauge.reporting.plots import INK, MUTED
+from batchgauge.reporting.palette import INK, MUTED
 from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 

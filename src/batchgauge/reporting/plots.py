@@ -1,85 +1,34 @@
-"""How figures look, and what is still drawn by matplotlib: theme, intervals, reference lines.
+"""What is drawn by matplotlib: flame graphs, and figures of a reader's own in a notebook.
 
-Everything here draws what it is given (numbers, names); nothing measures. The colours are Okabe
-and Ito's (2008), told apart with any kind of colour vision, and each implementation has a marker
-of its own too. Files are saved at 2x.
+Imported only where something is drawn, since matplotlib and seaborn are slow to load.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-import zlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
-import numpy as np
-import numpy.typing as npt
 import seaborn as sns
 from cycler import cycler
 from matplotlib.text import Text
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from batchgauge.files import atomic_path
+from batchgauge.reporting.palette import GRID, INK, LOOKS, MUTED, OTHERS
+from batchgauge.reporting.render import SCALE, in_few_colours
 from batchgauge.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Numbers = Sequence[float] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
-
-INK = "#24292f"
-MUTED = "#59636e"
-GRID = "#e3e7eb"
 # Figures are shown at half their pixels: 200 dpi of a figure laid out at 100.
 DPI = 100
-SCALE = 2
-
-_LOOKS: Mapping[str, tuple[str, str]] = {
-    "numpy": ("#0072B2", "o"),
-    "numpy:file": ("#444444", "s"),  # beside numpy:float32 in one figure
-    "numpy:bfloat16": ("#8C6D1F", "P"),
-    "baseline": ("#D55E00", "s"),
-    "hf": ("#009E73", "^"),
-    "transformers": ("#009E73", "^"),
-    "tiktoken": ("#CC79A7", "D"),
-    "llama-cpp": ("#CC79A7", "D"),
-    "sentencepiece": ("#56B4E9", "v"),
-    "openai": ("#8C6D1F", "P"),
-    "transformers:bfloat16": ("#56B4E9", "v"),  # beside transformers in one figure
-    "llama-cpp:f32": ("#E69F00", "h"),
-    "llama-cpp:tokenizer": ("#E69F00", "h"),  # beside tiktoken
-}
-_OTHERS = (("#56B4E9", "X"), ("#E69F00", "h"), ("#7F3C8D", "*"), ("#444444", "p"))
-_LABELS: Mapping[str, str] = {
-    "numpy": "batchgauge (NumPy)",
-    "baseline": "baseline",
-    "hf": "HF tokenizers",
-    "transformers": "transformers",
-    "llama-cpp": "llama.cpp",
-    "llama-cpp:f32": "llama.cpp float32",
-    "llama-cpp:tokenizer": "llama.cpp",
-    "transformers:bfloat16": "transformers bfloat16",
-    "openai": "OpenAI server",
-}
-# The stages of a request, in order, from cold to warm; fixed so that they compare across figures.
-STAGES: Mapping[str, str] = {
-    "tokenize": "#56B4E9",
-    "pad": "#999999",
-    "prefill": "#0072B2",
-    "decode": "#009E73",
-    "sample": "#E69F00",
-    "detokenize": "#CC79A7",
-    "bookkeeping": "#D55E00",
-}
 
 
 def use_theme() -> None:
     """Set seaborn's theme for this kernel: light grid, left titles, no frame, 2x pixels."""
-    looks = (*_LOOKS.values(), *_OTHERS)
+    looks = (*LOOKS.values(), *OTHERS)
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -117,27 +66,6 @@ def use_theme() -> None:
     )
 
 
-def colour(implementation: str) -> str:
-    """The colour of an implementation (or a stage), the same everywhere; hex."""
-    return STAGES.get(implementation) or _look(implementation)[0]
-
-
-def marker(implementation: str) -> str:
-    """The marker of an implementation, so that colour is never the only difference."""
-    return _look(implementation)[1]
-
-
-def label(implementation: str) -> str:
-    """How an implementation is called in legends."""
-    return _LABELS.get(implementation) or visible(implementation)
-
-
-def _look(implementation: str) -> tuple[str, str]:
-    name = implementation.partition(":")[0]
-    known = _LOOKS.get(implementation) or _LOOKS.get(name)
-    return known or _OTHERS[zlib.crc32(implementation.encode(errors="replace")) % len(_OTHERS)]
-
-
 def save(figure: Figure, path: Path, alt: str) -> Path:
     """Save `figure` as a PNG at 2x in 256 colours, whole or not at all, and close it; `path`.
 
@@ -157,16 +85,6 @@ def save(figure: Figure, path: Path, alt: str) -> Path:
     )
     plt.close(figure)
     return in_few_colours(drawn, path, alt)
-
-
-def in_few_colours(drawn: io.BytesIO, path: Path, alt: str) -> Path:
-    """Save a drawn picture as a PNG in 256 colours, whole or not at all; `path`."""
-    words = PngInfo()
-    words.add_itxt("Description", alt)
-    with Image.open(drawn) as full, atomic_path(path) as temporary:
-        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        few.save(temporary, "PNG", optimize=True, pnginfo=words)
-    return path
 
 
 def wrap_titles(figure: Figure) -> None:

@@ -16,9 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from batchgauge.reporting.chart_parts import DOMAIN, Spec
-from batchgauge.reporting.plots import GRID, INK, MUTED, SCALE, in_few_colours
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from batchgauge.files import atomic_path
+from batchgauge.reporting.chart_parts import DOMAIN, Spec
+from batchgauge.reporting.palette import GRID, INK, MUTED
+
+# Pixels of a picture for each one that it takes on a page.
+SCALE = 2
 # The version whose Vega is the bundle's. JupyterLab shows version 5 by itself, which the charts
 # name; everything they use is the same in both.
 VEGA_LITE = "6.4"
@@ -56,6 +62,16 @@ def save_png(spec: Spec, path: Path, alt: str) -> Path:
         scale=SCALE,
     )
     return in_few_colours(io.BytesIO(drawn), path, alt)
+
+
+def in_few_colours(drawn: io.BytesIO, path: Path, alt: str) -> Path:
+    """Save a drawn picture as a PNG in 256 colours, whole or not at all; `path`."""
+    words = PngInfo()
+    words.add_itxt("Description", alt)
+    with Image.open(drawn) as full, atomic_path(path) as temporary:
+        few = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(temporary, "PNG", optimize=True, pnginfo=words)
+    return path
 
 
 def svg(spec: Mapping[str, Any], name: str) -> str:

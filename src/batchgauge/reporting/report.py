@@ -30,7 +30,7 @@ from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
-from batchgauge.reporting import notebook, plots, render, tables
+from batchgauge.reporting import notebook, render, tables
 from batchgauge.reporting.charts import MIME, Chart
 from batchgauge.reporting.model import is_reference, named, served
 from batchgauge.reporting.profiles import Profile, profile_named
@@ -89,9 +89,9 @@ class Report:
     ) -> Report:
         """Start the report `name`, the stem of its files, under `out_dir` (empty: the default).
 
-        Sets the plotting theme and holds what papermill injected against the parameters
-        cell. Raises UserError for an unknown profile or parameter, a seed that is no whole
-        number >= 0, a name that is no file stem, or a folder that cannot be written to.
+        Holds what papermill injected against the parameters cell. Raises UserError for an
+        unknown profile or parameter, a seed that is no whole number >= 0, a name that is no file
+        stem, or a folder that cannot be written to.
         """
         notebook.say_errors_short()
         notebook.check_parameters()
@@ -104,7 +104,6 @@ class Report:
             raise UserError(f"The seed is {seed!r}; expected a whole number of at least 0.")
         title, question = one_line(title), one_line(question)
         folder = Path(str(out_dir)) if str(out_dir) else results_folder()
-        plots.use_theme()
         budget = profile_named(profile)
         check_folders(folder / "data", folder / "reports")
         given = dict(parameters or {})
@@ -144,7 +143,8 @@ class Report:
         `alt` says what the picture shows to one who cannot see it, `caption` stands below, and
         with it the CSV (`csv`, else the first of `frames`) and what it rests on (`rests_on`, else
         what the frames say). A `Chart` is alive in
-        JupyterLab and on the page, and written as `<name>.vl.json` too.
+        JupyterLab and on the page, and written as `<name>.vl.json` too; a figure of your own by
+        matplotlib gets the reports' looks from `plots.use_theme()`.
         """
         alt, caption = _plain(alt), _plain(caption)
         path = self.path("reports", "figures", f"{name}.png")
@@ -164,10 +164,12 @@ class Report:
             write_text(text, self.path("reports", "figures", f"{name}.vl.json"))
             data[MIME] = spec
         else:
+            from batchgauge.reporting import plots  # slow to load, and most figures are charts
+
             plots.save(figure, path, alt)
         png = path.read_bytes()
         data["image/png"] = base64.b64encode(png).decode("ascii")
-        width = int.from_bytes(png[16:20], "big") // plots.SCALE
+        width = int.from_bytes(png[16:20], "big") // render.SCALE
         shown = {"image/png": {"alt": alt, "width": width}}
         _show(data, shown=shown, kind="figure", width=width, **about)
         _show({"text/markdown": f"*{escaped(caption)}*", "text/plain": caption}, kind="caption")

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Chart
 from batchgauge.text import percent
 
@@ -41,7 +41,7 @@ def latency(phases: pd.DataFrame, implementation: str) -> Chart:
         else "This engine does not say when its tokens came",
         charts.Axis("batch_size", "batch size", 2, sorted(set(sizes))),
         charts.Axis("value", "ms (median)", interval="range over requests"),
-        charts.Looks([""], [plots.colour(implementation)], ["circle"]),
+        charts.Looks([""], [palette.colour(implementation)], ["circle"]),
     )
     return charts.facets(chart, "panel", 2, own=["y"])
 

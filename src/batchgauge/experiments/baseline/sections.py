@@ -17,7 +17,7 @@ from batchgauge.experiments.baseline import costs, figures, runs
 from batchgauge.experiments.baseline.runs import Measured, PageWork
 from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context
-from batchgauge.reporting import Answer, Score, Section, Tile, plots
+from batchgauge.reporting import Answer, Score, Section, Tile, palette
 from batchgauge.text import percent, ratio
 
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
@@ -227,7 +227,8 @@ def speedup_sentence(what: str, table: pd.DataFrame) -> str:
     for name, rows in table.groupby("implementation", sort=False):
         row = rows.sort_values("batch_size").iloc[-1]
         parts.append(
-            f"{plots.label(str(name))}: S({row['batch_size']}) = {interval(row)}, {row['verdict']}"
+            f"{palette.label(str(name))}: S({row['batch_size']}) = {interval(row)}, "
+            f"{row['verdict']}"
         )
     return f"{what}. {'; '.join(parts)}."
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Axis, Chart, Line, Looks
 from batchgauge.text import counted, percent, visible
 
@@ -114,7 +114,7 @@ def throughput_latency(frame: pd.DataFrame, workload: str, budget_ms: float, tit
     x = Axis("latency_ms", "time until 95 of 100 batches are answered (ms)", zero=False)
     y = Axis("tokens_per_s", "throughput (tokens/s)")
     looks = Looks(
-        [WITHIN, OVER, SUGGESTED, BEST_WITHIN], [MEASURED, plots.MUTED, CHOSEN, BEST],
+        [WITHIN, OVER, SUGGESTED, BEST_WITHIN], [MEASURED, palette.MUTED, CHOSEN, BEST],
         ["circle", "cross", "diamond", _STAR],
     )  # fmt: skip
     tips = ["batch_size", "tokens_per_s", "latency_ms", *(["memory_mib"] if knows else [])]
@@ -152,7 +152,7 @@ def throughput_latency(frame: pd.DataFrame, workload: str, budget_ms: float, tit
     words = {
         "type": "text", "align": "right", "baseline": "bottom", "x": "width",
         "y": "height",
-        "dy": -8, "color": plots.INK, "fontSize": 12.5, "fontWeight": "bold",
+        "dy": -8, "color": palette.INK, "fontSize": 12.5, "fontWeight": "bold",
     }  # fmt: skip
     spec["layer"] = [
         {"transform": once, "mark": rule, "encoding": {"x": place["x"]}},
@@ -252,7 +252,7 @@ def adaptive(run: pd.DataFrame, budget_ms: float) -> Chart:
     }  # fmt: skip
     on = {"test": f"datum.panel === '{LATENCY}'", "value": 1}
     limit: charts.Spec = {
-        "mark": {"type": "line", "color": plots.MUTED, "strokeDash": [6, 3], "strokeWidth": 1.3},
+        "mark": {"type": "line", "color": palette.MUTED, "strokeDash": [6, 3], "strokeWidth": 1.3},
         "encoding": {
             "x": x.encoding(), "y": {**y.encoding(), "field": "limit"},
             "opacity": {"condition": on, "value": 0},

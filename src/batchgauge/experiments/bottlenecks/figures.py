@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Chart
 
 _SHAPES = (
@@ -17,8 +17,8 @@ _SHAPES = (
 
 def stages(frame: pd.DataFrame, title: str) -> Chart:
     """Stacked bars of the stages' shares by batch size, in the stages' own colours."""
-    order = [s for s in [*plots.STAGES, "unassigned"] if s in set(frame["stage"])]
-    colours = [plots.STAGES.get(stage, "#999999") for stage in order]
+    order = [s for s in [*palette.STAGES, "unassigned"] if s in set(frame["stage"])]
+    colours = [palette.STAGES.get(stage, "#999999") for stage in order]
     names = [f"batch {size}" for size in frame["batch_size"]]
     shown = frame.assign(name=names, series=frame["stage"], percent=100 * frame["share"])
     x = charts.Axis("percent", "share of the batch's wall time (%)")
@@ -34,8 +34,8 @@ def roofline(frame: pd.DataFrame, bytes_per_s: float, flops_per_s: float, title:
     roof = pd.DataFrame({"intensity_flops_per_byte": ends, "gflop_per_s": reached, "ratio": 1.0})
     called = f"the roof: {bytes_per_s / 1e9:.1f} GB/s, {flops_per_s / 1e9:.0f} Gflop/s"
     names = [*dict.fromkeys(frame["kernel"]), called]
-    colours = [*plots.STAGES.values(), "#8C6D1F"][: len(names) - 1]
-    looks = charts.Looks(names, [*colours, plots.INK], _SHAPES[: len(names)])
+    colours = [*palette.STAGES.values(), "#8C6D1F"][: len(names) - 1]
+    looks = charts.Looks(names, [*colours, palette.INK], _SHAPES[: len(names)])
     return charts.lines(
         pd.concat([shown, roof.assign(series=called)]), title,
         charts.Axis("intensity_flops_per_byte", "arithmetic intensity (flop per byte moved)", 10),
@@ -57,7 +57,9 @@ def padding(frame: pd.DataFrame, title: str) -> Chart:
         for column, series in wastes.items()
     )  # fmt: skip
     x = charts.Axis("percent", "padded positions computed, of all computed (%)")
-    looks = charts.Looks(list(wastes.values()), ["#999999", plots.colour("numpy")], ["square"] * 2)
+    looks = charts.Looks(
+        list(wastes.values()), ["#999999", palette.colour("numpy")], ["square"] * 2
+    )
     return charts.bars(shown, title, x, looks)
 
 
@@ -82,7 +84,7 @@ def overhead(frame: pd.DataFrame, title: str) -> Chart:
     )
     x = charts.Axis("times", "slow-down (×, logarithmic)", 10)
     looks = charts.Looks(
-        list(kinds.values()), [plots.colour("numpy"), plots.colour("baseline")],
+        list(kinds.values()), [palette.colour("numpy"), palette.colour("baseline")],
         ["circle", "diamond"],
     )  # fmt: skip
     return charts.dots(shown, title, x, looks, [charts.Line(1.0, "", "x", "floor")])

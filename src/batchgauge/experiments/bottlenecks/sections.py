@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -20,6 +21,9 @@ from batchgauge.profiling.listing import Listing
 from batchgauge.profiling.stacks import StackProfile
 from batchgauge.reporting import Answer, Section, Tile
 from batchgauge.text import Markdown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NO_ENGINE = "Left out: this looks into an engine, and a function of your own is profiled here."
 
@@ -106,9 +110,16 @@ def _flame(name: str, profile: StackProfile, kind: str) -> Section:
     csv = "allocations" if profile.unit == "bytes" else "calls"
     return Section(
         f"{kind}_{sentences.file_stem(name)}", {}, sentences.flame_sentence(name, profile),
-        picture=partial(draw_flamegraph, profile, title=title), picture_caption=caption,
+        picture=partial(_flame_picture, profile, title), picture_caption=caption,
         document=partial(render_svg, profile, title=title), csv=csv, rests_on="1 process",
     )  # fmt: skip
+
+
+def _flame_picture(profile: StackProfile, title: str) -> Figure:
+    from batchgauge.reporting import plots  # slow to load
+
+    plots.use_theme()
+    return draw_flamegraph(profile, title=title)
 
 
 def lines(subject: Subject, *, functions: int) -> list[tuple[Section, tuple[Listing, ...]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Chart
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted
@@ -25,7 +25,7 @@ def tokenizing(table: pd.DataFrame, title: str, state: str) -> Chart:
     table = table.sort_values(["characters", "batch_size"], kind="stable")
     names = table["implementation"].replace("llama-cpp", "llama-cpp:tokenizer")
     shown = table[["batch_size", "value", "low", "high"]].assign(
-        series=[plots.label(name) for name in names],
+        series=[palette.label(name) for name in names],
         panel=[f"{length:,} characters" for length in table["characters"]],
     )
     x = charts.Axis("batch_size", "batch size (texts)", 2, sorted(set(table["batch_size"])))
@@ -40,7 +40,7 @@ def decode(table: pd.DataFrame) -> Chart:
     table = every.drop_duplicates(["implementation", "batch_size"])
     looks = charts.Looks.of(table["implementation"])
     columns = ["batch_size", "value", "low", "high"]
-    shown = table[columns].assign(series=[plots.label(n) for n in table["implementation"]])
+    shown = table[columns].assign(series=[palette.label(n) for n in table["implementation"]])
     x = charts.Axis("batch_size", "batch size (requests)", 2, sorted(set(table["batch_size"])))
     y = charts.Axis("value", "decode throughput, one thread (tokens/s)")
     return charts.lines(shown, _headline(every), x, y, looks)
@@ -63,7 +63,7 @@ def ratios(every: pd.DataFrame) -> Chart:
         for r in rows
     ]
     looks = charts.Looks.of(table["implementation"])
-    series = [plots.label(str(r["implementation"])) for r in rows]
+    series = [palette.label(str(r["implementation"])) for r in rows]
     shown = table.drop(columns=["low", "high"]).assign(name=names, series=series)
     shown = shown.rename(columns={"ratio_low_x": "low", "ratio_high_x": "high"})
     ticks = charts.powers(shown["low"], shown["high"])
@@ -121,7 +121,7 @@ def extremes(table: pd.DataFrame, what: str = "engines") -> str:
 
 def _one(row: pd.Series) -> str:
     """`0.48 × llama.cpp (decode, batch 1)`."""
-    ratio, peer = number(row["ours_over_theirs_x"], 2), plots.label(str(row["implementation"]))
+    ratio, peer = number(row["ours_over_theirs_x"], 2), palette.label(str(row["implementation"]))
     said = [str(row["part"])] if "part" in row else []
     said.append(f"batch {row['batch_size']}")
     if row.get("characters"):

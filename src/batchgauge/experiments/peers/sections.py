@@ -18,7 +18,7 @@ from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
 from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
-from batchgauge.reporting import Answer, Score, Section, Tile, plots, tables
+from batchgauge.reporting import Answer, Score, Section, Tile, palette, tables
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, first_upper, percent
 
@@ -156,7 +156,7 @@ def servers_sentence(table: pd.DataFrame) -> str:
     """Our server's throughput over llama.cpp's, by weights; which server of theirs it was."""
     said = [
         f"{number(row['ours_over_theirs_x'], 2)} × [{number(row['ratio_low_x'], 2)}, "
-        f"{number(row['ratio_high_x'], 2)}] {plots.label(row['implementation'])}"
+        f"{number(row['ratio_high_x'], 2)}] {palette.label(row['implementation'])}"
         for row in records(table.dropna(subset=["ours_over_theirs_x"]))
     ]
     ratios = f": {', '.join(said)}" if said else ""
@@ -180,7 +180,9 @@ def goals(table: pd.DataFrame) -> list[Score]:
                 what = f"Prefill of {batch} × {row['tokens']} tokens"
             if part == "server":
                 what = f"Server with {batch} streams"
-            label = f"{what}, {ours.partition(':')[2]}, {threads} thr., beside {plots.label(peer)}"
+            label = (
+                f"{what}, {ours.partition(':')[2]}, {threads} thr., beside {palette.label(peer)}"
+            )
             scores.append(_score(f"{part}_{batch}_{threads}_{ours}_{peer}", label, goal, row))
     return scores
 
@@ -193,7 +195,7 @@ def goals_of_texts(table: pd.DataFrame) -> list[Score]:
     for key, goal in TEXTS.items():
         for row in records(warm[(warm[keys] == list(key)).all(axis=1)]):
             texts, characters, peer = key
-            label = f"Tokenizing {texts} × {characters} characters beside {plots.label(peer)}"
+            label = f"Tokenizing {texts} × {characters} characters beside {palette.label(peer)}"
             scores.append(_score(f"texts_{texts}_{characters}_{peer}", label, goal, row))
     return scores
 
@@ -228,7 +230,7 @@ def tokenizing_sentence(table: pd.DataFrame, state: str) -> str:
     if largest.empty:
         return figures.tally(table, "tokenizers") + figures.losses_without_ratio(table)
     parts = [
-        f"{_span(rows['ours_over_theirs_x'])} × {plots.label(str(name))}"
+        f"{_span(rows['ours_over_theirs_x'])} × {palette.label(str(name))}"
         for name, rows in largest.groupby("implementation", sort=False)
     ]
     said = f"At batch {largest['batch_size'].iloc[0]}, {state}, we run at {', '.join(parts)}"
@@ -250,9 +252,11 @@ def sentence(table: pd.DataFrame, part: str) -> str:
     for name, mine in rows.groupby("implementation", sort=False):
         ends = mine.sort_values("ours_over_theirs_x").iloc[[0, -1]]
         worst, best = (_place(row, part) for row in records(ends))
-        said.append(f"{plots.label(str(name))} {worst}" + (f" to {best}" if len(mine) > 1 else ""))
+        said.append(
+            f"{palette.label(str(name))} {worst}" + (f" to {best}" if len(mine) > 1 else "")
+        )
     lost = [
-        f"{_place(row, part)} beside {plots.label(row['implementation'])}"
+        f"{_place(row, part)} beside {palette.label(row['implementation'])}"
         for row in records(rows[rows["ours_is"] == "slower"])
     ]
     ratios = f", our throughput ÷ theirs: {'; '.join(said)}" if said else ""
@@ -275,7 +279,7 @@ def unstable_sentence(table: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     row = rows.iloc[-1]
-    peer = plots.label(row["implementation"])
+    peer = palette.label(row["implementation"])
     is_ours = row["larger_spread"] > row["spread"]
     who = f"ours, {row['ours'].partition(':')[2]}, beside {peer}" if is_ours else peer
     return (
@@ -354,5 +358,5 @@ def memory_words(table: pd.DataFrame) -> str:
     held = f"holds {ours:,.0f} MiB after a batch of {load.BATCH}"
     if least["engine"] == "numpy":
         return f"Ours {held}, the least of all."
-    other = f"{plots.label(least['engine'])} {least['rss_after_batch_mib']:,.0f} MiB"
+    other = f"{palette.label(least['engine'])} {least['rss_after_batch_mib']:,.0f} MiB"
     return f"It costs memory: ours {held}, {other}."

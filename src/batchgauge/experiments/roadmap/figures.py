@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots
+from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Axis, Chart, Line, Looks
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, percent
@@ -145,7 +145,7 @@ def draw_scaling(curves: pd.DataFrame, workers: Sequence[int]) -> Chart:
     chart = charts.lines(frame, title, x, y, _looks(frame["series"]), marks)
     ideal: charts.Spec = {
         "data": {"values": [{"workers": n, "value": n} for n in (1, max(workers))]},
-        "mark": {"type": "line", "color": plots.MUTED, "strokeDash": [6, 3, 1, 3]},
+        "mark": {"type": "line", "color": palette.MUTED, "strokeDash": [6, 3, 1, 3]},
         "encoding": {"x": x.encoding(), "y": y.encoding()},
     }
     chart.spec["layer"].insert(0, ideal)

@@ -6,7 +6,7 @@ import re
 
 import pandas as pd
 
-from batchgauge.reporting import charts, plots, tables
+from batchgauge.reporting import charts, palette, tables
 from batchgauge.reporting.charts import Chart
 from batchgauge.text import first_upper
 
@@ -24,7 +24,7 @@ def ladder(whole: pd.DataFrame, alone: pd.DataFrame) -> Chart:
     frame = frame.assign(name=frame["rung"].map(names))
     ticks = charts.powers(*(frame[c] for c in ("speedup_x", "low", "high")))
     x = charts.Axis("speedup_x", "speedup over the baseline (×)", 2, ticks)
-    colours = [plots.colour(name) for name in ("numpy", "baseline")]
+    colours = [palette.colour(name) for name in ("numpy", "baseline")]
     looks = charts.Looks([TOGETHER, ALONE], colours, ["circle", "diamond"])
     title = f"{first_upper(part)}: {len(whole)} rungs, {tables.number(top)} × in all"
     floor = charts.Line(1.0, "baseline", "x", "floor")
