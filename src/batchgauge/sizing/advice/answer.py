@@ -258,8 +258,8 @@ def _nothing_keeps(found: Found) -> str:
                 at = (math.exp(seen.metrics[name][0]), seen.setting)
                 least[name] = min(least.get(name, at), at)
     needed = [
-        f"{METRICS[name]}: the least 95th percentile was {ms:,.0f} ms, at {figures(setting)}, "
-        f"the target is {found.question.targets[name]:,.0f} ms"
+        f"{METRICS[name]}: the least 95th percentile was {figures(ms)} ms, at {figures(setting)}, "
+        f"the target is {figures(found.question.targets[name])} ms"
         for name, (ms, setting) in least.items()
         if ms > found.question.targets[name]
     ]
