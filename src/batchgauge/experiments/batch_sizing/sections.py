@@ -374,7 +374,8 @@ def adaptive(bench: Bench, models: Costs) -> Section:
         for phase, rows in run.groupby("phase", sort=False)
     ]
     return Section(
-        "sizing_adaptive", {"adaptive": run}, f"Budget {rounded(budget_ms)} ms. {'; '.join(parts)}.",
+        "sizing_adaptive", {"adaptive": run},
+        f"Budget {rounded(budget_ms)} ms. {'; '.join(parts)}.",
         picture=partial(figures.adaptive, run, budget_ms),
         picture_caption="The adaptive sizer on a real queue: batch size, latency of each batch, "
         "and the budget; crosses are late.",

@@ -223,12 +223,8 @@ def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
     return Asked(
-        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=_is_empty(answer)
+        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=answer.is_empty
     )  # fmt: skip
-
-
-def _is_empty(answer: InferenceBatchResponse) -> bool:
-    return not (answer.text or answer.reasoning or answer.tokens_generated)
 
 
 @dataclass
@@ -322,7 +318,7 @@ class Batches:
             into.append(
                 Asked(
                     row, begin, begin, first, end, answer.tokens_generated,
-                    is_empty=_is_empty(answer), last_s=min(end, last),
+                    is_empty=answer.is_empty, last_s=min(end, last),
                     letters=letters(items[row].data),
                 )
             )  # fmt: skip
