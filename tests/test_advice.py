@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -588,6 +589,23 @@ def test_a_cold_start_does_not_take_the_budget():
     assert run.deadline_s - run.begin_s < 0.5  # not four times the first
     assert len(run.answered) >= 4
     assert all(a.latency_ms < 400 for a in run.answered)
+
+
+def test_a_first_wave_of_refused_lengths_tells_no_cycle():
+    """A prompt that is too long is refused at once; a run lasts as long as answers take."""
+    asked = itertools.count()
+
+    class Short:
+        def ask(self, _request):
+            if next(asked) < 3:
+                problem = UserError("too long")
+                problem.status = 400
+                raise problem
+            time.sleep(0.05)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    run = ClosedLoop(Short(), Requests(ITEMS), whole_settings(4)).run(4, 0.01, 4)
+    assert run.deadline_s - run.begin_s >= 4 * 0.05 - 0.01  # four cycles of an answer
 
 
 def test_what_a_server_tells_delays_no_request():

@@ -184,7 +184,9 @@ class _Loop:
             is_warm = len(self._warm) == self.slots and self.deadline_s == math.inf
             if self.begin_s is None and is_warm:
                 self.begin_s = asked.end_s
-                self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
+                # A request that is refused for its length is answered at once: that is no cycle.
+                fit = [a for a in self.asked if not a.is_unfit] or self.asked
+                self.wave_s = float(np.mean([a.end_s - a.due_s for a in fit]))
                 self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
                 self._cpu_s = time.process_time()
                 return
