@@ -179,7 +179,8 @@ class MeasuredAdvice:
                 f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}."
             )
         requests = sum(len(o.run.asked) for o in found.observations)
-        cost = f"{counted(len(found.observations), 'run')}, {requests:,} requests, {found.seconds:.0f} s"
+        runs = counted(len(found.observations), "run")
+        cost = f"{runs}, {requests:,} requests, {found.seconds:.0f} s"
         lines.append(
             f"Search: {cost}; it stopped because {_ENDINGS[found.ending]}. "
             f"A further minute would be expected to bring {100 * self.further_minute:.1f} % more."
@@ -259,7 +260,8 @@ def _nothing_keeps(found: Found) -> str:
                 least[name] = min(least.get(name, at), at)
     needed = [
         f"{METRICS[name]}: the least 95th percentile was {figures(ms)} ms, at "
-        f"{setting_in_words(setting, found.unit)}, the target is {figures(found.question.targets[name])} ms"
+        f"{setting_in_words(setting, found.unit)}, the target is "
+        f"{figures(found.question.targets[name])} ms"
         for name, (ms, setting) in least.items()
         if ms > found.question.targets[name]
     ]
