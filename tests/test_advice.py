@@ -604,14 +604,14 @@ def test_a_cold_start_does_not_take_the_budget():
 
 def test_a_first_wave_of_refused_lengths_tells_no_cycle():
     """A prompt that is too long is refused at once; a run lasts as long as answers take."""
+    from batchgauge.adapters.openai_transport import RefusalError
+
     asked = itertools.count()
 
     class Short:
         def ask(self, _request):
             if next(asked) < 3:
-                problem = UserError("too long")
-                problem.status = 400
-                raise problem
+                raise RefusalError("too long", 400, b"")
             time.sleep(0.05)
             return InferenceBatchResponse("w", 1, ttft_ms=1.0)
 
