@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -274,18 +275,19 @@ def test_targets_that_no_setting_keeps():
 
 
 class Failing:
-    """A target that works up to `most`, or until `dies_after` runs."""
+    """A target that works up to `most`, or until `dies_after` runs, and not in runs `away`."""
 
     unit = "requests at once"
     candidates = whole_settings(32)
 
-    def __init__(self, most: float = 99, dies_after: int = 99, breaks: tuple[int, ...] = ()):
+    def __init__(self, most=99.0, dies_after=99, breaks=(), away=()):
         self.most, self.dies_after, self.breaks, self.runs = most, dies_after, breaks, 0
+        self.away = away
 
     def run(self, setting, least_s, cycles):
         """A run of the scheduler, or a failure."""
         self.runs += 1
-        if setting > self.most or self.runs > self.dies_after:
+        if setting > self.most or self.runs > self.dies_after or self.runs in self.away:
             raise UserError("connection refused")
         run = simulate(Plan(), setting, cycles=cycles, seed=self.runs)
         if self.runs in self.breaks:
@@ -331,6 +333,16 @@ def test_a_server_that_restarts_is_asked_again():
     found = find(Failing(breaks=(3,)))
     assert all(o.is_taken for o in found.observations)
     assert any("ran again" in note for note in found.notes)
+
+
+def test_a_server_that_was_away_puts_no_setting_down():
+    """What failed while it restarted is tried again, once: a setting may itself end the server."""
+    target = Failing(away=(4, 5, 6))
+    found = find(target)
+    assert not found.failures
+    assert any("while the engine was away" in note for note in found.notes)
+    assert limit_of(found).name != "failure"
+    assert find(Failing(most=10, away=(6,))).failures
 
 
 def test_two_users_of_one_server_are_noticed():
@@ -588,6 +600,23 @@ def test_a_cold_start_does_not_take_the_budget():
     assert run.deadline_s - run.begin_s < 0.5  # not four times the first
     assert len(run.answered) >= 4
     assert all(a.latency_ms < 400 for a in run.answered)
+
+
+def test_a_first_wave_of_refused_lengths_tells_no_cycle():
+    """A prompt that is too long is refused at once; a run lasts as long as answers take."""
+    from batchgauge.adapters.openai_transport import RefusalError
+
+    asked = itertools.count()
+
+    class Short:
+        def ask(self, _request):
+            if next(asked) < 3:
+                raise RefusalError("too long", 400, b"")
+            time.sleep(0.05)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    run = ClosedLoop(Short(), Requests(ITEMS), whole_settings(4)).run(4, 0.01, 4)
+    assert run.deadline_s - run.begin_s >= 4 * 0.05 - 0.01  # four cycles of an answer
 
 
 def test_what_a_server_tells_delays_no_request():

@@ -172,6 +172,17 @@ def test_the_server_goes_away():
     assert all("after 3 attempts" in r.error for r in result.responses)
 
 
+def test_load_is_asked_once():
+    """Whoever measures load sees a refusal at once: neither request nor options are tried again."""
+    with tiny_server() as gone:
+        engine = OpenAIEngine(
+            gone.url, patience=Patience(attempts=9, backoff=1e6, longest_wait=1e6)
+        )
+    with pytest.raises(UserError, match="did not answer") as said:
+        engine.ask(InferenceBatchRequest("a", 4))
+    assert "attempts" not in str(said.value)
+
+
 def test_the_wrong_model_name(server):
     """A model that the server does not have is said with those it has."""
     with pytest.raises(UserError, match="has no model 'other'; expected one of tiny"):

@@ -112,6 +112,16 @@ def test_headings_carry_their_unit():
     assert tables.heading("class") == "class"
 
 
+def test_an_interval_that_is_no_result_is_a_dash():
+    """Of a ratio that holds from 0.01 to 166, a table shows the ratio alone."""
+    frame = pd.DataFrame({"speedup_x": [3.3, 2.0], "low_x": [0.01, 1.9], "high_x": [166.0, 2.1]})
+    for text in (tables.to_html(frame, "c"), tables.to_markdown(frame, "c")):
+        assert "3.30" in text
+        assert "1.90" in text
+        assert "166" not in text
+    assert frame["high_x"].max() == 166.0
+
+
 def test_tables_escape_and_sort_by_full_value():
     """HTML is escaped and each number keeps its exact value; a pipe does not break Markdown."""
     frame = pd.DataFrame({"name": ["<i>|"], "wall_ms": [1.23456]})

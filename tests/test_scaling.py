@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from batchgauge import BatchResponse, BatchResult, InferenceBatchResponse
+from batchgauge.errors import UserError
 from batchgauge.experiments import scaling
 from batchgauge.experiments.batch_sizing.bench import affordable, effort, effort_note, effort_s
 from batchgauge.experiments.context import Context
@@ -120,6 +122,31 @@ def test_traffic_becomes_shorter_and_not_less():
     context.__dict__["cost"] = Cost(10.0, 100.0, 1.0)
     least = affordable_scale(context, 1 / 16, 144, 0.5)
     assert least * MEAN_GENERATED == pytest.approx(LEAST_ANSWER)  # or nothing would be decoded
+
+
+def test_steps_that_take_no_time_are_no_figure():
+    """A quick engine's decode step is said to be too short to tell, not to take 0 µs."""
+    said = Cost(1e-6, 0.0).sentence()
+    assert "too little" in said
+    assert "0 µs" not in said
+
+
+def test_an_engine_that_generates_nothing_is_not_measured():
+    """Its empty answers are quick; that is no speed."""
+    answers = [InferenceBatchResponse("", 0)]
+    silent = SimpleNamespace(
+        name="silent",
+        max_batch_size=lambda: 1,
+        infer_batch=lambda items: BatchResult.of(
+            [BatchResponse(items[0].id, answers[-1], 1.0)], 1.0
+        ),
+    )
+    context = Context(profile_named("smoke"), engine_spec="some.of:mine")
+    context.__dict__["engine"] = silent
+    with pytest.raises(UserError, match="'silent' was empty"):
+        context.cost  # noqa: B018  # asked for, it runs
+    answers.append(InferenceBatchResponse("", 1))  # half of a letter is a token
+    assert context.cost.step_s >= 0.0
 
 
 def test_spread_keeps_order_and_floor():

@@ -133,10 +133,16 @@ def table_of(section):
     return section.shown
 
 
+def whole_batch(sweep_ms):
+    """One whole batch of 10 ms, and what its phases take together."""
+    table = pd.DataFrame({"measured_ms": [10.0], "sweep_ms": [sweep_ms], "model_ms": [10.0]})
+    return Section("whole", {"whole_batches": table}, sentences.whole_sentence(table))
+
+
 def scores_of(scored, monkeypatch):
     """The sections of a judgement."""
     monkeypatch.setattr(study, "judge", lambda *_, **__: scored)
-    return sections.judge(study.Advice([], {}), {}, MEMORY, [])
+    return sections.judge(study.Advice([], {}), {}, MEMORY, [], whole_batch(10.0))
 
 
 def invented_bench():
@@ -230,6 +236,39 @@ def test_scores_are_those_of_the_advisor(judged, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, judged[3].reset_index(drop=True), check_dtype=False)
 
 
+def test_phases_that_do_not_add_up_judge_nothing(judged):
+    """Then neither score nor scenario is told, and the answer says why."""
+    models, advice, sweeps, _ = judged
+    added = whole_batch(400.0)
+    assert "cannot be timed apart" in added.sentence()
+    assert "cannot be timed apart" not in whole_batch(12.0).sentence()
+    strategies, scenarios = sections.judge(advice, sweeps, None, [], added)
+    assert not strategies.scores()
+    assert (strategies.shown, scenarios.shown) == (None, None)
+    own = tables.suggest(WORKS["short"], models["engine", 1], None, 8, None, None)
+    answer = sections.answer(own, strategies, Section("chosen", {}))
+    assert "not scored" in answer.text
+    assert [tile.place for tile in answer.tiles] == ["size"]
+
+
+def test_steps_that_take_no_time_are_named(judged):
+    """No error is infinite: where a fresh time is zero, the phase is left out and named."""
+    models, _, sweeps, _ = judged
+    instant = sweep_engine(lambda *_: (1.0, 0.0), largest=8, passes=1, max_positions=64)
+    section = sections.cost_errors(models, {**sweeps, ("engine", 1): instant})
+    assert "no time that can be told: decode" in section.sentence()
+    assert "inf" not in section.sentence()
+    assert "nan" not in section.sentence()
+
+
+def test_budgets_of_a_quick_engine_are_not_zero():
+    """Budgets of less than ten milliseconds keep their figures."""
+    quick = calibrate_engine(lambda *a: tuple(t / 1e3 for t in engine(*a)), Extent(8, 64))
+    table = tables.budget_table(WORKS["short"], quick, None, 8)
+    assert float(table["latency_budget_ms"].iloc[-1]) > 0.0
+    assert table["no memory budget"].iloc[-1] != "none: latency"
+
+
 def test_broken_budgets_are_scored(judged, monkeypatch):
     """A size that was late or took too much memory is a violation, either way."""
     scored = judged[3].copy()
@@ -303,7 +342,7 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     )
     assert predicted.sentence().startswith("Predicted: Batches of ")
     impossible = sentences.budget_sentence(frame, "short", 0.001)
-    assert impossible.endswith("no size answers within 0 ms")
+    assert impossible.endswith("no size answers within 0.001 ms")
 
 
 def test_late_batches_are_counted_by_phase(judged, monkeypatch):
@@ -366,7 +405,8 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
     assert own.size not in set(shown["batch_size"])
     assert shown["why_not"].all()
     blind = tables.suggest(WORKS["short"], models["engine", 1], None, 8, None, 64)
-    assert set(table_of(sections.suggestion(blind))["memory_mib"]) == {"unknown"}
+    assert "memory_mib" not in table_of(sections.suggestion(blind))
+    assert "memory" not in blind.sentence()
 
 
 def test_the_reference_speed_is_that_of_the_controls():

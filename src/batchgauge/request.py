@@ -381,6 +381,11 @@ class InferenceBatchResponse:
     reasoning: str = ""
     first_answer_ms: float = math.nan
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was generated at all."""
+        return not (self.text or self.reasoning or self.tokens_generated)
+
 
 def generated_tokens(result: BatchResult[InferenceBatchResponse]) -> int | None:
     """The tokens generated in a batch; None where those of any answer are unknown."""

@@ -23,6 +23,9 @@ from batchgauge.request import (
     checked,
 )
 
+_QUESTIONS = ("Why is the sky blue?", "List five red fruits.", "Once upon a time")
+_FEW = 4  # tokens of an answer that shows whether there is any
+
 
 class CheckedEngine:
     """An engine whose every result is checked against its request; all else passes through."""
@@ -126,6 +129,23 @@ def check_result(
                 f"{'neither data nor an error' if response.error is None else 'both'}; "
                 "expected exactly one of the two."
             )
+
+
+def check_generates(engine: Engine) -> None:
+    """Raise UserError when a few plain questions get empty answers only.
+
+    An engine that generates nothing is very fast at it. Errors are left to whoever asks next.
+    """
+    size = min(len(_QUESTIONS), engine.max_batch_size())
+    items = [
+        BatchItem(text, InferenceBatchRequest(text, max_tokens=_FEW)) for text in _QUESTIONS[:size]
+    ]
+    answers = [row.data for row in engine.infer_batch(items).responses if row.data]
+    if answers and all(answer.is_empty for answer in answers):
+        raise UserError(
+            f"Every answer of the engine '{engine.name}' was empty: nothing was generated, so "
+            "there is nothing to measure; expected an engine that answers plain prompts."
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:

@@ -156,7 +156,7 @@ class OpenAIEngine:
         kind = (request.chat, request.ignore_eos)
         if kind not in self._settled:
             with self._lock:
-                if kind not in self._settled and self._settle(request):
+                if kind not in self._settled and self._settle(request, attempts=1):
                     self._settled.add(kind)
         return self._answered(request, perf_counter_ns(), attempts=1)
 
@@ -191,15 +191,15 @@ class OpenAIEngine:
                     list(pool.map(warm, range(len(items))))
                 self._warm_slots = len(items)
 
-    def _settle(self, request: InferenceBatchRequest) -> bool:
-        """Find the options that the server takes; False where it did not say."""
+    def _settle(self, request: InferenceBatchRequest, **how: Any) -> bool:
+        """Find the options that the server takes, `how` as for `_post`; False: it did not say."""
         probe = replace(request, prompt="Hello", max_tokens=WARM_UP.max_tokens, stop=())
         was_told = True
 
         def ask(dialect: Dialect) -> bytes | None:
             nonlocal was_told
             try:
-                self._post(probe, dialect)
+                self._post(probe, dialect, **how)
             except RefusalError as refusal:
                 if refusal.status in {400, 422} or named_options(refusal.body):
                     return refusal.body

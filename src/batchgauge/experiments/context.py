@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from batchgauge.adapters.checks import check_generates
 from batchgauge.core.memory_need import mode_of
 from batchgauge.core.model_facts import REFERENCE, ModelFacts
 from batchgauge.errors import UserError
@@ -134,6 +135,7 @@ class Context:
     def cost(self) -> Cost:
         """What the model costs with this engine, these weights and threads: a short pilot."""
         with preflight.limit_threads(self.threads):
+            check_generates(self.engine)
             return pilot(self.engine)
 
     @property

@@ -39,6 +39,11 @@ class Cost:
 
     def sentence(self) -> str:
         """What the pilot found."""
+        if self.step_s <= 0.0:
+            return (
+                f"Here a token of a prompt takes {_time(self.position_s)}; a decode step takes too "
+                "little to be told from none."
+            )
         return (
             f"Here a token of a prompt takes {_time(self.position_s)}, a decode step of one "
             f"request {_time(self.step_s)} and each further request {_time(self.row_s)} more."

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from batchgauge.text import Markdown, counted, escaped
+from batchgauge.text import WIDE, Markdown, counted, escaped
 
 # Column names end in their unit; headings show it in brackets. Longest match first.
 _UNITS: Mapping[str, str] = {
@@ -113,6 +113,7 @@ def column(values: pd.Series[Any]) -> list[str]:
 
 def to_html(frame: pd.DataFrame, caption: str) -> str:
     """`frame` as one `<figure class="table">` with a caption; numbers align right."""
+    frame = _without_wide(frame)
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
     heads = "".join(
         f'<th scope="col"{_class(n)}>{escape(heading(c))}</th>'
@@ -135,6 +136,7 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
 
 def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     """`frame` as a Markdown pipe table with its caption in italics below."""
+    frame = _without_wide(frame)
     numeric = [_is_numeric(frame[c]) for c in frame.columns]
     heads = [escaped(heading(c)) for c in frame.columns]
     marks = [Markdown("--:") if n else Markdown(":--") for n in numeric]
@@ -142,6 +144,18 @@ def to_markdown(frame: pd.DataFrame, caption: str) -> Markdown:
     rows = zip(*shown, strict=True)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, marks, *rows))
     return Markdown(f"{table}\n\n*{escaped(caption)}*")
+
+
+def _without_wide(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with dashes for the intervals of ratios that are no result, as in `text.ratio`."""
+    shown = frame.copy()
+    for low in (c for c in frame.columns if str(c).endswith("low_x")):
+        high = f"{low.removesuffix('low_x')}high_x"
+        if high in frame:
+            ends = frame[[low, high]].apply(pd.to_numeric, errors="coerce")
+            is_told = (ends[low] > 0.0) & (ends[high] <= WIDE * ends[low])
+            shown[[low, high]] = ends.where(is_told)
+    return shown
 
 
 def basis(*frames: pd.DataFrame) -> str:

@@ -27,6 +27,7 @@ from batchgauge.sizing.suggestion import (
     in_words,
 )
 from batchgauge.statistics import Interval
+from batchgauge.text import figures
 
 # Two sizes whose predicted throughput differs by less are the same to the advisor; it
 # takes the one that answers sooner.
@@ -204,7 +205,7 @@ class _Choice:
         if row not in self.fits_memory:
             return f"over the memory budget: may need {row.memory_bytes.high / 2**20:,.0f} MiB"
         if row not in self.fits_both:
-            return f"over the latency budget: may take {row.latency_ms.high:,.0f} ms"
+            return f"over the latency budget: may take {figures(row.latency_ms.high)} ms"
         if row not in self.front:
             better = next(
                 r
@@ -248,7 +249,7 @@ def _over_memory(priced: Sequence[Candidate], budget: float) -> str:
 def _too_late(rows: Sequence[Candidate], budget: float, metric: Metric) -> str:
     least = min(rows, key=lambda row: row.latency_ms.value)
     return (
-        f"No batch size keeps the latency budget of {budget:,.0f} ms: "
+        f"No batch size keeps the latency budget of {figures(budget)} ms: "
         f"the soonest, a batch of {least.size}, has {in_words(metric)} "
-        f"{least.latency_ms.value:,.0f} ms; give at least that, or shorten the requests."
+        f"{figures(least.latency_ms.value)} ms; give at least that, or shorten the requests."
     )

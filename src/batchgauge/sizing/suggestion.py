@@ -9,6 +9,7 @@ from typing import Any, Literal
 from batchgauge.errors import UserError
 from batchgauge.sizing.cost_model import Metric, Over
 from batchgauge.statistics import Interval
+from batchgauge.text import figures
 
 Objective = Literal["throughput", "latency", "balanced"]
 _CHOICES = {
@@ -147,12 +148,11 @@ class BatchSizeSuggestion:
     def sentence(self) -> str:
         """The suggestion in words, with its intervals."""
         rate, wait, memory = self.throughput_per_s, self.latency_ms, self.memory_bytes
-        peak = f"peak memory {memory.value / 2**20:,.0f} MiB" if memory.value else "memory unknown"
+        peak = f", peak memory {memory.value / 2**20:,.0f} MiB" if memory.value else ""
         return (
             f"Run batches of {self.size}: {rate.value:,.0f} {self.unit}/s predicted "
             f"({rate.low:,.0f} to {rate.high:,.0f}), {in_words(self.latency_metric)} "
-            f"{wait.value:,.0f} ms ({wait.low:,.0f} to {wait.high:,.0f}), "
-            f"{peak}. "
+            f"{figures(wait.value)} ms ({figures(wait.low)} to {figures(wait.high)}){peak}. "
             f"{self.limit}. Trust: {self.trust} ({self.trust_reason})."
         )
 

@@ -110,7 +110,7 @@ def suggestion(own: BatchSizeSuggestion) -> Section:
             "batch_size": row.size,
             "throughput_per_s": row.throughput_per_s.value,
             "latency_ms": row.latency_ms.value,
-            "memory_mib": row.memory_bytes.value / 2**20 if row.memory_bytes.value else "unknown",
+            **({"memory_mib": known / 2**20} if (known := row.memory_bytes.value) else {}),
             "why_not": row.rejected,
         }
         for row in own.rejected
@@ -135,10 +135,13 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
         {"part": part, **row} for (part, _), sweep in sweeps.items() for row in sweep.rows()
     )
     halves = {t: model.half_width for (part, t), model in models.items() if part == "engine"}
-    off = {}
+    off, timeless = {}, []
     for phase in ("decode", "prefill", "tokenize"):
         rows, which = unseen(errors, phase)
-        off[phase] = (100 * rows["relative_error"].abs(), which)
+        shares = 100 * rows["relative_error"].abs()
+        off[phase] = (shares[np.isfinite(shares)], which)
+        if len(shares) > len(off[phase][0]):
+            timeless.append(phase)
     medians = {
         phase: float(percent.median()) for phase, (percent, _) in off.items() if len(percent)
     }
@@ -150,7 +153,9 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     ]
     return Section(
         "sizing_cost_curves", {"cost_errors": errors, "sweep": timings},
-        f"Median error of the model on fresh times: {'; '.join(parts)}.",
+        f"Median error of the model on fresh times: {'; '.join(parts)}."
+        + f" Left out, as it took no time that can be told: {' and '.join(timeless)} of some sizes."
+        * bool(timeless),
         picture=partial(figures.cost_curves, errors, halves, medians),
         picture_caption="The cost model with its 95 % band over fresh times; filled marks are "
         "sizes that the calibration had measured. Errors are medians over the others.",
@@ -213,10 +218,20 @@ def judge(
     sweeps: Mapping[Key, FreshSweep],
     memory: MemoryModel | None,
     fresh_peaks: Sequence[Peak],
+    whole: Section,
     *,
     seed: int = 1,
 ) -> tuple[Section, Section]:
-    """The strategies against the best of the fresh sweep; then the advisor's scenarios, each."""
+    """The strategies against the best of the fresh sweep; then the advisor's scenarios, each.
+
+    Where the phases that were swept are not what `whole` batches take, nothing is judged by them.
+    """
+    if not sentences.adds_up(whole.frame):
+        said = (
+            "Not judged: on this engine, phases added up are not what whole batches take, so the "
+            "sweep is no yardstick."
+        )
+        return Section("sizing_scores", {}, said), Section("scenarios", {})
     weights = memory.weight_bytes if memory else 0
     scored = study.judge(advice, sweeps, fresh_peaks, weights, seed=seed)
     table = study.summaries(scored)
@@ -359,7 +374,8 @@ def adaptive(bench: Bench, models: Costs) -> Section:
         for phase, rows in run.groupby("phase", sort=False)
     ]
     return Section(
-        "sizing_adaptive", {"adaptive": run}, f"Budget {budget_ms:,.0f} ms. {'; '.join(parts)}.",
+        "sizing_adaptive", {"adaptive": run},
+        f"Budget {rounded(budget_ms)} ms. {'; '.join(parts)}.",
         picture=partial(figures.adaptive, run, budget_ms),
         picture_caption="The adaptive sizer on a real queue: batch size, latency of each batch, "
         "and the budget; crosses are late.",

@@ -14,6 +14,8 @@ from batchgauge.sizing.suggestion import BatchSizeSuggestion
 from batchgauge.text import counted, percent
 from batchgauge.text import figures as rounded
 
+_ADDS_UP = 0.5  # by so large a share phases together may be off whole batches; beyond: noise
+
 
 def scores_sentence(table: pd.DataFrame) -> str:
     """The advisor's figures against the goals, and the best other strategy beside it."""
@@ -72,20 +74,26 @@ def at_size(
 def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str:
     """What the suggested size gives, and the best one under a latency budget."""
     rows = frame[frame["workload"] == workload]
-    told = "batches of {} do {:,.0f} tokens/s and answer in {:,.0f} ms (95th percentile)".format
+    told = "batches of {} do {:,.0f} tokens/s and answer in {} ms (95th percentile)".format
     ours = rows[rows["suggested"]]
     parts = [
-        told(row["batch_size"], row["tokens_per_s"], row["latency_ms"])
+        told(row["batch_size"], row["tokens_per_s"], rounded(row["latency_ms"]))
         for row in ours.to_dict("records")
     ]
     within = rows[rows["latency_ms"] <= budget_ms]
     if within.empty:
-        parts.append(f"no size answers within {budget_ms:,.0f} ms")
+        parts.append(f"no size answers within {rounded(budget_ms)} ms")
     elif not (best := within.sort_values("tokens_per_s").iloc[-1])["suggested"]:
         rate = f"{best['tokens_per_s']:,.0f} tokens/s"
-        parts.append(f"within {budget_ms:,.0f} ms batches of {best['batch_size']:.0f} do {rate}")
+        size = f"batches of {best['batch_size']:.0f}"
+        parts.append(f"within {rounded(budget_ms)} ms {size} do {rate}")
     said = "; ".join(parts)
     return said[0].upper() + said[1:]
+
+
+def adds_up(table: pd.DataFrame) -> bool:
+    """Whether whole batches take what their phases take together, by half in the median."""
+    return bool((table["sweep_ms"] / table["measured_ms"] - 1.0).abs().median() <= _ADDS_UP)
 
 
 def whole_sentence(table: pd.DataFrame) -> str:
@@ -99,6 +107,8 @@ def whole_sentence(table: pd.DataFrame) -> str:
         f"phases of the sweep added up are off by {swept.median():.1f} % (median; worst "
         f"{swept.max():.1f} %), the cost model by "
         f"{model.median():.1f} % (worst {model.max():.1f} %)."
+        + " So phases of this engine cannot be timed apart, and what follows from them (here and "
+        "below: predictions, sweep, budgets) says nothing about it." * (not adds_up(table))
     )
 
 
@@ -128,9 +138,6 @@ def answer(
 
     Where whole batches decide, their answer comes first, and the cost model's beside it.
     """
-    assert strategies.shown is not None
-    row, other = ours_and_best_other(strategies.shown)
-    broken = row["late_share"] + row["over_memory_share"]
     rate, latency, basis = at_size(chosen.frames(), OWN, own)
     gives = (
         f"{rate:,.0f} {own.unit}/s, answered in {rounded(latency)} ms ({basis}, 95th percentile)"
@@ -141,12 +148,6 @@ def answer(
             f"{' '.join(whole.sentences()[:2])} The cost model says batches of {own.size}: "
             f"{gives}. {own.limit}."
         )
-    text = (
-        f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "
-        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
-        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
-        f"{percent(broken)}."
-    )
     size = Tile(
         "size", f"Run batches of {own.size}",
         f"{rate:,.0f} {own.unit}/s {basis}; 95 of 100 batches are answered in {rounded(latency)} "
@@ -154,6 +155,18 @@ def answer(
     )  # fmt: skip
     if whole:
         size = Tile("size", whole.sentences()[0].partition(":")[0], whole.sentences()[1])
+    if strategies.shown is None:
+        measured = " ".join(whole.sentences()[:2]) if whole else own.sentence()
+        said = f"{measured} Phases of this engine cannot be timed apart, so advice is not scored."
+        return Answer(said, chosen.name, [size])
+    row, other = ours_and_best_other(strategies.shown)
+    broken = row["late_share"] + row["over_memory_share"]
+    text = (
+        f"{run} In the worst tenth of {row['scenarios']} scenarios the advice still reaches "
+        f"{percent(row['p10_score'])} of the best size's throughput, the best other rule "
+        f"('{other['strategy']}') {percent(other['p10_score'])}; it breaks a budget in "
+        f"{percent(broken)}."
+    )
     rule = Tile(
         "gain", "",
         f"In the worst tenth of scenarios the advice reaches {percent(row['p10_score'])} of the "

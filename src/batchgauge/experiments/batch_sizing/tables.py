@@ -21,6 +21,7 @@ from batchgauge.sizing import (
 )
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.text import figures as rounded
 
 
 def peaks_table(memory: MemoryModel, fitted: Sequence[Peak], fresh: Sequence[Peak]) -> pd.DataFrame:
@@ -114,11 +115,11 @@ def budget_table(
 ) -> pd.DataFrame:
     """The advisor's answers as a table: suggestions over latency and memory budgets."""
     one = batch_times(cost, work, 1).latency_ms("request", "p95")
-    budgets = [None, *(round(one * f, -1) for f in (1.5, 2.5, 5.0, 10.0))]
+    budgets = [None, *(float(f"{one * f:.2g}") for f in (1.5, 2.5, 5.0, 10.0))]
     rows = []
     for latency in budgets:
         row: dict[str, object] = {
-            "latency_budget_ms": "none" if latency is None else f"{latency:,.0f}"
+            "latency_budget_ms": "none" if latency is None else rounded(latency)
         }
         for room in (8, 16, 64, None) if memory else (None,):
             head = "no memory budget" if room is None else f"weights + {room} MiB"

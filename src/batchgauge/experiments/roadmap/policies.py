@@ -132,8 +132,8 @@ def policies_sentence(table: pd.DataFrame, case: Case) -> str:
         f"At {rate_text(case.rate)} requests/s today's server answers "
         f"{percent(today['in_time_share'])} "
         f"within {1e3 * case.target_s:.0f} ms, {best['policy']} {percent(best['in_time_share'])}. "
-        f"Capacity goes from {min(r['capacity_requests_per_s'] for r in rows):.2f} to "
-        f"{max(r['capacity_requests_per_s'] for r in rows):.2f} requests/s. "
+        f"Capacity goes from {rate_text(min(r['capacity_requests_per_s'] for r in rows))} to "
+        f"{rate_text(max(r['capacity_requests_per_s'] for r in rows))} requests/s. "
         + (
             f"Unstable at this rate, with queues that grow without end: {'; '.join(endless)}."
             if endless

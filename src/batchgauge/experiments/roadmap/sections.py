@@ -38,6 +38,7 @@ from batchgauge.simulate.scaling import predictions
 from batchgauge.text import counted, percent, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
+_USELESS = 0.5  # share by which a simulated mean is so far off that nothing follows from it
 SIMULATED = 100_000  # requests that the simulator's speed is aimed at
 
 
@@ -266,7 +267,7 @@ def built(case: Case, folder: Path) -> Section:
     From its CSV files in `folder`, and with their date: in a study it runs after this page.
     """
     if not case.context.is_ours:
-        said = "Continuous batching is not run live on this engine: notebook 08 runs our own."
+        said = "Continuous batching is not run live on this engine: notebook 08 runs another."
         return Section("built", {}, said)
     names = ("compared", "goodput", "forecast")
     compared, goodput, forecast = files = [folder / f"serving_{name}.csv" for name in names]
@@ -295,6 +296,12 @@ def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
     first, *rest = sentences(ranked.sentence())
     off = max(score.value for score in checked.scores()) / 100
+    if off > _USELESS:
+        said = (
+            "Nothing is recommended: the simulation's mean time to an answer was off by "
+            f"{percent(off, 1)}, so it does not describe this engine, nor do the gains below."
+        )
+        return Answer(said, ranked.name)
     others = [said for said in rest if said.startswith(("Hardware: ", "It costs: "))]
     trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}"
     if off > MEAN_BOUND:

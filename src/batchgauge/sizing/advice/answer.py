@@ -32,7 +32,15 @@ from batchgauge.sizing.advice.limits import Limit, limit_of
 from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
-from batchgauge.text import Markdown, escaped, figures, first_upper, percent, setting_in_words
+from batchgauge.text import (
+    Markdown,
+    counted,
+    escaped,
+    figures,
+    first_upper,
+    percent,
+    setting_in_words,
+)
 
 SCHEMA = 1
 _LATE_MS = 5.0  # an open loop that sends later than this says so
@@ -179,7 +187,8 @@ class MeasuredAdvice:
                 f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}."
             )
         requests = sum(len(o.run.asked) for o in found.observations)
-        cost = f"{len(found.observations)} runs, {requests:,} requests, {found.seconds:.0f} s"
+        runs = counted(len(found.observations), "run")
+        cost = f"{runs}, {requests:,} requests, {found.seconds:.0f} s"
         lines.append(
             f"Search: {cost}; it stopped because {_ENDINGS[found.ending]}. "
             f"A further minute would be expected to bring {100 * self.further_minute:.1f} % more."
@@ -258,8 +267,9 @@ def _nothing_keeps(found: Found) -> str:
                 at = (math.exp(seen.metrics[name][0]), seen.setting)
                 least[name] = min(least.get(name, at), at)
     needed = [
-        f"{METRICS[name]}: the least 95th percentile was {ms:,.0f} ms, at {figures(setting)}, "
-        f"the target is {found.question.targets[name]:,.0f} ms"
+        f"{METRICS[name]}: the least 95th percentile was {figures(ms)} ms, at "
+        f"{setting_in_words(setting, found.unit)}, the target is "
+        f"{figures(found.question.targets[name])} ms"
         for name, (ms, setting) in least.items()
         if ms > found.question.targets[name]
     ]

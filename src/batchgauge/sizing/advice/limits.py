@@ -119,7 +119,7 @@ def _broken_target(found: Found, above: Sequence[Observation]) -> str:
     for name, limit in found.question.targets.items():
         for seen in above:
             if name in seen.metrics and seen.metrics[name][0] > math.log(limit):
-                return f"{METRICS[name]} (95th percentile) {limit:,.0f} ms"
+                return f"{METRICS[name]} (95th percentile) {figures(limit)} ms"
     return ""
 
 

@@ -184,7 +184,9 @@ class _Loop:
             is_warm = len(self._warm) == self.slots and self.deadline_s == math.inf
             if self.begin_s is None and is_warm:
                 self.begin_s = asked.end_s
-                self.wave_s = float(np.mean([a.end_s - a.due_s for a in self.asked]))
+                # A request that is refused for its length is answered at once: that is no cycle.
+                fit = [a for a in self.asked if not a.is_unfit] or self.asked
+                self.wave_s = float(np.mean([a.end_s - a.due_s for a in fit]))
                 self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
                 self._cpu_s = time.process_time()
                 return
@@ -223,12 +225,8 @@ def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
     return Asked(
-        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=_is_empty(answer)
+        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=answer.is_empty
     )  # fmt: skip
-
-
-def _is_empty(answer: InferenceBatchResponse) -> bool:
-    return not (answer.text or answer.reasoning or answer.tokens_generated)
 
 
 @dataclass
@@ -322,7 +320,7 @@ class Batches:
             into.append(
                 Asked(
                     row, begin, begin, first, end, answer.tokens_generated,
-                    is_empty=_is_empty(answer), last_s=min(end, last),
+                    is_empty=answer.is_empty, last_s=min(end, last),
                     letters=letters(items[row].data),
                 )
             )  # fmt: skip

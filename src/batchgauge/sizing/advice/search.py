@@ -124,6 +124,7 @@ class Search:
         self._progress = progress or (lambda _text, _left: None)
         self.notes: list[str] = []
         self._failed_in_a_row, self._is_confirming = 0, False
+        self._forgiven: set[float] = set()
         self._clock, self._sleep, self._began = clock, sleep, clock()
         self._counts_tokens = True
         self._rng = np.random.default_rng(question.seed)
@@ -273,10 +274,12 @@ class Search:
                 said = str(problem)
             else:
                 if not seen.is_broken or attempt == 2:
-                    self.observations.append(seen)
-                    self._failed_in_a_row = 0
                     if said:
                         self.notes.append(f"{figures(setting)} ran again after it failed: {said}")
+                        if setting in {o.setting for o in self.observations}:
+                            self._forgive()
+                    self.observations.append(seen)
+                    self._failed_in_a_row = 0
                     return
                 said = next(a.error for a in seen.run.asked if a.is_broken)
             if attempt == 1 and self._left() > _RECOVERY_S:
@@ -284,6 +287,18 @@ class Search:
                 self._sleep(_RECOVERY_S)
         self.failures.append((setting, said))
         self._failed_in_a_row += 1
+
+    def _forgive(self) -> None:
+        """Take back, once each, the last failures: a setting that had run failed with them.
+
+        The engine was away, whatever its setting. One that fails again may be what ends it.
+        """
+        recent = self.failures[len(self.failures) - self._failed_in_a_row :]
+        for failure in recent:
+            if failure[0] not in self._forgiven:
+                self._forgiven.add(failure[0])
+                self.failures.remove(failure)
+                self.notes.append(f"{figures(failure[0])} failed while the engine was away.")
 
     def _observe(self, setting: float) -> Observation:
         begin = self._clock()
