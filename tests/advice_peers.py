@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.scheduler import Plan, simulate
 from tests.scheduler_server import Running, scheduler_server
@@ -33,7 +34,7 @@ LARGEST, TOKENS, WORDS = 64, 6, 20
 REQUESTS, SECONDS = 200, 6  # of a run of AIPerf's, and of one of guidellm's
 ITERATIONS = 15  # of AIPerf's search, which asks for a number
 LIMIT_S = 1800.0
-_COMMON = {"prompt_tokens": (WORDS,), "new_tokens": (TOKENS,), "noise": 0.03}
+_COMMON: dict[str, Any] = {"prompt_tokens": (WORDS,), "new_tokens": (TOKENS,), "noise": 0.03}
 # name -> the server, and the latency in ms that 95 of 100 requests have to keep
 QUESTIONS: dict[str, tuple[Plan, float]] = {
     "slots": (Plan(base_s=0.03, each_s=0.0005, slots=11, **_COMMON), 700.0),
@@ -96,7 +97,7 @@ def aiperf(command: str, server: Running, folder: Path, target_ms: float) -> flo
 def _word_tokenizer(folder: Path) -> Path:
     """A tokenizer of words as the server counts them: AIPerf's own is fetched when it is used."""
     model = {"type": "WordLevel", "vocab": {"?": 0, "w": 1}, "unk_token": "?"}
-    whole = {
+    whole: dict[str, Any] = {
         "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"},
         "normalizer": None, "post_processor": None, "decoder": None, "model": model,
     }  # fmt: skip
@@ -116,7 +117,7 @@ def _run(*command: str) -> None:
         raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
-def _under(found: object, key: str) -> object:
+def _under(found: Any, key: str) -> Any:
     """The first value of that key anywhere in what JSON holds; None where there is none."""
     if isinstance(found, dict):
         if key in found:
