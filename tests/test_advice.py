@@ -214,7 +214,7 @@ def test_the_advice_is_near_the_best(seed):
 def test_runs_on_both_sides_of_a_cliff_are_no_advice():
     """Ten at once just fit the memory or do not: runs differ by 40 %, none by what it shows."""
     asked, found = searched(7)
-    assert asked.score(found.decision.index)[0] >= 0.95
+    assert asked.score(found.decision.index)[0] >= 0.9
 
 
 @pytest.mark.soak
