@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,16 +44,30 @@ class Asking:
             return whole_settings(self.largest)
         return rates(truth_rate(self.plan, 48))
 
-    @functools.cached_property
+    @property
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
         """Logarithm of the value [c], and whether all targets are kept [c], of long runs."""
-        values, kept = [], []
+        return self._swept[:2]
+
+    @property
+    def sweep_requests(self) -> int:
+        """Requests that an exhaustive sweep takes which is as sure as the truth."""
+        return self._swept[2]
+
+    @functools.cached_property
+    def _swept(self) -> tuple[np.ndarray, np.ndarray, int]:
+        return self.sweep(self.plan)
+
+    def sweep(self, plan: Plan) -> tuple[np.ndarray, np.ndarray, int]:
+        """The truth of a plan, and the requests that it takes to see it at every setting."""
+        values, kept, requests = [], [], 0
         for setting in self.candidates.tolist():
             cycles = 20 if self.is_open else max(12, 600 / setting)
             run = simulate(
-                self.plan, setting, is_open=self.is_open, cycles=cycles, seed=77,
-                least_s=40 * self.plan.mode_s if self.plan.slow > 1 else 1.0,
+                plan, setting, is_open=self.is_open, cycles=cycles, seed=77,
+                least_s=40 * plan.mode_s if plan.slow > 1 else 1.0,
             )  # fmt: skip
+            requests += len(run.asked)
             seen = observe(run, 1.0, self.question.objective, self.question.targets, tokens=True)
             values.append(seen.value)
             kept.append(
@@ -63,7 +77,20 @@ class Asking:
                     for name, target in self.question.targets.items()
                 )
             )
-        return np.array(values), np.array(kept)
+        return np.array(values), np.array(kept), requests
+
+    def true_names(self) -> set[str]:
+        """What may be said to limit the server, found by taking its own limits away.
+
+        Where the best rises by more than 5 % without them, only they are right.
+        """
+        if self.is_open:
+            return {"queue"}
+        free = replace(self.plan, slots=10_000, kv_tokens=10**9, most=0)
+        (values, kept), (more, still, _) = self.truth, self.sweep(free)
+        if more[still].max() > values[kept].max() + math.log(1.05):
+            return {self.kind}
+        return {self.kind, "compute", "largest setting"}
 
     def score(self, index: int | None) -> tuple[float, bool]:
         """Share of the best value that an advice has, and whether it breaks a target."""

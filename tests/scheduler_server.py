@@ -28,7 +28,8 @@ from tests.scheduler import Job, Plan, Scheduler
 
 PROJECT = Path(__file__).parents[1]
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\n"
-_CHUNK = json.dumps({"choices": [{"index": 0, "delta": {"content": "word "}, "text": "word "}]})
+_CHOICE = {"index": 0, "delta": {"content": "word "}, "text": "word "}
+_CHUNK = json.dumps({"object": "text_completion", "choices": [_CHOICE]})
 
 
 class Server:

@@ -122,7 +122,7 @@ def test_a_stated_probability_is_true():
     rows = [outcome(seed, 40.0) for seed in range(20_000, 20_024)]
     stated = np.mean([row["stated_2"] for row in rows])
     true = np.mean([row["true_2"] for row in rows])
-    error = math.sqrt(float(true * (1 - true)) / len(rows))
+    error = math.sqrt(float(stated * (1 - stated)) / len(rows))  # were it true
     assert abs(stated - true) <= 0.03 + 3 * error
     assert np.median([row["share"] for row in rows]) >= 0.99
     assert np.mean([row["share"] >= 0.95 for row in rows]) >= 0.9
@@ -212,24 +212,37 @@ def test_the_advice_is_near_the_best(seed):
     assert found.seconds < 121.0 + max(o.seconds for o in found.observations)
 
 
+def test_runs_on_both_sides_of_a_cliff_are_no_advice():
+    """Ten at once just fit the memory or do not: runs differ by 40 %, none by what it shows."""
+    asked, found = searched(7)
+    assert asked.score(found.decision.index)[0] >= 0.9
+
+
 @pytest.mark.soak
 def test_fifty_questions():
-    """The share of the best, broken targets, intervals and names of limits, over all kinds."""
-    shares, broken, held, stated = [], [], [], []
+    """The goals, but that of 0.95 of the best in 95 of 100, which is not reached yet."""
+    shares, broken, held, stated, named, costs = [], [], [], [], [], []
     for seed in range(JUDGED, JUDGED + 50):
-        asked, found = searched(seed)
+        asked = asking(seed)
+        target = VirtualTarget(asked)
+        found = Search(target, asked.question, clock=lambda target=target: target.now).find()
         index = found.decision.index
         share, is_broken = asked.score(index)
         shares.append(share)
         broken.append(is_broken)
         stated.append(found.decision.within[0.98])
+        costs.append(target.requests / asked.sweep_requests)
         if index is not None:
             low, high = np.quantile(found.beliefs.values[:, index], [0.025, 0.975])
             held.append(low <= asked.truth[0][index] <= high)
-    assert np.median(shares) >= 0.99
-    assert np.mean(np.array(shares) >= 0.95) >= 0.8
-    assert np.mean(broken) <= 0.08
-    assert np.mean(held) >= 0.85
+            named.append(limit_of(found).name in asked.true_names())
+    figures_said = (np.sort(shares)[:8], np.mean(broken), np.mean(held), np.mean(named))
+    assert np.median(shares) >= 0.99, figures_said
+    assert np.mean(np.array(shares) >= 0.95) >= 0.84, figures_said
+    assert np.mean(broken) <= 0.02, figures_said
+    assert np.mean(held) >= 0.93, figures_said
+    assert np.mean(named) >= 0.95, figures_said
+    assert np.median(costs) <= 0.1, costs
     assert abs(np.mean(stated) - np.mean(np.array(shares) >= 0.98)) <= 0.1
 
 

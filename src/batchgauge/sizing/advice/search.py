@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
@@ -39,6 +40,7 @@ _RECOVERY_S = 3.0  # before a setting that failed is tried again
 _GONE = 2  # failures in a row that are the engine, not the setting
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
 _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are not tried at first
+_LARGEST_ERROR = 0.04  # standard error of the advised setting's value, by its own runs
 _LONG_RUN = 600  # arrivals that confirm a rate
 _LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
 
@@ -210,7 +212,10 @@ class Search:
             )
         answers = sum(len(run.answered) for run in runs)
         needed = PERCENTILE_FLOOR[95] if self.question.targets else 0
-        return len(runs) >= 2 and answers >= needed
+        # At the edge of a cliff runs differ much: two may be lucky together.
+        here = np.array([o.setting == setting for o in self.observations])
+        error = float((1.0 / self._variances()[here]).sum()) ** -0.5 if runs else math.inf
+        return len(runs) >= 2 and answers >= needed and error <= _LARGEST_ERROR
 
     def _left(self) -> float:
         return self.question.budget_s - (self._clock() - self._began)
@@ -370,11 +375,22 @@ class Search:
 
         One that is far larger is believed: noise may grow with the setting.
         """
-        own = np.array([o.value_sd**2 for o in self._runs()])
+        rows = self._runs()
+        own = np.array([o.value_sd**2 for o in rows])
         degrees = np.array([float(o.degrees) for o in self.observations])
         typical = float(np.median(own))
         drawn = (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
-        return np.where(own > _FAR_LARGER * typical, own, drawn)
+        found = np.where(own > _FAR_LARGER * typical, own, drawn)
+        # At the edge of a cliff whole runs fall to one side or the other: where the runs of a
+        # setting differ by more than their own noise explains, the rest is that setting's.
+        settings, values = np.array([(o.setting, o.value) for o in rows]).T
+        for setting in np.unique(settings):
+            here = settings == setting
+            degree, mean = int(here.sum()) - 1, float(found[here].mean())
+            between = float(values[here].var(ddof=1)) if degree else 0.0
+            if degree and degree * between > chi2.ppf(0.99, degree) * mean:
+                found[here] += between - mean
+        return found
 
     def _noise(self) -> dict[str, Array]:
         """Standard deviation of one more run's logarithms at each candidate [c]."""
