@@ -17,7 +17,7 @@ from batchgauge.core.model_file import ModelFile, Tensor
 from batchgauge.core.quantised import BF16
 from batchgauge.core.quantised_kinds import BLOCK, GROUP, KINDS
 from batchgauge.core.weights import MODES, blocked_size
-from batchgauge.text import one_line
+from batchgauge.text import figures, one_line
 
 _FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "ffn_gate": "up", "ffn_up": "up"}
 _ORDER = "attn_q attn_k attn_v ffn_gate ffn_up"  # of those that are one matrix in memory
@@ -127,7 +127,7 @@ def counted(number: int) -> str:
     """`135 million`, `1.24 billion`, or the number itself below a million."""
     for size, word in ((10**9, "billion"), (10**6, "million")):
         if number >= size:
-            return f"{number / size:.3g} {word}"
+            return f"{figures(number / size)} {word}"
     return f"{number:,}"
 
 

@@ -14,6 +14,7 @@ from time import perf_counter
 
 from batchgauge.protocols import Engine
 from batchgauge.sizing.probes import engine_probe
+from batchgauge.text import figures
 
 SLACK = 2.0  # work is cut when it would take so many times its time: machines differ, too
 FEW_TOKENS, LEAST_TOKENS = 4, 2  # before batches go, and after
@@ -145,5 +146,5 @@ def spread(values: Sequence[int], factor: float, least: int) -> tuple[int, ...]:
 def _time(seconds: float) -> str:
     for size, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
+            return f"{figures(seconds / size)} {unit}"
+    return f"{figures(seconds * 1e6)} µs"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from batchgauge.statistics import FEWEST, Estimate, adjusted, minimum_detectable_change
+from batchgauge.text import figures
 
 Verdict = Literal["faster", "slower", "no significant difference", "inconclusive", "too few"]
 
@@ -60,7 +61,7 @@ class Ratio:
     def sentence(self) -> str:
         """E.g. `numpy is 3.10 × [2.90, 3.30] as fast as baseline: faster.`"""
         return (
-            f"{self.name} is {self.value:.3g} × [{self.low:.3g}, {self.high:.3g}] "
+            f"{self.name} is {figures(self.value)} × [{figures(self.low)}, {figures(self.high)}] "
             f"as fast as {self.baseline}: {self.verdict}."
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from batchgauge import extras
 from batchgauge.profiling.stacks import KIND_LABELS, Kind, Node, StackProfile
-from batchgauge.text import percent
+from batchgauge.text import figures, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def amount(weight: float, unit: str) -> str:
     if unit == "bytes":
         steps = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
     scale, name = next((step for step in steps if weight >= step[0]), steps[-1])
-    return f"{weight / scale:.3g} {name}"
+    return f"{figures(weight / scale)} {name}"
 
 
 def draw_flamegraph(profile: StackProfile, *, title: str, rows: int = 16) -> Figure:

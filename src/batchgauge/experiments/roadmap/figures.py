@@ -10,6 +10,7 @@ from batchgauge.reporting import charts, palette
 from batchgauge.reporting.charts import Axis, Chart, Line, Looks
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, percent
+from batchgauge.text import figures as rounded
 
 IN_TIME, SOONER = "requests in time", "p90 wait, shorter by"  # the two gains
 STEP, TOKEN = "one decode step", "a token of it"  # the two times
@@ -100,7 +101,7 @@ def draw_policy_curves(curves: pd.DataFrame, target_s: float, rate: float) -> Ch
     title = f"Under the target: {', '.join(ends)}"
     ticks = charts.powers(frame["low"], frame["high"])
     marks = [
-        Line(target_s, f"target {target_s:.2g} s", flipped=True),
+        Line(target_s, f"target {rounded(target_s, 2)} s", flipped=True),
         Line(rate, "rate asked for", "x"),
     ]
     return charts.lines(

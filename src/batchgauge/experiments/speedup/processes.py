@@ -24,6 +24,7 @@ from batchgauge.experiments.speedup.quality import Form
 from batchgauge.experiments.turns import BASELINE, CONTEXT, REQUEST, Entrant, Plan
 from batchgauge.machine.identity import Machine
 from batchgauge.machine.rates import Rates, cached_rates
+from batchgauge.text import figures
 from batchgauge.workload import request_lengths
 
 FLOAT, FILE = "float32, own file", "file, own file"
@@ -193,8 +194,8 @@ def over_baseline_sentence(table: pd.DataFrame) -> str:
     }
     said = [
         f"{row['part']} in batches of {row['batch_size']} ({works[row['part']]}, "
-        f"one thread) does {row['value']:.3g} × [{row['low']:.3g}, {row['high']:.3g}] the work of "
-        "the baseline, one at a time"
+        f"one thread) does {figures(row['value'])} × "
+        f"[{figures(row['low'])}, {figures(row['high'])}] the work of the baseline, one at a time"
         for _, rows in table.groupby("part", sort=False)
         for row in [rows.iloc[-1]]
     ]
