@@ -20,6 +20,7 @@ from batchgauge.experiments.peers import figures as peers
 from batchgauge.experiments.peers import sections as peers_sections
 from batchgauge.experiments.regression import sections as regression
 from batchgauge.experiments.roadmap import ideas, machines, policies
+from batchgauge.experiments.serving import figures as serving_figures
 from batchgauge.experiments.serving import sections as serving
 from batchgauge.experiments.speedup import sections as speedup
 from batchgauge.machine.rates import Rates
@@ -275,6 +276,17 @@ def test_what_continuous_batching_and_our_engine_cost(seed):
     assert ("costs no time" in said) == (gaps[1] <= gaps[0])
     assert f"{gaps[1]:,.0f} ms instead of {gaps[0]:,.0f}" in said
     assert serving.gap_words(table[:1], 0.8) == ""
+    gains = drawn(seed, 0.5, 2, 2)
+    goodput = pd.DataFrame(
+        {
+            "policy": ["static", "dynamic", "continuous"], "value": [1.0, *gains],
+            "low": [1.0, *(g - 0.3 for g in gains)], "high": [1.0, *(g + 0.3 for g in gains)],
+            "in_time_share": 0.5,
+        }
+    )  # fmt: skip
+    title = serving_figures.draw_goodput(goodput, 0.8, 1.5).title
+    assert title.startswith("No policy") == (max(gains) <= 1.3)
+    assert title.startswith("No policy") or f": {max(gains):.2f} ×" in title
     held = drawn(seed, 100, 2000, 3)
     loads = pd.DataFrame({"engine": ["numpy", "a", "b"], "rss_after_batch_mib": held})
     said = peers_sections.memory_words(loads)

@@ -166,7 +166,7 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
 def _passes(sweep: FreshSweep) -> str:
     """How often each size was timed: `4 passes, 1 process`."""
     counts = pd.DataFrame(sweep.rows()).groupby(["phase", "rows", "units"]).size()
-    return f"{span(counts.tolist())} passes, 1 process"
+    return f"{span(counts.tolist())} {'pass' if counts.max() == 1 else 'passes'}, 1 process"
 
 
 def reference_speed(probe: Steady) -> Section:
