@@ -39,6 +39,7 @@ from batchgauge.text import one_line
 from batchgauge.workload import exact_requests
 
 STREAMS, PROMPT, NEW = 8, 32, 16
+CYCLES = 3  # of every stream in a run: all end at about one time, and one more or less counts
 PAIRS = {"llama-cpp:f32": FLOAT, "llama-cpp": FILE}  # a peer's weights, and ours beside them
 LLAMA_SERVER = "llama-server"
 
@@ -127,7 +128,7 @@ def _round(commands: Mapping[str, str], file: Path, seed: int, number: int) -> l
             for name, command in commands.items()
         ]
         for name, server in servers[:: -1 if number % 2 else 1]:
-            run = server.run(float(STREAMS), 1.0, 1)
+            run = server.run(float(STREAMS), 1.0, CYCLES)
             rate = math.exp(observe(run, 0.0, "throughput", {}, tokens=True).rate)
             tokens = STREAMS * NEW  # what all streams answer once
             rows.append({"implementation": name, "process": number, "block": 0,
