@@ -32,7 +32,10 @@ from batchgauge.errors import UserError
 from batchgauge.profiling.stacks import UNNAMED, Frame, StackProfile, with_kinds
 from batchgauge.text import percent
 
-RATE_HZ = 100  # samples a second: each stops the process for the time of unwinding its stack
+# Samples a second. Each stops the process while its stack is unwound, which takes over 10 ms on
+# some machines: at 100 a second such a process hardly moves.
+RATE_HZ = 40
+LIMIT_S = 60  # then py-spy lets go, and the call goes on unseen
 _MARKER = repeated.__name__  # the frame that the calls are below
 _LOOP = [("(loop around the call)", __file__, 0)]  # samples between two calls
 _RAW_FRAME = re.compile(r"^(?P<name>.*) \((?P<file>.*?)(?::(?P<line>\d+))?\)$")
@@ -76,7 +79,7 @@ def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfi
         import pyinstrument
     except ImportError as error:
         raise ProfilerUnavailableError.absent("pyinstrument") from error
-    profiler = pyinstrument.Profiler(interval=1 / (10 * RATE_HZ), async_mode="disabled")
+    profiler = pyinstrument.Profiler(interval=1e-3, async_mode="disabled")
     profiler.start()
     try:
         spent = repeated(call, seconds)
@@ -138,7 +141,8 @@ def attached_py_spy(raw: Path | None = None) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, _may_be_traced():
         out = raw or Path(folder) / "stacks.txt"
         command = [
-            spy, "record", "--pid", str(os.getpid()), "--rate", str(RATE_HZ), "--duration", "3600",
+            spy, "record", "--pid", str(os.getpid()), "--rate", str(RATE_HZ),
+            "--duration", str(LIMIT_S),
             "--threads", "--idle", "--full-filenames", "--format", "raw", "--output", str(out),
             *(["--native"] if sys.platform == "linux" else []),
         ]  # fmt: skip
