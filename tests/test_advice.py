@@ -282,6 +282,7 @@ def test_targets_that_no_setting_keeps():
     advice = MeasuredAdvice.of("mock", found)
     assert advice.setting is None
     assert found.ending == "no setting keeps it"
+    assert advice.limit.name == "target"
     assert "the least 95th percentile was" in advice.as_text()
     assert found.seconds < 30.0
 

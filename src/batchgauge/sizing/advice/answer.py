@@ -64,6 +64,7 @@ _UNITS = {
     "largest setting": "the largest setting that was allowed",
     "failure": "the engine fails beyond",
     "budget": "the search's budget",
+    "target": "the target itself",
 }
 
 

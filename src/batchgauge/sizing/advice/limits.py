@@ -29,6 +29,7 @@ Name = Literal[
     "largest setting",
     "failure",
     "budget",
+    "target",
 ]
 _BUSY = 0.85  # share of a core at which the client is the limit
 _SHORT = 0.9  # in flight over asked for, below which the client does not keep up
@@ -63,6 +64,8 @@ def limit_of(found: Found) -> Limit:
     client = _client(rows, advised)
     if client:
         return Limit("client", client, target)
+    if found.decision.index is None and (broken := _broken_target(found, rows)):
+        return Limit("target", "no setting that ran keeps it", broken)
     ran = [advised, *(o.setting for o in rows)]
     failed = [(s, said) for s, said in found.failures if s > max(ran)]
     refusing = [o for o in above if o.run.refused_share > 0 and not o.is_taken]
@@ -115,7 +118,7 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
 
 
 def _broken_target(found: Found, above: Sequence[Observation]) -> str:
-    """The target that the next larger settings break, if one does."""
+    """The target that these runs, the next larger ones or all, break, if one does."""
     for name, limit in found.question.targets.items():
         for seen in above:
             if name in seen.metrics and seen.metrics[name][0] > math.log(limit):
