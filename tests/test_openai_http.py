@@ -288,12 +288,12 @@ def test_a_fall_back_that_does_not_help_is_not_taken():
 def test_every_slot_is_warm_before_it_is_timed():
     """The first request of a connection is slow and in no figure; larger batches warm more."""
     with tiny_server() as cold:
-        cold.slow_first_s = 0.3
+        cold.slow_first_s = 1.5
         engine = OpenAIEngine(cold.url, patience=QUICK)
         for size in (1, 4):
             result = ask(engine, *(f"p{size}{n} x" for n in range(size)))
-            assert max(r.data.ttft_ms for r in result.responses) < 300
-            assert result.stats.total_duration_ms < 300
+            assert max(r.data.ttft_ms for r in result.responses) < 1400
+            assert result.stats.total_duration_ms < 1400
         warmed = sum("Hello" in json.dumps(body) for body in cold.seen)
         ask(engine, "again")
         assert sum("Hello" in json.dumps(body) for body in cold.seen) == warmed
