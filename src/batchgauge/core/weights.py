@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.core.config import LONG, ROPE_FACTORS, SHORT, Config, LayerShape, check_tensors
-from batchgauge.core.kernels.products import Product, compiled, product
+from batchgauge.core.kernels import products
+from batchgauge.core.kernels.products import Product, product
 from batchgauge.core.model_file import ModelFile, shown
 from batchgauge.core.ops import Floats, aligned
 from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
@@ -69,7 +70,7 @@ class Blocked:
 
     def pieces(self) -> list[Piece]:
         """What compiled code must know of it."""
-        kernel, blocks = compiled(), self.blocks
+        kernel, blocks = products.compiled(), self.blocks
         if kernel is None or blocks.shape[1] % 2:
             return []
         return [(kernel.multiply, blocks.ctypes.data, blocks.strides[0], len(blocks), 0)]
