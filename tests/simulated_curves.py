@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgauge.sizing.advice.load import whole_settings
 from batchgauge.sizing.advice.observe import Observation, Run
-from batchgauge.sizing.advice.search import Question, Search, whole_settings
+from batchgauge.sizing.advice.search import Question, Search
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.advice.decision import Beliefs, decide, gains
 from batchgauge.sizing.advice.launch import Launched, check_free
 from batchgauge.sizing.advice.limits import limit_of
-from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests
-from batchgauge.sizing.advice.mix import less_mix
+from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests, whole_settings
+from batchgauge.sizing.advice.noise import less_mix
 from batchgauge.sizing.advice.observe import (
     Asked,
     Run,
@@ -45,7 +45,7 @@ from batchgauge.sizing.advice.observe import (
     p95_log,
     percentile_interval,
 )
-from batchgauge.sizing.advice.search import Found, Question, Search, first_settings, whole_settings
+from batchgauge.sizing.advice.search import Found, Question, Search, first_settings
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import figures
 

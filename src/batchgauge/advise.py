@@ -26,9 +26,17 @@ from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine
 from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.advice.launch import Launched
-from batchgauge.sizing.advice.load import Answering, Batches, ClosedLoop, OpenLoop, Requests, rates
+from batchgauge.sizing.advice.load import (
+    Answering,
+    Batches,
+    ClosedLoop,
+    OpenLoop,
+    Requests,
+    rates,
+    whole_settings,
+)
 from batchgauge.sizing.advice.observe import Objective, observe
-from batchgauge.sizing.advice.search import Question, Search, Target, whole_settings
+from batchgauge.sizing.advice.search import Question, Search, Target
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import visible
 from batchgauge.workload import load_prompts, to_items

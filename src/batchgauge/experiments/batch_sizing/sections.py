@@ -24,7 +24,7 @@ from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import Steady
 from batchgauge.statistics import proportion
-from batchgauge.text import counted, percent, span
+from batchgauge.text import counted, percent
 from batchgauge.text import figures as rounded
 
 Costs = Mapping[Key, CostModel]
@@ -159,14 +159,8 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
         picture=partial(figures.cost_curves, errors, halves, medians),
         picture_caption="The cost model with its 95 % band over fresh times; filled marks are "
         "sizes that the calibration had measured. Errors are medians over the others.",
-        rests_on=_passes(next(sweep for (part, _), sweep in sweeps.items() if part == "engine")),
+        rests_on=sentences.passes(next(s for (part, _), s in sweeps.items() if part == "engine")),
     )  # fmt: skip
-
-
-def _passes(sweep: FreshSweep) -> str:
-    """How often each size was timed: `4 passes, 1 process`."""
-    counts = pd.DataFrame(sweep.rows()).groupby(["phase", "rows", "units"]).size()
-    return f"{span(counts.tolist())} {'pass' if counts.max() == 1 else 'passes'}, 1 process"
 
 
 def reference_speed(probe: Steady) -> Section:
@@ -191,7 +185,7 @@ def dense_sweep(
         name: advice.sizes[ADVISOR, study.scenario_name(name, None, threads)]
         for name in bench.works
     }
-    return _dense(dense, suggested, _passes(sweeps["engine", threads]))
+    return _dense(dense, suggested, sentences.passes(sweeps["engine", threads]))
 
 
 def _dense(dense: pd.DataFrame, suggested: Mapping[str, int], rests_on: str = "") -> Section:

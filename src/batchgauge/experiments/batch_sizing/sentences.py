@@ -8,10 +8,11 @@ import pandas as pd
 
 from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
 from batchgauge.experiments.batch_sizing.study import ADVISOR, OWN
+from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Answer, Section, Tile
 from batchgauge.sizing.advice.answer import MeasuredAdvice
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
-from batchgauge.text import counted, percent
+from batchgauge.text import counted, percent, span
 from batchgauge.text import figures as rounded
 
 _ADDS_UP = 0.5  # by so large a share phases together may be off whole batches; beyond: noise
@@ -94,6 +95,12 @@ def budget_sentence(frame: pd.DataFrame, workload: str, budget_ms: float) -> str
 def adds_up(table: pd.DataFrame) -> bool:
     """Whether whole batches take what their phases take together, by half in the median."""
     return bool((table["sweep_ms"] / table["measured_ms"] - 1.0).abs().median() <= _ADDS_UP)
+
+
+def passes(sweep: FreshSweep) -> str:
+    """How often each size was timed: `4 passes, 1 process`."""
+    counts = pd.DataFrame(sweep.rows()).groupby(["phase", "rows", "units"]).size()
+    return f"{span(counts.tolist())} {'pass' if counts.max() == 1 else 'passes'}, 1 process"
 
 
 def whole_sentence(table: pd.DataFrame) -> str:

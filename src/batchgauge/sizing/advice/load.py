@@ -326,6 +326,14 @@ class Batches:
             )  # fmt: skip
 
 
+def whole_settings(largest: int) -> npt.NDArray[np.float64]:
+    """Whole numbers from 1 to `largest`: all up to 32, then in steps of about 4 %."""
+    found = [*range(1, min(largest, 32) + 1)]
+    while found[-1] < largest:
+        found.append(min(largest, max(found[-1] + 1, round(found[-1] * 1.04))))
+    return np.array(found, dtype=np.float64)
+
+
 def rates(capacity: float) -> Array:
     """Rates to search, in steps of 4 %: up to a little more than the server manages."""
     return np.asarray(capacity * 1.04 ** np.arange(-45.0, 3.0))

@@ -16,14 +16,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
-from batchgauge.sizing.advice.mix import less_mix
+from batchgauge.sizing.advice.noise import less_mix, variances
 from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
 from batchgauge.text import figures, setting_in_words
 
@@ -34,8 +33,6 @@ SURE = 0.95  # probability of being within 5 % of the best at which the search s
 LEAST_REGRET = 0.01  # and the expected share of the best that is missed
 LEAST_RUNS = 5
 _LEAST_GAIN = 3e-4  # share of the best that the next run must promise
-_PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
-_FAR_LARGER = 6.0
 _RECOVERY_S = 3.0  # before a setting that failed is tried again
 _GONE = 2  # failures in a row that are the engine, not the setting
 _REQUESTS = 24  # of a run, about; each slot has 2 to 4 cycles after its warm-up
@@ -214,7 +211,7 @@ class Search:
         needed = PERCENTILE_FLOOR[95] if self.question.targets else 0
         # At the edge of a cliff runs differ much: two may be lucky together.
         here = np.array([o.setting == setting for o in self.observations])
-        error = float((1.0 / self._variances()[here]).sum()) ** -0.5 if runs else math.inf
+        error = float((1.0 / variances(self._runs())[here]).sum()) ** -0.5 if runs else math.inf
         return len(runs) >= 2 and answers >= needed and error <= _LARGEST_ERROR
 
     def _left(self) -> float:
@@ -298,12 +295,12 @@ class Search:
 
         The engine was away, whatever its setting. One that fails again may be what ends it.
         """
-        recent = self.failures[len(self.failures) - self._failed_in_a_row :]
-        for failure in recent:
-            if failure[0] not in self._forgiven:
-                self._forgiven.add(failure[0])
-                self.failures.remove(failure)
-                self.notes.append(f"{figures(failure[0])} failed while the engine was away.")
+        first = len(self.failures) - self._failed_in_a_row
+        recent = self.failures[first:]
+        self.failures[first:] = [row for row in recent if row[0] in self._forgiven]
+        for setting in {row[0] for row in recent} - self._forgiven:
+            self._forgiven.add(setting)
+            self.notes.append(f"{figures(setting)} failed while the engine was away.")
 
     def _observe(self, setting: float) -> Observation:
         begin = self._clock()
@@ -333,7 +330,7 @@ class Search:
     def _beliefs(self) -> Beliefs:
         question, rows = self.question, self._runs()
         settings = np.array([o.setting for o in rows])
-        values = curves.Seen(settings, np.array([o.value for o in rows]), self._variances())
+        values = curves.Seen(settings, np.array([o.value for o in rows]), variances(self._runs()))
         seed = int(self._rng.integers(2**31))
         metrics = {
             name: curves.sample(
@@ -370,32 +367,10 @@ class Search:
         tokens = self._counts_tokens and self.question.objective == "throughput"
         return less_mix(self.observations, tokens=tokens)
 
-    def _variances(self) -> Array:
-        """Variances of the runs' logarithms [m], each drawn towards their median.
-
-        One that is far larger is believed: noise may grow with the setting.
-        """
-        rows = self._runs()
-        own = np.array([o.value_sd**2 for o in rows])
-        degrees = np.array([float(o.degrees) for o in self.observations])
-        typical = float(np.median(own))
-        drawn = (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
-        found = np.where(own > _FAR_LARGER * typical, own, drawn)
-        # At the edge of a cliff whole runs fall to one side or the other: where the runs of a
-        # setting differ by more than their own noise explains, the rest is that setting's.
-        settings, values = np.array([(o.setting, o.value) for o in rows]).T
-        for setting in np.unique(settings):
-            here = settings == setting
-            degree, mean = int(here.sum()) - 1, float(found[here].mean())
-            between = float(values[here].var(ddof=1)) if degree else 0.0
-            if degree and degree * between > chi2.ppf(0.99, degree) * mean:
-                found[here] += between - mean
-        return found
-
     def _noise(self) -> dict[str, Array]:
         """Standard deviation of one more run's logarithms at each candidate [c]."""
         ones = np.ones(self.candidates.size)
-        found = {"value": ones * math.sqrt(float(np.median(self._variances())) + 0.003**2)}
+        found = {"value": ones * math.sqrt(float(np.median(variances(self._runs()))) + 0.003**2)}
         for name in self.question.targets:
             sds = [o.metrics[name][1] for o in self.observations if name in o.metrics]
             found[name] = ones * float(np.median(sds))
@@ -421,11 +396,3 @@ def first_settings(candidates: Array) -> list[float]:
     wanted = np.geomspace(candidates[0], candidates[-1], 4)
     nearest = [float(candidates[np.argmin(np.abs(np.log(candidates / w)))]) for w in wanted]
     return list(dict.fromkeys(nearest))
-
-
-def whole_settings(largest: int) -> Array:
-    """Whole numbers from 1 to `largest`: all up to 32, then in steps of about 4 %."""
-    found = [*range(1, min(largest, 32) + 1)]
-    while found[-1] < largest:
-        found.append(min(largest, max(found[-1] + 1, round(found[-1] * 1.04))))
-    return np.array(found, dtype=np.float64)

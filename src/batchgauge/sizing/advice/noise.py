@@ -1,4 +1,4 @@
-"""Runs of batches at one mix of prompts: what came by chance is taken out of their differences."""
+"""What runs differ by: the prompts that they got, which is taken out, and chance."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
+from scipy.stats import chi2
 
 from batchgauge.sizing.advice.observe import LEAST_SD, Observation, batches
+
+_PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
+_FAR_LARGER = 6.0
+_BY_CHANCE = 0.99  # of the chi-squared law: runs that differ by more have more noise than they show
+
+
+def variances(rows: Sequence[Observation]) -> npt.NDArray[np.float64]:
+    """Variances of the runs' logarithms [m], each drawn towards their median.
+
+    One that is far larger is believed: noise may grow with the setting. At the edge of a cliff
+    whole runs fall to one side or the other: where the runs of a setting differ by more than their
+    own noise explains, the rest is that setting's.
+    """
+    settings, values = np.array([(o.setting, o.value) for o in rows]).T
+    own = np.array([o.value_sd**2 for o in rows])
+    degrees = np.array([float(o.degrees) for o in rows])
+    typical = float(np.median(own))
+    drawn = (degrees * own + _PRIOR_DEGREES * typical) / (degrees + _PRIOR_DEGREES)
+    found = np.where(own > _FAR_LARGER * typical, own, drawn)
+    for setting in np.unique(settings):
+        here = settings == setting
+        degree, mean = int(here.sum()) - 1, float(found[here].mean())
+        between = float(values[here].var(ddof=1)) if degree else 0.0
+        if degree and degree * between > chi2.ppf(_BY_CHANCE, degree) * mean:
+            found[here] += between - mean
+    return found
 
 
 def less_mix(rows: Sequence[Observation], *, tokens: bool) -> list[Observation]:
