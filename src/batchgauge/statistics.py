@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
@@ -88,8 +88,8 @@ def location(values: npt.ArrayLike) -> Estimate:
     if error == 0.0:
         return _certain(middle, x.size)
     freedom = kept(x.size, trim) - 1
-    reach = WIDER * float(stats.t.ppf(0.975, freedom)) * error
-    p = float(2.0 * stats.t.sf(abs(middle / error) / WIDER, freedom))
+    reach = WIDER * float(scipy.stats.t.ppf(0.975, freedom)) * error
+    p = float(2.0 * scipy.stats.t.sf(abs(middle / error) / WIDER, freedom))
     return Estimate(middle, middle - reach, middle + reach, p, x.size)
 
 
@@ -154,7 +154,7 @@ def jackknife(labels: Sequence[int], statistic: Callable[[set[int]], float]) -> 
         return Interval(value, 0.0, math.inf)
     without = np.log([statistic(everyone - {one}) for one in labels])
     pseudo = k * math.log(value) - (k - 1) * without
-    half = WIDER * float(stats.t.ppf(0.975, k - 1) * pseudo.std(ddof=1)) / math.sqrt(k)
+    half = WIDER * float(scipy.stats.t.ppf(0.975, k - 1) * pseudo.std(ddof=1)) / math.sqrt(k)
     return Interval(value, value * exp(-half), value * exp(half))
 
 
@@ -183,10 +183,10 @@ def difference(new: npt.ArrayLike, base: npt.ArrayLike) -> Estimate:
             raise UserError(f"A comparison needs two or more finite samples a side; got {x.size}.")
     n = min(x.size for x in sides)
     trim = TRIM if n >= TRIM_FROM else 0.0
-    new_mean, base_mean = (float(stats.trim_mean(x, trim)) for x in sides)
+    new_mean, base_mean = (float(scipy.stats.trim_mean(x, trim)) for x in sides)
     if all(np.ptp(x) == 0.0 for x in sides):
         return _certain(new_mean - base_mean, n)
-    test = stats.ttest_ind(*sides, equal_var=False, trim=trim)
+    test = scipy.stats.ttest_ind(*sides, equal_var=False, trim=trim)
     low, high = test.confidence_interval(0.95)
     if not math.isfinite(low):  # what varies is trimmed
         return _certain(new_mean - base_mean, n)
@@ -204,7 +204,7 @@ def minimum_detectable_change(half_width_log: float, errors: float = WIDER * 1.9
     The half-width of a log ratio is so many standard `errors`, by default those of `location`;
     a change is found so often when it is 0.84 of them beyond it.
     """
-    return relative(half_width_log * (1.0 + float(stats.norm.ppf(0.8)) / errors))
+    return relative(half_width_log * (1.0 + float(scipy.stats.norm.ppf(0.8)) / errors))
 
 
 def adjusted(p_values: Sequence[float] | Array) -> Array:
@@ -212,14 +212,14 @@ def adjusted(p_values: Sequence[float] | Array) -> Array:
     p = np.asarray(p_values, dtype=np.float64)
     if p.size == 0:
         return p
-    return np.asarray(stats.false_discovery_control(p, method="bh"), dtype=np.float64)
+    return np.asarray(scipy.stats.false_discovery_control(p, method="bh"), dtype=np.float64)
 
 
 def proportion(hits: int, trials: int) -> Estimate:
     """The rate hits ÷ trials with the exact binomial 95 % interval (Clopper & Pearson 1934)."""
     if trials < 1:
         raise UserError("A rate needs at least one trial; got none.")
-    test = stats.binomtest(hits, trials)
+    test = scipy.stats.binomtest(hits, trials)
     ci = test.proportion_ci(0.95, method="exact")
     return Estimate(hits / trials, float(ci.low), float(ci.high), float(test.pvalue), trials)
 
@@ -240,11 +240,11 @@ def clustered_proportion(hits: npt.ArrayLike, trials: npt.ArrayLike) -> Interval
         if 0.0 < p < 1.0:
             seen = clusters / (clusters - 1) * float(((h - p * n) ** 2).sum()) / total**2
             effective /= max(1.0, seen * (total - 1.0) / (p * (1.0 - p)))
-        wider = stats.t.ppf(0.975, clusters - 1) / stats.t.ppf(0.975, total - 1.0)
+        wider = scipy.stats.t.ppf(0.975, clusters - 1) / scipy.stats.t.ppf(0.975, total - 1.0)
         effective = max(1.0, effective / float(max(1.0, wider)) ** 2)
     x = p * effective
-    low = float(stats.beta.ppf(0.025, x, effective - x + 1.0)) if p > 0.0 else 0.0
-    high = float(stats.beta.ppf(0.975, x + 1.0, effective - x)) if p < 1.0 else 1.0
+    low = float(scipy.stats.beta.ppf(0.025, x, effective - x + 1.0)) if p > 0.0 else 0.0
+    high = float(scipy.stats.beta.ppf(0.975, x + 1.0, effective - x)) if p < 1.0 else 1.0
     return Interval(p, low, high)
 
 

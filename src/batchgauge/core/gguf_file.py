@@ -22,7 +22,7 @@ from batchgauge.core.gguf_head import HeadReader, TooShortError
 from batchgauge.core.model_file import ModelFile, RegularFile, Tensor, shown
 from batchgauge.errors import UserError
 
-HEAD, LARGEST_HEAD = 1 << 22, 1 << 26  # bytes read first, and at most, for the head of a file
+HEAD, LARGEST_HEAD = 1 << 24, 1 << 26  # bytes read first, and at most, for the head of a file
 EXPECTED = "a GGUF file or the folder of a Hugging Face model"
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 Head = tuple[RegularFile, dict[str, Any], dict[str, Tensor]]

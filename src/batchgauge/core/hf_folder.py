@@ -20,7 +20,6 @@ import numpy as np
 
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Bytes, Floats, Layout
 from batchgauge.core.hf_config import Described, describe
-from batchgauge.core.hf_tokenizer import tokenizer_metadata
 from batchgauge.core.model_file import Made, ModelFile, Pairs, RegularFile, Source, Tensor, shown
 from batchgauge.errors import UserError
 from batchgauge.files import json_line
@@ -48,6 +47,8 @@ class HFFolder(ModelFile):
     @classmethod
     def open(cls, folder: Path) -> HFFolder:
         """Open a folder and read everything but weights. Raises UserError."""
+        from batchgauge.core.hf_tokenizer import tokenizer_metadata  # with Numba: only where used
+
         _refuse_others(folder)
         config = read_json(folder / CONFIG)
         said = describe(config, f"The file '{folder / CONFIG}'")

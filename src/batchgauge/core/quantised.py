@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import groupby
 from math import prod
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,17 +71,22 @@ class Matrix(Protocol):
 
 
 class Room:
-    """Memory for many matrices, in pieces that the system can back with large pages."""
+    """Memory for many matrices, in pieces that the system can back with large pages.
+
+    Several threads may take of it.
+    """
 
     def __init__(self) -> None:
         self._left: Bytes = np.empty(0, np.uint8)
+        self._lock = Lock()
 
     def take(self, size: int) -> Bytes:
         """So many bytes that begin with a cache line."""
         whole = -(-size // LINE) * LINE
-        if whole > len(self._left):
-            self._left = aligned(max(whole, PIECE) // 4).view(np.uint8)
-        taken, self._left = self._left[:size], self._left[whole:]
+        with self._lock:
+            if whole > len(self._left):
+                self._left = aligned(max(whole, PIECE) // 4).view(np.uint8)
+            taken, self._left = self._left[:size], self._left[whole:]
         return taken
 
 

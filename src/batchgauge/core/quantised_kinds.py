@@ -55,8 +55,9 @@ class Kind:
 
 
 def _nibbles(data: npt.NDArray[Any]) -> Bytes:
-    """Codes [n, 2 m] of bytes [n, m]: low halves, then high ones."""
-    return np.concatenate((data & 15, data >> 4), axis=-1)
+    """Codes [n, 2 m] of bytes [n, m], m a multiple of 8: low halves, then high ones."""
+    eight, low = np.ascontiguousarray(data).view("<u8"), np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.concatenate((eight & low, eight >> np.uint64(4) & low), axis=-1).view(np.uint8)
 
 
 def place_of_fifth(i: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -69,18 +70,26 @@ def place_of_fifth(i: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def _words(codes: npt.NDArray[Any], *fifth: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-    """Nibbles [n, 32], eight of them in 32 bits, and a word of fifth bits [n, 4]: [n, 4 or 5]."""
+    """Nibbles [n, 32], eight of them in 32 bits, and a word of fifth bits [n, 4]: [n, 4 or 5].
+
+    The nibbles are used up.
+    """
     pairs = np.ascontiguousarray(codes).view("<u8")
+    moved = np.empty_like(pairs)
     for shift, mask in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
-        pairs = (pairs | pairs >> np.uint64(shift)) & np.uint64(mask)
-    words = pairs.astype(np.uint32)
+        np.right_shift(pairs, np.uint64(shift), out=moved)
+        pairs |= moved
+        pairs &= np.uint64(mask)
+    words = np.empty((len(codes), 4 + len(fifth)), np.uint32)
+    words[:, :4] = pairs
     for each in fifth:
         bits: npt.NDArray[Any] = each.astype(np.uint32)  # eight in a row, input by input
         bits = (bits << 1 | bits >> 7) & 0xFF
         for shift, mask in ((12, 0x000F000F), (6, 0x03030303), (3, 0x11111111)):
             bits = (bits | bits << shift) & mask
         bits <<= np.arange(4, dtype=np.uint32)
-        words = np.concatenate([words, np.bitwise_or.reduce(bits, -1, keepdims=True)], axis=-1)
+        halves = bits[:, :2] | bits[:, 2:]
+        words[:, 4] = halves[:, 0] | halves[:, 1]
     return words
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -27,8 +28,10 @@ from batchgauge.core.ops import Floats, aligned
 from batchgauge.core.quantised import Matrix, Piece, Room, read_matrix
 from batchgauge.core.rotary import Turns
 from batchgauge.errors import UserError
+from batchgauge.machine.limits import usable_cores
 
 MODES = ("float32", "file", "bfloat16")
+LOADERS = 8  # threads that bring matrices into their blocks, at most
 BLOCK = 64  # output features in a block, W: a multiple of what vector registers hold
 
 
@@ -124,46 +127,48 @@ class Weights:
             for i in range(config.layers)
         ]
         self.final_gain = read_vector(file, "output_norm.weight")
-        sizes = [
-            blocked_size(*_shape(file, [f"blk.{i}.{name}" for name in names]))
+        # The largest first, that no thread is left alone with it at the end.
+        head = ("token_embd" if config.tied else "output",)
+        wanted = [head] + [
+            tuple(f"blk.{i}.{name}" for name in names)
             for i in range(config.layers)
             for names in _parts(config)
-        ] + [blocked_size(config.vocab_size, config.d_model)]
+        ]
+        sizes = [blocked_size(*_shape(file, names)) for names in wanted]
         arena = aligned(sum(sizes) if mode == "float32" else 0)
-        ends = np.cumsum([0, *sizes])
-        places = (arena[a:b] for a, b in pairwise(ends))
-
+        places = [arena[a:b] for a, b in pairwise(np.cumsum([0, *sizes]))]
         room = Room()
 
         def in_float32(names: Sequence[str]) -> Blocked:
             features, inputs = _shape(file, names)
             return fuse(file, aligned(blocked_size(features, inputs)), names)
 
-        def matrix(*names: str) -> Matrix:
+        def matrix(names: Sequence[str], place: Floats) -> Matrix:
             if mode == "float32":
-                return fuse(file, next(places), names)
+                return fuse(file, place, names)
             return read_matrix(
                 file, names, bfloat16=mode == "bfloat16", check=checked, whole=in_float32, room=room
             )
 
-        def part(layer: int, names: Sequence[str]) -> Matrix:
-            read = matrix(*(f"blk.{layer}.{name}" for name in names))
+        def part(layer: int, names: Sequence[str], read: Matrix) -> Matrix:
             if not config.biases & set(names):
                 return read
             sides = config.matrices(config.shapes[layer])
             none = {name: np.zeros(sides[name][0], np.float32) for name in names}
             return Biased(read, np.concatenate([(none | biases[layer])[name] for name in names]))
 
+        with ThreadPoolExecutor(min(usable_cores(), LOADERS)) as pool:
+            self.head, *made = pool.map(matrix, wanted, places)
+        found = iter(made)
         self.layers = [
-            Layer(shape, gains[i], *(part(i, names) for names in _parts(config)))
+            Layer(shape, gains[i], *(part(i, names, next(found)) for names in _parts(config)))
             for i, shape in enumerate(config.shapes)
         ]
         self.embedding: Floats | Matrix | None = None
         if not config.tied and mode == "float32":
             self.embedding = checked(file.read("token_embd.weight"), "token_embd")
         elif not config.tied:
-            self.embedding = matrix("token_embd")
-        self.head = matrix("token_embd" if config.tied else "output")
+            self.embedding = matrix(("token_embd",), arena)
         matrices = [self.head] + [
             m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
         ]

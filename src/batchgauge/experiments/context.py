@@ -7,7 +7,7 @@ for them, so that a notebook without an engine waits for none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -136,7 +136,14 @@ class Context:
         """What the model costs with this engine, these weights and threads: a short pilot."""
         with preflight.limit_threads(self.threads):
             check_generates(self.engine)
-            return pilot(self.engine)
+            return pilot(self.engine, self.budget.share(1 / 20))
+
+    def elsewhere(self) -> Context:
+        """The same for another process: without engine and notes, with the cost if it is known."""
+        other = replace(self, notes=[])
+        if "cost" in self.__dict__:
+            other.__dict__["cost"] = self.cost
+        return other
 
     @property
     def room(self) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 from batchgauge.protocols import Engine
@@ -21,7 +22,7 @@ FEW_TOKENS, LEAST_TOKENS = 4, 2  # before batches go, and after
 SMALL_BATCH = 4  # the largest batch stays at least as large, of those asked for
 LEAST_S = 0.005  # a request below this is lengthened
 MOST_TOKENS = 64  # of a lengthened one
-TRIES, TRIES_S = 25, 1.0  # probes of a kind at the most, and seconds in which they begin
+TRIES, TRIES_S = 25, 1.0  # probes of a kind, and seconds in which they begin, at the most
 PILOT, PROMPT = 32, 16  # tokens of the pilot's prompt, and the least that prompts are cut to
 
 
@@ -70,21 +71,25 @@ class WorkSize:
         return None
 
 
-def pilot(engine: Engine) -> Cost:
-    """What the engine costs. Raises UserError when it answers with an error."""
+def pilot(engine: Engine, seconds: float = TRIES_S) -> Cost:
+    """What the engine costs; `seconds` for probes of a kind, of which there are two at least.
+
+    Raises UserError when it answers with an error.
+    """
+    least = partial(_least, seconds=min(seconds, TRIES_S))
     probe = engine_probe(engine)
     rows = min(SMALL_BATCH, engine.max_batch_size())
     probe(rows, 1, 1)  # compiles and fills caches
-    first, step = _least(lambda: probe(1, PILOT, 1))
-    wide = _least(lambda: probe(rows, 1, 1))[1] if rows > 1 else step
+    first, step = least(lambda: probe(1, PILOT, 1))
+    wide = least(lambda: probe(rows, 1, 1))[1] if rows > 1 else step
     further = max(0.0, wide - step) / max(rows - 1, 1)
     return Cost(first / PILOT / 1e3, step / 1e3, further / 1e3)
 
 
-def _least(probe: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+def _least(probe: Callable[[], tuple[float, float]], *, seconds: float) -> tuple[float, float]:
     """The least of several probes, each number by itself: what other processes do only adds."""
     started, seen = perf_counter(), [probe(), probe()]
-    while len(seen) < TRIES and perf_counter() - started < TRIES_S:
+    while len(seen) < TRIES and perf_counter() - started < seconds:
         seen.append(probe())
     first, step = (min(each) for each in zip(*seen, strict=True))
     return first, step

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import nnls
+import scipy
 
 from batchgauge.errors import UserError
 
@@ -116,9 +116,9 @@ def _lost(X: Floats, n: Floats) -> Floats:
 def _fit(n: Floats, lost: Floats, law: Law) -> tuple[float, float]:
     design = np.column_stack([n - 1, n * (n - 1)])  # [sizes, 2]
     if law == "Amdahl" or n.size < 2:
-        (serial,), _ = nnls(design[:, :1], lost)
+        (serial,), _ = scipy.optimize.nnls(design[:, :1], lost)
         return float(serial), 0.0
-    (contention, coherence), _ = nnls(design, lost)
+    (contention, coherence), _ = scipy.optimize.nnls(design, lost)
     return float(contention), float(coherence)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
@@ -216,12 +216,12 @@ class CostModel:
     def one_sided(self) -> float:
         """The reach of the one-sided 95 % limit, as a share of the two-sided interval's."""
         n = max(2, len(self.held_out))
-        return float(stats.t.ppf(0.95, n) / stats.t.ppf(0.975, n))
+        return float(scipy.stats.t.ppf(0.95, n) / scipy.stats.t.ppf(0.975, n))
 
     @property
     def _quantile(self) -> float:
         n = len(self.held_out)
-        return float(stats.t.ppf(0.975, n)) if n >= 2 else 1.96
+        return float(scipy.stats.t.ppf(0.975, n)) if n >= 2 else 1.96
 
     def half_width_at(self, size: int, lengths: Lengths) -> float:
         """The half-width for batches of `size`: narrower at a size that was measured.

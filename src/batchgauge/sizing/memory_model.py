@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
+import scipy
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.curve import Floats
@@ -214,13 +214,19 @@ class MemoryModel:
         whole = np.asarray([peak.peak_bytes for peak in peaks], dtype=np.float64)  # [N]
         cache = self.kv_bytes_per_token * np.concatenate([self._held(p.plan()) for p in peaks])
         scale = A.max(axis=0) + 1e-12  # columns of like size keep the solver exact
-        terms, _ = nnls((A / scale) / whole[:, None], np.maximum(0.0, whole - cache) / whole)
+        terms, _ = scipy.optimize.nnls(
+            (A / scale) / whole[:, None], np.maximum(0.0, whole - cache) / whole
+        )
         return [float(term) for term in terms / scale]
 
     def _held(self, work: BatchWork) -> Floats:
         """Tokens that the KV cache makes room for [K]; the last generated is never read back."""
+        room = work.inputs + np.maximum(work.new_tokens, 1) - 1
+        if self.group == 1:  # each has its own length: their order does not matter
+            every: Floats = room.sum(axis=1, dtype=np.float64)
+            return every
         order = np.lexsort((work.new_tokens, work.inputs), axis=1)
-        room = np.take_along_axis(work.inputs + np.maximum(work.new_tokens, 1) - 1, order, axis=1)
+        room = np.take_along_axis(room, order, axis=1)
         starts = np.arange(0, work.size, self.group)
         sizes = np.diff(np.append(starts, work.size))
         held: Floats = np.maximum.reduceat(room, starts, axis=1) @ sizes.astype(np.float64)

@@ -66,9 +66,10 @@ def suggest_batch_size(
         memory_budget = hardware.memory_available_bytes + held
     times = _times(cost_model, workload, config.max_batch_size)
     waits = [row.latency_ms(metric, config.latency_over) for row in times]
+    peaks = _peaks(memory_model, workload, config.max_batch_size)
     priced = [
-        _price(row, wait, workload, cost_model, memory_model)
-        for row, wait in zip(times, waits, strict=True)
+        _price(*row, workload, cost_model, memory_model)
+        for row in zip(times, waits, peaks, strict=True)
     ]
     fits_memory, careful_memory = _within(priced, "memory_bytes", memory_budget)
     if memory_budget is not None and not fits_memory:
@@ -104,14 +105,19 @@ def _times(costs: CostModel, workload: Lengths, most: int) -> tuple[BatchTimes, 
     return tuple(batch_times(costs, workload, size) for size in range(1, most + 1))
 
 
+@lru_cache(maxsize=32)
+def _peaks(memory: MemoryModel | None, workload: Lengths, most: int) -> tuple[float, ...]:
+    return tuple(memory.peak_bytes(workload, n) if memory else 0.0 for n in range(1, most + 1))
+
+
 def _price(
     times: BatchTimes,
     latency: float,
+    memory: float,
     workload: Lengths,
     cost_model: CostModel,
     memory_model: MemoryModel | None,
 ) -> Candidate:
-    memory = memory_model.peak_bytes(workload, times.size) if memory_model else 0.0
     bounds = memory_model.interval(memory) if memory_model else (0.0, 0.0)
     half = cost_model.half_width_at(times.size, workload)
     return Candidate(

@@ -73,9 +73,8 @@ class Measured:
 
 def in_processes(context: Context, work: PageWork) -> Measured:
     """Run it; fewer processes where a model is so slow that they would take ten minutes."""
-    alike = replace(context, notes=[])  # without an engine, which is opened there
     found = fresh.each(
-        partial(_in_process, alike, work), processes=context.budget.processes,
+        partial(_in_process, context.elsewhere(), work), processes=context.budget.processes,
         budget_s=10 * context.budget.seconds,
     )  # fmt: skip
     return Measured(context, work, found)

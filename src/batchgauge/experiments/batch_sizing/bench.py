@@ -45,7 +45,10 @@ Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much a profile may run: (threads, largest batch) pairs, passes, repeats, batches."""
+    """How much a profile may run: (threads, largest batch) pairs, passes, repeats, batches.
+
+    `settle_runs` are those of a control that its reference speed rests on.
+    """
 
     largest: tuple[tuple[int, int], ...]
     passes: int
@@ -56,10 +59,11 @@ class Effort:
     whole: int
     adaptive_s: float
     tokenizer_largest: int
+    settle_runs: int = 15
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32),
+    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32, 3),
     "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 256, 2, 10, 12.0, 1000),
     "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 512, 8, 40, 60.0, 1000),
 }
@@ -232,8 +236,9 @@ class Bench:
             if shape is not None:
                 priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
             with threadpool_limits(count, user_api="blas"):
-                probes[count] = SteadyProbe(engine_probe(opened))
-                judges[count] = SteadyProbe(engine_probe(opened))
+                probes[count], judges[count] = (
+                    SteadyProbe(engine_probe(opened), settle_runs=much.settle_runs) for _ in "ab"
+                )
         text_probe, text_judge = (SteadyTextProbe(tokenizer_probe(words, texts)) for _ in "ab")
         hardware = detect_hardware(threads=threads)
         return cls(

@@ -9,7 +9,6 @@ keep none).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -41,7 +40,7 @@ def measure_tokenizing(
     choose = peers.context.budget.choose
     two = choose(smoke=(), default=tuple(lengths[1:]), thorough=tuple(lengths))
     shapes = [(1, n, b) for n in lengths for b in sizes] + [(2, n, max(sizes)) for n in two]
-    context, found = replace(peers.context, notes=[]), []
+    context, found = peers.context.elsewhere(), []
     for name in [n for n in peers.tokenizers if n != OURS] or [OURS]:
         names = tuple(dict.fromkeys((OURS, name)))
         work = partial(_in_process, context, names, shapes)

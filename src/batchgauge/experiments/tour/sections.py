@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
+import scipy
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
@@ -66,7 +66,7 @@ def next_tokens(context: Context, prompt: str, *, count: int) -> Section:
         best = np.argsort(-logits)[:count]
         decode = context.engine.tokenizer.decode  # type: ignore[attr-defined]  # of ours
         texts = [_shown(decode([int(i)])) for i in best]
-        guesses = pd.DataFrame({"text": texts, "probability": softmax(logits)[best]})
+        guesses = pd.DataFrame({"text": texts, "probability": scipy.special.softmax(logits)[best]})
         said = (
             f"The favourite is “{texts[0]}” with {percent(guesses['probability'][0])}; the "
             f"{len(guesses)} shown hold {percent(guesses['probability'].sum())} of the probability."

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_solve, cholesky, solve_triangular
+import scipy
 
 Array = npt.NDArray[np.float64]
 Kind = Literal["rate", "latency"]
@@ -79,8 +79,8 @@ def sample(kind: Kind, seen: Seen, candidates: Array, count: int, seed: int) -> 
     for amplitude, length, between in choices:
         among = _matern(here, here, amplitude, length) + _LEVEL**2
         among[np.diag_indices_from(among)] += seen.variances + between**2 + _JITTER
-        lower = cholesky(among, lower=True)
-        white = solve_triangular(lower, residuals.T, lower=True)  # [m, L]
+        lower = scipy.linalg.cholesky(among, lower=True)
+        white = scipy.linalg.solve_triangular(lower, residuals.T, lower=True)  # [m, L]
         fit = -0.5 * (white**2).sum(axis=0) - np.log(np.diag(lower)).sum()
         scores.append(fit + log_prior)
         factors.append(lower)
@@ -93,7 +93,7 @@ def sample(kind: Kind, seen: Seen, candidates: Array, count: int, seed: int) -> 
             continue
         laws = picks[rows] % weights.shape[1]
         across = _matern(there, here, amplitude, length) + _LEVEL**2  # [c, m]
-        gain = cho_solve((factors[number], True), across.T).T
+        gain = scipy.linalg.cho_solve((factors[number], True), across.T).T
         left = _matern(there, there, amplitude, length) + _LEVEL**2 - gain @ across.T
         spread = _root(left)
         means = at_candidates[laws] + residuals[laws] @ gain.T

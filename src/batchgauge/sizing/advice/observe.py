@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+import scipy
 
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
@@ -373,8 +373,8 @@ def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float,
     if n < PERCENTILE_FLOOR[percent]:
         return None
     ordered = np.sort(values)
-    low = int(binom.ppf(0.025, n, percent / 100))
-    high = int(binom.ppf(0.975, n, percent / 100))
+    low = int(scipy.stats.binom.ppf(0.025, n, percent / 100))
+    high = int(scipy.stats.binom.ppf(0.975, n, percent / 100))
     point = float(np.quantile(ordered, percent / 100))
     return point, float(ordered[max(0, low - 1)]), float(ordered[min(n - 1, high)])
 
