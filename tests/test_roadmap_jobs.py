@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -33,7 +34,8 @@ def invented(*, efficiency: float = 0.95, overhead: float = 1.01, auto: float = 
     pace = np.array([1.0, 1.1, 0.9, 1.05, 0.97, 1.2])
     near = pace * np.array([1.001, 0.999, 1.002, 0.998, 1.0, 1.0])
     part_s = 0.1
-    rate = jobs_results._part_mb() / part_s
+    rate = 16.4 / part_s
+    add(jobs_results.TOKENIZING, "part, MB", 16.4)
     add(jobs_results.EMPTY, "round trip", np.linspace(4.0, 6.0, 101))
     add(jobs_results.COLD, "workers started", 2.0)
     add(jobs_results.COLD, "first answer", 3.5)
@@ -171,8 +173,8 @@ def test_everything_is_measured_once_on_two_workers(tmp_path, monkeypatch):
     """A smoke run on a tiny model: every figure is there, and the outputs are the same bytes."""
     pytest.importorskip("distributed")
     model = write_tiny_model(tmp_path / "tiny.gguf")
-    for module in (jobs, jobs_results):
-        monkeypatch.setattr(module, "PART_LINES", 16)
+    few = replace(jobs.AMOUNTS["smoke"], lines=16)
+    monkeypatch.setitem(jobs.AMOUNTS, "smoke", few)
     context = Context(profile_named("smoke"), engine_spec="numpy", model=str(model))
     table = jobs_results.results(jobs.measure(context)).set_index("what")
     assert table.loc["outputs that differ", "value"] == 0

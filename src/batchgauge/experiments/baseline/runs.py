@@ -214,7 +214,7 @@ def statistics(measured: Measured) -> pd.DataFrame:
 
 def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFrame:
     """Throughput of one batch as temperature, tokens generated or prompt length changes alone."""
-    size = min(4, max(sizes))
+    size = min(context.budget.choose(smoke=2, default=4, thorough=4), max(sizes))
     prompts = short_prompts(context, size)
     tokens = max_tokens
     lengths: tuple[int, ...] = context.budget.choose(

@@ -89,19 +89,22 @@ def _repeated(call: Callable[[], object], seconds: float) -> tuple[Usage, int]:
 
 def hardware_table(model: str = "", *, simulate: bool = False) -> pd.DataFrame:
     """One row a piece of work: part, source, the counts a call, and why they are missing."""
+    nothing = _count("", "", 0, simulate)
+    if not nothing.counts:
+        return pd.DataFrame([{"part": part, **_a_call(nothing, nothing)} for part in _WORK])
     rows = []
     for part, work in _WORK.items():
         prepare = f"MODEL = {model!r} or None\n{work}"
         if simulate or shutil.which("perf"):  # a first import writes bytecode: unobserved
             subprocess.run([sys.executable, "-c", prepare + _LOOP, "0"], capture_output=True)
-        found = [_count(prepare, calls, simulate) for calls in (0, CALLS)]
+        found = [_count(prepare, _LOOP, calls, simulate) for calls in (0, CALLS)]
         rows.append({"part": part, **_a_call(*found)})
     return pd.DataFrame(rows)
 
 
-def _count(prepare: str, calls: int, simulate: bool) -> Events:  # one of two ways
+def _count(prepare: str, loop: str, calls: int, simulate: bool) -> Events:  # one of two ways
     return hardware_events(
-        [sys.executable, "-c", prepare + _LOOP, str(calls)], simulate=simulate, timeout_s=300.0
+        [sys.executable, "-c", prepare + loop, str(calls)], simulate=simulate, timeout_s=300.0
     )
 
 

@@ -34,6 +34,7 @@ from batchgauge.request import (
 )
 from batchgauge.workload import texts, to_items
 
+SMOKE = 4  # requests of a batch in a smoke run, at most
 CHARACTERS = 1500  # of prose per text: a page
 STATISTICS_ITEMS = 100
 Items = list[BatchItem[InferenceBatchRequest]]
@@ -107,6 +108,9 @@ def start(
     whole(batch_size=batch_size)
     if unknown := [tool for tool in tools if tool not in TOOLS]:
         raise UserError(f"Unknown tool '{unknown[0]}'; expected some of {', '.join(TOOLS)}.")
+    batch_size = context.budget.choose(
+        smoke=min(batch_size, SMOKE), default=batch_size, thorough=batch_size
+    )
     subject = Subject(context, tuple(tools), batch_size)
     if target:
         seen = profile_target(target, batch_size=batch_size, tools=tools, limit_s=time_limit_s)

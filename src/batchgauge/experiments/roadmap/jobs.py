@@ -36,7 +36,6 @@ from batchgauge.experiments.roadmap.jobs_results import (
     LINE,
     ONE,
     OVERHEAD,
-    PART_LINES,
     PLAIN,
     SIZES,
     SLOW,
@@ -70,6 +69,7 @@ class Amounts:
 
     empty_tasks, blocks, repeats  empty tasks; blocks of one and two workers; pairs in process
     text_parts, prompt_parts      parts that one worker gets in a block
+    lines                         documents of a part; 8,192 are the 16 MiB of `SHARD_BYTES`
     tokens                        generated for a prompt
     sizes                         fixed batch sizes
     """
@@ -78,15 +78,16 @@ class Amounts:
     blocks: int
     repeats: int
     text_parts: int
+    lines: int
     prompt_parts: int
     tokens: int
     sizes: tuple[int, ...]
 
 
 AMOUNTS = {
-    "smoke": Amounts(16, 3, 3, 1, 1, 2, (1, 4)),
-    "default": Amounts(100, 6, 6, 2, 2, 8, (1, 4, 8, 16, 32)),
-    "thorough": Amounts(1000, 12, 16, 4, 4, 16, (1, 2, 4, 8, 16, 32)),
+    "smoke": Amounts(16, 2, 2, 1, 1024, 1, 2, (1, 4)),
+    "default": Amounts(100, 6, 6, 2, 8192, 2, 8, (1, 4, 8, 16, 32)),
+    "thorough": Amounts(1000, 12, 16, 4, 8192, 4, 16, (1, 2, 4, 8, 16, 32)),
 }
 
 
@@ -151,13 +152,14 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
 
     first, each = 1 + WORKERS, amounts.blocks * (1 + WORKERS)
     documents = _write_documents(
-        folder / "text.txt", first + 2 * (1 + WORKERS) * amounts.text_parts
+        folder / "text.txt", first + 2 * (1 + WORKERS) * amounts.text_parts, amounts.lines
     )
     prompts = _write_prompts(folder / "prompts.jsonl", first + each * amounts.prompt_parts, amounts)
-    tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=PART_LINES)
+    tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=amounts.lines)
     generating = PromptWork(
         context.engine_spec, context.model, batch_size=_PROMPTS, most_lines=_PROMPTS, chat=False
     )
+    rows.append(_row(TOKENIZING, "part, MB", 0, amounts.lines * (LINE + 1) / 1e6))
     begin = time.perf_counter()
     with client_of(Where(workers=WORKERS, threads=1)) as client:
         started_s = time.perf_counter() - begin
@@ -219,7 +221,7 @@ def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[dict[s
     where = Where(dask=client.scheduler.address, threads=1)
     process = min(client.run(_process).values())  # and have the workers import this module
     fields = (work.tokenizer, work.model)
-    slowed = SlowedTokenizing(*fields, most_lines=PART_LINES, process=process, factor=SLOWER)
+    slowed = SlowedTokenizing(*fields, most_lines=work.most_lines, process=process, factor=SLOWER)
     found: dict[str, Mapping[str, bytes]] = {}
     parts = 0
     for way, job in ((SOUND, work), (SLOW, slowed), (KILLED, work)):
@@ -334,10 +336,10 @@ def _one_part(path: Path, prompts: int, amounts: Amounts, *, seed: int) -> Shard
     return next(cut(inputs, most_bytes=SHARD_BYTES, most_lines=prompts))
 
 
-def _write_documents(path: Path, parts: int) -> Path:
+def _write_documents(path: Path, parts: int, lines: int) -> Path:
     """Lines of prose for so many parts, each line from a place of its own; parts come again."""
     kinds = range(min(parts, _TEXT_PARTS))
-    some = [[t.replace("\n", " ") for t in texts("prose", LINE, PART_LINES, n)] for n in kinds]
+    some = [[t.replace("\n", " ") for t in texts("prose", LINE, lines, n)] for n in kinds]
     return _write_lines(path, chain.from_iterable(islice(cycle(some), parts)))
 
 

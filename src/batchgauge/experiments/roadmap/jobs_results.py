@@ -28,7 +28,6 @@ EMPTY, COLD = "empty task", "cold start to first answer"
 SOUND, SLOW, KILLED = "both sound", f"one {SLOWER:g} × slower", "one killed"
 OVERHEAD, SIZES = "in process", "batch size"
 LINE = 2000  # characters of a document
-PART_LINES = 8192  # documents of a part: the 16 MiB of `SHARD_BYTES`
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,11 @@ def simulated(rows: pd.DataFrame) -> dict[str, float]:
     """
     parts = int(_value(rows, SOUND, "parts"))
     opened_s = _value(rows, TOKENIZING, "opened, s")
-    part_s = WORKERS * _part_mb() / float(np.median(_values(rows, TOKENIZING, TWO)))
+    part_s = (
+        WORKERS
+        * _value(rows, TOKENIZING, "part, MB")
+        / float(np.median(_values(rows, TOKENIZING, TWO)))
+    )
     dies_s = np.inf if (after := _values(rows, KILLED, "after, s")).size == 0 else after[0]
     back_s = dies_s + _value(rows, COLD, "workers started") + opened_s
     sound = Trouble()
@@ -131,10 +134,6 @@ def simulated(rows: pd.DataFrame) -> dict[str, float]:
         KILLED: replace(sound, dies_s=dies_s - opened_s, back_s=back_s - opened_s),
     }
     return {way: opened_s + makespan(parts, part_s, t) for way, t in troubles.items()}
-
-
-def _part_mb() -> float:
-    return PART_LINES * (LINE + 1) / 1e6
 
 
 def _efficiency(work: str, workers: int) -> str:

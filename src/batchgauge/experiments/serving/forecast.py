@@ -47,13 +47,15 @@ def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list
     """Every policy at every load, and with bursts at one. Raises UserError for a load below 0.
 
     Runs at the highest even load are three times as long: there policies are held against each
-    other.
+    other. A smoke run has that load only, and runs of one length.
     """
     if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
         raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
+    most, choose = max(loads), case.context.budget.choose
+    longer = choose(smoke=1, default=3, thorough=3)
     even = [
-        RunKind(policy, load, requests=case.requests * (3 if load == max(loads) else 1))
-        for load in loads
+        RunKind(policy, load, requests=case.requests * (longer if load == most else 1))
+        for load in choose(smoke=[most], default=loads, thorough=loads)
         for policy in case.servers
     ]
     return even + [RunKind(policy, bursty_load, "bursty") for policy in case.servers]

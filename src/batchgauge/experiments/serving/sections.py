@@ -233,6 +233,8 @@ def answer(gain: Section, live: Section, waited: Section, *, load: float) -> Ans
 def gap_words(table: pd.DataFrame, load: float) -> str:
     """The median time between tokens, continuous beside static; empty where one is not known."""
     rows = table[(table["load"] == load) & (table["shape"] == "Poisson")]
+    if "p50_inter_token_ms" not in rows:  # too few requests for one
+        return ""
     gaps = rows.set_index("policy")["p50_inter_token_ms"].dropna()
     if not {"continuous", "static"} <= set(gaps.index):
         return ""
