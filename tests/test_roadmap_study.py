@@ -438,10 +438,11 @@ def shown(case) -> dict[str, Section]:
         patch.setattr(parallel, "measure_parallel", lambda *_, **__: invented_parallel())
         patch.setattr(sections, "probe_gil", lambda *_, **__: gil)
         second_core, scaling = sections.second_core(case, workers=[1, 2, 4])
+        checked = sections.check_simulation(case, loads=[0.5])
         found = [
             sections.traffic(case),
             sections.step_times(case),
-            sections.check_simulation(case, loads=[0.5]),
+            checked,
             sections.simulator_speed(case),
             sections.compare_policies(case, loads=(0.2, 1.2)),
             sections.compare_classes(case),
@@ -450,7 +451,7 @@ def shown(case) -> dict[str, Section]:
             sections.asynchronous(case),
             sections.other_machines(case, max_batch=16),
             sections.many_machines(case, sizes=[1, 2]),
-            *sections.ranking(case, second_core, loads=[0.5]),
+            *sections.ranking(case, second_core, checked, loads=[0.5]),
         ]
     return {section.name: section for section in found}
 
@@ -521,11 +522,18 @@ def test_findings_say_what_the_invented_data_hold(shown):
     assert answer.text.startswith(ranked.sentence().split(". ", 1)[0])
     assert answer.text.endswith("mean time to an answer was off by at most 4.0 %.")
     assert answer.figure == "roadmap_ranking"
+
+
+def test_a_simulation_that_is_far_off_recommends_nothing(shown, case):
+    """Neither in the answer nor in the ranking below it."""
+    checked = shown["roadmap_validation"]
+    (error,) = checked.scores()
     far = replace(checked, targets=[replace(error, value=78.0)])
-    said = sections.answer(ranked, far).text
-    assert said.startswith("Nothing is recommended")
-    assert "78.0 %" in said
-    assert "build" not in said
+    ranked, _ = sections.ranking(case, shown["roadmap_parallel"], far, loads=[0.5])
+    for said in (sections.answer(ranked, far).text, ranked.sentence()):
+        assert said.startswith("Nothing is recommended")
+        assert "78.0 %" in said
+    assert not ranked.frame["recommendation"].any()
 
 
 def test_rows_of_the_pictures_are_the_rows_of_the_tables(shown):

@@ -230,22 +230,27 @@ def measured_jobs(case: Case) -> Section:
     )  # fmt: skip
 
 
-def ranking(case: Case, gains: Section, *, loads: Sequence[float]) -> tuple[Section, Section]:
+def ranking(
+    case: Case, gains: Section, checked: Section, *, loads: Sequence[float]
+) -> tuple[Section, Section]:
     """Every candidate alone over today's server; then the software ones on top of each other.
 
-    `gains` is what a second core gives, the first of `second_core`; `loads` are arrival rates as
-    shares of today's capacity, beside the rate asked for.
+    `gains` is what a second core gives, the first of `second_core`, `checked` how the simulation
+    did; `loads` are arrival rates as shares of today's capacity, beside the rate asked for.
+    Where the simulation does not describe the engine, nothing is recommended.
     """
     candidates = ideas.make_ideas(case, gains.frame)
     seeds = case.context.budget.choose(smoke=3, default=8, thorough=20)
     runs = ideas.run_sweep(case, candidates, loads=loads, seeds=seeds)
-    ranked = rank(runs, candidates, case.rate)
+    ranked, useless = rank(runs, candidates, case.rate), _useless(checked)
+    if useless:
+        ranked = ranked.assign(recommendation="")
     rungs = ideas.pick_rungs(ranked, candidates)
     stacked = ideas.run_sweep(case, rungs, loads=loads, seeds=seeds)
     ladder = ideas.ladder(rungs, stacked, case)
     return Section(
-        "roadmap_ranking", {"ranking": ranked, "runs": runs}, ideas.ranking_sentence(ranked, case),
-        ideas.readable(ranked),
+        "roadmap_ranking", {"ranking": ranked, "runs": runs},
+        useless or ideas.ranking_sentence(ranked, case), ideas.readable(ranked),
         "Candidate improvements, ranked by the lower end of the gain in the share in time, then by "
         f"the rate that is sustained with {percent(IN_TIME)} in time, then by p90 waiting.",
         partial(figures.draw_ranking, ranked),
@@ -294,19 +299,31 @@ def built(case: Case, folder: Path) -> Section:
 
 def answer(ranked: Section, checked: Section) -> Answer:
     """What to build first, and how far the simulation can be trusted."""
+    if useless := _useless(checked):
+        return Answer(useless, ranked.name)
     first, *rest = sentences(ranked.sentence())
-    off = max(score.value for score in checked.scores()) / 100
-    if off > _USELESS:
-        said = (
-            "Nothing is recommended: the simulation's mean time to an answer was off by "
-            f"{percent(off, 1)}, so it does not describe this engine, nor do the gains below."
-        )
-        return Answer(said, ranked.name)
+    off = _furthest_off(checked)
     others = [said for said in rest if said.startswith(("Hardware: ", "It costs: "))]
     trust = f"Simulated; its mean time to an answer was off by at most {percent(off, 1)}"
     if off > MEAN_BOUND:
         trust += f", beyond the bound of {percent(MEAN_BOUND)}: take the gains for a guess"
     return Answer(" ".join([first, *others, f"{trust}."]), ranked.name)
+
+
+def _furthest_off(checked: Section) -> float:
+    """How far the simulation's mean time to an answer was off at most, as a share."""
+    return max(score.value for score in checked.scores()) / 100
+
+
+def _useless(checked: Section) -> str:
+    """Why nothing can be recommended; empty where something can."""
+    off = _furthest_off(checked)
+    return (
+        ""
+        if off <= _USELESS
+        else "Nothing is recommended: the simulation's mean time to an answer was off by "
+        f"{percent(off, 1)}, so it does not describe this engine, nor do its gains."
+    )
 
 
 def _check_counts(name: str, counts: Sequence[int]) -> None:
