@@ -159,7 +159,7 @@ class VirtualTarget:
         self.candidates = asked.candidates
         self.first = first_rates(self.candidates) if asked.is_open else None
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
         """One run; the clock goes on as it would have."""
         self.runs += 1
         found = simulate(

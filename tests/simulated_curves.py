@@ -60,7 +60,7 @@ class _Nothing:
     def __init__(self, candidates: np.ndarray) -> None:
         self.candidates = candidates
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
         raise AssertionError
 
 

@@ -297,7 +297,7 @@ class Failing:
         self.most, self.dies_after, self.breaks, self.runs = most, dies_after, breaks, 0
         self.away = away
 
-    def run(self, setting, least_s, cycles):
+    def run(self, setting, least_s, cycles, most_s):
         """A run of the scheduler, or a failure."""
         self.runs += 1
         if setting > self.most or self.runs > self.dies_after or self.runs in self.away:
@@ -378,7 +378,7 @@ class Lasting(Failing):
         super().__init__()
         self.seed, self.now = seed, 0.0
 
-    def run(self, setting, least_s, cycles):
+    def run(self, setting, least_s, cycles, most_s):
         """A run of the scheduler, which the clock notices."""
         self.now += 24.0 * setting
         plan = Plan(noise=1.2, new_tokens=(2, 40), prompt_tokens=(8, 8))
@@ -613,6 +613,21 @@ def test_a_cold_start_does_not_take_the_budget():
     assert run.deadline_s - run.begin_s < 0.5  # not four times the first
     assert len(run.answered) >= 4
     assert all(a.latency_ms < 400 for a in run.answered)
+
+
+def test_no_run_outlasts_the_seconds_left():
+    """Fifty cycles are wanted and a tenth of a second is left: what is there by then counts."""
+
+    class Steady:
+        def ask(self, _request):
+            time.sleep(0.02)
+            return InferenceBatchResponse("w", 1, ttft_ms=1.0)
+
+    steady = (Steady(), Requests(ITEMS), whole_settings(2))
+    assert 2 <= len(ClosedLoop(*steady).run(2, 1.0, 50, 0.1).answered) < 30
+    assert 2 <= len(OpenLoop(*steady).run(50.0, 1.0, 50, 0.1).asked) < 10
+    batches = Batches(Sleeper(), Requests(ITEMS), whole_settings(2)).run(2, 1.0, 100, 0.05)
+    assert 2 <= len(batches.answered) < 150
 
 
 def test_a_first_wave_of_refused_lengths_tells_no_cycle():

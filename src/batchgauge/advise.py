@@ -143,8 +143,9 @@ def _target(
     closed = ClosedLoop(engine, requests, whole_settings(largest), status)
     if load.arrivals == "closed":
         return closed
+    least_s = question.budget_s / 60
     seen = [
-        observe(closed.run(n, question.budget_s / 60, 2), 0.0, "throughput", {}, tokens=False)
+        observe(closed.run(n, least_s, 2, 6 * least_s), 0.0, "throughput", {}, tokens=False)
         for n in _CAPACITY_AT
     ]
     capacity = max(math.exp(o.value) for o in seen)

@@ -8,6 +8,7 @@ listens on already is refused: one would measure another server.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -68,13 +69,14 @@ class Launched:
     def _arguments(self, slots: int) -> list[str]:
         return shlex.split(self.command.format(slots=slots, port=self.port))
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """Start the server with so many slots unless it runs so, then load it."""
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
+        """Start the server with so many slots unless it runs so, then load it for what is left."""
+        end_s = time.monotonic() + most_s
         engine = self._ready(int(setting))
         loop = ClosedLoop(
             engine, self.requests, self.candidates, status=lambda: self.status(engine)
         )
-        return loop.run(setting, least_s, cycles)
+        return loop.run(setting, least_s, cycles, max(least_s, end_s - time.monotonic()))
 
     def _ready(self, slots: int) -> Answering:
         if self._server and self._server.slots == slots and self._server.is_alive():

@@ -105,9 +105,12 @@ class ClosedLoop:
     status: Callable[[], Mapping[str, float]] = dict
     unit: str = "requests at once"
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """One run: a first wave to warm every slot, then at least `cycles` of each."""
-        loop = _Loop(self.server, self.requests, int(setting), least_s, cycles)
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
+        """One run: a first wave to warm every slot, then at least `cycles` of each.
+
+        Nothing is sent after `most_s`, though fewer cycles are done.
+        """
+        loop = _Loop(self.server, self.requests, int(setting), least_s, cycles, most_s)
         threads = [
             threading.Thread(target=loop.work, args=(slot,), daemon=True)
             for slot in range(int(setting))
@@ -135,10 +138,11 @@ def _while_running(
         begin, now = loop.begin_s, time.perf_counter()
         if begin is not None and said is None and now > (begin + loop.deadline_s) / 2.0:
             said = status()
-        if begin is None and now - loop.started_s > _MOST_WAVE_S:
+        if begin is None and now > loop.wave_end_s:
             loop.give_up()
         if now > loop.deadline_s:
-            patience_s = _DRAIN * max(loop.wave_s, 0.1)
+            usual_s = max(loop.wave_s, 0.1)
+            patience_s = min(_DRAIN * usual_s, max(usual_s, loop.last_s - now))
             for thread in threads:
                 thread.join(max(0.0, loop.deadline_s + patience_s - time.perf_counter()))
             break
@@ -149,8 +153,9 @@ class _Loop:
     """What the slots of a closed loop share."""
 
     def __init__(
-        self, server: Answering, requests: Requests, slots: int, least_s: float, cycles: int
-    ) -> None:
+        self, server: Answering, requests: Requests, slots: int, least_s: float, cycles: int,
+        most_s: float,
+    ) -> None:  # fmt: skip
         self.server, self.slots = server, slots
         self._take = requests.mixed(slots * cycles)
         self._least_s, self._cycles = least_s, cycles
@@ -158,7 +163,9 @@ class _Loop:
         self.begin_s: float | None = None
         self.deadline_s = math.inf
         self.cpu_share = 0.0
-        self.started_s = time.perf_counter()
+        started_s = time.perf_counter()
+        self.last_s = started_s + most_s  # nothing is sent after it
+        self.wave_end_s = started_s + min(_MOST_WAVE_S, most_s)
         self.wave_s = 0.0  # mean latency of the first wave
         self._warm: set[int] = set()
         self._latencies: list[float] = []  # after the first wave
@@ -187,7 +194,8 @@ class _Loop:
                 # A request that is refused for its length is answered at once: that is no cycle.
                 fit = [a for a in self.asked if not a.is_unfit] or self.asked
                 self.wave_s = float(np.mean([a.end_s - a.due_s for a in fit]))
-                self.deadline_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
+                wanted_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
+                self.deadline_s = min(self.last_s, wanted_s)
                 self._cpu_s = time.process_time()
                 return
             if self.begin_s is not None and asked.is_ok and asked.due_s >= self.begin_s:
@@ -246,12 +254,16 @@ class OpenLoop:
         """The rates to begin with."""
         return first_rates(self.candidates)
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """One run of 60 to 200 arrivals, at least `least_s` of them; the first are warm-up."""
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
+        """One run of 60 to 200 arrivals, at least `least_s` of them; the first are warm-up.
+
+        Fewer where so many would take longer than `most_s`.
+        """
         self.seed += 1
         rng = np.random.default_rng(self.seed)
         usual = min(_MOST_ARRIVALS, max(_FEWEST_ARRIVALS, int(_LONG * least_s * setting)))
         arrivals = max(usual, int(setting * least_s))
+        arrivals = max(2, int(min(arrivals, setting * most_s)))
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
         take = self.requests.mixed(arrivals)
         begin = time.perf_counter() + 0.01
@@ -284,16 +296,19 @@ class Batches:
     candidates: Array
     unit: str = "requests in a batch"
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """One run: a batch to warm up, then at least `cycles` of them."""
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
+        """One run: a batch to warm up, then at least `cycles` of them, or as fit into `most_s`."""
         asked: list[Asked] = []
         size, least = int(setting), max(3, cycles - 1)
+        last_s = time.perf_counter() + most_s
         self._batch(size, 0, self.requests.mixed(size), [])
         take = self.requests.mixed(size * least)
         begin = time.perf_counter()
         for number in count():
             now = time.perf_counter()
             if number >= least and number % least == 0 and now - begin >= least_s:
+                break
+            if number and now >= last_s:
                 break
             self._batch(size, number, take, asked)
         return Run("batch", setting, asked, begin, time.perf_counter())

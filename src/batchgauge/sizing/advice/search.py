@@ -52,8 +52,8 @@ class Target(Protocol):
         """The settings that can be advised, rising, float64 [c]."""
         ...
 
-    def run(self, setting: float, least_s: float, cycles: int) -> Run:
-        """Load the target at a setting. Raises UserError when it cannot be loaded at all."""
+    def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
+        """Load the target, for `most_s` at most. Raises UserError when that cannot be done."""
         ...
 
 
@@ -308,7 +308,7 @@ class Search:
         is_long = self._is_confirming and self.observations[-1].run.kind == "open"
         least_s = 1.01 * _LONG_RUN / setting if is_long else self._least_s
         self._is_confirming = False
-        run = self.target.run(setting, least_s, cycles)
+        run = self.target.run(setting, least_s, cycles, max(self._least_s, self._left()))
         self._check(run)
         question = self.question
         return observe(
