@@ -87,7 +87,9 @@ class Server:
                 method, path, _ = lines[0].split(" ", 2)
                 headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:])}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
-                if method == "GET":
+                if method == "HEAD":  # by which AIPerf looks for metrics
+                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                elif method == "GET":
                     self._get(path, writer)
                 else:
                     await self._completion(json.loads(body), writer)
