@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.tiny_model import write_tiny_model
 
+from batchgauge.core import weights as loading
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.core.gguf_layouts import layout_of
@@ -79,16 +80,17 @@ def assert_the_same(kept, plain, inputs):
 @needs_tiles
 @pytest.mark.parametrize("weights", ["file", "float32"])
 def test_any_number_of_threads_gives_the_same_bits(tmp_path, monkeypatch, weights):
-    """Prefill and decode of a model with compiled attention, by one thread and by several."""
+    """Loading, prefill and decode of a model with compiled attention, by one and by several."""
     path = write_tiny_model(
         tmp_path / "m.gguf", d_model=256, heads=4, kv_heads=2, quantisation="Q4_1"
     )
-    model = LlamaModel.load(path, weights)
     monkeypatch.setattr(products, "WORTH_SHARING", 0)
     monkeypatch.setattr(products, "usable_processors", lambda: set(range(8)))
     found = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(products, "allowed_threads", lambda n=threads: n)
+        monkeypatch.setattr(loading, "usable_cores", lambda n=threads: n)
+        model = LlamaModel.load(path, weights)
         cache = model.new_cache([50] * 9)
         scores = [model.prefill([[5, 6, 7] * 10] * 9, cache)]
         scores += [model.decode(np.arange(9), cache) for _ in range(10)]

@@ -288,12 +288,17 @@ def test_a_notebook_imports_its_experiment(path):
     assert mine - {"context"} == {path.stem[3:]}
 
 
-def test_the_core_imports_without_the_rest():
-    """Importing the core loads no plotting, no notebooks, no profilers."""
+@pytest.mark.parametrize(
+    ("imported", "left_out"),
+    [("core.engine", "matplotlib pandas papermill IPython seaborn memray scipy.stats"),
+     ("suite", "numba scipy pandas"), ("sizing", "numba scipy.stats scipy.linalg pandas"),
+     ("experiments.context", "numba scipy.stats matplotlib seaborn")],
+)  # fmt: skip
+def test_what_is_heavy_loads_where_it_is_used(imported, left_out):
+    """Importing the core loads no plotting, no notebooks, no profilers; and so on."""
     code = (
-        "import sys, batchgauge.core.engine, batchgauge.core.tokenizer.bpe_tokenizer;"
-        "print([m for m in ('matplotlib', 'pandas', 'papermill', 'IPython', 'seaborn', 'memray')"
-        " if m in sys.modules])"
+        f"import sys, batchgauge.{imported};"
+        f"print([m for m in {left_out.split()} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
