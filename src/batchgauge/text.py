@@ -15,7 +15,7 @@ from __future__ import annotations
 import html
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from batchgauge.redaction import redacted
@@ -131,11 +131,13 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
 
 
-def ratio(value: float, low: float, high: float) -> str:
+def ratio(
+    value: float, low: float, high: float, said: Callable[[float], str] = "{:.2f}".format
+) -> str:
     """`4.81 × [4.70, 4.93]`; an interval whose ends are a factor of `WIDE` apart is no result."""
     if not 0.0 < high <= WIDE * low:
-        return f"{value:.2f} × (too unstable for an interval)"
-    return f"{value:.2f} × [{low:.2f}, {high:.2f}]"
+        return f"{said(value)} × (too unstable for an interval)"
+    return f"{said(value)} × [{said(low)}, {said(high)}]"
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from batchgauge.statistics import FEWEST, Estimate, adjusted, minimum_detectable_change
-from batchgauge.text import figures
+from batchgauge.text import figures, ratio
 
 Verdict = Literal["faster", "slower", "no significant difference", "inconclusive", "too few"]
 
@@ -52,18 +52,16 @@ class Ratio:
         benchmark: str = "",
     ) -> Ratio:
         """The ratio whose logarithm was estimated; its verdict stays open until `judged`."""
-        ratio, p = estimate.exp(), estimate.p
+        found, p = estimate.exp(), estimate.p
         return cls(
-            name, baseline, ratio.value, ratio.low, ratio.high, p, p, estimate.n,
+            name, baseline, found.value, found.low, found.high, p, p, estimate.n,
             _known(noise_floor), _known(minimum_detectable_change), "inconclusive", benchmark,
         )  # fmt: skip
 
     def sentence(self) -> str:
         """E.g. `numpy is 3.10 × [2.90, 3.30] as fast as baseline: faster.`"""
-        return (
-            f"{self.name} is {figures(self.value)} × [{figures(self.low)}, {figures(self.high)}] "
-            f"as fast as {self.baseline}: {self.verdict}."
-        )
+        said = ratio(self.value, self.low, self.high, figures)
+        return f"{self.name} is {said} as fast as {self.baseline}: {self.verdict}."
 
 
 def _known(share: float) -> float:

@@ -20,7 +20,7 @@ from batchgauge.machine import preflight
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Answer, Score, Section, Tile, palette, tables
 from batchgauge.reporting.tables import number
-from batchgauge.text import counted, first_upper, percent
+from batchgauge.text import counted, first_upper, percent, ratio
 
 ONE, TWO = 1, 2
 GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
@@ -155,8 +155,8 @@ def serving(peers: Peers) -> Section:
 def servers_sentence(table: pd.DataFrame) -> str:
     """Our server's throughput over llama.cpp's, by weights; which server of theirs it was."""
     said = [
-        f"{number(row['ours_over_theirs_x'], 2)} × [{number(row['ratio_low_x'], 2)}, "
-        f"{number(row['ratio_high_x'], 2)}] {palette.label(row['implementation'])}"
+        f"{ratio(row['ours_over_theirs_x'], row['ratio_low_x'], row['ratio_high_x'])} "
+        f"{palette.label(row['implementation'])}"
         for row in records(table.dropna(subset=["ours_over_theirs_x"]))
     ]
     ratios = f": {', '.join(said)}" if said else ""
@@ -268,8 +268,8 @@ def sentence(table: pd.DataFrame, part: str) -> str:
 def _place(row: dict[str, Any], part: str) -> str:
     size = f"batch {row['batch_size']}" if part == "decode" else f"{row['tokens']} tokens"
     threads = f"{row['threads']} thr."
-    ratio = number(row["ours_over_theirs_x"], 2)
-    return f"{ratio} × ({size}, {row['ours'].partition(':')[2]}, {threads})"
+    times = number(row["ours_over_theirs_x"], 2)
+    return f"{times} × ({size}, {row['ours'].partition(':')[2]}, {threads})"
 
 
 def unstable_sentence(table: pd.DataFrame) -> str:

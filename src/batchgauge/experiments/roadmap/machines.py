@@ -37,7 +37,7 @@ from batchgauge.sizing import (
     suggest_batch_size,
 )
 from batchgauge.statistics import location
-from batchgauge.text import figures, percent
+from batchgauge.text import figures, percent, ratio
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
@@ -64,7 +64,7 @@ def gains_sentence(table: pd.DataFrame) -> str:
         best = max(rows.to_dict("records"), key=lambda row: row["low"])
         if best["low"] > PAYS:
             said.append(
-                f"{stage} gains {best['value']:.2f} × [{best['low']:.2f}, {best['high']:.2f}] from "
+                f"{stage} gains {ratio(best['value'], best['low'], best['high'])} from "
                 f"{best['way']}"
             )
         else:

@@ -35,7 +35,7 @@ from batchgauge.reporting import Answer, Score, Section
 from batchgauge.reporting.tables import basis
 from batchgauge.simulate.roadmap import IN_TIME, rank
 from batchgauge.simulate.scaling import predictions
-from batchgauge.text import counted, percent, sentences
+from batchgauge.text import counted, percent, ratio, sentences
 
 Scenario, prepare = study.Scenario, study.prepare
 _USELESS = 0.5  # share by which a simulated mean is so far off that nothing follows from it
@@ -282,7 +282,7 @@ def built(case: Case, folder: Path) -> Section:
         )
     rows, gains = pd.read_csv(compared), pd.read_csv(goodput).set_index("policy")
     began = datetime.fromisoformat(pd.read_csv(forecast, nrows=1)["written_at"].iloc[0])
-    gain, verdicts = gains.loc["continuous"], rows["verdict"].value_counts()
+    gain, verdicts = gains.to_dict("index")["continuous"], rows["verdict"].value_counts()
     said = "; ".join(
         f"{policy}: {int((part['verdict'] == 'held').sum())} of {len(part)}"
         for policy, part in rows.groupby("policy", sort=False)
@@ -290,8 +290,8 @@ def built(case: Case, folder: Path) -> Section:
     return Section(
         "built", {},
         f"Continuous batching was built and run live (notebook 08, the run of "
-        f"{began:%Y-%m-%d %H:%M} UTC): {gain['value']:.2f} × "
-        f"[{gain['low']:.2f}, {gain['high']:.2f}] as many answers in time as static batches. "
+        f"{began:%Y-%m-%d %H:%M} UTC): {ratio(gain['value'], gain['low'], gain['high'])} as many "
+        "answers in time as static batches. "
         f"Figures of its forecast that held: {said}; {verdicts.get('failed', 0)} failed, "
         f"{verdicts.get('undecided', 0)} are undecided.",
     )  # fmt: skip

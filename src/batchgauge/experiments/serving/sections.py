@@ -13,8 +13,7 @@ from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.request import PERCENTILE_FLOOR
-from batchgauge.statistics import Interval
-from batchgauge.text import percent
+from batchgauge.text import percent, ratio
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
 GAIN_GOAL, OWN_GOAL = 1.5, 0.02
@@ -69,7 +68,8 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
     return Section(
         "serving_forecast_held",
         {"compared": table, "requests": requests, "steps": steps}, said,
-        table, f"Forecast against live; bounds were set beforehand: {bounds}.",
+        table.rename(columns={"low": "low_x", "high": "high_x"}),
+        f"Forecast against live; bounds were set beforehand: {bounds}.",
         partial(figures.draw_forecast, table),
         "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
         "of p90.",
@@ -99,8 +99,8 @@ def goodput(case: ServingCase, live: Section, *, load: float) -> Section:
     table = forecast.goodput_gain(requests, load, case.target_s, "static")
     gain = table[table["policy"] == "continuous"].to_dict("records")[0]
     said = (
-        f"At load {load:g} continuous batching answers {gain['value']:.2f} × "
-        f"[{gain['low']:.2f}, {gain['high']:.2f}] as many requests within "
+        f"At load {load:g} continuous batching answers "
+        f"{ratio(gain['value'], gain['low'], gain['high'])} as many requests within "
         f"{1e3 * case.target_s:,.0f} ms as static batches of {case.question.max_batch} "
         f"({gain['seeds']} seeds)."
     )
@@ -165,7 +165,7 @@ def two_cores(case: ServingCase, *, rounds: int) -> Section:
     table = trouble.two_cores(case, rounds)
     gain = trouble.second_core_gain(table)
     said = (
-        f"A second core answers the same requests {_times(gain)} as fast "
+        f"A second core answers the same requests {ratio(gain.value, gain.low, gain.high)} as fast "
         f"(one process, {rounds} rounds)."
     )
     return Section("serving_cores", {"cores": table}, said)
@@ -241,7 +241,3 @@ def gap_words(table: pd.DataFrame, load: float) -> str:
     ours, today = gaps["continuous"], gaps["static"]
     what = "It costs time between tokens" if ours > today else "It costs no time between tokens"
     return f"{what}: {ours:,.0f} ms instead of {today:,.0f} (medians)."
-
-
-def _times(gain: Interval) -> str:
-    return f"{gain.value:.2f} × [{gain.low:.2f}, {gain.high:.2f}]"

@@ -29,6 +29,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.limits import performance_cores
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import Estimate, location
+from batchgauge.text import ratio
 from batchgauge.workload import corpus
 
 Floats = npt.NDArray[np.float32]
@@ -167,7 +168,7 @@ def gains_sentence(table: pd.DataFrame) -> str:
     last = table[table["batch_size"] == table["batch_size"].max()]
     own = last[last["form"].str.endswith("own file")].set_index("form")
     said = "; ".join(
-        f"{name.partition(',')[0]} {row['value']:.1f} × [{row['low']:.1f}, {row['high']:.1f}]"
+        f"{name.partition(',')[0]} " + ratio(row["value"], row["low"], row["high"], "{:.1f}".format)
         for name, row in own.iterrows()
     )
     full, file = own.loc["float32, own file"], own.loc["file, own file"]

@@ -18,7 +18,7 @@ from batchgauge.experiments.turns import CONTEXT
 from batchgauge.profiling.flamegraph import amount
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.reporting.tables import number
-from batchgauge.text import Markdown, first_upper
+from batchgauge.text import Markdown, first_upper, ratio
 
 check = runs.check
 
@@ -178,7 +178,7 @@ def sentence(row: pd.Series) -> str:
     """What a cumulative row says: what the rung is worth, and whether it paid."""
     if row["status"] != "ok":
         return f"{row['rung']}: {row['status']}, not timed."
-    step = f"{row['step_x']:.2f} × [{row['step_low_x']:.2f}, {row['step_high_x']:.2f}]"
+    step = ratio(*row[["step_x", "step_low_x", "step_high_x"]])
     paid = {"faster": "it paid", "slower": "it cost"}.get(row["step_verdict"], row["step_verdict"])
     return (
         f"{row['rung']}: {step} on top of the rung before, {number(row['speedup_x'])} × over the "
