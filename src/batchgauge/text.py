@@ -131,13 +131,18 @@ def figures(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
 
 
-def ratio(
-    value: float, low: float, high: float, said: Callable[[float], str] = "{:.2f}".format
-) -> str:
-    """`4.81 × [4.70, 4.93]`; an interval whose ends are a factor of `WIDE` apart is no result."""
-    if not 0.0 < high <= WIDE * low:
-        return f"{said(value)} × (too unstable for an interval)"
-    return f"{said(value)} × [{said(low)}, {said(high)}]"
+TWO_DIGITS = "{:.2f}".format
+UNSTABLE = "(too unstable for an interval)"
+
+
+def ratio(value: float, low: float, high: float, said: Callable[[float], str] = TWO_DIGITS) -> str:
+    """`4.81 × [4.70, 4.93]`, with `ends`."""
+    return f"{said(value)} × {ends(low, high, said)}"
+
+
+def ends(low: float, high: float, said: Callable[[float], str] = TWO_DIGITS) -> str:
+    """`[4.70, 4.93]` of a ratio; an interval with ends a factor of `WIDE` apart is no result."""
+    return f"[{said(low)}, {said(high)}]" if 0.0 < high <= WIDE * low else UNSTABLE
 
 
 def counted(number: int, one: str, many: str = "") -> str:

@@ -82,14 +82,14 @@ def _words(codes: npt.NDArray[Any], *fifth: npt.NDArray[Any]) -> npt.NDArray[np.
         pairs &= np.uint64(mask)
     words = np.empty((len(codes), 4 + len(fifth)), np.uint32)
     words[:, :4] = pairs
-    for each in fifth:
+    for place, each in enumerate(fifth, 4):
         bits: npt.NDArray[Any] = each.astype(np.uint32)  # eight in a row, input by input
         bits = (bits << 1 | bits >> 7) & 0xFF
         for shift, mask in ((12, 0x000F000F), (6, 0x03030303), (3, 0x11111111)):
             bits = (bits | bits << shift) & mask
         bits <<= np.arange(4, dtype=np.uint32)
         halves = bits[:, :2] | bits[:, 2:]
-        words[:, 4] = halves[:, 0] | halves[:, 1]
+        words[:, place] = halves[:, 0] | halves[:, 1]
     return words
 
 

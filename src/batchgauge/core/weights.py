@@ -128,8 +128,10 @@ class Weights:
         ]
         self.final_gain = read_vector(file, "output_norm.weight")
         # The largest first, that no thread is left alone with it at the end.
-        head = ("token_embd" if config.tied else "output",)
-        wanted = [head] + [
+        first = ["token_embd"] if config.tied else ["output"]
+        if not config.tied and mode != "float32":
+            first.append("token_embd")
+        wanted = [(name,) for name in first] + [
             tuple(f"blk.{i}.{name}" for name in names)
             for i in range(config.layers)
             for names in _parts(config)
@@ -158,17 +160,15 @@ class Weights:
             return Biased(read, np.concatenate([(none | biases[layer])[name] for name in names]))
 
         with ThreadPoolExecutor(min(usable_cores(), LOADERS)) as pool:
-            self.head, *made = pool.map(matrix, wanted, places)
-        found = iter(made)
+            made = iter([*pool.map(matrix, wanted, places)])
+        self.head = next(made)
+        self.embedding: Floats | Matrix | None = next(made) if first[1:] else None
         self.layers = [
-            Layer(shape, gains[i], *(part(i, names, next(found)) for names in _parts(config)))
+            Layer(shape, gains[i], *(part(i, names, next(made)) for names in _parts(config)))
             for i, shape in enumerate(config.shapes)
         ]
-        self.embedding: Floats | Matrix | None = None
         if not config.tied and mode == "float32":
             self.embedding = checked(file.read("token_embd.weight"), "token_embd")
-        elif not config.tied:
-            self.embedding = matrix(("token_embd",), arena)
         matrices = [self.head] + [
             m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
         ]

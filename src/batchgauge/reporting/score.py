@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchgauge.reporting import tables
-from batchgauge.text import WIDE
+from batchgauge.text import UNSTABLE, WIDE
 
 Better = Literal["higher", "lower"]
 
@@ -62,7 +62,7 @@ class Score:
         """Value, interval and unit."""
         text = tables.number(self.value)
         if self._is_wide():
-            return f"{text} {self.unit}".rstrip() + " (too unstable for an interval)"
+            return f"{text} {self.unit}".rstrip() + f" {UNSTABLE}"
         if self.low is not None and self.high is not None:
             text += f" [{tables.number(self.low)}, {tables.number(self.high)}]"
         return f"{text} {self.unit}".strip()

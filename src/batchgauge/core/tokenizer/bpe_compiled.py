@@ -68,9 +68,8 @@ Int64s = npt.NDArray[np.int64]
 class KernelEncoder:
     """Text to ids by the compiled kernel; one call for a whole batch.
 
-    `threads` share a batch; ids are the same with any number of them. `startup_ms` is what the
-    first call took: loading the compiled kernel from Numba's cache, or compiling it (some
-    seconds, once per machine and version).
+    `threads` share a batch; ids are the same with any number of them. Making one loads the
+    compiled kernel from Numba's cache, or compiles it (some seconds, once per machine and version).
     """
 
     _kernel = staticmethod(KERNEL.encode)
@@ -93,9 +92,7 @@ class KernelEncoder:
             name = vocabulary.pre_tokenizer
             self._splitters = ascii_splitter(name), unicode_splitter(name)
         _encoders.add(self)
-        started = perf_counter()
         self.encode("")
-        self.startup_ms = (perf_counter() - started) * 1e3
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text. Raises UnicodeEncodeError for a lone surrogate."""

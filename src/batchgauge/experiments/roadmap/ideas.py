@@ -25,7 +25,7 @@ from batchgauge.simulate.roadmap import IN_TIME, Idea, Setup, combine, rank, swe
 from batchgauge.simulate.server import Fleet
 from batchgauge.simulate.steps import StepTable
 from batchgauge.sizing import simulated_profiles
-from batchgauge.text import percent
+from batchgauge.text import ends, percent
 
 ACCELERATOR = "GPU, 80 GB"
 MACHINES = 4  # of the distributed idea
@@ -145,7 +145,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     def with_interval(kind: str) -> list[str]:
         columns = (table[f"{kind}{end}"].tolist() for end in ("", "_low", "_high"))
         return [
-            f"{v:.2f} [{low:.2f}, {high:.2f}]" if math.isfinite(v) else ""
+            f"{v:.2f} {ends(low, high)}" if math.isfinite(v) else ""
             for v, low, high in zip(*columns, strict=True)
         ]
 
@@ -199,7 +199,7 @@ def _gain_words(row: Mapping[Any, Any]) -> str:
     return (
         f"{percent(row['in_time_share'])} of requests in time instead of "
         f"{percent(row['in_time_today'])}, and a p90 wait {row['waiting_gain']:.1f} × shorter "
-        f"[{row['waiting_gain_low']:.1f}, {row['waiting_gain_high']:.1f}]"
+        f"{ends(row['waiting_gain_low'], row['waiting_gain_high'], '{:.1f}'.format)}"
         + f" ({row['basis']})"
         * ("not" in row["basis"])
     )

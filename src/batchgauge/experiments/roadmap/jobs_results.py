@@ -120,11 +120,8 @@ def simulated(rows: pd.DataFrame) -> dict[str, float]:
     """
     parts = int(_value(rows, SOUND, "parts"))
     opened_s = _value(rows, TOKENIZING, "opened, s")
-    part_s = (
-        WORKERS
-        * _value(rows, TOKENIZING, "part, MB")
-        / float(np.median(_values(rows, TOKENIZING, TWO)))
-    )
+    mb_per_s = float(np.median(_values(rows, TOKENIZING, TWO)))
+    part_s = WORKERS * _value(rows, TOKENIZING, "part, MB") / mb_per_s
     dies_s = np.inf if (after := _values(rows, KILLED, "after, s")).size == 0 else after[0]
     back_s = dies_s + _value(rows, COLD, "workers started") + opened_s
     sound = Trouble()

@@ -330,7 +330,7 @@ class Search:
     def _beliefs(self) -> Beliefs:
         question, rows = self.question, self._runs()
         settings = np.array([o.setting for o in rows])
-        values = curves.Seen(settings, np.array([o.value for o in rows]), variances(self._runs()))
+        values = curves.Seen(settings, np.array([o.value for o in rows]), variances(rows))
         seed = int(self._rng.integers(2**31))
         metrics = {
             name: curves.sample(
