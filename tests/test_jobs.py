@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import json
 import os
@@ -509,12 +510,20 @@ def test_a_part_that_takes_every_worker_down_is_named(tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path, monkeypatch):
-    """Nor is an address that is none."""
+    """Nor is an address that is none. No client is left, whose end could meet another's begin."""
+    from distributed import Client
+
     monkeypatch.setattr("batchgauge.dask_client._CONNECT_S", 0.2)
-    path = write_prompts(tmp_path / "p.jsonl", ["a"])
+
+    def clients() -> int:
+        return sum(type(each) is Client for each in gc.get_objects())
+
+    gc.collect()
+    before, path = clients(), write_prompts(tmp_path / "p.jsonl", ["a"])
     for address in ("tcp://127.0.0.1:1", "nonsense", "ftp://x"):
         with pytest.raises(UserError, match="does not answer"):
             run_job(ECHO, path, tmp_path / "out", where=Where(dask=address), progress=False)
+        assert clients() == before
 
 
 def test_other_versions_on_a_worker_are_named():

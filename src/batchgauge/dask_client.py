@@ -5,6 +5,7 @@ Imported only where an address or processes were asked for; `batchgauge[distribu
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,14 +23,19 @@ _TOGETHER = ("python", "dask", "distributed", "msgpack", "cloudpickle", "batchga
 def connected(address: str) -> Iterator[Client]:
     """A client of the scheduler at `address`. Raises UserError where none answers or works."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    client, reason = None, ""
     try:
         client = Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())[:120]
+    if client is None:
+        # Ends the client that failed now: while the next one starts, which holds the lock that
+        # this takes, the process would hang.
+        gc.collect()
         raise UserError(
             f"The Dask scheduler '{address}' does not answer ({reason}); expected an "
             "address such as tcp://10.0.0.1:8786."
-        ) from None
+        )
     with client:
         if not client.scheduler_info(n_workers=-1)["workers"]:
             raise UserError(f"The Dask scheduler '{address}' has no workers; start some.")
