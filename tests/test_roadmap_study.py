@@ -16,6 +16,7 @@ from tests.conftest import chart_of, rows_of
 from tests.poisson import poisson
 from tests.tiny_model import write_tiny_model
 
+from batchgauge.adapters.checks import check_generates
 from batchgauge.errors import UserError
 from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
@@ -36,6 +37,7 @@ from batchgauge.files import write_csv
 from batchgauge.measuring.record import COLUMNS
 from batchgauge.reporting import Report, Section, profile_named
 from batchgauge.reporting.charts import Chart
+from batchgauge.request import BatchItem
 from batchgauge.simulate.arrivals import Arrivals
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity
@@ -123,6 +125,39 @@ def test_a_replay_serves_every_request_by_the_policys_rules(engine, batching):
     assert sizes.max() <= 5
     if batching == "static":
         assert sizes.tolist() == [5, 5, 2]
+
+
+class StopsEarly:
+    """An engine that generates two tokens at most, whatever is asked for."""
+
+    name = "early"
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def max_batch_size(self):
+        """As the engine's."""
+        return self.engine.max_batch_size()
+
+    def infer_batch(self, items):
+        """Shorter answers under the same ids."""
+        cut = [replace(i.data, max_tokens=min(2, i.data.max_tokens)) for i in items]
+        return self.engine.infer_batch(
+            [BatchItem(i.id, request) for i, request in zip(items, cut, strict=True)]
+        )
+
+
+def test_an_engine_that_stops_early_is_taken_as_it_is(engine, case):
+    """What came is replayed, simulated and said; nothing is refused."""
+    early, arrivals = StopsEarly(engine), short_stream()
+    assert "2 tokens at most where 4 were asked" in check_generates(early)
+    assert check_generates(engine) == ""
+    real = replay(early, arrivals, Server("static", 5))
+    assert real["tokens"].tolist() == np.minimum(arrivals.generated, 2).tolist()
+    other = replace(case, context=replace(case.context))
+    other.context.__dict__["engine"] = early
+    found = validation.validate(other, requests=4, seeds=1, loads=[0.5])
+    assert found.batches["steps"].max() <= 2
 
 
 def test_a_replay_refuses_what_infer_batch_cannot_do(engine):

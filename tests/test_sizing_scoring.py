@@ -248,8 +248,8 @@ class InventedEngine:
 
     name = "invented"
 
-    def __init__(self, *, stages: bool = True, broken: bool = False) -> None:
-        self.stages, self.broken, self.calls = stages, broken, 0
+    def __init__(self, *, stages: bool = True, broken: bool = False, most: int = 99) -> None:
+        self.stages, self.broken, self.most, self.calls = stages, broken, most, 0
 
     def max_batch_size(self) -> int:
         """As small as a test wants it."""
@@ -258,7 +258,7 @@ class InventedEngine:
     def infer_batch(self, items) -> BatchResult[InferenceBatchResponse]:
         """Answer with invented durations."""
         self.calls += 1
-        rows, new = len(items), items[0].data.max_tokens
+        rows, new = len(items), min(self.most, items[0].data.max_tokens)
         first, step = probe(rows, len(items[0].data.prompt), new - 1)
         error = "broken" if self.broken else None
         answer = InferenceBatchResponse("", new)
@@ -273,6 +273,9 @@ def test_the_engine_probe_tells_phases_apart(stages):
     ask_probe = engine_probe(InventedEngine(stages=stages))
     assert ask_probe(8, 16, 4) == pytest.approx(probe(8, 16, 4))
     assert ask_probe(3, 20, 0)[0] == pytest.approx(probe(3, 20, 0)[0])
+    stops_early = engine_probe(InventedEngine(stages=stages, most=3))
+    assert stops_early(8, 16, 4) == pytest.approx(probe(8, 16, 2))
+    assert engine_probe(InventedEngine(stages=stages, most=1))(8, 16, 4)[1] == 0.0
 
 
 def test_a_failing_engine_is_a_user_error():

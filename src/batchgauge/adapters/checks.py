@@ -8,6 +8,7 @@ into nonsense, so each is said, with the numbers. Nothing is timed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -22,6 +23,7 @@ from batchgauge.request import (
     check_items,
     checked,
 )
+from batchgauge.text import counted
 
 _QUESTIONS = ("Why is the sky blue?", "List five red fruits.", "Once upon a time")
 _FEW = 4  # tokens of an answer that shows whether there is any
@@ -131,21 +133,28 @@ def check_result(
             )
 
 
-def check_generates(engine: Engine) -> None:
-    """Raise UserError when a few plain questions get empty answers only.
+def check_generates(engine: Engine) -> str:
+    """What is to be said of an engine that stops early, asked a few plain questions; else "".
 
-    An engine that generates nothing is very fast at it. Errors are left to whoever asks next.
+    Raises UserError when it answers nothing: an engine that generates nothing is very fast at
+    it. Errors are left to whoever asks next.
     """
     size = min(len(_QUESTIONS), engine.max_batch_size())
-    items = [
-        BatchItem(text, InferenceBatchRequest(text, max_tokens=_FEW)) for text in _QUESTIONS[:size]
-    ]
+    asked = InferenceBatchRequest("", max_tokens=_FEW, ignore_eos=True)
+    items = [BatchItem(text, replace(asked, prompt=text)) for text in _QUESTIONS[:size]]
     answers = [row.data for row in engine.infer_batch(items).responses if row.data]
     if answers and all(answer.is_empty for answer in answers):
         raise UserError(
             f"Every answer of the engine '{engine.name}' was empty: nothing was generated, so "
             "there is nothing to measure; expected an engine that answers plain prompts."
         )
+    most = max((answer.tokens_generated or _FEW for answer in answers), default=_FEW)
+    return (
+        f"The engine stops early: it generated {counted(most, 'token')} at most where {_FEW} were "
+        "asked for, end tokens ignored. Figures are of what came."
+        if most < _FEW
+        else ""
+    )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model_vocab_size: int) -> None:

@@ -135,7 +135,7 @@ class Context:
     def cost(self) -> Cost:
         """What the model costs with this engine, these weights and threads: a short pilot."""
         with preflight.limit_threads(self.threads):
-            check_generates(self.engine)
+            self.note(check_generates(self.engine))
             return pilot(self.engine, self.budget.share(1 / 20))
 
     def elsewhere(self) -> Context:

@@ -3,7 +3,8 @@
 A probe is only a callable that runs a size and gives milliseconds; these make one
 from anything that satisfies the `Engine` or `Tokenizer` protocol. An engine that
 tells its inter-token or stage times is asked once per size; one that does not is run
-with one token and with several, and the difference is the decode time.
+with one token and with several, and the difference is the decode time. Steps are those that
+came: an engine may stop early.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ def engine_probe(engine: Engine) -> EngineProbe:
     def probe(rows: int, prompt_tokens: int, steps: int) -> tuple[float, float]:
         result = run(rows, prompt_tokens, 1 + steps)
         total = result.stats.total_duration_ms
+        came = max((r.data.tokens_generated or 0 for r in result.responses if r.data), default=0)
+        if came:  # an engine may stop early
+            steps = min(steps, came - 1)
         if steps == 0:
             return total, 0.0
         gaps = result.responses[0].data.inter_token_ms if result.responses[0].data else ()

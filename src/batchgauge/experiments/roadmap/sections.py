@@ -54,7 +54,7 @@ def step_times(case: Case) -> Section:
     table = study.calibration_table(case)
     return Section(
         "roadmap_step_time", {"step_times": table}, study.calibration_sentence(case),
-        picture=partial(figures.draw_step_time, table),
+        picture=partial(figures.draw_step_time, table) if table["step_ms"].all() else None,
         picture_caption="Measured time of a decode step, and of one token of it, by batch size; "
         "bands are the calibration's own 95 % interval.",
         rests_on="1 calibration, 1 process",

@@ -221,6 +221,8 @@ def calibration_table(case: Case) -> pd.DataFrame:
 def calibration_sentence(case: Case) -> str:
     """What batching shares on this machine, and the calibration's own error."""
     first, *_, last = calibration_table(case).to_dict("records")
+    if not min(first["step_ms"], last["step_ms"]) > 0.0:
+        return "A decode step takes too little to be told from none."
     return (
         f"A decode step takes {figures(first['step_ms'])} ms for one sequence and "
         f"{figures(last['step_ms'])} ms for {last['batch_size']:.0f}: a token costs "

@@ -11,7 +11,7 @@ simulation, whose step times follow it, stands beside. Nothing else of a replay 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -112,6 +112,7 @@ def validate(case: Case, *, requests: int, seeds: int, loads: Sequence[float]) -
             real = replay(
                 case.engine, arrivals, server, seed=seed, progress=bar.update, pace=control
             )
+            arrivals = replace(arrivals, generated=real["tokens"].to_numpy())  # that came
             pace, place = control.curve(), {"policy": policy, "load": load, "seed": seed}
             run = simulate(arrivals, case.table, server)
             followed = simulate(arrivals, case.table, server, pace=pace)
