@@ -27,8 +27,8 @@ from tests.scheduler import Plan, simulate
 from tests.scheduler_server import Running, scheduler_server
 
 from batchgauge.advise import Load, suggest
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.observe import observe
-from batchgauge.sizing.advice.search import Question
 
 LARGEST, TOKENS, WORDS = 64, 6, 20
 REQUESTS, SECONDS = 200, 6  # of a run of AIPerf's, and of one of guidellm's

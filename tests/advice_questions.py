@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from tests.scheduler import Plan, simulate
 
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import first_rates, rates, whole_settings
 from batchgauge.sizing.advice.observe import Objective, Run, observe
-from batchgauge.sizing.advice.search import Question
 
 JUDGED = 1000
 KINDS = ("compute", "cap", "memory", "refusals", "queue")

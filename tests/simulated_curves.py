@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import whole_settings
 from batchgauge.sizing.advice.observe import Observation, Run
-from batchgauge.sizing.advice.search import Question, Search
+from batchgauge.sizing.advice.search import Search
 
 
 @dataclass(frozen=True)

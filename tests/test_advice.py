@@ -33,19 +33,25 @@ from batchgauge.request import (
 )
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.answer import MeasuredAdvice
-from batchgauge.sizing.advice.decision import Beliefs, decide, gains
+from batchgauge.sizing.advice.decision import Beliefs, Question, decide, gains
 from batchgauge.sizing.advice.launch import Launched, check_free
 from batchgauge.sizing.advice.limits import limit_of
-from batchgauge.sizing.advice.load import Batches, ClosedLoop, OpenLoop, Requests, whole_settings
+from batchgauge.sizing.advice.load import (
+    Batches,
+    ClosedLoop,
+    OpenLoop,
+    Requests,
+    first_settings,
+    whole_settings,
+)
 from batchgauge.sizing.advice.noise import less_mix
 from batchgauge.sizing.advice.observe import (
     Asked,
     Run,
     observe,
-    p95_log,
-    percentile_interval,
 )
-from batchgauge.sizing.advice.search import Found, Question, Search, first_settings
+from batchgauge.sizing.advice.percentiles import alike, p95_log, percentile_interval
+from batchgauge.sizing.advice.search import Found, Search
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import figures
 
@@ -165,6 +171,25 @@ def test_a_cliff_between_two_neighbours_is_believed():
     assert candidates[int(drawn.mean(axis=0).argmax())] == 11.0
 
 
+def test_a_whole_tile_is_expected_to_be_better_than_a_part_of_one():
+    """A server of tiles of 8 that ran at 4, 9, 10 and 16: 8 may do as much as 9, 17 less than 16.
+
+    And two runs of one setting that agree outweigh any law.
+    """
+    candidates, at = whole_settings(32), np.array([1.0, 2.0, 4.0, 9.0, 10.0, 16.0, 32.0])
+    values = np.log(at / (20.0 + 8.0 * np.ceil(at / 8.0)))
+    drawn = curves.sample("rate", curves.Seen(at, values, np.full(7, 1e-4)), candidates, 800, 0)
+    middle = dict(zip(candidates.tolist(), np.median(drawn, axis=0).tolist(), strict=True))
+    assert middle[8.0] > middle[9.0] - 0.03
+    assert middle[16.0] > middle[17.0] + 0.03
+    off = np.append(values, values[4] - 0.2), np.append(at, 10.0)
+    off[0][4] -= 0.2
+    seen = curves.Seen(off[1], off[0], np.full(8, 1e-4))
+    drawn = curves.sample("rate", seen, candidates, 800, 0)
+    here = drawn[:, candidates == 10.0]
+    assert abs(float(np.median(here)) - off[0][4]) < 0.05
+
+
 def test_a_plateau_is_taken_at_its_beginning():
     """Where all are alike the smallest is advised, and a clearly better one is worth its wait."""
     candidates = np.array([4.0, 8.0, 16.0, 32.0])
@@ -197,6 +222,31 @@ def test_the_next_run_is_where_something_is_to_be_learned():
     assert found[1] > 0.02
     assert found[0] < found[1] / 10
     assert found[2] < found[1] / 10
+
+
+def test_what_no_advice_depends_on_promises_nothing():
+    """Few samples agree with an outcome far off: the best of few means is no finding."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0.0, 0.02, (800, 40))
+    values = np.hstack([noise, rng.normal(-3.0, 2.0, (800, 1))])
+    taken = np.ones((800, 41), dtype=bool)
+    taken[:, -1] = False  # it refuses, whatever it would do
+    beliefs = Beliefs(np.arange(1.0, 42.0), values, {}, {}, taken)
+    found = [gains(beliefs, {"value": np.full(41, 0.01)}, seed)[-1] for seed in range(10)]
+    assert np.mean(found) < 3e-3  # 8e-3 with the best of few means
+
+
+def test_a_queue_grows_towards_a_capacity():
+    """Three rates far from it tell where the latency of arrivals goes; requests at once do not."""
+    rates, at = np.geomspace(10.0, 95.0, 40), np.array([10.0, 40.0, 70.0, 80.0])
+    wait = -np.log1p(-rates / 100.0)
+    seen = curves.Seen(at, -np.log1p(-at / 100.0), np.full(4, 1e-4))
+    off = {
+        kind: np.abs(np.median(curves.sample(kind, seen, rates, 400, 0), axis=0) - wait)[-4:].max()
+        for kind in ("latency", "latency by arrivals")
+    }
+    assert off["latency by arrivals"] < 0.6
+    assert off["latency"] > 2 * off["latency by arrivals"]
 
 
 # The search on servers with known truth, by seeds that tuned nothing.
@@ -237,7 +287,7 @@ def test_fifty_questions():
             named.append(limit_of(found).name in asked.true_names())
     figures_said = (np.sort(shares)[:8], np.mean(broken), np.mean(held), np.mean(named))
     assert np.median(shares) >= 0.99, figures_said
-    assert np.mean(np.array(shares) >= 0.95) >= 0.84, figures_said
+    assert np.mean(np.array(shares) >= 0.95) >= 0.88, figures_said
     assert np.mean(broken) <= 0.02, figures_said
     assert np.mean(held) >= 0.93, figures_said
     assert np.mean(named) >= 0.95, figures_said
@@ -452,6 +502,27 @@ def test_neighbours_that_are_alike_tell_less():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.uniform(1, 2, 200), rng.uniform(2, 3, 200)])
     assert p95_log(values)[1] > 2 * p95_log(rng.permutation(values))[1]
+    assert alike(values) > 20.0
+    assert np.median([alike(rng.normal(size=200)) for _ in range(100)]) < 1.3
+
+
+def test_how_many_came_by_chance_is_no_finding():
+    """An open run's rate is what was offered; it is less where the server fell behind."""
+    few, many = (
+        [Asked(0, t, t, t + 0.01, t + 0.1, 4) for t in np.linspace(0.0, 10.0, n, endpoint=False)]
+        for n in (80, 120)
+    )
+    seen = [
+        observe(Run("open", 10.0, asked, 0.0, 10.0), 10.0, "throughput", {}, tokens=True)
+        for asked in (few, many)
+    ]
+    assert math.exp(seen[0].value) == pytest.approx(40.0)
+    assert seen[1].value == pytest.approx(seen[0].value)
+    assert seen[0].value_sd < 0.01
+    late = [replace(a, first_s=2 * a.due_s + 0.1, end_s=2 * a.due_s + 0.2) for a in many]
+    behind = observe(Run("open", 10.0, late, 0.0, 10.0), 20.0, "throughput", {}, tokens=True)
+    assert math.exp(behind.value) < 30.0
+    assert behind.value_sd > 0.1
 
 
 def test_a_run_that_slows_down_is_not_steady():
@@ -471,6 +542,15 @@ def test_requests_of_wrong_length_are_left_out():
     refused = Asked(0, 1.0, 1.0, math.nan, 1.0, None, 429, "busy")
     assert Run("closed", 1, [*good, unfit], 0.0, 10.0).refused_share == 0.0
     assert Run("closed", 1, [*good, refused], 0.0, 10.0).refused_share > 0.0
+    many = [replace(a, due_s=a.due_s / 10, end_s=a.due_s / 10 + 0.5) for a in good] * 8
+    broken = Asked(0, 1.0, 1.0, math.nan, 1.0, None, 0, "reset")
+    taken = {
+        one.error: observe(
+            Run("closed", 1, [*many, one], 0.0, 10.0), 10.0, "throughput", {}, tokens=True
+        ).is_taken
+        for one in (refused, broken)
+    }
+    assert taken == {"busy": False, "reset": True}  # one refusal is a limit, one reset is none
     with pytest.raises(UserError, match="No request of the workload is taken: too long"):
         observe(Run("closed", 1, [unfit], 0.0, 1.0), 1.0, "throughput", {}, tokens=True)
 

@@ -25,6 +25,7 @@ from batchgauge.protocols import Engine
 from batchgauge.redaction import redacted
 from batchgauge.registry import open_engine
 from batchgauge.sizing.advice.answer import MeasuredAdvice
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.launch import Launched
 from batchgauge.sizing.advice.load import (
     Answering,
@@ -36,7 +37,7 @@ from batchgauge.sizing.advice.load import (
     whole_settings,
 )
 from batchgauge.sizing.advice.observe import Objective, observe
-from batchgauge.sizing.advice.search import Question, Search, Target
+from batchgauge.sizing.advice.search import Search, Target
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import visible
 from batchgauge.workload import load_prompts, to_items

@@ -20,8 +20,9 @@ from batchgauge.machine.preflight import blas_identity
 from batchgauge.machine.rates import cache_folder
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import Batches, Requests, whole_settings
-from batchgauge.sizing.advice.search import Question, Search
+from batchgauge.sizing.advice.search import Search
 from batchgauge.sizing.calibration import Extent, calibrate_engine, calibrate_tokenizer
 from batchgauge.sizing.cost_model import CostModel, Identity
 from batchgauge.sizing.lengths import Lengths

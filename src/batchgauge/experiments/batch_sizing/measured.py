@@ -17,8 +17,8 @@ from batchgauge.experiments.context import Context
 from batchgauge.protocols import Engine
 from batchgauge.reporting import Section
 from batchgauge.sizing.advice.answer import MeasuredAdvice
+from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.observe import METRICS
-from batchgauge.sizing.advice.search import Question
 from batchgauge.sizing.automatic import shows_its_model
 from batchgauge.sizing.suggestion import BatchSizeSuggestion, SizingConfig
 

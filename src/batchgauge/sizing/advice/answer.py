@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.sizing.advice.limits import Limit, limit_of
-from batchgauge.sizing.advice.observe import METRICS, Run, percentile_interval
+from batchgauge.sizing.advice.observe import METRICS, Run
+from batchgauge.sizing.advice.percentiles import percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
 from batchgauge.text import (

@@ -2,11 +2,13 @@
 
 A curve is a mean plus a Gaussian process (Rasmussen & Williams, "Gaussian Processes for Machine
 Learning", 2006, ch. 2), both over the logarithm of the setting. The mean is a law that servers
-follow: a rate saturates, n / (n + h), until a cap of its own and may fall at a cliff; a latency
-grows as h + n and may jump where requests begin to wait. Which law, how smooth the rest and how
-much runs of one setting differ is not decided but averaged over, by marginal likelihood
-(Hoeting et al., "Bayesian model averaging", Statistical Science 14, 1999): a single best fit
-would state too small a risk.
+follow: a rate saturates, n / (n + h), until a cap of its own, in whole tiles of requests where
+steps cost the same for a part of one, and may fall at a cliff; a latency
+grows as h + n and may jump where requests begin to wait, or, where so many arrive a second, as
+1 / (1 - n / c) towards a capacity c (Kleinrock, "Queueing Systems", 1975, ch. 3). Which law, how
+smooth the rest and how much runs of one setting differ is not decided but averaged over, by
+marginal likelihood (Hoeting et al., "Bayesian model averaging", Statistical Science 14, 1999): a
+single best fit would state too small a risk.
 
 m runs · c candidate settings · L laws · S samples
 """
@@ -14,7 +16,7 @@ m runs · c candidate settings · L laws · S samples
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -23,12 +25,15 @@ import numpy.typing as npt
 import scipy
 
 Array = npt.NDArray[np.float64]
-Kind = Literal["rate", "latency"]
+Kind = Literal["rate", "latency", "latency by arrivals"]
 
 _LEVEL = 30.0  # standard deviation of the unknown level, in logarithms: any
 _JITTER = 1e-9
 _HALVES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e5)  # settings at which half the limit is reached
 _PLACES = 24  # places of a cap that are told apart
+_CAPACITIES = 40
+_TILES = (4, 8, 16)  # requests
+_NEAREST = 1e-2  # to the capacity, as a share of it: beyond, no run is long enough to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Prior:
     between     standard deviations between runs of one setting, beyond what a run shows itself
     drops       depths of a cliff (a rate), or heights of a jump (a latency)
     has_change  prior probability of a cap, and of a cliff or jump
+    queues      prior probability that a latency grows towards a capacity
+    tiled       prior probability that a rate without a cap grows in tiles
     """
 
     amplitudes: tuple[float, ...]
@@ -46,16 +53,24 @@ class Prior:
     between: tuple[float, ...]
     drops: tuple[float, ...]
     has_change: tuple[float, float]
+    queues: float = 0.0
+    tiled: float = 0.0
 
 
 PRIORS: dict[Kind, Prior] = {
     "rate": Prior(
-        (0.005, 0.02, 0.08), (0.5, 2.0), (0.001, 0.008, 0.03, 0.1), (0.1, 0.3, 0.8, 2.5), (0.5, 0.4)
+        (0.005, 0.02, 0.08),
+        (0.12, 0.5, 2.0),
+        (0.001, 0.008, 0.03, 0.1),
+        (0.1, 0.3, 0.8, 2.5),
+        (0.5, 0.4),
+        tiled=0.3,
     ),
     "latency": Prior(
         (0.02, 0.08, 0.3), (0.5, 2.0), (0.005, 0.03, 0.1), (0.5, 1.5, 3.0), (0.0, 0.5)
     ),
 }
+PRIORS["latency by arrivals"] = replace(PRIORS["latency"], queues=0.7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +149,26 @@ def _each_law(
     between = np.sqrt(candidates[1:] * candidates[:-1])[:, None]  # [c - 1, 1]
     after = (at[None, :] > between).astype(np.float64)  # [c - 1, at]
     drops = np.array(prior.drops)[:, None, None] * after[None]  # [drops, c - 1, at]
-    if kind == "latency":
+    if kind != "rate":
+        if prior.queues:
+            ends = candidates[candidates.size // 4], 1.6 * candidates[-1]
+            capacities = np.geomspace(*ends, _CAPACITIES)[:, None]
+            queue = -np.log(np.maximum(1.0 - at[None, :] / capacities, _NEAREST))
+            yield np.concatenate([queue, queue / 2.0]), prior.queues
+        rest = 1.0 - prior.queues
         plain = np.log(halves + at[None, :])
-        yield plain, 1.0 - drop_p
+        yield plain, rest * (1.0 - drop_p)
         # Behind a jump requests wait their turn: the wait grows with those in front.
         behind = np.log(np.maximum(at[None, :] / between, 1.0))
-        yield _sums(plain, (drops + behind[None]).reshape(-1, at.size)), drop_p
+        yield _sums(plain, (drops + behind[None]).reshape(-1, at.size)), rest * drop_p
         return
     cliffs = -drops.reshape(-1, at.size)
     plain = -np.log1p(halves / at[None, :])
-    yield plain, (1.0 - cap_p) * (1.0 - drop_p)
-    yield _sums(plain, cliffs), (1.0 - cap_p) * drop_p
+    tiled = _tiled(_HALVES[:-1], at)
+    yield plain, (1.0 - prior.tiled) * (1.0 - cap_p) * (1.0 - drop_p)
+    yield _sums(plain, cliffs), (1.0 - prior.tiled) * (1.0 - cap_p) * drop_p
+    yield tiled, prior.tiled * (1.0 - cap_p) * (1.0 - drop_p)
+    yield _sums(tiled[::2], cliffs), prior.tiled * (1.0 - cap_p) * drop_p
     yield _capped(_HALVES, _PLACES, candidates, at), cap_p * (1.0 - drop_p)
     yield _sums(_capped(_HALVES[1::2], _PLACES // 2, candidates, at), cliffs), cap_p * drop_p
 
@@ -154,6 +178,14 @@ def _capped(halves: Sequence[float], places: int, candidates: Array, at: Array) 
     caps = np.unique(np.geomspace(candidates[0], candidates[-1], places + 2))[1:-1]
     reached = np.minimum(at[None, :], caps[:, None])  # [caps, at]
     laws = -np.log1p(np.array(halves)[:, None, None] / reached[None])
+    return np.asarray(laws.reshape(-1, at.size))
+
+
+def _tiled(halves: Sequence[float], at: Array) -> Array:
+    """Laws of steps that cost as much for a part of a tile as for the whole, float64 [L, at]."""
+    tiles = np.array(_TILES, dtype=np.float64)[:, None]
+    whole = tiles * np.ceil(at[None, :] / tiles)  # [tiles, at]
+    laws = np.log(at) - np.log(np.array(halves)[:, None, None] + whole[None])
     return np.asarray(laws.reshape(-1, at.size))
 
 

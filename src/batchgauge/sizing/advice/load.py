@@ -349,6 +349,13 @@ def whole_settings(largest: int) -> npt.NDArray[np.float64]:
     return np.array(found, dtype=np.float64)
 
 
+def first_settings(candidates: Array) -> list[float]:
+    """Four settings over the range, evenly in their logarithm."""
+    wanted = np.geomspace(candidates[0], candidates[-1], 4)
+    nearest = [float(candidates[np.argmin(np.abs(np.log(candidates / w)))]) for w in wanted]
+    return list(dict.fromkeys(nearest))
+
+
 def rates(capacity: float) -> Array:
     """Rates to search, in steps of 4 %: up to a little more than the server manages."""
     return np.asarray(capacity * 1.04 ** np.arange(-45.0, 3.0))

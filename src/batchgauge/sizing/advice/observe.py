@@ -15,10 +15,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
 from batchgauge.errors import UserError
-from batchgauge.request import PERCENTILE_FLOOR
+from batchgauge.sizing.advice.percentiles import alike, p95_log
 from batchgauge.text import figures
 
 Array = npt.NDArray[np.float64]
@@ -28,16 +27,12 @@ METRICS = {
     "inter_token": "time between tokens",
     "latency": "latency of a request",
 }
-# Standard error of a normal 95th percentile: 2.11 standard deviations over the square root of n.
-_NORMAL_P95 = 2.11
-_ENOUGH = 80  # values from which order statistics tell a percentile's error
-_LEAST_P95_SD = 0.005
 LEAST_SD = 0.002  # of a run's logarithm
 REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
-_MOST_REFUSED = 0.01
+_MOST_REFUSED = 0.002  # of the requests of a setting that is advised, or none of a short run's
+_MOST_FAILED = 0.01  # without a word of load: connections break now and then
 _OUT_OF_NOTHING = 20.0  # growth within a run that is no figure
 _GROWN = 2.0  # the mean latency of an open run's last third over that of its first
-_BATCHES = 8  # consecutive requests in so many batches show how much neighbours have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +136,11 @@ class Run:
         return self._share(lambda a: not a.is_ok)
 
     @property
+    def busy_share(self) -> float:
+        """Share of requests that were refused with a status, which is about load."""
+        return self._share(lambda a: a.status > 0)
+
+    @property
     def broken_share(self) -> float:
         """Share of requests that got no answer at all."""
         return self._share(lambda a: a.is_broken)
@@ -201,12 +201,14 @@ class Observation:
     @property
     def is_taken(self) -> bool:
         """Whether the server took (nearly) all requests."""
-        return self.run.refused_share <= _MOST_REFUSED and not self.is_overloaded
+        run = self.run
+        is_refused = run.busy_share > _MOST_REFUSED or run.refused_share > _MOST_FAILED
+        return not is_refused and not self.is_overloaded
 
     @property
     def is_broken(self) -> bool:
         """Whether requests got no answer at all: the server broke off, or went away."""
-        return self.run.broken_share > _MOST_REFUSED
+        return self.run.broken_share > _MOST_FAILED
 
     @property
     def is_overloaded(self) -> bool:
@@ -230,19 +232,24 @@ def observe(
     """
     if not run.answered:
         raise UserError(_nothing(run))
-    blocks = _block_rates(run, tokens=tokens and objective == "throughput")
-    rate = _cycle_rate(run, tokens=tokens and objective == "throughput")
-    sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
-    # Where cycles and blocks disagree, slots were out of step with each other at the end.
-    variance = max(LEAST_SD, sd) ** 2
-    if run.kind == "closed":
-        variance += (math.log(rate / float(blocks.mean())) / 2.0) ** 2
+    tokens = tokens and objective == "throughput"
+    blocks, rate = _block_rates(run, tokens=tokens), _cycle_rate(run, tokens=tokens)
+    if run.kind == "open":
+        amounts = np.array([_amount(a, tokens=tokens) for a in run.counted if a.is_ok])
+        sd = float(amounts.std() / math.sqrt(amounts.size) / amounts.mean())
+        other = run.setting * float(amounts.sum()) / len(run.counted)
+    else:
+        sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
+        other = float(blocks.mean()) if run.kind == "closed" else rate
+    # Where two rates disagree, slots were out of step with each other at the end, or the server
+    # fell behind.
+    variance = max(LEAST_SD, sd) ** 2 + (math.log(rate / other) / 2.0) ** 2
     unsteady, plain = _trend(blocks), math.log(rate)
     if objective == "goodput":
         kept = np.array([_keeps(a, targets) for a in run.answered])
         share = (kept.sum() + 0.5) / (kept.size + 1.0)
         rate *= share
-        variance += (1.0 - share) / (share * (kept.size + 1.0))
+        variance += alike(kept.astype(np.float64)) * (1.0 - share) / (share * (kept.size + 1.0))
     metrics = {
         name: p95_log(values) for name in METRICS if (values := run.values_of(name)).size >= 3
     }
@@ -271,10 +278,12 @@ def _cycle_rate(run: Run, *, tokens: bool) -> float:
     ok = [a for a in run.asked if a.is_ok and a.due_s >= run.begin_s]
     if run.kind == "open":
         counted = [a for a in run.counted if a.is_ok]
+        # How many came is chance, at what rate is not: answers a request, times the rate; less
+        # where the server fell behind, and answered for longer than they came.
         done_s = max(a.end_s for a in counted) - min(a.due_s for a in counted)
-        # All that was due and answered; over the time that took where the server fell behind.
-        width = max(run.deadline_s - run.begin_s, done_s - _typical(run))
-        return sum(_amount(a, tokens=tokens) for a in counted) / width
+        behind = max(1.0, (done_s - _typical(run)) / (run.deadline_s - run.begin_s))
+        answered = sum(_amount(a, tokens=tokens) for a in counted)
+        return run.setting * answered / len(run.counted) / behind
     if run.kind == "batch":
         return sum(_amount(a, tokens=tokens) for a in ok) / (run.deadline_s - run.begin_s)
     total = 0.0
@@ -329,29 +338,6 @@ def batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
     return np.array(list(found.values())).T
 
 
-def p95_log(values: Array) -> tuple[float, float]:
-    """Logarithm of the 95th percentile of [n] values, and its standard deviation.
-
-    Hyndman & Fan's type 8, nearly unbiased in small samples. Neighbours in time share the
-    server's state; by how much, batch means say (Law & Kelton, "Simulation Modeling and
-    Analysis", ch. 9).
-    """
-    logs = np.log(np.maximum(values, 1e-3))
-    middle = float(np.quantile(logs, 0.95, method="median_unbiased"))
-    spread = float(logs.std(ddof=1))
-    alike = 1.0
-    if values.size >= 4 * _BATCHES and spread > 0.0:
-        means = [float(part.mean()) for part in np.array_split(logs, _BATCHES)]
-        alike = max(1.0, float(np.var(means, ddof=1)) * values.size / _BATCHES / spread**2)
-    n = values.size / alike
-    sd = _NORMAL_P95 * spread / math.sqrt(n)
-    if n >= _ENOUGH:  # the distance of order statistics (Woodruff, JASA 47, 1952)
-        reach = 1.96 * math.sqrt(0.95 * 0.05 / n)
-        low, high = np.quantile(logs, [0.95 - reach, min(1.0, 0.95 + reach)])
-        sd = min(sd, float(high - low) / (2 * 1.96))
-    return middle, max(sd, _LEAST_P95_SD)
-
-
 def _trend(blocks: Array) -> str:
     """What was not steady in the blocks of a run; empty when nothing stands out."""
     half = blocks.size // 2
@@ -365,18 +351,6 @@ def _trend(blocks: Array) -> str:
     if change > _OUT_OF_NOTHING:
         return "hardly anything was answered in the first half of a run"
     return f"the rate changed by {100 * change:+.0f} % within a run"
-
-
-def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float, float] | None:
-    """A percentile with its 95 % interval by order statistics; None below its floor of samples."""
-    n = values.size
-    if n < PERCENTILE_FLOOR[percent]:
-        return None
-    ordered = np.sort(values)
-    low = int(scipy.stats.binom.ppf(0.025, n, percent / 100))
-    high = int(scipy.stats.binom.ppf(0.975, n, percent / 100))
-    point = float(np.quantile(ordered, percent / 100))
-    return point, float(ordered[max(0, low - 1)]), float(ordered[min(n - 1, high)])
 
 
 def _nothing(run: Run) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,9 +21,19 @@ from threadpoolctl import threadpool_limits
 from batchgauge.errors import UserError
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.sizing.advice import curves
-from batchgauge.sizing.advice.decision import MOST_BROKEN, Beliefs, Decision, decide, gains, judge
+from batchgauge.sizing.advice.decision import (
+    MOST_BROKEN,
+    Beliefs,
+    Decision,
+    Question,
+    decide,
+    gains,
+    judge,
+)
+from batchgauge.sizing.advice.load import first_settings
 from batchgauge.sizing.advice.noise import less_mix, variances
-from batchgauge.sizing.advice.observe import METRICS, Objective, Observation, Run, observe, p95_log
+from batchgauge.sizing.advice.observe import Observation, Run, observe
+from batchgauge.sizing.advice.percentiles import p95_log
 from batchgauge.text import figures, setting_in_words
 
 Array = npt.NDArray[np.float64]
@@ -40,6 +50,7 @@ _FAR_OVER = 1.5  # a percentile over its target by so much: larger settings are 
 _LARGEST_ERROR = 0.04  # standard error of the advised setting's value, by its own runs
 _LONG_RUN = 600  # arrivals that confirm a rate
 _LARGEST_SHARE = 0.35  # of the seconds left that one of the first runs may take
+_LEAST_ERROR = 0.01  # of a rate: short runs differ by so much from what would be seen for hours
 
 
 class Target(Protocol):
@@ -55,29 +66,6 @@ class Target(Protocol):
     def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
         """Load the target, for `most_s` at most. Raises UserError when that cannot be done."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked: the objective, targets of 95th percentiles in ms, and seconds to spend."""
-
-    objective: Objective = "throughput"
-    targets: Mapping[str, float] = field(default_factory=dict)
-    budget_s: float = 120.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.objective not in {"throughput", "goodput"}:
-            raise UserError(f"The objective is {self.objective!r}; expected throughput or goodput.")
-        if self.objective == "goodput" and not self.targets:
-            raise UserError("Goodput counts answers that keep a target; expected at least one.")
-        for name, target in self.targets.items():
-            if name not in METRICS:
-                raise UserError(f"Unknown target {name!r}; expected one of {', '.join(METRICS)}.")
-            if not 0.0 < target < math.inf:
-                raise UserError(f"The target of {name} is {target} ms; expected above 0.")
-        if not 0.0 < self.budget_s < math.inf:
-            raise UserError(f"The budget is {self.budget_s} s; expected above 0.")
 
 
 Ending = Literal["sure", "nothing more to learn", "budget", "no setting keeps it", "failed"]
@@ -147,16 +135,22 @@ class Search:
             told = (seconds <= self._left()) & (wins >= _LEAST_GAIN)
             worth = np.where(told, per_s, 0.0) if told.any() else per_s
             ending, setting = self._next(decision, wins, worth)
-            if not ending and not self._may_run(setting):
+            if not ending and self.seconds_of(setting) > self._left():
                 ending = "budget"
             if ending in {"budget", "failed"} and decision.index is not None:
-                # What never ran is not advised, however promising.
-                ran = np.isin(self.candidates, [o.setting for o in self.observations])
-                decision = decide(beliefs, ran)
-            if decision.index and ending and self.observations[0].run.kind == "open":
-                # One step of headroom: at the very edge, a longer queue is a matter of time.
-                decision = judge(beliefs, decision.index - 1)
+                # What never ran is not advised, however promising, but between rates that did.
+                ran = [o.setting for o in self.observations]
+                is_open, largest = self._is_open, max(ran)
+                known = self.candidates <= largest if is_open else np.isin(self.candidates, ran)
+                decision = decide(beliefs, known)
+            if decision.index and ending and self._is_open:
+                # Headroom: at the very edge, a longer queue is a matter of time. One step where a
+                # long run bore the rate, else two.
+                steps = 1 if self._bore(float(self.candidates[decision.index])) else 2
+                decision = judge(beliefs, max(0, decision.index - steps))
             if ending:
+                error = _LEAST_ERROR * self._rng.standard_normal((SAMPLES, 1))  # alike everywhere
+                beliefs = replace(beliefs, values=beliefs.values + error)
                 return Found(
                     self.question, self.target.unit, self._runs(), beliefs, decision, ending,
                     self._clock() - self._began, self._counts_tokens, float(per_s.max()),
@@ -194,8 +188,9 @@ class Search:
     def _is_last_chance(self, rate: float) -> bool:
         """Whether a rate has to be confirmed now, or the budget will not hold the long run."""
         needed = _LONG_RUN / rate
-        is_open = self.observations[-1].run.kind == "open"
-        return is_open and needed <= self._left() < 1.5 * needed and not self._is_confirmed(rate)
+        return (
+            self._is_open and needed <= self._left() < 1.5 * needed and not self._is_confirmed(rate)
+        )
 
     def _is_confirmed(self, setting: float) -> bool:
         """Whether the setting ran twice, with as many requests as a percentile needs.
@@ -214,11 +209,16 @@ class Search:
         error = float((1.0 / variances(self._runs())[here]).sum()) ** -0.5 if runs else math.inf
         return len(runs) >= 2 and answers >= needed and error <= _LARGEST_ERROR
 
+    def _bore(self, rate: float) -> bool:
+        """Whether a long run at the rate, or above it, kept every target."""
+        return any(
+            o.setting >= rate and len(o.run.asked) >= _LONG_RUN and o.is_taken
+            and all(o.metrics[n][0] <= math.log(t) for n, t in self.question.targets.items())
+            for o in self.observations
+        )  # fmt: skip
+
     def _left(self) -> float:
         return self.question.budget_s - (self._clock() - self._began)
-
-    def _may_run(self, setting: float) -> bool:
-        return not self.observations or self.seconds_of(setting) <= self._left()
 
     def _is_out_of_reach(self, setting: float) -> bool:
         """Whether the setting lies beyond one that failed, or would take too long to begin with."""
@@ -250,6 +250,10 @@ class Search:
         ]
 
     @property
+    def _is_open(self) -> bool:
+        return self.observations[0].run.kind == "open"
+
+    @property
     def _least_s(self) -> float:
         return min(3.0, max(0.4, self.question.budget_s / 60.0))
 
@@ -260,7 +264,7 @@ class Search:
         by_setting: dict[float, float] = {o.setting: o.seconds for o in self.observations}
         known = sorted(by_setting)
         logs = np.log([by_setting[s] for s in known])
-        beyond = 1.0 if self.observations[0].run.kind == "open" else max(1.0, setting / known[-1])
+        beyond = 1.0 if self._is_open else max(1.0, setting / known[-1])
         return beyond * float(np.exp(np.interp(math.log(setting), np.log(known), logs)))
 
     def _measure(self, setting: float) -> None:
@@ -305,7 +309,7 @@ class Search:
     def _observe(self, setting: float) -> Observation:
         begin = self._clock()
         cycles = int(min(4, max(2, _REQUESTS // setting)))
-        is_long = self._is_confirming and self.observations[-1].run.kind == "open"
+        is_long = self._is_confirming and self._is_open
         least_s = 1.01 * _LONG_RUN / setting if is_long else self._least_s
         self._is_confirming = False
         run = self.target.run(setting, least_s, cycles, max(self._least_s, self._left()))
@@ -332,12 +336,13 @@ class Search:
         settings = np.array([o.setting for o in rows])
         values = curves.Seen(settings, np.array([o.value for o in rows]), variances(rows))
         seed = int(self._rng.integers(2**31))
+        kind: curves.Kind = "latency by arrivals" if self._is_open else "latency"
         metrics = {
-            name: curves.sample(
-                "latency", self._percentiles(name), self.candidates, SAMPLES, seed + 1
-            )
+            name: curves.sample(kind, self._percentiles(name), self.candidates, SAMPLES, seed + 1)
             for name in question.targets
         }
+        if self._is_open:  # more arrivals make no request quicker
+            metrics = {name: np.sort(values, axis=1) for name, values in metrics.items()}
         return Beliefs(
             self.candidates,
             curves.sample("rate", values, self.candidates, SAMPLES, seed),
@@ -389,10 +394,3 @@ class Search:
         low = math.log(max(good)) if good else math.log(self.candidates[0] / 2.0)
         limits = np.random.default_rng(seed).uniform(low, math.log(refused), SAMPLES)
         return np.asarray(np.log(self.candidates)[None, :] <= limits[:, None] + 1e-9)
-
-
-def first_settings(candidates: Array) -> list[float]:
-    """Four settings over the range, evenly in their logarithm."""
-    wanted = np.geomspace(candidates[0], candidates[-1], 4)
-    nearest = [float(candidates[np.argmin(np.abs(np.log(candidates / w)))]) for w in wanted]
-    return list(dict.fromkeys(nearest))
