@@ -8,8 +8,10 @@ import json
 import math
 import re
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -26,7 +28,7 @@ from tests.tiny_openai_server import TinyServer, tiny_server
 
 from batchgauge.adapters.gguf_copy import float32_copy
 from batchgauge.adapters.openai_http import OpenAIEngine
-from batchgauge.adapters.openai_transport import Address, Patience, retry_after
+from batchgauge.adapters.openai_transport import Address, Patience, Transport, retry_after
 from batchgauge.core.default_model import default_model_path
 from batchgauge.core.gguf_file import GGUFFile
 from batchgauge.errors import UserError
@@ -480,6 +482,40 @@ def test_a_retry_is_counted(engine):
     """The wait for a busy server is in its item's times, so that it happened is counted."""
     assert ask(engine, "fail=503x1 counted").counters["retries"] == 1
     assert "retries" not in ask(engine, "fine").counters
+
+
+class _ClosesKept(socketserver.StreamRequestHandler):
+    """Answers the first request of a connection, and hangs up on the next one without a word."""
+
+    def handle(self):
+        """One answer, and the whole of another request."""
+        for answered in (False, True):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                if not (line := self.rfile.readline()):
+                    return
+                head += line
+            size = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            self.rfile.read(int(size[1]) if size else 0)
+            if not answered:
+                self.server.answers += 1
+                body = b'data: {"choices": [{"text": "yes"}]}\n\ndata: [DONE]\n\n'
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n"
+                self.wfile.write(f"{head}Content-Type: text/event-stream\r\n\r\n".encode() + body)
+
+
+def test_a_kept_connection_that_the_server_closes_is_no_failure():
+    """The request goes out once more, on a new connection, whatever is tried again otherwise."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _ClosesKept) as closing:
+        closing.daemon_threads, closing.answers = True, 0
+        threading.Thread(target=closing.serve_forever, daemon=True).start()
+        address = Address.of(f"http://127.0.0.1:{closing.server_address[1]}/v1")
+        transport = Transport(address, QUICK, connections=1)
+        for _ in range(4):
+            assert transport.post("completions", b"{}", attempts=1).is_whole
+        assert closing.answers == 4
+        transport.close()
+        closing.shutdown()
 
 
 def test_the_studies_sentences_take_unknown_tokens(server):

@@ -141,6 +141,7 @@ class _Failure:
     wait_s: float | None = None
     status: int = 0
     body: bytes = b""
+    is_closed: bool = False  # the connection, before a word of an answer came
 
     @classmethod
     def of(cls, response: httpx.Response) -> _Failure:
@@ -204,6 +205,10 @@ class Transport:
         most = attempts or self.patience.attempts
         for attempt in range(1, most + 1):
             found = self._try(name, body)
+            if isinstance(found, _Failure) and found.is_closed:
+                # A server may close a connection that was kept, just as the next request goes
+                # out: that is no answer to it. A new connection tells (RFC 9110, section 9.2.2).
+                found = self._try(name, body)
             if isinstance(found, CompletionStream):
                 return found
             if not found.again or attempt == most:
@@ -235,7 +240,9 @@ class Transport:
                 again = isinstance(problem, httpx.TransportError) and not isinstance(
                     problem, httpx.ReadTimeout
                 )
-                return _Failure(_reason(problem), again)
+                closed = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+                is_closed = isinstance(problem, closed) and not stream.has_begun
+                return _Failure(_reason(problem), again, is_closed=is_closed)
         return stream
 
     def close(self) -> None:
