@@ -44,7 +44,7 @@ def measure_steps(context: Context, sample: Arrivals, max_batch: int, longest: i
     quick = context.budget.name == "smoke"
     with threadpool_limits(context.threads, user_api="blas"):
         probe = SteadyProbe(engine_probe(context.engine), settle_runs=3 if quick else 15)
-        positions = min(context.positions(16 if quick else 512), longest // 2)
+        positions = min(context.positions(32 if quick else 512), longest // 2)
         rest = (4, 3, 1) if quick else (6, 3, 4)  # sizes, steps, repeats
         costs = calibrate_engine(probe, Extent(max_batch, positions, *rest))
         request_s, token_s = host_seconds(context.engine, context.tokenizer, sample)

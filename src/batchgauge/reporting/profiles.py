@@ -43,7 +43,7 @@ class Profile:
 PROFILES = {
     p.name: p
     for p in (
-        Profile("smoke", seconds=2.0, min_blocks=4, processes=1),
+        Profile("smoke", seconds=4.0, min_blocks=4, processes=1),
         Profile("default", seconds=60.0, min_blocks=8, processes=5),
         Profile("thorough", seconds=900.0, min_blocks=20, processes=10),
     )

@@ -73,7 +73,7 @@ def calibrate_engine(
     """
     max_batch_size, max_positions, sizes, steps, repeats = astuple(extent)
     start = perf_counter()
-    warm_up(probe, min(8, max_batch_size), WARM_UP_S if repeats > 1 else 0.0)
+    warm_up(probe, min(8, max_batch_size))
     seen: dict[float, list[float]] = {}
 
     def step_ms(rows: float) -> float:
@@ -165,10 +165,10 @@ def context_price(
     return max(0.0, float(np.median(differences))) / extra, float(np.median(firsts))
 
 
-def warm_up(probe: EngineProbe, rows: int, seconds: float = WARM_UP_S) -> None:
-    """Run small batches until first-run costs are paid: three at least, for so many seconds."""
+def warm_up(probe: EngineProbe, rows: int) -> None:
+    """Run small batches until first-run costs are paid: three at least, for `WARM_UP_S`."""
     start, runs = perf_counter(), 0
-    while runs < 3 or (perf_counter() - start < seconds and runs < 50):
+    while runs < 3 or (perf_counter() - start < WARM_UP_S and runs < 50):
         probe(rows, SHORT_PROMPT, 1)
         runs += 1
 

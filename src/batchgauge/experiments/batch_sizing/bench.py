@@ -63,7 +63,7 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 6),), 1, 4, 1, 16, 1, 1, 0.5, 32, 3),
+    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32, 3),
     "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 256, 2, 10, 12.0, 1000),
     "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 512, 8, 40, 60.0, 1000),
 }
