@@ -505,7 +505,7 @@ class _ClosesKept(socketserver.StreamRequestHandler):
 
 
 def test_a_kept_connection_that_the_server_closes_is_no_failure():
-    """The request goes out once more, on a new connection, whatever is tried again otherwise."""
+    """The request goes out once more, on another, whatever is tried again otherwise."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _ClosesKept) as closing:
         closing.daemon_threads, closing.answers = True, 0
         threading.Thread(target=closing.serve_forever, daemon=True).start()

@@ -207,7 +207,7 @@ class Transport:
             found = self._try(name, body)
             if isinstance(found, _Failure) and found.is_closed:
                 # A server may close a connection that was kept, just as the next request goes
-                # out: that is no answer to it. A new connection tells (RFC 9110, section 9.2.2).
+                # out: that is no answer to it. Another one tells (RFC 9110, section 9.2.2).
                 found = self._try(name, body)
             if isinstance(found, CompletionStream):
                 return found

@@ -76,7 +76,7 @@ def replay(
 
     Columns: request, batch, arrival_s, start_s (taken from the queue), called_s, first_s
     (NaN where the engine does not say), returned_s, all seconds since the beginning, and tokens
-    (as many as were asked for where nobody counted). `progress` gets the number of requests
+    (as many as were asked for where nobody counted, 1 where none came). `progress` gets the number of requests
     that each batch finished; `pace` is measured before every batch, which delays it (the
     server has `batch_s` then), and while the next one is far enough away. Raises UserError for
     a policy that `infer_batch` cannot follow, and when the engine answers with an error.
@@ -114,7 +114,8 @@ def replay(
         end = time.perf_counter() - begin
         rows += [
             (i, batches, times[i], start, called, called + a.ttft_ms / 1e3, end,
-             a.tokens_generated or requests[i].data.max_tokens)
+             requests[i].data.max_tokens if a.tokens_generated is None
+             else max(1, a.tokens_generated))
             for i, a in zip(chosen, answers, strict=True)
         ]  # fmt: skip
         batches += 1

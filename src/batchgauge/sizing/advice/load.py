@@ -2,8 +2,8 @@
 
 The closed loop keeps every slot busy and discards each slot's first request; the open loop sends
 when a request is due, whether or not earlier ones came back, and counts from then. No refusal is
-sent again, it is a finding; only what met a kept connection just closed by the server is. Where the client itself is the limit (its processor, threads
-that come late), the run says so.
+sent again: it is a finding. Where the client itself is the limit (its processor, threads that
+come late), the run says so.
 """
 
 from __future__ import annotations
