@@ -484,12 +484,22 @@ def test_a_retry_is_counted(engine):
     assert "retries" not in ask(engine, "fine").counters
 
 
-class _ClosesKept(socketserver.StreamRequestHandler):
+class ClosingServer(socketserver.ThreadingTCPServer):
     """Answers the first request of a connection, and hangs up on the next one without a word."""
+
+    daemon_threads = True
+    answers = 0
+
+
+class _ClosesKept(socketserver.StreamRequestHandler):
+    server: ClosingServer
 
     def handle(self):
         """One answer, and the whole of another request."""
-        for answered in (False, True):
+        body = b'data: {"choices": [{"text": "yes"}]}\n\ndata: [DONE]\n\n'
+        kind = b"Content-Type: text/event-stream"
+        answer = b"HTTP/1.1 200 OK\r\n%s\r\nContent-Length: %d\r\n\r\n%s"
+        for is_first in (True, False):
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 if not (line := self.rfile.readline()):
@@ -497,17 +507,14 @@ class _ClosesKept(socketserver.StreamRequestHandler):
                 head += line
             size = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             self.rfile.read(int(size[1]) if size else 0)
-            if not answered:
+            if is_first:
                 self.server.answers += 1
-                body = b'data: {"choices": [{"text": "yes"}]}\n\ndata: [DONE]\n\n'
-                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n"
-                self.wfile.write(f"{head}Content-Type: text/event-stream\r\n\r\n".encode() + body)
+                self.wfile.write(answer % (kind, len(body), body))
 
 
 def test_a_kept_connection_that_the_server_closes_is_no_failure():
     """The request goes out once more, on another, whatever is tried again otherwise."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _ClosesKept) as closing:
-        closing.daemon_threads, closing.answers = True, 0
+    with ClosingServer(("127.0.0.1", 0), _ClosesKept) as closing:
         threading.Thread(target=closing.serve_forever, daemon=True).start()
         address = Address.of(f"http://127.0.0.1:{closing.server_address[1]}/v1")
         transport = Transport(address, QUICK, connections=1)

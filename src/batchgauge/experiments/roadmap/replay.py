@@ -76,10 +76,11 @@ def replay(
 
     Columns: request, batch, arrival_s, start_s (taken from the queue), called_s, first_s
     (NaN where the engine does not say), returned_s, all seconds since the beginning, and tokens
-    (as many as were asked for where nobody counted, 1 where none came). `progress` gets the number of requests
-    that each batch finished; `pace` is measured before every batch, which delays it (the
-    server has `batch_s` then), and while the next one is far enough away. Raises UserError for
-    a policy that `infer_batch` cannot follow, and when the engine answers with an error.
+    (as many as were asked for where nobody counted, 1 where none came). `progress` gets the
+    number of requests that each batch finished; `pace` is measured before every batch, which
+    delays it (the server has `batch_s` then), and while the next one is far enough away. Raises
+    UserError for a policy that `infer_batch` cannot follow, and when the engine answers with an
+    error.
     """
     if server.batching == "continuous" or server.fleet.workers != 1:
         raise UserError("A replay needs static or dynamic batching and one worker: infer_batch.")
