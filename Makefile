@@ -7,8 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV ?= .venv
 UV ?= uv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
-# A pinned OpenBLAS core type can halve the speed of matrix products: no Python of ours sees it.
-RUN = env -u OPENBLAS_CORETYPE $(VENV)/bin/python
+# A pinned OpenBLAS core type can halve the speed of matrix products, and without bytecode each of
+# a study's sixty processes compiles our source anew: no Python of ours sees either.
+RUN = env -u OPENBLAS_CORETYPE -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python
 READY = $(VENV)/.ready
 
 .PHONY: study test test-peers test-browser fuzz soak check coverage lab lock clean help

@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
+from scipy import stats
 from tests.advice_questions import JUDGED, VirtualTarget, asking
 from tests.scheduler import Plan, simulate
 from tests.scheduler_server import PROJECT, free_port, scheduler_server
@@ -495,6 +496,11 @@ def test_a_percentile_needs_its_floor():
         near += abs(log - math.log(truth)) < 1.96 * sd
     assert held >= 180
     assert near >= 175
+    for count in range(130, 700, 57):
+        ranks = percentile_interval(np.arange(1.0, count + 1.0))
+        assert ranks
+        low, high = (float(stats.binom.ppf(q, count, 0.95)) for q in (0.025, 0.975))
+        assert ranks[1:] == (low, min(high + 1, count))
 
 
 def test_neighbours_that_are_alike_tell_less():

@@ -205,6 +205,9 @@ def test_benjamini_hochberg():
          0.4262, 0.5719, 0.6528, 0.7590, 1.0]  # fmt: skip
     assert int((statistics.adjusted(p) <= 0.05).sum()) == 4
     assert statistics.adjusted([]).size == 0
+    tied = np.random.default_rng(1).integers(0, 9, 40) / 8.0
+    expected = stats.false_discovery_control(tied, method="bh")
+    np.testing.assert_allclose(statistics.adjusted(tied), expected)
 
 
 def test_minimum_detectable_change():
@@ -242,5 +245,9 @@ def test_rate_has_an_exact_interval():
     rate = statistics.proportion(0, 300)
     assert rate.low == 0.0
     assert rate.high == pytest.approx(0.01222, abs=1e-4)
+    for hits, trials in ((1, 1), (3, 7), (150, 300), (299, 300)):
+        rate, exact = statistics.proportion(hits, trials), stats.binomtest(hits, trials)
+        expected = exact.proportion_ci(0.95, method="exact")
+        assert (rate.low, rate.high) == pytest.approx(tuple(expected))
     with pytest.raises(UserError, match="trial"):
         statistics.proportion(0, 0)

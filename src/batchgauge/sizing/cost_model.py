@@ -216,12 +216,12 @@ class CostModel:
     def one_sided(self) -> float:
         """The reach of the one-sided 95 % limit, as a share of the two-sided interval's."""
         n = max(2, len(self.held_out))
-        return float(scipy.stats.t.ppf(0.95, n) / scipy.stats.t.ppf(0.975, n))
+        return float(np.divide(*scipy.special.stdtrit(n, [0.95, 0.975])))
 
     @property
     def _quantile(self) -> float:
         n = len(self.held_out)
-        return float(scipy.stats.t.ppf(0.975, n)) if n >= 2 else 1.96
+        return float(scipy.special.stdtrit(n, 0.975)) if n >= 2 else 1.96
 
     def half_width_at(self, size: int, lengths: Lengths) -> float:
         """The half-width for batches of `size`: narrower at a size that was measured.

@@ -24,6 +24,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 import scipy
+from scipy.special import ndtr, ndtri, stdtrit
 
 from batchgauge.errors import UserError
 from batchgauge.statistics import kept, trimmed
@@ -41,7 +42,7 @@ _WIDEST = 8.0  # standard deviations that the integration goes out to
 
 def obrien_fleming(share: float, alpha: float) -> float:
     """Error spent when `share` of all rounds are in, at most `alpha`: nearly all of it late."""
-    return 2.0 * float(scipy.stats.norm.sf(scipy.stats.norm.isf(alpha / 2.0) / math.sqrt(share)))
+    return 2.0 * float(ndtr(ndtri(alpha / 2.0) / math.sqrt(share)))
 
 
 def pocock(share: float, alpha: float) -> float:
@@ -73,7 +74,7 @@ def critical(looks: tuple[int, ...], alpha: float, spending: Spending) -> tuple[
 def critical_t(looks: tuple[int, ...], alpha: float, spending: Spending) -> tuple[float, ...]:
     """The same for a trimmed mean ÷ its standard error, at the same level of Student's t."""
     bounds = zip(looks, critical(looks, alpha, spending), strict=True)
-    return tuple(float(scipy.stats.t.isf(scipy.stats.norm.sf(z), kept(n) - 1)) for n, z in bounds)
+    return tuple(float(-stdtrit(kept(n) - 1, ndtr(-z))) for n, z in bounds)
 
 
 def rejected(looks: tuple[int, ...], bounds: tuple[float, ...], drift: float) -> float:
@@ -100,7 +101,7 @@ class _Walk:
         """How likely it goes on until t and is beyond z √t there."""
         step = t - self._now
         far = (z * math.sqrt(t) - self._at - self._drift * step) / math.sqrt(step)
-        return float(self._mass @ scipy.stats.norm.sf(far))
+        return float(self._mass @ ndtr(-far))
 
     def go_on(self, z: float, t: float) -> None:
         """Keep what is below z √t at t."""
@@ -109,7 +110,7 @@ class _Walk:
         top = min(z * math.sqrt(t), middle + width)
         at = np.linspace(middle - width, top, _GRID)
         moved = at[:, None] - self._at - self._drift * step
-        density = scipy.stats.norm.pdf(moved, scale=math.sqrt(step)) @ self._mass
+        density = np.exp(-(moved**2) / (2.0 * step)) / math.sqrt(math.tau * step) @ self._mass
         weights = np.full(_GRID, at[1] - at[0])
         weights[[0, -1]] /= 2.0
         self._now, self._at, self._mass = t, at, density * weights

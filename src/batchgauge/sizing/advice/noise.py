@@ -34,7 +34,7 @@ def variances(rows: Sequence[Observation]) -> npt.NDArray[np.float64]:
         here = settings == setting
         degree, mean = int(here.sum()) - 1, float(found[here].mean())
         between = float(values[here].var(ddof=1)) if degree else 0.0
-        if degree and degree * between > scipy.stats.chi2.ppf(_BY_CHANCE, degree) * mean:
+        if degree and degree * between > scipy.special.chdtri(degree, 1.0 - _BY_CHANCE) * mean:
             found[here] += between - mean
     return found
 

@@ -55,7 +55,6 @@ def percentile_interval(values: Array, percent: int = 95) -> tuple[float, float,
     if n < PERCENTILE_FLOOR[percent]:
         return None
     ordered = np.sort(values)
-    low = int(scipy.stats.binom.ppf(0.025, n, percent / 100))
-    high = int(scipy.stats.binom.ppf(0.975, n, percent / 100))
+    low, high = np.ceil(scipy.special.bdtrik([0.025, 0.975], n, percent / 100)).astype(int)
     point = float(np.quantile(ordered, percent / 100))
     return point, float(ordered[max(0, low - 1)]), float(ordered[min(n - 1, high)])
