@@ -129,6 +129,9 @@ def test_steps_that_take_no_time_are_no_figure():
     said = Cost(1e-6, 0.0).sentence()
     assert "too little" in said
     assert "0 µs" not in said
+    said = Cost(1e-6, 1e-3).sentence()
+    assert "further requests too little" in said
+    assert "0 µs" not in said
 
 
 def test_an_engine_that_generates_nothing_is_not_measured():

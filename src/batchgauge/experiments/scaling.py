@@ -46,9 +46,14 @@ class Cost:
                 f"Here a token of a prompt takes {_time(self.position_s)}; a decode step takes too "
                 "little to be told from none."
             )
+        further = (
+            f"each further request {_time(self.row_s)} more"
+            if self.row_s > 0.0
+            else "further requests too little more to be seen"
+        )
         return (
             f"Here a token of a prompt takes {_time(self.position_s)}, a decode step of one "
-            f"request {_time(self.step_s)} and each further request {_time(self.row_s)} more."
+            f"request {_time(self.step_s)} and {further}."
         )
 
 
