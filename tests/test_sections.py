@@ -346,6 +346,10 @@ def test_speedup_goals_and_answer(context, monkeypatch):
     assert "1 of 2 rungs were not seen to pay; a call's memory peaks 2 kB below the" in said
     assert said.endswith("Of 5 goals: 1 met, 1 undecided, 1 not met, 2 not measured.")
     assert "Missed: S(8)" in met.sentence()
+    unsure = rungs("inference").assign(step_verdict="inconclusive")
+    said = speedup.answer([Section("ladder", {"ladder": unsure})], over, met).text
+    assert "largest step" not in said
+    assert "No single step of inference was seen to pay; a call's" in said
 
 
 def test_what_is_over_the_baseline_is_scored(monkeypatch):

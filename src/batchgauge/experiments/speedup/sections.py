@@ -151,14 +151,18 @@ def answer(ladders: Sequence[Section], over: Section, met: Section) -> Answer:
         whole = of_form(section.frame, CUMULATIVE).query("status == 'ok'")
         if whole.empty:
             continue
-        best = whole.sort_values("step_x").iloc[-1]
-        idle = int((whole["step_verdict"] != "faster").sum())
+        part, paid = whole["part"].iloc[0], whole[whole["step_verdict"] == "faster"]
+        if paid.empty:
+            said = f"No single step of {part} was seen to pay"
+        else:
+            best = paid.sort_values("step_x").iloc[-1]
+            idle = len(whole) - len(paid)
+            said = (
+                f"The largest step of {part} was “{best['rung']}” ({number(best['step_x'])} ×); "
+                f"{idle} of {len(whole)} rungs were not seen to pay"
+            )
         figure = figure or section.name
-        parts.append(
-            f"The largest step of {whole['part'].iloc[0]} was “{best['rung']}” "
-            f"({number(best['step_x'])} ×); {idle} of {len(whole)} rungs were not seen to pay; "
-            f"{_memory_words(whole.iloc[-1])}."
-        )
+        parts.append(f"{said}; {_memory_words(whole.iloc[-1])}.")
     return Answer(" ".join([*parts, goals.counts(met.frame)]), figure)
 
 
