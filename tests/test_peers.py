@@ -153,7 +153,7 @@ def test_an_unstable_peer_has_no_ratio():
     assert sections.unstable_sentence(table).endswith(said)
     unsaid = "in 1 a side is too unstable to say"
     assert sections.sentence(table, "decode").endswith(f"slower in 0; {unsaid}")
-    assert figures.ratios(table).title.endswith(unsaid)
+    assert figures.ratios(table).title.endswith("in 0 of 1, slower in 0 (1 unstable, not drawn)")
 
 
 @pytest.mark.parametrize(("theirs", "is_"), [(900, "slower"), (100, "faster")])

@@ -85,6 +85,22 @@ def test_a_column_has_one_precision(values, shown):
     assert tables.column(pd.Series(values)) == shown
 
 
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [
+        ([0.93, 1.45], [0.8, 1.0, 1.2, 1.4, 1.6]),
+        ([90, 130], [90, 100, 110, 120, 130]),
+        ([1.0, 1.0], [1.0, 1.5, 2.0, 3.0]),
+        ([0.9, 3.1], [0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]),
+        ([3, 500], [1, 10, 100, 1000]),
+        ([math.nan, 0.0], [1.0, 1.5, 2.0, 3.0, 4.0, 6.0]),
+    ],
+)
+def test_a_logarithmic_axis_has_marks_to_read_it_by(values, marks):
+    """A short one has more than its 1; every one begins and ends beyond its values."""
+    assert charts.powers(pd.Series(values)) == pytest.approx(marks)
+
+
 def test_what_figures_rest_on_is_read_from_their_columns():
     """Blocks of a table, blocks and processes of samples; a range where they differ."""
     table = pd.DataFrame({"blocks": [6, 12]})

@@ -130,9 +130,17 @@ def _nominal(scale: Spec, legend: Spec | None) -> Spec:
 
 
 def powers(*columns: pd.Series[Any]) -> list[float]:
-    """Marks of a logarithmic axis: powers of 2 around all values, of 10 where it is long."""
+    """Marks of a logarithmic axis around all values: powers of 2, of 10 where it is long.
+
+    Less than a doubling has about five round numbers.
+    """
     every = [float(v) for column in columns for v in column if math.isfinite(v) and v > 0]
     low, high = (min(every), max(every)) if every else (1.0, 2.0)
+    if 1.0 < high / low < 2.0:
+        size = 10.0 ** math.floor(math.log10((high - low) / 5))
+        step = next(n * size for n in (1, 2, 5, 10) if n * size >= (high - low) / 5)
+        ends = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        return [round(step * n, 12) for n in range(ends[0], ends[1] + 1) if n > 0]
     base = 2 if high / low < 100 else 10
     first, last = (math.floor(math.log(v, base) + 1e-9) for v in (low, high))
     whole = [float(base) ** e for e in range(first, last + 2)]

@@ -49,13 +49,15 @@ def decode(table: pd.DataFrame) -> Chart:
 def ratios(every: pd.DataFrame) -> Chart:
     """Our throughput over each peer's, a row a shape, a dot a peer, with intervals.
 
-    `every` has all comparisons; those without a ratio are counted in the title alone.
+    `every` has all comparisons; those without a ratio are only counted, in the title.
     """
     order = ["part", "ours", "threads", "batch_size", "tokens"]
     table = every.dropna(subset=["ours_over_theirs_x"]).sort_values(order, kind="stable")
     rows = table.to_dict("records")
+    bare = int((every["ours_is"] != "").sum()) - len(rows)
+    title = _headline(every) + (f" ({bare} unstable, not drawn)" if bare else "")
     if not rows:
-        return Chart(_headline(every), charts.words(_headline(every)))
+        return Chart(title, charts.words(title))
     names = [
         f"{r['part']} {r['batch_size']}"
         + (f" × {r['tokens']}" if r["part"] == "prefill" else "")
@@ -72,18 +74,29 @@ def ratios(every: pd.DataFrame) -> Chart:
         2, ticks,
     )  # fmt: skip
     even = charts.Line(1.0, "as fast as ours", "x", "floor")
-    return charts.dots(shown, _headline(every), x, looks, [even], more=["ours_is"])
+    return charts.dots(shown, title, x, looks, [even], more=["ours_is"])
 
 
 def _headline(table: pd.DataFrame) -> str:
-    return verdicts(table) if (table["ours_is"] != "").any() else NOBODY
+    """How often we win and lose, and the worst: the page's answer has the rest."""
+    is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
+    if is_.empty:
+        return NOBODY
+    said = (
+        f"Faster than other engines in {is_.get('faster', 0)} of {is_.sum()}, "
+        f"slower in {is_.get('slower', 0)}"
+    )
+    return said + _worst(table)
+
+
+def _worst(table: pd.DataFrame) -> str:
+    lost = told_apart(table).sort_values("ours_over_theirs_x").query("ours_is == 'slower'")
+    return f"; at worst {_one(lost.iloc[0])}" if len(lost) else ""
 
 
 def verdicts(table: pd.DataFrame, what: str = "engines") -> str:
     """How many comparisons we win and lose, how many have no verdict and why, and the worst."""
-    lost = told_apart(table).sort_values("ours_over_theirs_x").query("ours_is == 'slower'")
-    said = tally(table, what)
-    return f"{said}; at worst {_one(lost.iloc[0])}" if len(lost) else said
+    return tally(table, what) + _worst(table)
 
 
 def losses_without_ratio(table: pd.DataFrame) -> str:
