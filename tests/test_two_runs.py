@@ -11,16 +11,17 @@ from batchgauge.reporting.commands import report
 from batchgauge.reporting.repeat import agree, sentence, two_runs
 
 
-def study(folder, scores):
+def study(folder, scores, unit="×", machine="one machine"):
     """A folder with the facts of one report: {key: (goal, value, low, high)}."""
     rows = [
         {"key": key, "label": f"the {key}", "goal": goal, "value": value, "low": low, "high": high,
-         "unit": "×", "better": "higher", "verdict": "anything"}
+         "unit": unit, "better": "higher", "verdict": "anything"}
         for key, (goal, value, low, high) in scores.items()
     ]  # fmt: skip
     (folder / "data").mkdir(parents=True)
     path = folder / "data" / "invented_facts.json"
-    path.write_text(json.dumps({"report": "invented", "scores": rows}), encoding="utf-8")
+    facts = {"report": "invented", "machine": machine, "scores": rows}
+    path.write_text(json.dumps(facts), encoding="utf-8")
     return folder
 
 
@@ -36,6 +37,8 @@ def test_runs_that_agree(tmp_path):
     done = CliRunner().invoke(report, ["--out", str(one), "--against", str(other)])
     assert done.exit_code == 0
     assert "the x: 2 [1.5, 2.5] and 2.2 [1.7, 2.7] ×" in done.output
+    assert "the y: 3 and 3.1 ×" in done.output
+    assert "machine" not in done.output
     assert len(pd.read_csv(one / "data" / "two_runs.csv")) == 2
 
 
@@ -49,6 +52,17 @@ def test_a_verdict_that_flips_is_named(tmp_path):
     assert "1 go from met to not met or back (the x). 2 of 4 intervals" in sentence(table)
     done = CliRunner().invoke(report, ["--out", str(one), "--against", str(other)])
     assert done.exit_code != 0
+
+
+def test_what_cannot_be_compared_is_left_out_or_said(tmp_path):
+    """A score that has another unit now is not compared; other machines are named."""
+    one = study(tmp_path / "a", {"x": (1.0, 2.0, 1.5, 2.5)})
+    percent = study(tmp_path / "b", {"x": (100.0, 200.0, 150.0, 250.0)}, unit="%")
+    with pytest.raises(UserError, match="no score"):
+        two_runs(one, percent)
+    other = study(tmp_path / "c", {"x": (1.0, 2.0, 1.5, 2.5)}, machine="another")
+    done = CliRunner().invoke(report, ["--out", str(one), "--against", str(other)])
+    assert "They ran on different machines: one machine and another." in done.output
 
 
 def test_folders_without_a_study_are_refused(tmp_path):

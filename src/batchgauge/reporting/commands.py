@@ -121,21 +121,23 @@ def report(notebook: tuple[str, ...], out: Path | None, readme: bool, against: P
 
 def _compare(out: Path, against: Path) -> None:
     from batchgauge.files import write_csv
-    from batchgauge.reporting.repeat import agree, sentence, two_runs
+    from batchgauge.reporting.repeat import agree, machines, sentence, two_runs
     from batchgauge.reporting.study import say
 
     table = two_runs(out, against)
     for row in table.to_dict("records"):
-        ends = [
-            f"{row[f'{o}value']:.4g} [{row[f'{o}low']:.4g}, {row[f'{o}high']:.4g}]"
+        both = [
+            f"{row[f'{o}value']:.4g}"
+            + (f" [{low:.4g}, {row[f'{o}high']:.4g}]" if (low := row[f"{o}low"]) == low else "")
             for o in ("", "other_")
         ]
         mark = "  FLIPS" if row["flips"] else "" if row["held"] == row["of"] else "  apart"
-        say(f"{row['label']}: {ends[0]} and {ends[1]} {row['unit']}{mark}")
+        say(f"{row['label']}: {' and '.join(both)} {row['unit']}{mark}")
     say(f"Wrote {write_csv(table, out / 'data' / 'two_runs.csv')}")
+    text = sentence(table) + machines(out, against)
     if not agree(table):
-        raise UserError(sentence(table), exit_code=1)
-    say(sentence(table))
+        raise UserError(text, exit_code=1)
+    say(text)
 
 
 @click.command("list")

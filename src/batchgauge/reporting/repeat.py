@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,11 +26,12 @@ def two_runs(one: Path, other: Path) -> pd.DataFrame:
 
     `flips` is a verdict that goes from met to missed or back; `held` counts how many of the
     two intervals hold the other's value, `of` how many there are. Raises UserError for a
-    folder without a study, and for two studies that share no score.
+    folder without a study, and for two studies that share no score; one whose unit has changed
+    is not shared.
     """
     left, right = _scores(one), _scores(other)
     rows = []
-    for key in (key for key in left if key in right):
+    for key in (k for k in left if k in right and left[k].unit == right[k].unit):
         a, b = left[key], right[key]
         pairs = [(x, y.value) for x, y in ((a, b), (b, a)) if x.low is not None]
         holds = [low <= value <= high for s, value in pairs for low, high in [_ends(s)]]
@@ -63,22 +65,40 @@ def sentence(table: pd.DataFrame) -> str:
     )
 
 
+def machines(one: Path, other: Path) -> str:
+    """A sentence where the runs were made on different machines; empty where on the same."""
+    here, there = ({str(facts.get("machine", "")) for facts in _facts(out)} for out in (one, other))
+    if here == there:
+        return ""
+    both = " and ".join("; ".join(sorted(names)) for names in (here, there))
+    return f" They ran on different machines: {both}."
+
+
 def agree(table: pd.DataFrame) -> bool:
     """No verdict flips, and as many intervals hold the other's value as are wanted."""
     held, of = table["held"].sum(), table["of"].sum()
     return not table["flips"].any() and bool(of == 0 or held >= WANTED * of)
 
 
-def _scores(out: Path) -> dict[str, Score]:
-    found: dict[str, Score] = {}
+def _facts(out: Path) -> list[dict[str, Any]]:
+    found = []
     for path in sorted((out / "data").glob("*_facts.json")):
         try:
-            for score in scores_of(json.loads(path.read_text(encoding="utf-8"))):
-                found.setdefault(score.key, score)
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            scores_of(facts)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' holds no facts of a report: {error}.") from None
+        found.append(facts)
     if not found:
         raise UserError(f"There is no study under '{out}'; expected data/*_facts.json.")
+    return found
+
+
+def _scores(out: Path) -> dict[str, Score]:
+    found: dict[str, Score] = {}
+    for facts in _facts(out):
+        for score in scores_of(facts):
+            found.setdefault(score.key, score)
     return found
 
 
