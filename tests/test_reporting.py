@@ -454,6 +454,8 @@ def test_the_dictionary_says_ends_percentiles_and_units(tmp_path):
     assert meaning("p90_latency_ms").startswith("p90 of: start of a batch")
     assert meaning("ttft_median_ms") == "median of: time to first token"
     assert meaning("nobody_knows") == ""
+    assert "unequal" in meaning("spread", "bottleneck_analysis_padding")
+    assert "blocks" in meaning("spread", "peers_engines")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a_samples.csv").write_text("wall_ms,share\n1,2\n")
     text = write_dictionary(tmp_path).read_text(encoding="utf-8")
@@ -478,6 +480,9 @@ def test_every_committed_column_has_a_meaning():
         if not meaning(column)
     }
     assert unknown == set()
+    values = {name for name, head in heads.items() if "value" in (columns := head.strip().split(","))
+              and "unit" not in columns}  # fmt: skip
+    assert {name for name in values if "'unit'" in meaning("value", name[:-4])} == set()
     text = (PROJECT / "data" / "README.md").read_text(encoding="utf-8")
     assert text.count("\nA row is one ") == len(heads)
 

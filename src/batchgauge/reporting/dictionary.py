@@ -37,9 +37,10 @@ def _known() -> Mapping[str, Any]:
     return tomllib.loads(text)
 
 
-def meaning(column: str) -> str:
-    """What a column means; empty where the dictionary does not know it."""
-    columns: Mapping[str, str] = _known()["columns"]
+def meaning(column: str, table: str = "") -> str:
+    """What a column (of that table) means; empty where the dictionary does not know it."""
+    own: Mapping[str, str] = _known()["columns_of"].get(table, {})
+    columns: Mapping[str, str] = {**_known()["columns"], **own}
     if column in columns:
         return columns[column]
     if match := _END.search(column):
@@ -64,7 +65,9 @@ def write_dictionary(out: Path) -> Path:
         if row := _row(path.stem):
             parts += [f"A row is {row}.", ""]
         parts += ["| column | unit | meaning |", "| :-- | :-- | :-- |"]
-        parts += [f"| `{c}` | {escaped(_unit(c))} | {escaped(meaning(c))} |" for c in columns]
+        parts += [
+            f"| `{c}` | {escaped(_unit(c))} | {escaped(meaning(c, path.stem))} |" for c in columns
+        ]
         parts.append("")
     return write_text("\n".join(parts).rstrip() + "\n", folder / "README.md")
 
