@@ -213,6 +213,8 @@ def test_the_best_and_the_worst_are_told_apart():
     table = table.assign(implementation="torch", batch_size=8)
     said = "At best 2.0 × torch (batch 8), at worst 0.80 × torch (batch 8)."
     assert figures.extremes(table) == said
+    alone = figures.extremes(table[table["ours_is"] != "slower"])
+    assert alone == "The only ratio that could be told from 1: 2.0 × torch (batch 8)."
     assert figures.verdicts(table) == (
         "Of 6 comparisons with other engines we are faster in 1 and slower in 1; in 1 the two are "
         "not told apart; in 2 there are too few processes to say; in 1 a side is too unstable to "

@@ -129,6 +129,8 @@ def extremes(table: pd.DataFrame, what: str = "engines") -> str:
     if ordered.empty:
         return f"{tally(table, what)}."
     best, worst = ordered.iloc[-1], ordered.iloc[0]
+    if len(ordered) == 1:
+        return f"The only ratio that could be told from 1: {_one(best)}."
     return f"At best {_one(best)}, at worst {_one(worst)}."
 
 
