@@ -317,7 +317,7 @@ def test_two_servers_take_turns_on_the_same_requests(field, monkeypatch):
     theirs = servers.our_command("numpy:float32", model, 1)
     monkeypatch.setattr(servers, "their_command", lambda *_: theirs)
     found = sections.serving(field)
-    table, samples = (found.frames()[name] for name in ("servers", "servers_samples"))
+    table, samples = (found.frames()[name] for name in ("servers", "servers_runs"))
     weights = dict(zip(table["implementation"], table["weights"], strict=True))
     assert len(table) == 2
     assert set(weights) == {"numpy:file", "baseline"}

@@ -134,7 +134,7 @@ def loading(peers: Peers) -> Section:
 
 def serving(peers: Peers) -> Section:
     """Tokens a second of our server and llama.cpp's, a few streams at once, over HTTP."""
-    table, samples = servers.measure_servers(peers)
+    table, runs = servers.measure_servers(peers)
     failed = " ".join(
         f"Left out is {name}: {why}."
         for name, why in peers.absent.items()
@@ -143,7 +143,7 @@ def serving(peers: Peers) -> Section:
     if table.empty:
         return Section("servers", {}, failed or "No server of llama.cpp is installed here.")
     return Section(
-        "servers", {"servers": table, "servers_samples": samples},
+        "servers", {"servers": table, "servers_runs": runs},
         f"{servers_sentence(table)} {failed}".strip(), table,
         f"{servers.STREAMS} streams of {servers.PROMPT} + {servers.NEW} tokens over HTTP: tokens/s "
         f"with 95 % intervals over {_processes(table)} of each server, and our throughput over "
