@@ -54,7 +54,7 @@ def ratios(every: pd.DataFrame) -> Chart:
     order = ["part", "ours", "threads", "batch_size", "tokens"]
     table = every.dropna(subset=["ours_over_theirs_x"]).sort_values(order, kind="stable")
     rows = table.to_dict("records")
-    bare = int((every["ours_is"] != "").sum()) - len(rows)
+    bare = int(_counts(every).sum()) - len(rows)
     title = _headline(every) + (f" ({bare} unstable, not drawn)" if bare else "")
     if not rows:
         return Chart(title, charts.words(title))
@@ -79,7 +79,7 @@ def ratios(every: pd.DataFrame) -> Chart:
 
 def _headline(table: pd.DataFrame) -> str:
     """How often we win and lose, and the worst: the page's answer has the rest."""
-    is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
+    is_ = _counts(table)
     if is_.empty:
         return NOBODY
     said = (
@@ -87,6 +87,10 @@ def _headline(table: pd.DataFrame) -> str:
         f"slower in {is_.get('slower', 0)}"
     )
     return said + _worst(table)
+
+
+def _counts(table: pd.DataFrame) -> pd.Series[int]:
+    return table.loc[table["ours_is"] != "", "ours_is"].value_counts()
 
 
 def _worst(table: pd.DataFrame) -> str:
@@ -108,7 +112,7 @@ def losses_without_ratio(table: pd.DataFrame) -> str:
 
 def tally(table: pd.DataFrame, what: str = "engines") -> str:
     """`Of 9 comparisons with other engines we are faster in 8 and slower in 0; in 1 …`."""
-    is_ = table.loc[table["ours_is"] != "", "ours_is"].value_counts()
+    is_ = _counts(table)
     said = (
         f"Of {counted(int(is_.sum()), 'comparison')} with other {what} we are faster in "
         f"{is_.get('faster', 0)} and slower in {is_.get('slower', 0)}"
