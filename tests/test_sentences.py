@@ -287,6 +287,9 @@ def test_what_continuous_batching_and_our_engine_cost(seed):
     title = serving_figures.draw_goodput(goodput, 0.8, 1.5).title
     sure = [g for g, half in zip(gains, halves, strict=True) if g - half > 1.0]
     assert f": {max(sure):.2f} × the requests" in title if sure else title.startswith("No policy")
+    wide = goodput.assign(value=[1.0, 2.0, 4.0], low=[1.0, 0.9, 1.49], high=[1.0, 4.0, 60.0])
+    title = serving_figures.draw_goodput(wide, 0.8, 1.5).title
+    assert title == "Continuous: at least 1.49 × the requests in time"
     held = drawn(seed, 100, 2000, 3)
     loads = pd.DataFrame({"engine": ["numpy", "a", "b"], "rss_after_batch_mib": held})
     said = peers_sections.memory_words(loads)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from batchgauge.reporting import charts
 from batchgauge.reporting.charts import Chart
-from batchgauge.text import first_upper, percent
+from batchgauge.text import UNSTABLE, ends, first_upper, percent
 
 COLOURS = {"static": "#D55E00", "dynamic": "#56B4E9", "continuous": "#009E73"}
 LIVE, FORECAST = "#0072B2", "#D55E00"
@@ -68,7 +68,9 @@ def draw_goodput(table: pd.DataFrame, load: float, goal: float) -> Chart:
     shown = table.assign(name=table["policy"])
     title = "No policy surely answers more in time than static batches"
     for best in surely[-1:].to_dict("records"):
-        title = f"{first_upper(best['policy'])}: {best['value']:.2f} × the requests in time"
+        is_wide = ends(best["low"], best["high"]) == UNSTABLE
+        gain = f"at least {best['low']:.2f}" if is_wide else f"{best['value']:.2f}"
+        title = f"{first_upper(best['policy'])}: {gain} × the requests in time"
     x = charts.Axis("value", f"requests in time ÷ static batches', at load {load:g}")
     line = charts.Line(goal, "goal", "x")
     return charts.dots(shown, title, x, references=[line], more=["in_time_share"])
