@@ -24,7 +24,7 @@ from batchgauge.sizing.curve import TILE, Curve, fit_ripple
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
-CONTEXT_STEPS = 8
+CONTEXT_STEPS, CONTEXT_ROWS = 8, 8  # with fewer rows, noise hides what context costs
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
 PATIENCE_S = 25.0  # no further round after this: a machine this busy is not worth the wait
 LONG_PREFILL = 128  # positions from which one run is long enough to be steady
@@ -99,7 +99,7 @@ def calibrate_engine(
         for size, times in seen.items()
         if size not in kept
     ]
-    rows, long_prompt = min(4, max_batch_size), max(16, min(160, 2 * max_positions))
+    rows, long_prompt = min(CONTEXT_ROWS, max_batch_size), max(16, min(160, 2 * max_positions))
     context_ms, prefill_long = context_price(probe, rows, long_prompt, min(2, repeats))
     # The decode curve was measured with a short context; take that part out of it again.
     held = SHORT_PROMPT + (steps + 1) / 2.0

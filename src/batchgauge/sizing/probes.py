@@ -79,7 +79,12 @@ class Steady:
         self._control = control
         for _ in range(3):  # first runs pay for pages and caches
             control()
-        self.controls_ms = [self._run_control() for _ in range(max(1, settle_runs))]
+        self.controls_ms: list[float] = []
+        self.settle(settle_runs)
+
+    def settle(self, runs: int = 1) -> None:
+        """Rest the reference speed on further controls; before anything is timed."""
+        self.controls_ms += [self._run_control() for _ in range(max(1, runs))]
         self.reference_ms = float(np.median(self.controls_ms))
         self._ended = perf_counter()
 

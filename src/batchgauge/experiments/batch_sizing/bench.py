@@ -185,6 +185,14 @@ def drawn_workloads(count: int, longest: int, seed: int) -> dict[str, Lengths]:
     return found
 
 
+def _two_references(engine: Engine, runs: int) -> tuple[SteadyProbe, SteadyProbe]:
+    """Two probes whose references share no run, taken in turn: the machine's speed drifts."""
+    one, other = (SteadyProbe(engine_probe(engine), settle_runs=1) for _ in "ab")
+    for number in range(2 * (runs - 1)):
+        (other if number % 2 else one).settle()
+    return one, other
+
+
 @dataclass(frozen=True)
 class Bench:
     """Engine, tokenizer, texts and request lengths of one run, with its effort and question."""
@@ -236,9 +244,7 @@ class Bench:
             if shape is not None:
                 priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
             with threadpool_limits(count, user_api="blas"):
-                probes[count], judges[count] = (
-                    SteadyProbe(engine_probe(opened), settle_runs=much.settle_runs) for _ in "ab"
-                )
+                probes[count], judges[count] = _two_references(opened, much.settle_runs)
         text_probe, text_judge = (SteadyTextProbe(tokenizer_probe(words, texts)) for _ in "ab")
         hardware = detect_hardware(threads=threads)
         return cls(

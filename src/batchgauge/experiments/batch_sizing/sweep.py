@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
-from batchgauge.sizing.calibration import CONTEXT_STEPS, SHORT_PROMPT, warm_up
+from batchgauge.sizing.calibration import CONTEXT_ROWS, CONTEXT_STEPS, SHORT_PROMPT, warm_up
 from batchgauge.sizing.curve import Floats
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
@@ -111,13 +111,13 @@ def sweep_engine(
     start = perf_counter()
     sizes = tuple(sorted({*dense_sizes(largest), *also}))
     grid = _position_grid(max_positions)
-    some, long = min(4, largest), max(16, min(128, 2 * max_positions))
+    some, long = min(CONTEXT_ROWS, largest), max(16, min(128, 2 * max_positions))
     runs: list[tuple[str, int, int, int]] = [
         ("decode", rows, SHORT_PROMPT, STEPS) for rows in sizes
     ]
     runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in grid]
     runs += [("prefill alone", 1, min(256, max_positions), 0)]
-    runs += [("context", some, long, CONTEXT_STEPS)]
+    runs += [("context", some, long, CONTEXT_STEPS)] * max(1, 3 // passes)
     rng = np.random.default_rng(seed)
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
