@@ -39,7 +39,7 @@ from batchgauge.sizing import (
 from batchgauge.sizing.calibration import calibrate_engine
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
-from batchgauge.sizing.probes import SteadyProbe, engine_probe, tokenizer_probe
+from batchgauge.sizing.probes import Steady, SteadyProbe, engine_probe, tokenizer_probe
 from batchgauge.workload import request_lengths
 
 WORK = Lengths.uniform(16, 16)
@@ -265,6 +265,22 @@ class InventedEngine:
         answers = [BatchResponse(i.id, answer, 1.0, error) for i in items]
         told = {"prefill": first, "decode": step * (new - 1)} if self.stages else {}
         return BatchResult.of(answers, first + step * (new - 1), told)
+
+
+def test_a_reference_speed_rests_on_all_controls_that_settled_it():
+    """Their median, however many calls they came in; runs to warm up do not count."""
+    times = iter([9.0, 9.0, 9.0, 1.0, 3.0, 2.0])  # the first three warm up
+    steady = Steady(lambda: next(times), settle_runs=1)
+    assert steady.reference_ms == 1.0
+    steady.settle(2)
+    assert steady.reference_ms == 2.0
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3, 4])
+def test_a_sweep_prices_context_three_times_at_least(passes):
+    """However few passes a profile has: the median of one or two is at the mercy of noise."""
+    sweep = sweep_engine(probe, largest=12, max_positions=32, passes=passes)
+    assert sum(t.phase == "context" for t in sweep.timings) >= 3
 
 
 @pytest.mark.parametrize("stages", [True, False])

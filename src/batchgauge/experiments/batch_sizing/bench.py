@@ -187,10 +187,11 @@ def drawn_workloads(count: int, longest: int, seed: int) -> dict[str, Lengths]:
 
 def _two_references(engine: Engine, runs: int) -> tuple[SteadyProbe, SteadyProbe]:
     """Two probes whose references share no run, taken in turn: the machine's speed drifts."""
-    one, other = (SteadyProbe(engine_probe(engine), settle_runs=1) for _ in "ab")
-    for number in range(2 * (runs - 1)):
-        (other if number % 2 else one).settle()
-    return one, other
+    both = tuple(SteadyProbe(engine_probe(engine), settle_runs=1) for _ in "ab")
+    for _ in range(runs - 1):
+        for probe in both:
+            probe.settle()
+    return both[0], both[1]
 
 
 @dataclass(frozen=True)

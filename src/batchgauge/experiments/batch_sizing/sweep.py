@@ -8,6 +8,7 @@ measured once and composed for every scenario. Sweep and calibration share no ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -117,7 +118,7 @@ def sweep_engine(
     ]
     runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in grid]
     runs += [("prefill alone", 1, min(256, max_positions), 0)]
-    runs += [("context", some, long, CONTEXT_STEPS)] * max(1, 3 // passes)
+    runs += [("context", some, long, CONTEXT_STEPS)] * math.ceil(3 / passes)  # a median's worth
     rng = np.random.default_rng(seed)
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
