@@ -232,6 +232,14 @@ def test_curves_that_make_no_sense_are_refused(knots, ms):
         Curve(knots, ms)
 
 
+def test_beyond_its_knots_a_curve_goes_on_as_its_upper_half():
+    """Not as its last segment, whose slope is mostly noise where it is short; never falling."""
+    short = Curve((1.0, 64.0, 128.0, 240.0, 256.0), (9.0, 64.0, 128.0, 240.0, 268.8))
+    assert float(short(1024.0)) == pytest.approx(268.8 + 1.1 * 768.0)  # 1.8 by the last segment
+    assert float(Curve((4.0, 8.0), (20.0, 10.0))(80.0)) == 10.0
+    assert Curve((8.0,), (16.0,))([4.0, 80.0]).tolist() == [16.0, 160.0]
+
+
 def test_ripple_is_found_and_never_a_gain():
     """Extra cost by remainder is fitted; a remainder cheaper than the line counts as none."""
     line = Curve((4.0, 40.0), (4.0, 40.0))

@@ -15,6 +15,7 @@ mpl.use("agg")
 
 from batchgauge.experiments.batch_sizing import (
     bench,
+    exams,
     figures,
     measured,
     peaks,
@@ -331,8 +332,11 @@ def test_sizes_are_drawn_under_their_budget(judged, monkeypatch, times_alone):
     assert frame["latency_ms"].tolist() == late  # as the suggestion's and the budgets'
     params = {p["name"]: p for p in chart.spec["params"]}
     assert set(params) == {"workload", "latency_budget", "room"}
-    bind = params["latency_budget"]["bind"]
-    assert bind["min"] <= params["latency_budget"]["value"] <= bind["max"]
+    bind, asked = params["latency_budget"]["bind"], budget
+    budget = params["latency_budget"]["value"]  # the sentence is about what the slider says
+    assert bind["min"] <= budget <= bind["max"]
+    assert asked <= budget < asked + bind["step"] or budget == bind["max"]
+    assert budget / bind["step"] == pytest.approx(round(budget / bind["step"]))
     sliders = [{**p["bind"], "value": p["value"]} for n, p in params.items() if n != "workload"]
     assert all(len(str(s[key])) <= 8 for s in sliders for key in ("min", "max", "step", "value"))
     rows = frame[frame["workload"] == "short"]
@@ -526,3 +530,31 @@ def test_two_answers_say_what_each_is_for(fields, above):
     decided = [measured.decides(e, f, trusted) for e in (ours, server) for f in (sure, unsure)]
     assert decided == [False, False, True, False]
     assert measured.decides(server, unsure, doubted)
+
+
+def exam(engine, median, profile="default"):
+    """One exam's row, as the notebook makes it."""
+    about = {"engine": engine, "weights": "file", "threads": 1, "profile": profile, "scenarios": 7}
+    scores = {"median_score": median, "p10_score": 0.5, "broken_share": 0.125}
+    return dict.fromkeys(exams.COLUMNS, "") | about | scores
+
+
+def test_exams_of_other_engines_and_runs_stand_beside_this_one():
+    """Each engine's last run is told; other profiles and tables of another form are not."""
+    alone = exams.summary(pd.DataFrame({"other": [1]}), exam("mine", 0.9))
+    assert len(alone.frame) == 1
+    assert "No other exam" in alone.sentence()
+    frame = alone.frame
+    for row in (exam("theirs", 0.7), exam("quick", 0.2, "smoke"), exam("mine", 0.8)):
+        both = exams.summary(frame, row)
+        frame = both.frame
+    assert frame["engine"].tolist() == ["mine", "theirs", "quick", "mine"]
+    assert both.shown is not None
+    assert both.shown["engine"].tolist() == ["mine", "theirs", "mine"]
+    assert both.sentence().endswith(
+        "'mine' 0.80, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, 2 runs); 'theirs' "
+        "0.70, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, 1 run)."
+    )
+    for _ in range(exams.MOST):
+        frame = exams.summary(frame, exam("theirs", 0.6)).frame
+    assert (frame["engine"] == "theirs").sum() == exams.MOST

@@ -44,22 +44,9 @@ class Curve:
             raise UserError("A cost curve has a time that is negative or not finite.")
 
     def __call__(self, x: npt.ArrayLike) -> Floats:
-        """Predicted milliseconds for sizes `x`, in the same shape.
-
-        Beyond the last knot the last segment's slope goes on (never below the mean
-        cost per unit of the last segment's chord from zero when it falls); below the
-        first knot the line runs from the origin's share of the first knot.
-        """
+        """Predicted milliseconds for sizes `x`, in the same shape; see `carried_on`."""
         at = np.asarray(x, dtype=np.float64)
-        inside = np.interp(at, self.knots, self.ms)
-        beyond = np.maximum(at - self.knots[-1], 0.0) * self._last_slope()
-        return inside + beyond + self._ripple(at)
-
-    def _last_slope(self) -> float:
-        if len(self.knots) == 1:
-            return self.ms[0] / self.knots[0] if self.knots[0] > 0.0 else 0.0
-        rise = (self.ms[-1] - self.ms[-2]) / (self.knots[-1] - self.knots[-2])
-        return max(rise, 0.0)
+        return carried_on(at, self.knots, self.ms) + self._ripple(at)
 
     def _ripple(self, at: Floats) -> Floats:
         whole = np.rint(at).astype(np.int64)
@@ -84,6 +71,22 @@ class Curve:
     def from_json(cls, data: dict[str, Any]) -> Curve:
         """The curve that `as_json` wrote. Raises KeyError or UserError on anything else."""
         return cls(tuple(data["knots"]), tuple(data["ms"]), tuple(data["ripple_ms"]))
+
+
+def carried_on(x: Floats, knots: Floats | Sequence[float], ms: Floats | Sequence[float]) -> Floats:
+    """Straight lines between knots, flat below the first, on beyond the last.
+
+    Beyond, the slope is that of the upper half of the range, never a fall: a last segment that
+    is short has more noise than slope. A lone knot is carried on in proportion to the size.
+    """
+    at, values = np.asarray(knots, dtype=np.float64), np.asarray(ms, dtype=np.float64)
+    if at.size == 1:
+        at, values = np.append(0.0, at), np.append(0.0, values)
+    base = min(int(np.searchsorted(at, at[-1] / 2.0)), at.size - 2)
+    slope = max(0.0, float((values[-1] - values[base]) / (at[-1] - at[base])))
+    inside: Floats = np.interp(x, knots, ms)
+    beyond: Floats = slope * np.maximum(x - at[-1], 0.0)
+    return inside + beyond
 
 
 def roofline_curve(

@@ -64,8 +64,8 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32, 3),
-    "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 256, 2, 10, 12.0, 1000),
-    "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 512, 8, 40, 60.0, 1000),
+    "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 1024, 2, 10, 12.0, 1000),
+    "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 1024, 8, 40, 60.0, 1000),
 }
 
 
@@ -95,7 +95,7 @@ def effort_s(effort: Effort, cost: Cost) -> float:
 
 
 def affordable(wanted: Effort, cost: Cost, seconds: float) -> Effort:
-    """The effort, cut until it takes `SLACK` times so many seconds: passes, prefills, sizes last.
+    """The effort, cut until it takes `SLACK` times so many seconds: passes first, sizes last.
 
     Two passes stay where there were two: scores are judged by one half of them each.
     """
@@ -104,6 +104,8 @@ def affordable(wanted: Effort, cost: Cost, seconds: float) -> Effort:
         largest = max(size for _, size in found.largest)
         if found.passes > 2:
             found = replace(found, passes=found.passes - 1)
+        elif found.max_positions > 256:
+            found = replace(found, max_positions=found.max_positions // 2)
         elif found.repeats > 1:
             found = replace(found, repeats=found.repeats - 1)
         elif found.reruns > 1 or found.whole > 2:

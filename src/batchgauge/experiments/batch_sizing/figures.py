@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -170,14 +171,29 @@ def throughput_latency(frame: pd.DataFrame, workload: str, budget_ms: float, tit
 
 def _slider(name: str, words: str, column: pd.Series[float], value: float) -> dict[str, Any]:
     """A parameter between the ends of a column, in about 200 round steps."""
+    low, high, digits = _ends(column)
+    ends = {"min": low, "max": high, "step": 10.0**-digits}
+    bind = {"input": "range", **ends, "name": words}
+    return {"name": name, "value": settable(column, value), "bind": bind}
+
+
+def settable(column: pd.Series[float], value: float) -> float:
+    """Where a slider over the column stands for a value: at its next step, between its ends."""
+    low, high, digits = _ends(column)
+    steps = math.ceil(round(value * 10.0**digits, 6))  # 3.0000000000000004 is 3
+    return min(max(round(steps / 10.0**digits, digits), low), high)
+
+
+def _ends(column: pd.Series[float]) -> tuple[float, float, int]:
+    """The round ends of a column's slider, and the decimal digits of its step, as shown: 20.4."""
     low, high = float(column.min()), float(column.max())
-    digits = -int(np.floor(np.log10(max(high - low, 1e-6) / 100)))
-    step = 10.0**-digits
-    low, high = np.floor(low / step) * step, np.ceil(high / step) * step
-    value = min(max(np.ceil(value / step) * step, low), high)
-    low, high, value = (round(float(one), digits) for one in (low, high, value))  # 20.4, as shown
-    ends = {"min": low, "max": high, "step": step}
-    return {"name": name, "value": value, "bind": {"input": "range", **ends, "name": words}}
+    digits = -math.floor(math.log10(max(high - low, 1e-6) / 100))
+    steps = 10.0**digits
+    return (
+        round(math.floor(low * steps) / steps, digits),
+        round(math.ceil(high * steps) / steps, digits),
+        digits,
+    )
 
 
 def memory_check(peaks: pd.DataFrame, goal: float) -> Chart:

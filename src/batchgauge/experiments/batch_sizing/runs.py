@@ -75,10 +75,11 @@ def _calibrated(bench: Bench, threads: int, seed: int, repeats: int) -> CostMode
 def alone(bench: Bench) -> dict[Key, Costs]:
     """What one request takes, measured apart from calibration and sweep: for budgets."""
     effort, found = bench.effort, dict[Key, Costs]()
+    longest = max(max(work.inputs) for work in bench.works.values())
     for threads, _ in effort.largest:
         with threadpool_limits(threads, user_api="blas"):
             found["engine", threads] = sweep_engine(
-                bench.judges[threads], largest=1, max_positions=effort.max_positions,
+                bench.judges[threads], largest=1, max_positions=min(effort.max_positions, longest),
                 passes=1 + effort.passes // 4, threads=threads, seed=bench.exam_seed,
             ).costs  # fmt: skip
     found["tokenizer", 1] = sweep_tokenizer(

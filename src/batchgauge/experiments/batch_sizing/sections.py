@@ -296,6 +296,7 @@ def throughput_latency(
 def _budgets(
     name: str, frame: pd.DataFrame, basis: str, budget_ms: float, rests_on: str
 ) -> Section:
+    budget_ms = figures.settable(frame["latency_ms"], budget_ms)  # as the page's slider says it
     said = sentences.budget_sentence(frame, OWN, budget_ms)
     how = (
         "A dot a batch size. The diamond is what the advisor says without budgets, the star the "

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.calibration import CONTEXT_ROWS, CONTEXT_STEPS, SHORT_PROMPT, warm_up
-from batchgauge.sizing.curve import Floats
+from batchgauge.sizing.curve import Floats, carried_on
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 STEPS = 3  # decode steps of a run
@@ -58,7 +58,7 @@ class MeasuredCosts:
     def prefill_ms(self, positions: npt.ArrayLike, squares: npt.ArrayLike) -> Floats:
         """Milliseconds of prefills, both [K]."""
         at = np.asarray(positions, dtype=np.float64)
-        line = _carried_on(at, self.prefill_positions, self.prefill_values_ms)
+        line = carried_on(at, self.prefill_positions, self.prefill_values_ms)
         return np.where(at > 0.0, line + self.square_ms * np.asarray(squares), 0.0)
 
     def decode_ms(self, rows: npt.ArrayLike, context: npt.ArrayLike) -> Floats:
@@ -193,19 +193,8 @@ def _medians(points: Iterable[tuple[float, float]]) -> tuple[Floats, Floats]:
     return np.asarray(at), np.asarray([float(np.median(grouped[x])) for x in at])
 
 
-def _carried_on(x: Floats, at: Floats, values: Floats) -> Floats:
-    """Straight lines between points; beyond, the slope of the upper half, never a fall."""
-    if at.size < 2:
-        return np.interp(x, at, values)
-    base = min(int(np.searchsorted(at, at[-1] / 2.0)), at.size - 2)
-    slope = max(0.0, (values[-1] - values[base]) / (at[-1] - at[base]))
-    inside: Floats = np.interp(x, at, values)
-    beyond: Floats = slope * np.maximum(x - at[-1], 0.0)
-    return inside + beyond
-
-
 def _position_grid(largest: int) -> list[int]:
-    powers = [4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048]
+    powers = [4, 8, 16, 32, 48, 64, 96, 128, 256, 512, 1024, 2048]
     return sorted({p for p in powers if p < largest} | {largest})
 
 
