@@ -148,21 +148,22 @@ def _changeable(plan: GatePlan) -> list[suite.Benchmark]:
 
 
 def _change(package: Path, benchmark: suite.Benchmark, slowdown: float, plan: GatePlan) -> None:
-    """Change a tree's code so that a call of `benchmark` takes about `slowdown` more time."""
+    """Change a tree's code so that a call of `benchmark` takes about `slowdown` more time.
+
+    By medians of loops and calls in turn: the gate's workers do not run at the best time either.
+    """
     call = benchmark.prepare(suite.Subject(**plan.options)).call
-    turns = 100_000
+    turns, calls = 100_000, 20
 
     def loop() -> None:
         for _ in range(turns):
             pass
 
-    each_ns = min(timeit.repeat(loop, number=1, repeat=20)) / turns
-    call_ns = min(timeit.repeat(call, number=20, repeat=20)) / 20
+    times = [(timeit.timeit(loop, number=1), timeit.timeit(call, number=calls)) for _ in range(50)]
+    each, one = np.median(times, axis=0) / (turns, calls)
     name, owner, method = _CHANGED[benchmark.part]
     with (package / name).open("a", encoding="utf-8") as file:
-        file.write(
-            _MORE.format(owner=owner, method=method, turns=round(slowdown * call_ns / each_ns))
-        )
+        file.write(_MORE.format(owner=owner, method=method, turns=round(slowdown * one / each)))
 
 
 def rates(
