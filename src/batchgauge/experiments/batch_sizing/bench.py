@@ -39,6 +39,7 @@ from batchgauge.sizing.probes import (
 from batchgauge.workload import load_prompts
 
 FURTHER = 12  # sizes of a calibration beside its knots
+FEWER_POSITIONS = 256  # of a prefill; longer ones are the first that a slow model does without
 SMALLEST = 8  # the largest batch stays at least as large, of those asked for
 Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
 
@@ -95,17 +96,17 @@ def effort_s(effort: Effort, cost: Cost) -> float:
 
 
 def affordable(wanted: Effort, cost: Cost, seconds: float) -> Effort:
-    """The effort, cut until it takes `SLACK` times so many seconds: passes first, sizes last.
+    """The effort, cut until it takes `SLACK` times so many seconds: long prefills, passes … sizes.
 
     Two passes stay where there were two: scores are judged by one half of them each.
     """
     found = wanted
     while effort_s(found, cost) > SLACK * seconds:
         largest = max(size for _, size in found.largest)
-        if found.passes > 2:
-            found = replace(found, passes=found.passes - 1)
-        elif found.max_positions > 256:
+        if found.max_positions > FEWER_POSITIONS:
             found = replace(found, max_positions=found.max_positions // 2)
+        elif found.passes > 2:
+            found = replace(found, passes=found.passes - 1)
         elif found.repeats > 1:
             found = replace(found, repeats=found.repeats - 1)
         elif found.reruns > 1 or found.whole > 2:
