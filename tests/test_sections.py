@@ -18,10 +18,9 @@ from batchgauge.errors import UserError
 from batchgauge.experiments.baseline import costs
 from batchgauge.experiments.baseline import runs as baseline_runs
 from batchgauge.experiments.baseline import sections as baseline
-from batchgauge.experiments.baseline.inference import InferenceSweep, blocks
+from batchgauge.experiments.baseline.inference import InferenceSweep, Sweep, blocks
 from batchgauge.experiments.baseline.inference import sweep as sweep_of
 from batchgauge.experiments.baseline.runs import Measured, PageWork
-from batchgauge.experiments.baseline.sweep import Sweep
 from batchgauge.experiments.context import Context, checked_sizes
 from batchgauge.experiments.speedup import processes as speedup_processes
 from batchgauge.experiments.speedup import runs as speedup_runs

@@ -35,6 +35,12 @@ from batchgauge.registry import check_fits, open_engine, open_tokenizer, weights
 from batchgauge.reporting.model import is_ours
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
+from batchgauge.request import (
+    BatchItem,
+    BatchResult,
+    InferenceBatchRequest,
+    InferenceBatchResponse,
+)
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
 
 TYPICAL = 40  # tokens of a prompt, as the project's own have them
@@ -215,6 +221,16 @@ class Context:
         """
         whole(max_tokens=max_tokens)
         return min(max_tokens, smoke) if self.budget.name == "smoke" else max_tokens
+
+    def infer(
+        self, items: Sequence[BatchItem[InferenceBatchRequest]]
+    ) -> BatchResult[InferenceBatchResponse]:
+        """The engine's answers to a batch. Raises UserError when it could not answer an item."""
+        result = self.engine.infer_batch(items)
+        for response in result.responses:
+            if response.error is not None:
+                raise UserError(f"The engine could not answer '{response.id}': {response.error}")
+        return result
 
     def prompts(self, count: int, keep: Callable[[Prompt], bool]) -> list[Prompt]:
         """`count` prompts of the workload, of those to `keep` (of all when none is).

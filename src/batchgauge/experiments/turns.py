@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,6 @@ from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions
 from batchgauge.protocols import Engine
 from batchgauge.registry import open_engine, weights_of
-from batchgauge.request import BatchItem, InferenceBatchRequest
 
 CONTEXT = 32  # positions that a decode step looks back on at first
 REQUEST = (16, 8)  # tokens of a whole request's prompt and answer
@@ -89,7 +88,8 @@ class Turn:
     loops: int = 1
 
 
-Turns = Callable[[int], Sequence[Turn]]  # with so many threads
+Opened = Mapping[str, tuple[Engine, Stepper]]
+Works = Iterator[tuple[str, dict[int, list[Turn]]]]  # a part, and its turns by number of threads
 
 
 def thread_counts() -> tuple[int, ...]:
@@ -112,19 +112,18 @@ def _in_process(plans: Sequence[Plan], process: int) -> pd.DataFrame:
 
 
 def _done(plan: Plan, process: int) -> pd.DataFrame:
-    engines = _open(plan)
+    opened = _open(plan)
     kept = {e.name: e.weights or weights_of(e.spec) for e in plan.entrants}
     run, frames = Run.here(seed=plan.seed), []
-    for part, counts, turns in _works(plan, engines):
-        for threads in counts:
-            for engine in engines.values():
-                if isinstance(engine, SteppedEngine) and hasattr(engine.stepper, "set_threads"):
-                    engine.stepper.set_threads(threads)
-            chosen = turns(threads)
+    for part, by_threads in _works(plan, opened):
+        for threads, turns in by_threads.items():
+            for _, stepper in opened.values():
+                if hasattr(stepper, "set_threads"):
+                    stepper.set_threads(threads)
             with Conditions(threads).held():
-                samples = _take_turns(plan, part, chosen, process, threads)
+                samples = _take_turns(plan, part, turns, process, threads)
             frame = to_frame(samples, run).assign(threads=threads)
-            characters = {turn.name: turn.characters for turn in chosen}
+            characters = {turn.name: turn.characters for turn in turns}
             names = frame["implementation"]
             frames.append(
                 frame.assign(characters=names.map(characters), weights=names.map(kept).fillna(""))
@@ -132,8 +131,8 @@ def _done(plan: Plan, process: int) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _open(plan: Plan) -> dict[str, Engine]:
-    found: dict[str, Engine] = {}
+def _open(plan: Plan) -> Opened:
+    found: dict[str, tuple[Engine, Stepper]] = {}
     for entrant in plan.entrants:
         try:
             engine = open_engine(entrant.spec, entrant.model or None, 1)
@@ -141,120 +140,81 @@ def _open(plan: Plan) -> dict[str, Engine]:
             if weights_of(entrant.spec) and entrant.spec.startswith("numpy"):
                 raise
             continue  # a peer that is not installed
-        if _stepper(engine) is not None:
-            found[entrant.name] = engine
+        if isinstance(engine, BatchInferenceEngine):
+            found[entrant.name] = engine, NumpyStepper(engine.model)
+        elif isinstance(engine, SteppedEngine):
+            found[entrant.name] = engine, engine.stepper
     return found
 
 
-def _stepper(engine: Engine) -> Stepper | None:
-    if isinstance(engine, BatchInferenceEngine):
-        return NumpyStepper(engine.model)
-    return engine.stepper if isinstance(engine, SteppedEngine) else None
-
-
-def _works(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
-    """Part, numbers of threads, and what takes turns with each of them."""
-    rng, all_threads = np.random.default_rng(plan.seed), plan.threads
+def _works(plan: Plan, opened: Opened) -> Works:
+    rng = np.random.default_rng(plan.seed)
     for batch in plan.decode_sizes:
-        room = (plan.blocks + 1) * len(all_threads)
+        room = (plan.blocks + 1) * len(plan.threads)
         steps = []
-        for name, engine in engines.items():
-            stepper = _stepper(engine)
-            assert stepper is not None  # `_open` has seen to it
+        for name, (_, stepper) in opened.items():
             rows = rng.integers(0, stepper.vocab_size, (batch, plan.context)).tolist()
             with Conditions(performance_cores()).held():
                 stepper.prefill(rows, room)
             step = partial(stepper.decode, np.arange(batch, dtype=np.int32))
             steps.append(Turn(name, step, batch, batch))
         alone = plan.shared and batch not in plan.shared
-        yield "decode", all_threads[:1] if alone else all_threads, partial(_same, steps)
+        yield "decode", dict.fromkeys(plan.threads[:1] if alone else plan.threads, steps)
     for length in plan.prompts:
         prompts = []
-        for name, engine in engines.items():
-            stepper = _stepper(engine)
-            assert stepper is not None
+        for name, (_, stepper) in opened.items():
             if plan.readers and name not in plan.readers:
                 continue
             ids = rng.integers(0, stepper.vocab_size, (1, length)).tolist()
             prompts.append(Turn(name, partial(stepper.prefill, ids, 1), 1, length))
-        yield "prefill", all_threads, partial(_same, prompts)
-    yield from _whole(plan, engines)
+        yield "prefill", dict.fromkeys(plan.threads, prompts)
+    if plan.requests or plan.ragged:
+        yield from _whole(plan, opened)
     if plan.texts or plan.over_texts[0]:
         yield from _texts(plan)
 
 
-def _whole(plan: Plan, engines: dict[str, Engine]) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
+def _whole(plan: Plan, opened: Opened) -> Works:
     """Whole requests by the first entrant: by batch size over the baseline, ragged over equal."""
-    if not plan.requests and not plan.ragged:
-        return
-    ours, new = engines[plan.entrants[0].name], REQUEST[1]
+    first, (prompt, new) = plan.entrants[0], REQUEST
+    ours, _ = opened[first.name]
+
+    def turn(name: str, engine: Engine, lengths: Sequence[int]) -> Turn:
+        count = len(lengths)
+        items = workload.exact_requests(lengths, [new] * count)
+        return Turn(name, partial(engine.infer_batch, items), count, count * new)
+
     if plan.requests:
-        path = plan.entrants[0].model or None
-        turns = [
-            Turn(plan.entrants[0].name, partial(ours.infer_batch, _requests(b)), b, b * new)
-            for b in plan.requests
-        ]
-        alone = partial(BaselineEngine.from_gguf(path).infer_batch, _requests(1))
-        yield "requests", (1,), partial(_same, [Turn(BASELINE, alone, 1, new), *turns])
+        alone = turn(BASELINE, BaselineEngine.from_gguf(first.model or None), [prompt])
+        batches = [turn(first.name, ours, [prompt] * size) for size in plan.requests]
+        yield "requests", {1: [alone, *batches]}
     if plan.ragged:
-        count = len(plan.ragged)
-        equal = [sum(plan.ragged) // count] * (count - 1)
+        equal = [sum(plan.ragged) // len(plan.ragged)] * (len(plan.ragged) - 1)
         equal.append(sum(plan.ragged) - sum(equal))
-        pairs = {"equal": equal, "ragged": list(plan.ragged)}
-        turns = [
-            Turn(
-                name,
-                partial(ours.infer_batch, workload.exact_requests(lengths, [new] * count)),
-                count, count * new,
-            )
-            for name, lengths in pairs.items()
-        ]  # fmt: skip
-        yield "ragged", (1,), partial(_same, turns)
+        yield "ragged", {1: [turn("equal", ours, equal), turn("ragged", ours, plan.ragged)]}
 
 
-def _requests(count: int) -> list[BatchItem[InferenceBatchRequest]]:
-    prompt, new = REQUEST
-    return workload.exact_requests([prompt] * count, [new] * count)
-
-
-def _texts(plan: Plan) -> Iterator[tuple[str, tuple[int, ...], Turns]]:
+def _texts(plan: Plan) -> Works:
     """Tokenizing in batches, and one by one by the baseline beside."""
-    tokenizers = {n: BPETokenizer.from_gguf(plan.model or None, threads=n) for n in plan.threads}
-    one = tokenizers.get(1) or BPETokenizer.from_gguf(plan.model or None, threads=1)
+    path = plan.model or None
+    ours = {n: BPETokenizer.from_gguf(path, threads=n) for n in {1, *plan.threads}}
 
-    def together(count: int, characters: int, threads: int) -> list[Turn]:
-        texts = workload.texts("prose", characters, count, plan.seed)
-        tokens = len(one.encode_many(texts).ids)
-        call = partial(tokenizers[threads].encode_many, texts)
-        return [Turn("numpy", call, count, tokens, characters, _loops(texts))]
+    def together(texts: list[str], characters: int, threads: int) -> Turn:
+        tokens = len(ours[1].encode_many(texts).ids)
+        loops = math.ceil(TEXT_BYTES / sum(len(text.encode()) for text in texts))
+        call = partial(ours[threads].encode_many, texts)
+        return Turn("numpy", call, len(texts), tokens, characters, loops)
 
     for count, characters in plan.texts:
-        yield "tokenize", plan.threads, partial(together, count, characters)
+        texts = workload.texts("prose", characters, count, plan.seed)
+        yield "tokenize", {n: [together(texts, characters, n)] for n in plan.threads}
     if plan.over_texts[0]:
         count, characters = plan.over_texts
         texts = workload.texts("prose", characters, count, plan.seed)
-        tokens = len(one.encode_many(texts).ids)
-        slow = partial(_each, BaselineTokenizer.from_gguf(plan.model or None).encode, texts)
-        turns = [
-            Turn(BASELINE, slow, count, tokens, characters),
-            Turn(
-                "numpy", partial(one.encode_many, texts), count, tokens, characters, _loops(texts)
-            ),
-        ]
-        yield "tokenize over the baseline", (1,), partial(_same, turns)
-
-
-def _loops(texts: list[str]) -> int:
-    """Calls of a sample on these texts."""
-    return math.ceil(TEXT_BYTES / sum(len(text.encode()) for text in texts))
-
-
-def _each(encode: Callable[[str], object], texts: list[str]) -> list[object]:
-    return [encode(text) for text in texts]
-
-
-def _same(turns: Sequence[Turn], _threads: int) -> Sequence[Turn]:
-    return turns
+        encode = BaselineTokenizer.from_gguf(path).encode
+        fast = together(texts, characters, 1)
+        slow = replace(fast, name=BASELINE, call=lambda: [encode(t) for t in texts], loops=1)
+        yield "tokenize over the baseline", {1: [slow, fast]}
 
 
 def _take_turns(

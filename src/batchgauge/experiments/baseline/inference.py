@@ -1,29 +1,24 @@
 """S(b) of inference: whole requests and decode alone, with prefill, TTFT and latency apart.
 
-Every engine can be measured whole. Phases need an engine that says when its tokens came;
-for one that does not, their columns are empty.
+Requests are long calls that share their slow side: a block runs every item alone once and then
+every batch size, in one direction and then the other, and S(b) of a block is the time of the
+batch's own items alone ÷ the time of the batch; intervals are over fresh processes. Every
+engine can be measured whole. Phases need an engine that says when its tokens came; for one
+that does not, their columns are empty.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchgauge.errors import UserError
-from batchgauge.experiments.baseline.sweep import (
-    BATCH,
-    ONE_BY_ONE,
-    Sweep,
-    Timed,
-    block_ratios,
-    row,
-    run_blocks,
-)
+from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
@@ -36,14 +31,24 @@ from batchgauge.request import (
     InferenceBatchResponse,
     generated_tokens,
 )
-from batchgauge.statistics import over_processes
 from batchgauge.workload import Prompt
 
+ONE_BY_ONE = "one at a time"
+BATCH = "batch"
 # Of the sweep's prompts: the few very long ones would drown the rest.
 LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
 
 Result = BatchResult[InferenceBatchResponse]
 Items = Sequence[BatchItem[InferenceBatchRequest]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """S(b) of an implementation: `table` has one row a size, `samples` one a sample."""
+
+    what: str
+    table: pd.DataFrame
+    samples: pd.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +59,61 @@ class InferenceSweep(Sweep):
     answers: pd.DataFrame
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One call: which block, how many items, when in the block, how long, what came out."""
+
+    block: int
+    position: int
+    batch_size: int
+    item: int  # of a single; -1 for a batch
+    wall_ms: float
+    result: Result
+
+
+def row(
+    ratio: Ratio, batch_size: int, implementation: str, processes: int, **columns: float
+) -> dict[str, Any]:
+    """One row of a sweep's table: the ratio of a batch to its items one at a time, and more."""
+    return {
+        "implementation": implementation,
+        "batch_size": batch_size,
+        "speedup_x": ratio.value,
+        "low_x": ratio.low,
+        "high_x": ratio.high,
+        "verdict": ratio.verdict,
+        "processes": processes,
+        **columns,
+    }
+
+
 def short_prompts(context: Context, count: int) -> list[Prompt]:
     """`count` prompts of the workload without its very long ones."""
     longest = LONGEST_CHARACTERS[context.budget.name]
     return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 
-def blocks(
-    context: Context, items: Items, sizes: Sequence[int], *, count: int
-) -> list[Timed[Result]]:
-    """So many blocks of every item alone and every batch size; see `sweep.run_blocks`.
+def blocks(context: Context, items: Items, sizes: Sequence[int], *, count: int) -> list[Timed]:
+    """So many blocks of every item below max(sizes) alone, and of every batch size.
 
-    Raises UserError when the engine fails an item.
+    A warm-up of the smallest and the largest call comes first and is not kept. Block k runs
+    forwards when k is even, backwards when it is odd. Raises UserError when the engine fails an
+    item.
     """
-
-    def infer(chosen: Items) -> Result:
-        result = context.engine.infer_batch(chosen)
-        bad = next((r for r in result.responses if r.error is not None), None)
-        if bad:
-            raise UserError(f"The engine could not answer '{bad.id}': {bad.error}")
-        return result
-
+    largest = max(sizes)
+    plan = [(1, i) for i in range(largest)] + [(size, -1) for size in sizes]
+    timings = []
     with limit_threads(context.threads):
-        return run_blocks(
-            lambda i: infer(items[i : i + 1]), lambda b: infer(items[:b]), sizes, blocks=count
-        )
+        context.infer(items[:1])
+        context.infer(items[:largest])
+        for block in range(count):
+            for position, (size, item) in enumerate(plan if block % 2 == 0 else plan[::-1]):
+                chosen = items[:size] if item < 0 else items[item : item + 1]
+                started = perf_counter()
+                result = context.infer(chosen)
+                wall_ms = 1e3 * (perf_counter() - started)
+                timings.append(Timed(block, position, size, item, wall_ms, result))
+    return timings
 
 
 def sweep(
@@ -86,127 +121,123 @@ def sweep(
     items: Items,
     sizes: Sequence[int],
     max_tokens: int,
-    processes: Sequence[Sequence[Timed[Result]]],
+    processes: Sequence[Sequence[Timed]],
 ) -> InferenceSweep:
     """What the `blocks` of some processes say together."""
-    last = max((t for t in processes[-1] if t.item < 0), key=lambda t: t.batch_size)
-    samples = [_samples(context, timings, max_tokens, n) for n, timings in enumerate(processes)]
+    every = [(n, t) for n, timings in enumerate(processes) for t in timings]
+    costs = pd.DataFrame(
+        [(n, t.block, t.batch_size, t.item, t.wall_ms, _decode_ms(t.result)) for n, t in every],
+        columns=["process", "block", "batch_size", "item", "wall_ms", "decode_ms"],
+    )
+    batches = {
+        size: [t.result for _, t in every if t.item < 0 and t.batch_size == size] for size in sizes
+    }
     run = Run.here(threads=context.threads, seed=context.seed, weights=context.weights_kept)
     return InferenceSweep(
         "Inference",
-        _table(context, processes, sizes).assign(max_tokens=max_tokens),
-        to_frame([sample for some in samples for sample in some], run),
-        pd.DataFrame([_phases(processes, size) for size in sizes]),
-        _answers(items, last.result),
+        _table(context, costs, batches).assign(max_tokens=max_tokens),
+        to_frame([_sample(context, t, max_tokens, n) for n, t in every], run),
+        pd.DataFrame([_phases(costs, size, results) for size, results in batches.items()]),
+        _answers(items, batches[max(sizes)][-1]),
     )
 
 
 def _table(
-    context: Context, processes: Sequence[Sequence[Timed[Result]]], sizes: Sequence[int]
+    context: Context, costs: pd.DataFrame, batches: Mapping[int, Sequence[Result]]
 ) -> pd.DataFrame:
-    ratios = judged([_ratio(processes, size, _wall_ms) for size in sizes])
-    rows = []
-    for size, ratio in zip(sizes, ratios, strict=True):
-        mine = [t.wall_ms for p in processes for t in p if t.item < 0 and t.batch_size == size]
-        alone = [
-            sum(t.wall_ms for t in p if t.block == block and 0 <= t.item < size)
-            for p in processes
-            for block in sorted({t.block for t in p})
-        ]
-        medians = {"alone_ms": float(np.median(alone)), "batch_ms": float(np.median(mine))}
-        table_row = row(ratio, size, context.engine_name, len(processes), **medians)
-        tokens = [r.data.prompt_tokens for t in processes[-1] if t.item < 0 and t.batch_size == size
-                  for r in t.result.responses if r.data]  # fmt: skip
-        rows.append(table_row | {"prompt_tokens": float(np.median(tokens))})
-    return pd.DataFrame(rows)
+    sides = [_by_block(costs, "wall_ms", size) for size in batches]
+    ratios = judged([_ratio(alone, together) for alone, together in sides])
+    return pd.DataFrame(
+        row(
+            ratio, size, context.engine_name, costs["process"].nunique(),
+            alone_ms=alone.median(), batch_ms=together.median(),
+            prompt_tokens=float(np.median([d.prompt_tokens for d in _data(results)])),
+        )
+        for ratio, (alone, together), (size, results) in zip(
+            ratios, sides, batches.items(), strict=True
+        )
+    )  # fmt: skip
 
 
-def _ratio(
-    processes: Sequence[Sequence[Timed[Result]]],
-    size: int,
-    cost_ms: Callable[[Timed[Result]], float],
-) -> Ratio:
-    logs = [block_ratios(timings, size, cost_ms) for timings in processes]
-    of = np.repeat(np.arange(len(logs)), [len(one) for one in logs])
-    found = over_processes(np.concatenate(logs), of)
-    return Ratio.of(found, name=BATCH, baseline=ONE_BY_ONE)
+def _by_block(
+    costs: pd.DataFrame, column: str, size: int
+) -> tuple[pd.Series[float], pd.Series[float]]:
+    """A cost of the batch's items alone, added up, and of the batch, by [process, block]."""
+    alone = costs[costs["item"].between(0, size - 1)]
+    together = costs[(costs["item"] < 0) & (costs["batch_size"] == size)]
+    by = ["process", "block"]
+    first, second = (
+        rows.groupby(by)[column].agg(lambda each: each.sum(skipna=False))
+        for rows in (alone, together)
+    )
+    return first, second
 
 
-def _wall_ms(timed: Timed[Result]) -> float:
-    return timed.wall_ms
+def _ratio(alone: pd.Series[float], together: pd.Series[float]) -> Ratio:
+    return Ratio.of(fresh.over(np.log(alone / together)), name=BATCH, baseline=ONE_BY_ONE)
 
 
-def _decode_ms(timed: Timed[Result]) -> float:
-    """Time in decode steps: by the engine's own stages, else by its responses."""
-    stages = timed.result.stages_ms
-    if "decode" in stages:
-        return stages["decode"]
-    told = [r.data.decode_ms for r in timed.result.responses if r.data]
-    return max((ms for ms in told if ms > 0), default=math.nan)
+def _data(results: Sequence[Result]) -> list[InferenceBatchResponse]:
+    return [r.data for result in results for r in result.responses if r.data]
 
 
-def _phases(processes: Sequence[Sequence[Timed[Result]]], size: int) -> dict[str, Any]:
+def _decode_ms(result: Result) -> float:
+    """Time in decode steps: by the engine's own stages, else by its responses; NaN if unknown."""
+    if "decode" in result.stages_ms:
+        return result.stages_ms["decode"] or math.nan
+    return max((d.decode_ms for d in _data([result]) if d.decode_ms > 0), default=math.nan)
+
+
+def _phases(costs: pd.DataFrame, size: int, results: Sequence[Result]) -> dict[str, Any]:
     """Prefill and decode throughput, decode's own S(b), TTFT and inter-token latency."""
-    timings = [timed for process in processes for timed in process]
-    mine = [t for t in timings if t.item < 0 and t.batch_size == size]
-    data = [r.data for t in mine for r in t.result.responses if r.data]
-    prompt = sum(d.prompt_tokens for d in data)
+    data = _data(results)
     counts = [math.nan if d.tokens_generated is None else d.tokens_generated for d in data]
     later = math.nan if any(map(math.isnan, counts)) else sum(max(n - 1, 0) for n in counts)
-    prefill_ms = sum(max(r.data.prefill_ms for r in t.result.responses if r.data) for t in mine)
-    decode_ms = sum(_decode_ms(t) for t in mine)
-    gaps = [g for d in data for g in d.inter_token_ms]
-    firsts = [d.ttft_ms for d in data]
-    answers = (
-        {}
-        if not any(d.reasoning for d in data)
-        else {"first_answer_median_ms": float(np.median([d.first_answer_ms for d in data]))}
-    )
-    alone = [t for t in timings if 0 <= t.item < size]
-    known = all(_decode_ms(t) > 0 for t in [*mine, *alone])
-    ratio = _ratio(processes, size, _decode_ms) if known else None
+    prefill_ms = sum(max(d.prefill_ms for d in _data([result])) for result in results)
+    alone, together = _by_block(costs, "decode_ms", size)
+    known = (alone + together).notna().all()
+    ratio = _ratio(alone, together) if known else None
+    reasons = any(d.reasoning for d in data)
+    answers = [d.first_answer_ms for d in data]
     return {
         "batch_size": size,
-        "prefill_tokens_per_s": 1e3 * prompt / prefill_ms,
-        "decode_tokens_per_s": 1e3 * later / decode_ms if known else math.nan,
+        "prefill_tokens_per_s": 1e3 * sum(d.prompt_tokens for d in data) / prefill_ms,
+        "decode_tokens_per_s": 1e3 * later / together.sum() if known else math.nan,
         "decode_speedup_x": ratio.value if ratio else math.nan,
         "decode_low_x": ratio.low if ratio else math.nan,
         "decode_high_x": ratio.high if ratio else math.nan,
-        "ttft_median_ms": float(np.median(firsts)),
-        "ttft_least_ms": min(firsts),
-        "ttft_most_ms": max(firsts),
-        **answers,
-        "inter_token_median_ms": float(np.median(gaps)) if gaps else math.nan,
-        "inter_token_least_ms": min(gaps, default=math.nan),
-        "inter_token_most_ms": max(gaps, default=math.nan),
+        **_spread("ttft", [d.ttft_ms for d in data]),
+        **({"first_answer_median_ms": float(np.median(answers))} if reasons else {}),
+        **_spread("inter_token", [gap for d in data for gap in d.inter_token_ms]),
     }
 
 
-def _samples(
-    context: Context, timings: Sequence[Timed[Result]], max_tokens: int, process: int
-) -> list[Sample]:
-    """The timings of a process as records, one a call."""
-    return [
-        Sample(
-            benchmark=f"inference/batch={t.batch_size}/max_tokens={max_tokens}",
-            implementation=context.engine_name,
-            part="inference",
-            batch_size=t.batch_size,
-            parameters=as_json({"item": t.item, "max_tokens": max_tokens}),
-            process=process,
-            block=t.block,
-            position=t.position,
-            is_warmup=False,
-            inner_loops=1,
-            wall_ms=t.wall_ms,
-            cpu_ms=math.nan,
-            items=t.batch_size,
-            tokens=generated_tokens(t.result) or 0,
-            counters=as_json(t.result.counters),
-            gc="on",
-        )
-        for t in timings
-    ]
+def _spread(name: str, times_ms: Sequence[float]) -> dict[str, float]:
+    """Median and range of some times, NaN where there are none."""
+    times_ms = times_ms or [math.nan]
+    ends = {"median": np.median(times_ms), "least": min(times_ms), "most": max(times_ms)}
+    return {f"{name}_{which}_ms": float(value) for which, value in ends.items()}
+
+
+def _sample(context: Context, timed: Timed, max_tokens: int, process: int) -> Sample:
+    return Sample(
+        benchmark=f"inference/batch={timed.batch_size}/max_tokens={max_tokens}",
+        implementation=context.engine_name,
+        part="inference",
+        batch_size=timed.batch_size,
+        parameters=as_json({"item": timed.item, "max_tokens": max_tokens}),
+        process=process,
+        block=timed.block,
+        position=timed.position,
+        is_warmup=False,
+        inner_loops=1,
+        wall_ms=timed.wall_ms,
+        cpu_ms=math.nan,
+        items=timed.batch_size,
+        tokens=generated_tokens(timed.result) or 0,
+        counters=as_json(timed.result.counters),
+        gc="on",
+    )
 
 
 def _answers(items: Items, result: Result) -> pd.DataFrame:

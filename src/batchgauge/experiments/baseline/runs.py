@@ -13,8 +13,15 @@ import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline import inference
-from batchgauge.experiments.baseline.inference import InferenceSweep, Result, short_prompts
-from batchgauge.experiments.baseline.sweep import BATCH, ONE_BY_ONE, Sweep, Timed, row
+from batchgauge.experiments.baseline.inference import (
+    BATCH,
+    ONE_BY_ONE,
+    InferenceSweep,
+    Sweep,
+    Timed,
+    row,
+    short_prompts,
+)
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.scaling import spread
 from batchgauge.machine.preflight import limit_threads
@@ -40,8 +47,6 @@ from batchgauge.request import (
 from batchgauge.statistics import location
 from batchgauge.workload import texts, to_items
 
-Calls = tuple[Callable[[], Any], Callable[[], Any], int]  # alone, together, tokens
-
 
 @dataclass(frozen=True, slots=True)
 class PageWork:
@@ -58,7 +63,7 @@ class Process:
     """What one fresh process measured."""
 
     texts: pd.DataFrame  # samples of tokenizing and detokenizing
-    requests: list[Timed[Result]]
+    requests: list[Timed]
     statistics: pd.DataFrame
 
 
@@ -71,8 +76,15 @@ class Measured:
     processes: list[Process]
 
 
-def in_processes(context: Context, work: PageWork) -> Measured:
-    """Run it; fewer processes where a model is so slow that they would take ten minutes."""
+def in_processes(
+    context: Context, *, tokenize_sizes: Sequence[int], characters: int,
+    inference_sizes: Sequence[int], max_tokens: int,
+) -> Measured:  # fmt: skip
+    """Everything that the page answers, measured in fresh processes.
+
+    Fewer of them where a model is so slow that they would take ten minutes.
+    """
+    work = PageWork(tuple(tokenize_sizes), characters, tuple(inference_sizes), max_tokens)
     found = fresh.each(
         partial(_in_process, context.elsewhere(), work), processes=context.budget.processes,
         budget_s=10 * context.budget.seconds,
@@ -82,8 +94,8 @@ def in_processes(context: Context, work: PageWork) -> Measured:
 
 def _in_process(context: Context, work: PageWork, process: int) -> Process:
     samples = [
-        _both_ways(context, part, size, work.characters, calls, process)
-        for part, calls in (("tokenize", _tokenize), ("detokenize", _detokenize))
+        _both_ways(context, part, size, work.characters, process)
+        for part in ("tokenize", "detokenize")
         for size in work.text_sizes
     ]
     items = _items(context, work)
@@ -102,12 +114,23 @@ def _items(context: Context, work: PageWork) -> inference.Items:
 
 
 def _both_ways(
-    context: Context, part: str, size: int, characters: int,
-    calls: Callable[[Context, int, int], Calls], process: int,
-) -> pd.DataFrame:  # fmt: skip
-    alone, together, tokens = calls(context, size, characters)
+    context: Context, part: str, size: int, characters: int, process: int
+) -> pd.DataFrame:
+    tokenizer, batch = context.tokenizer, texts("prose", characters, size, context.seed)
+    rows = tokenizer.encode_many(batch).tolist()
+    tokens = sum(map(len, rows))
+    calls: dict[str, dict[str, Callable[[], object]]] = {
+        "tokenize": {
+            ONE_BY_ONE: lambda: [tokenizer.encode(text) for text in batch],
+            BATCH: lambda: tokenizer.encode_many(batch),
+        },
+        "detokenize": {
+            ONE_BY_ONE: lambda: [tokenizer.decode(row) for row in rows],
+            BATCH: lambda: tokenizer.decode_many(rows),
+        },
+    }
     found = compare_interleaved(
-        {ONE_BY_ONE: alone, BATCH: together},
+        calls[part],
         Labels(f"{part}/batch={size}/chars={characters}", part=part, process=process),
         {ONE_BY_ONE: Amount(size, tokens), BATCH: Amount(size, tokens, batch_size=size)},
         design=Design(aa=False, control=False),
@@ -115,26 +138,6 @@ def _both_ways(
         conditions=Conditions(context.threads, context.seed + process), progress=False,
     )  # fmt: skip
     return found.frame()
-
-
-def _tokenize(context: Context, size: int, characters: int) -> Calls:
-    tokenizer, batch = context.tokenizer, texts("prose", characters, size, context.seed)
-    tokens = int(tokenizer.encode_many(batch).offsets[-1])
-    return (
-        lambda: [tokenizer.encode(text) for text in batch],
-        lambda: tokenizer.encode_many(batch),
-        tokens,
-    )
-
-
-def _detokenize(context: Context, size: int, characters: int) -> Calls:
-    tokenizer = context.tokenizer
-    rows = tokenizer.encode_many(texts("prose", characters, size, context.seed)).tolist()
-    return (
-        lambda: [tokenizer.decode(row) for row in rows],
-        lambda: tokenizer.decode_many(rows),
-        sum(map(len, rows)),
-    )
 
 
 def tokenizing(measured: Measured, part: str = "tokenize") -> Sweep:

@@ -14,8 +14,8 @@ import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.experiments.baseline import costs, figures, runs
-from batchgauge.experiments.baseline.runs import Measured, PageWork
-from batchgauge.experiments.baseline.sweep import Sweep
+from batchgauge.experiments.baseline.inference import Sweep
+from batchgauge.experiments.baseline.runs import Measured
 from batchgauge.experiments.context import Context
 from batchgauge.reporting import Answer, Score, Section, Tile, palette
 from batchgauge.text import percent, ratio
@@ -23,13 +23,7 @@ from batchgauge.text import percent, ratio
 Target = tuple[int, float]  # a batch size, and the speedup that is aimed at there
 
 
-def in_processes(
-    context: Context, *, tokenize_sizes: Sequence[int], characters: int,
-    inference_sizes: Sequence[int], max_tokens: int,
-) -> Measured:  # fmt: skip
-    """Everything that this page answers, measured in fresh processes."""
-    work = PageWork(tuple(tokenize_sizes), characters, tuple(inference_sizes), max_tokens)
-    return runs.in_processes(context, work)
+in_processes = runs.in_processes
 
 
 def tokenizing(measured: Measured, *, target: Target) -> Section:
@@ -222,15 +216,10 @@ def interval(row: Mapping[str, Any] | pd.Series) -> str:
 
 
 def speedup_sentence(what: str, table: pd.DataFrame) -> str:
-    """Every implementation's S at its largest size, with interval and verdict."""
-    parts = []
-    for name, rows in table.groupby("implementation", sort=False):
-        row = rows.sort_values("batch_size").iloc[-1]
-        parts.append(
-            f"{palette.label(str(name))}: S({row['batch_size']}) = {interval(row)}, "
-            f"{row['verdict']}"
-        )
-    return f"{what}. {'; '.join(parts)}."
+    """S at the largest size, with interval and verdict."""
+    row = table.sort_values("batch_size").iloc[-1]
+    name = palette.label(str(row["implementation"]))
+    return f"{what}. {name}: S({row['batch_size']}) = {interval(row)}, {row['verdict']}."
 
 
 def latency_sentence(phases: pd.DataFrame) -> str:

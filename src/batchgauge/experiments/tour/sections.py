@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.tour import figures
 from batchgauge.reporting import Answer, Section
@@ -91,11 +90,7 @@ def ask(context: Context, prompt: str, *, batch_size: int, max_tokens: int) -> R
         short = {"question", "list", "chat", "code"}
         others = context.prompts(batch_size - 1, lambda p: p.kind in short)
         items += to_items(others, max_tokens=max_tokens, chat=chat)
-    result = context.engine.infer_batch(items)
-    for response in result.responses:
-        if response.data is None:
-            raise UserError(f"The engine could not answer '{response.id}': {response.error}")
-    return result
+    return context.infer(items)
 
 
 def _answers(result: Result) -> list[InferenceBatchResponse]:
