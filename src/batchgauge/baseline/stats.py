@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from batchgauge.baseline.rung import Rung, Work
 from batchgauge.request import PERCENTILE_FLOOR, BatchResponse, BatchResult, BatchStats, T
 
 Durations = Sequence[float] | npt.NDArray[np.float64]
-Compute = Callable[[Durations, float], BatchStats]
 
 
 def baseline_stats(durations_ms: Durations, total_duration_ms: float) -> BatchStats:
@@ -68,50 +68,37 @@ def find_by_id(responses: Sequence[BatchResponse[T]], item_id: str) -> BatchResp
     raise KeyError(item_id)
 
 
-def _on_work(compute: Compute) -> Callable[[], Work]:
-    return lambda: lambda work: compute(*work)
-
-
-def _lookup_walking(work: tuple[BatchResult[T], Sequence[str]]) -> list[T | None]:
-    result, ids = work
+def _lookup_walking(result: BatchResult[T], ids: Sequence[str]) -> list[T | None]:
     return [find_by_id(result.responses, item_id).data for item_id in ids]
 
 
-def _lookup_indexed(work: tuple[BatchResult[T], Sequence[str]]) -> list[T | None]:
-    result, ids = work
+def _lookup_indexed(result: BatchResult[T], ids: Sequence[str]) -> list[T | None]:
     return [result.get_by_id(item_id).data for item_id in ids]
+
+
+def _on_work(compute: Callable[..., Any]) -> Callable[[], Work]:
+    return lambda: lambda work: compute(*work)
+
+
+def _rungs(*ideas: tuple[str, str, Callable[..., Any]]) -> tuple[Rung, ...]:
+    """Rungs that are the same alone and on top of the others."""
+    return tuple(Rung(name, idea, _on_work(fn), _on_work(fn)) for name, idea, fn in ideas)
 
 
 # Work of these rungs: (durations_ms, total_duration_ms) to BatchStats.
 STATS_BASELINE = _on_work(baseline_stats)
-STATS_RUNGS = (
-    Rung(
-        "sort once",
-        "All percentiles share one sort instead of sorting for each.",
-        _on_work(sort_once_stats),
-        _on_work(sort_once_stats),
-    ),
-    Rung(
-        "numpy.percentile",
-        "One call of the library function that everybody reaches for.",
-        _on_work(numpy_percentile_stats),
-        _on_work(numpy_percentile_stats),
-    ),
-    Rung(
-        "NumPy sort, own interpolation",
-        "One vectorised sort; four interpolations by hand need no general machinery.",
-        _on_work(BatchStats.from_durations),
-        _on_work(BatchStats.from_durations),
-    ),
-)
+STATS_RUNGS = _rungs(
+    ("sort once", "All percentiles share one sort instead of sorting for each.", sort_once_stats),
+    ("numpy.percentile", "One call of the library function that everybody reaches for.",
+     numpy_percentile_stats),
+    ("NumPy sort, own interpolation",
+     "One vectorised sort; four interpolations by hand need no general machinery.",
+     BatchStats.from_durations),
+)  # fmt: skip
 
 # Work of these rungs: (BatchResult, ids to look up) to the data found.
-LOOKUP_BASELINE: Callable[[], Work] = lambda: _lookup_walking  # noqa: E731  # a factory, as in Rung
-LOOKUP_RUNGS = (
-    Rung(
-        "index by id",
-        "A dict from id to position replaces walking through the responses.",
-        lambda: _lookup_indexed,
-        lambda: _lookup_indexed,
-    ),
-)
+LOOKUP_BASELINE = _on_work(_lookup_walking)
+LOOKUP_RUNGS = _rungs(
+    ("index by id", "A dict from id to position replaces walking through the responses.",
+     _lookup_indexed),
+)  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 from batchgauge.baseline.rung import Rung
 from batchgauge.baseline.tokenizer import BaselineTokenizer
 from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, WordCache, merge
-from batchgauge.core.tokenizer.bpe_tokenizer import Encoder, read_metadata
+from batchgauge.core.tokenizer.bpe_tokenizer import read_metadata
 from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.protocols import TokenBatch
@@ -89,11 +89,13 @@ class WholeTokens(BaselineTokenizer):
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary)
-        self._single = {
-            word: i
-            for word, i in _decodable(vocabulary).items()
-            if merge(vocabulary.symbols(word), vocabulary.pairs) == [i]
-        }
+        special = set(vocabulary.special.values())
+        self._single = {}
+        for i, data in vocabulary.token_bytes.items():
+            word = data.decode("utf-8", "ignore")
+            is_text = i not in special and word.encode() == data
+            if is_text and merge(vocabulary.symbols(word), vocabulary.pairs) == [i]:
+                self._single[word] = i
 
     def encode_word(self, word: str) -> list[int]:
         """Ids of one word."""
@@ -116,17 +118,6 @@ class DistinctWords(BaselineTokenizer):
         )
 
 
-def _decodable(vocabulary: Vocabulary) -> dict[str, int]:
-    """Tokens that are text, no special ones, with their ids."""
-    special = set(vocabulary.special.values())
-    found = {}
-    for i, data in vocabulary.token_bytes.items():
-        text = data.decode("utf-8", "ignore")
-        if i not in special and text.encode() == data:
-            found[text] = i
-    return found
-
-
 # Name, class, idea; cumulatively, each is mixed with all before it.
 _IDEAS: tuple[tuple[str, type[BaselineTokenizer], str], ...] = (
     (
@@ -142,24 +133,17 @@ _IDEAS: tuple[tuple[str, type[BaselineTokenizer], str], ...] = (
 )
 
 
-class TextByText:
-    """An encoder that is called once per text, whatever the batch."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-
-    def __call__(self, texts: Texts) -> TokenBatch:
-        """Ids of many texts."""
-        return TokenBatch.from_lists([self._encoder.encode(text) for text in texts])
-
-
 def _kernel(path: Path | None, *, table: bool, one_call: bool) -> Encode:
     """The compiled kernel, with or without its word table. Raises ImportError without Numba."""
     from batchgauge.core.tokenizer.bpe_compiled import KernelEncoder, WithoutWordTable
 
     vocabulary = _vocabulary(path)
     encoder = (KernelEncoder if table else WithoutWordTable)(vocabulary)
-    return _prepared(vocabulary, encoder.encode_many if one_call else TextByText(encoder))
+
+    def text_by_text(texts: Texts) -> TokenBatch:
+        return TokenBatch.from_lists([encoder.encode(text) for text in texts])
+
+    return _prepared(vocabulary, encoder.encode_many if one_call else text_by_text)
 
 
 def _prepared(vocabulary: Vocabulary, encode: Encode) -> Encode:
@@ -199,40 +183,21 @@ def tokenizer_rungs(path: Path | None = None) -> tuple[Rung, ...]:
     def plain() -> Encode:
         return _prepared(_vocabulary(path), PlainEncoder(_vocabulary(path)).encode_many)
 
-    without_table = partial(_kernel, path, table=False, one_call=False)
-    with_table = partial(_kernel, path, table=True, one_call=False)
-    joined = partial(_kernel, path, table=False, one_call=True)
-    ladder.append(
-        Rung(
-            "plain path",
-            "Without the layers of calls and the dictionary per batch; runs where Numba does not.",
-            plain,
-            plain,
-        )
-    )
+    idea = "Without the layers of calls and the dictionary per batch; runs where Numba does not."
+    ladder.append(Rung("plain path", idea, plain, plain))
     if path is not None and _vocabulary(path).pieces:
         return tuple(ladder)
-    return (
-        *ladder,
-        Rung(
-            "compiled",
-            "Cut and merge by a Numba function over bytes, one call per text, no cache.",
-            without_table,
-            without_table,
-        ),
-        Rung(
-            "word table",
-            "Keep words of up to 16 bytes in a table, packed exactly into two 64-bit keys.",
-            None,
-            with_table,
-        ),
-        Rung(
-            "one call",
-            "Join the texts of a batch and call the compiled function once.",
-            joined,
-            partial(_kernel, path, table=True, one_call=True),
-        ),
+    bare, with_table, joined, both = (
+        partial(_kernel, path, table=table, one_call=one_call)
+        for one_call in (False, True)
+        for table in (False, True)
     )
+    idea = "Cut and merge by a Numba function over bytes, one call per text, no cache."
+    ladder.append(Rung("compiled", idea, bare, bare))
+    idea = "Keep words of up to 16 bytes in a table, packed exactly into two 64-bit keys."
+    ladder.append(Rung("word table", idea, None, with_table))
+    idea = "Join the texts of a batch and call the compiled function once."
+    return (*ladder, Rung("one call", idea, joined, both))
 
 
 RUNGS = tokenizer_rungs()

@@ -35,14 +35,12 @@ from batchgauge.registry import check_fits, open_engine, open_tokenizer, weights
 from batchgauge.reporting.model import is_ours
 from batchgauge.reporting.profiles import Profile
 from batchgauge.reporting.result import Section
-from batchgauge.request import (
-    BatchItem,
-    BatchResult,
-    InferenceBatchRequest,
-    InferenceBatchResponse,
-)
+from batchgauge.request import BatchItem, BatchResult, InferenceBatchRequest, InferenceBatchResponse
 from batchgauge.workload import Prompt, load_prompts, sample_prompts
 
+Items = Sequence[BatchItem[InferenceBatchRequest]]
+Result = BatchResult[InferenceBatchResponse]
+SMOKE = 4  # requests of a batch, and tokens of an answer, at most in a smoke run
 TYPICAL = 40  # tokens of a prompt, as the project's own have them
 FORMALITIES = 64  # tokens that a chat template may put around a prompt
 LARGEST = (32, 256)  # requests, and tokens of each, that a notebook must have room for
@@ -204,27 +202,25 @@ class Context:
         changed = " ".join(self.notes) or "The work is as large as the profile has it."
         return Section("scale", {}, f"{self.cost.sentence()} {changed}")
 
-    def batch_sizes(self, sizes: Sequence[int], what: str, smoke: int = 4) -> tuple[int, ...]:
-        """Batch sizes that the engine takes, in rising order; a smoke run's at most `smoke`.
+    def batch_sizes(self, sizes: Sequence[int], what: str) -> tuple[int, ...]:
+        """Batch sizes that the engine takes, in rising order; a smoke run's at most `SMOKE`.
 
         Raises UserError as `checked_sizes` does.
         """
         checked = checked_sizes(sizes, self.engine.max_batch_size(), what)
         if self.budget.name != "smoke":
             return checked
-        return tuple(s for s in checked if s <= smoke) or checked[:1]
+        return tuple(s for s in checked if s <= SMOKE) or checked[:1]
 
-    def tokens(self, max_tokens: int, smoke: int = 4) -> int:
-        """Tokens to generate for a request; in a smoke run at most `smoke`.
+    def tokens(self, max_tokens: int) -> int:
+        """Tokens to generate for a request; in a smoke run at most `SMOKE`.
 
         Raises UserError for less than 1.
         """
         whole(max_tokens=max_tokens)
-        return min(max_tokens, smoke) if self.budget.name == "smoke" else max_tokens
+        return min(max_tokens, SMOKE) if self.budget.name == "smoke" else max_tokens
 
-    def infer(
-        self, items: Sequence[BatchItem[InferenceBatchRequest]]
-    ) -> BatchResult[InferenceBatchResponse]:
+    def infer(self, items: Items) -> Result:
         """The engine's answers to a batch. Raises UserError when it could not answer an item."""
         result = self.engine.infer_batch(items)
         for response in result.responses:

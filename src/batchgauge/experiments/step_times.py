@@ -52,9 +52,7 @@ def measure_steps(context: Context, sample: Arrivals, max_batch: int, longest: i
     return StepTimes(probe, costs, whole, without_host(whole, token_s), Host(request_s, token_s))
 
 
-def host_seconds(
-    engine: Engine, tokenizer: Tokenizer, sample: Arrivals, *, repeats: int = 5
-) -> tuple[float, float]:
+def host_seconds(engine: Engine, tokenizer: Tokenizer, sample: Arrivals) -> tuple[float, float]:
     """Seconds of Python's own work for a request (tokenize, detokenize) and for a token (sample).
 
     The first by the tokenizer on texts of the traffic's mean length; the second from the
@@ -62,18 +60,14 @@ def host_seconds(
     """
     length = max(1, int(sample.context.mean()) * 4)  # about four characters a token
     seconds = []
-    for text in texts("prose", length, 1 + repeats):
+    for text in texts("prose", length, 6):
         begin = time.perf_counter()
         tokenizer.decode(tokenizer.encode(text))
         seconds.append(time.perf_counter() - begin)
-    request_s = float(np.median(seconds[1:]))  # the first warms caches
-    return request_s, _sample_s(engine)
-
-
-def _sample_s(engine: Engine) -> float:
     result = engine.infer_batch(exact_requests([4] * 4, [8] * 4))
     tokens = result.counters.get("generated_tokens", 32)
-    return result.stages_ms.get("sample", 0.0) / 1e3 / max(tokens, 1)
+    token_s = result.stages_ms.get("sample", 0.0) / 1e3 / max(tokens, 1)
+    return float(np.median(seconds[1:])), token_s  # the first text warms caches
 
 
 def without_host(table: StepTable, token_s: float) -> StepTable:

@@ -41,12 +41,11 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """One engine on one file; `weights` is how it keeps them, where its spec does not say."""
+    """One engine on one file."""
 
     name: str
     spec: str
     model: str = ""
-    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def _in_process(plans: Sequence[Plan], process: int) -> pd.DataFrame:
 
 def _done(plan: Plan, process: int) -> pd.DataFrame:
     opened = _open(plan)
-    kept = {e.name: e.weights or weights_of(e.spec) for e in plan.entrants}
+    kept = {e.name: weights_of(e.spec) for e in plan.entrants}
     run, frames = Run.here(seed=plan.seed), []
     for part, by_threads in _works(plan, opened):
         for threads, turns in by_threads.items():

@@ -53,13 +53,9 @@ def ways(tokenizer: Tokenizer, texts: list[str], threads: int = 1) -> dict[str, 
     return found
 
 
-def quick_ms(call: Call) -> float:
-    """A rough median of a call, to choose between ways."""
-    stopping = Stopping(budget_s=0.03, least=3, most=1000)
-    return measure(call, Labels("way"), stopping=stopping).median_ms
-
-
 def quickest(calls: Mapping[str, Call]) -> tuple[str, Call]:
     """The quickest of some calls and its name, by a short trial."""
-    name = min(calls, key=lambda way: quick_ms(calls[way]))
+    stopping = Stopping(budget_s=0.03, least=3, most=1000)
+    times = {n: measure(c, Labels("way"), stopping=stopping).median_ms for n, c in calls.items()}
+    name = min(times, key=lambda way: times[way])
     return name, calls[name]

@@ -30,20 +30,16 @@ def memory(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.DataFr
         items = to_items(prompts[:size], max_tokens=max_tokens, chat=context.chat, ignore_eos=True)
         result = context.engine.infer_batch(items)
         data = [r.data for r in result.responses if r.data]
-        count = getattr(context.engine, "count_bytes", None)
-        again = partial(context.engine.infer_batch, items)
-        peak = allocations(again, warm_up=False).peak_bytes if count else math.nan
+        peak = weights = must = math.nan
+        if count := getattr(context.engine, "count_bytes", None):
+            again = partial(context.engine.infer_batch, items)
+            peak = allocations(again, warm_up=False).peak_bytes
+            held = count([d.prompt_tokens for d in data], [d.tokens_generated for d in data])
+            weights, must = held.get("weights", math.nan), sum(held.values())
         is_here = not hasattr(context.engine, "ask")
         process = psutil.Process().memory_info().rss if is_here else math.nan
-        held = (
-            count([d.prompt_tokens for d in data], [d.tokens_generated for d in data])
-            if count
-            else {}
-        )
-        weights = held.get("weights", math.nan)
-        must = sum(held.values()) if held else math.nan
-        overhead = 100 * memory_overhead(weights + peak, must) if held else math.nan
-        beside = 100 * memory_overhead(peak, must - weights) if held else math.nan
+        overhead = 100 * memory_overhead(weights + peak, must)
+        beside = 100 * memory_overhead(peak, must - weights)
         rows.append((size, peak, must - weights, weights, overhead, beside, peak / size, process))
     columns = ["batch_size", "peak_bytes", "must_exist_beside_weights_bytes", "weights_bytes"]
     shares = ["overhead_percent", "overhead_beside_weights_percent"]

@@ -19,27 +19,19 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.experiments import fresh
-from batchgauge.experiments.context import Context
+from batchgauge.experiments.context import Context, Items, Result
 from batchgauge.machine.identity import Run
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring.record import Sample, as_json, to_frame
 from batchgauge.measuring.verdicts import Ratio, judged
-from batchgauge.request import (
-    BatchItem,
-    BatchResult,
-    InferenceBatchRequest,
-    InferenceBatchResponse,
-    generated_tokens,
-)
+from batchgauge.request import InferenceBatchResponse, generated_tokens
+from batchgauge.statistics import Estimate, Interval
 from batchgauge.workload import Prompt
 
 ONE_BY_ONE = "one at a time"
 BATCH = "batch"
 # Of the sweep's prompts: the few very long ones would drown the rest.
 LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
-
-Result = BatchResult[InferenceBatchResponse]
-Items = Sequence[BatchItem[InferenceBatchRequest]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +63,28 @@ class Timed:
     result: Result
 
 
-def row(
-    ratio: Ratio, batch_size: int, implementation: str, processes: int, **columns: float
-) -> dict[str, Any]:
-    """One row of a sweep's table: the ratio of a batch to its items one at a time, and more."""
-    return {
-        "implementation": implementation,
-        "batch_size": batch_size,
-        "speedup_x": ratio.value,
-        "low_x": ratio.low,
-        "high_x": ratio.high,
-        "verdict": ratio.verdict,
-        "processes": processes,
-        **columns,
-    }
+def speedups(
+    sizes: Sequence[int], gains: Sequence[Estimate], columns: Sequence[Mapping[str, float]],
+    implementation: str, processes: int,
+) -> pd.DataFrame:  # fmt: skip
+    """A sweep's table: by size the ratio of a batch to its items one at a time, and `columns`.
+
+    `gains` are logarithms of these ratios, over so many processes.
+    """
+    ratios = judged([Ratio.of(gain, name=BATCH, baseline=ONE_BY_ONE) for gain in gains])
+    return pd.DataFrame(
+        {
+            "implementation": implementation,
+            "batch_size": size,
+            "speedup_x": ratio.value,
+            "low_x": ratio.low,
+            "high_x": ratio.high,
+            "verdict": ratio.verdict,
+            "processes": processes,
+            **more,
+        }
+        for size, ratio, more in zip(sizes, ratios, columns, strict=True)
+    )
 
 
 def short_prompts(context: Context, count: int) -> list[Prompt]:
@@ -146,17 +146,15 @@ def _table(
     context: Context, costs: pd.DataFrame, batches: Mapping[int, Sequence[Result]]
 ) -> pd.DataFrame:
     sides = [_by_block(costs, "wall_ms", size) for size in batches]
-    ratios = judged([_ratio(alone, together) for alone, together in sides])
-    return pd.DataFrame(
-        row(
-            ratio, size, context.engine_name, costs["process"].nunique(),
-            alone_ms=alone.median(), batch_ms=together.median(),
-            prompt_tokens=float(np.median([d.prompt_tokens for d in _data(results)])),
-        )
-        for ratio, (alone, together), (size, results) in zip(
-            ratios, sides, batches.items(), strict=True
-        )
-    )  # fmt: skip
+    columns = [
+        {
+            "alone_ms": alone.median(), "batch_ms": together.median(),
+            "prompt_tokens": float(np.median([d.prompt_tokens for d in _data(results)])),
+        }
+        for (alone, together), results in zip(sides, batches.values(), strict=True)
+    ]  # fmt: skip
+    gains = [fresh.over(np.log(alone / together)) for alone, together in sides]
+    return speedups([*batches], gains, columns, context.engine_name, costs["process"].nunique())
 
 
 def _by_block(
@@ -171,10 +169,6 @@ def _by_block(
         for rows in (alone, together)
     )
     return first, second
-
-
-def _ratio(alone: pd.Series[float], together: pd.Series[float]) -> Ratio:
-    return Ratio.of(fresh.over(np.log(alone / together)), name=BATCH, baseline=ONE_BY_ONE)
 
 
 def _data(results: Sequence[Result]) -> list[InferenceBatchResponse]:
@@ -196,16 +190,16 @@ def _phases(costs: pd.DataFrame, size: int, results: Sequence[Result]) -> dict[s
     prefill_ms = sum(max(d.prefill_ms for d in _data([result])) for result in results)
     alone, together = _by_block(costs, "decode_ms", size)
     known = (alone + together).notna().all()
-    ratio = _ratio(alone, together) if known else None
+    gain = fresh.over(np.log(alone / together)).exp() if known else Interval(*[math.nan] * 3)
     reasons = any(d.reasoning for d in data)
     answers = [d.first_answer_ms for d in data]
     return {
         "batch_size": size,
         "prefill_tokens_per_s": 1e3 * sum(d.prompt_tokens for d in data) / prefill_ms,
         "decode_tokens_per_s": 1e3 * later / together.sum() if known else math.nan,
-        "decode_speedup_x": ratio.value if ratio else math.nan,
-        "decode_low_x": ratio.low if ratio else math.nan,
-        "decode_high_x": ratio.high if ratio else math.nan,
+        "decode_speedup_x": gain.value,
+        "decode_low_x": gain.low,
+        "decode_high_x": gain.high,
         **_spread("ttft", [d.ttft_ms for d in data]),
         **({"first_answer_median_ms": float(np.median(answers))} if reasons else {}),
         **_spread("inter_token", [gap for d in data for gap in d.inter_token_ms]),

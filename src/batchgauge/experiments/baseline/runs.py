@@ -19,10 +19,9 @@ from batchgauge.experiments.baseline.inference import (
     InferenceSweep,
     Sweep,
     Timed,
-    row,
     short_prompts,
 )
-from batchgauge.experiments.context import Context
+from batchgauge.experiments.context import Context, Items
 from batchgauge.experiments.scaling import spread
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.measuring import (
@@ -30,20 +29,11 @@ from batchgauge.measuring import (
     Conditions,
     Design,
     Labels,
-    Ratio,
     Stopping,
     compare_interleaved,
-    judged,
     measure,
 )
-from batchgauge.request import (
-    BatchItem,
-    BatchResponse,
-    BatchResult,
-    BatchStats,
-    InferenceBatchResponse,
-    generated_tokens,
-)
+from batchgauge.request import BatchResponse, BatchResult, BatchStats, generated_tokens
 from batchgauge.statistics import location
 from batchgauge.workload import texts, to_items
 
@@ -106,7 +96,7 @@ def _in_process(context: Context, work: PageWork, process: int) -> Process:
     return Process(pd.concat(samples, ignore_index=True), timings, _statistics(context))
 
 
-def _items(context: Context, work: PageWork) -> inference.Items:
+def _items(context: Context, work: PageWork) -> Items:
     prompts = short_prompts(context, max(work.request_sizes))
     return to_items(
         prompts, max_tokens=work.max_tokens, seed=context.seed, chat=context.chat, ignore_eos=True
@@ -148,13 +138,12 @@ def tokenizing(measured: Measured, part: str = "tokenize") -> Sweep:
     samples = pd.concat([p.texts for p in measured.processes], ignore_index=True)
     samples = samples[samples["part"] == part]
     steady = samples[~samples["is_warmup"]].assign(log_ms=lambda t: np.log(t["wall_ms"]))
-    ratios, columns = [], []
+    gains, columns = [], []
     for size in measured.work.text_sizes:
         rows = steady[steady["items"] == size]
         keys = ["process", "block"]
         logs = rows.pivot_table(index=keys, columns="implementation", values="log_ms")
-        found = fresh.over(logs[ONE_BY_ONE] - logs[BATCH])
-        ratios.append(Ratio.of(found, name=BATCH, baseline=ONE_BY_ONE))
+        gains.append(fresh.over(logs[ONE_BY_ONE] - logs[BATCH]))
         ms = rows.groupby("implementation")["wall_ms"].median()
         columns.append(
             {
@@ -164,12 +153,8 @@ def tokenizing(measured: Measured, part: str = "tokenize") -> Sweep:
             }
         )  # fmt: skip
     name, count = measured.context.tokenizer_name, len(measured.processes)
-    table = [
-        row(ratio, size, name, count, **more)
-        for ratio, size, more in zip(judged(ratios), measured.work.text_sizes, columns, strict=True)
-    ]
-    what = "Tokenizing" if part == "tokenize" else "Detokenizing"
-    return Sweep(what, pd.DataFrame(table), samples)
+    table = inference.speedups(measured.work.text_sizes, gains, columns, name, count)
+    return Sweep("Tokenizing" if part == "tokenize" else "Detokenizing", table, samples)
 
 
 def requests(measured: Measured) -> InferenceSweep:
@@ -219,41 +204,31 @@ def variation(context: Context, sizes: Sequence[int], max_tokens: int) -> pd.Dat
     """Throughput of one batch as temperature, tokens generated or prompt length changes alone."""
     size = min(context.budget.choose(smoke=2, default=4, thorough=4), max(sizes))
     prompts = short_prompts(context, size)
-    tokens = max_tokens
     lengths: tuple[int, ...] = context.budget.choose(
         smoke=(25, 50, 100), default=(50, 200, 500), thorough=(50, 200, 800)
     )
     lengths = spread(lengths, min(1.0, 4 * context.longest_prompt / lengths[-1]), 4)
     step = 2 if context.budget.name == "smoke" else 1  # the first and the last of three
-    counts = (max(1, tokens // 2), tokens, 2 * tokens)
+    counts = (max(1, max_tokens // 2), max_tokens, 2 * max_tokens)
     cases: list[tuple[str, float, dict[str, Any], int]] = [
         *(("temperature", t, {"temperature": t}, 0) for t in (0.0, 0.7, 1.5)[::step]),
         *(("max_tokens", n, {"max_tokens": n}, 0) for n in counts[::step]),
         *(("prompt_characters", c, {}, c) for c in lengths[:: step if len(lengths) > 2 else 1]),
     ]
+    calls = context.budget.choose(smoke=2, default=3, thorough=12)
     rows = []
     for what, value, changed, characters in cases:
-        options = {"max_tokens": tokens, "ignore_eos": True, "seed": context.seed} | changed
-        options["chat"] = context.chat
-        items = to_items(prompts, **options)
+        chosen = prompts
         if characters:
             made = texts("prose", characters, size, context.seed)
-            items = [
-                BatchItem(i.id, replace(i.data, prompt=text))
-                for i, text in zip(items, made, strict=True)
-            ]
-        results = []
+            chosen = [replace(p, prompt=text) for p, text in zip(prompts, made, strict=True)]
+        options = {"max_tokens": max_tokens, "ignore_eos": True, "seed": context.seed} | changed
+        items = to_items(chosen, chat=context.chat, **options)
         with limit_threads(context.threads):
-            for _ in range(context.budget.choose(smoke=2, default=3, thorough=12)):
-                results.append(context.engine.infer_batch(items))  # noqa: PERF401  # timed one by one
-        rates = [_generated(r) / r.stats.total_duration_ms * 1e3 for r in results[1:]]
+            results = [context.engine.infer_batch(items) for _ in range(calls)]
+        known = [(generated_tokens(r), r.stats.total_duration_ms) for r in results[1:]]
+        rates = [math.nan if count is None else count / ms * 1e3 for count, ms in known]
         ends = (float(np.median(rates)), min(rates), max(rates))
         rows.append((what, value, size, *ends, len(rates)))
     columns = ["parameter", "value", "batch_size", "median_tokens_per_s", "least_tokens_per_s"]
     return pd.DataFrame(rows, columns=[*columns, "most_tokens_per_s", "calls"])
-
-
-def _generated(result: BatchResult[InferenceBatchResponse]) -> float:
-    """Tokens generated in a batch; NaN where nobody counted them."""
-    tokens = generated_tokens(result)
-    return math.nan if tokens is None else tokens

@@ -60,12 +60,11 @@ def inference(measured: Measured, *, target: Target) -> tuple[Section, Section, 
         caption=f"Batch speedup S(b) of whole requests, with 95 % intervals over "
         f"{_rests(measured)}.",
     )  # fmt: skip
-    name = str(sweep.table["implementation"].iloc[0])
     phases = Section(
         "inference_latency_chart", {"inference_phases": sweep.phases},
         latency_sentence(sweep.phases), sweep.phases,
         "Prefill and decode apart: throughput, TTFT and inter-token latency by batch size.",
-        partial(figures.latency, sweep.phases, name),
+        partial(figures.latency, sweep.phases, context.engine_name),
         "What a request waits for as the batch grows.",
         rests_on=_rests(measured),
     )  # fmt: skip

@@ -12,16 +12,17 @@ import math
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 
 import pandas as pd
 
+from batchgauge.clock import Elapsed, repeated
 from batchgauge.experiments.bottlenecks.parts import Subject
 from batchgauge.measuring.system import Events, Usage, hardware_events, usage
 from batchgauge.text import Markdown, escaped
 
 CALLS = 20
+COUNTED = ("involuntary_switches", "voluntary_switches", "minor_faults", "major_faults")
 COUNTS = ("instructions", "cache_misses", "branch_misses")
 
 # What a child prepares; it then calls `call` as often as its argument says.
@@ -58,17 +59,14 @@ def system_counters(subject: Subject) -> pd.DataFrame:
     rows = []
     for part in subject.parts:
         used, calls = _repeated(part.call, seconds)
-        faults = (used.minor_faults, used.major_faults)
+        counts = {name: getattr(used, name) for name in COUNTED}
         rows.append(
             {
                 "part": part.name,
                 "calls": calls,
                 "wall_ms": used.wall_ms / calls,
                 "cpu_utilisation": used.cpu_utilisation,
-                "involuntary_switches": used.involuntary_switches / calls,
-                "voluntary_switches": used.voluntary_switches / calls,
-                "minor_faults": faults[0] / calls if faults[0] >= 0 else math.nan,
-                "major_faults": faults[1] / calls if faults[1] >= 0 else math.nan,
+                **{name: n / calls if n >= 0 else math.nan for name, n in counts.items()},
             }
         )
     return pd.DataFrame(rows)
@@ -76,36 +74,29 @@ def system_counters(subject: Subject) -> pd.DataFrame:
 
 def _repeated(call: Callable[[], object], seconds: float) -> tuple[Usage, int]:
     """What calls used together that filled so many seconds, and how many they were."""
-    done: list[float] = []
-
-    def run() -> None:
-        end = time.perf_counter() + seconds
-        while not done or done[-1] < end:
-            call()
-            done.append(time.perf_counter())
-
-    return usage(run), len(done)
+    done: list[Elapsed] = []
+    used = usage(lambda: done.append(repeated(call, seconds)))
+    return used, done[0].loops
 
 
 def hardware_table(model: str = "", *, simulate: bool = False) -> pd.DataFrame:
     """One row a piece of work: part, source, the counts a call, and why they are missing."""
-    nothing = _count("", "", 0, simulate)
+    nothing = _count("", 0, simulate)
     if not nothing.counts:
         return pd.DataFrame([{"part": part, **_a_call(nothing, nothing)} for part in _WORK])
     rows = []
     for part, work in _WORK.items():
-        prepare = f"MODEL = {model!r} or None\n{work}"
+        program = f"MODEL = {model!r} or None\n{work}{_LOOP}"
         if simulate or shutil.which("perf"):  # a first import writes bytecode: unobserved
-            subprocess.run([sys.executable, "-c", prepare + _LOOP, "0"], capture_output=True)
-        found = [_count(prepare, _LOOP, calls, simulate) for calls in (0, CALLS)]
+            subprocess.run([sys.executable, "-c", program, "0"], capture_output=True)
+        found = [_count(program, calls, simulate) for calls in (0, CALLS)]
         rows.append({"part": part, **_a_call(*found)})
     return pd.DataFrame(rows)
 
 
-def _count(prepare: str, loop: str, calls: int, simulate: bool) -> Events:  # one of two ways
-    return hardware_events(
-        [sys.executable, "-c", prepare + loop, str(calls)], simulate=simulate, timeout_s=300.0
-    )
+def _count(program: str, calls: int, simulate: bool) -> Events:  # one of two ways
+    command = [sys.executable, "-c", program, str(calls)]
+    return hardware_events(command, simulate=simulate, timeout_s=300.0)
 
 
 def _a_call(without: Events, with_calls: Events) -> dict[str, object]:
@@ -113,20 +104,16 @@ def _a_call(without: Events, with_calls: Events) -> dict[str, object]:
 
     Start-ups that differed by more than the calls cost leave no count.
     """
-    whole, start = _named(with_calls), _named(without)
-    counts = {
-        name: (whole[name] - start[name]) / CALLS if name in whole and name in start else math.nan
-        for name in COUNTS
-    }
+    whole, start = (
+        {name.replace("-", "_"): count for name, count in events.counts.items()}
+        for events in (with_calls, without)
+    )
+    nan, reason = math.nan, with_calls.reason
+    counts = {name: (whole.get(name, nan) - start.get(name, nan)) / CALLS for name in COUNTS}
     if any(count < 0.0 for count in counts.values()):
-        counts = {name: count if count >= 0.0 else math.nan for name, count in counts.items()}
-        said = "the start-ups differed by more than the calls cost"
-        return {"source": with_calls.source, **counts, "reason": said}
-    return {"source": with_calls.source or "none", **counts, "reason": with_calls.reason}
-
-
-def _named(events: Events) -> dict[str, int]:
-    return {name.replace("-", "_"): count for name, count in events.counts.items()}
+        counts = {name: nan if count < 0.0 else count for name, count in counts.items()}
+        reason = "the start-ups differed by more than the calls cost"
+    return {"source": with_calls.source or "none", **counts, "reason": reason}
 
 
 def hardware_sentence(table: pd.DataFrame) -> Markdown:

@@ -50,12 +50,9 @@ def padding(frame: pd.DataFrame, title: str) -> Chart:
         "rectangle_waste": "padding every prompt to the longest",
         "engine_waste": "this engine",
     }
-    shown = pd.concat(
-        frame[["spread"]].rename(columns={"spread": "name"}).assign(
-            percent=100 * frame[column], series=series
-        )
-        for column, series in wastes.items()
-    )  # fmt: skip
+    named = frame.rename(columns={"spread": "name", **wastes})
+    shown = named.melt("name", [*wastes.values()], "series", "percent")
+    shown["percent"] *= 100
     x = charts.Axis("percent", "padded positions computed, of all computed (%)")
     looks = charts.Looks(
         list(wastes.values()), ["#999999", palette.colour("numpy")], ["square"] * 2
@@ -78,10 +75,8 @@ def overhead(frame: pd.DataFrame, title: str) -> Chart:
     """Slow-down of each profiler, measured here and as published, on a logarithmic axis."""
     seen = frame[frame["slowdown"].notna()].sort_values("slowdown")
     kinds = {"slowdown": "measured in this run", "published_slowdown": "published median"}
-    shown = pd.concat(
-        pd.DataFrame({"name": seen["tool"], "times": seen[column], "series": series})
-        for column, series in kinds.items()
-    )
+    named = seen.rename(columns={"tool": "name", **kinds})
+    shown = named.melt("name", [*kinds.values()], "series", "times")
     x = charts.Axis("times", "slow-down (×, logarithmic)", 10)
     looks = charts.Looks(
         list(kinds.values()), [palette.colour("numpy"), palette.colour("baseline")],

@@ -44,10 +44,10 @@ def shares_of_request(subject: Subject, stages: pd.DataFrame) -> dict[str, float
     if subject.target:
         return {}
     name = subject.context.engine_name
-    if stages.empty:
-        return {f"inference ({name})": 1.0}
-    rows = stages[stages["batch_size"] == subject.batch_size].set_index("stage")["share"]
     parts = {f"inference ({name})": 1.0}
+    if stages.empty:
+        return parts
+    rows = stages[stages["batch_size"] == subject.batch_size].set_index("stage")["share"]
     for part, stage in (("decode", "decode"), ("prefill", "prefill"), ("tokenizing", "tokenize")):
         if stage in rows.index:
             parts[f"{part} ({name})"] = float(rows[stage])
@@ -80,12 +80,10 @@ def _kernel_spots(subject: Subject, roofline: pd.DataFrame) -> list[Hotspot]:
 
 def _function_spots(name: str, profile: StackProfile) -> list[Hotspot]:
     """The innermost functions of one's own by share, each class of code apart."""
-    sums: dict[tuple[str, Kind], float] = {}
-    for row in profile.by_owner().to_dict("records"):
-        key = (row["function"], row["kind"])
-        sums[key] = sums.get(key, 0.0) + row["share"]
-    largest = sorted(sums.items(), key=lambda item: -item[1])[:4]
-    return [Hotspot(name, function, share, kind) for (function, kind), share in largest]
+    sums = profile.by_owner().groupby(["function", "kind"], sort=False)["share"].sum()
+    largest = sums.sort_values(ascending=False, kind="stable").head(4).reset_index()
+    rows = largest.itertuples(index=False)
+    return [Hotspot(name, function, share, kind) for function, kind, share in rows]
 
 
 def _stage_spots(subject: Subject, stages: pd.DataFrame, roofline: pd.DataFrame) -> list[Hotspot]:

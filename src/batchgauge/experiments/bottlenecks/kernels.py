@@ -10,16 +10,16 @@ multiply-add.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
 from batchgauge.experiments.bottlenecks.parts import Items, Subject
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.steps import CONTEXT, decode_call, filled_cache, prefill_call
 from batchgauge.machine.identity import Machine
 from batchgauge.machine.rates import Rates, measure_rates, remember
 from batchgauge.profiling.parallelism import probe_gil
@@ -27,6 +27,7 @@ from batchgauge.profiling.roofline import Kernel, place
 from batchgauge.request import BatchItem
 from batchgauge.workload import MEAN_CONTEXT, exact_requests, request_lengths
 
+CONTEXT = 128  # positions that a decode step looks back on
 PROMPT = 32  # positions a row in the prefill that is placed on the roofline
 DECODE_KERNELS = ("QKV", "attention", "output", "MLP", "head")
 
@@ -76,29 +77,59 @@ def kernels(model: LlamaModel, batch_size: int) -> list[Kernel]:
     body = all_weights - weights["head"]
     prefill_flops = 2.0 * positions * body + 2.0 * B * weights["head"]
     prefill_flops += 2.0 * B * L * H * E * PROMPT * (PROMPT + 1)  # half of the square is masked
+
+    def product(name: str, call: Callable[[], object]) -> Kernel:
+        return Kernel(name, call, each * weights[name], 2.0 * B * weights[name], B)
+
+    prefill_bytes = each * all_weights + positions * c.kv_bytes_per_token
+    decode_bytes = each * all_weights + kv_bytes
+    decode_flops = 2.0 * B * all_weights + attention_flops
     return [
-        Kernel("QKV", qkv, each * weights["QKV"], 2.0 * B * weights["QKV"], B),
+        product("QKV", qkv),
         Kernel("attention", attention, kv_bytes, attention_flops, B),
-        Kernel("output", output, each * weights["output"], 2.0 * B * weights["output"], B),
-        Kernel("MLP", mlp, each * weights["MLP"], 2.0 * B * weights["MLP"], B),
-        Kernel(
-            "head", lambda: model.logits(x), each * weights["head"], 2.0 * B * weights["head"], B
-        ),
-        Kernel(
-            "decode",
-            decode_call(model, B),
-            each * all_weights + kv_bytes,
-            2.0 * B * all_weights + attention_flops,
-            B,
-        ),
-        Kernel(
-            "prefill",
-            prefill_call(model, B, PROMPT),
-            each * all_weights + positions * c.kv_bytes_per_token,
-            prefill_flops,
-            B,
-        ),
+        product("output", output),
+        product("MLP", mlp),
+        product("head", lambda: model.logits(x)),
+        Kernel("decode", decode_call(model, B), decode_bytes, decode_flops, B),
+        Kernel("prefill", prefill_call(model, B, PROMPT), prefill_bytes, prefill_flops, B),
     ]
+
+
+def filled_cache(model: LlamaModel, rows: int, length: int) -> KVCache:
+    """A cache that holds `length` positions in each row, with room for some more.
+
+    Written to, because pages of zeros that nobody wrote to share one page of memory.
+    """
+    cache = model.new_cache([length + 8] * rows)
+    for row in cache.rows.tolist():
+        group, place = cache.find(row)
+        group.rooms[place].fill(0.01)
+    cache.lengths[:] = length
+    return cache
+
+
+def decode_call(model: LlamaModel, rows: int) -> Callable[[], object]:
+    """One decode step of `rows` rows, each with `CONTEXT` positions behind it, again and again."""
+    cache = filled_cache(model, rows, CONTEXT)
+    tokens = np.arange(rows, dtype=np.int32)
+
+    def decode_step() -> npt.NDArray[np.float32]:
+        cache.lengths[:] = CONTEXT
+        return model.decode(tokens, cache)
+
+    return decode_step
+
+
+def prefill_call(model: LlamaModel, rows: int, positions: int) -> Callable[[], object]:
+    """A prefill of `rows` prompts of so many positions, again and again."""
+    cache = model.new_cache([positions] * rows)
+    prompts = [list(range(positions))] * rows
+
+    def prefill() -> npt.NDArray[np.float32]:
+        cache.lengths[:] = 0
+        return model.prefill(prompts, cache)
+
+    return prefill
 
 
 def batch_sizes(subject: Subject) -> list[int]:
@@ -204,9 +235,6 @@ def gil_probes(subject: Subject) -> pd.DataFrame:
     if (model := subject.model) is not None:
         makers["decode step"] = lambda: decode_call(model, subject.batch_size)
         makers["prefill"] = lambda: prefill_call(model, 1, PROMPT)
-    seconds = subject.context.budget.choose(smoke=0.03, default=0.08, thorough=1.0)
-    return probe_gil(
-        makers,
-        seconds=seconds,
-        rounds=subject.context.budget.choose(smoke=1, default=3, thorough=5),
-    )
+    choose = subject.context.budget.choose
+    seconds = choose(smoke=0.03, default=0.08, thorough=1.0)
+    return probe_gil(makers, seconds=seconds, rounds=choose(smoke=1, default=3, thorough=5))

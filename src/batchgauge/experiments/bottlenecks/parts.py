@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from batchgauge.baseline.stats import baseline_stats, find_by_id
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
-from batchgauge.experiments.context import Context, whole
+from batchgauge.experiments.context import SMOKE, Context, whole
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import StackProfile
@@ -34,7 +35,7 @@ from batchgauge.request import (
 )
 from batchgauge.workload import texts, to_items
 
-SMOKE = 4  # requests of a batch in a smoke run, at most
+T = TypeVar("T")
 CHARACTERS = 1500  # of prose per text: a page
 STATISTICS_ITEMS = 100
 Items = list[BatchItem[InferenceBatchRequest]]
@@ -87,8 +88,8 @@ class Subject:
         return model if isinstance(model, LlamaModel) else None
 
     def runs(self, tool: str) -> bool:
-        """True when the notebook's `tools` parameter asks for this tool."""
-        return tool in self.tools
+        """Whether `tools` ask for this tool here: a target's profiles are there already."""
+        return not self.target and tool in self.tools
 
 
 def start(
@@ -108,13 +109,15 @@ def start(
     whole(batch_size=batch_size)
     if unknown := [tool for tool in tools if tool not in TOOLS]:
         raise UserError(f"Unknown tool '{unknown[0]}'; expected some of {', '.join(TOOLS)}.")
-    batch_size = context.budget.choose(
-        smoke=min(batch_size, SMOKE), default=batch_size, thorough=batch_size
-    )
+    if context.budget.name == "smoke":
+        batch_size = min(batch_size, SMOKE)
     subject = Subject(context, tuple(tools), batch_size)
     if target:
         seen = profile_target(target, batch_size=batch_size, tools=tools, limit_s=time_limit_s)
         subject.target = seen
+        subject.samples = _of_target(target, seen.calls)
+        subject.lines = _of_target(target, seen.lines)
+        subject.allocations = _of_target(target, seen.allocations)
         subject.notes = [f"{tool}: {said}" for tool, said in seen.notes.items()]
         return subject
     threadpool_limits(context.threads, user_api="blas")  # for the rest of this kernel
@@ -126,6 +129,10 @@ def start(
     for part in subject.parts:
         part.call()  # compiles and fills caches before anybody looks
     return subject
+
+
+def _of_target(target: str, found: T | None) -> dict[str, T]:
+    return {} if found is None else {target: found}
 
 
 def _parts(context: Context, items: Items) -> list[Part]:
@@ -160,7 +167,8 @@ def _parts(context: Context, items: Items) -> list[Part]:
         slow_engine = open_engine("baseline", model=model, threads=context.threads)
         few = items[: context.budget.choose(smoke=1, default=2, thorough=8)]
         parts.append(inference("baseline", slow_engine, few))
-    return [*parts, statistics("baseline", baseline_stats, _walk)]
+    slow = statistics("baseline", baseline_stats, lambda r, i: find_by_id(r.responses, i))
+    return [*parts, slow]
 
 
 def _items(context: Context, count: int) -> Items:
@@ -172,10 +180,6 @@ def _items(context: Context, count: int) -> Items:
     return to_items(
         prompts, max_tokens=max_tokens, seed=context.seed, chat=context.chat, ignore_eos=True
     )
-
-
-def _walk(result: BatchResult[int], item_id: str) -> BatchResponse[int]:
-    return find_by_id(result.responses, item_id)
 
 
 class _Statistics:

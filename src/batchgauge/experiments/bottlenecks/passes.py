@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
+from batchgauge.clock import timed
+from batchgauge.experiments.bottlenecks.kernels import decode_call
 from batchgauge.experiments.bottlenecks.parts import CHARACTERS, Part, Subject
-from batchgauge.experiments.steps import decode_call
 from batchgauge.profiling.allocations import (
     AllocationProfile,
     memory_lines,
@@ -21,21 +21,12 @@ from batchgauge.profiling.calls import sample_calls
 from batchgauge.profiling.lines import LineProfile, functions_seen, profile_lines
 from batchgauge.profiling.overhead import PUBLISHED, measure_overhead
 from batchgauge.profiling.stacks import StackProfile
-from batchgauge.profiling.target import TargetProfiles
 from batchgauge.workload import texts
-
-T = TypeVar("T")
-
-
-def _of_target(target: TargetProfiles, found: T | None) -> dict[str, T]:
-    return {} if found is None else {target.target: found}
 
 
 def sample(subject: Subject, seconds: float) -> dict[str, StackProfile]:
     """Sample the calls of every part; inference also cut into prefill and decode where it shows."""
-    if subject.target:
-        subject.samples = _of_target(subject.target, subject.target.calls)
-    elif subject.runs("calls"):
+    if subject.runs("calls"):
         for part in subject.parts:
             whole = sample_calls(part.call, seconds=seconds)
             subject.samples[part.name] = whole
@@ -48,9 +39,7 @@ def sample(subject: Subject, seconds: float) -> dict[str, StackProfile]:
 
 def profile_by_line(subject: Subject) -> dict[str, LineProfile]:
     """Line profiles of the functions that sampling saw in each part."""
-    if subject.target:
-        subject.lines = _of_target(subject.target, subject.target.lines)
-    elif subject.runs("lines"):
+    if subject.runs("lines"):
         for part in subject.parts:
             seen = subject.samples.get(part.name)
             functions = functions_seen(seen) if seen else []
@@ -65,16 +54,12 @@ def profile_by_line(subject: Subject) -> dict[str, LineProfile]:
 
 def _repeat(call: Callable[[], object], seconds: float) -> int:
     """How often `call` fits into `seconds`, 1 to 100."""
-    begin = time.perf_counter()
-    call()
-    return max(1, min(100, int(seconds / (time.perf_counter() - begin))))
+    return max(1, min(100, int(1e3 * seconds / timed(call).wall_ms)))
 
 
 def track_memory(subject: Subject) -> dict[str, AllocationProfile]:
     """Allocations of every part, and of one decode step where the model can be taken apart."""
-    if subject.target:
-        subject.allocations = _of_target(subject.target, subject.target.allocations)
-    elif subject.runs("allocations"):
+    if subject.runs("allocations"):
         parts, model = list(subject.parts), subject.model
         if model is not None:
             if subject.context.budget.name == "smoke":  # the decode step stands for inference

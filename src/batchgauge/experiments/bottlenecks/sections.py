@@ -32,14 +32,10 @@ NOT_OURS = "Left out: this is about the project's own code, and the engine here 
 start, batch_sizes = parts.start, kernels.batch_sizes
 
 
-def _said(name: str, sentence: str) -> Section:
-    return Section(name, {}, sentence)
-
-
 def _missing(subject: Subject, tool: str) -> Section:
     said = [note for note in subject.notes if note.startswith(tool)]
     not_asked = Markdown(f"Not asked for: the parameter `tools` does not name {tool}.")
-    return _said(tool, Markdown(" ").join(said) or not_asked)
+    return Section(tool, {}, Markdown(" ").join(said) or not_asked)
 
 
 def _portable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +54,7 @@ def stages(subject: Subject, *, sizes: Sequence[int]) -> Section:
     frame = kernels.stages(subject, sizes)
     if frame.empty:
         unknown = "This engine does not report its stages."
-        return _said("stages", NO_ENGINE if subject.target else unknown)
+        return Section("stages", {}, NO_ENGINE if subject.target else unknown)
     title = sentences.stages_sentence(frame)
     return Section(
         "stages", {"stages": frame}, f"{title}. {sentences.stages_finding(frame)}",
@@ -74,7 +70,7 @@ def padding(subject: Subject, *, mean_tokens: int) -> Section:
     frame = kernels.padding(subject, mean_tokens)
     if frame.empty:
         unknown = "This engine does not count the positions that it pads."
-        return _said("padding_waste", NO_ENGINE if subject.target else unknown)
+        return Section("padding_waste", {}, NO_ENGINE if subject.target else unknown)
     title = sentences.padding_sentence(frame)
     return Section(
         "padding_waste", {"padding": frame}, f"{title}.",
@@ -142,7 +138,7 @@ def memory(subject: Subject) -> list[Section]:
     """Allocation sites, growth and temporary bytes, with a flame graph of the decode step's."""
     profiles = passes.track_memory(subject)
     if not profiles:
-        return [_said("allocations", found.memory_sentences(subject))]
+        return [Section("allocations", {}, found.memory_sentences(subject))]
     name = next((n for n in profiles if n.startswith("decode step")), next(iter(profiles)))
     sites = Section(
         "allocations", {"allocations": _joined({n: p.sites for n, p in profiles.items()})},
@@ -185,7 +181,7 @@ def roofline(subject: Subject, *, sizes: Sequence[int]) -> Section:
     """Every kernel against the machine's measured bandwidth and matrix rate."""
     if subject.model is None:
         unknown = "This engine's kernels cannot be run one by one, so there is no roofline."
-        return _said("roofline", NO_ENGINE if subject.target else unknown)
+        return Section("roofline", {}, NO_ENGINE if subject.target else unknown)
     frame, peaks = kernels.roofline(subject.context, subject.model, sizes)
     size = subject.batch_size
     title = sentences.roofline_title(frame, size)
@@ -202,7 +198,7 @@ def roofline(subject: Subject, *, sizes: Sequence[int]) -> Section:
 def system(subject: Subject, *, simulate: bool = False) -> list[Section]:
     """What the operating system and the processor counted while each part ran."""
     if subject.target:
-        return [_said("system", NO_ENGINE)]
+        return [Section("system", {}, NO_ENGINE)]
     frame = events.system_counters(subject)
     seen = Section(
         "system", {"system": frame}, sentences.system_sentence(frame), frame,
@@ -223,9 +219,9 @@ def system(subject: Subject, *, simulate: bool = False) -> list[Section]:
 def parallelism(subject: Subject) -> Section:
     """Which calls release the GIL."""
     if subject.target:
-        return _said("gil", NO_ENGINE)
+        return Section("gil", {}, NO_ENGINE)
     if not subject.context.is_ours:
-        return _said("gil", NOT_OURS)
+        return Section("gil", {}, NOT_OURS)
     frame = kernels.gil_probes(subject)
     caption = "What a second thread could do meanwhile, and what two gain."
     return Section("gil", {"gil": frame}, sentences.gil_sentence(frame), frame, caption)
@@ -234,10 +230,10 @@ def parallelism(subject: Subject) -> Section:
 def profiler_overhead(subject: Subject, *, rounds: int) -> Section:
     """Slow-down of each profiler, and which could not run."""
     if not subject.target and not subject.context.is_ours:
-        return _said("overhead", NOT_OURS)
+        return Section("overhead", {}, NOT_OURS)
     frame = passes.profiler_overhead(subject, rounds)
     if frame.empty:
-        return _said("overhead", "The profilers' cost is measured in runs without a target.")
+        return Section("overhead", {}, "The profilers' cost is measured in runs without a target.")
     failed = frame[frame["note"] != ""]
     notes = [f"{tool}: {note}." for tool, note in zip(failed["tool"], failed["note"], strict=True)]
     said = " ".join([*notes, *subject.notes]) or "Every profiler could run here."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pandas as pd
 
@@ -17,8 +18,7 @@ MOST_EXPLAINED = 1.1  # of a run: lines that add up to more hold a call twice
 
 def file_stem(name: str) -> str:
     """A name of a part as part of a file name: `tokenizing (numpy)` is `tokenizing_numpy`."""
-    letters = (c.lower() if c.isascii() and c.isalnum() else "_" for c in name)
-    return "_".join(filter(None, "".join(letters).split("_")))
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower()
 
 
 def flame_sentence(name: str, profile: StackProfile) -> Markdown:
@@ -45,16 +45,8 @@ def class_table(samples: dict[str, StackProfile]) -> pd.DataFrame:
     rows = []
     for name, profile in samples.items():
         shares = {label: profile.by_kind()[kind] for kind, label in KIND_LABELS.items()}
-        total = sum(shares.values())
-        rows.append(
-            {
-                "part": name,
-                **shares,
-                "attributed": total,
-                "samples": profile.samples,
-                "tool": profile.tool,
-            }
-        )
+        seen = {"samples": profile.samples, "tool": profile.tool}
+        rows.append({"part": name, **shares, "attributed": sum(shares.values()), **seen})
     return pd.DataFrame(rows)
 
 
@@ -71,7 +63,7 @@ def attribution_sentence(samples: dict[str, StackProfile]) -> str:
 
 
 def _range(shares: list[float]) -> str:
-    low, high = f"{percent(min(shares), 1)}", f"{percent(max(shares), 1)}"
+    low, high = percent(min(shares), 1), percent(max(shares), 1)
     return low if low == high else f"{low} to {high}"
 
 
@@ -150,8 +142,7 @@ def roofline_sentence(frame: pd.DataFrame, rates: Rates, size: int) -> str:
     return (
         f"This machine reads {rates.bandwidth_bytes_per_s / 1e9:.1f} GB/s and multiplies at "
         f"{rates.flops_per_s / 1e9:.0f} Gflop/s on {counted(rates.threads, 'thread')}. At batch "
-        f"{size}, "
-        f"{worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
+        f"{size}, {worst['kernel']} is furthest from its floor: {worst['ratio']:.1f} times."
     )
 
 
@@ -160,10 +151,8 @@ def overhead_sentence(frame: pd.DataFrame) -> str:
     seen = frame[frame["slowdown"].notna()]
     if seen.empty:
         return "No profiler's overhead was measured"
-    least, most = (
-        seen.iloc[int(seen["slowdown"].argmin())],
-        seen.iloc[int(seen["slowdown"].argmax())],
-    )
+    times = seen["slowdown"]
+    least, most = (seen.iloc[int(at)] for at in (times.argmin(), times.argmax()))
     return (
         f"Profiler overhead: {_times(least['slowdown'])} × with {least['tool']}, "
         f"{_times(most['slowdown'])} × with {most['tool']}"
@@ -187,9 +176,7 @@ def system_sentence(frame: pd.DataFrame) -> str:
 
 def gil_sentence(frame: pd.DataFrame) -> str:
     """Which calls let another thread run, what two threads gained, and whether to believe it."""
-    reference = (
-        "sgemm 512³"  # where two threads gain little, something else kept the second core busy
-    )
+    reference = "sgemm 512³"  # where it gains little, something else kept the second core busy
     free = frame[frame["gil"] == "releases the GIL"]
     stuck = frame[frame["gil"] != "releases the GIL"]
     gains = dict(zip(frame["call"], frame["two_thread_speedup"], strict=True))
@@ -218,14 +205,12 @@ def answer(findings: pd.DataFrame, size: int) -> Markdown:
     """The stages that take a batch's time, how far they are from their floors, what that leaves."""
     if findings.empty:
         return Markdown("Nothing takes a share of the time that is worth a finding.")
-    stages = findings[findings["part"].str.startswith("inference (")]
-    stages = stages[stages["part"] != "inference (baseline)"] if len(stages) else stages
-    if stages.empty:
+    rows = _stages(findings)
+    if rows.empty:
         first = findings.iloc[0]
         return Markdown("{} takes {} of {}. {}").format(
             code(first["where"]), percent(first["share"]), first["part"], first["recommendation"]
         )
-    rows = stages.sort_values("share", ascending=False).head(2)
     takes = " and ".join(f"{r['where']} {percent(r['share'])}" for _, r in rows.iterrows())
     text = f"Of a batch of {size}, {takes}"
     known = rows[rows["floor_ratio"].notna()]
@@ -243,12 +228,17 @@ def answer(findings: pd.DataFrame, size: int) -> Markdown:
     return Markdown("{}. {}").format(text, rows.iloc[0]["recommendation"])
 
 
+def _stages(findings: pd.DataFrame) -> pd.DataFrame:
+    """The two largest stages of a batch, if there are any."""
+    stages = findings[findings["part"].str.match(r"inference \((?!baseline\))")]
+    return stages.sort_values("share", ascending=False).head(2)
+
+
 def time_tile(findings: pd.DataFrame, size: int) -> tuple[str, str] | None:
     """The largest stage in a few words, and the rest of the sentence; None without stages."""
-    stages = findings[findings["part"].str.match(r"inference \((?!baseline)")]
-    if stages.empty:
+    rows = _stages(findings).to_dict("records")
+    if not rows:
         return None
-    rows = stages.sort_values("share", ascending=False).head(2).to_dict("records")
     value = f"{first_upper(rows[0]['where'])}, {percent(rows[0]['share'])}"
     floors = [
         f"{r['where']} runs at {r['floor_ratio']:.1f} × the least time this machine allows"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from batchgauge.measuring import (
     location,
 )
 from batchgauge.measuring.memory import allocations
-from batchgauge.protocols import TokenBatch
 
 BASE = "baseline"
 ALONE, CUMULATIVE = "alone", "cumulative"
@@ -59,8 +59,6 @@ def same(one: Any, other: Any) -> bool:
         return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return bool(np.array_equal(one, other))
-    if isinstance(one, TokenBatch) and isinstance(other, TokenBatch):
-        return same(one.ids, other.ids) and same(one.offsets, other.offsets)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
@@ -123,36 +121,25 @@ def _rows(
     peak: dict[str, int],
 ) -> pd.DataFrame:
     """One row a rung; verdicts on gains over the baseline and on steps are adjusted together."""
-    rows, before = [], BASE
-    gains: dict[str, Ratio] = {}
-    steps: dict[str, Ratio] = {}
+    rows = []
+    names = [rung.name for rung in ladder.rungs if status.get(rung.name) == "ok"]
+    pairs = pairwise([BASE, *names]) if form != ALONE else ()
+    together: list[Ratio] = []
     if found:
-        for rung in ladder.rungs:
-            if status.get(rung.name) == "ok":
-                gains[rung.name] = found.ratio(rung.name)
-                if form != ALONE:
-                    steps[rung.name] = between(found, before, rung.name)
-                    before = rung.name
-    together = iter(judged([*gains.values(), *steps.values()]))
-    gains, steps = ({n: next(together) for n in group} for group in (gains, steps))
+        together = judged([*map(found.ratio, names), *(between(found, *pair) for pair in pairs)])
+    gains = dict(zip(names, together, strict=False))
+    steps = dict(zip(names, together[len(names) :], strict=False))
     for rung in ladder.rungs:
         if rung.name not in status:
             continue
-        ratio, step = gains.get(rung.name), steps.get(rung.name)
         rows.append(
             {
                 "part": ladder.part,
                 "rung": rung.name,
                 "form": form,
                 "status": status[rung.name],
-                "speedup_x": ratio.value if ratio else math.nan,
-                "low_x": ratio.low if ratio else math.nan,
-                "high_x": ratio.high if ratio else math.nan,
-                "verdict": ratio.verdict if ratio else "",
-                "step_x": step.value if step else math.nan,
-                "step_low_x": step.low if step else math.nan,
-                "step_high_x": step.high if step else math.nan,
-                "step_verdict": step.verdict if step else "",
+                **_columns(gains.get(rung.name), "speedup_x", ""),
+                **_columns(steps.get(rung.name), "step_x", "step_"),
                 "noise_floor_percent": 100 * found.noise_floor if found else math.nan,
                 "blocks": found.blocks if found else 0,
                 "peak_bytes": peak.get(rung.name, math.nan),
@@ -163,6 +150,13 @@ def _rows(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _columns(ratio: Ratio | None, value: str, prefix: str) -> dict[str, object]:
+    """A ratio with its ends and verdict; without numbers where there is none."""
+    names = (value, f"{prefix}low_x", f"{prefix}high_x", f"{prefix}verdict")
+    found = (ratio.value, ratio.low, ratio.high, ratio.verdict) if ratio else (*[math.nan] * 3, "")
+    return dict(zip(names, found, strict=True))
 
 
 def between(found: Comparison, before: str, name: str) -> Ratio:

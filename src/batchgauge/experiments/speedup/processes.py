@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import pandas as pd
@@ -24,7 +25,7 @@ from batchgauge.experiments.speedup.quality import Form
 from batchgauge.experiments.turns import BASELINE, CONTEXT, REQUEST, Entrant, Plan
 from batchgauge.machine.identity import Machine
 from batchgauge.machine.rates import Rates, cached_rates
-from batchgauge.text import figures
+from batchgauge.text import figures, first_upper
 from batchgauge.workload import request_lengths
 
 FLOAT, FILE = "float32, own file", "file, own file"
@@ -68,66 +69,58 @@ def goals(context: Context, samples: pd.DataFrame) -> list[Goal]:
     rests, rows = fresh.rests_on(samples), []
     for part, goal, target, over, under in _pairs(samples):
         if found := fresh.ratio(samples, over, under):
-            row = Goal(part, goal, target, "higher", *found, note=f"over {rests}")
-            mode = str(over.get("implementation", "")).partition(",")[0]
+            mode = str(over["implementation"]).partition(",")[0]
             rows.append(
-                replace(
-                    row, weights=mode if mode in MODES else "",
-                    threads=cast(int, over.get("threads", 1)),
+                Goal(
+                    part, goal, target, "higher", *found, note=f"over {rests}",
+                    weights=mode if mode in MODES else "", threads=cast(int, over["threads"]),
                 )
             )  # fmt: skip
     return rows + limits(context, samples, cached_rates(1, Machine.here().id))
 
 
-def _rows(part: str, name: str, size: int, threads: int = 1) -> Rows:
-    return {"part": part, "implementation": name, "batch_size": size, "threads": threads}
+def _rows(part: str, name: str, threads: int = 1, **shape: int) -> Rows:
+    return {"part": part, "implementation": name, "threads": threads, **shape}
 
 
 def _pairs(samples: pd.DataFrame) -> Iterator[tuple[str, str, float, Rows, Rows]]:
     """Part, goal, target, the rows over and those under."""
+    decode, prefill = partial(_rows, "decode"), partial(_rows, "prefill")
+    one = decode(FLOAT, batch_size=1)
     for size, target in ((2, 1.0), (8, 5.0)):
         goal = f"S({size}) of decode behind {CONTEXT} positions, float32, one thread"
-        yield "decode", goal, target, _rows("decode", FLOAT, size), _rows("decode", FLOAT, 1)
+        yield "decode", goal, target, decode(FLOAT, batch_size=size), one
     for size, target in ((1, 3.3), (2, 3.3), (8, 1.8), (32, 1.0)):
         goal = f"weights as in the file over float32, batch {size}, one thread"
-        yield "decode", goal, target, _rows("decode", FILE, size), _rows("decode", FLOAT, size)
-    two = max((n for n in set(samples["threads"]) if n <= 2), default=1)
-    if two == 2:
-        for name, mode in ((FLOAT, "float32"), (FILE, "file")):
-            for size, target in ((1, 1.6), (8, 1.7), (32, 1.7)):
-                goal = f"two threads over one, {mode}, batch {size}"
-                over, under = _rows("decode", name, size, 2), _rows("decode", name, size)
-                yield "decode", goal, target, over, under
-    yield from _prefill_and_texts(samples, two)
-
-
-def _prefill_and_texts(
-    samples: pd.DataFrame, two: int
-) -> Iterator[tuple[str, str, float, Rows, Rows]]:
+        over, under = (decode(name, batch_size=size) for name in (FILE, FLOAT))
+        yield "decode", goal, target, over, under
+    has_two, modes = (samples["threads"] == 2).any(), ((FLOAT, "float32"), (FILE, "file"))
+    for name, mode in modes if has_two else ():
+        for size, target in ((1, 1.6), (8, 1.7), (32, 1.7)):
+            goal = f"two threads over one, {mode}, batch {size}"
+            over, under = (decode(name, threads, batch_size=size) for threads in (2, 1))
+            yield "decode", goal, target, over, under
     length = samples[samples["part"] == "prefill"]["tokens"].max()
-
-    def prefill(name: str, threads: int) -> Rows:
-        return {"part": "prefill", "implementation": name, "threads": threads}
-
-    yield ("prefill", f"weights as in the file over float32, {length} tokens, one thread", 1.0,
-           prefill(FILE, 1), prefill(FLOAT, 1))  # fmt: skip
+    goal = f"weights as in the file over float32, {length} tokens, one thread"
+    yield "prefill", goal, 1.0, prefill(FILE), prefill(FLOAT)
     count, characters = OVER
+    goal = f"batch of {count} × {characters} characters against our baseline, warm"
     part = "tokenize over the baseline"
-    yield ("tokenizing", f"batch of {count} × {characters} characters against our baseline, warm",
-           100.0, {"part": part, "implementation": "numpy"},
-           {"part": part, "implementation": BASELINE})  # fmt: skip
-    yield ("ragged", "throughput of ragged prompts over equal ones, batch of 8", 0.85,
-           {"part": "ragged", "implementation": "ragged"},
-           {"part": "ragged", "implementation": "equal"})  # fmt: skip
-    if two < 2:
+    yield "tokenizing", goal, 100.0, _rows(part, "numpy"), _rows(part, BASELINE)
+    goal = "throughput of ragged prompts over equal ones, batch of 8"
+    yield "ragged", goal, 0.85, _rows("ragged", "ragged"), _rows("ragged", "equal")
+    if not has_two:
         return
-    for name, mode in ((FLOAT, "float32"), (FILE, "file")):
+    for name, mode in modes:
         goal = f"two threads over one, {mode}, {length} tokens"
         yield "prefill", goal, 1.75, prefill(name, 2), prefill(name, 1)
     for (count, characters), target in zip(TEXTS, (1.7, 1.85, 1.8), strict=True):
-        texts = {"part": "tokenize", "batch_size": count, "characters": characters}
         goal = f"two threads over one, {count} texts of {characters:,} characters"
-        yield "tokenizing", goal, target, {**texts, "threads": 2}, {**texts, "threads": 1}
+        over, under = (
+            _rows("tokenize", "numpy", threads, batch_size=count, characters=characters)
+            for threads in (2, 1)
+        )
+        yield "tokenizing", goal, target, over, under
 
 
 def limits(context: Context, samples: pd.DataFrame, rates: Rates) -> list[Goal]:
@@ -140,10 +133,10 @@ def limits(context: Context, samples: pd.DataFrame, rates: Rates) -> list[Goal]:
     works = []
     for size, target in ((1, 1.15), (8, 1.7), (32, 1.8)):
         count = total(decode_counts(config, [CONTEXT + 1] * size, 4))
-        works.append((_rows("decode", FLOAT, size), size, count, target))
+        works.append((_rows("decode", FLOAT, batch_size=size), size, count, target))
     length = int(mine[mine["part"] == "prefill"]["tokens"].max())
     count = total(prefill_counts(config, [length], 4))
-    works.append(({"part": "prefill", "implementation": FLOAT, "threads": 1}, length, count, 75.0))
+    works.append((_rows("prefill", FLOAT), length, count, 75.0))
     found = []
     for rows, tokens, count, target in works:
         logs = fresh.rate(samples, rows)
@@ -199,9 +192,8 @@ def over_baseline_sentence(table: pd.DataFrame) -> str:
         for _, rows in table.groupby("part", sort=False)
         for row in [rows.iloc[-1]]
     ]
-    text = "; ".join(said)
     rests = fresh.in_words(table["processes"].iloc[0])
-    return f"{text[:1].upper()}{text[1:]}. Intervals are over {rests}."
+    return f"{first_upper('; '.join(said))}. Intervals are over {rests}."
 
 
 def scaling(samples: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,6 @@ first choice is the same. Windows are the units of the intervals. Speed is measu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from batchgauge.experiments import fresh
 from batchgauge.experiments.context import Context
 from batchgauge.machine.limits import performance_cores
 from batchgauge.machine.preflight import limit_threads
-from batchgauge.measuring import Estimate, location
+from batchgauge.statistics import Interval, location
 from batchgauge.text import ratio
 from batchgauge.workload import corpus
 
@@ -121,33 +120,28 @@ def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
     ends = found["batch_size"].min(), found["batch_size"].max()
     rows = []
     for name, part in quality.groupby("form", sort=False):
-        first, surprise = part.iloc[0], location(part["surprise"])
-        divergence, agreement = location(part["divergence"]), location(100 * part["agreement"])
+        first = part.iloc[0]
         row = {
             "form": name,
             "weights": first["weights"],
             "file_bytes": first["file_bytes"],
             "resident_bytes": first["resident_bytes"],
-            **_with_interval("perplexity", *map(math.exp, _three(surprise))),
-            **_with_interval("divergence_nats", *_three(divergence)),
-            **_with_interval("same_first_percent", *_three(agreement)),
+            **_with_interval("perplexity", location(part["surprise"]).exp()),
+            **_with_interval("divergence_nats", location(part["divergence"])),
+            **_with_interval("same_first_percent", location(100 * part["agreement"])),
             "windows": len(part),
             "window_tokens": first["window_tokens"],
         }
         mine = found["implementation"] == name
         for rate in found[mine & found["batch_size"].isin(ends)].to_dict("records"):
-            values = (rate["tokens_per_s"], rate["low"], rate["high"])
-            row |= _with_interval(f"tokens_per_s_{rate['batch_size']}", *values)
+            speeds = Interval(rate["tokens_per_s"], rate["low"], rate["high"])
+            row |= _with_interval(f"tokens_per_s_{rate['batch_size']}", speeds)
         rows.append({**row, "processes": len(set(speed["process"])), "threads": 1})
     return pd.DataFrame(rows)
 
 
-def _three(middle: Estimate) -> tuple[float, float, float]:
-    return middle.value, middle.low, middle.high
-
-
-def _with_interval(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def _with_interval(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def gains(speed: pd.DataFrame) -> pd.DataFrame:

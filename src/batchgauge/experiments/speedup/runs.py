@@ -1,8 +1,11 @@
-"""What the speedup notebook measures in its own process: three ladders, and goals of memory."""
+"""What the speedup notebook measures in its own process: three ladders, goals of memory, load."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,13 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import TYPICAL, Context
 from batchgauge.experiments.scaling import SLACK
-from batchgauge.experiments.speedup import goals_engine
 from batchgauge.experiments.speedup.goals import Goal
 from batchgauge.experiments.speedup.ladder import ALONE, CUMULATIVE, Ladder, climb
 from batchgauge.request import BatchResponse, BatchResult
+from batchgauge.statistics import location
 from batchgauge.workload import exact_requests, texts
+
+SETTLED = 50  # steps before the first that counts
 
 
 def check(context: Context) -> None:
@@ -32,15 +37,12 @@ def check(context: Context) -> None:
 
 
 def _forms(context: Context) -> tuple[str, ...]:
-    every = (ALONE, CUMULATIVE)
-    return context.budget.choose(smoke=(CUMULATIVE,), default=every, thorough=every)
+    return (CUMULATIVE,) if context.budget.name == "smoke" else (ALONE, CUMULATIVE)
 
 
 def _inference_work(context: Context, rungs: int) -> tuple[int, tuple[str, ...]]:
     """Requests of the ladder of inference, and its forms, for what the model costs."""
-    forms = context.budget.choose(
-        smoke=(CUMULATIVE,), default=(CUMULATIVE,), thorough=(ALONE, CUMULATIVE)
-    )
+    forms = (ALONE, CUMULATIVE) if context.budget.name == "thorough" else (CUMULATIVE,)
     rows = context.budget.choose(smoke=2, default=2, thorough=8)
     blocks = context.budget.choose(smoke=2, default=4, thorough=20) * (rungs + 2)
     limit = SLACK * context.budget.share(0.3)
@@ -114,5 +116,84 @@ def measure_goals(context: Context) -> list[Goal]:
     assert isinstance(engine, BatchInferenceEngine)  # `check` has seen to it
     if context.budget.name == "smoke":
         return []
-    goals = [*goals_engine.growth(context, engine), *goals_engine.load(context)]
+    goals = [_growth(context, engine), *_load(context)]
     return [replace(g, weights=context.weights_kept) for g in goals]
+
+
+def _growth(context: Context, engine: BatchInferenceEngine) -> Goal:
+    """Growth of memory over many decode steps; notebook 01 has the overhead of a batch."""
+    steps = context.budget.choose(smoke=60, default=150, thorough=1000)
+    steps = max(20, min(steps, int(context.budget.share(0.6) / context.cost.step_s)))
+    steps = min(steps, (context.room or steps + SETTLED + 2) - SETTLED - 2)
+    grown = _growth_bytes(engine, steps)
+    note = "traced bytes beyond the cache, last tenth against first tenth"
+    goal = f"growth over {steps} decode steps"
+    return Goal("memory", goal, 4096.0, "lower", grown, unit="bytes", note=note)
+
+
+def _growth_bytes(engine: BatchInferenceEngine, steps: int) -> float:
+    model = engine.model
+    cache = model.new_cache([steps + SETTLED + 2])
+    model.prefill([[1]], cache)
+    token = np.array([1], dtype=np.int32)
+    for _ in range(SETTLED):
+        model.decode(token, cache)
+    held = np.zeros(steps)  # made before, so that noting what is held does not add to it
+    tracemalloc.start()
+    try:
+        for step in range(steps):
+            model.decode(token, cache)
+            held[step] = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    tenth = max(steps // 10, 1)
+    return float(max(0.0, np.median(held[-tenth:]) - np.median(held[:tenth])))
+
+
+# Seconds to load the weights, peak memory over theirs then, and once an engine is ready too. The
+# peak of this process alone: ru_maxrss would also count what its parent held at the fork.
+_LOAD = """
+import sys, time, resource
+from pathlib import Path
+from batchgauge.core.model import LlamaModel
+
+def peak_bytes():
+    status = Path("/proc/self/status")
+    if status.exists():
+        words = status.read_text().split()
+        return int(words[words.index("VmHWM:") + 1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+begin = time.perf_counter()
+model = LlamaModel.load(sys.argv[1] or None, sys.argv[2])
+seconds = time.perf_counter() - begin
+of_model = peak_bytes()
+from batchgauge.core.engine import BatchInferenceEngine
+from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer, read_metadata
+metadata = read_metadata(sys.argv[1] or None)
+BatchInferenceEngine(model, BPETokenizer.from_metadata(metadata, threads=1), metadata)
+print(seconds, of_model / model.weights_bytes, peak_bytes() / model.weights_bytes)
+"""
+
+
+def _load(context: Context) -> list[Goal]:
+    """Seconds from a GGUF to a model in fresh processes, and their peak resident memory."""
+    goals = (
+        ("load time", 1.0, "s"),
+        ("peak resident memory over weights, all of Python included", 1.15, "×"),
+    )
+    found = []
+    for _ in range(context.budget.choose(smoke=1, default=5, thorough=11)):
+        command = [sys.executable, "-c", _LOAD, context.model, context.weights_kept]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            note = (done.stderr.strip().splitlines() or ["the process failed"])[-1]
+            return [Goal("load", g, t, "lower", unit=u, note=note) for g, t, u in goals]
+        found.append([float(x) for x in done.stdout.split()])
+    *table, ready = np.array(found).T  # [runs] each
+    note = f"over {len(found)} fresh processes"
+    notes = (note, f"{note}; {np.median(ready):.2f} × once tokenizer and compiled code are there")
+    return [
+        Goal("load", goal, target, "lower", *astuple(location(np.log(column)).exp()), unit, text)
+        for (goal, target, unit), column, text in zip(goals, table, notes, strict=True)
+    ]  # fmt: skip

@@ -200,16 +200,6 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """The cumulative rungs with their gains alone beside them, for a table on the page."""
     whole = of_form(table, CUMULATIVE).set_index("rung")
     alone = of_form(table, ALONE).set_index("rung")["speedup_x"]
-    return pd.DataFrame(
-        {
-            "part": whole["part"],
-            "idea": whole["idea"],
-            "status": whole["status"],
-            "alone_x": alone.reindex(whole.index),
-            "step_x": whole["step_x"],
-            "cumulative_x": whole["speedup_x"],
-            "low_x": whole["low_x"],
-            "high_x": whole["high_x"],
-            "peak_change_bytes": whole["peak_change_bytes"],
-        }
-    ).reset_index()
+    shown = whole.assign(alone_x=alone.reindex(whole.index), cumulative_x=whole["speedup_x"])
+    columns = ["part", "idea", "status", "alone_x", "step_x", "cumulative_x", "low_x", "high_x"]
+    return shown[[*columns, "peak_change_bytes"]].reset_index()

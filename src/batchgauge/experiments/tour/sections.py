@@ -11,20 +11,17 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from batchgauge.experiments.context import Context
+from batchgauge.experiments.context import Context, Result
 from batchgauge.experiments.tour import figures
 from batchgauge.reporting import Answer, Section
 from batchgauge.request import (
     BatchItem,
-    BatchResult,
     InferenceBatchRequest,
     InferenceBatchResponse,
     generated_tokens,
 )
 from batchgauge.text import Markdown, counted, percent, visible
 from batchgauge.workload import to_items
-
-Result = BatchResult[InferenceBatchResponse]
 
 
 def tokens(context: Context, text: str) -> Section:
