@@ -153,7 +153,7 @@ def _table(
         }
         for (alone, together), results in zip(sides, batches.values(), strict=True)
     ]  # fmt: skip
-    gains = [fresh.over(np.log(alone / together)) for alone, together in sides]
+    gains = [fresh.over((alone / together).map(math.log)) for alone, together in sides]
     return speedups([*batches], gains, columns, context.engine_name, costs["process"].nunique())
 
 
@@ -190,7 +190,8 @@ def _phases(costs: pd.DataFrame, size: int, results: Sequence[Result]) -> dict[s
     prefill_ms = sum(max(d.prefill_ms for d in _data([result])) for result in results)
     alone, together = _by_block(costs, "decode_ms", size)
     known = (alone + together).notna().all()
-    gain = fresh.over(np.log(alone / together)).exp() if known else Interval(*[math.nan] * 3)
+    unknown = Interval(math.nan, math.nan, math.nan)
+    gain = fresh.over((alone / together).map(math.log)).exp() if known else unknown
     reasons = any(d.reasoning for d in data)
     answers = [d.first_answer_ms for d in data]
     return {

@@ -94,7 +94,8 @@ def _pairs(samples: pd.DataFrame) -> Iterator[tuple[str, str, float, Rows, Rows]
         goal = f"weights as in the file over float32, batch {size}, one thread"
         over, under = (decode(name, batch_size=size) for name in (FILE, FLOAT))
         yield "decode", goal, target, over, under
-    has_two, modes = (samples["threads"] == 2).any(), ((FLOAT, "float32"), (FILE, "file"))
+    has_two = (samples["threads"] == 2).any()
+    modes = ((FLOAT, "float32"), (FILE, "file"))
     for name, mode in modes if has_two else ():
         for size, target in ((1, 1.6), (8, 1.7), (32, 1.7)):
             goal = f"two threads over one, {mode}, batch {size}"

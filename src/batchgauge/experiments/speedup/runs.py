@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,8 @@ def _load(context: Context) -> list[Goal]:
     *table, ready = np.array(found).T  # [runs] each
     note = f"over {len(found)} fresh processes"
     notes = (note, f"{note}; {np.median(ready):.2f} × once tokenizer and compiled code are there")
+    intervals = [location(np.log(column)).exp() for column in table]
     return [
-        Goal("load", goal, target, "lower", *astuple(location(np.log(column)).exp()), unit, text)
-        for (goal, target, unit), column, text in zip(goals, table, notes, strict=True)
-    ]  # fmt: skip
+        Goal("load", goal, target, "lower", i.value, i.low, i.high, unit, text)
+        for (goal, target, unit), i, text in zip(goals, intervals, notes, strict=True)
+    ]
