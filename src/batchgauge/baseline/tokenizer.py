@@ -72,7 +72,10 @@ class BaselineTokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text in which nothing is special."""
-        return [i for word in self.split(text) for i in self.encode_word(word)]
+        ids: list[int] = []
+        for word in self.split(text):
+            ids += self.encode_word(word)
+        return ids
 
     def split(self, text: str) -> list[str]:
         """The words of a text, which joined give it back."""

@@ -30,8 +30,6 @@ from batchgauge.workload import Prompt
 
 ONE_BY_ONE = "one at a time"
 BATCH = "batch"
-# Of the sweep's prompts: the few very long ones would drown the rest.
-LONGEST_CHARACTERS = {"smoke": 150, "default": 700, "thorough": 700}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +86,8 @@ def speedups(
 
 
 def short_prompts(context: Context, count: int) -> list[Prompt]:
-    """`count` prompts of the workload without its very long ones."""
-    longest = LONGEST_CHARACTERS[context.budget.name]
+    """`count` prompts of the workload without its few very long ones, which drown the rest."""
+    longest = context.budget.choose(smoke=150, default=700, thorough=700)
     return context.prompts(count, lambda p: len(p.prompt) <= longest)
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from batchgauge.core.kv_cache import KVCache
 from batchgauge.core.model import LlamaModel
-from batchgauge.experiments.bottlenecks.parts import Items, Subject
-from batchgauge.experiments.context import Context
+from batchgauge.experiments.bottlenecks.parts import Subject
+from batchgauge.experiments.context import Context, Items
 from batchgauge.machine.identity import Machine
 from batchgauge.machine.rates import Rates, measure_rates, remember
 from batchgauge.profiling.parallelism import probe_gil

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from batchgauge.baseline.stats import baseline_stats, find_by_id
 from batchgauge.core.model import LlamaModel
 from batchgauge.errors import UserError
-from batchgauge.experiments.context import SMOKE, Context, whole
+from batchgauge.experiments.context import SMOKE, Context, Items, whole
 from batchgauge.profiling.allocations import AllocationProfile
 from batchgauge.profiling.lines import LineProfile
 from batchgauge.profiling.stacks import StackProfile
@@ -26,19 +26,12 @@ from batchgauge.profiling.target import TOOLS, TargetProfiles, profile_target
 from batchgauge.protocols import Engine
 from batchgauge.registry import open_engine, open_tokenizer
 from batchgauge.reporting.model import is_ours
-from batchgauge.request import (
-    BatchItem,
-    BatchResponse,
-    BatchResult,
-    BatchStats,
-    InferenceBatchRequest,
-)
+from batchgauge.request import BatchResponse, BatchResult, BatchStats
 from batchgauge.workload import texts, to_items
 
 T = TypeVar("T")
 CHARACTERS = 1500  # of prose per text: a page
 STATISTICS_ITEMS = 100
-Items = list[BatchItem[InferenceBatchRequest]]
 Compute = Callable[[list[float], float], BatchStats]
 LookUp = Callable[[BatchResult[int], str], BatchResponse[int]]
 
@@ -167,8 +160,7 @@ def _parts(context: Context, items: Items) -> list[Part]:
         slow_engine = open_engine("baseline", model=model, threads=context.threads)
         few = items[: context.budget.choose(smoke=1, default=2, thorough=8)]
         parts.append(inference("baseline", slow_engine, few))
-    slow = statistics("baseline", baseline_stats, lambda r, i: find_by_id(r.responses, i))
-    return [*parts, slow]
+    return [*parts, statistics("baseline", baseline_stats, _walk)]
 
 
 def _items(context: Context, count: int) -> Items:
@@ -180,6 +172,10 @@ def _items(context: Context, count: int) -> Items:
     return to_items(
         prompts, max_tokens=max_tokens, seed=context.seed, chat=context.chat, ignore_eos=True
     )
+
+
+def _walk(result: BatchResult[int], item_id: str) -> BatchResponse[int]:
+    return find_by_id(result.responses, item_id)
 
 
 class _Statistics:
