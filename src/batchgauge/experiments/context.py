@@ -165,11 +165,9 @@ class Context:
 
         And until the model has room for it.
         """
-        most = self.budget.share(1 / 40) / self.cost.position_s
-        found = wanted
-        while found > 2 * PROMPT and found > min(
-            SLACK * most, self.room - 1 if self.room else wanted
-        ):
+        most = SLACK * self.budget.share(1 / 40) / self.cost.position_s
+        most, found = min(most, self.room - 1 if self.room else wanted), wanted
+        while found > max(2 * PROMPT, most):
             found //= 2
         if found < wanted:
             self.note(f"Prefill: {found} tokens at once instead of {wanted}.")

@@ -86,7 +86,7 @@ def calls(subject: Subject, *, seconds: float) -> list[Section]:
     if not samples:
         return [_missing(subject, "calls")]
     graphs = [
-        _flame(name, profile, "flame")
+        _flame(name, profile)
         for name, profile in samples.items()  # inference is shown as its phases where it has any
         if not name.startswith("inference") or name.replace("inference", "decode") not in samples
     ]
@@ -98,12 +98,13 @@ def calls(subject: Subject, *, seconds: float) -> list[Section]:
     return [*graphs, classes]
 
 
-def _flame(name: str, profile: StackProfile, kind: str) -> Section:
+def _flame(name: str, profile: StackProfile) -> Section:
     """One flame graph: the picture on the page, and the interactive SVG beside it."""
-    what = "Allocated bytes" if profile.unit == "bytes" else "Time"
+    what, kind, csv = "Time", "flame", "calls"
+    if profile.unit == "bytes":
+        what, kind, csv = "Allocated bytes", "allocations", "allocations"
     title = sentences.flame_title(name, profile)
     caption = f"{what} by call stack in {name}; width is the share. {profile.note}".strip()
-    csv = "allocations" if profile.unit == "bytes" else "calls"
     return Section(
         f"{kind}_{sentences.file_stem(name)}", {}, sentences.flame_sentence(name, profile),
         picture=partial(_flame_picture, profile, title), picture_caption=caption,
@@ -145,7 +146,7 @@ def memory(subject: Subject) -> list[Section]:
         found.memory_sentences(subject), found.memory_table(subject),
         "Sites that grow, and the largest temporary ones, by part.",
     )  # fmt: skip
-    return [_flame(name, profiles[name].stacks, "allocations"), sites]
+    return [_flame(name, profiles[name].stacks), sites]
 
 
 def resident_memory(subject: Subject, *, rows: int) -> list[Section]:
