@@ -96,20 +96,14 @@ class Arrivals:
         )
         return replace(self, context=context, generated=generated)
 
-    def first(self, count: int) -> Arrivals:
-        """The first `count` requests (all, when there are fewer)."""
-        return self.window(0, count)
+    def picked(self, which: slice | Ints) -> Arrivals:
+        """The requests of these numbers, in order of arrival, at their own times."""
+        arrays = ("times_s", "context", "generated", "rank")
+        return replace(self, **{name: getattr(self, name)[which] for name in arrays})
 
     def window(self, start: int, count: int) -> Arrivals:
         """Up to `count` requests from number `start` on, at their own times."""
-        part = slice(start, start + count)
-        return replace(
-            self,
-            times_s=self.times_s[part],
-            context=self.context[part],
-            generated=self.generated[part],
-            rank=self.rank[part],
-        )
+        return self.picked(slice(start, start + count))
 
 
 def bursty(
@@ -178,13 +172,12 @@ def read_trace(path: str | Path, *, background: float = 0.0, seed: int = 0) -> A
         raise UserError(f"{where} has no rows; expected at least one request.")
     time, context, generated = (table[found[want]] for want in _NAMES)
     if "priority" in folded:
-        rank = _whole(table[folded["priority"]], where, "priority", least=0)
+        rank = _whole(table[folded["priority"]], where, "priority")
     else:
         rank = (np.random.default_rng(seed).random(len(table)) < background).astype(np.int64)
     unit_s = 1e-3 if _fold(found["context_tokens"]) == "inputlength" else None
     times, read_as = _seconds(time, where, unit_s)
-    lengths = _whole(context, where, "context_tokens", least=0)
-    answers = _whole(generated, where, "generated_tokens", least=0)
+    answers = _whole(generated, where, "generated_tokens")
     kept = np.ones(len(table), bool)
     notes = [f"{len(table):,} rows; {read_as}"]
     if _fold(found["generated_tokens"]) == "responsetokens":
@@ -192,20 +185,10 @@ def read_trace(path: str | Path, *, background: float = 0.0, seed: int = 0) -> A
         notes.append(f"{int((~kept).sum()):,} without an answer dropped")
         if not kept.any():
             raise UserError(f"{where} has no row with an answer; expected at least one request.")
-    if (lengths[kept] < 1).any():
-        row = int(np.flatnonzero(kept & (lengths < 1))[0])
-        raise UserError(
-            f"{where} has context_tokens '{context.iloc[row]}' in row {row + 1}; "
-            "expected a whole number of at least 1."
-        )
+    lengths = _whole(context, where, "context_tokens", least=kept.astype(np.int64))
     try:
-        return Arrivals(
-            times[kept],
-            lengths[kept],
-            np.maximum(answers[kept], 1),
-            rank[kept],
-            notes=tuple(notes),
-        )
+        stream = times[kept], lengths[kept], np.maximum(answers[kept], 1), rank[kept]
+        return Arrivals(*stream, notes=tuple(notes))
     except UserError as why:
         raise UserError(f"{where}: {why}") from None
 
@@ -241,11 +224,11 @@ def _seconds(column: pd.Series, where: str, unit_s: float | None) -> tuple[Float
     numbers = _numbers(column)
     if np.isfinite(numbers).all():
         if unit_s is None:
-            epochs = (("ns", 1e17), ("µs", 1e14), ("ms", 1e11), ("s", 1e8))
-            unit = next((unit for unit, least in epochs if numbers[0] >= least), "")
-            if not unit:
+            epochs = (("ns", 1e17, 1e-9), ("µs", 1e14, 1e-6), ("ms", 1e11, 1e-3), ("s", 1e8, 1.0))
+            found = [(unit, scale) for unit, least, scale in epochs if numbers[0] >= least]
+            if not found:
                 return numbers, "times are seconds"
-            scale = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}[unit]
+            unit, scale = found[0]
             seconds = (numbers - numbers[0]) * scale
             _check_sorted(seconds, where)
             return seconds, f"times are {unit} since 1970"
@@ -276,13 +259,14 @@ def _numbers(column: pd.Series) -> Floats:
     return np.where(truth, np.nan, numbers)
 
 
-def _whole(column: pd.Series, where: str, name: str, *, least: int) -> Ints:
+def _whole(column: pd.Series, where: str, name: str, *, least: int | Ints = 0) -> Ints:
+    """The column as whole numbers [N] of at least `least`, one for all or [N]. Raises UserError."""
     numbers = _numbers(column)
     bad = ~((numbers >= least) & (numbers == np.rint(numbers)) & (numbers < 2**53))
     if bad.any():
         row = int(bad.argmax())
         raise UserError(
             f"{where} has {name} '{column.iloc[row]}' in row {row + 1}; "
-            f"expected a whole number of at least {least}."
+            f"expected a whole number of at least {np.broadcast_to(least, bad.shape)[row]}."
         )
     return numbers.astype(np.int64)

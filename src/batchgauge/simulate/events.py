@@ -153,10 +153,10 @@ class _Simulation:
         return self.times[self.oldest] + self.server.max_wait_s
 
     def _is_due(self, now: float) -> bool:
-        """Whether a worker with no batch may begin one with what is waiting."""
+        """Whether a worker with no batch may begin one, static or dynamic, of what is waiting."""
         if not self.queue:
             return False
-        if self.continuous or len(self.queue) >= self.server.max_batch:
+        if len(self.queue) >= self.server.max_batch:
             return True
         if self.server.batching == "static":
             return self.next == len(self.times)  # nobody else will come
@@ -173,9 +173,7 @@ class _Simulation:
 
     def _admit(self, w: _Worker, now: float) -> None:
         server, queue = self.server, self.queue
-        if w.in_batch if not self.continuous else not queue:
-            return
-        if not self.continuous and not self._is_due(now):
+        if not self.continuous and (w.in_batch or not self._is_due(now)):
             return
         while queue and w.in_batch < server.max_batch:
             r = self.order[queue[0]]

@@ -45,40 +45,35 @@ def first_text_s(run: SimulatedRun, *, streaming: bool) -> Floats:
     return (run.first_s if streaming else run.returned_s) - run.arrivals.times_s
 
 
-def latency_s(run: SimulatedRun, *, streaming: bool) -> Floats:
-    """Seconds [N] from arrival until the client has the whole answer."""
-    return (run.done_s if streaming else run.returned_s) - run.arrivals.times_s
+def _percentiles(name: str, seconds: Floats) -> dict[str, float]:
+    """p50, p90 and p99 in milliseconds, each by its column; NaN where there are too few."""
+    return {f"p{q}_{name}_ms": 1e3 * percentile(seconds, q) for q in SHOWN}
 
 
-def percentiles(values: npt.ArrayLike) -> dict[int, float]:
-    """p50, p90 and p99 of `values`, NaN where there are too few of them."""
-    return {q: percentile(values, q) for q in SHOWN}
+def summarise(run: SimulatedRun, *, target_s: float) -> dict[str, float]:
+    """One number a metric, without streaming; units stand in the names.
 
-
-def summarise(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> dict[str, float]:
-    """One number a metric; units stand in the names. Raises UserError for a target of 0 or less."""
+    Raises UserError for a target of 0 or less.
+    """
     if not target_s > 0.0:
         raise UserError(f"The latency target is {target_s * 1e3:g} ms; expected more than 0.")
     arrivals, steps = run.arrivals, run.steps
-    first = first_text_s(run, streaming=streaming)
+    wait = first_text_s(run, streaming=False)
     span = float(run.returned_s.max() - arrivals.times_s[0])
     busy = steps[:, STEP_S]
     positions = steps[:, POSITIONS].sum() + steps[:, ROWS].sum()
     tokens = float(arrivals.generated.sum())
-    in_time = float((first <= target_s).mean())
+    in_time = float((wait <= target_s).mean())
     served = len(arrivals) / span
     return {
         "requests_per_s": served,
         "throughput_tokens_per_s": tokens / span,
         "in_time_share": in_time,
         "goodput_requests_per_s": in_time * served,
-        "mean_first_text_ms": 1e3 * float(first.mean()),
-        **{f"p{q}_first_text_ms": 1e3 * v for q, v in percentiles(first).items()},
-        "mean_latency_ms": 1e3 * float(latency_s(run, streaming=streaming).mean()),
-        **{
-            f"p{q}_latency_ms": 1e3 * v
-            for q, v in percentiles(latency_s(run, streaming=streaming)).items()
-        },
+        "mean_first_text_ms": 1e3 * float(wait.mean()),
+        **_percentiles("first_text", wait),
+        "mean_latency_ms": 1e3 * float(wait.mean()),
+        **_percentiles("latency", wait),
         **{f"p{q}_inter_token_ms": v for q, v in inter_token_ms(run).items()},
         "fill_ratio": float((steps[:, IN_BATCH] * busy).sum() / busy.sum()) / run.server.max_batch,
         "padding_waste": float(steps[:, PADDED].sum() / positions),
@@ -107,9 +102,9 @@ def inter_token_ms(run: SimulatedRun) -> dict[int, float]:
     }
 
 
-def by_class(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> pd.DataFrame:
+def by_class(run: SimulatedRun, *, target_s: float) -> pd.DataFrame:
     """One row a class of requests: how many, their percentiles, and the share served in time."""
-    first, whole = (f(run, streaming=streaming) for f in (first_text_s, latency_s))
+    wait = first_text_s(run, streaming=False)
     gaps = run.arrivals.generated - 1
     own = np.divide(
         run.done_s - run.first_s, gaps, out=np.full(len(gaps), math.nan), where=gaps > 0
@@ -118,15 +113,14 @@ def by_class(run: SimulatedRun, *, target_s: float, streaming: bool = False) -> 
     for rank in np.unique(run.arrivals.rank).tolist():
         chosen = run.arrivals.rank == rank
         name = CLASS_NAMES[rank] if rank < len(CLASS_NAMES) else f"class {rank}"
-        pace = own[chosen & ~np.isnan(own)]
         rows.append(
             {
                 "class": name,
                 "requests": int(chosen.sum()),
-                "in_time_share": float((first[chosen] <= target_s).mean()),
-                **{f"p{q}_first_text_ms": 1e3 * v for q, v in percentiles(first[chosen]).items()},
-                **{f"p{q}_latency_ms": 1e3 * v for q, v in percentiles(whole[chosen]).items()},
-                **{f"p{q}_inter_token_ms": 1e3 * v for q, v in percentiles(pace).items()},
+                "in_time_share": float((wait[chosen] <= target_s).mean()),
+                **_percentiles("first_text", wait[chosen]),
+                **_percentiles("latency", wait[chosen]),
+                **_percentiles("inter_token", own[chosen & ~np.isnan(own)]),
             }
         )
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -174,9 +175,9 @@ def condition(runs: pd.DataFrame, idea: str) -> str:
         return (
             f"at every simulated rate ({rate_text(rates[0])} to {rate_text(rates[-1])} requests/s)"
         )
-    if pays[-1] == rates[-1] and len(pays) == len(rates) - rates.index(pays[0]):
+    if pays == rates[-len(pays) :]:
         return f"from {rate_text(pays[0])} requests/s on"
-    if pays[0] == rates[0] and len(pays) == rates.index(pays[-1]) + 1:
+    if pays == rates[: len(pays)]:
         return f"up to {rate_text(pays[-1])} requests/s"
     return "at " + ", ".join(map(rate_text, pays)) + " requests/s"
 
@@ -209,31 +210,24 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
         tokens = gain(runs, idea.name, rate, "throughput_tokens_per_s")
         price = gain(runs, idea.name, rate, "price_per_million_tokens")
         sustains, ends = sustained_gain(runs, idea.name)
+        shares, today = (_shares(runs, name, rate) for name in (idea.name, "today"))
         basis = "predicted hardware" if idea.predicted else "measured step times"
         rows.append(
             {
                 "item": idea.item,
                 "idea": idea.name,
-                "goodput_gain": goodput.value,
-                "goodput_gain_low": goodput.low,
-                "goodput_gain_high": goodput.high,
-                "waiting_gain": waiting.value,
-                "waiting_gain_low": waiting.low,
-                "waiting_gain_high": waiting.high,
+                **_with_ends("goodput_gain", goodput),
+                **_with_ends("waiting_gain", waiting),
                 "interactive_waiting_gain": first.value,
                 "throughput_gain": tokens.value,
                 "price_per_token_ratio": price.value,
                 "sustained_requests_per_s": sustained(runs, idea.name),
                 "sustained_today_per_s": sustained(runs, "today"),
-                "sustained_gain": sustains.value,
-                "sustained_gain_low": sustains.low,
-                "sustained_gain_high": sustains.high,
+                **_with_ends("sustained_gain", sustains),
                 "sustained_ends": "at the highest rate swept" if ends else "between rates swept",
-                "in_time_share": float(_shares(runs, idea.name, rate).mean()),
-                "in_time_today": float(_shares(runs, "today", rate).mean()),
-                "in_time_gain_low": location(
-                    _shares(runs, idea.name, rate) - _shares(runs, "today", rate)
-                ).low,
+                "in_time_share": float(shares.mean()),
+                "in_time_today": float(today.mean()),
+                "in_time_gain_low": location(shares - today).low,
                 "pays": condition(runs, idea.name),
                 "cost": idea.cost,
                 "recommendation": recommend(goodput, waiting, idea, price),
@@ -248,6 +242,10 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
     return table
 
 
+def _with_ends(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
 def _shares(runs: pd.DataFrame, idea: str, rate: float) -> npt.NDArray[np.float64]:
     """Shares in time by seed [seeds]."""
     at = runs[(runs["arrival_rate"] == rate) & (runs["idea"] == idea)].sort_values("seed")
@@ -256,24 +254,15 @@ def _shares(runs: pd.DataFrame, idea: str, rate: float) -> npt.NDArray[np.float6
 
 def combine(ideas: Sequence[Idea]) -> list[Idea]:
     """The ideas on top of each other, in the order given: one idea a rung."""
-    rungs = []
-    for count in range(1, len(ideas) + 1):
-        stack = tuple(ideas[:count])
 
-        def change(setup: Setup, stack: tuple[Idea, ...] = stack) -> Setup:
-            for idea in stack:
-                setup = idea.change(setup)
-            return setup
-
-        last = ideas[count - 1]
-        rungs.append(
-            replace(
-                last,
-                name=f"{'+ ' if count > 1 else ''}{last.name}",
-                change=change,
-                predicted=any(i.predicted for i in stack),
-                hardware=any(i.hardware for i in stack),
-                validated=all(i.validated for i in stack),
-            )
+    def on_top(below: Idea, idea: Idea) -> Idea:
+        return replace(
+            idea,
+            name=f"+ {idea.name}",
+            change=lambda setup: idea.change(below.change(setup)),
+            predicted=below.predicted or idea.predicted,
+            hardware=below.hardware or idea.hardware,
+            validated=below.validated and idea.validated,
         )
-    return rungs
+
+    return list(accumulate(ideas, on_top))

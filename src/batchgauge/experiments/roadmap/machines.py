@@ -139,7 +139,7 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     """
     traffic = case.traffic(1.0, 0)
     tokens = float(traffic.generated.mean())
-    many = Arrivals(*(np.tile(a, 4) for a in _columns(traffic.at_once())))
+    many = traffic.at_once().picked(np.arange(4 * len(traffic)) % len(traffic))
     here = Server("continuous", case.today.server.max_batch)
     own = capacity(traffic, case.table, here) * tokens
     own_price, price = case.today.price_per_hour, case.scenario.price_per_hour
@@ -166,10 +166,6 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     )
 
 
-def _columns(arrivals: Arrivals) -> tuple[np.ndarray, ...]:
-    return arrivals.times_s, arrivals.context, arrivals.generated, arrivals.rank
-
-
 def machines_sentence(table: pd.DataFrame) -> str:
     """The fastest machine, marked as predicted, and what it may cost to be worth its tokens."""
     here, *others = table.to_dict("records")
@@ -192,8 +188,7 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
     sound machine.
     """
     traffic, seed = case.traffic(1.0, case.seed), case.seed
-    copies = -(-requests // len(traffic))
-    job = Arrivals(*(np.tile(a, copies)[:requests] for a in _columns(traffic.at_once())))
+    job = traffic.at_once().picked(np.arange(requests) % len(traffic))
     server = Server("continuous", case.today.server.max_batch)
     rows = []
     alone = _makespan(job, case, server) + case.load_s
@@ -217,7 +212,7 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
                 )
                 for i in range(workers)
             ]
-            parts = [Arrivals(*(a[i::workers] for a in _columns(job))) for i in range(workers)]
+            parts = [job.picked(slice(i, None, workers)) for i in range(workers)]
             shards = max(map(_makespan, parts, repeat(case), lone)) + case.load_s
             ideal = alone / workers
             rows.append(

@@ -235,8 +235,7 @@ def batch_times(
     rows = []
     for _, batch in real.groupby("batch"):
         members = batch["request"].to_numpy(np.int64)
-        lengths = arrivals.context[members], arrivals.generated[members]
-        together = Arrivals(np.zeros(members.size), *lengths, arrivals.rank[members])
+        together = arrivals.at_once().picked(members)
         start = float(batch["called_s"].iloc[0])
         run = simulate(
             together, step_s, Server("static", members.size), pace=partial(_later, pace, start)

@@ -106,7 +106,7 @@ def validate(case: Case, *, requests: int, seeds: int, loads: Sequence[float]) -
             server = Server(
                 policy, case.today.server.max_batch, max_wait_s=0.25, host=Host(batch_s=control_s)
             )
-            arrivals = case.traffic(1.0, seed).first(requests)
+            arrivals = case.traffic(1.0, seed).window(0, requests)
             arrivals = arrivals.at_rate(load * capacity(arrivals, case.table, server))
             control = Pace(case.probe.pace, control_s)
             real = replay(
