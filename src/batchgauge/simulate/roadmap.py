@@ -210,7 +210,7 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
         tokens = gain(runs, idea.name, rate, "throughput_tokens_per_s")
         price = gain(runs, idea.name, rate, "price_per_million_tokens")
         sustains, ends = sustained_gain(runs, idea.name)
-        shares, today = (_shares(runs, name, rate) for name in (idea.name, "today"))
+        in_time, today = (_shares(runs, name, rate) for name in (idea.name, "today"))
         basis = "predicted hardware" if idea.predicted else "measured step times"
         rows.append(
             {
@@ -225,9 +225,9 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
                 "sustained_today_per_s": sustained(runs, "today"),
                 **_with_ends("sustained_gain", sustains),
                 "sustained_ends": "at the highest rate swept" if ends else "between rates swept",
-                "in_time_share": float(shares.mean()),
+                "in_time_share": float(in_time.mean()),
                 "in_time_today": float(today.mean()),
-                "in_time_gain_low": location(shares - today).low,
+                "in_time_gain_low": location(in_time - today).low,
                 "pays": condition(runs, idea.name),
                 "cost": idea.cost,
                 "recommendation": recommend(goodput, waiting, idea, price),

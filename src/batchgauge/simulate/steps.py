@@ -56,16 +56,14 @@ class StepTable:
             raise UserError("Step times need a decode time for one row, and no negative times.")
 
     @classmethod
-    def from_costs(
-        cls, costs: Costs, *, max_batch: int, max_positions: int = 8192, shared_s: float = 0.0
-    ) -> StepTable:
-        """The table of a cost model, for up to `max_batch` rows and `max_positions` a prefill.
+    def from_costs(cls, costs: Costs, *, max_batch: int, shared_s: float = 0.0) -> StepTable:
+        """The table of a cost model, for up to `max_batch` rows and 8,192 positions a prefill.
 
-        Prefill sizes are whole numbers about 15 % apart. Raises UserError for sizes below 1.
+        Prefill sizes are whole numbers about 15 % apart. Raises UserError for no row.
         """
-        if max_batch < 1 or max_positions < 2:
-            raise UserError("Step times need a batch of at least 1 and prefills of at least 2.")
-        sizes = np.unique(np.geomspace(1, max_positions, 64).round().astype(int)).tolist()
+        if max_batch < 1:
+            raise UserError("Step times need a batch of at least 1.")
+        sizes = np.unique(np.geomspace(1, 8192, 64).round().astype(int)).tolist()
         rows = np.arange(1, max_batch + 2, dtype=np.float64)
         decode = costs.decode_ms(rows, np.zeros_like(rows)) / 1e3
         deep = costs.decode_ms(rows[:1], np.full(1, float(_MANY)))[0] / 1e3
