@@ -26,16 +26,10 @@ def _common(command: F) -> F:
                 help="Folder of the output; the same command goes on where it stopped.",
             ),
             click.option("--model", default="", help="A model file; the default model without."),
-            click.option(
-                "--workers", type=int, default=0, help="Processes on this machine, by Dask."
-            ),
+            click.option("--workers", default=0, help="Processes on this machine, by Dask."),
             click.option("--dask", default="", metavar="ADDRESS", help="A Dask scheduler."),
-            click.option(
-                "--threads", type=int, default=0, help="Of each worker; else what there is."
-            ),
-            click.option(
-                "--retries", type=int, default=2, show_default=True, help="Of a part that fails."
-            ),
+            click.option("--threads", default=0, help="Of each worker; else what there is."),
+            click.option("--retries", default=2, show_default=True, help="Of a part that fails."),
         )
     ):
         command = option(command)
@@ -57,13 +51,12 @@ def _common(command: F) -> F:
     help="Prompts at once; auto asks the sizing advisor on each worker's machine, and measures "
     "for it only once the job has run for as long as that takes: 8 until then.",
 )
-@click.option("--max-tokens", type=int, default=0, help="For prompts that name none; else 64.")
-@click.option("--temperature", type=float, default=0.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-tokens", default=0, help="For prompts that name none; else 64.")
+@click.option("--temperature", default=0.0, show_default=True)
+@click.option("--seed", default=0, show_default=True)
 @click.option(
     "--part-lines",
     "most_lines",
-    type=int,
     default=512,
     show_default=True,
     help="Lines of input in each part; prompts of like lengths are batched within it.",

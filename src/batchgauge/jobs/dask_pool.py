@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -46,6 +47,7 @@ T = TypeVar("T")
 _ABSENT_S = 60.0  # so long without a worker, and the job stops
 
 
+@dataclass(eq=False)
 class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
     """A worker's engine or tokenizer, opened when the worker starts, used by one task at a time.
 
@@ -53,13 +55,10 @@ class Loaded(WorkerPlugin):  # type: ignore[misc, unused-ignore]  # untyped
     must see as well: it would write parts where nobody looks.
     """
 
-    def __init__(
-        self, work: Work, threads: int, folder: Path | None, files: Mapping[str, int]
-    ) -> None:
-        self.work = work
-        self.folder = folder
-        self.files = files
-        self.threads = threads
+    work: Work
+    threads: int
+    folder: Path | None
+    files: Mapping[str, int]
 
     def setup(self, worker: Worker) -> None:
         """Open it with the worker's threads, unless a number of them was asked for.
@@ -91,45 +90,41 @@ def _sees(files: Mapping[str, int]) -> bool:
     return False
 
 
+@dataclass
 class DaskPool:
-    """A client's workers as a pool."""
+    """A client's workers as a pool, or those at some addresses.
 
-    def __init__(
-        self,
-        client: Client,
-        name: str,
-        folder: Path,
-        *,
-        shared: bool,
-        workers: Sequence[str] | None = None,
-    ) -> None:
-        self._client = client
-        self._executor = client.get_executor(pure=False, workers=workers)
-        self._name = name
-        self._folder = folder
-        self._shared = shared
+    `name` is that of the plugin; in `shared` folders workers read and write for themselves.
+    """
+
+    client: Client
+    name: str
+    folder: Path
+    shared: bool
+    workers: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        self._executor = self.client.get_executor(pure=False, workers=self.workers)
         self._seen = monotonic()
-        self.width = max(1, len(workers or client.scheduler_info(n_workers=-1)["workers"]))
+        every = self.client.scheduler_info(n_workers=-1)["workers"]
+        self.width = max(1, len(self.workers or every))
 
     def on(self, workers: Sequence[str]) -> DaskPool:
         """The same pool on some of its workers, by their addresses."""
-        own = self._client, self._name, self._folder
-        return DaskPool(*own, shared=self._shared, workers=workers)
+        return replace(self, workers=workers)
 
     def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have a worker work on it."""
-        given = shard if self._shared else loaded(shard)
-        future: Future[Any] = self._executor.submit(_work_on, self._name, given)
-        return future if self._shared else _then(future, self._written, shard)
-
-    def _written(self, shard: Shard, outcome: ShardOutput) -> ShardRecord:
-        return write_part(shard, outcome, self._folder)
+        given = shard if self.shared else loaded(shard)
+        future: Future[Any] = self._executor.submit(_work_on, self.name, given)
+        written = partial(write_part, shard, folder=self.folder)
+        return future if self.shared else _then(future, written)
 
     def check(self) -> None:
         """Raise UserError when the scheduler is gone, or has had no worker for a minute."""
-        if self._client.status not in {"running", "connecting"}:
+        if self.client.status not in {"running", "connecting"}:
             raise UserError("The Dask scheduler is gone; the same command goes on.", exit_code=1)
-        if self._client.scheduler_info(n_workers=-1)["workers"]:
+        if self.client.scheduler_info(n_workers=-1)["workers"]:
             self._seen = monotonic()
         elif monotonic() - self._seen > _ABSENT_S:
             raise UserError(
@@ -139,17 +134,17 @@ class DaskPool:
 
 
 def _then(
-    future: Future[Any], last: Callable[[Shard, ShardOutput], ShardRecord], shard: Shard
+    future: Future[ShardOutput], last: Callable[[ShardOutput], ShardRecord]
 ) -> Future[ShardRecord]:
-    """A future of what `last` makes of the shard and of the other future's result."""
+    """A future of what `last` makes of the other future's result."""
     following: Future[ShardRecord] = Future()
 
-    def done(finished: Future[Any]) -> None:
+    def done(finished: Future[ShardOutput]) -> None:
         if finished.cancelled():
             following.cancel()
             return
         try:
-            following.set_result(last(shard, finished.result()))
+            following.set_result(last(finished.result()))
         except BaseException as problem:  # noqa: BLE001 - handed on
             following.set_exception(problem)
 
@@ -188,7 +183,7 @@ def dask_pool(
             if sys.stderr.isatty():
                 link = client.dashboard_link or "none, as bokeh is not installed"
                 tqdm.write(f"Dask's dashboard: {link}", file=sys.stderr)
-            yield DaskPool(client, name, folder, shared=shared)
+            yield DaskPool(client, name, folder, shared)
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 client.unregister_worker_plugin(name)

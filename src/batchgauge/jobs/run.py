@@ -70,11 +70,9 @@ class Pool(Protocol):
 
     def submit(self, shard: Shard) -> Future[ShardRecord]:
         """Have a shard worked on and its files written."""
-        ...
 
     def check(self) -> None:
         """Raise UserError where nobody can be at work any more."""
-        ...
 
 
 class _Threads:
@@ -125,12 +123,12 @@ def run_job(
         manifest = Manifest.open(folder, work, inputs)
         before = len(manifest.parts)
         shards = cut(
-            inputs,
-            most_bytes=SHARD_BYTES,
-            most_lines=work.most_lines,
-            whole_files=work.whole_files,
+            inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines, whole_files=work.whole_files
         )
-        with _bar(inputs, shown=progress) as bar:
+        with tqdm(  # bytes of input, only for who can see it
+            total=sum(item.bytes for item in inputs), unit="B", unit_scale=True, unit_divisor=1000,
+            disable=None if progress else True,
+        ) as bar:  # fmt: skip
             waiting = _unfinished(shards, manifest, bar)
             if (first := next(waiting, None)) is not None:
                 with _pool(work, inputs, folder, where) as pool:
@@ -139,15 +137,9 @@ def run_job(
                 if done.failed:
                     raise _failures(done.failed, manifest)
         manifest.save(complete=True)
-    return Summary(
-        folder,
-        len(manifest.parts),
-        manifest.total("documents"),
-        manifest.total("errors"),
-        manifest.total("tokens"),
-        before,
-        perf_counter() - began,
-    )
+    documents, errors, tokens = map(manifest.total, ("documents", "errors", "tokens"))
+    parts, seconds = len(manifest.parts), perf_counter() - began
+    return Summary(folder, parts, documents, errors, tokens, before, seconds)
 
 
 def _unfinished(
@@ -176,16 +168,6 @@ def _pool(work: Work, inputs: Sequence[Input], folder: Path, where: Where) -> It
         threads.executor.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _bar(inputs: Sequence[Input], *, shown: bool) -> Iterator[tqdm[NoReturn]]:
-    """Bytes of input that are done, with the rate and the time left; only for who can see it."""
-    total = sum(item.bytes for item in inputs)
-    with tqdm(
-        total=total, unit="B", unit_scale=True, unit_divisor=1000, disable=None if shown else True
-    ) as bar:
-        yield bar
-
-
 def _failures(failed: Mapping[int, tuple[Shard, BaseException]], manifest: Manifest) -> UserError:
     """What kept failing, the first with its place and reason."""
     shard, problem = failed[min(failed)]
@@ -198,19 +180,21 @@ def _failures(failed: Mapping[int, tuple[Shard, BaseException]], manifest: Manif
     )
 
 
+@dataclass
 class _Progress:
     """Shards under way, a few at a time, and what became of them."""
 
-    def __init__(self, pool: Pool, manifest: Manifest, bar: tqdm[NoReturn], retries: int) -> None:
-        self.pool = pool
-        self.manifest = manifest
-        self.bar = bar
-        self.retries = retries
-        self.documents = manifest.total("documents")
-        self.running: dict[Future[ShardRecord], Shard] = {}
-        self.again: deque[Shard] = deque()
-        self.attempts: Counter[int] = Counter()
-        self.failed: dict[int, tuple[Shard, BaseException]] = {}
+    pool: Pool
+    manifest: Manifest
+    bar: tqdm[NoReturn]
+    retries: int
+    running: dict[Future[ShardRecord], Shard] = field(default_factory=dict)
+    again: deque[Shard] = field(default_factory=deque)
+    attempts: Counter[int] = field(default_factory=Counter)
+    failed: dict[int, tuple[Shard, BaseException]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.documents = self.manifest.total("documents")
 
     def run(self, shards: Iterable[Shard]) -> None:
         """Work through the shards. Raises OutputError when nothing more can be written.

@@ -125,10 +125,8 @@ def find_inputs(source: Path, out: Path) -> list[Input]:
 
 def _checked(path: Path) -> int:
     """Bytes of a file that can be opened. Raises UserError for UTF-16 and for no regular file."""
-    if not path.is_file():
-        if path.exists():
-            raise UserError(f"The input '{path}' is no regular file; expected UTF-8 text.")
-        raise FileNotFoundError(2, os.strerror(2), str(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"The input '{path}' is no regular file; expected UTF-8 text.")
     with path.open("rb") as file:
         if file.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
             raise UserError(f"The input '{path}' is UTF-16; expected UTF-8 text.")
@@ -163,16 +161,13 @@ def _shards(
 ) -> Iterator[Shard]:
     group: list[Input] = []
     for place, item in enumerate(inputs, start=1):
-        if whole_files and item.kind == ".txt":
-            if group and sum(i.bytes for i in group) + item.bytes > most_bytes:
-                yield _of_files(group, place - len(group))
-                group = []
-            group.append(item)
-            continue
-        if group:
+        is_whole = whole_files and item.kind == ".txt"
+        if group and not (is_whole and sum(i.bytes for i in [*group, item]) <= most_bytes):
             yield _of_files(group, place - len(group))
             group = []
-        if item.kind == ".parquet":
+        if is_whole:
+            group.append(item)
+        elif item.kind == ".parquet":
             yield from _rows(item, most_bytes, most_lines)
         else:
             yield from _lines(item, most_bytes, most_lines)
@@ -188,16 +183,9 @@ def _of_files(group: Sequence[Input], first: int) -> Shard:
 def _lines(item: Input, most_bytes: int, most_lines: int) -> Iterator[Shard]:
     with item.path.open("rb") as file:
         for first, start, stop in line_spans(file, most_bytes, most_lines):
-            yield Shard(
-                0,
-                item.name,
-                first,
-                stop - start,
-                item.path,
-                start,
-                stop,
-                too_long=stop - start > max(LONGEST_BYTES, most_bytes),
-            )
+            size = stop - start
+            too_long = size > max(LONGEST_BYTES, most_bytes)
+            yield Shard(0, item.name, first, size, item.path, start, stop, too_long=too_long)
 
 
 def line_spans(file: BinaryIO, most_bytes: int, most_lines: int) -> Iterator[tuple[int, int, int]]:

@@ -37,29 +37,23 @@ class Work(Protocol):
     @property
     def name(self) -> str:
         """`run` or `tokenize`."""
-        ...
 
     @property
     def most_lines(self) -> int:
         """How many lines or rows a shard has at most."""
-        ...
 
     @property
     def whole_files(self) -> bool:
         """Whether a text file is one document."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """Whatever the output depends on; what differs in them is not mixed in one folder."""
-        ...
 
     def places(self, threads: int) -> tuple[int, int]:
         """(workers in one process, threads of each) that use `threads` threads best."""
-        ...
 
     def open(self, threads: int) -> Callable[[Shard], ShardOutput]:
         """Load what is needed, once. Raises UserError where that cannot be."""
-        ...
 
 
 def model_identity(model: str, spec: str) -> str:
