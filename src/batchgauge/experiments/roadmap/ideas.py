@@ -8,7 +8,7 @@ comes from the simulation.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,9 +31,9 @@ ACCELERATOR = "GPU, 80 GB"
 MACHINES = 4  # of the distributed idea
 
 
-def with_server(setup: Setup, **changes: Any) -> Setup:
-    """The set-up with other fields of its server."""
-    return replace(setup, server=replace(setup.server, **changes))
+def server(**changes: Any) -> Callable[[Setup], Setup]:
+    """A change of a set-up: other fields of its server."""
+    return lambda setup: replace(setup, server=replace(setup.server, **changes))
 
 
 def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
@@ -47,52 +47,46 @@ def make_ideas(case: Case, gains: pd.DataFrame) -> tuple[Idea, ...]:
     step = case.today.step_s
     assert isinstance(step, StepTable)
     threaded = step.faster(two["prefill"], two["decode"])
-
-    def server(item: str, name: str, cost: str, *, validated: bool = True, **changes: Any) -> Idea:
-        change = partial(with_server, **changes)
-        return Idea(item, name, change, cost, validated=validated)
-
+    target_s = case.target_s
     return (
-        server(
-            "dynamic batching", "dynamic batching", "small: a queue and a timer before infer_batch",
-            batching="dynamic",
-        ),
-        server(
-            "dynamic batching", "continuous batching",
-            "large: the engine must let requests join between decode steps", batching="continuous",
-            validated=False,
+        Idea(
+            "dynamic batching", "dynamic batching", server(batching="dynamic"),
+            "small: a queue and a timer before infer_batch",
         ),
         Idea(
-            "streaming", "streaming", lambda setup: replace(setup, streaming=True),
+            "dynamic batching", "continuous batching", server(batching="continuous"),
+            "large: the engine must let requests join between decode steps", validated=False,
+        ),
+        Idea(
+            "streaming", "streaming", partial(replace, streaming=True),
             "medium: infer_batch must hand out tokens while it runs",
         ),
-        server(
+        Idea(
             "async pipeline", "async pipeline",
+            server(host=replace(case.today.server.host, overlap=True)),
             "small: tokenize and detokenize in another thread",
-            host=replace(case.today.server.host, overlap=True),
-        ),
-        server(
-            "priority queues", "priority queue with ageing", "small: a heap instead of a list",
-            order="priority", ageing_s=10 * case.target_s,
-        ),
-        server(
-            "priority queues", "shortest first with ageing",
-            "medium: needs a prediction of the answer's length; simulated with the true one",
-            order="shortest", ageing_s=case.target_s,
         ),
         Idea(
-            "CPU parallelism", "two BLAS threads",
-            lambda setup: replace(setup, step_s=threaded), "none: a thread limit; a second core",
+            "priority queues", "priority queue with ageing",
+            server(order="priority", ageing_s=10 * target_s), "small: a heap instead of a list",
         ),
-        server(
-            "CPU parallelism", "two processes",
+        Idea(
+            "priority queues", "shortest first with ageing",
+            server(order="shortest", ageing_s=target_s),
+            "medium: needs a prediction of the answer's length; simulated with the true one",
+        ),
+        Idea(
+            "CPU parallelism", "two BLAS threads", partial(replace, step_s=threaded),
+            "none: a thread limit; a second core",
+        ),
+        Idea(
+            "CPU parallelism", "two processes", server(fleet=Fleet(2, sharing)),
             "medium: a queue between processes; the weights twice in memory, a second core",
-            fleet=Fleet(2, sharing),
         ),
         *_on_accelerator(case),
         Idea(
             "distributed batches", f"{MACHINES} machines like this one",
-            lambda setup: with_server(setup, fleet=Fleet(MACHINES)),
+            server(fleet=Fleet(MACHINES)),
             "large: a shared queue, retries, deployment; the machines", hardware=True,
         ),
     )  # fmt: skip
@@ -110,7 +104,7 @@ def _on_accelerator(case: Case) -> list[Idea]:
         Idea(
             "GPU batching", f"{ACCELERATOR} (predicted)",
             lambda setup: replace(
-                with_server(setup, host=replace(setup.server.host, token_s=0.0)), step_s=gpu,
+                server(host=replace(setup.server.host, token_s=0.0))(setup), step_s=gpu,
                 price_per_hour=case.scenario.price_per_hour,
             ),
             "large: another engine (an adapter is there), and the machine", predicted=True,
@@ -149,22 +143,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             for v, low, high in zip(*columns, strict=True)
         ]
 
-    return pd.DataFrame(
-        {
-            "rank": table["rank"],
-            "item": table["item"],
-            "idea": table["idea"],
-            "sustained_gain_x": with_interval("sustained_gain"),
-            "in_time_percent": 100 * table["in_time_share"],
-            "p90_waiting_shorter_x": with_interval("waiting_gain"),
-            "sustained_requests_per_s": table["sustained_requests_per_s"],
-            "price_per_token_x": table["price_per_token_ratio"],
-            "pays": table["pays"],
-            "cost": table["cost"],
-            "recommendation": table["recommendation"],
-            "basis": table["basis"],
-        }
-    )
+    columns = [
+        "rank", "item", "idea", "sustained_gain_x", "in_time_percent", "p90_waiting_shorter_x",
+        "sustained_requests_per_s", "price_per_token_x", "pays", "cost", "recommendation", "basis",
+    ]  # fmt: skip
+    return table.rename(columns={"price_per_token_ratio": "price_per_token_x"}).assign(
+        sustained_gain_x=with_interval("sustained_gain"),
+        in_time_percent=100 * table["in_time_share"],
+        p90_waiting_shorter_x=with_interval("waiting_gain"),
+    )[columns]
 
 
 def ranking_sentence(table: pd.DataFrame, case: Case) -> str:

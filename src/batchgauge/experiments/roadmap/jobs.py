@@ -15,36 +15,18 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from batchgauge.experiments.context import Context
-from batchgauge.experiments.roadmap.jobs_results import (
-    AUTO,
-    COLD,
-    EMPTY,
-    GENERATING,
-    KILLED,
-    LAYER,
-    LINE,
-    ONE,
-    OVERHEAD,
-    PLAIN,
-    SIZES,
-    SLOW,
-    SLOWER,
-    SOUND,
-    TOKENIZING,
-    TWO,
-    WORKERS,
-)
+from batchgauge.experiments.roadmap import jobs_results as names
 from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job
 from batchgauge.jobs.manifest import MANIFEST, PROGRESS
 from batchgauge.jobs.prompts import PromptWorker
@@ -57,6 +39,8 @@ from batchgauge.workload import texts
 
 if TYPE_CHECKING:
     from distributed import Client
+
+Row = tuple[str, str, int, float]  # measure, way, block, value
 
 _TEXT_PARTS = 4  # different ones
 _PROMPTS = 8  # prompts of a part, and in a batch
@@ -132,42 +116,39 @@ def measure(context: Context) -> pd.DataFrame:
     seconds of a start, of a job's parts and of whole jobs. Needs `distributed`.
     """
     amounts = AMOUNTS[context.budget.name]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="batchgauge-measured-") as scratch:
         folder = Path(scratch)
         _workers(context, amounts, folder, rows)
         with threadpool_limits(1, user_api="blas"):
             _in_process(context, amounts, folder, rows)
             _batch_sizes(context, amounts, folder, rows)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["measure", "way", "block", "value"])
 
 
-def _row(measure: str, way: str, block: int, value: float) -> dict[str, Any]:
-    return {"measure": measure, "way": way, "block": block, "value": value}
-
-
-def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]) -> None:
+def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) -> None:
     """Whatever needs worker processes; they are started here, and one is killed at the end."""
     from batchgauge.jobs.dask_pool import client_of, dask_pool
 
-    first, each = 1 + WORKERS, amounts.blocks * (1 + WORKERS)
+    first, each = 1 + names.WORKERS, amounts.blocks * (1 + names.WORKERS)
     documents = _write_documents(
-        folder / "text.txt", first + 2 * (1 + WORKERS) * amounts.text_parts, amounts.lines
+        folder / "text.txt", first + 2 * (1 + names.WORKERS) * amounts.text_parts, amounts.lines
     )
-    prompts = _write_prompts(folder / "prompts.jsonl", first + each * amounts.prompt_parts, amounts)
+    parts = first + each * amounts.prompt_parts
+    prompts = _write_prompts(folder / "prompts.jsonl", parts * _PROMPTS, amounts)
     tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=amounts.lines)
     generating = PromptWork(
         context.engine_spec, context.model, batch_size=_PROMPTS, most_lines=_PROMPTS, chat=False
     )
-    rows.append(_row(TOKENIZING, "part, MB", 0, amounts.lines * (LINE + 1) / 1e6))
+    rows.append((names.TOKENIZING, "part, MB", 0, amounts.lines * (names.LINE + 1) / 1e6))
     begin = time.perf_counter()
-    with client_of(Where(workers=WORKERS, threads=1)) as client:
+    with client_of(Where(workers=names.WORKERS, threads=1)) as client:
         started_s = time.perf_counter() - begin
-        rows.append(_row(COLD, "workers started", 0, started_s))
+        rows.append((names.COLD, "workers started", 0, started_s))
         where = Where(dask=client.scheduler.address, threads=1)
         for name, work, source, count in (
-            (GENERATING, generating, prompts, amounts.prompt_parts),
-            (TOKENIZING, tokenizing, documents, amounts.text_parts),
+            (names.GENERATING, generating, prompts, amounts.prompt_parts),
+            (names.TOKENIZING, tokenizing, documents, amounts.text_parts),
         ):
             inputs = find_inputs(source, folder / name)
             shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
@@ -175,19 +156,19 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[dict[s
             (folder / name / MANIFEST).touch()  # by which workers know the folder as ours
             opening = time.perf_counter()
             with dask_pool(work, inputs, folder / name, where) as pool:
-                rows.append(_row(name, "opened, s", 0, time.perf_counter() - opening))
+                rows.append((name, "opened, s", 0, time.perf_counter() - opening))
                 pool.submit(next(shards)).result()
                 if work is generating:
-                    rows.append(_row(COLD, "first answer", 0, time.perf_counter() - begin))
+                    rows.append((names.COLD, "first answer", 0, time.perf_counter() - begin))
                 addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
                 for address in addresses:  # so that both have compiled what they compile
                     pool.on([address]).submit(next(shards)).result()
-                pools = {ONE: pool.on(addresses[:1]), TWO: pool}
+                pools = {names.ONE: pool.on(addresses[:1]), names.TWO: pool}
                 for block in range(amounts.blocks):
-                    for way in (ONE, TWO) if block % 2 == 0 else (TWO, ONE):
+                    for way in (names.ONE, names.TWO) if block % 2 == 0 else (names.TWO, names.ONE):
                         mine = list(islice(shards, count * pools[way].width))
                         rate = _rate(pools[way], mine, by_tokens=work is generating)
-                        rows.append(_row(name, way, block, rate))
+                        rows.append((name, way, block, rate))
         _empty_tasks(client, amounts.empty_tasks, rows)
         _trouble(client, tokenizing, documents, rows)
 
@@ -205,15 +186,15 @@ def _rate(pool: Pool, shards: Sequence[Shard], *, by_tokens: bool) -> float:
     return (tokens if by_tokens else sum(shard.size for shard in shards) / 1e6) / seconds
 
 
-def _empty_tasks(client: Client, count: int, rows: list[dict[str, Any]]) -> None:
+def _empty_tasks(client: Client, count: int, rows: list[Row]) -> None:
     client.submit(os.getpid, pure=False).result()
     for number in range(count):
         begin = time.perf_counter()
         client.submit(os.getpid, pure=False).result()
-        rows.append(_row(EMPTY, "round trip", number, 1e3 * (time.perf_counter() - begin)))
+        rows.append((names.EMPTY, "round trip", number, 1e3 * (time.perf_counter() - begin)))
 
 
-def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[dict[str, Any]]) -> None:
+def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[Row]) -> None:
     """One job three times: both workers sound, one of them slowed down, one killed in the middle.
 
     Outputs that differ from the first one's are counted.
@@ -221,56 +202,56 @@ def _trouble(client: Client, work: TokenizeWork, source: Path, rows: list[dict[s
     where = Where(dask=client.scheduler.address, threads=1)
     process = min(client.run(_process).values())  # and have the workers import this module
     fields = (work.tokenizer, work.model)
-    slowed = SlowedTokenizing(*fields, most_lines=work.most_lines, process=process, factor=SLOWER)
+    slowed = SlowedTokenizing(
+        *fields, most_lines=work.most_lines, process=process, factor=names.SLOWER
+    )
     found: dict[str, Mapping[str, bytes]] = {}
     parts = 0
-    for way, job in ((SOUND, work), (SLOW, slowed), (KILLED, work)):
+    for way, job in ((names.SOUND, work), (names.SLOW, slowed), (names.KILLED, work)):
         out = source.with_name(f"job-{len(found)}")
         begin = time.perf_counter()
-        if way == KILLED:
+        if way == names.KILLED:
             killer = threading.Thread(target=_kill, args=(process, out, parts, begin, rows))
             killer.start()
         summary = run_job(job, source, out, where=where, progress=False)
         parts = summary.parts
-        rows.append(_row(way, "job, s", 0, summary.seconds))
-        if way == KILLED:
+        rows.append((way, "job, s", 0, summary.seconds))
+        if way == names.KILLED:
             killer.join()
         found[way] = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
-        rows.append(_row(way, "differs", 0, float(found[way] != found[SOUND])))
-    rows.append(_row(SOUND, "parts", 0, parts))
+        rows.append((way, "differs", 0, float(found[way] != found[names.SOUND])))
+    rows.append((names.SOUND, "parts", 0, parts))
 
 
 def _process() -> int:
     return os.getpid()
 
 
-def _kill(process: int, out: Path, parts: int, begin: float, rows: list[dict[str, Any]]) -> None:
+def _kill(process: int, out: Path, parts: int, begin: float, rows: list[Row]) -> None:
     """End a worker without warning when a third of the parts is done; or not, when it is late."""
     while time.perf_counter() - begin < 60.0:
         progress = out / PROGRESS
         done = progress.read_bytes().count(b"\n") if progress.exists() else 0
         if done >= max(1, parts // 3):
             os.kill(process, signal.SIGKILL)
-            rows.append(_row(KILLED, "after, s", 0, time.perf_counter() - begin))
+            rows.append((names.KILLED, "after, s", 0, time.perf_counter() - begin))
             return
         time.sleep(0.005)
 
 
-def _in_process(
-    context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]
-) -> None:
+def _in_process(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) -> None:
     """A job in this process against a plain loop over the same batches."""
     for block in range(-1, amounts.repeats):  # the first one warms up
-        count = amounts.prompt_parts
+        count = amounts.prompt_parts * _PROMPTS
         source = _write_prompts(folder / f"plain-{block}.jsonl", count, amounts, seed=1000 + block)
-        for way in (PLAIN, LAYER) if block % 2 == 0 else (LAYER, PLAIN):
+        for way in (names.PLAIN, names.LAYER) if block % 2 == 0 else (names.LAYER, names.PLAIN):
             begin = time.perf_counter()
-            if way == PLAIN:
+            if way == names.PLAIN:
                 _plain_loop(context.engine, source, folder / f"plain-{block}.out")
             else:
                 _job(context, source, folder / f"layer-{block}")
             if block >= 0:
-                rows.append(_row(OVERHEAD, way, block, time.perf_counter() - begin))
+                rows.append((names.OVERHEAD, way, block, time.perf_counter() - begin))
 
 
 def _plain_loop(engine: Engine, source: Path, out: Path) -> None:
@@ -279,17 +260,12 @@ def _plain_loop(engine: Engine, source: Path, out: Path) -> None:
     with out.open("w", encoding="utf-8") as file:
         for i in range(0, len(lines), _PROMPTS):
             group = lines[i : i + _PROMPTS]
-            items = [BatchItem(row["id"], _request(row)) for row in group]
+            items = [
+                BatchItem(row.pop("id"), InferenceBatchRequest(**row, chat=False)) for row in group
+            ]
             for answer in engine.infer_batch(items).responses:
-                file.write(json.dumps({"id": answer.id, "text": _text(answer.data)}) + "\n")
-
-
-def _request(row: Mapping[str, Any]) -> InferenceBatchRequest:
-    return InferenceBatchRequest(row["prompt"], max_tokens=row["max_tokens"], chat=False)
-
-
-def _text(data: object) -> str | None:
-    return getattr(data, "text", None)
+                said = {"id": answer.id, "text": answer.data and answer.data.text}
+                file.write(json.dumps(said) + "\n")
 
 
 def _job(context: Context, source: Path, out: Path) -> None:
@@ -299,9 +275,7 @@ def _job(context: Context, source: Path, out: Path) -> None:
     run_job(work, source, out, where=Where(threads=1), progress=False)
 
 
-def _batch_sizes(
-    context: Context, amounts: Amounts, folder: Path, rows: list[dict[str, Any]]
-) -> None:
+def _batch_sizes(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) -> None:
     """Tokens per second of parts at every fixed size, and at the one that `auto` chooses.
 
     The engine's worker chooses once, at once, on its first part; that is not in the rates.
@@ -315,9 +289,9 @@ def _batch_sizes(
     auto = PromptWorker(PromptWork(chat=False), context.engine, patience_s=0.0)
     begin = time.perf_counter()
     auto(_one_part(folder / "auto.jsonl", most, amounts, seed=1))
-    rows.append(_row(SIZES, "advice, s", 0, time.perf_counter() - begin))
-    rows.append(_row(SIZES, "size chosen", 0, auto.size))
-    workers[AUTO] = (auto, auto.size)
+    rows.append((names.SIZES, "advice, s", 0, time.perf_counter() - begin))
+    rows.append((names.SIZES, "size chosen", 0, auto.size))
+    workers[names.AUTO] = (auto, auto.size)
     for block in range(max(2, amounts.repeats // 2)):
         order = list(workers) if block % 2 == 0 else list(workers)[::-1]
         for way in order:
@@ -327,33 +301,31 @@ def _batch_sizes(
             begin = time.perf_counter()
             output = worker(shard)
             seconds = time.perf_counter() - begin
-            rows.append(_row(SIZES, way, block, output.counts["tokens"] / seconds))
+            rows.append((names.SIZES, way, block, output.counts["tokens"] / seconds))
 
 
 def _one_part(path: Path, prompts: int, amounts: Amounts, *, seed: int) -> Shard:
-    _write_lines(path, _prompt_lines(prompts, amounts.tokens, seed))
-    inputs = find_inputs(path, path.parent / "none")
+    inputs = find_inputs(_write_prompts(path, prompts, amounts, seed=seed), path.parent / "none")
     return next(cut(inputs, most_bytes=SHARD_BYTES, most_lines=prompts))
 
 
 def _write_documents(path: Path, parts: int, lines: int) -> Path:
     """Lines of prose for so many parts, each line from a place of its own; parts come again."""
     kinds = range(min(parts, _TEXT_PARTS))
-    some = [[t.replace("\n", " ") for t in texts("prose", LINE, lines, n)] for n in kinds]
+    some = [[t.replace("\n", " ") for t in texts("prose", names.LINE, lines, n)] for n in kinds]
     return _write_lines(path, chain.from_iterable(islice(cycle(some), parts)))
 
 
-def _write_prompts(path: Path, parts: int, amounts: Amounts, *, seed: int = 0) -> Path:
-    return _write_lines(path, _prompt_lines(parts * _PROMPTS, amounts.tokens, seed))
-
-
-def _prompt_lines(count: int, tokens: int, seed: int) -> Iterator[str]:
+def _write_prompts(path: Path, count: int, amounts: Amounts, *, seed: int = 0) -> Path:
     """Prompts of one length, so that every way makes the same batches of them."""
-    for number, text in enumerate(texts("prose", _PROMPT, count, seed)):
-        yield json.dumps({"id": f"p{number}", "prompt": text, "max_tokens": tokens})
+    rows = (
+        {"id": f"p{number}", "prompt": text, "max_tokens": amounts.tokens}
+        for number, text in enumerate(texts("prose", _PROMPT, count, seed))
+    )
+    return _write_lines(path, map(json.dumps, rows))
 
 
-def _write_lines(path: Path, lines: Iterator[str]) -> Path:
+def _write_lines(path: Path, lines: Iterable[str]) -> Path:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
     return path

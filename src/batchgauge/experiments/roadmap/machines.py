@@ -8,7 +8,7 @@ simulated with stragglers and failures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import repeat
 
 import numpy as np
@@ -36,24 +36,20 @@ from batchgauge.sizing import (
     simulated_profiles,
     suggest_batch_size,
 )
-from batchgauge.statistics import location
+from batchgauge.statistics import mean_ratio
 from batchgauge.text import figures, percent, ratio
 
 HALF = 2  # bytes of a weight or a cached value on an accelerator
 
 
 def gains(measured: pd.DataFrame) -> pd.DataFrame:
-    """What a second core gives: one row a stage and way, ratio over one thread.
-
-    The trimmed mean over blocks of the logarithm, with its 95 % interval.
-    """
+    """What a second core gives: one row a stage and way, ratio over one thread over blocks."""
     rows = []
     for stage in STAGES:
         for way in WAYS[1:]:
             by_size = throughputs(measured, stage, way)
-            found = location(np.log(np.divide(by_size[2], by_size[1])))
-            value, low, high = np.exp([found.value, found.low, found.high]).tolist()
-            rows.append({"stage": stage, "way": way, "value": value, "low": low, "high": high})
+            found = asdict(mean_ratio(by_size[2], by_size[1]))
+            rows.append({"stage": stage, "way": way, **found})
     return pd.DataFrame(rows)
 
 
@@ -111,17 +107,12 @@ def process_sharing(case: Case, table: pd.DataFrame) -> tuple[float, float]:
     return 1.0, max(1.0, longer)
 
 
-def model_config(model: str) -> Config:
-    """The model's shape from its file's metadata; no weights are read."""
-    return Config.from_file(open_model(model))
-
-
 def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, float, ModelShape]:
     """Roofline costs of the model on a simulated machine, the part that a mixed step shares, shape.
 
     Accelerators hold weights and cache in 2 bytes, processors in 4.
     """
-    config = model_config(model)
+    config = Config.from_file(open_model(model))  # metadata only: no weights are read
     width = HALF if profile.name.startswith("GPU") else 4
     bare = replace(ModelShape.of(config, 1), value_bytes=width)
     shape = replace(bare, weight_bytes=width * bare.matrix_weights)
@@ -189,9 +180,8 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
     """
     traffic, seed = case.traffic(1.0, case.seed), case.seed
     job = traffic.at_once().picked(np.arange(requests) % len(traffic))
-    server = Server("continuous", case.today.server.max_batch)
     rows = []
-    alone = _makespan(job, case, server) + case.load_s
+    alone = _makespan(job, case, Fleet())
     for workers in sizes:
         fleet = Fleet(workers)
         troubles = {
@@ -202,18 +192,13 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
             ),
         }
         for trouble, troubled in troubles.items():
-            queue = _makespan(job, case, replace(server, fleet=troubled)) + case.load_s
+            queue = _makespan(job, case, troubled)
             lone = [  # each machine with its share of the requests; the first is the slow one
-                replace(
-                    server,
-                    fleet=replace(
-                        troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i
-                    ),
-                )
+                replace(troubled, workers=1, speeds=() if i else troubled.speeds, seed=seed + i)
                 for i in range(workers)
             ]
             parts = [job.picked(slice(i, None, workers)) for i in range(workers)]
-            shards = max(map(_makespan, parts, repeat(case), lone)) + case.load_s
+            shards = max(map(_makespan, parts, repeat(case), lone))
             ideal = alone / workers
             rows.append(
                 (workers, trouble, queue, shards, ideal / queue, ideal / shards,
@@ -223,8 +208,10 @@ def distribute(case: Case, *, requests: int, sizes: Sequence[int]) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*columns, "shards_efficiency", "load_share"])
 
 
-def _makespan(job: Arrivals, case: Case, server: Server) -> float:
-    return float(simulate(job, case.table, server).returned_s.max())
+def _makespan(job: Arrivals, case: Case, fleet: Fleet) -> float:
+    """Seconds until all of a job is done, the loading of the model included."""
+    server = Server("continuous", case.today.server.max_batch, fleet=fleet)
+    return float(simulate(job, case.table, server).returned_s.max()) + case.load_s
 
 
 def distribute_sentence(case: Case, table: pd.DataFrame, requests: int) -> str:

@@ -26,6 +26,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from batchgauge.clock import repeated
 from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Run
 from batchgauge.measuring.record import Sample, to_frame
@@ -86,14 +87,7 @@ def _alone(context: Context) -> Context:
 
 def calls_per_s(call: Call, seconds: float) -> float:
     """Calls a second over at least `seconds` and at least one call."""
-    begin = time.perf_counter()
-    count = 0
-    while True:
-        call()
-        count += 1
-        wall = time.perf_counter() - begin
-        if wall >= seconds:
-            return count / wall
+    return 1e3 / repeated(call, seconds).wall_ms
 
 
 _remote: dict[str, Any] = {}  # the other process's own stages, and the barrier

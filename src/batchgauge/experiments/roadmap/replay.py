@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -33,6 +34,7 @@ from batchgauge.statistics import FEWEST, location
 from batchgauge.workload import exact_requests
 
 
+@dataclass
 class Pace:
     """How slow the machine is at each time, by a control that is run between other work.
 
@@ -41,16 +43,15 @@ class Pace:
     its two neighbours; before the first one and without any, it is the nearest, or 1.
     """
 
-    def __init__(self, control: Callable[[], float], lasts_s: float) -> None:
-        self._control = control
-        self.lasts_s = lasts_s
-        self.times_s: list[float] = []
-        self.paces: list[float] = []
+    control: Callable[[], float]
+    lasts_s: float
+    times_s: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
 
     def measure(self, begin: float) -> None:
         """Run the control once; `begin` is when the clock of `times_s` stood at 0."""
         start = time.perf_counter()
-        self.paces.append(self._control())
+        self.paces.append(self.control())
         self.times_s.append((start + time.perf_counter()) / 2 - begin)
 
     def curve(self) -> Callable[[float], float]:
@@ -92,9 +93,8 @@ def replay(
     arrived = batches = 0
     begin = time.perf_counter()
     while len(rows) < len(times):
-        now = (
-            time.perf_counter() - begin
-        )  # one time for both, or a pause between forms half a batch
+        # One time for both, or a pause between forms half a batch.
+        now = time.perf_counter() - begin
         while arrived < len(times) and times[arrived] <= now:
             waiting.append(arrived)
             arrived += 1
@@ -208,16 +208,8 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
              beside.value, bound, verdict, len(some))
         )  # fmt: skip
     columns = ["policy", "load", "time_to", "figure", "real_ms", "simulated_ms"]
-    more = [
-        "simulated_over_real",
-        "low",
-        "high",
-        "corrected_over_real",
-        "bound",
-        "verdict",
-        "seeds",
-    ]
-    return pd.DataFrame(rows, columns=[*columns, *more])
+    ratios = ["simulated_over_real", "low", "high", "corrected_over_real"]
+    return pd.DataFrame(rows, columns=[*columns, *ratios, "bound", "verdict", "seeds"])
 
 
 def batch_times(
