@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
+from batchgauge.experiments.serving.live import scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
@@ -91,18 +91,12 @@ def measure(
     requests, steps = [], []
     for seed in case.seeds:
         for kind in what:
-            run = serve_kind(case, kind, seed, progress)
+            arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
+            scheduler = scheduler_of(case, kind.policy)
+            run = serve(scheduler, arrivals, seed=seed, progress=progress)
             requests.append(_labelled(run.requests, kind, seed))
             steps.append(_labelled(run.steps, kind, seed))
     return pd.concat(requests, ignore_index=True), pd.concat(steps, ignore_index=True)
-
-
-def serve_kind(
-    case: ServingCase, kind: RunKind, seed: int, progress: Callable[[int], object] | None = None
-) -> LiveRun:
-    """One run, live."""
-    arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
-    return serve(scheduler_of(case, kind.policy), arrivals, seed=seed, progress=progress)
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:
@@ -119,23 +113,14 @@ def compare(written: pd.DataFrame, live: pd.DataFrame) -> pd.DataFrame:
     for kind, measured in live.groupby(KIND, sort=False):
         said = written.set_index(KIND).loc[[kind]]
         for time_to, column in TIMES.items():
-            real, simulated = (f[column] - f["arrival_s"] for f in (measured, said))
+            real, simulated = (
+                (f[column] - f["arrival_s"]).set_axis(f["seed"].to_numpy())
+                for f in (measured, said)
+            )
             for figure, bound, take in FIGURES:
                 if figure == "p90" and len(real) < PERCENTILE_FLOOR[90]:
                     continue
-
-                def ratio(
-                    seeds: set[int],
-                    take: Callable[[pd.Series], float] = take,
-                    pair: tuple[pd.Series, pd.Series] = (simulated, real),
-                    of: tuple[pd.Series, pd.Series] = (said["seed"], measured["seed"]),
-                ) -> float:
-                    above, below = (
-                        take(times[mask.isin(seeds)]) for times, mask in zip(pair, of, strict=True)
-                    )
-                    return above / below
-
-                found = jackknife(sorted(set(measured["seed"])), ratio)
+                found = _over(simulated, real, take)
                 rows.append(
                     (*kind, time_to, figure, 1e3 * take(simulated), 1e3 * take(real), found.value,
                      found.low, found.high, bound, verdict(found, bound),
@@ -143,6 +128,16 @@ def compare(written: pd.DataFrame, live: pd.DataFrame) -> pd.DataFrame:
                 )  # fmt: skip
     columns = ["time_to", "figure", "forecast_ms", "live_ms", "forecast_over_live", "low", "high"]
     return pd.DataFrame(rows, columns=[*KIND, *columns, "bound", "verdict", "seeds", "requests"])
+
+
+def _over(one: pd.Series, other: pd.Series, take: Callable[[pd.Series], float]) -> Interval:
+    """What `take` makes of one series by seed ÷ what it makes of the other, seeds left out."""
+
+    def ratio(seeds: set[int]) -> float:
+        above, below = (take(values[values.index.isin(seeds)]) for values in (one, other))
+        return above / below
+
+    return jackknife(sorted(set(other.index)), ratio)
 
 
 def waits(live: pd.DataFrame) -> pd.DataFrame:
@@ -184,20 +179,16 @@ def goodput_gain(live: pd.DataFrame, load: float, target_s: float, over: str) ->
     """
     rows = live[(live["load"] == load) & (live["shape"] == "Poisson")]
     good = rows.assign(good=rows["returned_s"] - rows["arrival_s"] <= target_s)
-    shares = good.pivot_table(index="policy", columns="seed", values="good", sort=False)
+    shares = good.pivot_table(index="policy", columns="seed", values="good", sort=False).T
     least = 0.5 / rows["request"].nunique()  # none in time counts as half of one
 
-    def gain(policy: str) -> Interval:
-        def ratio(seeds: set[int]) -> float:
-            above, below = (
-                float(shares.loc[name, sorted(seeds)].to_numpy().mean()) for name in (policy, over)
-            )
-            return max(above, least) / max(below, least)
+    def mean(some: pd.Series) -> float:
+        return max(float(some.to_numpy().mean()), least)
 
-        return jackknife([int(seed) for seed in shares.columns], ratio)
-
-    found = [(policy, shares.loc[policy].mean(), gain(policy)) for policy in shares.index]
-    return pd.DataFrame(
-        [(p, share, g.value, g.low, g.high, shares.shape[1]) for p, share, g in found],
-        columns=["policy", "in_time_share", "value", "low", "high", "seeds"],
-    )
+    found = []
+    for policy in shares:
+        gain = _over(shares[policy], shares[over], mean)
+        share = shares[policy].mean()
+        found.append((policy, share, gain.value, gain.low, gain.high, len(shares)))
+    columns = ["policy", "in_time_share", "value", "low", "high", "seeds"]
+    return pd.DataFrame(found, columns=columns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,7 @@ class LiveRun:
 
 def scheduler_of(case: ServingCase, policy: str, **changes: object) -> Scheduler:
     """A scheduler of our engine that does what the simulated server of this name does."""
-    server = case.server(policy, **changes)
+    server = replace(case.servers[policy], **changes)  # type: ignore[arg-type]
     chunk = CHUNK if server.batching == "continuous" else None
     return open_scheduler(case.engine, rules_of(server), prefill_tokens=chunk)
 

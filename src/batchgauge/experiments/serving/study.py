@@ -85,12 +85,13 @@ class ServingCase:
     @property
     def requests(self) -> int:
         """Of one run."""
-        return self.question.requests or _requests(self.context)
+        return self.question.requests
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the runs of one kind."""
-        return _seeds(self.context, self.question)
+        first = self.context.seed
+        return tuple(range(first, first + self.question.seeds))
 
     def arrivals(self, load: float, seed: int, shape: str = "Poisson", count: int = 0) -> Arrivals:
         """Requests that come at `load` of static batching's capacity."""
@@ -98,10 +99,6 @@ class ServingCase:
             self.question.length_scale, self.longest, count or self.requests, seed,
             rate=load * self.limit, burstiness=SHAPES[shape],
         )  # fmt: skip
-
-    def server(self, policy: str, **changes: object) -> Server:
-        """A policy with other fields."""
-        return replace(self.servers[policy], **changes)  # type: ignore[arg-type]
 
 
 def loop_engine(context: Context) -> BatchInferenceEngine:
@@ -112,15 +109,6 @@ def loop_engine(context: Context) -> BatchInferenceEngine:
             "own: numpy, numpy:file or numpy:bfloat16."
         )
     return context.engine
-
-
-def _requests(context: Context) -> int:
-    return context.budget.choose(smoke=6, default=16, thorough=80)
-
-
-def _seeds(context: Context, question: ServingQuestion) -> tuple[int, ...]:
-    count = question.seeds or context.budget.choose(smoke=2, default=5, thorough=10)
-    return tuple(range(context.seed, context.seed + count))
 
 
 def _drawn(
@@ -140,10 +128,13 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     most = loop_engine(context).max_batch_size()
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
-    runs = 4.5 * len(_seeds(context, question)) * len(("static", "dynamic", "continuous"))
-    requests = runs * (question.requests or _requests(context))
-    scale = affordable_scale(context, question.length_scale, requests, 3.0)
-    question, longest = replace(question, length_scale=scale), longest_of(context)
+    choose = context.budget.choose
+    requests = question.requests or choose(smoke=6, default=16, thorough=80)
+    seeds = question.seeds or choose(smoke=2, default=5, thorough=10)
+    every = 4.5 * seeds * 3 * requests  # of three policies
+    scale = affordable_scale(context, question.length_scale, every, 3.0)
+    question = replace(question, length_scale=scale, requests=requests, seeds=seeds)
+    longest = longest_of(context)
     drawn = {"rate": 1.0, "burstiness": 1.0}
     sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
     steps = measure_steps(context, sample, question.max_batch, longest)

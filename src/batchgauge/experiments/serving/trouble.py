@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.machine import preflight
-from batchgauge.statistics import Interval, location
+from batchgauge.statistics import Interval, location, mean_ratio
 
 OVERLOAD = 1.6  # of static batching's capacity: a queue forms under continuous batching too
 EVERY = 10  # one request in so many is cancelled
@@ -48,7 +47,7 @@ def two_cores(case: ServingCase, rounds: int) -> pd.DataFrame:
 def second_core_gain(table: pd.DataFrame) -> Interval:
     """Throughput of two threads over one, with a 95 % interval over rounds."""
     rates = table.pivot_table(index="round", columns="threads", values="tokens_per_s")
-    return location(np.log(rates[2] / rates[1])).exp()
+    return mean_ratio(rates[2], rates[1])
 
 
 def by_order(case: ServingCase) -> pd.DataFrame:
