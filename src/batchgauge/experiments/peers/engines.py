@@ -38,11 +38,8 @@ def measure_engines(peers: Peers, decode_sizes: Sequence[int]) -> tuple[pd.DataF
     context = peers.context
     choose = context.budget.choose
     kept, _ = context.fitted("Decode", sorted(decode_sizes), 2, 0.5, blocks=8, alone=False)
-    length = (
-        32
-        if context.budget.name == "smoke"
-        else context.positions(choose(smoke=32, default=128, thorough=512))
-    )
+    length = choose(smoke=32, default=128, thorough=512)
+    length = length if context.budget.name == "smoke" else context.positions(length)
     found = []
     with tempfile.TemporaryDirectory(prefix="batchgauge-") as folder:
         for peer, entrants in pairs(peers, Path(folder)).items():
@@ -86,7 +83,7 @@ def pairs(peers: Peers, folder: Path) -> dict[str, tuple[Entrant, ...]]:
     return found or {OURS: (Entrant(FLOAT, FLOAT, model),)}
 
 
-def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
+def load_table(peers: Peers) -> pd.DataFrame:
     """One row an engine, each from a fresh process; the smoke profile takes two of them.
 
     Raises UserError when one fails.
@@ -97,7 +94,7 @@ def load_table(peers: Peers, threads: int = 1) -> pd.DataFrame:
         :: peers.context.budget.choose(smoke=len(specs) - 1 or 1, default=1, thorough=1)
     ]:
         done = subprocess.run(
-            [sys.executable, "-m", "batchgauge.experiments.peers.load", spec, model, str(threads)],
+            [sys.executable, "-m", "batchgauge.experiments.peers.load", spec, model],
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         if done.returncode:

@@ -1,6 +1,6 @@
 """Load time and memory of one engine, in a process of its own: prints one line of JSON.
 
-`python -m batchgauge.experiments.peers.load SPEC MODEL THREADS`. Resident memory counts
+`python -m batchgauge.experiments.peers.load SPEC MODEL`. Resident memory counts
 pages of a mapped file too (llama.cpp maps the model), so it is what the machine must hold.
 """
 
@@ -17,8 +17,8 @@ MIB = 2**20
 BATCH, PROMPT, NEW = 8, 64, 8
 
 
-def here(spec: str, model: str, threads: int) -> dict[str, float]:
-    """Import, load and one batch of 8: seconds, and resident MiB after each."""
+def here(spec: str, model: str) -> dict[str, float]:
+    """Import, load and one batch of 8, on one thread: seconds, and resident MiB after each."""
     process = psutil.Process()
     begin = time.perf_counter()
     name = spec.partition(":")[0]
@@ -30,7 +30,7 @@ def here(spec: str, model: str, threads: int) -> dict[str, float]:
     from batchgauge.request import BatchItem, InferenceBatchRequest
 
     imported, base = time.perf_counter(), process.memory_info().rss
-    engine = open_engine(spec, model or None, threads)
+    engine = open_engine(spec, model or None, 1)
     loaded, held = time.perf_counter(), process.memory_info().rss
     prompt = tuple(range(20, 20 + PROMPT))
     request = InferenceBatchRequest(prompt, max_tokens=NEW, ignore_eos=True)
@@ -47,4 +47,4 @@ def here(spec: str, model: str, threads: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(here(sys.argv[1], sys.argv[2], int(sys.argv[3]))) + "\n")
+    sys.stdout.write(json.dumps(here(*sys.argv[1:])) + "\n")

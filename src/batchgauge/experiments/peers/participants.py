@@ -239,8 +239,3 @@ def _ragged_logits(stepper: Stepper, seed: int) -> npt.NDArray[np.float32]:
     rows = [rng.integers(0, stepper.vocab_size, n).tolist() for n in RAGGED]
     first = stepper.prefill(rows, 1).copy()
     return np.stack([first, stepper.decode(np.arange(len(rows), dtype=np.int32)).copy()])
-
-
-def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dicts by column."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]

@@ -9,7 +9,6 @@ two do not overlap.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -21,6 +20,12 @@ from batchgauge.statistics import FEWEST
 OURS = "numpy"
 UNSTABLE = 0.15  # of the 90th over the 10th percentile of a block's times, less 1
 RATIOS = ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x", "ours_is")
+_NO_RATIO = {
+    "ours": "",
+    "larger_spread": math.nan,
+    **dict.fromkeys(RATIOS, math.nan),
+    "ours_is": "",
+}
 _SHAPE = ["part", "state", "threads", "batch_size", "tokens", "characters"]
 
 
@@ -34,12 +39,13 @@ def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
     keys = [key for key in [*_SHAPE, "pair"] if key in samples]
     rows: list[dict[str, Any]] = []
     ratios: list[Ratio] = []
+    compared: list[dict[str, Any]] = []  # the row of each ratio
     for key, part in samples.groupby(keys, sort=False):
         place = dict(zip(keys, key, strict=True))
         amounts = part.assign(tokens=part[value])
         names = list(dict.fromkeys(part["implementation"]))
         for name in names:
-            row = {**place, "implementation": name, **_rate(amounts, name)}
+            row = {**place, "implementation": name, **_rate(amounts, name), **_NO_RATIO}
             ours = [n for n in names if n != name and n.partition(":")[0] == OURS]
             if name != place["pair"] or not ours:
                 rows.append(row)
@@ -55,9 +61,11 @@ def table(samples: pd.DataFrame, value: str = "tokens") -> pd.DataFrame:
                 found = fresh.gain(amounts, *sides)
                 assert found is not None  # both have rows
                 ratios.append(Ratio.of(found, name=mine, baseline=name))
-                rows[-1]["ratio"] = len(ratios) - 1
-    every = judged(ratios)
-    return pd.DataFrame([_with_ratio(row, every) for row in rows])
+                compared.append(rows[-1])
+    for row, ratio in zip(compared, judged(ratios), strict=True):
+        said = {"no significant difference": "not told apart"}.get(ratio.verdict, ratio.verdict)
+        row.update(zip(RATIOS, (ratio.value, ratio.low, ratio.high, said), strict=True))
+    return pd.DataFrame(rows)
 
 
 def _rate(samples: pd.DataFrame, name: str) -> dict[str, Any]:
@@ -71,15 +79,3 @@ def _rate(samples: pd.DataFrame, name: str) -> dict[str, Any]:
     return {
         "value": rate.value, "low": low, "high": high, "spread": spread, "processes": processes
     }  # fmt: skip
-
-
-def _with_ratio(row: Mapping[str, Any], every: list[Ratio]) -> dict[str, Any]:
-    """The row with its ratio as columns; empty where there is none."""
-    found = {k: v for k, v in row.items() if k != "ratio"}
-    values: tuple[Any, ...] = (math.nan, math.nan, math.nan, row.get("ours_is", ""))
-    if (at := row.get("ratio")) is not None:
-        ratio = every[at]
-        said = {"no significant difference": "not told apart"}.get(ratio.verdict, ratio.verdict)
-        values = (ratio.value, ratio.low, ratio.high, said)
-    about = {"ours": row.get("ours", ""), "larger_spread": row.get("larger_spread", math.nan)}
-    return {**found, **about, **dict(zip(RATIOS, values, strict=True))}

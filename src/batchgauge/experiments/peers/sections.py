@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 
 from batchgauge.experiments import fresh
 from batchgauge.experiments.peers import engines, figures, load, participants, servers
-from batchgauge.experiments.peers.participants import Peers, records
+from batchgauge.experiments.peers.participants import Peers
 from batchgauge.experiments.peers.rates import UNSTABLE
 from batchgauge.experiments.peers.tokenizing import measure_tokenizing
 from batchgauge.experiments.ways import FEWER, FILE, FLOAT, ROUNDED
@@ -157,7 +157,7 @@ def servers_sentence(table: pd.DataFrame) -> str:
     said = [
         f"{ratio(row['ours_over_theirs_x'], row['ratio_low_x'], row['ratio_high_x'])} "
         f"{palette.label(row['implementation'])}"
-        for row in records(table.dropna(subset=["ours_over_theirs_x"]))
+        for row in table.dropna(subset=["ours_over_theirs_x"]).to_dict("records")
     ]
     ratios = f": {', '.join(said)}" if said else ""
     return (
@@ -169,46 +169,43 @@ def servers_sentence(table: pd.DataFrame) -> str:
 
 def goals(table: pd.DataFrame) -> list[Score]:
     """The goals beside peers as rows of the scorecard; `table` has a row a shape and pair."""
-    scores, judged = [], _judged(table)
+    words = {
+        "decode": "Decode at batch {batch_size}",
+        "prefill": "Prefill of {batch_size} × {tokens} tokens",
+        "server": "Server with {batch_size} streams",
+    }
+
+    def label(row: Mapping[Any, Any]) -> str:
+        what = words[row["part"]].format_map(row)
+        return f"{what}, {row['ours'].partition(':')[2]}, {row['threads']} thr.,"
+
     keys = ["part", "batch_size", "threads", "ours", "implementation"]
-    for key, goal in GOALS.items():
-        part, batch, threads, ours, peer = key
-        wanted = (judged[keys] == list(key)).all(axis=1)
-        for row in records(judged[wanted]):
-            what = f"Decode at batch {batch}"
-            if part == "prefill":
-                what = f"Prefill of {batch} × {row['tokens']} tokens"
-            if part == "server":
-                what = f"Server with {batch} streams"
-            label = (
-                f"{what}, {ours.partition(':')[2]}, {threads} thr., beside {palette.label(peer)}"
-            )
-            scores.append(_score(f"{part}_{batch}_{threads}_{ours}_{peer}", label, goal, row))
-    return scores
+    return _scores(table, keys, GOALS, label)
 
 
 def goals_of_texts(table: pd.DataFrame) -> list[Score]:
     """The goals of tokenizing beside peers, warm and on one thread."""
-    scores = []
-    warm = _judged(_state(table, "warm"))
     keys = ["batch_size", "characters", "implementation"]
-    for key, goal in TEXTS.items():
-        for row in records(warm[(warm[keys] == list(key)).all(axis=1)]):
-            texts, characters, peer = key
-            label = f"Tokenizing {texts} × {characters} characters beside {palette.label(peer)}"
-            scores.append(_score(f"texts_{texts}_{characters}_{peer}", label, goal, row))
+    label = "Tokenizing {batch_size} × {characters} characters".format_map
+    return _scores(_state(table, "warm"), keys, TEXTS, label, "texts_")
+
+
+def _scores(
+    table: pd.DataFrame, keys: list[str], goals: Mapping[tuple[Any, ...], float],
+    label: Callable[[Mapping[Any, Any]], str], prefix: str = "",
+) -> list[Score]:  # fmt: skip
+    """The ratios of the shapes that have goals, where enough processes were measured."""
+    judged = table[table["ours_over_theirs_x"].notna() & (table["ours_is"] != "too few")]
+    scores = []
+    for key, goal in goals.items():
+        name = "peers_" + re.sub(r"\W+", "_", prefix + "_".join(map(str, key)))
+        for row in judged[(judged[keys] == list(key)).all(axis=1)].to_dict("records"):
+            value, low, high = (
+                row[c] for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x")
+            )
+            said = f"{label(row)} beside {palette.label(row['implementation'])}"
+            scores.append(Score(name, said, goal, value, low, high, "×", of_model=True))
     return scores
-
-
-def _score(key: str, label: str, goal: float, row: dict[str, Any]) -> Score:
-    name = "peers_" + re.sub(r"\W+", "_", key)
-    value, low, high = (row[c] for c in ("ours_over_theirs_x", "ratio_low_x", "ratio_high_x"))
-    return Score(name, label, goal, value, low, high, "×", of_model=True)
-
-
-def _judged(table: pd.DataFrame) -> pd.DataFrame:
-    """Ratios that rest on enough processes to be held against a goal."""
-    return table[table["ours_over_theirs_x"].notna() & (table["ours_is"] != "too few")]
 
 
 def _processes(table: pd.DataFrame) -> str:
@@ -251,13 +248,13 @@ def sentence(table: pd.DataFrame, part: str) -> str:
     said = []
     for name, mine in rows.groupby("implementation", sort=False):
         ends = mine.sort_values("ours_over_theirs_x").iloc[[0, -1]]
-        worst, best = (_place(row, part) for row in records(ends))
+        worst, best = (_place(row, part) for row in ends.to_dict("records"))
         said.append(
             f"{palette.label(str(name))} {worst}" + (f" to {best}" if len(mine) > 1 else "")
         )
     lost = [
         f"{_place(row, part)} beside {palette.label(row['implementation'])}"
-        for row in records(rows[rows["ours_is"] == "slower"])
+        for row in rows[rows["ours_is"] == "slower"].to_dict("records")
     ]
     ratios = f", our throughput ÷ theirs: {'; '.join(said)}" if said else ""
     slower = f"; slower: {'; '.join(lost)}" if lost else ""
@@ -265,7 +262,7 @@ def sentence(table: pd.DataFrame, part: str) -> str:
     return f"{first_upper(part)}{ratios}. {figures.tally(table)}{slower}{bare}"
 
 
-def _place(row: dict[str, Any], part: str) -> str:
+def _place(row: Mapping[Any, Any], part: str) -> str:
     size = f"batch {row['batch_size']}" if part == "decode" else f"{row['tokens']} tokens"
     threads = f"{row['threads']} thr."
     times = number(row["ours_over_theirs_x"], 2)
@@ -294,7 +291,7 @@ def load_sentence(table: pd.DataFrame) -> str:
     parts = [
         f"{row['engine']} {row['import_s'] + row['load_s']:.1f} s "
         f"and {row['rss_after_batch_mib']:,.0f} MiB"
-        for row in records(table)
+        for row in table.to_dict("records")
     ]
     return f"To import and load, and resident after a batch of {load.BATCH}: {'; '.join(parts)}."
 
@@ -313,7 +310,7 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
         text += "; of those with fewer bits " + ", ".join(
             f"{row['engine']} agrees on {row['equal_answers']} of them, logits differ by up to "
             f"{row['largest_logit_difference']:.2g}"
-            for row in records(others)
+            for row in others.to_dict("records")
         )
     return text + "."
 
@@ -321,10 +318,10 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
 def answer(words: Section, steps: Section, answers: Section, loads: Section) -> Answer:
     """How many comparisons we win and lose, which, whether outputs were equal, what ours holds."""
     compared = {
-        what: frame[frame["ours_is"] != ""]
+        what: told
         for what, frame in (("engines", steps.frame), ("tokenizers", words.frame))
+        if len(told := frame[frame["ours_is"] != ""])
     }
-    compared = {what: frame for what, frame in compared.items() if len(frame)}
     if not compared:
         return Answer(
             "No other engine or tokenizer is installed, so nothing is compared.", "peers_decode"

@@ -68,13 +68,9 @@ def measure_servers(peers: Peers) -> tuple[pd.DataFrame, pd.DataFrame]:
             rows = [row for row in rows if row["pair"] != peer]
     if not rows:
         return pd.DataFrame(), pd.DataFrame()
-    same: dict[str, Any] = {
-        "part": "server",
-        "threads": threads,
-        "batch_size": STREAMS,
-        "is_warmup": False,
-    }
-    samples = pd.DataFrame(rows).assign(**same)
+    samples = pd.DataFrame(rows).assign(
+        part="server", threads=threads, batch_size=STREAMS, is_warmup=False
+    )
     rates = table(samples)
     return rates.assign(weights=rates["implementation"].map(weights_of)), samples
 
