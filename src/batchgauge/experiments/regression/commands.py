@@ -9,17 +9,17 @@ from typing import Any
 import click
 import pandas as pd
 
+import batchgauge
+from batchgauge import suite
 from batchgauge.errors import UserError
-from batchgauge.experiments.regression.decisions import CHEAP
+from batchgauge.experiments.regression import decisions, runs
 from batchgauge.experiments.regression.exports import FORMATS, rendered
 from batchgauge.files import check_file, check_folders, write_csv, write_text
-from batchgauge.machine.identity import Run
 from batchgauge.measuring import record
 from batchgauge.measuring.gate import compare as comparing
 from batchgauge.measuring.gate import judging, revisions
 from batchgauge.measuring.gate import process as gate_process
 from batchgauge.measuring.gate import rounds as gating
-from batchgauge.registry import weights_of
 from batchgauge.text import one_line, visible
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
@@ -58,22 +58,18 @@ def bench(
 
     Example: batchgauge bench -k 'tokenize/*' --seconds 1 --out data/mine.csv
     """
-    from batchgauge.experiments.regression.runs import run_suite, summary
-    from batchgauge.suite import select
-
     if listing:
-        rows = [
-            (b.name, b.part, b.batch_size, record.as_json(b.parameters)) for b in select(patterns)
-        ]
+        found = suite.select(patterns)
+        rows = [(b.name, b.part, b.batch_size, record.as_json(b.parameters)) for b in found]
         table = pd.DataFrame(rows, columns=["benchmark", "part", "batch_size", "parameters"])
         click.echo(table.to_string(index=False))
         return
     if out is not None:
         check_file(out)
-    frame = run_suite(patterns, seconds=seconds, progress=True, **subject)
+    frame = runs.run_suite(patterns, seconds=seconds, progress=True, **subject)
     if out is not None:
         write_csv(frame, out)
-    click.echo(summary(frame).to_string(index=False, float_format="{:,.4g}".format))
+    click.echo(runs.summary(frame).to_string(index=False, float_format="{:,.4g}".format))
 
 
 @click.command()
@@ -170,10 +166,6 @@ def _thresholds(pairs: tuple[str, ...]) -> dict[str, float]:
 
 
 def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[judging.Change]:
-    import batchgauge
-    from batchgauge import suite
-    from batchgauge.experiments.regression.runs import suite_options
-
     package = Path(batchgauge.__file__).parent
     root = revisions.repository(Path.cwd())
     if package.resolve() != (root / revisions.PACKAGE).resolve():
@@ -185,17 +177,9 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[j
     if not options["allow_dirty"]:
         revisions.check_clean(root)
     kept = ("tokenizer", "engine", "weights", "model", "threads", "seed")
-    subject = suite_options(**{key: options[key] for key in kept})
-    plan = gate_process.GatePlan(
-        [b.name for b in suite.select(options["patterns"])],
-        Path(suite.__file__),
-        subject,
-        seconds=options["seconds"],
-        rounds=options["rounds"],
-        threshold=threshold,
-        thresholds=options["thresholds"],
-        seed=options["seed"],
-    )
+    subject = runs.suite_options(**{key: options[key] for key in kept})
+    limits = {key: options[key] for key in ("seconds", "rounds", "thresholds")}
+    plan = decisions.planned(options["patterns"], subject, threshold=threshold, **limits)
     with revisions.worktree(root, revision) as tree, revisions.copy(package) as ours:
         base = gate_process.Side(revision, tree / revisions.PACKAGE.parent)
         new = gate_process.Side("working tree", ours / revisions.PACKAGE.parent)
@@ -203,15 +187,12 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[j
     for name, reason in result.problems.items():
         click.echo(one_line(f"not compared: {name}: {reason}"), err=True)
     if options["out"] is not None:
-        run = Run.here(
-            threads=options["threads"], seed=options["seed"], weights=weights_of(subject["engine"])
-        )
-        write_csv(record.to_frame(result.samples, run), options["out"])
+        write_csv(record.to_frame(result.samples, decisions.session(plan)), options["out"])
     return result.changes
 
 
 @click.command("gate-trial")
-@click.option("-k", "--select", "patterns", default=CHEAP, help="Benchmarks, by commas.")
+@click.option("-k", "--select", "patterns", default=decisions.CHEAP, help="Benchmarks, by commas.")
 @click.option(
     "--injections",
     default="none,wait=5,wait=3,code=5,code=3",
@@ -243,20 +224,11 @@ def gate_trial(
     Every call is a run of its own; rates are over runs. Example:
     batchgauge gate-trial --injections none --repeat 5
     """
-    from batchgauge import suite
-    from batchgauge.experiments.regression import decisions
-    from batchgauge.experiments.regression.runs import suite_options
-
     wanted = [decisions.Injection.parse(text) for text in injections.split(",")] * repeat
     check_folders(out)
-    options = suite_options(**subject)
-    plan = gate_process.GatePlan(
-        [b.name for b in suite.select(patterns)], Path(suite.__file__), options,
-        seconds=seconds, rounds=rounds, seed=int(subject["seed"]),
-    )  # fmt: skip
-    run = Run.here(
-        threads=subject["threads"], seed=subject["seed"], weights=weights_of(options["engine"])
-    )
+    options = runs.suite_options(**subject)
+    plan = decisions.planned(patterns, options, seconds=seconds, rounds=rounds)
+    run = decisions.session(plan)
     for number, injection in enumerate(wanted):  # a run that is broken off keeps the others
         _, taken, seen = decisions.collect(plan, [injection], run, first=number)
         decisions.append(taken, seen, out)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import timeit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from batchgauge.measuring.gate.judging import Change, Status
 from batchgauge.measuring.gate.process import GatePlan, Side
 from batchgauge.measuring.gate.revisions import PACKAGE, copy
 from batchgauge.measuring.gate.rounds import GateResult, gate
+from batchgauge.registry import weights_of
 from batchgauge.statistics import clustered_proportion
 
 # What the gate is tried on: cheap calls, a decision on which takes less than a minute.
@@ -87,6 +88,21 @@ class Injection:
         return self.kind if self.kind == "none" else f"{self.kind}={100 * self.slowdown:g}"
 
 
+def planned(patterns: str, options: Mapping[str, Any], **limits: Any) -> GatePlan:
+    """What the gate measures of the benchmarks that match, within `limits` of its plan.
+
+    `options` are the arguments of `suite.Subject`.
+    """
+    names = [b.name for b in suite.select(patterns)]
+    return GatePlan(names, Path(suite.__file__), options, seed=int(options["seed"]), **limits)
+
+
+def session(plan: GatePlan) -> Run:
+    """A new run on this machine with the threads, seed and weights of a plan."""
+    threads, weights = int(plan.options["threads"]), weights_of(plan.options["engine"])
+    return Run.here(threads=threads, seed=plan.seed, weights=weights)
+
+
 def collect(
     plan: GatePlan, injections: Sequence[Injection], run: Run, *, first: int = 0
 ) -> tuple[list[GateResult], pd.DataFrame, pd.DataFrame]:
@@ -103,10 +119,8 @@ def collect(
             names, new = plan.benchmarks, same
             if injection.kind == "code":
                 chosen = _changeable(plan)
-                names, new = (
-                    [b.name for b in chosen],
-                    stack.enter_context(copy(package, compiled=True)),
-                )
+                names = [b.name for b in chosen]
+                new = stack.enter_context(copy(package, compiled=True))
                 for benchmark in chosen:
                     _change(new / PACKAGE, benchmark, injection.slowdown, plan)
             slow = injection.slowdown if injection.kind == "wait" else 0.0

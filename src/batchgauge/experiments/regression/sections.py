@@ -19,14 +19,14 @@ from batchgauge import suite
 from batchgauge.errors import UserError
 from batchgauge.experiments.regression import decisions as trial
 from batchgauge.experiments.regression import figures, runs
-from batchgauge.measuring import Run, read
+from batchgauge.measuring import read
 from batchgauge.measuring.gate.compare import compare_runs
 from batchgauge.measuring.gate.judging import Change, false_alarms, frame_of
 from batchgauge.measuring.gate.process import GatePlan
 from batchgauge.measuring.gate.rounds import GateResult
 from batchgauge.measuring.gate.sequential import LEAST
 from batchgauge.redaction import redacted
-from batchgauge.registry import open_engine, weights_of
+from batchgauge.registry import open_engine
 from batchgauge.reporting import Answer, Score, Section, Tile
 from batchgauge.reporting.model import is_ours
 from batchgauge.reporting.profiles import Profile
@@ -55,22 +55,15 @@ def plan(budget: Profile, **subject: Any) -> GatePlan:
     if not is_ours(options["engine"]):  # ours is opened where a benchmark runs it
         open_engine(options["engine"], options.get("model") or None, options["threads"])
     few = budget.choose(smoke=True, default=False, thorough=False)
-    return GatePlan(
-        [b.name for b in suite.select("statistics/items=1000" if few else trial.CHEAP)],
-        Path(suite.__file__),
-        options,
-        rounds=LEAST if few else 64,
-        seed=int(subject["seed"]),
-    )
+    patterns = "statistics/items=1000" if few else trial.CHEAP
+    return trial.planned(patterns, options, rounds=LEAST if few else 64)
 
 
 def take(plan: GatePlan, budget: Profile) -> Taken:
     """Decisions of the gate on this checkout, unchanged first."""
     names = budget.choose(smoke="none", default="none,wait=5", thorough=THOROUGH)
     injections = [trial.Injection.parse(name) for name in names.split(",")]
-    threads, kept = int(plan.options["threads"]), weights_of(plan.options["engine"])
-    run = Run.here(threads=threads, seed=plan.seed, weights=kept)
-    results, decisions, rounds = trial.collect(plan, injections, run)
+    results, decisions, rounds = trial.collect(plan, injections, trial.session(plan))
     return Taken(list(zip(injections, results, strict=True)), decisions, rounds)
 
 
@@ -200,15 +193,13 @@ def rates_sentence(decisions: pd.DataFrame) -> str:
     )
 
 
-def against_stored(
-    new: pd.DataFrame, folder: Path, *, threshold: float = 0.05
-) -> tuple[list[Change], str]:
+def against_stored(new: pd.DataFrame, folder: Path) -> tuple[list[Change], str]:
     """Changes against the newest stored baseline, and a sentence; no changes when none compares."""
     files = sorted(folder.glob("*.csv"))
     if not files:
         return [], "There is no stored baseline yet."
     try:
-        changes = compare_runs(read(files[-1]), new, threshold=threshold)
+        changes = compare_runs(read(files[-1]), new)
     except UserError as problem:
         return [], f"Not comparable with the stored baseline '{files[-1].name}': {problem}"
     failing = [c.benchmark for c in changes if c.fails]
