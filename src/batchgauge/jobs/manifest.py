@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -138,10 +139,8 @@ class Manifest:
             raise UserError(f"'{path}' cannot be read: {error.strerror or error}.") from None
         rows = []
         for line in lines:
-            try:
+            with suppress(ValueError):
                 rows.append(json.loads(line))
-            except ValueError:
-                continue
         return rows
 
     def add(self, part: ShardRecord) -> None:

@@ -213,12 +213,12 @@ def pick_rungs(table: pd.DataFrame, ideas: Sequence[Idea]) -> list[Idea]:
 
 def ladder(rungs: Sequence[Idea], runs: pd.DataFrame, case: Case) -> pd.DataFrame:
     """What each rung gains over today: one row a rung, in the order given."""
-    rows = {row["idea"]: row for row in rank(runs, rungs, case.rate).to_dict("records")}
+    ranked = rank(runs, rungs, case.rate).set_index("idea")
     kept = [
-        "idea", "goodput_gain", "goodput_gain_low", "goodput_gain_high", "waiting_gain",
+        "goodput_gain", "goodput_gain_low", "goodput_gain_high", "waiting_gain",
         "waiting_gain_low", "waiting_gain_high", "sustained_requests_per_s", "in_time_share",
     ]  # fmt: skip
-    return pd.DataFrame([rows[rung.name] for rung in rungs])[kept]
+    return ranked.loc[[rung.name for rung in rungs], kept].reset_index()
 
 
 def ladder_sentence(table: pd.DataFrame, runs: pd.DataFrame, case: Case) -> str:
