@@ -43,7 +43,7 @@ HALF = 2  # bytes of a weight or a cached value on an accelerator
 
 
 def gains(measured: pd.DataFrame) -> pd.DataFrame:
-    """What a second core gives: one row a stage and way, ratio over one thread over blocks."""
+    """What a second core gives each stage in each way, over one thread: a ratio over blocks."""
     rows = []
     for stage in STAGES:
         for way in WAYS[1:]:
