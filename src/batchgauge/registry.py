@@ -23,7 +23,7 @@ from typing import Any
 
 from batchgauge import extras
 from batchgauge.errors import UserError
-from batchgauge.machine.limits import default_threads
+from batchgauge.machine.limits import checked_threads, default_threads
 from batchgauge.protocols import Engine, Tokenizer
 from batchgauge.redaction import redacted
 
@@ -190,14 +190,7 @@ def open_engine(
     Raises UserError as `open_tokenizer` does, and for a number of `threads`
     that this machine does not have.
     """
-    most = os.cpu_count() or 1
-    if threads is None:
-        threads = default_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
-        raise UserError(
-            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
-            "of this machine."
-        )
+    threads = default_threads() if threads is None else checked_threads(threads)
     factory, argument = _resolve("engine", spec, _ENGINES)
     path = Path(model) if model else None
     if spec.partition(":")[0] not in {"numpy", "baseline"}:  # ours look themselves

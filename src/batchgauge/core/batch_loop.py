@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchgauge.core.generation import Generation, PromptReader, Stages
+from batchgauge.core.generation import Generation, PromptReader, Stages, take_tokens
 from batchgauge.core.kv_cache import length
 from batchgauge.core.model import CUT, LlamaModel, cut
 from batchgauge.core.ops import Floats
@@ -305,16 +305,13 @@ class BatchLoop:
 
     def _take(self, seats: list[_Seat], logits: list[Floats]) -> None:
         """Choose and take a token for each request by its scores [V]; those that end leave."""
-        with self.stages.stage("sample"):
-            chosen = [seat.one.choose(row) for seat, row in zip(seats, logits, strict=True)]
+        before = [len(seat.one.tokens) for seat in seats]
+        take_tokens([seat.one for seat in seats], logits, self.stages)
         with self.stages.stage("bookkeeping"):
-            now_ns = perf_counter_ns()
-            for seat, token in zip(seats, chosen, strict=True):
+            for seat, count in zip(seats, before, strict=True):
                 one = seat.one
-                before = len(one.tokens)
-                one.add(token, now_ns)
-                shown = token if len(one.tokens) > before else None
-                self._events.append(StepEvent(one.id, shown, one.reason, one.error))
+                token = one.tokens[-1] if len(one.tokens) > count else None
+                self._events.append(StepEvent(one.id, token, one.reason, one.error))
                 if not one.going:
                     del self._seats[one.id]
                     self._cache.give(seat.row)

@@ -37,11 +37,8 @@ class BatchInferenceEngine:
         self, model: LlamaModel, tokenizer: BPETokenizer, metadata: Mapping[str, Any]
     ) -> None:
         self.model = model
-        _ = (
-            products.compiled(),
-            activations.compiled(),
-            model.attention,
-        )  # now, not while the first request waits
+        # Now, not while the first request waits.
+        _ = products.compiled(), activations.compiled(), model.attention
         self.tokenizer = tokenizer
         self.reader = PromptReader(tokenizer, metadata, model.config.context_length)
         self.weights = model.weights.mode  # how they are kept: float32, file or bfloat16

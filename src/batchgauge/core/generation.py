@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from time import perf_counter_ns
@@ -155,6 +155,8 @@ class Generation:
         self.ended_ns = 0
         self._tokenizer = reader.tokenizer
         self._ends = frozenset() if self.request.ignore_eos else reader.edges.ends
+        # Tokens at the end in which a stop text that is now complete must lie.
+        self._reach = 1 + max((len(text.encode()) for text in self.request.stop), default=0)
 
     @property
     def capacity(self) -> int:
@@ -184,19 +186,11 @@ class Generation:
             return
         self.tokens.append(token)
         self.moments_ns.append(now_ns)
-        if self.request.stop and self._stopped(self.tokens[-self._reach :]):
+        tail = self._tokenizer.decode(self.tokens[-self._reach :]) if self.request.stop else ""
+        if any(stop in tail for stop in self.request.stop):
             self.reason = "stop"
         elif len(self.tokens) == self.limit:
             self.reason = "length" if self.limit == self.request.max_tokens else "context"
-
-    @property
-    def _reach(self) -> int:
-        """Tokens at the end in which a stop text that is now complete must lie."""
-        return max(len(text.encode()) for text in self.request.stop) + 1
-
-    def _stopped(self, tokens: Sequence[int]) -> bool:
-        text = self._tokenizer.decode(tokens)
-        return any(stop in text for stop in self.request.stop)
 
     def text(self) -> str:
         """The text so far, up to the first stop text."""
@@ -292,7 +286,7 @@ def answer_batch(
     return BatchResult.of(responses, stages.elapsed_ms(), stages.ms(), counters)
 
 
-def take_tokens(going: Sequence[Generation], logits: Floats, stages: Stages) -> list[int]:
+def take_tokens(going: Sequence[Generation], logits: Iterable[Floats], stages: Stages) -> list[int]:
     """Choose and take a token for each request by its scores [B, V]; the rows that go on."""
     with stages.stage("sample"):
         chosen = [one.choose(row) for one, row in zip(going, logits, strict=True)]

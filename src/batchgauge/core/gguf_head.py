@@ -20,7 +20,7 @@ import numpy.typing as npt
 from batchgauge.core.gguf_layouts import Layout, layout_of
 from batchgauge.core.model_file import Tensor, shown
 
-UINT8, UINT32, BOOL, STRING, ARRAY = 0, 4, 7, 8, 9  # GGUF value types
+UINT32, BOOL, STRING, ARRAY = 4, 7, 8, 9  # GGUF value types
 NUMBERS = dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])) | {
     10: "<u8",
     11: "<i8",
@@ -204,10 +204,7 @@ class HeadReader:
                 start = at + 8
                 at = start + length_at(data, at)[0]
                 rows.append(str(data[start:at], "utf-8"))
-        except (
-            struct.error,
-            OverflowError,
-        ):  # a text before this place was longer than what there is
+        except (struct.error, OverflowError):  # a text before this was longer than what there is
             self.need(at + 8 - self.at)
             raise
         except UnicodeDecodeError:

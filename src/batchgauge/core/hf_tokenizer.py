@@ -156,7 +156,8 @@ def _space_prefix(tokenizer: JSON, spaces: tuple[str, ...], where: str) -> str:
     """Where `▁` stands before a text, by normaliser and pre-tokenizer: see `normalise`."""
     steps = tokenizer.get("pre_tokenizer") or {"type": "Sequence", "pretokenizers": []}
     steps = steps.get("pretokenizers", [steps])
-    if spaces and all(_cuts_nothing(step) for step in steps):
+    # A step that cuts at spaces finds none: all have become `▁`.
+    if spaces and all(s.get("type") == "Split" and s["pattern"] == {"String": " "} for s in steps):
         if spaces == ("Replace",):
             return ""
         if spaces == ("Prepend", "Replace"):
@@ -172,11 +173,6 @@ def _space_prefix(tokenizer: JSON, spaces: tuple[str, ...], where: str) -> str:
         f"{where} prepares texts by {' and '.join(kinds)} in a way that is not known; expected "
         "spaces that become '▁', as in the files of Llama 2, Mistral and Gemma."
     )
-
-
-def _cuts_nothing(step: JSON) -> bool:
-    """Whether a step only looks for spaces, of which none are left."""
-    return step.get("type") == "Split" and bool(step["pattern"] == {"String": " "})
 
 
 def _pre_tokenizer(tokenizer: JSON, where: str) -> str:

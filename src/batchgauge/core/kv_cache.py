@@ -172,7 +172,10 @@ class KVCache:
         missing = [at for at, room in enumerate(found) if room is None]
         self._most_used = max(self._most_used, self.used)
         self._give_up(sum(capacities[at] for at in missing))
-        for some in self._neighbours(missing):
+        # In one piece of memory, on large pages; with a limit one each, as a piece is freed whole.
+        size = self._alike or len(missing) or 1
+        for first in range(0, len(missing), size):
+            some = missing[first : first + size]
             needs = [capacities[at] for at in some]
             if self._alike:
                 self.used += max(needs) * len(needs) - sum(needs)
@@ -192,15 +195,6 @@ class KVCache:
         self.used -= group.capacities[place]
         self._left.append((group, place))
         self._numbers.append(row)
-
-    def _neighbours(self, missing: list[int]) -> list[list[int]]:
-        """Which of those who need a new room get theirs in one piece of memory.
-
-        All, since large pieces are on large pages; but with a limit each alone, since a piece
-        is freed as a whole.
-        """
-        size = self._alike or len(missing) or 1
-        return [missing[first : first + size] for first in range(0, len(missing), size)]
 
     def _seat(self, room: Room) -> int:
         if not self._numbers:

@@ -120,11 +120,9 @@ class LlamaModel:
         starts, counts = cache.lengths[numbers], [len(prompt) for prompt in prompts]
         held = np.add(starts, counts) if totals is None else np.asarray(totals, np.intp)
         last = np.empty((len(prompts), self.config.d_model), np.float32)
-        for some, spans in _parts(counts, starts.tolist()):
-            ids = np.concatenate(
-                [np.asarray(prompts[b][s], np.int32) for b, s in zip(some, spans, strict=True)]
-            )
-            each = [s.stop - s.start for s in spans]
+        for part in _parts(counts, starts.tolist()):
+            ids = np.concatenate([np.asarray(prompts[b][span], np.int32) for b, span in part])
+            some, each = [b for b, _ in part], [span.stop - span.start for _, span in part]
             decoded = sum(b < steps for b in some)
             x = self.read(ids, cache, numbers[some], each, held[some], decoded)
             ends = np.cumsum(each) - 1
@@ -253,29 +251,25 @@ def cut(start: int, most: int) -> int:
     return max(0, (start + most) // CUT * CUT - start)
 
 
-def _parts(counts: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[list[int], list[slice]]]:
+def _parts(counts: Sequence[int], starts: Sequence[int]) -> Iterator[list[tuple[int, slice]]]:
     """Cut prompts laid end to end into parts of at most PART positions: which, and their spans.
 
     `starts` are the positions that lie before each prompt.
     """
-    some: list[int] = []
-    spans: list[slice] = []
+    part: list[tuple[int, slice]] = []
     room = PART
     for number, count in enumerate(counts):
         first = 0
         while first < count:
             n = count - first
             if n > room:
-                n = cut(starts[number] + first, room)
-                if not n and not some:
-                    n = room
+                n = cut(starts[number] + first, room) or (0 if part else room)
             if n:
-                some.append(number)
-                spans.append(slice(first, first + n))
+                part.append((number, slice(first, first + n)))
                 room -= n
                 first += n
             if first < count or not room:
-                yield some, spans
-                some, spans, room = [], [], PART
-    if some:
-        yield some, spans
+                yield part
+                part, room = [], PART
+    if part:
+        yield part

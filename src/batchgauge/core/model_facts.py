@@ -13,14 +13,12 @@ from batchgauge.core.config import FACTORS, Config, check_tensors
 from batchgauge.core.default_model import open_model
 from batchgauge.core.gguf_layouts import OWN_LAYOUTS, Layout
 from batchgauge.core.kernels import products
-from batchgauge.core.model_file import ModelFile, Tensor
+from batchgauge.core.model_file import ModelFile
 from batchgauge.core.quantised import BF16
 from batchgauge.core.quantised_kinds import BLOCK, GROUP, KINDS
-from batchgauge.core.weights import MODES, blocked_size
+from batchgauge.core.weights import MODES, blocked_size, matrix_names
 from batchgauge.text import figures, one_line
 
-_FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "ffn_gate": "up", "ffn_up": "up"}
-_ORDER = "attn_q attn_k attn_v ffn_gate ffn_up"  # of those that are one matrix in memory
 F32 = OWN_LAYOUTS[0]
 REFERENCE = "a6e51f5c2c92"  # of the model that the project's goals and stored runs are about
 NOT_STATED = "not stated"
@@ -134,18 +132,14 @@ def counted(number: int) -> str:
 def _bytes(file: ModelFile, config: Config, mode: str) -> int:
     """Bytes of all weights in memory, as `Weights` keeps them."""
     total = sum(rotary.width // 2 for rotary in config.rotaries) * 4  # the frequencies
-    fused: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in file.tensors.items():
-        place, _, part = name.removesuffix(".weight").rpartition(".")
-        if len(tensor.shape) < 2:
-            total += 4 * tensor.size if name not in FACTORS else 0
-        elif name == "token_embd.weight" and not config.tied and mode == "float32":
-            total += 4 * tensor.size  # looked up only, so in no blocks
-        else:
-            fused.setdefault(f"{place}.{_FUSED.get(part, part)}", []).append((part, tensor))
-    for members in fused.values():
-        rows = [tensor for _, tensor in sorted(members, key=lambda one: _ORDER.find(one[0]))]
-        for _, group in groupby(rows, lambda tensor: _kept(tensor.layout, mode).name):
+        if len(tensor.shape) < 2 and name not in FACTORS:
+            total += 4 * tensor.size
+    if not config.tied and mode == "float32":
+        total += 4 * file.tensors["token_embd.weight"].size  # looked up only, so in no blocks
+    for names in matrix_names(config, mode):
+        tensors = [file.tensors[f"{name}.weight"] for name in names]
+        for _, group in groupby(tensors, lambda tensor: _kept(tensor.layout, mode).name):
             some = list(group)
             features, inputs = sum(tensor.shape[0] for tensor in some), some[0].shape[1]
             total += _matrix_bytes(_kept(some[0].layout, mode), features, inputs)

@@ -292,14 +292,13 @@ def _read(
                     if factor is not None:
                         check(np.asarray(factor, np.float32), name)
                 matrix.place_parts(row, rows, parts)
-                row += rows
-                continue
-            values = np.empty((rows, inputs), np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):  # `check` sees what comes of it
-                tensor.layout.dequantise(data, values.reshape(-1))
-            check(values, name)
-            stored = data if stays else as_bfloat16(values)
-            matrix.place(row, stored.reshape(rows, -1))
+            else:
+                values = np.empty((rows, inputs), np.float32)
+                with np.errstate(over="ignore", invalid="ignore"):  # `check` sees what comes of it
+                    tensor.layout.dequantise(data, values.reshape(-1))
+                check(values, name)
+                stored = data if stays else as_bfloat16(values)
+                matrix.place(row, stored.reshape(rows, -1))
             row += rows
     return matrix
 

@@ -103,6 +103,11 @@ class Layer:
     gate_up: Matrix
     down: Matrix
 
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """All of them."""
+        return self.qkv, self.output, self.gate_up, self.down
+
 
 class Weights:
     """All weights of a model. `head` is the embedding too when that is tied to it.
@@ -127,15 +132,7 @@ class Weights:
             for i in range(config.layers)
         ]
         self.final_gain = read_vector(file, "output_norm.weight")
-        # The largest first, that no thread is left alone with it at the end.
-        first = ["token_embd"] if config.tied else ["output"]
-        if not config.tied and mode != "float32":
-            first.append("token_embd")
-        wanted = [(name,) for name in first] + [
-            tuple(f"blk.{i}.{name}" for name in names)
-            for i in range(config.layers)
-            for names in _parts(config)
-        ]
+        wanted = matrix_names(config, mode)
         sizes = [blocked_size(*_shape(file, names)) for names in wanted]
         arena = aligned(sum(sizes) if mode == "float32" else 0)
         places = [arena[a:b] for a, b in pairwise(np.cumsum([0, *sizes]))]
@@ -162,16 +159,16 @@ class Weights:
         with ThreadPoolExecutor(min(usable_cores(), LOADERS)) as pool:
             made = iter([*pool.map(matrix, wanted, places)])
         self.head = next(made)
-        self.embedding: Floats | Matrix | None = next(made) if first[1:] else None
+        self.embedding: Floats | Matrix | None = (
+            next(made) if ("token_embd",) in wanted[1:] else None
+        )
         self.layers = [
             Layer(shape, gains[i], *(part(i, names, next(made)) for names in _parts(config)))
             for i, shape in enumerate(config.shapes)
         ]
         if not config.tied and mode == "float32":
             self.embedding = checked(file.read("token_embd.weight"), "token_embd")
-        matrices = [self.head] + [
-            m for each in self.layers for m in (each.qkv, each.output, each.gate_up, each.down)
-        ]
+        matrices = [self.head, *(matrix for layer in self.layers for matrix in layer.matrices)]
         # What products read for a weight: at least the file's bits, with what fills up blocks.
         self.bytes_each = sum(m.nbytes for m in matrices) / config.matrix_weights
         vectors = chain(*(each.values() for each in gains), (t.frequencies for t in self.turns))
@@ -246,6 +243,21 @@ def read_turns(file: ModelFile, config: Config) -> list[Turns]:
             "frequency base, scaling and factors above 0."
         )
     return turns
+
+
+def matrix_names(config: Config, mode: str) -> list[tuple[str, ...]]:
+    """The file's names of what each matrix in memory is made of, one above the other.
+
+    The largest first, that no thread is left alone with it at the end.
+    """
+    first = ["token_embd"] if config.tied else ["output"]
+    if not config.tied and mode != "float32":
+        first.append("token_embd")
+    return [(name,) for name in first] + [
+        tuple(f"blk.{i}.{name}" for name in names)
+        for i in range(config.layers)
+        for names in _parts(config)
+    ]
 
 
 def _parts(config: Config) -> tuple[tuple[str, ...], ...]:

@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from batchgauge.errors import UserError
+
 # Version 1 writes "no limit" as the largest page-aligned signed 64-bit number.
 _NO_LIMIT = 1 << 60
 # Who sets one of these says how many threads computing takes; Numba's comes last, BLAS ignores it.
@@ -164,6 +166,17 @@ def default_threads(root: Path | str = "/") -> int:
         if value.isascii() and value.isdigit() and int(value):
             return min(int(value), len(usable_cpus(root)))
     return 1 if multiprocessing.parent_process() is not None else performance_cores(root)
+
+
+def checked_threads(threads: object) -> int:
+    """That number of threads. Raises UserError for one that this machine does not have."""
+    most = os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        raise UserError(
+            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
+            "of this machine."
+        )
+    return threads
 
 
 def usable_memory(root: Path | str = "/") -> tuple[int, int]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.extending import intrinsic
 
 from batchgauge.core.kernels import team_kernel, vectors
-from batchgauge.core.kernels.team_kernel import floats_at, number
-from batchgauge.core.kernels.vectors import INT, LANES, VECTOR, Writer, digest, exponential
+from batchgauge.core.kernels.team_kernel import digest, floats_at, instructions, lead, number
+from batchgauge.core.kernels.vectors import INT, LANES, VECTOR, Writer, exponential
 from batchgauge.core.ops import GELU_CUBE, GELU_SCALE
 
 # The numbers of a job of `NORM`: x [COUNT, WIDTH], what is added to it first (address 0: nothing)
@@ -24,36 +23,22 @@ N_X, N_DELTA, N_DELTA_STEP, N_GAIN, N_OUT, N_WIDTH, N_COUNT, N_ROWS, N_EPSILON =
 # And of `GATE`: gates [COUNT, WIDTH] with ups behind, bytes from row to row; out [COUNT, WIDTH].
 G_IN, G_STEP, G_OUT, G_WIDTH, G_COUNT, G_ROWS = range(6)
 _SUMS = {"reassoc", "contract", "nsz"}  # a sum of squares may be added up in vectors
+PART = 8192  # numbers of a part of a norm or an activation, about: some microseconds
 
 
-@intrinsic(prefer_literal=True)
-def _gate(typing_context: Any, gelu: Any, gate: Any, up: Any, out: Any, count: Any) -> Any:
+@instructions(types.void, literals=1)
+def _gate(builder: Any, gelu: int, gate: Any, up: Any, out: Any, count: Any) -> None:
     """silu(gate) * up for `count` numbers, whole vectors of them, at addresses.
 
-    gelu(gate) * up where the literal `gelu` is 1.
+    gelu(gate) * up where the literal `gelu` is 1: (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), so its
+    approximation is SiLU with another exponent. exp(-|x|) serves both signs and never overflows.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _write_gate(Writer(builder), gelu.literal_value, *args[1:])
-        return context.get_dummy_value()
-
-    return types.void(gelu, *[types.int64] * 4), generate
-
-
-def _write_gate(to: Writer, gelu: int, gate: Any, up: Any, out: Any, count: Any) -> None:
-    """The instructions of `_gate`; exp(-|x|) serves both signs and never overflows.
-
-    (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), so GELU's approximation is SiLU with another exponent.
-    """
-    builder = to.builder
+    to = Writer(builder)
     zero, one, cube, scale = (
         ir.Constant(VECTOR, [number] * LANES) for number in (0.0, 1.0, GELU_CUBE, 2.0 * GELU_SCALE)
     )
-    before, loop = builder.block, builder.append_basic_block("loop")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    phis = to.phis([(before, [INT(0)])], [INT])
-    x = to.load(gate, phis[0])
+    (offset,) = phis = to.loop(INT(0))
+    x = to.load(gate, offset)
     exponent = x
     if gelu:
         bend = to.fma(cube, builder.fmul(x, x), one)
@@ -62,8 +47,8 @@ def _write_gate(to: Writer, gelu: int, gate: Any, up: Any, out: Any, count: Any)
     opposite = builder.fsub(zero, exponent)
     small = exponential(to, builder.select(positive, opposite, exponent))
     share = builder.fdiv(builder.select(positive, one, small), builder.fadd(one, small))
-    to.store(builder.fmul(builder.fmul(x, share), to.load(up, phis[0])), out, phis[0])
-    further = builder.add(phis[0], INT(4 * LANES))
+    to.store(builder.fmul(builder.fmul(x, share), to.load(up, offset)), out, offset)
+    further = builder.add(offset, INT(4 * LANES))
     end = builder.mul(count, INT(4))
     to.repeat(phis, [further], builder.icmp_signed("<", further, end))
 
@@ -77,8 +62,37 @@ def _scale(x, epsilon):
     return np.float32(1.0) / np.sqrt(squares / np.float32(x.size) + epsilon)
 
 
+@njit(nogil=True)
+def _rows(width):
+    """Rows of a part."""
+    return max(1, PART // width)
+
+
+@njit(nogil=True)
+def share_norm(x, delta, gain, out, epsilon, work, team):
+    """Add delta to x if it has rows; norm that into out. `work` is `NORM`."""
+    job = np.empty(9, np.int64)
+    job[N_X], job[N_DELTA], job[N_DELTA_STEP] = x.ctypes.data, 0, delta.strides[0]
+    if delta.shape[0]:
+        job[N_DELTA] = delta.ctypes.data
+    job[N_GAIN], job[N_OUT], job[N_EPSILON] = gain.ctypes.data, out.ctypes.data, epsilon.ctypes.data
+    job[N_WIDTH], job[N_COUNT], job[N_ROWS] = x.shape[1], x.shape[0], _rows(x.shape[1])
+    lead(team, work, job, (x.shape[0] + job[N_ROWS] - 1) // job[N_ROWS])
+    job[0] = 0  # Numba frees an array after its last mention: not before this
+
+
+@njit(nogil=True)
+def share_gate(gate_up, rows, out, work, team):
+    """SwiGLU of so many rows into contiguous out [., F]. `work` is `GATE`."""
+    job = np.empty(6, np.int64)
+    job[G_IN], job[G_STEP], job[G_OUT] = gate_up.ctypes.data, gate_up.strides[0], out.ctypes.data
+    job[G_WIDTH], job[G_COUNT], job[G_ROWS] = out.shape[1], rows, _rows(out.shape[1])
+    lead(team, work, job, (rows + job[G_ROWS] - 1) // job[G_ROWS])
+    job[0] = 0  # not before this
+
+
 def _compile(source: int) -> tuple[Any, Any, Any, int, int]:
-    """Gates, `rms_norm` and work, compiled for these sources: see `bpe_kernel._compile`."""
+    """Gates, `rms_norm` and work, compiled for these sources: see `team_kernel.digest`."""
 
     def gated(gelu: int) -> Any:
         @njit("void(float32[:, :], float32[:, ::1])", cache=True, nogil=True)

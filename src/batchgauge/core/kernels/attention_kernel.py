@@ -20,9 +20,9 @@ from numba import carray, cfunc, njit
 
 from batchgauge.core.kernels import score_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.score_kernel import score, weigh
-from batchgauge.core.kernels.team_kernel import floats, floats_at, lead, number
+from batchgauge.core.kernels.team_kernel import digest, floats, floats_at, lead, number
 from batchgauge.core.kernels.tile import ROWS, tile_alone
-from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
+from batchgauge.core.kernels.vectors import FEATURES, LANES
 
 PIECE = 24  # positions of a piece of a prompt
 ENDLESS = 1 << 62  # positions
@@ -107,30 +107,40 @@ def _steps(spans, pieces):
 
 
 @njit(nogil=True)
-def _lay_out(spans, steps, kv_heads, width):
-    """Say where the turned keys of each span lie; how many float32 all of them take."""
+def room_for_keys(spans, pieces, job):
+    """Float32 of the room that `attend` needs, one at least; spans are told their places."""
     size = 0
-    for span in range(steps, spans.shape[0]):
+    for span in range(_steps(spans, pieces), spans.shape[0]):
         spans[span, S_TURNED] = 4 * size
-        size += kv_heads * width * (spans[span, S_HELD] + spans[span, S_COUNT] + FEATURES + APART)
-    return size
+        length = spans[span, S_HELD] + spans[span, S_COUNT] + FEATURES + APART
+        size += job[J_KV_HEADS] * job[J_WIDTH] * length
+    return max(size, 1)
 
 
 @njit(nogil=True)
-def attend(job, spans, pieces, works, turned, team):
+def new_job(q, q_step, k, k_step, v, v_step, out, heads, width, kv_heads):
+    """The numbers that say where queries, keys and values lie and where results go, out [T, .]."""
+    job = np.zeros(JOB, np.int64)
+    job[J_Q], job[J_Q_STEP], job[J_K], job[J_K_STEP] = q, q_step, k, k_step
+    job[J_V], job[J_V_STEP] = v, v_step
+    job[J_OUT], job[J_OUT_STEP] = out.ctypes.data, out.strides[0]
+    job[J_HEADS], job[J_WIDTH], job[J_KV_HEADS] = heads, width, kv_heads
+    return job
+
+
+@njit(nogil=True)
+def attend(job, layer, spans, pieces, works, turned, team):
     """Store the positions of all spans, and attend from there to all up to themselves.
 
-    job     int64 [JOB]            see above; the last ones are filled in here
+    job     int64 [JOB]            of `new_job`; the rest is filled in here
     spans   int64 [S, SPAN]        first the decode steps, one position each
     pieces  int64 [n, 2]           the other spans cut up: span, first of `PIECE` positions
     works   int64 [:]              addresses: `WORKS`
-    turned  float32 [`_lay_out`]   room
+    turned  float32                room, see `room_for_keys`
     """
-    job[J_SPANS], job[J_PIECES], job[J_TURNED] = (
-        spans.ctypes.data, pieces.ctypes.data, turned.ctypes.data,
-    )  # fmt: skip
+    job[J_SPANS], job[J_PIECES] = spans.ctypes.data, pieces.ctypes.data
     J, steps = job[J_KV_HEADS], _steps(spans, pieces)
-    job[J_STEPS] = steps
+    job[J_TURNED], job[J_LAYER], job[J_STEPS] = turned.ctypes.data, layer, steps
     if steps:
         lead(team, works[0], job, steps * J)
     if pieces.shape[0]:
@@ -169,7 +179,7 @@ def _turned_keys(job, span, j):
 
 
 def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
-    """`attend_once` and the works, compiled for these sources: see `bpe_kernel._compile`.
+    """`attend_once` and the works, compiled for these sources: see `team_kernel.digest`.
 
     They close over numbers only: a function among them would be another one to Numba's cache
     in every process, which then compiled them each time.
@@ -288,29 +298,18 @@ def _compile(source: int) -> tuple[Any, tuple[int, ...]]:
         """
         if source < 0:
             return
-        job = np.zeros(JOB, np.int64)
-        job[J_Q], job[J_Q_STEP] = queries.ctypes.data, queries.strides[0]
-        job[J_K], job[J_K_STEP] = keys.ctypes.data, keys.strides[0]
-        job[J_V], job[J_V_STEP] = values.ctypes.data, values.strides[0]
-        job[J_OUT], job[J_OUT_STEP], job[J_LAYER] = out.ctypes.data, out.strides[0], layer
-        job[J_SIGHT] = sight.ctypes.data
-        job[J_HEADS], job[J_WIDTH], job[J_KV_HEADS] = (
+        job = new_job(
+            queries.ctypes.data, queries.strides[0], keys.ctypes.data, keys.strides[0],
+            values.ctypes.data, values.strides[0], out,
             queries.shape[1], queries.shape[2], keys.shape[1],
         )  # fmt: skip
+        job[J_SIGHT] = sight.ctypes.data
         turned = np.empty(room_for_keys(spans, pieces, job), np.float32)
-        attend(job, spans, pieces, works, turned, team)
+        attend(job, layer, spans, pieces, works, turned, team)
         turned[0] = 0.0  # not freed before this
 
     works = (one_row, store_piece, turn_head, one_piece)
     return attend_once, tuple(work.address for work in works)
-
-
-@njit(nogil=True)
-def room_for_keys(spans, pieces, job):
-    """Float32 of the room that `attend` needs, one at least; spans are told their places."""
-    if pieces.shape[0] == 0:
-        return 1
-    return _lay_out(spans, pieces[0, 0], job[J_KV_HEADS], job[J_WIDTH])
 
 
 attend_once, _works = _compile(digest(tile, vectors, score_kernel, team_kernel))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
 from batchgauge.core.config import Config
 from batchgauge.core.kernels.attention import pieces_of, spans_of
-from batchgauge.core.kernels.products import together
+from batchgauge.core.kernels.products import find_kernel, together
 from batchgauge.core.kv_cache import Numbers
 from batchgauge.core.ops import Floats, Rotations
 from batchgauge.core.weights import Biased, Weights
@@ -21,40 +20,29 @@ class CompiledLayers:
 
     def __init__(self, kernel: ModuleType, config: Config, weights: Weights) -> None:
         self._kernel, self._weights = kernel, weights
-        qkv = [layer.qkv for layer in weights.layers]
-        bare = [one.matrix if isinstance(one, Biased) else one for one in qkv]
-        matrices = [
-            (first, m.output, m.gate_up, m.down)
-            for first, m in zip(bare, weights.layers, strict=True)
-        ]
-        most = max(len(matrix.pieces()) for layer in matrices for matrix in layer)
-        self._matrices = np.zeros((len(matrices), 4, most, kernel.PIECE), np.int64)
-        for number, layer in enumerate(matrices):
-            for place, matrix in enumerate(layer):
-                pieces = matrix.pieces()
+        found = [[matrix.pieces() for matrix in layer.matrices] for layer in weights.layers]
+        most = max(len(pieces) for layer in found for pieces in layer)
+        self._matrices = np.zeros((len(found), 4, most, kernel.PIECE), np.int64)
+        for number, layer in enumerate(found):
+            for place, pieces in enumerate(layer):
                 self._matrices[number, place, : len(pieces)] = pieces
         self._head = np.array(weights.head.pieces(), np.int64)
         self._gains = np.array(
             [(m.gains["attn_norm"], m.gains["ffn_norm"]) for m in weights.layers], np.float32
         )
-        biases = [one.bias for one in qkv if isinstance(one, Biased)]
-        self._biases = np.array(biases or np.empty((len(qkv), 0)), np.float32)
+        biases = [m.qkv.bias for m in weights.layers if isinstance(m.qkv, Biased)]
+        self._biases = np.array(biases or np.empty((len(found), 0)), np.float32)
         self._scales = np.array([config.norm_epsilon, config.query_scale], np.float32)
         self._shape = np.array([config.heads, config.head_dim, config.kv_heads, config.d_ff])
 
     @classmethod
     def of(cls, config: Config, weights: Weights) -> CompiledLayers | None:
         """Those of a model; None where something has no compiled form, or nothing has."""
-        try:
-            kernel = import_module("batchgauge.core.kernels.layers_kernel")
-        except ImportError:  # no Numba, or nothing that multiplies and adds at once
+        kernel = find_kernel("layers")
+        if kernel is None or not config.plain or config.head_dim % kernel.HEAD_WIDTH:
             return None
-        matrices = [weights.head] + [
-            m for each in weights.layers for m in (each.qkv, each.output, each.gate_up, each.down)
-        ]
-        if config.head_dim % kernel.HEAD_WIDTH or config.d_ff % kernel.INNER_WIDTH:
-            return None
-        if not config.plain or not all(m.pieces() for m in matrices):
+        matrices = [weights.head, *(m for layer in weights.layers for m in layer.matrices)]
+        if config.d_ff % kernel.INNER_WIDTH or not all(m.pieces() for m in matrices):
             return None
         return cls(kernel, config, weights)
 

@@ -23,62 +23,27 @@ from batchgauge.core.kernels import (
     tile,
     vectors,
 )
-from batchgauge.core.kernels.activation_kernel import (
-    G_COUNT,
-    G_IN,
-    G_OUT,
-    G_ROWS,
-    G_STEP,
-    G_WIDTH,
-    N_COUNT,
-    N_DELTA,
-    N_DELTA_STEP,
-    N_EPSILON,
-    N_GAIN,
-    N_OUT,
-    N_ROWS,
-    N_WIDTH,
-    N_X,
-)
+from batchgauge.core.kernels.activation_kernel import share_gate, share_norm
 from batchgauge.core.kernels.attention_kernel import (
-    J_HEADS,
-    J_K,
-    J_K_STEP,
-    J_KV_HEADS,
-    J_LAYER,
-    J_OUT,
-    J_OUT_STEP,
-    J_Q,
-    J_Q_STEP,
     J_ROTATIONS,
     J_SCALE,
-    J_V,
-    J_V_STEP,
-    J_WIDTH,
-    JOB,
     attend,
+    new_job,
     room_for_keys,
 )
-from batchgauge.core.kernels.team_kernel import lead
-from batchgauge.core.kernels.vectors import FEATURES, LANES, digest
+from batchgauge.core.kernels.team_kernel import digest, lead
+from batchgauge.core.kernels.vectors import FEATURES, LANES
 
 # Of a piece of a matrix: the address of the compiled product, of its blocks, bytes from one to
 # the next, how many, and the first output feature.
 P_WORK, P_BLOCKS, P_STEP, P_COUNT, P_FIRST, PIECE = range(6)
 QKV, OUTPUT, GATE_UP, DOWN = range(4)
 SPAN = attention_kernel.PIECE
-PART = 8192  # numbers of a part of a norm or an activation, about: some microseconds
 TILE = 256  # positions that the feed-forward layer computes at a time: its inside is wide
 HEAD_WIDTH, INNER_WIDTH = FEATURES, LANES  # heads and inner layers are multiples of these
 WORKS = np.array(
     [*attention_kernel.WORKS, activation_kernel.NORM, activation_kernel.GATE], np.int64
 )
-
-
-@njit(nogil=True)
-def _rows(width):
-    """Rows of a part."""
-    return max(1, PART // width)
 
 
 @njit(nogil=True)
@@ -95,29 +60,6 @@ def _product(x, inputs, rows, pieces, y, team):
 
 
 @njit(nogil=True)
-def _norm(x, delta, gain, out, epsilon, works, team):
-    """Add delta to x if it has rows; norm that into out."""
-    job = np.empty(9, np.int64)
-    job[N_X], job[N_DELTA], job[N_DELTA_STEP] = x.ctypes.data, 0, delta.strides[0]
-    if delta.shape[0]:
-        job[N_DELTA] = delta.ctypes.data
-    job[N_GAIN], job[N_OUT], job[N_EPSILON] = gain.ctypes.data, out.ctypes.data, epsilon.ctypes.data
-    job[N_WIDTH], job[N_COUNT], job[N_ROWS] = x.shape[1], x.shape[0], _rows(x.shape[1])
-    lead(team, works[4], job, (x.shape[0] + job[N_ROWS] - 1) // job[N_ROWS])
-    job[0] = 0  # not before this
-
-
-@njit(nogil=True)
-def _gate(gate_up, rows, out, works, team):
-    """SwiGLU of so many rows into contiguous out [., F]."""
-    job = np.empty(6, np.int64)
-    job[G_IN], job[G_STEP], job[G_OUT] = gate_up.ctypes.data, gate_up.strides[0], out.ctypes.data
-    job[G_WIDTH], job[G_COUNT], job[G_ROWS] = out.shape[1], rows, _rows(out.shape[1])
-    lead(team, works[5], job, (rows + job[G_ROWS] - 1) // job[G_ROWS])
-    job[0] = 0  # not before this
-
-
-@njit(nogil=True)
 def columns(pieces):
     """Columns that products with pieces [.., PIECE] of 64-feature blocks write."""
     width = 0
@@ -127,7 +69,7 @@ def columns(pieces):
 
 
 def _compile(source: int) -> tuple[Any, Any]:
-    """`run` and `head`, compiled for these sources: see `bpe_kernel._compile`."""
+    """`run` and `head`, compiled for these sources: see `team_kernel.digest`."""
 
     @njit(
         "void(float32[:, ::1], float32[:, ::1], int64[:, ::1], int64[:, ::1],"
@@ -158,30 +100,28 @@ def _compile(source: int) -> tuple[Any, Any]:
         y = np.empty((T, wide), np.float32)
         gate_up = np.empty((some, columns(matrices[0, GATE_UP])), np.float32)
         hidden = np.empty((some, F), np.float32)
-        job = np.zeros(JOB, np.int64)
-        job[J_Q], job[J_K] = qkv.ctypes.data, qkv.ctypes.data + 4 * H * E
-        job[J_V] = job[J_K] + 4 * J * E
-        job[J_Q_STEP] = job[J_K_STEP] = job[J_V_STEP] = qkv.strides[0]
-        job[J_OUT], job[J_OUT_STEP] = attended.ctypes.data, attended.strides[0]
-        job[J_HEADS], job[J_WIDTH], job[J_KV_HEADS] = H, E, J
+        queries, step = qkv.ctypes.data, qkv.strides[0]
+        keys = queries + 4 * H * E
+        job = new_job(queries, step, keys, step, keys + 4 * J * E, step, attended, H, E, J)
         job[J_ROTATIONS], job[J_SCALE] = rotations.ctypes.data, scales.ctypes.data + 4
         turned = np.empty(room_for_keys(spans, cut, job), np.float32)
         for layer in range(matrices.shape[0]):
-            _norm(x, y[: 0 if layer == 0 else T], gains[layer, 0], normed, scales, works, team)
+            share_norm(
+                x, y[: 0 if layer == 0 else T], gains[layer, 0], normed, scales, works[4], team
+            )
             _product(normed.ctypes.data, D, T, matrices[layer, QKV], qkv, team)
             for row in range(T):
                 for n in range(biases.shape[1]):
                     qkv[row, n] += biases[layer, n]
-            job[J_LAYER] = layer
-            attend(job, spans, cut, works, turned, team)
+            attend(job, layer, spans, cut, works, turned, team)
             _product(attended.ctypes.data, H * E, T, matrices[layer, OUTPUT], y, team)
-            _norm(x, y, gains[layer, 1], normed, scales, works, team)
+            share_norm(x, y, gains[layer, 1], normed, scales, works[4], team)
             for first in range(0, T, some):
                 rows = min(some, T - first)
                 _product(
                     normed[first:].ctypes.data, D, rows, matrices[layer, GATE_UP], gate_up, team
                 )
-                _gate(gate_up, rows, hidden, works, team)
+                share_gate(gate_up, rows, hidden, works[5], team)
                 _product(hidden.ctypes.data, F, rows, matrices[layer, DOWN], y[first:], team)
         for row in range(T):
             for d in range(D):
@@ -199,7 +139,7 @@ def _compile(source: int) -> tuple[Any, Any]:
         if source < 0:
             return
         normed = np.empty(x.shape, np.float32)
-        _norm(x, logits[:0], gain, normed, scales, works, team)
+        share_norm(x, logits[:0], gain, normed, scales, works[4], team)
         _product(normed.ctypes.data, x.shape[1], x.shape[0], pieces, logits, team)
         normed[0, 0] = 0.0  # not before this
 

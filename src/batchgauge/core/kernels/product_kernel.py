@@ -15,9 +15,9 @@ from typing import Any
 from numba import cfunc, njit
 
 from batchgauge.core.kernels import team_kernel, tile, vectors
-from batchgauge.core.kernels.team_kernel import number
+from batchgauge.core.kernels.team_kernel import digest, number
 from batchgauge.core.kernels.tile import ROWS, tile_alone, tile_of_few, tile_of_many
-from batchgauge.core.kernels.vectors import FEATURES, digest
+from batchgauge.core.kernels.vectors import FEATURES
 
 CHUNK = 96  # inputs of a chunk: with 64 features 24 KiB, half of a nearest cache
 MANY = 12  # tiles of rows from which on a block stays in the second cache, and is no longer cut
@@ -48,7 +48,7 @@ def height(T, turns, turn, row):
 
 
 def _compile(source: int) -> Any:
-    """`multiply`, compiled for these sources: see `bpe_kernel._compile`."""
+    """`multiply`, compiled for these sources: see `team_kernel.digest`."""
 
     @cfunc("void(int64, int64)", cache=True)
     def multiply(job, block):

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import cfunc, njit, types
-from numba.extending import intrinsic
 
 from batchgauge.core.kernels import product_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.product_kernel import CHUNK, MANY, height, turns_of
-from batchgauge.core.kernels.team_kernel import number
-from batchgauge.core.kernels.tile import LINE, tile_of_many
+from batchgauge.core.kernels.team_kernel import digest, instructions, number
+from batchgauge.core.kernels.tile import tile_of_many
 from batchgauge.core.kernels.vectors import (
     BYTE,
     FEATURES,
@@ -36,8 +35,8 @@ from batchgauge.core.kernels.vectors import (
     VECTORS,
     WHOLE,
     Writer,
-    digest,
 )
+from batchgauge.core.ops import LINE
 
 BLOCK = 64  # output features of a block
 GROUP = 32  # inputs of a group
@@ -156,51 +155,30 @@ class _Codes:
         return ir.Constant(WHOLE, [number] * LANES)
 
 
-@intrinsic(prefer_literal=True)
+@instructions(types.void, literals=8)
 def _groups(
-    typing_context: Any, rows: Any, bits: Any, exact: Any, zero: Any, size: Any, wide: Any,
-    least: Any, group: Any, x: Any, x_step: Any, weights: Any, lane: Any, groups: Any, y: Any,
-    y_step: Any, ahead: Any,
-) -> Any:  # fmt: skip
+    builder: Any, rows: int, bits: int, exact: int, zero: int, size: int, wide: int, least: int,
+    group: int, x: Any, x_step: Any, weights: Any, lane: Any, groups: Any, y: Any, y_step: Any,
+    ahead: Any,
+) -> None:  # fmt: skip
     """y[rows, FEATURES] = x[rows, inputs] @ weights, or y[inputs, FEATURES] = weights at 0 rows.
 
     rows to least are literals (see `_Codes`), as is `group`, the bytes from one to the next.
     The others are addresses, steps in bytes from row to row, and a number of groups. A
     panel's share of the groups from `ahead` on is asked for.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        kind = [part.literal_value for part in (bits, exact, zero, size, wide, least)]
-        _write_groups(Writer(builder), rows.literal_value, kind, group.literal_value, *args[8:])
-        return context.get_dummy_value()
-
-    literals = (rows, bits, exact, zero, size, wide, least, group)
-    return types.void(*literals, *[types.int64] * 8), generate
-
-
-def _write_groups(
-    to: Writer, rows: int, kind: list[int], group: int, x: Any, x_step: Any, weights: Any,
-    lane: Any, groups: Any, y: Any, y_step: Any, ahead: Any,
-) -> None:  # fmt: skip
-    """The instructions of `_groups`."""
-    builder = to.builder
+    to = Writer(builder)
     grid = [(row, column) for row in range(rows) for column in range(VECTORS)]
     x_rows = [builder.add(x, builder.mul(x_step, INT(row))) for row in range(rows)]
-    before, loop = builder.block, builder.append_basic_block("loop")
-    builder.branch(loop)
-    builder.position_at_end(loop)
     zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * len(grid)
-    phis = to.phis([(before, [INT(0), *zeros])], [INT] + [VECTOR] * len(grid))
-    number, *sums = phis
+    number, *sums = phis = to.loop(INT(0), *zeros)
     here = builder.add(weights, builder.mul(number, INT(group)))
     asked = builder.add(ahead, builder.mul(number, INT(group // PANELS)))
     x_here = [builder.add(one, builder.mul(number, INT(4 * GROUP))) for one in x_rows]
     y_here = builder.add(y, builder.mul(number, INT(GROUP * 4 * FEATURES)))
-    codes, held, lines = (
-        _Codes(to, here, lane, *kind),
-        dict[Any, Any](),
-        -(-group // PANELS // LINE),
-    )
+    codes = _Codes(to, here, lane, bits, exact, zero, size, wide, least)
+    held: dict[Any, Any] = {}
+    lines = -(-group // PANELS // LINE)
     for i in range(GROUP):
         for line in range(i * lines // GROUP, (i + 1) * lines // GROUP):
             to.ask(asked, LINE * line)

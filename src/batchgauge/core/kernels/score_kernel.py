@@ -12,9 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
 
-from batchgauge.core.kernels.tile import LINE
+from batchgauge.core.kernels.team_kernel import instructions
 from batchgauge.core.kernels.vectors import (
     FEATURES,
     FLOAT,
@@ -27,47 +26,31 @@ from batchgauge.core.kernels.vectors import (
     Writer,
     exponential,
 )
+from batchgauge.core.ops import LINE
 
 _SUM = ("reassoc", "nsz")  # a vector may be added up in pairs
 TOGETHER = 4  # positions whose scores are added up side by side
 FEW = ir.VectorType(FLOAT, TOGETHER)
 
 
-@intrinsic(prefer_literal=True)
+@instructions(types.void, literals=1)
 def _score(
-    typing_context: Any, rows: Any, queries: Any, q_step: Any, keys: Any, k_step: Any, seen: Any,
+    builder: Any, rows: int, queries: Any, q_step: Any, keys: Any, k_step: Any, seen: Any,
     scores: Any, s_step: Any, ahead: Any, fresh: Any,
-) -> Any:  # fmt: skip
+) -> None:  # fmt: skip
     """scores[rows, seen] += queries[rows, FEATURES] @ keys[seen, FEATURES].T, or = where `fresh`.
 
     `rows` is a literal; the rest are addresses, steps from row to row in bytes, and a number
     of positions, one or more: rounded up to fours, which are read and written. As many bytes
-    as are read are asked for from `ahead` on.
+    as are read are asked for from `ahead` on. Queries stay in registers, each key is read once.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _write_score(Writer(builder), rows.literal_value, *args[1:])
-        return context.get_dummy_value()
-
-    return types.void(rows, *[types.int64] * 9), generate
-
-
-def _write_score(
-    to: Writer, rows: int, queries: Any, q_step: Any, keys: Any, k_step: Any, seen: Any,
-    scores: Any, s_step: Any, ahead: Any, fresh: Any,
-) -> None:  # fmt: skip
-    """The instructions of `_score`: the queries stay in registers, each key is read once."""
-    builder = to.builder
+    to = Writer(builder)
     columns = [4 * LANES * column for column in range(VECTORS)]
     q_rows = [builder.add(queries, builder.mul(q_step, INT(row))) for row in range(rows)]
     q = [[to.load(q_row, column) for column in columns] for q_row in q_rows]
     s_rows = [builder.add(scores, builder.mul(s_step, INT(row))) for row in range(rows)]
     begin = builder.icmp_signed("!=", fresh, INT(0))
-    before, loop = builder.block, builder.append_basic_block("loop")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    phis = to.phis([(before, [INT(0), keys, ahead])], [INT] * 3)
-    offset, here, asked = phis
+    offset, here, asked = phis = to.loop(INT(0), keys, ahead)
     products: list[list[Any]] = [[] for _ in range(rows)]
     for _ in range(TOGETHER):
         for line in range(4 * FEATURES // LINE):
@@ -131,34 +114,21 @@ def score(rows, queries, q_step, keys, k_step, seen, scores, s_step, ahead, fres
         _score(1, queries, q_step, keys, k_step, seen, scores, s_step, ahead, fresh)
 
 
-@intrinsic
-def weigh(typing_context: Any, scores: Any, seen: Any, width: Any) -> Any:
+@instructions(types.void)
+def weigh(builder: Any, scores: Any, seen: Any, width: Any) -> None:
     """Softmax of float32 scores[:seen] in place, zeros from there to `width`, on an address.
 
     `width` is a multiple of LANES, at least `seen` and at least one vector. What lies
-    from `seen` on is not looked at.
+    from `seen` on is not looked at. Largest, exponentials and their sum, division: three turns.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _write_weigh(Writer(builder), *args)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-def _write_weigh(to: Writer, scores: Any, seen: Any, width: Any) -> None:
-    """The instructions of `weigh`: largest, exponentials and their sum, division."""
-    builder = to.builder
+    to = Writer(builder)
     lowest = ir.Constant(VECTOR, [float("-inf")] * LANES)
     numbers = ir.Constant(WHOLE, list(range(LANES)))
     end = builder.mul(width, INT(4))
 
     def each(start: Any, turn: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
         """Go over all vectors: `turn` gives what to write, if anything, and what to carry on."""
-        before, loop = builder.block, builder.append_basic_block("loop")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        offset, carried = phis = to.phis([(before, [INT(0), start])], [INT, VECTOR])
+        offset, carried = phis = to.loop(INT(0), start)
         written, carries = turn(offset, carried)
         if written is not None:
             to.store(written, scores, offset)

@@ -18,8 +18,12 @@ import os
 import platform
 import sys
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from llvmlite import ir
@@ -27,40 +31,58 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-INT, INT32 = ir.IntType(64), ir.IntType(32)
+from batchgauge.core.ops import LINE, aligned
+
+INT, INT32, BYTE = ir.IntType(64), ir.IntType(32), ir.IntType(8)
 # Where the numbers of a team lie, in bytes. What the caller alone writes shares a cache line;
 # then come how many others are at work, and of each thread's range the next part and the end.
 OPEN, WORK, JOB, CALLER, THREADS, JOBS = range(0, 48, 8)
-ACTIVE, RANGES, LINE, END = 64, 128, 64, 8
+ACTIVE, RANGES, END = 64, 128, 8
 WATCH = 16_000  # looks for work before a thread blocks, some 0.2 ms
 LAST = 400  # looks after that, for whoever was taken to be awake
 PATIENCE = 2000  # looks for the end of others' parts before each time the processor is yielded
 NOBODY = np.empty(0, np.int64)  # the numbers of a team of one
 
 
-def _pointer(builder: Any, address: Any, kind: ir.Type = INT) -> Any:
+def pointer(builder: Any, address: Any, kind: ir.Type = INT) -> Any:
+    """An address as LLVM's pointer to something."""
     return builder.inttoptr(address, kind.as_pointer())
 
 
-@intrinsic
-def number(typing_context: Any, job: Any, index: Any) -> Any:
+def instructions(result: Any = types.int64, literals: int = 0) -> Callable[..., Any]:
+    """What makes an intrinsic of a function that writes LLVM's instructions.
+
+    That is given an LLVM builder and int64 arguments, of which the first `literals` are Python's
+    ints, known when it is compiled; what it gives is the `result`.
+    """
+
+    def made(write: Callable[..., Any]) -> Any:
+        @wraps(write)
+        def define(_typing_context: Any, *kinds: Any) -> Any:
+            known = kinds[:literals]
+
+            def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+                found = write(builder, *(one.literal_value for one in known), *args[literals:])
+                return context.get_dummy_value() if result is types.void else found
+
+            return result(*known, *[types.int64] * (len(kinds) - literals)), generate
+
+        return intrinsic(prefer_literal=literals > 0)(define)
+
+    return made
+
+
+@instructions()
+def number(builder: Any, job: Any, index: Any) -> Any:
     """The int64 number at an index of a job."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        address = builder.add(args[0], builder.mul(args[1], INT(8)))
-        return builder.load(_pointer(builder, address), align=8)
-
-    return types.int64(types.int64, types.int64), generate
+    address = builder.add(job, builder.mul(index, INT(8)))
+    return builder.load(pointer(builder, address), align=8)
 
 
-@intrinsic
-def floats(typing_context: Any, address: Any) -> Any:
+@instructions(types.CPointer(types.float32))
+def floats(builder: Any, address: Any) -> Any:
     """An address as a pointer to float32, for `numba.carray`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.float32)(types.int64), generate
+    return pointer(builder, address, ir.FloatType())
 
 
 @njit(nogil=True)
@@ -69,92 +91,69 @@ def floats_at(address, count):
     return carray(floats(address), count)
 
 
-@intrinsic
-def _get(typing_context: Any, address: Any) -> Any:
+@instructions()
+def _get(builder: Any, address: Any) -> Any:
     """The number there, whoever wrote it last."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8)
-
-    return types.int64(types.int64), generate
+    return builder.load_atomic(pointer(builder, address), "seq_cst", 8)
 
 
-@intrinsic
-def _put(typing_context: Any, address: Any, value: Any) -> Any:
+@instructions(types.void)
+def _put(builder: Any, address: Any, value: Any) -> None:
     """Write a number there, after all that was written before."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _pointer(builder, args[0]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+    builder.store_atomic(value, pointer(builder, address), "release", 8)
 
 
-@intrinsic
-def _close(typing_context: Any, address: Any) -> Any:
-    """Write zero there, before anything is read after it."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        builder.atomic_rmw("xchg", _pointer(builder, args[0]), INT(0), "seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+@instructions()
+def swap(builder: Any, address: Any, value: Any) -> Any:
+    """Put a number there for all threads to see; what was there before."""
+    return builder.atomic_rmw("xchg", pointer(builder, address), value, "seq_cst")
 
 
-@intrinsic
-def _add(typing_context: Any, address: Any, value: Any) -> Any:
+@instructions()
+def _add(builder: Any, address: Any, value: Any) -> Any:
     """Add to the number there; what it was before."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
+    return builder.atomic_rmw("add", pointer(builder, address), value, "seq_cst")
 
 
-@intrinsic
-def _do(typing_context: Any, work: Any, job: Any, part: Any) -> Any:
+@instructions(types.void)
+def _do(builder: Any, work: Any, job: Any, part: Any) -> None:
     """Call the work at an address."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [INT, INT])
-        builder.call(_pointer(builder, args[0], kind), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    kind = ir.FunctionType(ir.VoidType(), [INT, INT])
+    builder.call(pointer(builder, work, kind), [job, part])
 
 
-def _call(name: str) -> Any:
-    """An intrinsic that calls a C function without arguments, or gives -1 where none is named."""
-
-    @intrinsic
-    def call(typing_context: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-            if not name:
-                return INT32(-1)
-            kind = ir.FunctionType(INT32, [])
-            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
-
-        return types.int32(), generate
-
-    return call
+def _call(builder: Any, name: str, result: ir.Type) -> Any:
+    """What a function without arguments gives."""
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, []), name)
+    return builder.call(function, [])
 
 
-@intrinsic
-def _pause(typing_context: Any) -> Any:
+@instructions(types.int32)
+def _yield(builder: Any) -> Any:
+    """Let others have the processor, where the system knows how."""
+    return _call(builder, "sched_yield", INT32) if os.name == "posix" else INT32(-1)
+
+
+@instructions(types.int32)
+def processor(builder: Any) -> Any:
+    """The processor that this runs on; -1 where the system does not say."""
+    return _call(builder, "sched_getcpu", INT32) if sys.platform == "linux" else INT32(-1)
+
+
+@instructions(types.void)
+def _pause(builder: Any) -> None:
     """Leave the core to its other thread for a moment, where the processor knows how."""
-
-    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-        if platform.machine().lower() in {"x86_64", "amd64"}:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
+    if platform.machine().lower() in {"x86_64", "amd64"}:
+        _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
 
 
-_yield = _call("sched_yield" if os.name == "posix" else "")
-_processor = _call("sched_getcpu" if sys.platform == "linux" else "")
+def digest(*modules: ModuleType) -> int:
+    """A number that changes with the modules' sources, to be closed over by compiled code.
+
+    Numba's cache looks at a function's own file alone to see whether it still fits; a constant
+    made of the other files makes it see those too.
+    """
+    return crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
 @njit(nogil=True)
@@ -181,7 +180,7 @@ def _watch(team, me, looks):
         job = _get(at + OPEN)
         if job and job != done:
             caller = _get(at + CALLER)
-            if caller >= 0 and caller == _processor():
+            if caller >= 0 and caller == processor():
                 return caller
             _add(at + ACTIVE, 1)
             job = _get(at + OPEN)
@@ -215,12 +214,12 @@ def lead(team, work, job, parts):
         _put(place + END, parts * (i + 1) // threads)
     _put(at + WORK, work)
     _put(at + JOB, details)
-    _put(at + CALLER, _processor())
+    _put(at + CALLER, processor())
     jobs = number(at, JOBS // 8) + 1
     _put(at + JOBS, jobs)
     _put(at + OPEN, jobs)
     _take_part(at, 0)
-    _close(at + OPEN)
+    swap(at + OPEN, 0)  # before anything is read after it
     looks = 0
     while _get(at + ACTIVE) > 0:
         _pause()
@@ -252,10 +251,7 @@ class Team:
     """So many threads, the caller's among them; `numbers` is how they agree."""
 
     def __init__(self, threads: int) -> None:
-        size = (RANGES + LINE * threads) // 8
-        room = np.zeros(size + LINE // 8, np.int64)
-        first = -room.ctypes.data % LINE // 8
-        self.numbers = room[first : first + size]
+        self.numbers = aligned((RANGES + LINE * threads) // 4, zeros=True).view(np.int64)
         self.numbers[THREADS // 8] = threads
         self.processors: set[int] = set()  # that the caller may use
         self.free = threading.Lock()  # held while the team works

@@ -18,41 +18,28 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
 
+from batchgauge.core.kernels.team_kernel import instructions
 from batchgauge.core.kernels.vectors import FLOAT, INT, LANES, VECTOR, VECTORS, Writer
+from batchgauge.core.ops import LINE
 
 ROWS = 6  # rows of a tile, at most
-LINE = 64  # bytes that memory gives at a time
 UNROLL = 2  # inputs in one turn of the inner loop
 ALONE = 4  # lines that a tile alone asks for at every input: a row of 64 weights
 
 
-@intrinsic(prefer_literal=True)
+@instructions(types.void, literals=2)
 def _tile(
-    typing_context: Any, rows: Any, lines: Any, x: Any, x_step: Any, weights: Any, w_step: Any,
+    builder: Any, rows: int, lines: int, x: Any, x_step: Any, weights: Any, w_step: Any,
     inputs: Any, y: Any, y_step: Any, ahead: Any, ahead_step: Any, fresh: Any,
-) -> Any:  # fmt: skip
+) -> None:  # fmt: skip
     """y[rows, FEATURES] += x[rows, inputs] @ weights[inputs, FEATURES], or = where `fresh`.
 
     `rows` and `lines` are literals. x, weights, y and ahead are addresses, steps the bytes
     from one row to the next; `lines` cache lines are asked for at every input, from
     `ahead` on and `ahead_step` bytes further each time. `inputs` is even.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _write_tile(Writer(builder), rows.literal_value, lines.literal_value, *args[2:])
-        return context.get_dummy_value()
-
-    return types.void(rows, lines, *[types.int64] * 10), generate
-
-
-def _write_tile(
-    to: Writer, rows: int, lines: int, x: Any, x_step: Any, weights: Any, w_step: Any,
-    inputs: Any, y: Any, y_step: Any, ahead: Any, ahead_step: Any, fresh: Any,
-) -> None:  # fmt: skip
-    """The instructions of `_tile`."""
-    builder = to.builder
+    to = Writer(builder)
     grid = [(row, 4 * LANES * column) for row in range(rows) for column in range(VECTORS)]
     x_rows = [builder.add(x, builder.mul(x_step, INT(row))) for row in range(rows)]
     y_rows = [builder.add(y, builder.mul(y_step, INT(row))) for row in range(rows)]
@@ -65,9 +52,7 @@ def _write_tile(
     builder.branch(loop)
     builder.position_at_end(loop)
     start, zeros = [INT(0), weights, ahead], [ir.Constant(VECTOR, [0.0] * LANES)] * len(grid)
-    phis = to.phis(
-        [(before, start + zeros), (resume, start + so_far)], [INT] * 3 + [VECTOR] * len(grid)
-    )
+    phis = to.phis([(before, start + zeros), (resume, start + so_far)])
     offset, here, asked, *sums = phis
     for turn in range(UNROLL):
         for line in range(lines):

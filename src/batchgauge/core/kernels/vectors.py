@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
-from zlib import crc32
 
 from llvmlite import binding, ir
 from numba.core import cgutils
@@ -90,9 +87,16 @@ class Writer:
         place = self.at(address, BYTE, offset)
         self.call("llvm.prefetch.p0", ir.VoidType(), place, INT32(0), INT32(2), INT32(1))
 
-    def phis(self, first: Sequence[tuple[Any, Sequence[Any]]], kinds: Sequence[Any]) -> list[Any]:
-        """Values that change from turn to turn of a loop; `first` has (block, values) before it."""
-        made = [self.builder.phi(kind) for kind in kinds]
+    def loop(self, *first: Any) -> list[Any]:
+        """Begin a loop: values that change from turn to turn of it, `first` before it."""
+        before, loop = self.builder.block, self.builder.append_basic_block("loop")
+        self.builder.branch(loop)
+        self.builder.position_at_end(loop)
+        return self.phis([(before, first)])
+
+    def phis(self, first: Sequence[tuple[Any, Sequence[Any]]]) -> list[Any]:
+        """The same in a loop that is begun already; `first` has (block, values) before it."""
+        made = [self.builder.phi(value.type) for value in first[0][1]]
         for block, values in first:
             for phi, value in zip(made, values, strict=True):
                 phi.add_incoming(value, block)
@@ -131,8 +135,3 @@ def exponential(to: Writer, x: Any) -> Any:
     exponent = builder.add(builder.fptosi(n, WHOLE), ir.Constant(WHOLE, [127] * LANES))
     two_to_n = builder.bitcast(builder.shl(exponent, ir.Constant(WHOLE, [23] * LANES)), VECTOR)
     return builder.select(above, builder.fmul(power, two_to_n), constant(0.0))
-
-
-def digest(*modules: ModuleType) -> int:
-    """A number that changes with the modules' sources: see `bpe_kernel._compile`."""
-    return crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import regex
 
 from batchgauge.core.kernels import team_kernel
+from batchgauge.core.tokenizer import bpe_kernel
 from batchgauge.core.tokenizer import bpe_layout as layout
-from batchgauge.core.tokenizer.bpe_kernel import KERNEL
 from batchgauge.core.tokenizer.bpe_merge import fill_pairs, fill_wholes
 from batchgauge.core.tokenizer.bpe_plain import ended_texts
 from batchgauge.core.tokenizer.pretokenize import ascii_splitter, unicode_splitter
@@ -72,7 +72,7 @@ class KernelEncoder:
     compiled kernel from Numba's cache, or compiles it (some seconds, once per machine and version).
     """
 
-    _kernel = staticmethod(KERNEL.encode)
+    _kernel = staticmethod(bpe_kernel.encode)
 
     def __init__(self, vocabulary: Vocabulary, threads: int = 1) -> None:
         self.threads = threads
@@ -96,11 +96,8 @@ class KernelEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text. Raises UnicodeEncodeError for a lone surrogate."""
-        if self._splitters:
-            row: list[int] = self.encode_many([text]).ids.tolist()
-            return row
         data = (text + _PAD).encode()
-        if len(data) >= _SCRATCH:
+        if self._splitters or len(data) >= _SCRATCH:
             whole: list[int] = self.encode_many([text]).ids.tolist()
             return whole
         with self._lock:
@@ -146,7 +143,7 @@ class KernelEncoder:
                 ids = np.empty(len(data) + 4, dtype=np.int32)
                 out = ids.ctypes.data
             padded = data + _PAD_BYTES[1:]
-            total = KERNEL.encode_ended(padded, ends.size - 1, *self._at[:2], out, ends[1:])
+            total = bpe_kernel.encode_ended(padded, ends.size - 1, *self._at[:2], out, ends[1:])
             if total < 0:
                 raise UnicodeError("expected texts of UTF-8 that 0xFF ends")
             return TokenBatch(ids[:total].copy(), ends)
@@ -170,8 +167,8 @@ class KernelEncoder:
                 longer = np.empty(len(data), dtype=np.int64)
                 room = longer.ctypes.data
             try:
-                shares = (self.threads, parts, room, team.numbers, KERNEL.part)
-                total = KERNEL.encode_shared(
+                shares = (self.threads, parts, room, team.numbers, bpe_kernel.PART)
+                total = bpe_kernel.encode_shared(
                     data, texts, separator, state, blocks, out, ends, shares
                 )
             finally:
@@ -227,7 +224,7 @@ if hasattr(os, "register_at_fork"):
 class WithoutWordTable(KernelEncoder):
     """The kernel that merges every word anew: what the word tables buy shows against it."""
 
-    _kernel = staticmethod(KERNEL.encode_without_tables)
+    _kernel = staticmethod(bpe_kernel.encode_without_tables)
 
 
 @cache

@@ -17,9 +17,7 @@ Left out: special tokens (`bpe_tokenizer`), the same in plain Python (`bpe_plain
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -27,27 +25,9 @@ from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from batchgauge.core.kernels import team_kernel
-from batchgauge.core.kernels.team_kernel import _processor, lead, number
-from batchgauge.core.tokenizer import bpe_layout, bpe_merge, bpe_words
-from batchgauge.core.tokenizer.bpe_layout import (
-    BUCKET_SHIFT,
-    CLASSES,
-    DIGITS,
-    KINDS,
-    LENGTHS,
-    LONG,
-    LONG_IDS,
-    LONG_SHIFT,
-    LONG_WORDS,
-    N_MERGED,
-    N_WORDS,
-    OWN,
-    PADDING,
-    STYLE,
-    TAKEN,
-    WORDS,
-    WORDS_ALONE,
-)
+from batchgauge.core.kernels.team_kernel import digest, lead, number, processor, swap
+from batchgauge.core.tokenizer import bpe_layout as layout
+from batchgauge.core.tokenizer import bpe_merge, bpe_words
 from batchgauge.core.tokenizer.bpe_merge import merge_word, section, slot_of
 from batchgauge.core.tokenizer.bpe_words import (
     byte_at,
@@ -71,16 +51,6 @@ _ALL = np.uint64(2**64 - 1)
 DATA, SIZE, SEPARATOR, STATE, BLOCKS, THREADS, OUT, ENDS, PARTS, RESULTS = range(10)
 
 
-class BpeKernel(NamedTuple):
-    """The compiled functions, and the address of the work that threads share."""
-
-    encode: Any
-    encode_ended: Any
-    encode_shared: Any
-    encode_without_tables: Any
-    part: int
-
-
 @intrinsic
 def _address(typing_context: Any, data: Any) -> Any:
     """Where the bytes of a bytes object begin."""
@@ -90,17 +60,6 @@ def _address(typing_context: Any, data: Any) -> Any:
         return builder.ptrtoint(start, ir.IntType(64))
 
     return types.int64(data), generate
-
-
-@intrinsic
-def _swap(typing_context: Any, address: Any, value: Any) -> Any:
-    """Put a number there for all threads to see; what was there before."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("xchg", pointer, args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
 
 
 @njit(nogil=True)
@@ -139,9 +98,9 @@ def _long_word(start, end, state, own, out):
     for n in range(eights):
         key = (key ^ load_eight(start + 8 * n) & (last if n == eights - 1 else _ALL)) * _MIX
         key ^= key >> np.uint64(32)
-    slot = slot_of(key, LONG_SHIFT)
+    slot = slot_of(key, layout.LONG_SHIFT)
     for near in range(2):
-        there = own + 8 * LONG_WORDS + 256 * (slot ^ near)
+        there = own + 8 * layout.LONG_WORDS + 256 * (slot ^ near)
         if number(there, 0) >> 8 != length:
             continue
         same = True
@@ -154,8 +113,8 @@ def _long_word(start, end, state, own, out):
                 put_id(out, n, id_at(there + 136, n))
             return count
     count = merge_word(start, end, state, own, out)
-    if count <= LONG_IDS and (count > 4 or length > 16):
-        at = own + 8 * LONG_WORDS + 256 * (slot ^ number(own, N_MERGED) & 1)
+    if count <= layout.LONG_IDS and (count > 4 or length > 16):
+        at = own + 8 * layout.LONG_WORDS + 256 * (slot ^ number(own, layout.N_MERGED) & 1)
         put(at, 0, length << 8 | count)
         for n in range(eights):
             eight = load_eight(start + 8 * n) & (last if n == eights - 1 else _ALL)
@@ -168,11 +127,11 @@ def _long_word(start, end, state, own, out):
 @njit(forceinline=True)
 def _short_word_length(classes, first, low):
     """Length of a word by the kinds of its first three bytes; 0 where they do not tell."""
-    kinds = classes + KINDS + first
+    kinds = classes + layout.KINDS + first
     kind = byte_at(kinds + np.int64(low & _BYTE))
     kind2 = byte_at(kinds + np.int64(low >> np.uint64(8) & _BYTE))
     kind3 = byte_at(kinds + np.int64(low >> np.uint64(16) & _BYTE))
-    return byte_at(classes + LENGTHS + (kind << 6 | kind2 << 3 | kind3))
+    return byte_at(classes + layout.LENGTHS + (kind << 6 | kind2 << 3 | kind3))
 
 
 @njit(nogil=True)
@@ -181,18 +140,18 @@ def _encode(at, stop, separator, state, own, out, ends, most):
 
     Texts are at most `most`; at `ends` stands, for each, how many ids there are up to its end.
     """
-    classes, first = section(state, CLASSES), 256 * (separator != 0)
-    style, digits = number(state, STYLE), number(state, DIGITS)
-    words = own + 8 * WORDS
+    classes, first = section(state, layout.CLASSES), 256 * (separator != 0)
+    style, digits = number(state, layout.STYLE), number(state, layout.DIGITS)
+    words = own + 8 * layout.WORDS
     begin = out
     text, n_words = 0, 0
     while at < stop and text < most:
         while True:
             low, high = load_eight(at), load_eight(at + 8)
             length = 0
-            if style != WORDS_ALONE:
+            if style != layout.WORDS_ALONE:
                 length = plain_word_length(at, low, high)
-            if length == 0 and style != WORDS_ALONE:
+            if length == 0 and style != layout.WORDS_ALONE:
                 length = _short_word_length(classes, first, low)
             if length == 0:
                 end = word_end(at, style, digits, classes, first)
@@ -200,7 +159,7 @@ def _encode(at, stop, separator, state, own, out, ends, most):
                 if length == 0:
                     break
                 if length > 16:
-                    if length > LONG:
+                    if length > layout.LONG:
                         out += 4 * merge_word(at, end, state, own, out)
                     else:
                         out += 4 * _long_word(at, end, state, own, out)
@@ -215,7 +174,7 @@ def _encode(at, stop, separator, state, own, out, ends, most):
             low &= _LOW[np.uint64(length)]
             high &= _LOW2[np.uint64(length)]
             one, two = np.int64(low), np.int64(high)
-            bucket = words + 128 * slot_of(low ^ high * _MIX, BUCKET_SHIFT)
+            bucket = words + 128 * slot_of(low ^ high * _MIX, layout.BUCKET_SHIFT)
             count = 0
             for near in range(4):
                 there = bucket + 32 * near
@@ -236,7 +195,7 @@ def _encode(at, stop, separator, state, own, out, ends, most):
         put(ends, text, (out - begin) >> 2)
         text += 1
         at += 1
-    put(own, N_WORDS, number(own, N_WORDS) + n_words)
+    put(own, layout.N_WORDS, number(own, layout.N_WORDS) + n_words)
     return (out - begin) >> 2, text, at
 
 
@@ -249,12 +208,8 @@ def _part_begin(data, size, separator, part, parts):
     return at
 
 
-def _compile(source: int) -> BpeKernel:
-    """The entries, compiled for these sources.
-
-    Numba's cache looks at this file alone to see whether it still fits; a constant made
-    of the other files makes it see those too.
-    """
+def _compile(source: int) -> tuple[Any, Any, Any, Any, int]:
+    """The entries, compiled for these sources (see `digest`), and the address of shared work."""
 
     @njit(cache=True)
     def encode(data, texts, separator, state, own, out, ends):
@@ -269,7 +224,7 @@ def _compile(source: int) -> BpeKernel:
         if source < 0:
             return source
         at = _address(data)
-        stop = at + len(data) - PADDING + 1
+        stop = at + len(data) - layout.PADDING + 1
         ids, _, end = _encode(at, stop, separator, state, own, out, ends.ctypes.data, texts)
         return ids if end == stop else -1
 
@@ -279,7 +234,7 @@ def _compile(source: int) -> BpeKernel:
         if source < 0:
             return source
         at = _address(data)
-        stop = at + len(data) - PADDING + 1
+        stop = at + len(data) - layout.PADDING + 1
         if count_texts(at, stop) != texts:
             return -1
         ids, _, end = _encode(at, stop, 0xFF, state, own, out, ends.ctypes.data, texts)
@@ -290,12 +245,13 @@ def _compile(source: int) -> BpeKernel:
         """The same as `encode`, merging every word anew."""
         if source < 0:
             return source
-        classes, first = section(state, CLASSES), 256 * (separator != 0)
+        classes, first = section(state, layout.CLASSES), 256 * (separator != 0)
+        style, digits = number(state, layout.STYLE), number(state, layout.DIGITS)
         at, o = _address(data), 0
-        stop = at + len(data) - PADDING + 1
+        stop = at + len(data) - layout.PADDING + 1
         for text in range(texts):
             while True:
-                end = word_end(at, number(state, STYLE), number(state, DIGITS), classes, first)
+                end = word_end(at, style, digits, classes, first)
                 if end == at:
                     break
                 o += merge_word(at, end, state, own, out + 4 * o)
@@ -313,15 +269,15 @@ def _compile(source: int) -> BpeKernel:
         separator, threads = number(job, SEPARATOR), number(job, THREADS)
         begin = _part_begin(data, size, separator, which, parts)
         stop = _part_begin(data, size, separator, which + 1, parts)
-        mine = max(0, np.int64(_processor())) % threads
-        while _swap(number(job, BLOCKS) + 8 * (OWN * mine + TAKEN), 1) != 0:
+        mine = max(0, np.int64(processor())) % threads
+        while swap(number(job, BLOCKS) + 8 * (layout.OWN * mine + layout.TAKEN), 1) != 0:
             mine = (mine + 1) % threads
-        own = number(job, BLOCKS) + 8 * OWN * mine
+        own = number(job, BLOCKS) + 8 * layout.OWN * mine
         out, ends = number(job, OUT) + 4 * (begin + 4 * which), number(job, ENDS) + 8 * begin
         ids, texts, _ = _encode(
             data + begin, data + stop, separator, number(job, STATE), own, out, ends, stop - begin
         )
-        _swap(own + 8 * TAKEN, 0)
+        swap(own + 8 * layout.TAKEN, 0)
         put(job, RESULTS + 3 * which, begin)
         put(job, RESULTS + 3 * which + 1, ids)
         put(job, RESULTS + 3 * which + 2, texts)
@@ -339,7 +295,8 @@ def _compile(source: int) -> BpeKernel:
             return source
         threads, parts, room, team, work = shares
         job = np.empty(RESULTS + 3 * parts, np.int64)
-        job[DATA], job[SIZE], job[SEPARATOR] = _address(data), len(data) - PADDING + 1, separator
+        job[DATA], job[SIZE] = _address(data), len(data) - layout.PADDING + 1
+        job[SEPARATOR] = separator
         job[STATE], job[BLOCKS], job[THREADS] = state, blocks, threads
         job[OUT], job[ENDS], job[PARTS] = out, room, parts
         lead(team, work, job, parts)
@@ -357,11 +314,9 @@ def _compile(source: int) -> BpeKernel:
             text += found
         return o
 
-    return BpeKernel(encode, encode_ended, encode_shared, encode_without_tables, part.address)
+    return encode, encode_ended, encode_shared, encode_without_tables, part.address
 
 
-KERNEL = _compile(
-    crc32(b"".join(
-        Path(str(m.__file__)).read_bytes() for m in (bpe_layout, bpe_merge, bpe_words, team_kernel)
-    ))
-)  # fmt: skip
+encode, encode_ended, encode_shared, encode_without_tables, PART = _compile(
+    digest(layout, bpe_merge, bpe_words, team_kernel)
+)

@@ -13,19 +13,7 @@ import numpy as np
 from numba import njit
 
 from batchgauge.core.kernels.team_kernel import number
-from batchgauge.core.tokenizer.bpe_layout import (
-    BYTE_IDS,
-    N_LOOKUPS,
-    N_MERGED,
-    PAIR_SHIFT,
-    PAIRS,
-    RANKS,
-    SHORT,
-    SPELLING,
-    SPELLING_BYTES,
-    WHOLE_SHIFT,
-    WHOLES,
-)
+from batchgauge.core.tokenizer import bpe_layout as layout
 from batchgauge.core.tokenizer.bpe_words import byte_at, id_at, put, put_id
 
 NO_PAIR = np.int64(2**63 - 1)
@@ -78,8 +66,8 @@ def fill_pairs(lefts, rights, merged, table, shift):
 @njit(nogil=True)
 def _merge_short(n, state, own, out):
     """Merge the n <= SHORT symbols at `out` in place; how many are left."""
-    pairs, shift, ranks = section(state, PAIRS), number(state, PAIR_SHIFT), own + 8 * RANKS
-    lookups = n - 1
+    pairs, shift = section(state, layout.PAIRS), number(state, layout.PAIR_SHIFT)
+    ranks, lookups = own + 8 * layout.RANKS, n - 1
     for p in range(n - 1):
         put(ranks, p, _pair(id_at(out, p), id_at(out, p + 1), pairs, shift))
     while n > 1:
@@ -102,14 +90,14 @@ def _merge_short(n, state, own, out):
         if at < n - 1:
             put(ranks, at, _pair(merged, id_at(out, at + 1), pairs, shift))
             lookups += 1
-    put(own, N_LOOKUPS, number(own, N_LOOKUPS) + lookups)
+    put(own, layout.N_LOOKUPS, number(own, layout.N_LOOKUPS) + lookups)
     return n
 
 
 @njit(nogil=True)
 def _merge_long(n, state, own, out):
     """The same for any n, with a heap over a linked list, as in `bpe_plain.merge`."""
-    pairs, shift = section(state, PAIRS), number(state, PAIR_SHIFT)
+    pairs, shift = section(state, layout.PAIRS), number(state, layout.PAIR_SHIFT)
     after, before = np.arange(1, n + 1), np.arange(-1, n - 1)
     ranks = np.full(n, NO_PAIR)
     heap = [NO_PAIR]
@@ -144,7 +132,7 @@ def _merge_long(n, state, own, out):
         if id_at(out, p) >= 0:
             put_id(out, left, id_at(out, p))
             left += 1
-    put(own, N_LOOKUPS, number(own, N_LOOKUPS) + lookups)
+    put(own, layout.N_LOOKUPS, number(own, layout.N_LOOKUPS) + lookups)
     return left
 
 
@@ -171,8 +159,8 @@ def fill_wholes(ids, offsets, spelling, table, shift):
 @njit(nogil=True)
 def _whole(start, end, state):
     """Id of the token that is spelled like this word; -1 where there is none."""
-    shift, wholes = number(state, WHOLE_SHIFT), section(state, WHOLES)
-    offsets, spelling = section(state, SPELLING), section(state, SPELLING_BYTES)
+    shift, wholes = number(state, layout.WHOLE_SHIFT), section(state, layout.WHOLES)
+    offsets, spelling = section(state, layout.SPELLING), section(state, layout.SPELLING_BYTES)
     mask = (np.int64(1) << 64 - shift) - 1
     slot = slot_of(_whole_hash(start, end), shift)
     while True:
@@ -192,18 +180,18 @@ def _whole(start, end, state):
 @njit(nogil=True)
 def merge_word(start, end, state, own, out):
     """Write the ids of the word from `start` to `end` to `out`; how many they are."""
-    put(own, N_MERGED, number(own, N_MERGED) + 1)
-    if number(state, WHOLE_SHIFT) > 0:
+    put(own, layout.N_MERGED, number(own, layout.N_MERGED) + 1)
+    if number(state, layout.WHOLE_SHIFT) > 0:
         whole = _whole(start, end, state)
         if whole >= 0:
             put_id(out, 0, whole)
             return 1
-    byte_ids = section(state, BYTE_IDS)
+    byte_ids = section(state, layout.BYTE_IDS)
     n = 0
     for p in range(start, end):
         symbol = number(byte_ids, byte_at(p))
         put_id(out, n, symbol)
         n += symbol >= 0
-    if n <= SHORT:
+    if n <= layout.SHORT:
         return _merge_short(n, state, own, out)
     return _merge_long(n, state, own, out)

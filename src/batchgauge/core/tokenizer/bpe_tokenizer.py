@@ -13,10 +13,9 @@ Left out: truncation, padding.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import regex
@@ -25,7 +24,7 @@ from batchgauge.core.tokenizer.bpe_plain import PlainEncoder, ended_texts
 from batchgauge.core.tokenizer.normalise import AS_IS
 from batchgauge.core.tokenizer.vocabulary import Vocabulary
 from batchgauge.errors import UserError
-from batchgauge.machine.limits import performance_cores
+from batchgauge.machine.limits import checked_threads, performance_cores
 from batchgauge.protocols import TokenBatch
 
 try:
@@ -34,20 +33,7 @@ except ImportError:  # no Numba, or one that does not fit this NumPy: same ids, 
     FastEncoder = PlainEncoder  # type: ignore[assignment,misc]  # the same methods
 
 
-class Encoder(Protocol):
-    """Plain text, without special tokens, to ids."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of one text."""
-        ...
-
-    def encode_many(self, texts: Sequence[str]) -> TokenBatch:
-        """Ids of many texts."""
-        ...
-
-    def encode_ended(self, data: bytes) -> TokenBatch:
-        """Ids of many texts of UTF-8, 0xFF behind each. Raises UnicodeError for any other."""
-        ...
+Encoder = PlainEncoder | FastEncoder  # plain text, without special tokens, to ids
 
 
 class BPETokenizer:
@@ -71,7 +57,7 @@ class BPETokenizer:
         threads: int | None = None,
     ) -> None:
         self.vocabulary = vocabulary
-        self.threads = performance_cores() if threads is None else _checked_threads(threads)
+        self.threads = performance_cores() if threads is None else checked_threads(threads)
         kind = PlainEncoder if vocabulary.pieces else FastEncoder
         self.encoder: Encoder = encoder or kind(vocabulary, self.threads)
         self._normal = vocabulary.normaliser
@@ -114,7 +100,8 @@ class BPETokenizer:
             cut = self._cut_special if allow_special else self._cut_always
             rows = [cut(text) for text in texts] if cut else []
             if not any(rows):
-                return self.encoder.encode_many(self._all_normal(texts))
+                normal = texts if self._as_is else [self._normal(text) for text in texts]
+                return self.encoder.encode_many(normal)
             parts = [row or [text] for row, text in zip(rows, texts, strict=True)]
             return TokenBatch.from_lists(self._encode_parts(parts))
         except (UnicodeEncodeError, TypeError, AttributeError) as error:
@@ -130,9 +117,6 @@ class BPETokenizer:
         if not self._as_is or any(token.encode() in data for token in wanted):
             return self.encode_many(ended_texts(data))
         return self.encoder.encode_ended(data)
-
-    def _all_normal(self, texts: Sequence[str]) -> Sequence[str]:
-        return texts if self._as_is else [self._normal(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; invalid UTF-8 shows as U+FFFD. Raises UserError for an unknown id.
@@ -178,16 +162,6 @@ class BPETokenizer:
                     ids += next(plain).tolist()
             result.append(ids)
         return result
-
-
-def _checked_threads(threads: object) -> int:
-    most = os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
-        raise UserError(
-            f"threads is {threads!r}; expected a whole number from 1 to {most}, the processors "
-            "of this machine."
-        )
-    return threads
 
 
 def read_metadata(path: str | Path | None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
 
+from batchgauge.core.kernels.team_kernel import BYTE, INT, INT32, instructions, pointer
 from batchgauge.core.tokenizer.bpe_layout import (
     BLOCKS,
     END,
@@ -35,71 +35,41 @@ _HIGH, _FOLD = np.uint64(0x8080808080808080), np.uint64(0x2020202020202020)
 _TO_A, _BEYOND_Z = np.uint64(0x1F1F1F1F1F1F1F1F), np.uint64(0x0505050505050505)
 
 
-@intrinsic
-def byte_at(typing_context: Any, address: Any) -> Any:
+@instructions()
+def byte_at(builder: Any, address: Any) -> Any:
     """The byte at an address, as int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-        return builder.zext(builder.load(pointer), ir.IntType(64))
-
-    return types.int64(types.int64), generate
+    return builder.zext(builder.load(pointer(builder, address, BYTE)), INT)
 
 
-@intrinsic
-def load_eight(typing_context: Any, address: Any) -> Any:
+@instructions(types.uint64)
+def load_eight(builder: Any, address: Any) -> Any:
     """Eight bytes from an address on, which need not be aligned, as one uint64."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), align=1)
-
-    return types.uint64(types.int64), generate
+    return builder.load(pointer(builder, address), align=1)
 
 
-@intrinsic
-def put(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+@instructions(types.void)
+def put(builder: Any, address: Any, index: Any, value: Any) -> None:
     """Write the int64 number at an index from an address on."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        builder.store(args[2], builder.gep(pointer, [args[1]]), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    builder.store(value, builder.gep(pointer(builder, address), [index]), align=4)
 
 
-@intrinsic
-def id_at(typing_context: Any, address: Any, index: Any) -> Any:
+@instructions()
+def id_at(builder: Any, address: Any, index: Any) -> Any:
     """The int32 number at an index from an address on, as int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
-        return builder.sext(builder.load(builder.gep(pointer, [args[1]])), ir.IntType(64))
-
-    return types.int64(types.int64, types.int64), generate
+    return builder.sext(builder.load(builder.gep(pointer(builder, address, INT32), [index])), INT)
 
 
-@intrinsic
-def put_id(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+@instructions(types.void)
+def put_id(builder: Any, address: Any, index: Any, value: Any) -> None:
     """Write the int32 number at an index from an address on."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
-        builder.store(builder.trunc(args[2], ir.IntType(32)), builder.gep(pointer, [args[1]]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
+    place = builder.gep(pointer(builder, address, INT32), [index])
+    builder.store(builder.trunc(value, INT32), place)
 
 
-@intrinsic
-def _first_byte(typing_context: Any, flags: Any) -> Any:
+@instructions()
+def _first_byte(builder: Any, flags: Any) -> Any:
     """Index of the lowest byte with its high bit set; 8 if there is none."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        zeros = builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-        return builder.lshr(zeros, ir.Constant(ir.IntType(64), 3))
-
-    return types.int64(types.uint64), generate
+    return builder.lshr(builder.cttz(flags, ir.Constant(ir.IntType(1), 0)), INT(3))
 
 
 @njit(nogil=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from batchgauge.core.tokenizer.normalise import PREFIX_KEY
+from batchgauge.core.tokenizer.normalise import PREFIX_KEY, flag
 from batchgauge.core.tokenizer.pretokenize import ADD_BOS, check_name
 from batchgauge.errors import UserError
 
@@ -55,15 +55,6 @@ class Edges:
         def listed(key: str) -> tuple[int, ...]:
             return special_ids(metadata, key, len(tokens))
 
-        def wanted(key: str, otherwise: bool) -> bool:
-            value = metadata.get(f"tokenizer.ggml.add_{key}_token", otherwise)
-            if not isinstance(value, bool | np.bool_):
-                raise UserError(
-                    f"The model file's `tokenizer.ggml.add_{key}_token` is {value!r}; "
-                    "expected true or false."
-                )
-            return bool(value)
-
         pieces = metadata.get("tokenizer.ggml.model") == PIECES
         try:
             implied = pieces or check_name(metadata.get("tokenizer.ggml.pre")) in ADD_BOS
@@ -71,8 +62,8 @@ class Edges:
             implied = False
         ends = {i for key in _END_KEYS for i in listed(key)}
         return cls(
-            begin=listed("bos")[:1] if wanted("bos", implied) else (),
-            finish=listed("eos")[:1] if wanted("eos", False) else (),
+            begin=listed("bos")[:1] if flag(metadata, "add_bos_token", implied) else (),
+            finish=listed("eos")[:1] if flag(metadata, "add_eos_token", False) else (),
             ends=frozenset(ends | _named_ends(metadata, tokens)),
         )
 

@@ -26,6 +26,16 @@ FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 FORM_KEY, PREFIX_KEY = "tokenizer.batchgauge.normal_form", "tokenizer.batchgauge.space_prefix"
 
 
+def flag(metadata: Mapping[str, Any], key: str, otherwise: bool) -> bool:
+    """What a tokenizer's key says, `otherwise` where it is missing. Raises UserError."""
+    value = metadata.get(f"tokenizer.ggml.{key}", otherwise)
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(
+            f"The model file's `tokenizer.ggml.{key}` is {value!r}; expected true or false."
+        )
+    return bool(value)
+
+
 @dataclass(frozen=True)
 class Normaliser:
     """`form` of Unicode or none; whether spaces become `▁`, and where one is put before a text."""
@@ -40,13 +50,8 @@ class Normaliser:
         form = metadata.get(FORM_KEY, "")
         if not spaces:
             return cls(form)
-        said = metadata.get("tokenizer.ggml.add_space_prefix", True)
-        if not isinstance(said, bool | np.bool_):
-            raise UserError(
-                f"The model file's `tokenizer.ggml.add_space_prefix` is {said!r}; "
-                "expected true or false."
-            )
-        return cls(form, True, metadata.get(PREFIX_KEY, "every" if said else ""))
+        usual = "every" if flag(metadata, "add_space_prefix", True) else ""
+        return cls(form, True, metadata.get(PREFIX_KEY, usual))
 
     def __call__(self, text: str, *, first: bool = True) -> str:
         """The text as words are cut from it; `first` where nothing stands before it."""
@@ -56,12 +61,8 @@ class Normaliser:
         if not self.spaces or not text:
             return text
         text = text.replace(" ", SPACE)
-        begun = text.startswith(SPACE)
-        if (
-            self.prefix == "every"
-            or (self.prefix == "missing" and not begun)
-            or (self.prefix == "first" and first and not begun)
-        ):
+        wanted = self.prefix == "missing" or (self.prefix == "first" and first)
+        if self.prefix == "every" or (wanted and not text.startswith(SPACE)):
             return SPACE + text
         return text
 

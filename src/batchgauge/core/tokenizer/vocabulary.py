@@ -25,7 +25,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,14 +59,6 @@ KINDS = {
 WHOLE_KEY = "tokenizer.batchgauge.ignore_merges"  # no GGUF has it; a `tokenizer.json` says so
 
 
-class MergeTable(Protocol):
-    """Which two neighbours merge: a mapping, or what answers like one."""
-
-    def get(self, pair: tuple[int, int], /) -> tuple[int, int] | None:
-        """(rank, merged id) of (left id, right id); None where they do not merge."""
-        ...
-
-
 class ScoredPairs:
     """Neighbours whose text together is a token, the highest score first."""
 
@@ -84,6 +76,9 @@ class ScoredPairs:
         if merged is None or (rank := self._ranks[merged]) < 0:
             return None
         return rank, merged
+
+
+MergeTable = Mapping[tuple[int, int], tuple[int, int]] | ScoredPairs  # which neighbours merge
 
 
 def byte_alphabet() -> list[str]:
