@@ -22,9 +22,15 @@ Parts = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, npt.NDArray[Any] | None
 class Kind:
     """How weights are kept: weight = (code - zero) * scale + least.
 
-    `unpack` gives codes of a file's bytes, [n, 32] or, below eight bits, words [n, bits], and
-    scales and least values [n, parts] where there are any. See `quantised_kernel._Codes` for
-    the others.
+    unpack  gives codes of a file's bytes, [n, 32] or, below eight bits, words [n, bits], and
+            scales and least values [n, parts] where there are any
+    bits    4: nibbles, a 32-bit lane a feature has eight; 5: a lane more has their fifth bits,
+            see `place_of_fifth`; 8: bytes; 16: halves of a float32
+    exact   16 bits are a float16 rather than the upper half of a float32
+    zero    the code of 4 or 5 bits that means zero
+    size    inputs that share a scale; 0: the codes are the weights
+    wide    scales, and what is added, are float32 rather than float16
+    least   something is added
     """
 
     unpack: Callable[[Bytes], Parts]
@@ -48,9 +54,7 @@ class Kind:
 
     def kernel(self) -> int:
         """The address of the compiled product."""
-        module = import_module(KERNELS)
-        numbers = (self.bits, self.exact, self.zero, self.size, self.wide, self.least)
-        made: int = module.kernel(*map(int, numbers), self.group_bytes)
+        made: int = import_module(KERNELS).kernel(self)
         return made
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numba import cfunc, njit, types
 
+from batchgauge.core import quantised_kinds
 from batchgauge.core.kernels import product_kernel, team_kernel, tile, vectors
 from batchgauge.core.kernels.product_kernel import CHUNK, MANY, height, turns_of
 from batchgauge.core.kernels.team_kernel import digest, instructions, number
@@ -37,44 +38,27 @@ from batchgauge.core.kernels.vectors import (
     Writer,
 )
 from batchgauge.core.ops import LINE
+from batchgauge.core.quantised_kinds import BLOCK, GROUP, KINDS, Kind
 
-BLOCK = 64  # output features of a block
-GROUP = 32  # inputs of a group
 FEW = 4  # rows that are multiplied while weights leave their codes
 AHEAD = 6144  # bytes that are asked for ahead
 PANELS = BLOCK // FEATURES
 HALF = ir.HalfType()
-
-
-def code_bytes(bits: int) -> int:
-    """Bytes that the codes of a group take."""
-    return BLOCK * GROUP * bits // 8
+ALL = tuple(KINDS.values())  # compiled code knows a kind by its place here
 
 
 class _Codes:
-    """Instructions that turn one group's codes into float32, for `FEATURES` of the features.
+    """Instructions that turn one group's codes into float32, for `FEATURES` of the features."""
 
-    bits    4: nibbles, a 32-bit lane a feature has eight; 5: a lane more has their fifth bits,
-            see `quantised_kinds.place_of_fifth`; 8: bytes; 16: halves of a float32
-    exact   16 bits are a float16 rather than the upper half of a float32
-    zero    the code of 4 or 5 bits that means zero
-    size    inputs that share a scale; 0: the codes are the weights
-    wide    scales, and what is added, are float32 rather than float16
-    least   something is added
-    """
-
-    def __init__(
-        self, to: Writer, here: Any, lane: Any, bits: int, exact: int, zero: int, size: int,
-        wide: int, least: int,
-    ) -> None:  # fmt: skip
-        self.to, self.bits, self.exact, self.zero = to, bits, exact, zero
-        self.size, self.wide, self.least = size, wide, least
+    def __init__(self, to: Writer, here: Any, lane: Any, kind: Kind) -> None:
+        self.to, self.kind, self.bits = to, kind, kind.bits
 
         def behind(width: int) -> Any:
             return to.builder.add(here, to.builder.mul(lane, INT(width)))
 
-        self.codes, self.factors = behind(4 if bits < 8 else bits // 8), behind(4 if wide else 2)
-        self.levels = [float(level - zero) for level in range(32)]
+        self.codes = behind(4 if kind.bits < 8 else kind.bits // 8)
+        self.factors = behind(4 if kind.wide else 2)
+        self.levels = [float(level - kind.zero) for level in range(32)]
 
     def vector(self, at: Any, kind: Any, offset: int) -> Any:
         """LANES numbers of a kind, so many bytes behind an address."""
@@ -82,10 +66,10 @@ class _Codes:
 
     def scales(self, column: int, part: int, second: int) -> Any:
         """What the weights of some inputs are multiplied by, or what is added to them."""
-        width = 4 if self.wide else 2
-        parts = GROUP // self.size
-        offset = code_bytes(self.bits) + width * (BLOCK * (second * parts + part) + LANES * column)
-        if self.wide:
+        kind = self.kind
+        number = BLOCK * (second * (GROUP // kind.size) + part) + LANES * column
+        offset = kind.code_bytes + (4 if kind.wide else 2) * number
+        if kind.wide:
             return self.vector(self.factors, FLOAT, offset)
         return self.to.builder.fpext(self.vector(self.factors, HALF, offset), VECTOR)
 
@@ -94,10 +78,10 @@ class _Codes:
         builder, found = self.to.builder, []
         for column in range(VECTORS):
             value = self._levels(i, column, held)
-            if self.size:
-                key = (column, i // self.size)
+            if self.kind.size:
+                key = (column, i // self.kind.size)
                 if key not in held:
-                    more = [self.scales(*key, 1)] if self.least else []
+                    more = [self.scales(*key, 1)] if self.kind.least else []
                     held[key] = [self.scales(*key, 0), *more]
                 scale, *least = held[key]
                 value = self.to.fma(value, scale, *least) if least else builder.fmul(value, scale)
@@ -109,7 +93,7 @@ class _Codes:
         builder = self.to.builder
         if self.bits == 16:
             offset = 2 * (BLOCK * i + LANES * column)
-            if self.exact:
+            if self.kind.exact:
                 return builder.fpext(self.vector(self.codes, HALF, offset), VECTOR)
             upper = builder.zext(self.vector(self.codes, ir.IntType(16), offset), WHOLE)
             return builder.bitcast(builder.shl(upper, self._same(16)), VECTOR)
@@ -129,8 +113,8 @@ class _Codes:
             few, more = tables
             return self.to.call("llvm.x86.avx512.vpermi2var.ps.512", VECTOR, few, codes, more)
         codes = builder.and_(codes, self._same((1 << self.bits) - 1))
-        if self.zero:
-            codes = builder.sub(codes, self._same(self.zero))
+        if self.kind.zero:
+            codes = builder.sub(codes, self._same(self.kind.zero))
         return builder.sitofp(codes, VECTOR)
 
     def _word(self, number: int, _odd: int, column: int, held: dict[Any, Any]) -> Any:
@@ -155,19 +139,18 @@ class _Codes:
         return ir.Constant(WHOLE, [number] * LANES)
 
 
-@instructions(types.void, literals=8)
+@instructions(types.void, literals=2)
 def _groups(
-    builder: Any, rows: int, bits: int, exact: int, zero: int, size: int, wide: int, least: int,
-    group: int, x: Any, x_step: Any, weights: Any, lane: Any, groups: Any, y: Any, y_step: Any,
-    ahead: Any,
+    builder: Any, rows: int, kind: int, x: Any, x_step: Any, weights: Any, lane: Any,
+    groups: Any, y: Any, y_step: Any, ahead: Any,
 ) -> None:  # fmt: skip
     """y[rows, FEATURES] = x[rows, inputs] @ weights, or y[inputs, FEATURES] = weights at 0 rows.
 
-    rows to least are literals (see `_Codes`), as is `group`, the bytes from one to the next.
-    The others are addresses, steps in bytes from row to row, and a number of groups. A
-    panel's share of the groups from `ahead` on is asked for.
+    `rows` and `kind`, a place in `ALL`, are literals. The others are addresses, steps in bytes
+    from row to row, and a number of groups. A panel's share of the groups from `ahead` on is
+    asked for.
     """
-    to = Writer(builder)
+    to, group = Writer(builder), ALL[kind].group_bytes
     grid = [(row, column) for row in range(rows) for column in range(VECTORS)]
     x_rows = [builder.add(x, builder.mul(x_step, INT(row))) for row in range(rows)]
     zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * len(grid)
@@ -176,7 +159,7 @@ def _groups(
     asked = builder.add(ahead, builder.mul(number, INT(group // PANELS)))
     x_here = [builder.add(one, builder.mul(number, INT(4 * GROUP))) for one in x_rows]
     y_here = builder.add(y, builder.mul(number, INT(GROUP * 4 * FEATURES)))
-    codes = _Codes(to, here, lane, bits, exact, zero, size, wide, least)
+    codes = _Codes(to, here, lane, ALL[kind])
     held: dict[Any, Any] = {}
     lines = -(-group // PANELS // LINE)
     for i in range(GROUP):
@@ -244,13 +227,13 @@ def turn(rows, lanes):
 
 
 @cache
-def kernel(bits: int, exact: int, zero: int, size: int, wide: int, least: int, group: int) -> int:
-    """The address of `multiply` for a kind of weights, see `_Codes`, in groups of `group` bytes."""
-    source = digest(tile, vectors, product_kernel, team_kernel)
-    return int(_compile(source, bits, exact, zero, size, wide, least, group).address)
+def kernel(kind: Kind) -> int:
+    """The address of `multiply` for a kind of weights."""
+    source = digest(tile, vectors, product_kernel, team_kernel, quantised_kinds)
+    return int(_compile(source, ALL.index(kind), kind.group_bytes).address)
 
 
-def _compile(source, bits, exact, zero, size, wide, least, group):
+def _compile(source, kind, group):
     """`multiply`, compiled for these sources: see `attention_kernel._compile`."""
 
     @cfunc("void(int64, int64)", cache=True)
@@ -275,26 +258,15 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = w_at + AHEAD
                 if PANELS > 1:
                     ahead = w_at + codes_step + panel * (codes_step // PANELS)
+                y_here = y_at + 4 * lane
                 if T == 1:
-                    _groups(
-                        1, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
-                        lane, groups, y_at + 4 * lane, y_step, ahead,
-                    )  # fmt: skip
+                    _groups(1, kind, x_at, x_step, w_at, lane, groups, y_here, y_step, ahead)
                 elif T == 2:
-                    _groups(
-                        2, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
-                        lane, groups, y_at + 4 * lane, y_step, ahead,
-                    )  # fmt: skip
+                    _groups(2, kind, x_at, x_step, w_at, lane, groups, y_here, y_step, ahead)
                 elif T == 3:
-                    _groups(
-                        3, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
-                        lane, groups, y_at + 4 * lane, y_step, ahead,
-                    )  # fmt: skip
+                    _groups(3, kind, x_at, x_step, w_at, lane, groups, y_here, y_step, ahead)
                 else:
-                    _groups(
-                        4, bits, exact, zero, size, wide, least, group, x_at, x_step, w_at,
-                        lane, groups, y_at + 4 * lane, y_step, ahead,
-                    )  # fmt: skip
+                    _groups(4, kind, x_at, x_step, w_at, lane, groups, y_here, y_step, ahead)
             return
         turns = turns_of(T)
         chunk = CHUNK // GROUP if turns < MANY else groups
@@ -308,10 +280,7 @@ def _compile(source, bits, exact, zero, size, wide, least, group):
                 ahead = here + AHEAD
                 if PANELS > 1:
                     ahead = here + codes_step + panel * (codes_step // PANELS)
-                _groups(
-                    0, bits, exact, zero, size, wide, least, group, x_at, x_step, here, lane,
-                    some, w, w_step, ahead,
-                )  # fmt: skip
+                _groups(0, kind, x_at, x_step, here, lane, some, w, w_step, ahead)
                 row = 0
                 for turn in range(turns):
                     rows = height(T, turns, turn, row)
