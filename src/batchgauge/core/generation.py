@@ -57,7 +57,7 @@ class PromptReader:
 
     def read_all(self, requests: Sequence[InferenceBatchRequest]) -> list[list[int] | UserError]:
         """Ids of each prompt, or what is wrong with the request; texts of one kind in one call."""
-        found: list[list[int] | UserError] = [[] for _ in requests]
+        found: dict[int, list[int] | UserError] = {}
         texts: dict[bool, dict[int, str]] = {True: {}, False: {}}
         for i, request in enumerate(requests):
             try:
@@ -68,17 +68,10 @@ class PromptReader:
                     found[i] = self._checked(list(prompt))
             except UserError as problem:
                 found[i] = problem
-        chats = dict(texts[True])
-        for i, laid_out in zip(chats, self._chats(list(chats.values())), strict=True):
-            if isinstance(laid_out, UserError):
-                found[i] = laid_out
-                del texts[True][i]
-            else:
-                texts[True][i] = laid_out
-        for chat, chosen in texts.items():
-            for i, ids in zip(chosen, self._encode(list(chosen.values()), chat), strict=True):
-                found[i] = self._finish(ids) if isinstance(ids, list) else ids
-        return found
+        chats, plain = self._chats([*texts[True].values()]), [*texts[False].values()]
+        found |= zip(texts[True], self._ids(chats, chat=True), strict=True)
+        found |= zip(texts[False], self._ids(plain, chat=False), strict=True)
+        return [found[i] for i in range(len(requests))]
 
     def read(self, request: InferenceBatchRequest) -> list[int]:
         """Ids of one prompt. Raises UserError."""
@@ -89,12 +82,16 @@ class PromptReader:
 
     def read_conversation(self, messages: Conversation) -> list[int]:
         """Ids of what was said so far, by the model's template. Raises UserError."""
-        (text,) = self._chats([messages])
-        found = self._encode([text], chat=True)[0] if isinstance(text, str) else text
-        ids = self._finish(found) if isinstance(found, list) else found
+        (ids,) = self._ids(self._chats([messages]), chat=True)
         if isinstance(ids, UserError):
             raise ids
         return ids
+
+    def _ids(self, texts: Sequence[str | UserError], chat: bool) -> list[list[int] | UserError]:
+        """Ids of texts with what belongs around them, or what is wrong with each."""
+        encoded = iter(self._encode([text for text in texts if isinstance(text, str)], chat))
+        found = [next(encoded) if isinstance(text, str) else text for text in texts]
+        return [self._finish(ids) if isinstance(ids, list) else ids for ids in found]
 
     def _chats(self, prompts: Sequence[Conversation]) -> Sequence[str | UserError]:
         if not prompts:
