@@ -8,11 +8,12 @@ know how many positions each layer's queries see (0: all) and the soft cap of sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
-from batchgauge.core.kernels.products import find_kernel, together
+from batchgauge.core.kernels.products import together
 from batchgauge.core.kv_cache import KVCache, Numbers
 from batchgauge.core.ops import Floats, Ints, attend_causal, attend_step, unseen
 
@@ -124,7 +125,10 @@ def pieces_of(counts: Sequence[int], size: int, steps: int = 0) -> Numbers:
 
 def best_attention(head_dim: int, windows: Sequence[int], cap: float = 0.0) -> Attention:
     """The compiled way where it can run and whole tiles fill a head; else NumPy's."""
-    kernel = find_kernel("attention")
-    if kernel is None or head_dim % kernel.FEATURES:
+    try:
+        kernel = import_module("batchgauge.core.kernels.attention_kernel")
+    except ImportError:  # no Numba, or nothing that multiplies and adds at once
+        return PlainAttention(windows, cap)
+    if head_dim % kernel.FEATURES:
         return PlainAttention(windows, cap)
     return CompiledAttention(kernel, windows, cap)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
 
 from batchgauge.core.config import Config
 from batchgauge.core.kernels.attention import pieces_of, spans_of
-from batchgauge.core.kernels.products import find_kernel, together
+from batchgauge.core.kernels.products import together
 from batchgauge.core.kv_cache import Numbers
 from batchgauge.core.ops import Floats, Rotations
 from batchgauge.core.weights import Biased, Weights
@@ -38,11 +39,14 @@ class CompiledLayers:
     @classmethod
     def of(cls, config: Config, weights: Weights) -> CompiledLayers | None:
         """Those of a model; None where something has no compiled form, or nothing has."""
-        kernel = find_kernel("layers")
-        if kernel is None or not config.plain or config.head_dim % kernel.HEAD_WIDTH:
+        try:
+            kernel = import_module("batchgauge.core.kernels.layers_kernel")
+        except ImportError:  # no Numba, or nothing that multiplies and adds at once
             return None
         matrices = [weights.head, *(m for layer in weights.layers for m in layer.matrices)]
-        if config.d_ff % kernel.INNER_WIDTH or not all(m.pieces() for m in matrices):
+        if config.head_dim % kernel.HEAD_WIDTH or config.d_ff % kernel.INNER_WIDTH:
+            return None
+        if not config.plain or not all(m.pieces() for m in matrices):
             return None
         return cls(kernel, config, weights)
 

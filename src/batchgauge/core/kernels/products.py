@@ -120,22 +120,17 @@ def _team() -> ModuleType:
     return import_module("batchgauge.core.kernels.team_kernel")
 
 
-def find_kernel(name: str) -> ModuleType | None:
-    """A compiled module; None without Numba, or where nothing multiplies and adds at once."""
-    try:
-        return import_module(f"batchgauge.core.kernels.{name}_kernel")
-    except ImportError:
-        return None
-
-
 @cache
 def compiled() -> ModuleType | None:
-    """The compiled tiles, if there are any: see `find_kernel`.
+    """The compiled tiles; None without Numba, or where nothing multiplies and adds at once.
 
     The first call takes a moment, and a second or so where Numba has not cached them yet;
     whoever holds only weights need not pay for it in time and memory.
     """
-    return find_kernel("product")
+    try:
+        return import_module("batchgauge.core.kernels.product_kernel")
+    except ImportError:
+        return None
 
 
 @contextmanager
