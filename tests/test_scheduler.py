@@ -24,8 +24,7 @@ from batchgauge.serving.policies import (
     ShortestFirst,
     dynamic,
 )
-from batchgauge.serving.rules import DEADLINE_PASSED, ClosedError, Rules
-from batchgauge.serving.scheduler import Scheduler
+from batchgauge.serving.scheduler import DEADLINE_PASSED, ClosedError, Rules, Scheduler
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
 
@@ -425,7 +424,7 @@ def test_queues_forget_those_who_left(engine, clock):
     for number in range(2000):
         scheduler.submit(item(f"{number}"), deadline_s=1e9)
         scheduler.cancel(f"{number}")
-    for heap in (scheduler._waiting._heap, scheduler._deadlines._heap):
+    for heap in (scheduler._waiting._heap, scheduler._deadlines):
         assert len(heap._entries) < 200
 
 

@@ -27,9 +27,8 @@ from batchgauge.core.engine import BatchInferenceEngine  # noqa: E402
 from batchgauge.registry import open_engine  # noqa: E402
 from batchgauge.request import BatchItem, InferenceBatchRequest  # noqa: E402
 from batchgauge.serving import server as server_module  # noqa: E402
-from batchgauge.serving.answers import ServedAnswer  # noqa: E402
 from batchgauge.serving.async_engine import AsyncEngine  # noqa: E402
-from batchgauge.serving.replies import Limits, Reply  # noqa: E402
+from batchgauge.serving.replies import Limits, Reply, ServedAnswer  # noqa: E402
 from batchgauge.serving.schemas import Call  # noqa: E402
 from batchgauge.serving.server import read_model  # noqa: E402
 from batchgauge.serving.starters import Threads  # noqa: E402

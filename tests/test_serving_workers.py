@@ -19,10 +19,15 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving import workers as workers_module
-from batchgauge.serving.async_engine import AnswerError, AsyncEngine, FullError, StoppedError
+from batchgauge.serving.async_engine import (
+    AnswerError,
+    AsyncEngine,
+    EndPace,
+    FullError,
+    StoppedError,
+)
 from batchgauge.serving.messages import Job, JobEvent, News, Ready, State, Unfit
 from batchgauge.serving.metrics import Metrics
-from batchgauge.serving.pace import EndPace
 from batchgauge.serving.server import read_model
 from batchgauge.serving.starters import CAN_FORK, Nursery, Spawned, Threads
 from batchgauge.serving.worker import Opener, WorkerPlan

@@ -6,8 +6,7 @@ from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.core.model import CUT, PART, SPARE, TILE
 from batchgauge.errors import UserError
 from batchgauge.machine.limits import usable_memory
-from batchgauge.serving.rules import Rules
-from batchgauge.serving.scheduler import Scheduler
+from batchgauge.serving.scheduler import Rules, Scheduler
 from batchgauge.sizing.memory_model import MemoryModel, ModelShape
 
 

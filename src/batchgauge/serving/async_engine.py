@@ -14,11 +14,11 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from batchgauge.core.generation import PromptReader
 from batchgauge.core.tokenizer.bpe_tokenizer import BPETokenizer
@@ -26,11 +26,13 @@ from batchgauge.errors import UserError
 from batchgauge.request import FinishReason, InferenceBatchRequest
 from batchgauge.serving.detokenize import TextPieces
 from batchgauge.serving.messages import Failing, Job, JobEvent, State
-from batchgauge.serving.pace import EndPace
 from batchgauge.serving.workers import Workers
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from batchgauge.serving.metrics import Metrics
+
 READERS = 2  # threads that read prompts
+RECENT = 0.1  # weight of the last end in the pace of ends, once there were enough
 
 
 class AnswerPiece(NamedTuple):
@@ -65,26 +67,6 @@ class AnswerError(UserError):
         self.failing = failing
 
 
-class Watch(Protocol):
-    """Who is told what the engine does, in seconds: see `metrics.Metrics`."""
-
-    def refused(self) -> None:
-        """A request was refused, as there was no room."""
-        ...
-
-    def first_token(self, seconds: float) -> None:
-        """The first token of a request came so long after it."""
-        ...
-
-    def next_tokens(self, seconds: float, count: int) -> None:
-        """So many tokens came, so long after the one before."""
-        ...
-
-    def ended(self, how: str, seconds: float, prompt_tokens: int, tokens: int) -> None:
-        """A request is over: by stop, length, context, cancelled, or what failed."""
-        ...
-
-
 @dataclass(slots=True)
 class _Stream:
     """One answer under way. Text is made in the thread that reads events."""
@@ -98,6 +80,33 @@ class _Stream:
     how: str = "cancelled"
 
 
+class EndPace:
+    """Seconds from one end to the next, of the time in which there is something to do.
+
+    A mean in which the last 20 or so ends count most. Times by a clock of the caller's.
+    """
+
+    def __init__(self) -> None:
+        self._mean_s = 0.0
+        self._ends = 0
+        self._since_s = 0.0  # the last end, or when somebody came to nobody
+
+    def begin(self, now_s: float) -> None:
+        """Somebody comes, and nobody was there: what passed before was idle."""
+        self._since_s = now_s
+
+    def end(self, now_s: float) -> None:
+        """A request is over."""
+        self._ends += 1
+        weight = max(RECENT, 1.0 / self._ends)
+        self._mean_s += weight * (now_s - self._since_s - self._mean_s)
+        self._since_s = now_s
+
+    def each_s(self, now_s: float) -> float:
+        """Seconds that an end takes, while somebody is there: at least as long as this one does."""
+        return max(self._mean_s, now_s - self._since_s)
+
+
 class AsyncEngine:
     """Answers for asyncio from `workers`; `queue` requests may wait beside those that run.
 
@@ -105,7 +114,7 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, workers: Workers, reader: PromptReader, queue: int, watch: Watch | None = None
+        self, workers: Workers, reader: PromptReader, queue: int, watch: Metrics | None = None
     ) -> None:
         assert isinstance(reader.tokenizer, BPETokenizer)
         self.workers, self.reader, self._queue = workers, reader, queue
@@ -126,9 +135,10 @@ class AsyncEngine:
 
     async def read(self, prompt: InferenceBatchRequest | Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of a prompt, or of a chat's messages, read beside the loop. Raises UserError."""
+        loop = asyncio.get_running_loop()
         if isinstance(prompt, InferenceBatchRequest):
-            return await self._aside(self.reader.read, prompt)
-        return await self._aside(self.reader.read_conversation, prompt)
+            return await loop.run_in_executor(self._pool, self.reader.read, prompt)
+        return await loop.run_in_executor(self._pool, self.reader.read_conversation, prompt)
 
     def check_room(self, name: str | None = None) -> None:
         """Raise the error that a request would be refused with now; None is a name of its own.
@@ -175,8 +185,8 @@ class AsyncEngine:
             except UserError:
                 one.how = "invalid"
                 raise
-            job = _job(name, request, tuple(prompt), priority, deadline_s)
-            self.workers.submit(job)
+            asked = replace(request, prompt=tuple(prompt), chat=False)
+            self.workers.submit(Job(name, asked, priority, deadline_s))
             while True:
                 given = await one.queue.get()
                 if isinstance(given, UserError):
@@ -216,10 +226,6 @@ class AsyncEngine:
         self._pool.shutdown(cancel_futures=True)
         self.workers.close()
         self._thread.join()
-
-    async def _aside(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call in a thread of the engine's own."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _leave(self, name: str, one: _Stream, prompt_tokens: int) -> None:
         del self._streams[name]
@@ -267,19 +273,6 @@ class AsyncEngine:
             one.how = event.finish
             text += one.text.finish()
         return [AnswerPiece(text, event.tokens, event.finish)]
-
-
-def _job(
-    name: str,
-    request: InferenceBatchRequest,
-    prompt: tuple[int, ...],
-    priority: int,
-    deadline_s: float | None,
-) -> Job:
-    options = {n: getattr(request, n) for n in request.__dataclass_fields__ if n != "prompt"}
-    return Job(
-        name, InferenceBatchRequest(prompt, **(options | {"chat": False})), priority, deadline_s
-    )
 
 
 def _put(given: list[tuple[_Stream, AnswerPiece | UserError]]) -> None:

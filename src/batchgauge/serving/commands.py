@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
@@ -16,43 +17,34 @@ from batchgauge.text import visible
 KEY = "BATCHGAUGE_API_KEY"
 
 
+_shown = partial(click.option, show_default=True)
+
+
 @click.command()
 @click.argument("model", default="")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@_shown("--host", default="127.0.0.1", help="Address to listen on.")
+@_shown("--port", type=click.IntRange(0, 65535), default=8000)
 @click.option("--name", default="", help="The model's name for clients; else its own.")
-@click.option(
-    "--slots",
-    default="auto",
-    show_default=True,
-    help="Requests in a worker's batch; auto asks the sizing advisor.",
+@_shown(
+    "--slots", default="auto", help="Requests in a worker's batch; auto asks the sizing advisor."
 )
-@click.option(
+@_shown(
     "--workers",
     type=click.IntRange(0, 64),
     default=1,
-    show_default=True,
     help="Processes that run the model; 0: a thread of the server's own.",
 )
-@click.option(
+@_shown(
     "--queue",
     type=click.IntRange(0, 100_000),
     default=64,
-    show_default=True,
     help="Requests that may wait; more are refused.",
 )
-@click.option(
-    "--policy",
-    type=click.Choice(list(ORDERS)),
-    default="fifo",
-    show_default=True,
-    help="Who goes first.",
-)
-@click.option(
+@_shown("--policy", type=click.Choice(list(ORDERS)), default="fifo", help="Who goes first.")
+@_shown(
     "--batching",
     type=click.Choice(list(BATCHINGS)),
     default="continuous",
-    show_default=True,
     help="When requests join: at any step, or in batches that run to their end.",
 )
 @click.option(
@@ -61,25 +53,29 @@ KEY = "BATCHGAUGE_API_KEY"
     default=0.0,
     help="What a step may take; the batch adapts to it. Without: no budget.",
 )
-@click.option("--weights", default="float32", show_default=True, help="float32, file or bfloat16.")
+@_shown("--weights", default="float32", help="float32, file or bfloat16.")
 @click.option("--threads", type=int, default=0, help="Of each worker; else what there is.")
 @click.option("--api-key", envvar=KEY, default="", help=f"Asked of clients; or {KEY}.")
+@_shown("--max-body", "body_bytes", type=click.IntRange(1), default=4 << 20, help="Bytes.")
 @click.option(
-    "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Bytes."
+    "--max-prompt",
+    "prompt_tokens",
+    type=click.IntRange(0),
+    default=0,
+    help="Tokens; else the context.",
 )
-@click.option("--max-prompt", type=click.IntRange(0), default=0, help="Tokens; else the context.")
-@click.option(
+@_shown(
     "--timeout",
+    "request_s",
     type=click.FloatRange(0.001, 86_400),
     default=600.0,
-    show_default=True,
     help="Seconds that a request may take.",
 )
-@click.option(
+@_shown(
     "--grace",
+    "grace_s",
     type=click.FloatRange(0, 3600),
     default=30.0,
-    show_default=True,
     help="Seconds to finish requests in when the server is told to end.",
 )
 def serve(model: str, slots: str, workers: int, threads: int, **options: Any) -> None:
@@ -94,30 +90,16 @@ def serve(model: str, slots: str, workers: int, threads: int, **options: Any) ->
         raise UserError(
             f"slots is '{slots}'; expected auto or a whole number from 1 to {MAX_BATCH_SIZE}."
         )
+    given = {name: options.pop(name) for name in ("weights", "policy", "batching", "budget_ms")}
     plan = WorkerPlan(
         model=model,
-        weights=options["weights"],
         threads=threads or max(1, default_threads() // max(1, workers)),
         slots=0 if slots == "auto" else int(slots),
-        policy=options["policy"],
-        batching=options["batching"],
-        budget_ms=options["budget_ms"],
         workers=max(1, workers),
+        **given,
     )
-    limits = Limits(
-        body_bytes=options["max_body"],
-        prompt_tokens=options["max_prompt"],
-        request_s=options["timeout"],
-    )
-    names = ("host", "port", "queue", "api_key", "name")
-    given = Options(
-        plan=plan,
-        workers=workers,
-        limits=limits,
-        grace_s=options["grace"],
-        **{name: options[name] for name in names},
-    )
-    opened = open_server(given)
+    limits = Limits(**{n: options.pop(n) for n in ("body_bytes", "prompt_tokens", "request_s")})
+    opened = open_server(Options(plan=plan, workers=workers, limits=limits, **options))
     slots_now = opened.engine.workers.slots
     click.echo(visible(f"{opened.model} on {opened.url}, {slots_now} requests at once."))
     with suppress(KeyboardInterrupt):  # uvicorn's last word, when all is done

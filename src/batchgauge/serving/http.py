@@ -24,10 +24,9 @@ from starlette.routing import Route
 
 from batchgauge.errors import UserError
 from batchgauge.request import InferenceBatchRequest
-from batchgauge.serving.answers import ServedAnswer
 from batchgauge.serving.async_engine import AsyncEngine
 from batchgauge.serving.metrics import Metrics
-from batchgauge.serving.replies import Limits, Reply, api_error, error_response
+from batchgauge.serving.replies import Limits, Reply, ServedAnswer, api_error, error_response
 from batchgauge.serving.schemas import APIError, Call, invalid, read_call
 
 LONGEST_ID = 128

@@ -11,9 +11,9 @@ Left out: policies that look at the deadline, or share by user.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from batchgauge.core.generation import Generation
 from batchgauge.errors import UserError
@@ -44,16 +44,16 @@ class Submission:
         return self.key, self.number
 
 
-class Order(Protocol):
+class Order(ABC):
     """Which of those who wait is next."""
 
+    @abstractmethod
     def key(self, coming: Submission) -> Key:
         """The place of a submission in the queue."""
-        ...
 
     def may_evict(self, coming: Submission, running: Submission) -> bool:
-        """Whether `running` may be thrown out so that `coming` has room."""
-        ...
+        """Whether `running` may be thrown out so that `coming` has room: never, unless said."""
+        return False
 
 
 def _check_ageing(ageing_s: float) -> None:
@@ -62,20 +62,16 @@ def _check_ageing(ageing_s: float) -> None:
 
 
 @dataclass(frozen=True)
-class Fifo:
+class Fifo(Order):
     """First come, first served."""
 
     def key(self, coming: Submission) -> Key:
         """By arrival."""
         return coming.arrived_s, 0.0
 
-    def may_evict(self, coming: Submission, running: Submission) -> bool:
-        """Never."""
-        return False
-
 
 @dataclass(frozen=True)
-class PriorityClasses:
+class PriorityClasses(Order):
     """By class, then arrival; `ageing_s` of waiting make up for one class (infinity: never)."""
 
     ageing_s: float = math.inf
@@ -100,7 +96,7 @@ def limit_tokens(one: Generation) -> float:
 
 
 @dataclass(frozen=True)
-class ShortestFirst:
+class ShortestFirst(Order):
     """The fewest tokens first, as `predict` says (prompt and answer; see `limit_tokens`).
 
     `ageing_s` of waiting make up for `mean_tokens` (infinity: never).
@@ -121,10 +117,6 @@ class ShortestFirst:
         if math.isinf(self.ageing_s):
             return tokens, coming.arrived_s
         return coming.arrived_s + self.ageing_s * tokens / self.mean_tokens, tokens
-
-    def may_evict(self, coming: Submission, running: Submission) -> bool:
-        """Never: what runs has been paid for."""
-        return False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Submissions that wait, the next one first, and the deadlines of all that are not over."""
+"""Submissions in an order: those that wait, the next one first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchgauge.serving.policies import Submission
 SPARE = 64  # entries of those who left, beside as many as are there, until they are swept
 
 
-class _Heap:
+class Heap:
     """Submissions by a number; those that are no longer `there` are dropped on the way."""
 
     def __init__(
@@ -43,7 +43,7 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._waiting: dict[str, Submission] = {}
-        self._heap = _Heap(lambda one: one.key, self.__contains__)
+        self._heap = Heap(lambda one: one.key, self.__contains__)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -70,18 +70,3 @@ class WaitingQueue:
     def oldest_s(self) -> float:
         """When the one arrived who waits longest; there must be one."""
         return min(one.arrived_s for one in self._waiting.values())
-
-
-class Deadlines:
-    """Submissions by deadline, as long as they are not over."""
-
-    def __init__(self, there: Callable[[Submission], bool]) -> None:
-        self._heap = _Heap(lambda one: one.deadline_s, there)
-
-    def push(self, one: Submission) -> None:
-        """Watch one."""
-        self._heap.push(one)
-
-    def first(self) -> Submission | None:
-        """The one with the nearest deadline."""
-        return self._heap.first()

@@ -1,21 +1,26 @@
-"""Answers and errors on their way to a client: in one body, or event by event."""
+"""OpenAI's answers and errors on their way to a client: in one body, or event by event."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from batchgauge.errors import UserError
-from batchgauge.serving.answers import DONE, ServedAnswer, event, usage_of
+from batchgauge.request import FinishReason
 from batchgauge.serving.async_engine import AnswerError, AnswerPiece, FullError, StoppedError
 from batchgauge.serving.schemas import APIError, Call
 
+DONE = b"data: [DONE]\n\n"
+# The API has no word for an answer that filled the model's context.
+_FINISHES: dict[FinishReason, str] = {"stop": "stop", "length": "length", "context": "length"}
 _STATUS = {"invalid": 400, "deadline": 504, "failed": 500}
 
 
@@ -28,6 +33,67 @@ class Limits:
     body_s: float = 30.0
     request_s: float = 600.0
     send_s: float = 60.0
+
+
+def usage_of(prompt_tokens: int, tokens: int) -> dict[str, int]:
+    """The API's account of an answer."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": tokens,
+        "total_tokens": prompt_tokens + tokens,
+    }
+
+
+def event(said: Any) -> bytes:
+    """A server-sent event whose data is this in JSON, in one line."""
+    return b"data: " + json.dumps(said, separators=(",", ":")).encode() + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAnswer:
+    """What every chunk of one answer repeats; `created` in seconds since 1970."""
+
+    id: str
+    model: str
+    is_chat: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Chunks before the first text: of a chat, who speaks."""
+        if not self.is_chat:
+            return []
+        return [self._chunk([_choice("delta", {"role": "assistant", "content": ""}, None)])]
+
+    def piece(self, text: str, finish: FinishReason | None, **more: Any) -> dict[str, Any]:
+        """A chunk of text; `more` are other fields of its choice."""
+        if not self.is_chat:
+            return self._chunk([_choice("text", text, finish, **more)])
+        said = {"content": text} if text else {}
+        return self._chunk([_choice("delta", said, finish, **more)])
+
+    def accounted(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The last chunk, which has no text but says what the answer took."""
+        return self._chunk([]) | {"usage": usage}
+
+    def whole(
+        self, text: str, finish: FinishReason, usage: dict[str, int], **more: Any
+    ) -> dict[str, Any]:
+        """The answer in one body."""
+        said = {"role": "assistant", "content": text} if self.is_chat else text
+        choice = _choice("message" if self.is_chat else "text", said, finish, **more)
+        return self._named("chat.completion", [choice]) | {"usage": usage}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._named("chat.completion.chunk", choices)
+
+    def _named(self, of_chat: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": of_chat if self.is_chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
 
 
 class Reply(Response):
@@ -122,6 +188,11 @@ class Reply(Response):
         """Give the client a part. Raises TimeoutError where it does not read."""
         async with asyncio.timeout(self.limits.send_s):
             await send({"type": "http.response.body", "body": data, "more_body": not is_last})
+
+
+def _choice(key: str, said: Any, finish: FinishReason | None, **more: Any) -> dict[str, Any]:
+    reason = _FINISHES[finish] if finish else None
+    return {"index": 0, key: said, "logprobs": None, "finish_reason": reason, **more}
 
 
 async def _gone(receive: Receive) -> None:

@@ -20,14 +20,63 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from batchgauge.core.batch_loop import BatchLoop, Response, StepEvent
 from batchgauge.core.generation import Generation
 from batchgauge.errors import UserError
 from batchgauge.request import BatchItem, BatchResponse, InferenceBatchRequest
-from batchgauge.serving.policies import Submission
-from batchgauge.serving.queue import Deadlines, WaitingQueue
-from batchgauge.serving.rules import DEADLINE_PASSED, ClosedError, Rules, StepRecord
+from batchgauge.serving.policies import CONTINUOUS, Batching, Fifo, Order, Submission
+from batchgauge.serving.queue import Heap, WaitingQueue
+from batchgauge.sizing.adaptive import AdaptiveBatchSizer
+
+DEADLINE_PASSED = "The deadline passed"  # how the error of such a request begins
+
+
+class ClosedError(UserError):
+    """The scheduler takes no more requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a scheduler decides. Raises UserError for what makes no sense.
+
+    batch    requests under way, at most; the loop's slots where those are fewer
+    preempt  whether the order may throw out requests that are under way
+    sizer    lowers the batch by what a step of the loop took that only decoded (batching
+             together: by what the whole batch took)
+    """
+
+    batch: int = 8
+    order: Order = field(default_factory=Fifo)
+    batching: Batching = CONTINUOUS
+    preempt: bool = False
+    sizer: AdaptiveBatchSizer | None = None
+
+    def __post_init__(self) -> None:
+        value: object = self.batch
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"batch is {value!r}; expected a whole number from 1 on.")
+        if self.preempt and self.batching.together:
+            raise UserError("Preemption needs continuous batching.")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: when it ended on the scheduler's clock, what it did, and what it cost.
+
+    rows and prompt_positions are what the model computed, `waiting`, `running` and
+    `used_positions` what was there as it began; own_s is all but the loop's step.
+    """
+
+    at_s: float
+    loop_s: float
+    own_s: float
+    rows: int
+    prompt_positions: int
+    waiting: int
+    running: int
+    used_positions: int
 
 
 class Scheduler:
@@ -49,7 +98,7 @@ class Scheduler:
         self.closed = False
         self._waiting = WaitingQueue()
         self._running: dict[str, Submission] = {}
-        self._deadlines = Deadlines(lambda one: one in self._waiting or self._is_running(one))
+        self._deadlines = Heap(lambda one: one.deadline_s, self._is_going)
         self._held: list[StepEvent] = []  # ends of a batch that is not done
         self._ended: dict[str, Response] = {}
         self._batch_began_s, self._batch_size = 0.0, 0
@@ -179,8 +228,8 @@ class Scheduler:
             return found
         raise UserError(found.error or "")
 
-    def _is_running(self, one: Submission) -> bool:
-        return self._running.get(one.one.id) is one
+    def _is_going(self, one: Submission) -> bool:
+        return one in self._waiting or self._running.get(one.one.id) is one
 
     def _is_due(self, now: float) -> bool:
         """Whether requests that wait may join."""

@@ -55,16 +55,12 @@ class APIError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.retry_after_s: int | None = None
 
-    @property
-    def kind(self) -> str:
-        """OpenAI's `type`."""
-        kinds = {401: "authentication_error", 429: "rate_limit_error"}
-        default = "invalid_request_error" if self.status < 500 else "server_error"
-        return kinds.get(self.status, default)
-
     def body(self) -> dict[str, Any]:
         """What is answered: `{"error": …}`."""
-        said = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        default = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = kinds.get(self.status, default)
+        said = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": said}
 
 
@@ -131,11 +127,8 @@ def read_call(body: bytes, *, is_chat: bool) -> Call:
     if not isinstance(model, str):
         raise invalid("You must provide a model parameter: its name in a text.", "model")
     priority = said.get("priority", 0)
-    if not _is_whole(priority) or not 0 <= priority <= MOST_PRIORITY:
-        raise invalid(
-            f"priority is {priority!r:.40}; expected a whole number from 0 to {MOST_PRIORITY}.",
-            "priority",
-        )
+    is_right = _is_whole(priority) and 0 <= priority <= MOST_PRIORITY
+    _expect(is_right, "priority", priority, f"a whole number from 0 to {MOST_PRIORITY}")
     return Call(
         model,
         "" if is_chat else _prompt(said),
@@ -168,31 +161,25 @@ def _max_tokens(said: Mapping[str, Any], is_chat: bool) -> int | None:
     names = [n for n in ("max_completion_tokens", "max_tokens") if n in said]
     if len({said[n] for n in names if _is_whole(said[n])}) > 1:
         raise invalid("max_tokens and max_completion_tokens differ; expected one.", "max_tokens")
-    for name in names:
-        if not _is_whole(said[name]) or said[name] < 1:
-            raise invalid(
-                f"{name} is {said[name]!r:.40}; expected a whole number of at least 1.", name
-            )
-        return int(said[name])
-    return None if is_chat else COMPLETION_TOKENS
+    if not names:
+        return None if is_chat else COMPLETION_TOKENS
+    most = said[names[0]]
+    _expect(_is_whole(most) and most >= 1, names[0], most, "a whole number of at least 1")
+    return int(most)
 
 
 def _stop(said: Any) -> tuple[str, ...]:
     texts = (said,) if isinstance(said, str) else said
     is_list = isinstance(texts, tuple | list) and len(texts) <= MOST_STOPS
-    if not is_list or not all(isinstance(t, str) and 0 < len(t) <= LONGEST_STOP for t in texts):
-        raise invalid(
-            f"stop is {said!r:.40}; expected a text, or a list of at most {MOST_STOPS}, each of 1 "
-            f"to {LONGEST_STOP} characters.",
-            "stop",
-        )
+    is_right = is_list and all(isinstance(t, str) and 0 < len(t) <= LONGEST_STOP for t in texts)
+    each = f"each of 1 to {LONGEST_STOP} characters"
+    _expect(is_right, "stop", said, f"a text, or a list of at most {MOST_STOPS}, {each}")
     return tuple(texts)
 
 
 def _usage(said: Mapping[str, Any], is_stream: bool) -> str:
     options = said.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise invalid(f"stream_options is {options!r:.40}; expected an object.", "stream_options")
+    _expect(isinstance(options, dict), "stream_options", options, "an object")
     if options and not is_stream:
         raise invalid("stream_options is for a stream; expected stream=true.", "stream_options")
     names = ("include_usage", "continuous_usage_stats")
@@ -226,11 +213,10 @@ def _messages(said: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _message(said: Any, where: str) -> Message:
-    if not isinstance(said, dict):
-        raise invalid(f"{where} is {said!r:.40}; expected an object.", where)
+    _expect(isinstance(said, dict), where, said, "an object")
     role = said.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise invalid(f"{where}.role is {role!r:.40}; expected one of {', '.join(_ROLES)}.", where)
+    is_known, known = isinstance(role, str) and role in _ROLES, ", ".join(_ROLES)
+    _expect(is_known, f"{where}.role", role, f"one of {known}", where)
     if said.get("tool_calls") or said.get("function_call"):
         raise invalid(f"{where} calls a tool; expected messages without tools.", where)
     content = said.get("content")
@@ -240,8 +226,7 @@ def _message(said: Any, where: str) -> Message:
         if not all(isinstance(p, str) for p in parts):
             raise invalid(f"{where}.content has a part that is no text; expected text.", where)
         content = "".join(str(p) for p in parts)
-    if not isinstance(content, str):
-        raise invalid(f"{where}.content is {content!r:.40}; expected a text.", where)
+    _expect(isinstance(content, str), f"{where}.content", content, "a text", where)
     return {"role": _ROLES[role], "content": _text(content, where)}
 
 
@@ -255,9 +240,14 @@ def _text(text: str, where: str) -> str:
 
 def _flag(said: Mapping[str, Any], name: str) -> bool:
     value = said.get(name, False)
-    if not isinstance(value, bool):
-        raise invalid(f"{name} is {value!r:.40}; expected true or false.", name)
-    return value
+    _expect(isinstance(value, bool), name, value, "true or false")
+    return bool(value)
+
+
+def _expect(is_right: bool, name: str, value: Any, what: str, param: str = "") -> None:
+    """Raise APIError where a value is not right; `param` names the field where `name` does not."""
+    if not is_right:
+        raise invalid(f"{name} is {value!r:.40}; expected {what}.", param or name)
 
 
 def _is_whole(value: Any) -> bool:

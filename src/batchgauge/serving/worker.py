@@ -22,8 +22,7 @@ from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.serving.admission import open_scheduler
 from batchgauge.serving.messages import Failing, Job, JobEvent, News, Ready, State, Unfit
 from batchgauge.serving.policies import BATCHINGS, ORDERS
-from batchgauge.serving.rules import DEADLINE_PASSED, Rules
-from batchgauge.serving.scheduler import Scheduler
+from batchgauge.serving.scheduler import DEADLINE_PASSED, Rules, Scheduler
 from batchgauge.sizing.adaptive import AdaptiveBatchSizer
 
 AGEING_S = 10.0  # that make up for one class, or for the mean length

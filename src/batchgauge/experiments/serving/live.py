@@ -14,8 +14,7 @@ from batchgauge.core.batch_loop import StepEvent
 from batchgauge.errors import UserError
 from batchgauge.experiments.serving.study import CHUNK, ServingCase, rules_of
 from batchgauge.serving.admission import open_scheduler
-from batchgauge.serving.rules import StepRecord
-from batchgauge.serving.scheduler import Scheduler
+from batchgauge.serving.scheduler import Scheduler, StepRecord
 from batchgauge.simulate.arrivals import CLASS_NAMES, Arrivals
 from batchgauge.workload import exact_requests
 

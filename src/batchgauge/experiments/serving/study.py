@@ -18,7 +18,7 @@ from batchgauge.experiments.context import Context, whole
 from batchgauge.experiments.step_times import StepTimes, in_one_pass, measure_steps
 from batchgauge.experiments.traffic import PATIENCE, affordable_scale, longest_of, unloaded_s
 from batchgauge.serving.policies import BATCHINGS, ORDERS
-from batchgauge.serving.rules import Rules
+from batchgauge.serving.scheduler import Rules
 from batchgauge.simulate.arrivals import Arrivals, bursty
 from batchgauge.simulate.metrics import capacity, rate_text
 from batchgauge.simulate.server import Server
