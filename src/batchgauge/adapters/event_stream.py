@@ -37,8 +37,7 @@ class EventStream:
 
     def __init__(self) -> None:
         self.strays: list[str] = []
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._has_begun = False
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
         self._after_cr = False
         self._line: list[str] = []  # the pieces of a line that has not ended yet
         self._data: list[str] = []
@@ -49,14 +48,8 @@ class EventStream:
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that end within `chunk`. Raises UserError for an endless line or event."""
         text = self._decoder.decode(chunk)
-        if not text:
-            return []
-        if not self._has_begun:
-            self._has_begun = True
-            text = text.removeprefix("\ufeff")
-        if self._after_cr and text.startswith("\n"):
-            text = text[1:]
-            self._after_cr = False
+        if self._after_cr and text:
+            text, self._after_cr = text.removeprefix("\n"), False
         if not text:
             return []
         self._after_cr = text.endswith("\r")

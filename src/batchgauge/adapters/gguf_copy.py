@@ -26,17 +26,17 @@ _KINDS = gguf.GGUFValueType
 _OF_TYPE = {bool: _KINDS.BOOL, int: _KINDS.UINT32, float: _KINDS.FLOAT32, str: _KINDS.STRING}
 
 
-def as_gguf(file: ModelFile, folder: Path | None = None) -> Path:
+def as_gguf(file: ModelFile) -> Path:
     """The path of a GGUF with `file`'s weights as they are stored: its own, or that of a copy."""
-    return file.path if isinstance(file, GGUFFile) else _copy(file, "stored", folder)
+    return file.path if isinstance(file, GGUFFile) else _copy(file, "stored")
 
 
-def float32_copy(file: ModelFile, folder: Path | None = None) -> Path:
-    """The path of `file`'s float32 copy in `folder` (None: the cache), written if not there.
+def float32_copy(file: ModelFile) -> Path:
+    """The path of `file`'s float32 copy in the cache folder, written if not there.
 
     Takes 4 bytes a weight of disk. Raises UserError when it cannot be written.
     """
-    return _copy(file, "f32", folder)
+    return _copy(file, "f32")
 
 
 def obstacle(file: ModelFile, kind: str) -> str:
@@ -63,12 +63,12 @@ def copy_as(file: ModelFile, target: Path, kind: str = "F32") -> Path:
     return _written(file, target, Type[kind])
 
 
-def _copy(file: ModelFile, kind: str, folder: Path | None) -> Path:
+def _copy(file: ModelFile, kind: str) -> Path:
     states = [(path.resolve(), path.stat()) for path in file.files]
     source = "|".join(f"{path}|{state.st_size}|{state.st_mtime_ns}" for path, state in states)
     key = hashlib.sha256(source.encode()).hexdigest()[:12]
     stem = file.path.resolve().stem
-    target = (folder or cache_folder()) / f"{stem}-{key}.{kind}.gguf"
+    target = cache_folder() / f"{stem}-{key}.{kind}.gguf"
     if target.exists():
         return target
     try:

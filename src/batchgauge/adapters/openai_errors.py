@@ -43,6 +43,11 @@ def parsed(text: str | bytes) -> Any:
         return text.decode("utf-8", "replace") if isinstance(text, bytes) else text
 
 
+def message_of(said: Any) -> str:
+    """What a refusal, or an error in an answer's place, says in one line."""
+    return failure(said) or text_of(said)
+
+
 def text_of(said: Any) -> str:
     """An error as a server words it, in one line of at most 200 characters."""
     for _ in range(4):  # {"error": {"message": {"error": "…"}}}, no deeper

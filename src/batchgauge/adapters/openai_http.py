@@ -26,16 +26,10 @@ from typing import Any
 
 import httpx
 
-from batchgauge.adapters.openai_errors import parsed
+from batchgauge.adapters.openai_errors import message_of, parsed
 from batchgauge.adapters.openai_options import STREAM_OPTIONS, Dialect, named_options, settle
 from batchgauge.adapters.openai_stream import CompletionStream, Source
-from batchgauge.adapters.openai_transport import (
-    Address,
-    Patience,
-    RefusalError,
-    Transport,
-    message_of,
-)
+from batchgauge.adapters.openai_transport import Address, Patience, RefusalError, Transport
 from batchgauge.core.generation import check_batch
 from batchgauge.errors import UserError
 from batchgauge.protocols import Tokenizer

@@ -64,20 +64,10 @@ def settle(ask: Callable[[Dialect], bytes | None], start: Dialect) -> Dialect:
 
     `start` where it is taken, or where nothing helps.
     """
-    refusal = ask(start)
-    if refusal is None:
-        return start
     found: Dialect | None = start
-    while found is not None and refusal is not None:
+    while found is not None and (refusal := ask(found)) is not None:
         found = _next(found, refusal)
-        if found is not None:
-            refusal = ask(found)
-    if found is not None:
-        return found
-    for bare in _bare(start):
-        if ask(bare) is None:
-            return bare
-    return start
+    return found or next((bare for bare in _bare(start) if ask(bare) is None), start)
 
 
 def _next(dialect: Dialect, refusal: bytes) -> Dialect | None:
@@ -85,21 +75,18 @@ def _next(dialect: Dialect, refusal: bytes) -> Dialect | None:
     named = named_options(refusal)
     if _LENGTH in named and not dialect.renames_length:
         return replace(dialect, renames_length=True)
-    left = [name for name in _DROPPED if name not in dialect.dropped]
-    for name in left:
-        is_inside = name == NESTED and "stream_options" in named
-        if name in named or is_inside:
-            return replace(dialect, dropped=dialect.dropped | {name})
-    return None
+    if "stream_options" in named:
+        named.add(NESTED)
+    first = next((name for name in _DROPPED if name in named - dialect.dropped), None)
+    return replace(dialect, dropped=dialect.dropped | {first}) if first else None
 
 
 def _bare(start: Dialect) -> Iterator[Dialect]:
     """Without what can be missed, then with the other name of the length, then without all."""
     most = start.dropped | set(_DROPPED) - {"temperature"}
-    yield Dialect(most, start.renames_length)
-    yield Dialect(most, not start.renames_length)
-    yield Dialect(most | {"temperature"}, start.renames_length)
-    yield Dialect(most | {"temperature"}, not start.renames_length)
+    for dropped in (most, most | {"temperature"}):
+        for renames_length in (start.renames_length, not start.renames_length):
+            yield Dialect(dropped, renames_length)
 
 
 def named_options(refusal: bytes) -> set[str]:

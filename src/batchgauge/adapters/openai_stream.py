@@ -15,7 +15,7 @@ from time import perf_counter_ns
 from typing import Any, Literal
 
 from batchgauge.adapters.event_stream import Event, EventStream
-from batchgauge.adapters.openai_errors import failure, parsed, text_of
+from batchgauge.adapters.openai_errors import failure, message_of, parsed, text_of
 from batchgauge.errors import UserError
 from batchgauge.request import FinishReason, InferenceBatchResponse
 
@@ -57,7 +57,7 @@ class CompletionStream:
     tokens: int | None = None
     has_begun: bool = False
     has_times: bool = True  # False for an answer that came whole
-    _is_done: bool = False
+    is_whole: bool = False  # the server said that the answer is done: nothing after it matters
 
     def read(self, chunks: Iterable[bytes]) -> None:
         """Read an answer to its end: an event stream, or a completion in one JSON body.
@@ -83,18 +83,13 @@ class CompletionStream:
                 self._take(stream, stream.feed(chunk), now)
         if is_json:
             self._read_body(bytes(body))
-        elif not self._is_done:
+        elif not self.is_whole:
             self._check_stray(stream.unfinished_line())
-        if not self._is_done and self.finish is None:
+        if not self.is_whole and self.finish is None:
             raise UserError(
                 f"The server's stream ended after {len(self.pieces)} chunks "
                 "without saying that it was done."
             )
-
-    @property
-    def is_whole(self) -> bool:
-        """True once the server has said that the answer is done: nothing after it matters."""
-        return self._is_done
 
     def _take(self, stream: EventStream, events: list[Event], now_ns: int) -> None:
         for event in events:
@@ -105,57 +100,47 @@ class CompletionStream:
 
     def _read_event(self, event: Event, now_ns: int) -> None:
         data = event.data.strip()
-        if self._is_done or (not data and event.type != "error"):
+        if self.is_whole or (not data and event.type != "error"):
             return  # after the end: read on, so that the connection can be used again
         self.has_begun = True
         if data == "[DONE]":
-            self._is_done = True
+            self.is_whole = True
             return
         chunk = parsed(data)
         if event.type == "error":
-            raise _broke_off(failure(chunk) or text_of(chunk))
+            raise _broke_off(message_of(chunk))
         self._read_chunk(chunk, data, now_ns)
 
     def _check_stray(self, line: str) -> None:
         """Raise UserError when a line that is no field is a failure: `{"error": …}`, `error: …`."""
-        if self._is_done or not line.strip():
+        if self.is_whole or not line.strip():
             return
         name, colon, rest = line.partition(":")
         if colon and name.strip().lower() == "error":
-            said = parsed(rest.strip())
-            raise _broke_off(failure(said) or text_of(said))
-        problem = failure(parsed(line))
-        if problem is not None:
-            raise _broke_off(problem)
+            raise _broke_off(message_of(parsed(rest.strip())))
+        _check(parsed(line))
 
     def _read_body(self, body: bytes) -> None:
         """A whole completion where a stream was asked for, or an error with the status 200."""
         said = parsed(body.removeprefix(b"\xef\xbb\xbf"))
         if isinstance(said, str):  # several lines of JSON, the last one perhaps an error
             for line in said.split("\n"):
-                problem = failure(parsed(line))
-                if problem is not None:
-                    raise _broke_off(problem)
+                _check(parsed(line))
             raise _no_completion(said)
-        problem = failure(said)
-        if problem is not None:
-            raise _broke_off(problem)
+        _check(said)
         if not isinstance(said, dict) or not said.get("choices"):
             raise _no_completion(body.decode("utf-8", "replace"))
         self.has_times = False
         self._read_chunk(said, body.decode("utf-8", "replace"), perf_counter_ns())
-        self._is_done = True
+        self.is_whole = True
 
     def _read_chunk(self, chunk: Any, data: str, now_ns: int) -> None:
-        problem = failure(chunk)
-        if problem is not None:
-            raise _broke_off(problem)
+        _check(chunk)
         if not isinstance(chunk, dict):
             raise _no_completion(data)
         try:
             self._read_usage(chunk)
-            choices = chunk.get("choices") or []
-            for choice in choices:
+            for choice in chunk.get("choices") or []:
                 if choice.get("index") in {0, None}:
                     self._read_choice(choice, now_ns)
                     break
@@ -226,12 +211,9 @@ class CompletionStream:
             for kind in ("reasoning", "answer")
         }
         tokens, source = self._count(texts, retokenize)
-        times_ms = [(piece.time_ns - start_ns) / 1e6 for piece in self.pieces if self.has_times]
-        answers_ms = [
-            (p.time_ns - start_ns) / 1e6
-            for p in self.pieces
-            if p.kind == "answer" and self.has_times
-        ]
+        timed = self.pieces if self.has_times else []
+        times_ms = [(piece.time_ns - start_ns) / 1e6 for piece in timed]
+        answers_ms = [ms for p, ms in zip(timed, times_ms, strict=True) if p.kind == "answer"]
         response = InferenceBatchResponse(
             text=texts["answer"],
             reasoning=texts["reasoning"],
@@ -260,11 +242,10 @@ class CompletionStream:
 
     def _are_tokens(self) -> bool:
         """True when each piece is one token, by the usage of each or by the number of all."""
-        told = [piece.tokens for piece in self.pieces]
-        if self.tokens == len(self.pieces):
-            return True
-        known = [n for n in told if n is not None]
-        return len(known) == len(told) > 0 and known == list(range(1, len(known) + 1))
+        count = len(self.pieces)
+        return self.tokens == count or (
+            count > 0 and [piece.tokens for piece in self.pieces] == list(range(1, count + 1))
+        )
 
 
 def count_of(value: Any) -> int | None:
@@ -305,6 +286,12 @@ def _calls(delta: Mapping[str, Any]) -> str:
     return "".join(
         _content(call.get(key)) for call in calls if call for key in ("name", "arguments")
     )
+
+
+def _check(said: Any) -> None:
+    """Raise UserError where a JSON value in an answer's place says what went wrong."""
+    if (problem := failure(said)) is not None:
+        raise _broke_off(problem)
 
 
 def _broke_off(said: str) -> UserError:

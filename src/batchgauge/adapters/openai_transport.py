@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from batchgauge.adapters.openai_errors import failure, parsed, text_of
+from batchgauge.adapters.openai_errors import message_of, parsed
 from batchgauge.adapters.openai_stream import CompletionStream
 from batchgauge.errors import UserError
 from batchgauge.redaction import KEY_VARIABLE, MARK, redacted
@@ -261,11 +261,6 @@ def start_of(response: httpx.Response, most: int = _LONGEST_REFUSAL) -> bytes:
     except httpx.RequestError:
         pass
     return body[:most]
-
-
-def message_of(said: object) -> str:
-    """What a refusal says, in one line."""
-    return failure(said) or text_of(said)
 
 
 def retry_after(headers: httpx.Headers) -> float | None:
