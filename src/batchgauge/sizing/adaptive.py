@@ -200,11 +200,9 @@ class AdaptiveBatchSizer:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One batch of a served queue: when it ended, how many items, how long, under which budget."""
+    """One batch of a served queue: how many items, how long, under which budget."""
 
-    at_s: float
     size: int
-    asked: int
     latency_ms: float
     budget_ms: float
 
@@ -225,12 +223,8 @@ def serve(
     wall time. `run_batch` is e.g. an engine's `infer_batch`.
     """
     queue = iter(items)
-    start = sizer.clock()
     while batch := list(islice(queue, sizer.size)):
-        asked = sizer.size
         result = run_batch(batch)
         latency = result.stats.total_duration_ms
         sizer.observe(len(batch), latency)
-        at_s = sizer.clock() - start
-        record = Served(at_s, len(batch), asked, latency, sizer.latency_budget_ms)
-        yield record, result
+        yield Served(len(batch), latency, sizer.latency_budget_ms), result

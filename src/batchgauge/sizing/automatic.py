@@ -118,11 +118,9 @@ def suggest_for_engine(
     return suggest_batch_size(workload or traffic_lengths(), cost, config)
 
 
-def is_calibrated(
-    engine: Engine, largest: int, *, model: str = "", cache: Path | None = None
-) -> bool:
+def is_calibrated(engine: Engine, largest: int) -> bool:
     """Whether advice up to this size is there without measuring anything."""
-    cost = recalled(engine_identity(engine, model), cache)
+    cost = recalled(engine_identity(engine))
     return cost is not None and cost.decode.knots[-1] >= largest
 
 

@@ -10,6 +10,7 @@ from batchgauge.errors import UserError
 from batchgauge.statistics import mean_ratio
 
 FEWEST = 3  # sizes that a check needs
+TOLERANCE = 0.05  # of the mean ratio
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,12 @@ class Drift:
     sentence: str
 
 
-def check_drift(
-    predicted_ms: Sequence[float], measured_ms: Sequence[float], *, tolerance: float = 0.05
-) -> Drift:
+def check_drift(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Drift:
     """Compare predictions with fresh measurements of the same sizes.
 
-    The alarm needs both: a mean ratio beyond `tolerance`, and a t interval that
-    excludes 1. At the default a model that is 8 % wrong is noticed from a handful of
-    sizes. Raises UserError for fewer than `FEWEST` pairs or times that are not positive.
+    The alarm needs both: a mean ratio beyond `TOLERANCE`, and a t interval that
+    excludes 1. A model that is 8 % wrong is noticed from a handful of sizes.
+    Raises UserError for fewer than `FEWEST` pairs or times that are not positive.
     """
     if len(predicted_ms) != len(measured_ms) or len(measured_ms) < FEWEST:
         raise UserError("A drift check needs at least three sizes, each predicted and measured.")
@@ -43,7 +42,7 @@ def check_drift(
         raise UserError("A drift check got a time that is not positive; expected milliseconds.")
     ratio = mean_ratio(measured_ms, predicted_ms)
     low, high, off = ratio.low, ratio.high, 100.0 * (ratio.value - 1.0)
-    noticed = abs(math.log(ratio.value)) > math.log1p(tolerance) and not low <= 1.0 <= high
+    noticed = abs(math.log(ratio.value)) > math.log1p(TOLERANCE) and not low <= 1.0 <= high
     n = len(measured_ms)
     said = f"fresh times are {abs(off):.1f} % {'above' if off > 0 else 'below'} the model's"
     where = f"(95 % interval {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %, {n} sizes)"

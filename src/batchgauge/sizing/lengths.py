@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -95,21 +95,16 @@ class Lengths:
             each = slice(1 if self.alike else None)
             return BatchWork(*(np.repeat(part[each, None], size, axis=1) for part in (inputs, new)))
         count = int(np.clip(_PRICED // (size + int(new.max())), *DRAWS))
-        blocks = [self._drawn(at)[:count] for at in range(0, size, _BLOCK)]
+        blocks = [_drawn(self.seed, len(inputs), at)[:count] for at in range(0, size, _BLOCK)]
         chosen = np.concatenate(blocks, axis=1)[:, :size]  # [K, b]
         return BatchWork(inputs[chosen], new[chosen])
 
-    @cached_property
-    def _blocks(self) -> dict[int, npt.NDArray[np.int32]]:
-        return {}
 
-    def _drawn(self, at: int) -> npt.NDArray[np.int32]:
-        """Request numbers of the columns from `at` on, int32 [as many as are priced, _BLOCK]."""
-        if at not in self._blocks:
-            rows = int(np.clip(_PRICED // max(1, at), *DRAWS))
-            rng = np.random.default_rng((self.seed, at))
-            self._blocks[at] = rng.integers(0, len(self.inputs), (rows, _BLOCK), dtype=np.int32)
-        return self._blocks[at]
+@lru_cache(maxsize=256)  # for every size that is priced
+def _drawn(seed: int, requests: int, at: int) -> npt.NDArray[np.int32]:
+    """Request numbers of the columns from `at` on, int32 [as many as are priced, _BLOCK]."""
+    rows = int(np.clip(_PRICED // max(1, at), *DRAWS))
+    return np.random.default_rng((seed, at)).integers(0, requests, (rows, _BLOCK), dtype=np.int32)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Only lengths that are really used count, never the context limit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,8 @@ class ModelShape:
     @classmethod
     def of(cls, config: Any, weight_bytes: int) -> ModelShape:
         """From any object that has these names as attributes, e.g. a model's config."""
-        names = ("layers", "d_model", "heads", "kv_heads", "head_dim", "d_ff", "vocab_size")
-        numbers = {name: int(getattr(config, name)) for name in names}
-        return cls(
-            **numbers, context_length=int(config.context_length), weight_bytes=int(weight_bytes)
-        )
+        names = [f.name for f in fields(cls) if f.name not in {"weight_bytes", "value_bytes"}]
+        return cls(**{n: int(getattr(config, n)) for n in names}, weight_bytes=int(weight_bytes))
 
     @property
     def matrix_weights(self) -> int:
@@ -66,16 +63,6 @@ class ModelShape:
     def kv_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes
-
-    @property
-    def qkv_width(self) -> int:
-        """Features of queries, keys and values of one position."""
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
-
-    @property
-    def logits_bytes_per_row(self) -> int:
-        """One row of scores over the vocabulary."""
-        return self.vocab_size * self.value_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +115,9 @@ class MemoryModel:
 
         `spare` positions beside its own are those of keys that attention to a prompt works on.
         """
-        row = float(shape.logits_bytes_per_row)
-        narrow = float((3 * shape.d_model + shape.qkv_width) * shape.value_bytes)
+        row = float(shape.vocab_size * shape.value_bytes)  # scores over the vocabulary
+        qkv_width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim  # of one position
+        narrow = float((3 * shape.d_model + qkv_width) * shape.value_bytes)
         wide = float(3 * shape.d_ff * shape.value_bytes)
         # While a step's scores are computed, those of the step before still exist.
         prompt = float(spare * shape.kv_heads * shape.head_dim * shape.value_bytes)
@@ -137,15 +125,12 @@ class MemoryModel:
         kv = float(shape.kv_bytes_per_token)
         return cls(shape.weight_bytes, kv, row, *terms, part, tile, group)
 
-    def fitted_to(
-        self, prefill: Sequence[Peak], decode: Sequence[Peak], *, error: float | None = None
-    ) -> MemoryModel:
+    def fitted_to(self, prefill: Sequence[Peak], decode: Sequence[Peak]) -> MemoryModel:
         """This model with its passing terms fitted to measured peaks, none below zero.
 
         `prefill` are batches of longer prompts that generate one token, `decode` batches of
         short prompts that generate more. The KV cache's bytes are known and not fitted.
-        Errors count relative to the peak; `error` is the one found on other peaks, if any
-        were kept apart. Raises UserError for fewer peaks than terms.
+        Errors count relative to the peak. Raises UserError for fewer peaks than terms.
         """
         if len(prefill) < 4 or len(decode) < 2:
             raise UserError("A memory fit needs at least 4 prefill and 2 decode peaks.")
@@ -158,8 +143,7 @@ class MemoryModel:
             decode_terms=(later[0], later[1]),
             fitted=True,
         )
-        worst = found.worst_error((*prefill, *decode)) if error is None else error
-        return replace(found, error=max(0.01, worst))
+        return replace(found, error=max(0.01, found.worst_error((*prefill, *decode))))
 
     def worst_error(self, peaks: Sequence[Peak]) -> float:
         """Largest relative error over measured peaks (of what is above the weights)."""

@@ -9,7 +9,7 @@ came: an engine may stop early.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from batchgauge.workload import exact_requests
 # (rows, prompt tokens, decode steps) -> (prefill ms, ms of one decode step)
 EngineProbe = Callable[[int, int, int], tuple[float, float]]
 CONTROL = (4, 1, 2)  # rows, prompt tokens, steps of the batch that tells how fast the machine is
+LEAST_S = 1e-3  # of tokenizing
 STALE_S = 0.1  # a control older than this says nothing about now
 T = TypeVar("T")
 # number of texts -> (bytes tokenized, milliseconds)
@@ -57,8 +58,8 @@ def engine_probe(engine: Engine) -> EngineProbe:
         gaps = result.responses[0].data.inter_token_ms if result.responses[0].data else ()
         if len(gaps) == steps:  # the median forgives a step that the system interrupted
             return total - sum(gaps), float(np.median(gaps))
-        told = _decode_stage_ms(result.stages_ms, steps)
-        if told is not None:
+        if "decode" in (stages := result.stages_ms):  # the first sample belongs to the prefill
+            told = stages["decode"] + stages.get("sample", 0.0) * steps / (steps + 1)
             return total - told, told / steps
         first = run(rows, prompt_tokens, 1).stats.total_duration_ms
         return first, max(0.0, total - first) / steps
@@ -138,25 +139,16 @@ class SteadyTextProbe(Steady):
         return amount, ms * factor
 
 
-def _decode_stage_ms(stages_ms: Mapping[str, float], steps: int) -> float | None:
-    """Decode time with its share of sampling (the first sample belongs to the prefill)."""
-    if "decode" not in stages_ms:
-        return None
-    return stages_ms["decode"] + stages_ms.get("sample", 0.0) * steps / (steps + 1)
-
-
-def tokenizer_probe(
-    tokenizer: Tokenizer, texts: Sequence[str], *, least_ms: float = 1.0, seed: int = 0
-) -> TextProbe:
+def tokenizer_probe(tokenizer: Tokenizer, texts: Sequence[str]) -> TextProbe:
     """A probe that tokenizes so many of `texts` (shuffled, then repeated in order) in one call.
 
     All texts are tokenized once before, so that a cache of words is as full for the first
-    size as for the last; calls are repeated until `least_ms` have passed. Raises UserError
+    size as for the last; calls are repeated until `LEAST_S` have passed. Raises UserError
     when there are no texts.
     """
     if not texts:
         raise UserError("There are no texts to calibrate the tokenizer with.")
-    order = np.random.default_rng(seed).permutation(len(texts))
+    order = np.random.default_rng(0).permutation(len(texts))
     shuffled = [texts[i] for i in order]
     sizes = [len(text.encode()) for text in shuffled]
     tokenizer.encode_many(shuffled)
@@ -164,7 +156,7 @@ def tokenizer_probe(
     def probe(size: int) -> tuple[int, float]:
         chosen = [i % len(shuffled) for i in range(size)]
         batch = [shuffled[i] for i in chosen]
-        elapsed = repeated(lambda: tokenizer.encode_many(batch), least_ms / 1e3)
+        elapsed = repeated(lambda: tokenizer.encode_many(batch), LEAST_S)
         return sum(sizes[i] for i in chosen), elapsed.wall_ms
 
     return probe

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from batchgauge.errors import UserError
 from batchgauge.machine.hardware import HardwareProfile
@@ -22,7 +22,6 @@ from batchgauge.sizing.memory_model import MemoryModel
 from batchgauge.sizing.suggestion import (
     BatchSizeSuggestion,
     Candidate,
-    Objective,
     SizingConfig,
     in_words,
 )
@@ -59,7 +58,6 @@ def suggest_batch_size(
     what would be needed.
     """
     memory_budget, metric = config.memory_budget_bytes, config.latency_metric
-    objective = Aim(config.objective, config.wait_price)
     if memory_budget is None and hardware is not None and memory_model is not None:
         # What is free does not count the weights that this process already holds.
         held = 0 if hardware.simulated else memory_model.weight_bytes
@@ -79,7 +77,7 @@ def suggest_batch_size(
     )
     if config.latency_budget_ms is not None and not fits_both:
         raise UserError(_too_late(fits_memory, config.latency_budget_ms, metric))
-    choice = _Choice(priced, fits_memory, fits_both, objective)
+    choice = _Choice(priced, fits_memory, fits_both, config)
     trust, why = _trust(cost_model, memory_model, careful=careful_memory and careful_latency)
     chosen = choice.chosen
     return BatchSizeSuggestion(
@@ -134,15 +132,11 @@ def _within(
     """Rows that keep the budget, and whether `share` of their upper half-interval does too."""
     if budget is None:
         return list(rows), True
-    estimates = [getattr(row, name) for row in rows]
-    careful = [
-        row
-        for row, e in zip(rows, estimates, strict=True)
-        if e.value + share * (e.high - e.value) <= budget
-    ]
+    estimates = [(row, getattr(row, name)) for row in rows]
+    careful = [row for row, e in estimates if e.value + share * (e.high - e.value) <= budget]
     if careful:
         return careful, True
-    return [row for row in rows if getattr(row, name).value <= budget], False
+    return [row for row, e in estimates if e.value <= budget], False
 
 
 def _front(rows: Sequence[Candidate]) -> list[Candidate]:
@@ -154,14 +148,7 @@ def _front(rows: Sequence[Candidate]) -> list[Candidate]:
     return front
 
 
-class Aim(NamedTuple):
-    """What is aimed at, and what part of throughput each further part of waiting must buy."""
-
-    objective: Objective
-    wait_price: float
-
-
-def _choose(rows: Sequence[Candidate], aim: Aim) -> Candidate:
+def _choose(rows: Sequence[Candidate], aim: SizingConfig) -> Candidate:
     if aim.objective == "latency":
         return min(rows, key=lambda r: (r.latency_ms.value, r.size))
     if aim.objective == "balanced":
@@ -183,7 +170,7 @@ class _Choice:
     priced: Sequence[Candidate]
     fits_memory: Sequence[Candidate]
     fits_both: Sequence[Candidate]
-    aim: Aim
+    aim: SizingConfig
 
     def __post_init__(self) -> None:
         self.front = _front(self.fits_memory)

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batchgauge.sizing.advice.limits import Limit, limit_of
-from batchgauge.sizing.advice.observe import METRICS, Run
+from batchgauge.sizing.advice.observe import METRICS
 from batchgauge.sizing.advice.percentiles import percentile_interval
 from batchgauge.sizing.advice.search import Found
 from batchgauge.statistics import Interval
@@ -108,6 +108,11 @@ class MeasuredAdvice:
         return Interval(float(middle), float(low), float(high))
 
     @property
+    def requests(self) -> int:
+        """How many requests the search asked."""
+        return sum(len(o.run.asked) for o in self.found.observations)
+
+    @property
     def further_minute(self) -> float:
         """Expected gain of a further minute of measuring, as a share of the best."""
         return min(self.found.decision.regret, 60.0 * self.found.next_gain_per_s)
@@ -117,7 +122,7 @@ class MeasuredAdvice:
         runs = [o.run for o in self.found.observations if o.setting == self.setting]
         found: dict[str, dict[str, float | None]] = {}
         for name in METRICS:
-            values = _pooled(runs, name)
+            values = np.concatenate([np.empty(0), *(run.values_of(name) for run in runs)])
             if not values.size:
                 continue
             tail = percentile_interval(values) or (None, None, None)
@@ -155,7 +160,7 @@ class MeasuredAdvice:
             "ended": found.ending,
             "further_minute": self.further_minute,
             "seconds": found.seconds,
-            "requests": sum(len(o.run.asked) for o in found.observations),
+            "requests": self.requests,
             "runs": [
                 {
                     "setting": o.setting,
@@ -180,17 +185,12 @@ class MeasuredAdvice:
         if decision.index is None:
             lines = [_nothing_keeps(found)]
         else:
-            lines = [self._decision(), self._risk()]
-        if decision.index is not None:
-            target = f"; larger settings break the target of {self.limit.target}" * bool(
-                self.limit.target
-            )
-            lines.append(
-                f"What limits it: {_UNITS[self.limit.name]} ({self.limit.evidence}){target}."
-            )
-        requests = sum(len(o.run.asked) for o in found.observations)
+            limit = self.limit
+            target = f"; larger settings break the target of {limit.target}" * bool(limit.target)
+            reason = f"What limits it: {_UNITS[limit.name]} ({limit.evidence}){target}."
+            lines = [self._decision(), self._risk(), reason]
         runs = counted(len(found.observations), "run")
-        cost = f"{runs}, {requests:,} requests, {found.seconds:.0f} s"
+        cost = f"{runs}, {self.requests:,} requests, {found.seconds:.0f} s"
         lines.append(
             f"Search: {cost}; it stopped because {_ENDINGS[found.ending]}. "
             f"A further minute would be expected to bring {100 * self.further_minute:.1f} % more."
@@ -255,11 +255,6 @@ def _percent(p: float) -> str:
     return "under 1 %" if p < 0.005 else f"{100 * p:.0f} %"
 
 
-def _pooled(runs: Sequence[Run], name: str) -> npt.NDArray[np.float64]:
-    values = [run.values_of(name) for run in runs]
-    return np.concatenate(values) if values else np.empty(0)
-
-
 def _nothing_keeps(found: Found) -> str:
     """That no setting keeps every target, and what would be needed."""
     least: dict[str, tuple[float, float]] = {}
@@ -292,13 +287,10 @@ def _notes(found: Found) -> list[str]:
         for o in found.observations
         if o.unsteady
     ]
-    by_setting: dict[float, list[tuple[float, float]]] = {}
-    for seen in found.observations:
-        by_setting.setdefault(seen.setting, []).append((seen.value, seen.value_sd))
-    for setting, rows in by_setting.items():
-        values = [value for value, _ in rows]
-        noise = math.sqrt(2.0) * max(sd for _, sd in rows)
-        far = max(values) - min(values)
+    for setting in dict.fromkeys(o.setting for o in found.observations):
+        rows = [o for o in found.observations if o.setting == setting]
+        noise = math.sqrt(2.0) * max(o.value_sd for o in rows)
+        far = max(o.value for o in rows) - min(o.value for o in rows)
         if far > max(_DIFFERS, _AGAIN * noise):
             notes.append(
                 f"runs of {figures(setting)} differ by {percent(math.expm1(far))}: the engine's "
@@ -315,8 +307,8 @@ def _notes(found: Found) -> list[str]:
             "nobody counted tokens, so answers are counted; of a server that sends no usage, "
             "`model` names the file whose tokenizer counts them."
         )
-    errors = _errors(found)
-    notes += [f"{count} requests failed: {said}" for said, count in errors.items()]
+    errors = Counter(a.error for o in found.observations for a in o.run.asked if a.error)
+    notes += [f"{count} requests failed: {said}" for said, count in errors.most_common(3)]
     if _breaks_only_together(found):
         notes.append(
             "streams broke only where requests ran side by side; llama-cpp-python's server ends "
@@ -334,14 +326,3 @@ def _breaks_only_together(found: Found) -> bool:
     broken = [o.setting for o in found.observations if o.is_broken]
     whole = [o.setting for o in found.observations if not o.is_broken]
     return found.unit.startswith("requests at once") and bool(broken) and 1.0 in whole
-
-
-def _errors(found: Found) -> Mapping[str, int]:
-    """The most frequent errors of requests, with how many had each."""
-    counts: dict[str, int] = {}
-    for seen in found.observations:
-        for asked in seen.run.asked:
-            if asked.error:
-                counts[asked.error] = counts.get(asked.error, 0) + 1
-    ranked = sorted(counts.items(), key=lambda row: -row[1])
-    return dict(ranked[:3])

@@ -86,17 +86,15 @@ class Launched:
         server = _Process(self._arguments(slots), slots)
         self._server = server
         end = time.monotonic() + self.ready_s
-        while time.monotonic() < end:
-            if not server.is_alive():
-                said = server.last_words()
-                self.close()
-                raise UserError(f"The launched server ended before it was ready: {said}.")
+        while (alive := server.is_alive()) and time.monotonic() < end:
             with contextlib.suppress(UserError):
                 self._engine = server.engine = self.connect()
                 return self._engine
             time.sleep(_POLL_S)
         said = server.last_words()
         self.close()
+        if not alive:
+            raise UserError(f"The launched server ended before it was ready: {said}.")
         raise UserError(
             f"The launched server was not ready within {self.ready_s:.0f} s at port {self.port} "
             f"(its last words: {said})."

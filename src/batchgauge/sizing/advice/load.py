@@ -226,15 +226,11 @@ def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s
     try:
         answer = server.ask(request)
     except UserError as problem:
-        return Asked(
-            slot, due_s, sent, math.nan, time.perf_counter(), None,
-            status=int(getattr(problem, "status", 0)), error=str(problem),
-        )  # fmt: skip
+        end, status = time.perf_counter(), int(getattr(problem, "status", 0))
+        return Asked(slot, due_s, sent, math.nan, end, None, status, str(problem))
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
-    return Asked(
-        slot, due_s, sent, first, end, answer.tokens_generated, is_empty=answer.is_empty
-    )  # fmt: skip
+    return Asked(slot, due_s, sent, first, end, answer.tokens_generated, is_empty=answer.is_empty)
 
 
 @dataclass
@@ -323,12 +319,8 @@ class Batches:
         for row, response in enumerate(result.responses):
             answer = response.data
             if answer is None:
-                into.append(
-                    Asked(
-                        row, begin, begin, math.nan, end, None, status=_UNFIT,
-                        error=response.error or "no answer",
-                    )
-                )  # fmt: skip
+                said = response.error or "no answer"
+                into.append(Asked(row, begin, begin, math.nan, end, None, _UNFIT, said))
                 continue
             first = begin + answer.ttft_ms / 1e3
             last = first + answer.decode_ms / 1e3 if answer.inter_token_ms else math.nan

@@ -133,19 +133,10 @@ class Run:
     @property
     def refused_share(self) -> float:
         """Share of requests that were refused or failed, of those that are fit to be answered."""
-        return self._share(lambda a: not a.is_ok)
+        return self.share(lambda a: not a.is_ok)
 
-    @property
-    def busy_share(self) -> float:
-        """Share of requests that were refused with a status, which is about load."""
-        return self._share(lambda a: a.status > 0)
-
-    @property
-    def broken_share(self) -> float:
-        """Share of requests that got no answer at all."""
-        return self._share(lambda a: a.is_broken)
-
-    def _share(self, has: Callable[[Asked], bool]) -> float:
+    def share(self, has: Callable[[Asked], bool]) -> float:
+        """Share of requests of which something is so, of those that are fit to be answered."""
         fit = [a for a in self.asked if not a.is_unfit]
         rows = [a for a in fit if a.due_s >= self.begin_s] or fit
         return sum(map(has, rows)) / len(rows) if rows else 0.0
@@ -201,14 +192,14 @@ class Observation:
     @property
     def is_taken(self) -> bool:
         """Whether the server took (nearly) all requests."""
-        run = self.run
-        is_refused = run.busy_share > _MOST_REFUSED or run.refused_share > _MOST_FAILED
+        busy_share = self.run.share(lambda a: a.status > 0)  # a status is about load
+        is_refused = busy_share > _MOST_REFUSED or self.run.refused_share > _MOST_FAILED
         return not is_refused and not self.is_overloaded
 
     @property
     def is_broken(self) -> bool:
         """Whether requests got no answer at all: the server broke off, or went away."""
-        return self.run.broken_share > _MOST_FAILED
+        return self.run.share(lambda a: a.is_broken) > _MOST_FAILED
 
     @property
     def is_overloaded(self) -> bool:
