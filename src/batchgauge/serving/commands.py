@@ -15,8 +15,6 @@ from batchgauge.serving.policies import BATCHINGS, ORDERS
 from batchgauge.text import visible
 
 KEY = "BATCHGAUGE_API_KEY"
-
-
 _shown = partial(click.option, show_default=True)
 
 

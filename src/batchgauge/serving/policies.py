@@ -99,7 +99,8 @@ def limit_tokens(one: Generation) -> float:
 class ShortestFirst(Order):
     """The fewest tokens first, as `predict` says (prompt and answer; see `limit_tokens`).
 
-    `ageing_s` of waiting make up for `mean_tokens` (infinity: never).
+    `ageing_s` of waiting make up for `mean_tokens` (infinity: never). What runs has been paid
+    for: nobody is thrown out.
     """
 
     predict: Callable[[Generation], float] = limit_tokens
