@@ -10,22 +10,25 @@ a name says `rss`.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import tempfile
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.profiling.calls import ProfilerUnavailableError
+from batchgauge.profiling.calls import ProfilerUnavailableError, profiler_module
 from batchgauge.profiling.lines import plain_function, source_of
 from batchgauge.profiling.stacks import StackProfile, is_library, with_kinds
 
 _MIB = 2**20
 _SITE = ["function", "file", "line"]
+Stack = tuple[tuple[str, str, int], ...]  # (function, file, line), outermost first
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,9 @@ def track_allocations(
 def _with_memray(
     call: Callable[[], object], calls: int, *, python_objects: bool
 ) -> AllocationProfile:
-    try:
-        import memray
-    except ImportError as error:
-        if sys.platform == "win32":
-            raise ProfilerUnavailableError("memray does not run on Windows.") from error
-        raise ProfilerUnavailableError.absent("memray") from error
+    if sys.platform == "win32":
+        raise ProfilerUnavailableError("memray does not run on Windows.")
+    memray = profiler_module("memray")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "allocations.bin"
         try:
@@ -113,22 +113,19 @@ def _with_memray(
             memray.AllocatorType.FREE, memray.AllocatorType.MUNMAP,
             memray.AllocatorType.PYMALLOC_FREE,
         }  # fmt: skip
-        places: dict[int, tuple[tuple[str, str, int], ...]] = {}
-        made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]] = {}
+        places: dict[int, Stack] = {}
+        sizes, counts, kept = Counter[Stack](), Counter[Stack](), Counter[Stack]()
         for record in reader.get_allocation_records():
             if record.allocator in freeing:
                 continue
             if record.stack_id not in places:
                 places[record.stack_id] = _below_here(record.stack_trace())
-            key = places[record.stack_id]
-            size, count = made.get(key, (0, 0))
-            made[key] = (size + record.size, count + record.n_allocations)
-        kept: dict[tuple[tuple[str, str, int], ...], int] = {}
+            sizes[places[record.stack_id]] += record.size
+            counts[places[record.stack_id]] += record.n_allocations
         for record in reader.get_leaked_allocation_records(merge_threads=True):
-            key = _below_here(record.stack_trace())
-            kept[key] = kept.get(key, 0) + record.size
+            kept[_below_here(record.stack_trace())] += record.size
         reader.close()
-    return _profile("memray", made, kept, calls, peak, "")
+    return _profile("memray", sizes, counts, kept, calls, peak)
 
 
 def _with_tracemalloc(call: Callable[[], object], calls: int, note: str) -> AllocationProfile:
@@ -145,22 +142,20 @@ def _with_tracemalloc(call: Callable[[], object], calls: int, note: str) -> Allo
     later = tracemalloc.take_snapshot()
     if not was_on:
         tracemalloc.stop()
-    made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]] = {}
-    kept: dict[tuple[tuple[str, str, int], ...], int] = {}
+    kept, counts = Counter[Stack](), Counter[Stack]()
     for difference in later.compare_to(earlier, "traceback"):
-        if difference.size_diff <= 0:
-            continue
-        trace = [("line", f.filename, f.lineno or 0) for f in reversed(list(difference.traceback))]
-        key = _below_here(trace)
-        size, count = made.get(key, (0, 0))
-        made[key] = (size + difference.size_diff, count + difference.count_diff)
-        kept[key] = kept.get(key, 0) + difference.size_diff
+        if difference.size_diff > 0:
+            trace = [("line", f.filename, f.lineno or 0) for f in difference.traceback]
+            key = _below_here(trace[::-1])
+            kept[key] += difference.size_diff
+            counts[key] += difference.count_diff
     said = "tracemalloc sees what is kept and the peak, not what was allocated in between."
-    profile = _profile("tracemalloc", made, kept, calls, float(peak), f"{note} {said}".strip())
-    return AllocationProfile(**{**vars(profile), "allocated_bytes": float("nan")})
+    note = f"{note} {said}".strip()
+    profile = _profile("tracemalloc", kept, counts, kept, calls, float(peak), note)
+    return replace(profile, allocated_bytes=math.nan)
 
 
-def _below_here(trace: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
+def _below_here(trace: Iterable[tuple[str, str, int]]) -> Stack:
     """The stack outermost first, from below this module down; empty for other threads' stacks."""
     outer_first = list(trace)[::-1]
     here = (i for i, place in enumerate(outer_first) if place[1] == __file__)
@@ -170,15 +165,16 @@ def _below_here(trace: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, 
 
 def _profile(
     tool: str,
-    made: dict[tuple[tuple[str, str, int], ...], tuple[int, int]],
-    kept: dict[tuple[tuple[str, str, int], ...], int],
+    sizes: Counter[Stack],
+    counts: Counter[Stack],
+    kept: Counter[Stack],
     calls: int,
     peak: float,
-    note: str,
+    note: str = "",
 ) -> AllocationProfile:
     rows = [
-        (*_owner(key), size, count, min(kept.get(key, 0), size))
-        for key, (size, count) in made.items()
+        (*_owner(key), size, counts[key], min(kept[key], size))
+        for key, size in sizes.items()
         if key
     ]
     frame = pd.DataFrame(rows, columns=[*_SITE, "allocated_bytes", "allocations", "kept_bytes"])
@@ -186,13 +182,13 @@ def _profile(
     sites["kept_bytes_per_call"] = sites["kept_bytes"] / calls
     sites = sites.sort_values("allocated_bytes", ascending=False, kind="stable", ignore_index=True)
     total = float(sites["allocated_bytes"].sum())
-    stacks = tuple((with_kinds(key), float(size)) for key, (size, _) in made.items() if key)
+    stacks = tuple((with_kinds(key), float(size)) for key, size in sizes.items() if key)
     flame = StackProfile(tool, "bytes", stacks, total, len(stacks), calls, note)
     held = float(sites["kept_bytes"].sum())
     return AllocationProfile(tool, sites, flame, calls, total, peak, held, note)
 
 
-def _owner(stack: tuple[tuple[str, str, int], ...]) -> tuple[str, str, int]:
+def _owner(stack: Stack) -> tuple[str, str, int]:
     """The innermost frame that is not library code, else the innermost of all."""
     mine = [place for place in stack if not is_library(place[1])]
     return (mine or list(stack))[-1]
@@ -207,20 +203,14 @@ def memory_lines(call: Callable[[], object], function: Callable[..., object]) ->
     several that call each other. Raises ProfilerUnavailableError when it is missing,
     UserError when `function` is no Python function.
     """
-    try:
-        from memory_profiler import LineProfiler
-    except ImportError as error:
-        raise ProfilerUnavailableError.absent("memory_profiler") from error
+    memory_profiler = profiler_module("memory_profiler")
     plain = plain_function(function)
     if plain is None:
         raise UserError("Compiled code has no lines; expected a Python function.")
-    profiler = LineProfiler(backend="psutil")
+    profiler = memory_profiler.LineProfiler(backend="psutil")
     profiler.add_function(plain)
-    profiler.enable_by_count()
-    try:
+    with profiler:
         call()
-    finally:
-        profiler.disable_by_count()
     measured = {line: row for _, lines in profiler.code_map.items() for line, row in lines}
     source, first = source_of(plain)
     rows = []
@@ -240,11 +230,7 @@ def memory_timeline(call: Callable[[], object], *, interval_s: float = 0.01) -> 
 
     Sampled by memory_profiler from a process of its own. Raises ProfilerUnavailableError.
     """
-    try:
-        from memory_profiler import memory_usage
-    except ImportError as error:
-        raise ProfilerUnavailableError.absent("memory_profiler") from error
-    samples = memory_usage(
+    samples = profiler_module("memory_profiler").memory_usage(
         (call, ()), interval=interval_s, timestamps=True, max_iterations=1, include_children=False
     )
     frame = pd.DataFrame(samples, columns=["rss_bytes", "time_s"])[["time_s", "rss_bytes"]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import re
 import selectors
@@ -24,7 +25,9 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from batchgauge import extras
 from batchgauge.clock import repeated
@@ -51,6 +54,14 @@ class ProfilerUnavailableError(UserError):
         return cls(f"{tool} is not installed; {extras.remedy('profile')}.")
 
 
+def profiler_module(name: str) -> Any:
+    """A profiler's module, imported. Raises ProfilerUnavailableError where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ProfilerUnavailableError.absent(name) from error
+
+
 def sample_calls(
     call: Callable[[], object], *, seconds: float = 1.0, tool: str = "auto"
 ) -> StackProfile:
@@ -70,23 +81,15 @@ def sample_calls(
         return _with_py_spy(call, seconds)
     except ProfilerUnavailableError as error:
         profile = _with_pyinstrument(call, seconds)
-        note = f"{error} pyinstrument took its place. {profile.note}"
-        return StackProfile(**{**vars(profile), "note": note})
+        return replace(profile, note=f"{error} pyinstrument took its place. {profile.note}")
 
 
 def _with_pyinstrument(call: Callable[[], object], seconds: float) -> StackProfile:
-    try:
-        import pyinstrument
-    except ImportError as error:
-        raise ProfilerUnavailableError.absent("pyinstrument") from error
-    profiler = pyinstrument.Profiler(interval=1e-3, async_mode="disabled")
-    profiler.start()
-    try:
+    pyinstrument = profiler_module("pyinstrument")
+    with pyinstrument.Profiler(interval=1e-3, async_mode="disabled") as profiler:
         spent = repeated(call, seconds)
-    finally:
-        session = profiler.stop()
     stacks = []
-    for record, weight in session.frame_records:
+    for record, weight in profiler.last_session.frame_records:
         parts = [entry.split("\x01")[0].split("\x00") for entry in record]
         places = [
             (name, file, _current_line(entry, line))

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.profiling.calls import ProfilerUnavailableError
+from batchgauge.profiling.calls import profiler_module
 from batchgauge.profiling.stacks import StackProfile, is_library
 
 
@@ -115,35 +115,26 @@ def profile_lines(
     Raises ProfilerUnavailableError when line_profiler is missing, UserError when none of
     `functions` is a Python function (compiled code has no lines).
     """
-    try:
-        from line_profiler import LineProfiler
-    except ImportError as error:
-        raise ProfilerUnavailableError.absent("line_profiler") from error
+    line_profiler = profiler_module("line_profiler")
     plain = {f.__code__: f for f in map(plain_function, functions) if f is not None}
     if not plain:
         raise UserError("None of the functions to profile by line is a Python function.")
-    per_hit_ms = _tracing_ms_per_hit(LineProfiler)
-    profiler = LineProfiler(*plain.values())
-    profiler.enable_by_count()
-    begin = time.perf_counter()
-    try:
+    per_hit_ms = _tracing_ms_per_hit(line_profiler.LineProfiler)
+    profiler = line_profiler.LineProfiler(*plain.values())
+    with profiler:
+        begin = time.perf_counter()
         for _ in range(repeat):
             call()
-    finally:
         wall_ms = 1e3 * (time.perf_counter() - begin)
-        profiler.disable_by_count()
     stats = profiler.get_stats()
     unit_ms = 1e3 * float(stats.unit)
     hits = {
         (file, first): {line: (count, ticks * unit_ms) for line, count, ticks in rows}
         for (file, first, _), rows in stats.timings.items()
     }
-    edges = _edges(seen, list(plain.values())) if seen else {}
-    rows = [
-        row
-        for function in plain.values()
-        for row in _rows(function, hits, list(plain.values()), edges)
-    ]
+    profiled = list(plain.values())
+    edges = _edges(seen, profiled) if seen else {}
+    rows = [row for function in profiled for row in _rows(function, hits, profiled, edges)]
     columns = ["function", "file", "line", "source", "hits", "time_ms", "calls"]
     frame, tracing_ms = with_self_time(pd.DataFrame(rows, columns=columns), per_hit_ms)
     return LineProfile(frame, wall_ms, tracing_ms)
@@ -159,11 +150,10 @@ def _tracing_ms_per_hit(profiler_class: Callable[..., Any]) -> float:
     costs = []
     for _ in range(3):
         profiler = profiler_class(loop)
-        profiler.enable_by_count()
-        begin = time.perf_counter()
-        loop()
-        wall_ms = 1e3 * (time.perf_counter() - begin)
-        profiler.disable_by_count()
+        with profiler:
+            begin = time.perf_counter()
+            loop()
+            wall_ms = 1e3 * (time.perf_counter() - begin)
         stats = profiler.get_stats()
         rows = [row for lines in stats.timings.values() for row in lines]
         on_lines_ms = 1e3 * stats.unit * sum(ticks for _, _, ticks in rows)

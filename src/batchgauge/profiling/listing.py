@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -38,8 +38,7 @@ class Listing:
                 f"<table style='border-collapse:collapse;font:12px/1.45 monospace;width:100%;"
                 f"color:#1a1a1a;background:#fff;margin:0 0 1em'><caption style='text-align:left;"
                 f"font-weight:bold;caption-side:top'>{html.escape(name)}: {percent(share, 1)} of "
-                "the "
-                f"lines' time</caption><thead><tr>"
+                f"the lines' time</caption><thead><tr>"
                 + "".join(
                     f"<th scope='col' style='text-align:{side};padding:0 .8em 0 .3em'>{title}</th>"
                     for title, side in _COLUMNS
@@ -50,13 +49,10 @@ class Listing:
                 if row is None:
                     out.append("<tr><td></td><td></td><td></td><td>⋮</td></tr>")
                     continue
-                cells = (
-                    f"{percent(row.share, 1)}" if row.hits else "",
-                    f"{row.hits:,}" if row.hits else "",
-                )
+                cells = (percent(row.share, 1), f"{row.hits:,}") if row.hits else ("", "")
                 numbers = "".join(
                     f"<td style='text-align:right;padding:0 .8em 0 .3em'>{cell}</td>"
-                    for cell in (*cells, str(row.line))
+                    for cell in (*cells, row.line)
                 )
                 out.append(
                     f"<tr style='background:{heat_colour(row.share)}'>{numbers}<td style='"
@@ -84,26 +80,18 @@ class Listing:
         return "\n".join(out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    line: int
-    source: str
-    hits: int
-    share: float
-
-
-def _fold(frame: pd.DataFrame, context: int) -> list[_Row | None]:
+def _fold(frame: pd.DataFrame, context: int) -> list[Any]:
     """Rows near a warm line, the function's own first lines included; None marks a gap."""
     warm = [i for i, share in enumerate(frame["share"]) if share >= 0.005]
     keep = {0} | {j for i in warm for j in range(i - context, i + context + 1)}
-    rows: list[_Row | None] = []
+    rows: list[Any] = []
     last = -1
-    for i, row in enumerate(frame.to_dict("records")):
+    for i, row in enumerate(frame.itertuples()):
         if i not in keep:
             continue
         if i != last + 1:
             rows.append(None)
-        rows.append(_Row(row["line"], row["source"], row["hits"], row["share"]))
+        rows.append(row)
         last = i
     if last != len(frame) - 1:
         rows.append(None)

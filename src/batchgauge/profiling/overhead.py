@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
+import importlib
 import statistics
 import tempfile
 import time
@@ -48,48 +49,29 @@ def _watched(tool: str, functions: list[Callable[..., object]]) -> Iterator[None
     elif tool == "pyinstrument":
         import pyinstrument
 
-        profiler = pyinstrument.Profiler(async_mode="disabled")
-        profiler.start()
-        try:
+        with pyinstrument.Profiler(async_mode="disabled"):
             yield
-        finally:
-            profiler.stop()
     elif tool == "cProfile":
         with cProfile.Profile():
-            yield
-    elif tool in {"line_profiler", "memory_profiler"}:
-        with _by_line(tool, functions):
             yield
     elif tool == "memray":
         import memray
 
         with tempfile.TemporaryDirectory() as folder, memray.Tracker(Path(folder) / "a.bin"):
             yield
-    else:
+    elif tool == "tracemalloc":
         tracemalloc.start()
         try:
             yield
         finally:
             tracemalloc.stop()
-
-
-@contextlib.contextmanager
-def _by_line(tool: str, functions: list[Callable[..., object]]) -> Iterator[None]:
-    if tool == "line_profiler":
-        from line_profiler import LineProfiler
-
-        profiler = LineProfiler()
     else:
-        from memory_profiler import LineProfiler as MemoryLines
-
-        profiler = MemoryLines(backend="psutil")
-    for function in filter(None, map(plain_function, functions)):
-        profiler.add_function(function)
-    profiler.enable_by_count()
-    try:
-        yield
-    finally:
-        profiler.disable_by_count()
+        options = {"backend": "psutil"} if tool == "memory_profiler" else {}
+        profiler = importlib.import_module(tool).LineProfiler(**options)
+        for function in filter(None, map(plain_function, functions)):
+            profiler.add_function(function)
+        with profiler:
+            yield
 
 
 def measure_overhead(
