@@ -20,15 +20,16 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm.auto import tqdm
 
 from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Run
-from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Sample, to_frame
 from batchgauge.measuring.timing import Conditions, Stopping, calibrate, steady_from, with_outliers
 from batchgauge.measuring.verdicts import Ratio, judged
@@ -196,6 +197,26 @@ def compare_interleaved(
         seconds=time.perf_counter() - begin,
         logs=logs,
     )
+
+
+class Bar(tqdm):  # type: ignore[type-arg]  # nothing is iterated over
+    """A bar of seconds or pieces that may be done before its total is reached.
+
+    What ends without an error is complete: the total becomes what was done, rounded up. What
+    raised stays as it was, and red.
+    """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and not self.disable:
+            self.total = max(1, math.ceil(self.n))
+            self.n = self.total
+            self.refresh()
+        super().__exit__(kind, error, trace)
 
 
 class _Blocks:

@@ -159,18 +159,8 @@ class Measurement:
 
 def to_frame(samples: Iterable[Sample], run: Run) -> pd.DataFrame:
     """Samples of one run as a frame with the columns `COLUMNS`."""
-    shared: dict[str, Any] = {
-        "run_id": run.run_id,
-        "threads": run.threads,
-        "weights": run.weights,
-        "seed": run.seed,
-        "git_commit": run.git_commit,
-        "versions": run.versions,
-        "machine_id": run.machine.id,
-        "machine": run.machine.describe(),
-        "workload": run.workload,
-        "timestamp": run.timestamp,
-    }
+    machine = {"machine_id": run.machine.id, "machine": run.machine.describe()}
+    shared: dict[str, Any] = {**asdict(run), **machine}
     frame = pd.DataFrame([asdict(s) for s in samples]).assign(**shared)[list(COLUMNS)]
     frame["weights"] = frame["weights"].mask(frame["part"].isin(_WITHOUT_ENGINE), "")
     return frame
@@ -219,18 +209,15 @@ def checked(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     if not flags.isin(["true", "false"]).all() or typed["timestamp"].fillna("").eq("").any():
         raise UserError(f"'{source}' has rows cut short; is the file truncated?")
     for column in (*_WHOLE, *_TIMES):
-        number = _whole if column in _WHOLE else _real
-        values = [number(cell) for cell in typed[column].tolist()]
-        if column == "cpu_ms":
-            known = [cell not in {"", "nan"} for cell in typed[column].astype(str)]
-        else:
-            known = [True] * len(values)
-        bad = next((i for i, v in enumerate(values) if v is None and known[i]), None)
-        if bad is not None:
-            what = "whole number" if column in _WHOLE else "number"
-            raise UserError(
-                f"'{source}', line {bad + 2}: {column} is no {what}; is the file truncated?"
-            )
+        number, what = (_whole, "whole number") if column in _WHOLE else (_real, "number")
+        cells = typed[column].tolist()
+        values = [number(cell) for cell in cells]
+        untaken = {"", "nan"} if column == "cpu_ms" else set()
+        for line, (cell, value) in enumerate(zip(cells, values, strict=True), start=2):
+            if value is None and str(cell) not in untaken:
+                raise UserError(
+                    f"'{source}', line {line}: {column} is no {what}; is the file truncated?"
+                )
         typed[column] = [math.nan if v is None else v for v in values]
     typed["is_warmup"] = flags == "true"
     if (typed["wall_ms"] <= 0).any() or (typed["cpu_ms"] < 0).any():

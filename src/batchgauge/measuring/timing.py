@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 from batchgauge.clock import timed
 from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, Run
-from batchgauge.measuring.progress import Bar
 from batchgauge.measuring.record import Amount, Labels, Measurement, Sample
 from batchgauge.statistics import classify_outliers, course
 
@@ -169,7 +168,6 @@ def measure(
     stopping: Stopping = Stopping(budget_s=1.0, least=10, most=1000),
     conditions: Conditions = Conditions(),
     run: Run | None = None,
-    progress: bool = False,
 ) -> Measurement:
     """Time `fn()`, which does `amount`, until the budget is spent, in samples.
 
@@ -178,19 +176,13 @@ def measure(
         measure(call, Labels("decode", part="decode"), Amount(items=8)).median_ms
     """
     budget_s, samples = stopping.budget_s, list[Sample]()
-    with (
-        conditions.held(),
-        Bar(
-            total=budget_s, desc=labels.benchmark, unit="s", disable=not progress, leave=False
-        ) as bar,
-    ):
+    with conditions.held():
         loops = calibrate(fn)
         begin, spent = time.perf_counter(), 0.0
         while len(samples) < stopping.least or (spent < budget_s and len(samples) < stopping.most):
             place = {"block": len(samples), "position": 0, "is_warmup": False}
             samples.append(labels.sample(amount, timed(fn, loops), gc=conditions.gc, **place))
-            before, spent = spent, time.perf_counter() - begin
-            bar.update(max(0.0, min(spent, budget_s) - before))
+            spent = time.perf_counter() - begin
     warm = steady_from([s.wall_ms for s in samples])
     first = min(warm, len(samples) // 2) if warm is not None else 0
     samples = [replace(s, is_warmup=i < first) for i, s in enumerate(samples)]

@@ -14,18 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.measuring.gate.judging import BLIND, Change, Status, changed_work
+from batchgauge.measuring.gate.sequential import Logs
 from batchgauge.measuring.paired import AA_CONTROL, CONTROL
 from batchgauge.statistics import Estimate, difference, minimum_detectable_change, relative
 
 # Files of two sessions carry the machine's drift; the interleaved gate has its own, lower one.
 THRESHOLD = 0.05
-
-Logs = npt.NDArray[np.float64]
 
 
 def compare_runs(
@@ -44,19 +42,12 @@ def compare_runs(
     one sample only.
     """
     _check_comparable(base, new, allow_other_machine=allow_other_machine)
-    sides = [_steady(frame) for frame in (base, new)]
-    shared = [name for name in sides[0] if name in sides[1]]
+    ours, theirs = _steady(base), _steady(new)
+    shared = [name for name in ours if name in theirs]
     if not shared:
         raise UserError("The two runs have no benchmark in common; nothing to compare.")
-    return [
-        _change(
-            name,
-            sides[0][name],
-            sides[1][name],
-            (thresholds or {}).get(name, threshold),
-        )
-        for name in shared
-    ]
+    limits = thresholds or {}
+    return [_change(name, ours[name], theirs[name], limits.get(name, threshold)) for name in shared]
 
 
 def _check_comparable(base: pd.DataFrame, new: pd.DataFrame, *, allow_other_machine: bool) -> None:

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from batchgauge.measuring.gate.sequential import Look, SequentialDesign
+from batchgauge.measuring.gate.sequential import Logs, Look, SequentialDesign
 from batchgauge.statistics import minimum_detectable_change, relative
 from batchgauge.text import counted, percent
 
@@ -33,8 +32,6 @@ _IMPROVES = ("padded_positions",)  # exact, but fewer are no reason to stop
 _CORE = 0.4  # of the rounds
 _APART = 5.0  # as wide as the core, and there is more than one group
 _MANY = 16  # rounds; fewer fall into groups by chance
-
-Logs = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from batchgauge.clock import Elapsed
@@ -34,10 +33,9 @@ from batchgauge.measuring.gate.process import (
     Worker,
     WorkerError,
 )
-from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
+from batchgauge.measuring.gate.sequential import LEAST, Logs, SequentialDesign
 from batchgauge.measuring.record import Amount, Labels, Sample
 
-Logs = npt.NDArray[np.float64]
 SIDES = ("base", "new")
 _MOST_BLOCKS = 200
 _LATE = 1.5  # times the time, and the machine has slowed down: end without a verdict
