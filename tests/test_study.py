@@ -31,8 +31,7 @@ from batchgauge.reporting.index import write_index
 from batchgauge.reporting.kernel import kernel_environment, results
 from batchgauge.reporting.matrix import read_matrix, run_matrix, write_comparison
 from batchgauge.reporting.matrix_rates import rates
-from batchgauge.reporting.previous import set_aside
-from batchgauge.reporting.study import books, run_study, write_pages
+from batchgauge.reporting.study import books, run_study, set_aside, write_pages
 
 pytestmark = pytest.mark.slow
 

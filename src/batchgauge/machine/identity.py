@@ -9,6 +9,7 @@ Leaves out the BLAS kernels in use; `batchgauge.machine.preflight` names those.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
@@ -16,6 +17,7 @@ import platform
 import re
 import sys
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -186,13 +188,17 @@ def _output(*command: str) -> str:
 @functools.cache
 def versions() -> str:
     """Python and the packages that decide about speed, e.g. `python 3.13.1; numpy 2.3.0`."""
-    found = [f"{platform.python_implementation().lower()} {platform.python_version()}"]
-    for package in _PACKAGES:
-        try:
+    python = f"{platform.python_implementation().lower()} {platform.python_version()}"
+    return "; ".join([python, *installed(_PACKAGES)])
+
+
+def installed(packages: Iterable[str]) -> list[str]:
+    """Name and version of those of `packages` that are there."""
+    found = []
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return "; ".join(found)
+    return found
 
 
 @functools.cache

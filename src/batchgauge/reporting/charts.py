@@ -71,27 +71,36 @@ def lines(
     where there are intervals; `more` columns are said on hover.
     """
     shown, looks = _among(_with_interval(frame, y.field), looks)
-    channels = looks.channels()
-    place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"]}
+    place = _place(x, y, looks)
     banded = "low" in shown
-    band = [_band(place, looks.curve)] if banded else []
     tips = [_tip("series", "")] if len(looks.names) > 1 else []
     tips += [_tip(axis.field, axis.title) for axis in (x, y) if axis.title]
     tips += [_tip("interval", y.interval)] if banded else []
     tips += _said(shown, more)
+    line = {"type": "line", "strokeWidth": 2, "interpolate": looks.curve}
     layers = [
-        *band,
-        {
-            "mark": {"type": "line", "strokeWidth": 2, "interpolate": looks.curve},
-            "encoding": {**place, "opacity": FADED},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": looks.size},
-            "encoding": {**place, "shape": channels["shape"], "tooltip": tips, "opacity": FADED},
-            "params": [ZOOM, NEAREST],
-        },
+        *([_band(place, looks.curve)] if banded else []),
+        {"mark": line, "encoding": place},
+        _points(place, looks, tips, [ZOOM, NEAREST], looks.size),
     ]
     return _chart(shown, title, layers, references, height=300)
+
+
+def _place(x: Axis, y: Axis, looks: Looks) -> Spec:
+    """Where marks stand, in the colours of their series."""
+    color = looks.channels()["color"]
+    return {"x": x.encoding(), "y": y.encoding(), "color": color, "opacity": FADED}
+
+
+def _points(
+    place: Spec, looks: Looks, tips: Sequence[Spec], params: Sequence[Spec], size: int
+) -> Spec:
+    """The marks that have the values, and say them on hover."""
+    return {
+        "mark": {"type": "point", "filled": True, "size": size},
+        "encoding": {**place, "shape": looks.channels()["shape"], "tooltip": tips},
+        "params": list(params),
+    }
 
 
 def _band(place: Spec, curve: str) -> Spec:
@@ -116,17 +125,12 @@ def dots(
     worded = any(line.text for line in references)  # above the first row
     place, tips, height = _rows([""] * worded + list(frame["name"]), shown, x, looks)
     tips += _said(shown, more)
-    ranged = "low" in shown
     low = {**x.encoding(), "field": "low"}
-    rule = {"x": low, "x2": {"field": "high"}, **place, "opacity": faded(0.5, 0.06)}
-    marks = {"x": x.encoding(), **place, "shape": looks.channels()["shape"], "tooltip": tips}
-    layers: list[Spec] = [
-        *([{"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule}] if ranged else []),
-        {
-            "mark": {"type": "point", "filled": True, "size": 80},
-            "encoding": marks,
-            "params": [ZOOM_X],
-        },
+    rule = {**place, "x": low, "x2": {"field": "high"}, "opacity": faded(0.5, 0.06)}
+    ranged = {"mark": {"type": "rule", "strokeWidth": 4}, "encoding": rule}
+    layers = [
+        *([ranged] if "low" in shown else []),
+        _points({**place, "x": x.encoding()}, looks, tips, [ZOOM_X], 80),
     ]
     return _chart(shown, title, layers, references, height=height)
 
@@ -178,20 +182,15 @@ def crosses(
     `x_low` to `x_high`. `frame` has `series` too; `more` columns are said on hover.
     """
     shown = _with_interval(_with_interval(frame, x.field, "x_"), y.field)
-    channels = looks.channels()
-    place = {"x": x.encoding(), "y": y.encoding(), "color": channels["color"], "opacity": FADED}
+    place = _place(x, y, looks)
     low, x_low = ({**place[axis], "field": field} for axis, field in (("y", "low"), ("x", "x_low")))
     tips = [_tip("series", ""), _tip(x.field, x.title), _tip("x_interval", x.interval)]
     tips += _said(shown, more)
     rule = {"type": "rule", "strokeWidth": 1.5}
-    layers: list[Spec] = [
+    layers = [
         {"mark": rule, "encoding": {**place, "y": low, "y2": {"field": "high"}}},
         {"mark": rule, "encoding": {**place, "x": x_low, "x2": {"field": "x_high"}}},
-        {
-            "mark": {"type": "point", "filled": True, "size": looks.size},
-            "encoding": {**place, "shape": channels["shape"], "tooltip": tips},
-            "params": [ZOOM],
-        },
+        _points(place, looks, tips, [ZOOM], looks.size),
     ]
     return _chart(shown, title, layers, height=300)
 
@@ -204,17 +203,11 @@ def scatter(
 
     The specification, for more layers and parameters: they must give each row its `series`.
     """
-    place = {"x": x.encoding(), "y": y.encoding()}
-    said = _said(frame, tips)
     line = {"type": "line", "color": MUTED, "opacity": 0.5, "strokeWidth": 1.2}
-    order = {"order": {"field": tips[0], "type": "quantitative"}}
-    dots: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 60},
-        "encoding": {**place, **looks.channels(), "tooltip": said, "opacity": FADED},
-        "params": [ZOOM, NEAREST],
-    }
-    under: list[Spec] = [{"mark": line, "encoding": {**place, **order}}] if joined else []
-    return _chart(frame, "", [*under, dots], references, height=320).spec
+    order = {"field": tips[0], "type": "quantitative"}
+    way = {"mark": line, "encoding": {"x": x.encoding(), "y": y.encoding(), "order": order}}
+    dots = _points(_place(x, y, looks), looks, _said(frame, tips), [ZOOM, NEAREST], 60)
+    return _chart(frame, "", [*([way] if joined else []), dots], references, height=320).spec
 
 
 def stacked(frame: pd.DataFrame, title: str, x: Axis, looks: Looks) -> Chart:

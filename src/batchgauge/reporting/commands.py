@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -70,20 +71,14 @@ def study(
     for name in _PATHS & set(given):  # the kernels run in the project's folder
         if given[name] and (path := Path(given[name])).exists():
             given[name] = str(path.resolve())
-    if matrix is None:
-        if dask:
-            raise UserError("--dask needs --matrix: it gives each of several runs a machine.")
-        run_study(profile=profile, out_dir=out, parameters=given, only=notebook, again=again)
+    asked: dict[str, Any] = {"profile": profile, "parameters": given}
+    asked |= {"out_dir": out, "only": notebook, "again": again}
+    if matrix is not None:
+        run_matrix(matrix, dask=dask, **asked)
+    elif dask:
+        raise UserError("--dask needs --matrix: it gives each of several runs a machine.")
     else:
-        run_matrix(
-            matrix,
-            profile=profile,
-            out_dir=out,
-            parameters=given,
-            only=notebook,
-            again=again,
-            dask=dask,
-        )
+        run_study(**asked)
 
 
 @click.command()

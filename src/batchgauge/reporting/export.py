@@ -27,7 +27,7 @@ from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.page import SCRIPT, anchored, content_policy, is_shown, page_of, relinked
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.render import bundle, json_block, svg
-from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.reporting.report import marks
 from batchgauge.text import Markdown, escaped, fenced, visible
 
 TEMPLATES = Path(__file__).parent / "template"
@@ -62,7 +62,7 @@ def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str])
     for cell in kept.cells:
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
-            shown = [o for o in cell.outputs if is_shown(o) or _is_marked(o)]
+            shown = [o for o in cell.outputs if is_shown(o) or marks(o)]
             cell.outputs = [nbformat.from_dict(_visible(o)) for o in shown]
     return write_text(_without_paths(nbformat.writes(kept)) + "\n", path)
 
@@ -140,10 +140,6 @@ def _href(href: str, names: Mapping[str, str], suffix: str, up: str = "") -> str
     if name is not None:
         return f"{name}{suffix}{hash_sign}{anchor}"
     return up + href
-
-
-def _is_marked(output: NotebookNode) -> bool:
-    return METADATA_KEY in output.get("metadata", {})
 
 
 def _without_paths(text: str) -> str:

@@ -109,9 +109,7 @@ def past(history: pd.DataFrame, reports: Sequence[Mapping[str, Any]]) -> dict[st
     for facts in reports:
         like = {"report": facts["report"], "profile": facts["profile"]}
         like |= {"model": short(facts), "machine": facts["machine"]}
-        rows = history
-        for name, value in like.items():
-            rows = rows[rows[name] == value]
+        rows = history[(history[list(like)] == pd.Series(like)).all(axis=1)]
         rows = rows[rows["finished"] <= facts["finished"]]  # another may have run since
         for key, mine in rows.sort_values("finished").groupby("key", sort=False):
             values = mine[mine["value"].notna() & (mine["unit"] == mine["unit"].iloc[-1])]

@@ -18,7 +18,7 @@ from batchgauge.reporting.dictionary import write_dictionary
 from batchgauge.reporting.export import TEMPLATES, one_blank_line, with_bundle
 from batchgauge.reporting.history import Past, past, remember
 from batchgauge.reporting.model import short
-from batchgauge.reporting.page import SCRIPT, content_policy
+from batchgauge.reporting.page import FACTS, SCRIPT, content_policy
 from batchgauge.reporting.render import json_block, svg
 from batchgauge.reporting.report import METADATA_KEY
 from batchgauge.reporting.score import Score, scores_of
@@ -210,20 +210,11 @@ def render(template: str, about: Mapping[str, Any], *, alive: bool = False) -> s
 
 def _machine(reports: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The machine card: each fact once, or each of its values where reports differ."""
-    names = {
-        "machine": "Machine",
-        "model": "Model",
-        "versions": "Versions",
-        "git_commit": "Commit",
-        "profile": "Profile",
-        "seed": "Seed",
-        "finished": "Finished",
-    }
     card = []
-    for key, name in names.items():
+    for key in ("machine", "model", "versions", "git_commit", "profile", "seed", "finished"):
         values = dict.fromkeys(str(facts[key]) for facts in reports if key in facts)
         shown = [max(values)] if key == "finished" and values else list(values)
         if shown or not reports:
-            card.append((name, " / ".join(shown)))
+            card.append((FACTS[key], " / ".join(shown)))
     minutes = sum(facts["seconds"] for facts in reports) / 60
     return [*card, ("Measured for", f"{minutes:.1f} minutes")]

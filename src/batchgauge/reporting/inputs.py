@@ -18,6 +18,7 @@ from typing import Any
 
 from batchgauge.core.default_model import default_model_path, open_model
 from batchgauge.errors import UserError
+from batchgauge.machine.identity import installed
 from batchgauge.workload import load_prompts
 
 # What stands behind a parameter that is left empty, under the project's folder.
@@ -123,13 +124,7 @@ def _packages() -> tuple[str, ...]:
     except metadata.PackageNotFoundError:
         wanted = []
     names = {match[0] for line in wanted if (match := _NAME.match(line))} - {"batchgauge"}
-    found = []
-    for name in sorted(names):
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
-    return tuple(found)
+    return tuple(installed(sorted(names)))
 
 
 def digest_of(path: Path) -> str:

@@ -106,10 +106,12 @@ def run_matrix(  # noqa: PLR0913 - each is an option of the command
     folder = notebooks or notebooks_folder()
     runs = read_matrix(path)
     chosen = books(folder, only)
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {}  # profile and parameters
     for run in runs:  # before the first is run
-        own = {**(parameters or {}), **run.parameters}
+        own = {"profile": profile, **(parameters or {}), **run.parameters}
+        wanted[run.name] = str(own.pop("profile")), own
         try:
-            checked(own, str(own.pop("profile", profile)), chosen)
+            checked(own, wanted[run.name][0], chosen)
         except UserError as error:
             raise UserError(f"Run {run.name}: {error}") from None
     out = out_folder(out_dir or results_folder())
@@ -117,21 +119,16 @@ def run_matrix(  # noqa: PLR0913 - each is an option of the command
     failures: list[tuple[str, int]] = []
     with locked(out):
         if dask:
-            failures += _elsewhere(runs, dask, base, profile, parameters or {}, only)
-        for run in () if dask else runs:
-            say(f"Run {run.name}:")
-            own = {**(parameters or {}), **run.parameters}
+            failures += _elsewhere(wanted, dask, base, only)
+        for name, (its_profile, own) in () if dask else wanted.items():
+            say(f"Run {name}:")
             try:
                 run_study(
-                    profile=str(own.pop("profile", profile)),
-                    out_dir=base / run.name,
-                    parameters=own,
-                    only=only,
-                    again=again,
-                    notebooks=folder,
-                )
+                    profile=its_profile, out_dir=base / name, parameters=own, only=only,
+                    again=again, notebooks=folder,
+                )  # fmt: skip
             except UserError as error:
-                failures.append((f"{run.name}: {error}", error.exit_code))
+                failures.append((f"{name}: {error}", error.exit_code))
         page = write_comparison(base, runs, [book.report for book in books(folder)])
     if failures:
         raise UserError(
@@ -144,24 +141,21 @@ def run_matrix(  # noqa: PLR0913 - each is an option of the command
 
 
 def _elsewhere(
-    runs: Sequence[Run],
+    wanted: Mapping[str, tuple[str, Mapping[str, Any]]],
     address: str,
     base: Path,
-    profile: str,
-    parameters: Mapping[str, Any],
     only: Sequence[str],
 ) -> list[tuple[str, int]]:
     """Run the studies on the workers of a Dask scheduler; what failed, with its exit code."""
     extras.require("A study on other machines", "distributed", "distributed")
     from batchgauge.reporting.matrix_dask import studies_elsewhere
 
-    wanted = {}
-    for run in runs:
-        own = {**parameters, **run.parameters}
-        given = ["--profile", str(own.pop("profile", profile))]
-        wanted[run.name] = [*only, *given, *(w for n, v in own.items() for w in ("-p", n, str(v)))]
+    arguments = {
+        run: [*only, "--profile", profile, *(w for n, v in own.items() for w in ("-p", n, str(v)))]
+        for run, (profile, own) in wanted.items()
+    }
     failures = []
-    for done in studies_elsewhere(address, wanted):
+    for done in studies_elsewhere(address, arguments):
         say(f"Run {done.name}: {done.last_line or 'done'}")
         if done.archive:
             done.unpack(base / done.name)
@@ -175,25 +169,17 @@ def write_comparison(base: Path, runs: Sequence[Run], order: Sequence[str]) -> P
     facts = {run.name: read_facts(base / run.name, order) for run in runs}
     cards = {name: scorecard(found) for name, found in facts.items()}
     scores = _frame(cards)
-    names = list(dict.fromkeys(name for run in runs for name in run.parameters))
     given = pd.DataFrame(
-        [
-            {"run": r.name, **{n: redacted(str(r.parameters.get(n, "–"))) for n in names}}
-            for r in runs
-        ]
-    )
+        [{"run": r.name, **{n: redacted(str(v)) for n, v in r.parameters.items()}} for r in runs]
+    ).fillna("–")
     machines = _machines(runs, facts, base)
     done = [run.name for run in runs if facts[run.name]]
     throughput = rates(base, done) if done else pd.DataFrame()
     picture = _picture(throughput, base)
+    first = done[0] if done else ""
+    ratios = f"Throughput of every run, and its ratio to '{first}' with a 95 % interval"
     shown = [
-        (
-            throughput,
-            f"Throughput of every run, and its ratio to '{done[0]}' with a 95 % interval; the "
-            "machine's drift between the runs is in it."
-            if done
-            else "",
-        ),
+        (throughput, f"{ratios}; the machine's drift between the runs is in it."),
         (machines, "Each run's machine, its quickest batch size, and what tokens cost there."),
         (scores, "Every score of every run, with its 95 % interval."),
         (given, "What each run was given."),
@@ -235,13 +221,9 @@ def _machines(
             swept = pd.read_csv(sweep)
             first = "prompts" if "prompts" in set(swept["workload"]) else swept["workload"].iloc[0]
             swept = swept[swept["workload"] == first]
-            at = int(swept["fresh_tokens_per_s"].to_numpy().argmax())
-            rate = float(swept["fresh_tokens_per_s"].iloc[at])
-            row |= {
-                "workload": first,
-                "best_batch_size": int(swept["batch_size"].iloc[at]),
-                "tokens_per_s": round(rate, 1),
-            }
+            best = swept.iloc[int(swept["fresh_tokens_per_s"].to_numpy().argmax())]
+            rate, size = float(best["fresh_tokens_per_s"]), int(best["batch_size"])
+            row |= {"workload": first, "best_batch_size": size, "tokens_per_s": round(rate, 1)}
             if run.price_per_hour is not None:
                 cost = run.price_per_hour / (rate * 3600) * 1e6
                 row["price_per_million_tokens"] = round(cost, 4)
@@ -274,15 +256,13 @@ def _picture(throughput: pd.DataFrame, base: Path) -> dict[str, Any] | None:
     if not len(throughput):
         return None
     write_csv(throughput, base / "throughput.csv")
-    others = throughput[throughput["run"] != throughput["run"].iloc[0]].dropna(
-        subset=["over_first_x"]
-    )
+    first = throughput["run"].iloc[0]
+    others = throughput[throughput["run"] != first].dropna(subset=["over_first_x"])
     if others.empty:
         return None
     names = {"work": "name", "run": "series", "low_x": "low", "high_x": "high"}
     shown = others.rename(columns=names)
     ends = charts.powers(*(shown[c].dropna() for c in ("low", "high", "over_first_x")))
-    first = throughput["run"].iloc[0]
     x = charts.Axis("over_first_x", f"throughput ÷ that of {first} (×)", 2, ends)
     looks = charts.Looks.of(shown["series"])
     even = charts.Line(1.0, f"as fast as {first}", "x", "floor")

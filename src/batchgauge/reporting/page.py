@@ -24,7 +24,7 @@ from nbformat import NotebookNode
 from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.model import short
 from batchgauge.reporting.render import bundle
-from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.reporting.report import marks
 from batchgauge.text import Markdown, escaped, sentences
 
 SCRIPT = (Path(__file__).parent / "template" / "report" / "page.js").read_text(encoding="utf-8")
@@ -36,15 +36,15 @@ _TITLE = re.compile(r"\A\s*#\s+.+\n*(\*\*.+\*\*\n*)?")  # with the question, whi
 _ASIDE = re.compile(r"\A(##+)\s+(Definitions|Reading this page|In continuous integration)\s*\n")
 _FENCED = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
-_FACTS = {
-    "Finished": "finished",
-    "Profile": "profile",
-    "Seed": "seed",
-    "Seconds": "seconds",
-    "Commit": "git_commit",
-    "Model": "model",
-    "Machine": "machine",
-    "Versions": "versions",
+FACTS = {
+    "finished": "Finished",
+    "profile": "Profile",
+    "seed": "Seed",
+    "seconds": "Seconds",
+    "git_commit": "Commit",
+    "model": "Model",
+    "machine": "Machine",
+    "versions": "Versions",
 }
 
 
@@ -57,17 +57,9 @@ class Heading:
     anchor: str
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link at the foot of the page."""
-
-    text: str
-    href: str
-
-
 @dataclass(slots=True)
 class Page:
-    """What the templates print around the cells."""
+    """What the templates print around the cells; `links` are (text, target)."""
 
     title: str
     question: str
@@ -77,7 +69,7 @@ class Page:
     scores: list[Mapping[str, Any]] = field(default_factory=list)
     headings: list[Heading] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
+    links: list[tuple[str, str]] = field(default_factory=list)
     figure: NotebookNode | None = None
     is_alive: bool = False
 
@@ -98,18 +90,17 @@ def page_of(notebook: NotebookNode, facts: Mapping[str, Any]) -> tuple[NotebookN
         ),
         notebook=f"notebooks/{name}.ipynb",
     )
-    page.facts = [(title, str(facts[key])) for title, key in _FACTS.items() if key in facts]
+    page.facts = [(title, str(facts[key])) for key, title in FACTS.items() if key in facts]
     tables = [f for f in facts["files"] if f.endswith(".csv")]
     page.links = [
-        Link("Executed notebook", page.notebook),
-        Link("Markdown", f"{name}.md"),
-        *(Link(Path(f).name, f"../{f}") for f in tables),
+        ("Executed notebook", page.notebook),
+        ("Markdown", f"{name}.md"),
+        *((Path(f).name, f"../{f}") for f in tables),
     ]
     said = {_bare(sentence) for sentence in sentences(page.answer)}
     for cell in shown.cells:
         if cell.cell_type == "code":
-            marks = [o.get("metadata", {}).get(METADATA_KEY, {}) for o in cell.outputs]
-            page.scores += [m for m in marks if m.get("kind") == "score"]
+            page.scores += [m for m in map(marks, cell.outputs) if m.get("kind") == "score"]
             shown_here = [o for o in cell.outputs if is_shown(o) and _says_more(o, said)]
             page.is_alive |= any(MIME in o.get("data", {}) for o in shown_here)
             decides = [o for o in shown_here if _is_figure(o, str(facts.get("figure") or ""))]
@@ -131,10 +122,10 @@ def _says_more(output: NotebookNode, said: set[str]) -> bool:
 
     The title of a figure is said from here on. A list of findings stays as it is.
     """
-    marks = output.get("metadata", {}).get(METADATA_KEY, {})
-    if marks.get("kind") == "figure" and marks.get("title"):
-        said.add(_bare(escaped(marks["title"])))
-    if marks.get("kind") != "finding" or "\n" in output.data["text/markdown"]:
+    about = marks(output)
+    if about.get("kind") == "figure" and about.get("title"):
+        said.add(_bare(escaped(about["title"])))
+    if about.get("kind") != "finding" or "\n" in output.data["text/markdown"]:
         return True
     left = [s for s in sentences(output.data["text/markdown"]) if _bare(s) not in said]
     text = Markdown(" ".join(left))
@@ -147,8 +138,7 @@ def _bare(sentence: str) -> str:
 
 
 def _is_figure(output: NotebookNode, name: str) -> bool:
-    marks = output.get("metadata", {}).get(METADATA_KEY, {})
-    return bool(name) and marks.get("file") == f"figures/{name}.png"
+    return bool(name) and marks(output).get("file") == f"figures/{name}.png"
 
 
 def is_shown(output: NotebookNode) -> bool:
@@ -157,7 +147,7 @@ def is_shown(output: NotebookNode) -> bool:
         return bool(output.name == "stdout")
     if output.output_type == "error":
         return True
-    kind = output.metadata.get(METADATA_KEY, {}).get("kind")
+    kind = marks(output).get("kind")
     if kind in {"header", "answer", "caption", "score", "footer"} or _WIDGET in output.data:
         return False
     return not (set(output.data) == {"text/plain"} and _REPR.match(output.data["text/plain"]))

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from batchgauge.errors import UserError
 
@@ -104,19 +104,17 @@ def _is_parameters(cell: str) -> bool:
         body = ast.parse(cell).body
     except (SyntaxError, ValueError):  # magics, an interrupted edit
         return False
-    names = [n.target.id for n in body if isinstance(n, ast.AnnAssign) and _is_name(n.target)]
+    targets = [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
     return "profile" in names and len(names) == len(body)
-
-
-def _is_name(target: ast.expr) -> TypeGuard[ast.Name]:
-    return isinstance(target, ast.Name)
 
 
 def _typed(value: Any, parameter: Parameter) -> Any:
     kind, _, items = parameter.kind.partition("[")
+    of = items.rstrip("]") or _kind_of_items(parameter.default)
     try:
         if kind == "list":
-            return _list(value, items.rstrip("]") or _kind_of_items(parameter.default), parameter)
+            return _list(value, of, parameter)
         if kind in _KINDS:
             return _scalar(value, kind)
         return ast.literal_eval(value) if isinstance(value, str) else value
@@ -124,8 +122,7 @@ def _typed(value: Any, parameter: Parameter) -> Any:
             ValueError):  # fmt: skip
         wanted = _KINDS.get(kind, parameter.kind)
     if kind == "list":
-        named = items.rstrip("]") or _kind_of_items(parameter.default)
-        wanted = f"a list of {_ITEMS.get(named, 'values')}"
+        wanted = f"a list of {_ITEMS.get(of, 'values')}"
         wanted += " of at least 1, such as [1, 8]" if _is_sizes(parameter) else ""
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:79]}…"

@@ -33,8 +33,8 @@ def two_runs(one: Path, other: Path) -> pd.DataFrame:
     rows = []
     for key in (k for k in left if k in right and left[k].unit == right[k].unit):
         a, b = left[key], right[key]
-        pairs = [(x, y.value) for x, y in ((a, b), (b, a)) if x.low is not None]
-        holds = [low <= value <= high for s, value in pairs for low, high in [_ends(s)]]
+        both = [(x, y.value) for x, y in ((a, b), (b, a)) if x.low is not None]
+        holds = [_number(x.low) <= value <= _number(x.high) for x, value in both]
         rows.append(
             {
                 "key": key, "label": a.label, "goal": a.goal, "unit": a.unit,
@@ -100,10 +100,6 @@ def _scores(out: Path) -> dict[str, Score]:
         for score in scores_of(facts):
             found.setdefault(score.key, score)
     return found
-
-
-def _ends(score: Score) -> tuple[float, float]:
-    return _number(score.low), _number(score.high)
 
 
 def _number(value: float | None) -> float:

@@ -20,22 +20,24 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from batchgauge.errors import UserError
 from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
-from batchgauge.reporting import notebook, render, tables
+from batchgauge.reporting import render, tables
 from batchgauge.reporting.charts import MIME, Chart
 from batchgauge.reporting.model import is_reference, named, served
+from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named
 from batchgauge.reporting.project import project_root, results_folder
-from batchgauge.reporting.score import Answer, Score, Tile
+from batchgauge.reporting.score import Answer, Score
 from batchgauge.text import Markdown, escaped, one_line, sentences, visible
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ METADATA_KEY = "batchgauge"
 # Rows of a table that is folded, and of one whose figure shows the same.
 _LONG, _LONG_BEHIND = 24, 6
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def marks(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a notebook's output says that it is; empty for one that no report made."""
+    said: Mapping[str, Any] = output.get("metadata", {}).get(METADATA_KEY, {})
+    return said
 
 
 @dataclass(slots=True)
@@ -68,9 +76,7 @@ class Report:
     model: dict[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
-    _answer: str = ""
-    _figure: str = ""
-    _tiles: Sequence[Tile] = ()
+    _answer: Answer = field(default_factory=lambda: Answer(""))
     _findings: list[str] = field(default_factory=list)
     _scores: dict[str, Score] = field(default_factory=dict)
     _files: list[str] = field(default_factory=list)
@@ -93,8 +99,7 @@ class Report:
         unknown profile or parameter, a seed that is no whole number >= 0, a name that is no file
         stem, or a folder that cannot be written to.
         """
-        notebook.say_errors_short()
-        notebook.check_parameters()
+        _prepare_notebook()
         if not _NAME.fullmatch(name):
             raise UserError(
                 f"The report name '{name}' is no file stem; expected lower case letters, "
@@ -201,7 +206,7 @@ class Report:
         if not isinstance(answer, Answer):
             answer = Answer(answer)
         said = escaped(answer.text)
-        self._answer, self._figure, self._tiles = said, answer.figure, answer.tiles
+        self._answer = replace(answer, text=said)
         data = {"text/plain": f"Answer. {said.plain}", "text/markdown": f"**Answer.** {said}"}
         _show(data, kind="answer", text=said)
 
@@ -252,7 +257,7 @@ class Report:
 
         An `engine` that has `conditions` (how a server was asked) has them written too.
         """
-        if not self._answer:
+        if not self._answer.text:
             raise UserError(
                 f"The report '{self.name}' has no answer yet; call report.answer first."
             )
@@ -261,9 +266,9 @@ class Report:
             "report": self.name,
             "title": self.title,
             "question": self.question,
-            "answer": self._answer,
-            "figure": self._figure,
-            "tiles": [asdict(tile) for tile in self._tiles],
+            "answer": self._answer.text,
+            "figure": self._answer.figure,
+            "tiles": [asdict(tile) for tile in self._answer.tiles],
             "findings": self._findings,
             "scores": [{**asdict(s), "verdict": s.verdict} for s in self._scores.values()],
             "files": self._files,
@@ -293,6 +298,30 @@ class Report:
         if name not in self._files:
             self._files.append(name)
         return self.out_dir.joinpath(*parts)
+
+
+def _prepare_notebook() -> None:
+    """Hold what was injected or assigned against the parameters cell, where there is a notebook.
+
+    From now on a `UserError` of its kernel is one sentence without a traceback; an error still, so
+    that the cell fails, and with it whoever runs the notebook. Raises UserError.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((UserError,), _say)
+        check_injected(shell.user_ns, shell.user_ns.get("In", []))
+
+
+def _say(
+    shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType | None,
+    tb_offset: int | None = None,
+) -> list[str]:  # fmt: skip
+    del trace, tb_offset  # IPython hands them over; the sentence says it all
+    said = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, said)  # noqa: SLF001 - how IPython has a handler show its own
+    return said
 
 
 def alt_text(figure: Figure | Chart, sentence: str) -> str:

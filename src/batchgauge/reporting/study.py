@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,10 +37,9 @@ from batchgauge.reporting.kernel import execute, kernel_environment, results
 from batchgauge.reporting.model import check_runs
 from batchgauge.reporting.page import relinked
 from batchgauge.reporting.parameters import Parameter, declared, typed
-from batchgauge.reporting.previous import forget, put_back, set_aside
 from batchgauge.reporting.profiles import profile_named
 from batchgauge.reporting.project import kernel_folder, notebooks_folder, results_folder
-from batchgauge.reporting.report import METADATA_KEY
+from batchgauge.reporting.report import marks
 from batchgauge.text import visible
 
 _REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
@@ -81,22 +81,14 @@ def books(folder: Path, only: Sequence[str] = ()) -> list[Book]:
             raise UserError(f"The parameters of '{path}' are no Python: {error}.") from None
     if not found:
         raise UserError(f"No notebooks (NN_name.ipynb) in '{folder}'; expected the project's.")
-    picked = {
-        book.path
-        for name in only
-        for book in _matching(found, name.removesuffix(".ipynb").rpartition("/")[2])
-    }
-    return [b for b in found if b.path in picked] if only else found
-
-
-def _matching(found: Sequence[Book], name: str) -> list[Book]:
-    matching = [
-        b for b in found if name in {b.path.stem, b.path.stem[:2], b.path.stem[3:], b.report}
-    ]
-    if not matching:
-        names = ", ".join(b.path.stem for b in found)
-        raise UserError(f"No notebook is called '{name}'; expected one of {names}.")
-    return matching
+    called = [{b.path.stem, b.path.stem[:2], b.path.stem[3:], b.report} for b in found]
+    wanted = [name.removesuffix(".ipynb").rpartition("/")[2] for name in only]
+    for name in wanted:
+        if not any(name in names for names in called):
+            every = ", ".join(b.path.stem for b in found)
+            raise UserError(f"No notebook is called '{name}'; expected one of {every}.")
+    both = zip(found, called, strict=True)
+    return [b for b, names in both if names & set(wanted)] if only else found
 
 
 def run_study(
@@ -164,7 +156,7 @@ def _run(
     for book in chosen:
         own = {name: value for name, value in given.items() if name in book.known}
         key = _key(book, own)
-        put_back(out, _before(book, out))  # of a study that was killed
+        _put_back(out, _before(book, out))  # of a study that was killed
         if not again and _is_finished(book, key, out):
             say(f"{book.path.name}: finished before, kept.")
             outcome.kept.append(book.report)
@@ -202,25 +194,22 @@ def write_pages(
     """
     folder = notebooks or notebooks_folder()
     out = out_folder(out_dir or results_folder())
-    with locked(out):
-        return _write_pages(folder, only, out)
-
-
-def _write_pages(folder: Path, only: Sequence[str], out: Path) -> list[Path]:
-    every = books(folder)
-    names = {name: b.report for b in every for name in (b.path.name, f"{b.report}.ipynb")}
     written = []
-    for book in books(folder, only):
-        path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
-        if path.is_file():
+    with locked(out):
+        every = books(folder)
+        names = {name: b.report for b in every for name in (b.path.name, f"{b.report}.ipynb")}
+        for book in books(folder, only):
+            path = out / "reports" / "notebooks" / f"{book.report}.ipynb"
+            if not path.is_file():
+                continue
             executed = relinked(_read(path, "run the study again"), _one_folder_up)
             facts = facts_of(out, book.report)
             if facts is None:
                 raise UserError(f"The facts of '{book.report}' are not there; run the study again.")
             written += export(executed, facts, out / "reports", names)
-    if not written:
-        raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
-    return [*written, write_index(out, [book.report for book in every])]
+        if not written:
+            raise UserError(f"No executed notebooks under '{_short(out)}'; run the study first.")
+        return [*written, write_index(out, [book.report for book in every])]
 
 
 def _one_folder_up(href: str) -> str:
@@ -255,7 +244,7 @@ def _run_one(
         made += [f"data/{facts['report']}_facts.json", *facts["files"]]
         digests = {file: digest_of(out / file) for file in made}
         write_text(json.dumps({"key": key, "files": digests}), state)
-        forget(before)
+        shutil.rmtree(before, ignore_errors=True)  # the new run is good
     except (PapermillExecutionError, UserError, OSError) as error:
         problem = _problem(error)
         with suppress(UserError, OSError, ValueError):  # no room for it, or only half of it
@@ -264,7 +253,7 @@ def _run_one(
         return problem
     finally:
         working.unlink(missing_ok=True)
-        put_back(out, before)
+        _put_back(out, before)
     failed.unlink(missing_ok=True)
     return None
 
@@ -288,18 +277,11 @@ def _at_once(profile: str) -> int:
     return 2 if profile == "smoke" and room else 1
 
 
-def report_of(executed: NotebookNode) -> str | None:
-    """The report that an executed notebook began; None when it never came so far."""
-    for cell in executed.cells:
-        for output in cell.get("outputs", []):
-            marks = output.get("metadata", {}).get(METADATA_KEY, {})
-            if marks.get("kind") == "header":
-                return str(marks["name"])
-    return None
-
-
 def _facts(executed: NotebookNode, out: Path) -> dict[str, Any]:
-    facts = facts_of(out, str(report_of(executed)))
+    """What the report that an executed notebook began says of itself; UserError without one."""
+    said = [marks(output) for cell in executed.cells for output in cell.get("outputs", [])]
+    begun = next((about["name"] for about in said if about.get("kind") == "header"), "")
+    facts = facts_of(out, begun)
     if facts is None:
         raise UserError("it ran to its end without finishing its report")
     return facts
@@ -319,6 +301,28 @@ def _state(book: Book, out: Path) -> Path:
 def _before(book: Book, out: Path) -> Path:
     """Where the files of the last good run are kept while the notebook runs again."""
     return _state(book, out).with_suffix(".before")
+
+
+def set_aside(files: Iterable[str], out: Path, folder: Path) -> None:
+    """Link `files` (relative to `out`) into `folder`; without hard links nothing is kept.
+
+    Every file is written under another name and then renamed, so a link keeps the old content and
+    takes no room; putting it back is a rename, which a full disk allows.
+    """
+    with suppress(OSError):
+        for file in files:
+            kept = folder / file
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.hardlink_to(out / file)
+
+
+def _put_back(out: Path, folder: Path) -> None:
+    """Make the files under `out` again what `set_aside` kept in `folder`, if it kept any."""
+    for kept in sorted(folder.rglob("*")):
+        if kept.is_file():
+            with suppress(OSError):
+                kept.replace(out / kept.relative_to(folder))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_finished(book: Book, key: str, out: Path) -> bool:

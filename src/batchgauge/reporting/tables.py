@@ -114,18 +114,13 @@ def column(values: pd.Series[Any]) -> list[str]:
 def to_html(frame: pd.DataFrame, caption: str) -> str:
     """`frame` as one `<figure class="table">` with a caption; numbers align right."""
     frame = _without_wide(frame)
-    numeric = [_is_numeric(frame[c]) for c in frame.columns]
-    heads = "".join(
-        f'<th scope="col"{_class(n)}>{escape(heading(c))}</th>'
-        for c, n in zip(frame.columns, numeric, strict=True)
-    )
-    shown = [column(frame[c]) for c in frame.columns]
-    body = []
-    for row, texts in zip(
-        frame.itertuples(index=False, name=None), zip(*shown, strict=True), strict=True
-    ):
-        cells = "".join(map(_cell, row, texts, numeric))
-        body.append(f"<tr>{cells}</tr>")
+    heads, cells = "", []
+    for name in frame.columns:
+        numeric = _is_numeric(frame[name])
+        heads += f'<th scope="col"{_class(numeric)}>{escape(heading(name))}</th>'
+        both = zip(frame[name], column(frame[name]), strict=True)
+        cells.append([_cell(value, text, numeric) for value, text in both])
+    body = (f"<tr>{''.join(row)}</tr>" for row in zip(*cells, strict=True))
     return (
         '<figure class="table"><div class="scroll" tabindex="0" role="group" '
         f'aria-label="{escape(caption, quote=True)}">'
