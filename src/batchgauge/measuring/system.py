@@ -154,9 +154,6 @@ def _cachegrind(command: Sequence[str], timeout_s: float) -> Events:
 def parse_cachegrind(text: str) -> dict[str, int]:
     """Totals from cachegrind's summary: instructions, last-level misses, mispredicted branches."""
     wanted = {"I refs": "instructions", "LL misses": "cache_misses", "Mispredicts": "branch_misses"}
-    found = {}
-    for line in text.splitlines():
-        match = re.match(r"==\d+==\s+(I\s+refs|LL misses|Mispredicts):\s+([\d,]+)", line)
-        if match:
-            found[wanted[" ".join(match[1].split())]] = int(match[2].replace(",", ""))
-    return found
+    total = re.compile(r"^==\d+==\s+(I\s+refs|LL misses|Mispredicts):\s+([\d,]+)", re.MULTILINE)
+    found = total.findall(text)
+    return {wanted[" ".join(name.split())]: int(n.replace(",", "")) for name, n in found}

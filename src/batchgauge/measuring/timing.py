@@ -152,12 +152,8 @@ def steady_from(times: Sequence[float]) -> int | None:
 
 def with_outliers(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     """The samples with those that are not warm-up labelled by Tukey's fences."""
-    steady = [i for i, s in enumerate(samples) if not s.is_warmup]
-    labels = classify_outliers([samples[i].wall_ms for i in steady])
-    marked = list(samples)
-    for i, label in zip(steady, labels, strict=True):
-        marked[i] = replace(samples[i], outlier=label)
-    return tuple(marked)
+    labels = iter(classify_outliers([s.wall_ms for s in samples if not s.is_warmup]))
+    return tuple(s if s.is_warmup else replace(s, outlier=next(labels)) for s in samples)
 
 
 def measure(

@@ -88,26 +88,17 @@ def rank_findings(
     where nothing would be left.
     """
     rows = []
-    for spot in spots:
-        if spot.share < SMALLEST:
-            continue
+    for spot in (s for s in spots if s.share >= SMALLEST):
         whole = (parts or {}).get(spot.part, math.nan)
         share = spot.share if math.isnan(whole) else whole * spot.share
         bounds = (amdahl_bound(share), reachable_speedup(share, spot.ratio))
         rows.append(
-            {
-                "part": spot.part,
-                "where": spot.where,
-                "class": KIND_LABELS[spot.kind],
-                "share": spot.share,
-                "request_share": whole * spot.share,
-                "floor_ratio": spot.ratio,
-                "bound": spot.bound,
-                "amdahl_bound": bounds[0] if math.isfinite(bounds[0]) else math.nan,
-                "reachable_speedup": bounds[1] if math.isfinite(bounds[1]) else math.nan,
-                "recommendation": recommendation(spot),
-            }
-        )
+            (
+                spot.part, spot.where, KIND_LABELS[spot.kind], spot.share, whole * spot.share,
+                spot.ratio, spot.bound, *(b if math.isfinite(b) else math.nan for b in bounds),
+                recommendation(spot),
+            )
+        )  # fmt: skip
     columns = [
         "part", "where", "class", "share", "request_share", "floor_ratio", "bound", "amdahl_bound",
         "reachable_speedup", "recommendation",

@@ -187,22 +187,19 @@ class StackProfile:
 
         Columns function, file, line, kind (of the innermost frame), weight, share.
         """
-        sums: dict[tuple[str, str, int, Kind], float] = {}
+        rows = []
         for frames, weight in self.stacks:
             python = [
                 f for f in frames
                 if f.line and not _NATIVE_FILE.search(f.file) and not _C_SOURCE.search(f.file)
             ]  # fmt: skip
-            if not python:
-                continue
-            mine = [f for f in python if not is_library(f.file)] or python
-            owner = mine[-1]
-            key = (owner.name, owner.file, owner.line, frames[-1].kind)
-            sums[key] = sums.get(key, 0.0) + weight
-        scale = self.total or 1.0
-        rows = [(*key, weight, weight / scale) for key, weight in sums.items()]
-        columns = ["function", "file", "line", "kind", "weight", "share"]
-        frame = pd.DataFrame(rows, columns=columns)
+            if python:
+                owner = ([f for f in python if not is_library(f.file)] or python)[-1]
+                rows.append((owner.name, owner.file, owner.line, frames[-1].kind, weight))
+        keys = ["function", "file", "line", "kind"]
+        frame = pd.DataFrame(rows, columns=[*keys, "weight"])
+        frame = frame.groupby(keys, as_index=False, sort=False).sum()
+        frame["share"] = frame["weight"] / (self.total or 1.0)
         return frame.sort_values("share", ascending=False, kind="stable", ignore_index=True)
 
 

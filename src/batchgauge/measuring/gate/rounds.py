@@ -90,12 +90,11 @@ class _Benchmark:
 
     def change(self) -> Change:
         assert self.design is not None
-        counters = tuple(self.about[side]["counters"] for side in SIDES)
         return change_of(
             self.name,
             self.ratios,
             self.design,
-            counters=(counters[0], counters[1]),
+            counters=(self.about["base"]["counters"], self.about["new"]["counters"]),
             seconds=self.seconds,
             base_ms=float(np.median([r.base_ms for r in self.rounds])),
             new_ms=float(np.median([r.new_ms for r in self.rounds])),
@@ -211,16 +210,10 @@ def _measure(
         benchmark.problem = str(problem)
         return
     base, new = (logs[key] for key in SIDES)
-    benchmark.rounds.append(
-        Round(
-            benchmark.name,
-            number,
-            ProcessLayout.of(plan.seed, number),
-            float(np.median(new - base)),
-            math.exp(float(np.median(base))),
-            math.exp(float(np.median(new))),
-        )
-    )
+    ratio, ours, theirs = np.median([new - base, base, new], axis=1).tolist()
+    layout = ProcessLayout.of(plan.seed, number)
+    times = math.exp(ours), math.exp(theirs)
+    benchmark.rounds.append(Round(benchmark.name, number, layout, ratio, *times))
 
 
 def _blocks(
