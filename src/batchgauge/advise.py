@@ -36,7 +36,7 @@ from batchgauge.sizing.advice.load import (
     rates,
     whole_settings,
 )
-from batchgauge.sizing.advice.observe import Objective, observe
+from batchgauge.sizing.advice.observe import observe
 from batchgauge.sizing.advice.search import Search, Target
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import visible
@@ -236,27 +236,13 @@ def command(form: str, **options: Any) -> int:
     The answer has its risk: the probability that it is within 2 % of the best. Ends with 1
     where no setting keeps every target.
     """
-    given = {
-        "ttft": options["ttft_p95"],
-        "inter_token": options["inter_token_p95"],
-        "latency": options["latency_p95"],
-    }
-    objective: Objective = options["objective"]
+    asked = {name: options.pop(f"{name}_p95") for name in ("ttft", "inter_token", "latency")}
+    targets = {name: value for name, value in asked.items() if value is not None}
     question = Question(
-        objective,
-        {name: value for name, value in given.items() if value is not None},
-        options["budget"],
-        options["seed"],
+        options.pop("objective"), targets, options.pop("budget"), options.pop("seed")
     )
-    names = ("workload", "max_tokens", "chat", "arrivals", "largest", "launch")
-    advice = suggest(
-        options["engine"],
-        question,
-        Load(**{name: options[name] for name in names}),
-        model=options["model"],
-        threads=options["threads"],
-        progress=_say,
-    )
+    opened = {name: options.pop(name) for name in ("model", "threads")}
+    advice = suggest(options.pop("engine"), question, Load(**options), **opened, progress=_say)
     shown = {"text": advice.as_text, "json": advice.as_json, "markdown": advice.as_markdown}[form]()
     click.echo(shown if form == "json" else visible(shown))
     return 0 if advice.setting is not None else 1

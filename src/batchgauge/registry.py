@@ -34,15 +34,13 @@ class Known:
 
     `factory` is `module:function`, called with (argument, model, threads), the
     tokenizers' with (argument, model). `extra` is the extra of this package that
-    installs `packages`; both are empty for our own. `weights` is how an engine keeps its
-    weights without an argument, empty where that is not known.
+    installs `packages`; both are empty for our own.
     """
 
     factory: str
     packages: tuple[str, ...] = ()
     extra: str = ""
     argument: str = ""
-    weights: str = ""
 
 
 _TOKENIZERS: Mapping[str, Known] = {
@@ -71,22 +69,19 @@ _ENGINES: Mapping[str, Known] = {
     "numpy": Known(
         "batchgauge.adapters.own:numpy_engine",
         argument="how weights are kept: float32 (default), file (as it has them) or bfloat16",
-        weights="float32",
     ),
-    "baseline": Known("batchgauge.adapters.own:baseline_engine", weights="float32"),
+    "baseline": Known("batchgauge.adapters.own:baseline_engine"),
     "transformers": Known(
         "batchgauge.adapters.transformers_adapter:open_engine",
         ("torch", "transformers"),
         "transformers",
         "float32 (default) or bfloat16, then optionally ',cuda'",
-        weights="float32",
     ),
     "llama-cpp": Known(
         "batchgauge.adapters.llama_cpp_adapter:open_engine",
         ("llama_cpp",),
         "llama-cpp",
         "'f32' to run the same weights dequantised",
-        weights="file",
     ),
     "openai": Known(
         "batchgauge.adapters.openai_http:open_engine",
@@ -128,12 +123,10 @@ def weights_of(spec: str) -> str:
     >>> weights_of("numpy:file"), weights_of("transformers:bfloat16,cuda"), weights_of("my:engine")
     ('file', 'bfloat16', '')
     """
-    name, _, argument = spec.partition(":")
-    known = _ENGINES.get(name)
-    if known is None or not known.weights:
-        return ""
-    argument = argument.partition(",")[0]
-    return {"": known.weights, "f32": "float32"}.get(argument, argument)
+    from batchgauge.core.memory_need import mode_of
+
+    known = mode_of(spec)
+    return known[0] if known else ""
 
 
 def with_weights(spec: str, weights: str = "float32") -> str:

@@ -51,7 +51,7 @@ def mode_of(spec: str) -> tuple[str, float] | None:
     name, _, argument = spec.partition(":")
     if name == "numpy":
         return (argument or "float32", 1.0)
-    return OTHERS.get(spec.partition(",")[0])
+    return OTHERS.get(spec.partition(",")[0].rstrip(":"))
 
 
 def need(facts: ModelFacts, mode: str, batch: Batch = ONE, factor: float = 1.0) -> Need:
