@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchgauge.errors import UserError
+from batchgauge.text import has_surrogate
 
 T = TypeVar("T")
 
@@ -312,13 +313,8 @@ def _stop(stop: object) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str) or not text:
             raise UserError(f"A stop text is {_shown(text)}; expected a str that is not empty.")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(
-                    "A stop text has a lone surrogate; expected text that UTF-8 can hold."
-                ) from None
+        if has_surrogate(text):
+            raise UserError("A stop text has a lone surrogate; expected text that UTF-8 can hold.")
     return tuple(texts)
 
 

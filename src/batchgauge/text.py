@@ -121,6 +121,11 @@ def _escape(match: re.Match[str]) -> str:
     return match[0] if match["interval"] else f"\\{match[0]}"
 
 
+def has_surrogate(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which UTF-8 cannot."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
     """A share (0.67) as it is written everywhere: `67 %`; with `sign`, `+67 %`."""
     return f"{100 * share:{'+' if sign else ''}.{digits}f} %"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from batchgauge.errors import UserError
 from batchgauge.files import json_line, text_lines
 from batchgauge.request import BatchItem, InferenceBatchRequest
+from batchgauge.text import has_surrogate
 
 TextKind = Literal["prose", "code", "unicode"]
 _LENGTH_NAMES = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
@@ -76,9 +77,8 @@ def load_prompts(path: str | Path = "") -> list[Prompt]:
 def prompt_from_json(line: str, where: str, number: int, most_tokens: int = 64) -> Prompt:
     """The prompt in one line of JSON, called `line-<number>` where it has no id.
 
-    `most_tokens` is for a prompt that names no `max_tokens`.
-
-    Raises UserError, which begins with `where`, for what is none.
+    `most_tokens` is for a prompt that names no `max_tokens`. Raises UserError, which begins with
+    `where`, for what is none.
     """
     row = json_line(line, where)
     body = row.get("body", row)
@@ -91,13 +91,13 @@ def prompt_from_json(line: str, where: str, number: int, most_tokens: int = 64) 
             f"{where} has {name} {json.dumps(most)[:40]}; "
             f"expected a whole number from 1 to {_MOST_TOKENS}."
         )
-    own_id = row.get("custom_id") if row.get("id") is None else row["id"]
-    names = {"id": own_id, "kind": row.get("kind")}
-    for name, value in names.items():
+    own = row.get("custom_id") if row.get("id") is None else row["id"]
+    kind = row.get("kind")
+    for name, value in (("id", own), ("kind", kind)):
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             raise UserError(f"{where} has {name} {json.dumps(value)[:40]}; expected a text.")
-    own, kind = (f"line-{number}" if names["id"] is None else str(names["id"])), names["kind"]
-    prompt = Prompt(own, "text" if kind is None else str(kind), prompt_text(body, where), most)
+    own, kind = (f"line-{number}" if own is None else own), ("text" if kind is None else kind)
+    prompt = Prompt(str(own), str(kind), prompt_text(body, where), most)
     if any(has_surrogate(text) for text in (prompt.id, prompt.kind, prompt.prompt)):
         raise UserError(f"{where} has a lone surrogate; expected text that UTF-8 can hold.")
     return prompt
@@ -128,11 +128,6 @@ def prompt_text(body: Mapping[str, Any], where: str) -> str:
                 )
             texts.append(text)
     return "\n\n".join(texts)
-
-
-def has_surrogate(text: str) -> bool:
-    """Whether a text holds half a surrogate pair, which UTF-8 cannot."""
-    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _own_prompts() -> Path:

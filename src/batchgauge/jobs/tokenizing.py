@@ -18,7 +18,8 @@ from batchgauge.files import json_line
 from batchgauge.jobs.source import Documents, Shard, decoded, pieces
 from batchgauge.jobs.work import ShardOutput, check_whole, model_identity
 from batchgauge.protocols import TokenBatch, Tokenizer
-from batchgauge.workload import has_surrogate, prompt_text
+from batchgauge.text import has_surrogate
+from batchgauge.workload import prompt_text
 
 
 @dataclass(frozen=True, slots=True)

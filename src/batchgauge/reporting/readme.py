@@ -26,9 +26,7 @@ _VERDICTS = {
 def results_block(root: Path, order: list[str]) -> str:
     """The three answers, then each report's sentence and goals, folded, as Markdown.
 
-    All from the facts under `root`.
-
-    Raises UserError when no report has been made.
+    All from the facts under `root`. Raises UserError when no report has been made.
     """
     reports = read_facts(root, order)
     if not reports:

@@ -147,9 +147,8 @@ class Report:
 
         `alt` says what the picture shows to one who cannot see it, `caption` stands below, and
         with it the CSV (`csv`, else the first of `frames`) and what it rests on (`rests_on`, else
-        what the frames say). A `Chart` is alive in
-        JupyterLab and on the page, and written as `<name>.vl.json` too; a figure of your own by
-        matplotlib gets the reports' looks from `plots.use_theme()`.
+        what the frames say). A `Chart` is alive in JupyterLab and on the page, and written as
+        `<name>.vl.json` too; matplotlib's figures get their looks from `plots.use_theme()`.
         """
         alt, caption = _plain(alt), _plain(caption)
         path = self.path("reports", "figures", f"{name}.png")
