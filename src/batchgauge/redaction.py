@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -40,17 +40,19 @@ def redacted(value: T, secrets: Iterable[str] = ()) -> T:
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     known = [s for s in secrets if s] + ([key] if len(key) >= _LEAST else [])
-    return _walk(value, sorted(known, key=len, reverse=True))  # type: ignore[no-any-return]
+    known.sort(key=len, reverse=True)
+    return each_text(value, lambda text: _text(text, known))  # type: ignore[no-any-return]
 
 
-def _walk(value: Any, secrets: list[str]) -> Any:
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with every text changed, those inside dicts and lists too."""
     if isinstance(value, str):
-        return _text(value, secrets)
+        return change(value)
     if isinstance(value, Mapping):
-        changed = {k: _walk(v, secrets) for k, v in value.items()}
+        changed = {k: each_text(v, change) for k, v in value.items()}
         return type(value)(changed) if type(value) is not dict else changed  # type: ignore[call-arg]
     if isinstance(value, list | tuple) and type(value) in {list, tuple}:
-        return type(value)(_walk(v, secrets) for v in value)
+        return type(value)(each_text(v, change) for v in value)
     return value
 
 

@@ -22,7 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from batchgauge.files import write_text
-from batchgauge.redaction import redacted
+from batchgauge.redaction import each_text, redacted
 from batchgauge.reporting.charts import MIME
 from batchgauge.reporting.page import SCRIPT, anchored, content_policy, is_shown, page_of, relinked
 from batchgauge.reporting.project import project_root
@@ -54,6 +54,8 @@ def export(
 
 def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str]) -> Path:
     """Write the executed notebook without what is this machine's alone: paths, widgets, keys."""
+    from nbconvert.filters.ansi import strip_ansi
+
     kept = relinked(
         without_folders(redacted(executed)), lambda href: _href(href, names, ".ipynb", up="../")
     )
@@ -63,19 +65,8 @@ def write_notebook(executed: NotebookNode, path: Path, names: Mapping[str, str])
         cell.metadata.pop("papermill", None)
         if cell.cell_type == "code":
             shown = [o for o in cell.outputs if is_shown(o) or marks(o)]
-            cell.outputs = [nbformat.from_dict(_visible(o)) for o in shown]
+            cell.outputs = [each_text(o, lambda text: visible(strip_ansi(text))) for o in shown]
     return write_text(_without_paths(nbformat.writes(kept)) + "\n", path)
-
-
-def _visible(value: Any) -> Any:
-    """An output with every text in it visible, without colours."""
-    from nbconvert.filters.ansi import strip_ansi
-
-    if isinstance(value, str):
-        return visible(strip_ansi(value))
-    if isinstance(value, Mapping):
-        return {key: _visible(item) for key, item in value.items()}
-    return [_visible(item) for item in value] if isinstance(value, list) else value
 
 
 def _html(executed: NotebookNode, facts: Mapping[str, Any], names: Mapping[str, str]) -> str:
