@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from batchgauge.errors import UserError
 from batchgauge.machine.identity import Machine, cpu_name
 from batchgauge.machine.limits import command_output, usable_cores, usable_memory
 from batchgauge.machine.preflight import blas_identity
-from batchgauge.machine.rates import cached_rates
+from batchgauge.machine.rates import Rates, cached_rates
 from batchgauge.text import counted
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -103,11 +103,14 @@ def detect_hardware(
     identity = Machine.here().id
     blas, blas_threads = blas_identity()
     caches = read_caches(root)
-    profile = HardwareProfile(
+    rates = cached_rates(threads, identity, folder=cache) if measure else Rates(threads, 0.0, 0.0)
+    return HardwareProfile(
         name=cpu_name(root),
         cores=cores,
         memory_bytes=total,
         memory_available_bytes=available,
+        bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
+        flops_per_s=rates.flops_per_s,
         threads=threads,
         identity=identity,
         system=f"{platform.system()} {platform.machine()}",
@@ -117,12 +120,6 @@ def detect_hardware(
         blas_threads=blas_threads,
         gpus=find_gpus(),
         notes=() if caches else ("This system does not tell its cache sizes.",),
-    )
-    if not measure:
-        return profile
-    rates = cached_rates(threads, identity, folder=cache)
-    return replace(
-        profile, bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s, flops_per_s=rates.flops_per_s
     )
 
 

@@ -165,13 +165,10 @@ def compare_interleaved(
     if design.aa:
         calls[AA_CONTROL], amounts[AA_CONTROL] = candidates[baseline], amounts[baseline]
     begin = time.perf_counter()
-    with (
-        conditions.held(),
-        Bar(
-            total=stopping.budget_s, desc=labels.benchmark, unit="s", disable=not progress,
-            leave=False,
-        ) as bar,
-    ):  # fmt: skip
+    bar = Bar(
+        total=stopping.budget_s, desc=labels.benchmark, unit="s", disable=not progress, leave=False
+    )
+    with conditions.held(), bar:
         blocks = _Blocks(calls, amounts, labels, replace(design, baseline=baseline), conditions)
         samples = blocks.warm_up(stopping.budget_s * _WARM_UP_SHARE)
         pilot = 2 * math.ceil(stopping.least / 2)
@@ -298,9 +295,8 @@ def _planned(
     most = max(pilot, stopping.most - stopping.most % 2)
     room = pilot + max(0, 2 * int(left / 2))
     if wanted <= min(most, room):
-        return max(
-            pilot, wanted
-        ), f"± {percent(stopping.precision, 1)} was planned after {pilot} blocks"
+        reason = f"± {percent(stopping.precision, 1)} was planned after {pilot} blocks"
+        return max(pilot, wanted), reason
     if room < most:
         return room, f"the budget of {stopping.budget_s:g} s has no room for more blocks"
     return most, f"{most} blocks were measured"

@@ -41,11 +41,10 @@ def inputs(parameters: Mapping[str, Any], declared: Mapping[str, Any], root: Pat
         found.append(f"model: {_model(parameters.get('model'), root)}")
     if "workload" in declared or "prompt" in declared:
         try:
-            found.append(
-                f"own prompts: {hashlib.sha256(repr(load_prompts()).encode()).hexdigest()}"
-            )
+            own = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         except UserError as error:
-            found.append(f"own prompts: {error}")
+            own = str(error)
+        found.append(f"own prompts: {own}")
     for name, folder in _STORED.items():
         if name in declared and not parameters.get(name):
             found.append(f"{name}: {_contents(root / folder)}")

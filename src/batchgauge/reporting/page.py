@@ -48,18 +48,12 @@ FACTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
-    """One entry of the table of contents."""
-
-    level: int
-    text: str
-    anchor: str
-
-
 @dataclass(slots=True)
 class Page:
-    """What the templates print around the cells; `links` are (text, target)."""
+    """What the templates print around the cells.
+
+    `headings` are (level, text, anchor), `links` are (text, target).
+    """
 
     title: str
     question: str
@@ -67,7 +61,7 @@ class Page:
     eyebrow: str
     notebook: str
     scores: list[Mapping[str, Any]] = field(default_factory=list)
-    headings: list[Heading] = field(default_factory=list)
+    headings: list[tuple[int, str, str]] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
     links: list[tuple[str, str]] = field(default_factory=list)
     figure: NotebookNode | None = None
@@ -153,16 +147,16 @@ def is_shown(output: NotebookNode) -> bool:
     return not (set(output.data) == {"text/plain"} and _REPR.match(output.data["text/plain"]))
 
 
-def anchored(notebook: NotebookNode) -> list[Heading]:
+def anchored(notebook: NotebookNode) -> list[tuple[int, str, str]]:
     """Give every heading of the Markdown cells an anchor of its own (in place); the contents."""
-    found: list[Heading] = []
+    found: list[tuple[int, str, str]] = []
 
     def to_html(match: re.Match[str]) -> str:
         level, text = len(match[1]), match[2].replace("`", "")
         stem = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
-        taken = sum(h.anchor == stem or h.anchor.startswith(f"{stem}-") for h in found)
+        taken = sum(known == stem or known.startswith(f"{stem}-") for *_, known in found)
         anchor = f"{stem}-{taken + 1}" if taken else stem
-        found.append(Heading(level, text, anchor))
+        found.append((level, text, anchor))
         return f'\n<h{level} id="{anchor}">{text}</h{level}>\n'
 
     for cell in notebook.cells:

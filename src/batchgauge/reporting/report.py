@@ -116,14 +116,8 @@ class Report:
         if given.get("model"):
             given["model"] = Path(given["model"]).name  # folders are nobody's business
         report = cls(name, title, question, budget, folder, seed, redacted(given), model)
-        lasts = _time_it_takes(folder, name, budget)
-        _show(
-            {"text/plain": f"{title} · profile {budget.name}, {lasts}"},
-            kind="header",
-            title=title,
-            question=question,
-            name=name,
-        )
+        said = f"{title} · profile {budget.name}, {_time_it_takes(folder, name, budget)}"
+        _show({"text/plain": said}, kind="header", title=title, question=question, name=name)
         return report
 
     def csv(self, frame: pd.DataFrame, name: str) -> Path:
@@ -214,15 +208,10 @@ class Report:
         is_ours = is_reference(self.model, self.parameters.get("engine"))
         score = replace(score, comparable=not score.of_model or is_ours)
         self._scores[score.key] = score
-        text = score.sentence()
-        _show(
-            {"text/plain": text, "text/markdown": escaped(text)},
-            kind="score",
-            verdict=score.verdict,
-            label=one_line(score.label),
-            measured=score.measured(),
-            aim=score.aim(),
-        )
+        text, label = score.sentence(), one_line(score.label)
+        data = {"text/plain": text, "text/markdown": escaped(text)}
+        said = {"verdict": score.verdict, "measured": score.measured(), "aim": score.aim()}
+        _show(data, kind="score", label=label, **said)
 
     def show(self, *results: Section) -> None:
         """All of each result: CSV files, figure with alt text, table, finding, scores."""
