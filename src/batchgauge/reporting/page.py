@@ -36,7 +36,7 @@ _TITLE = re.compile(r"\A\s*#\s+.+\n*(\*\*.+\*\*\n*)?")  # with the question, whi
 _ASIDE = re.compile(r"\A(##+)\s+(Definitions|Reading this page|In continuous integration)\s*\n")
 _FENCED = re.compile(r"(^```.*?^```\s*$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
-FACTS = {
+FACTS = {  # what a report notes of its run, as pages call it
     "finished": "Finished",
     "profile": "Profile",
     "seed": "Seed",

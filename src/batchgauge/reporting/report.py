@@ -210,8 +210,8 @@ class Report:
         self._scores[score.key] = score
         text, label = score.sentence(), one_line(score.label)
         data = {"text/plain": text, "text/markdown": escaped(text)}
-        said = {"verdict": score.verdict, "measured": score.measured(), "aim": score.aim()}
-        _show(data, kind="score", label=label, **said)
+        about: dict[str, Any] = {"verdict": score.verdict, "aim": score.aim()}
+        _show(data, kind="score", label=label, measured=score.measured(), **about)
 
     def show(self, *results: Section) -> None:
         """All of each result: CSV files, figure with alt text, table, finding, scores."""
