@@ -88,26 +88,14 @@ def judge(
     return "no significant difference" if seen <= threshold else "inconclusive"
 
 
-def judged(ratios: Sequence[Ratio], *, threshold: float = 0.05) -> list[Ratio]:
+def judged(ratios: Sequence[Ratio]) -> list[Ratio]:
     """The ratios of one table, p adjusted together (Benjamini-Hochberg) and judged anew.
 
     One that rests on fewer than four blocks or processes has no verdict but "too few".
     """
-    q_values = adjusted([r.p for r in ratios]).tolist()
-    return [
-        replace(
-            r,
-            q=q,
-            verdict="too few"
-            if r.blocks < FEWEST
-            else judge(
-                r.low,
-                r.high,
-                q,
-                noise_floor=r.noise_floor,
-                mdc=r.minimum_detectable_change,
-                threshold=threshold,
-            ),
-        )
-        for r, q in zip(ratios, q_values, strict=True)
-    ]
+    found = []
+    for r, q in zip(ratios, adjusted([r.p for r in ratios]).tolist(), strict=True):
+        noise, seen = r.noise_floor, r.minimum_detectable_change
+        verdict = judge(r.low, r.high, q, noise_floor=noise, mdc=seen, threshold=0.05)
+        found.append(replace(r, q=q, verdict="too few" if r.blocks < FEWEST else verdict))
+    return found

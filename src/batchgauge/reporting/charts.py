@@ -17,7 +17,6 @@ from batchgauge.reporting.chart_parts import (
     DASHES,
     FADED,
     LEGEND,
-    MIME,
     NEAREST,
     PLAIN,
     WIDTH,
@@ -39,7 +38,6 @@ from batchgauge.reporting.tables import heading, number
 from batchgauge.text import visible
 
 __all__ = [
-    "MIME",
     "PLAIN",
     "Axis",
     "Chart",

@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 
 from batchgauge.files import write_text
 from batchgauge.redaction import each_text, redacted
-from batchgauge.reporting.charts import MIME
+from batchgauge.reporting.chart_parts import MIME
 from batchgauge.reporting.page import SCRIPT, anchored, content_policy, is_shown, page_of, relinked
 from batchgauge.reporting.project import project_root
 from batchgauge.reporting.render import bundle, json_block, svg

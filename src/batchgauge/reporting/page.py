@@ -21,7 +21,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from batchgauge.reporting.charts import MIME
+from batchgauge.reporting.chart_parts import MIME
 from batchgauge.reporting.model import short
 from batchgauge.reporting.render import bundle
 from batchgauge.reporting.report import marks

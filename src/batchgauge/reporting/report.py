@@ -32,7 +32,7 @@ from batchgauge.files import check_folders, write_csv, write_text
 from batchgauge.machine.identity import Machine, git_commit, versions
 from batchgauge.redaction import redacted
 from batchgauge.reporting import render, tables
-from batchgauge.reporting.charts import MIME, Chart
+from batchgauge.reporting.chart_parts import MIME, Chart
 from batchgauge.reporting.model import is_reference, named, served
 from batchgauge.reporting.parameters import check_injected
 from batchgauge.reporting.profiles import Profile, profile_named

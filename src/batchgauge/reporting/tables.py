@@ -101,14 +101,9 @@ def column(values: pd.Series[Any]) -> list[str]:
         middle = sizes[len(sizes) // 2]
         places = min(max(2 - math.floor(math.log10(middle)), 0), 4)
     least = 0.5 * 10.0**-places
-    return [
-        "–"
-        if not math.isfinite(v)
-        else f"< {10.0**-places:.{places}f}"
-        if 0 < abs(v) < least and v > 0
-        else f"{v:,.{places}f}"
-        for v in reals
-    ]
+    small = f"< {10.0**-places:.{places}f}"
+    shown = (small if 0 < v < least else f"{v:,.{places}f}" for v in reals)
+    return [text if math.isfinite(v) else "–" for v, text in zip(reals, shown, strict=True)]
 
 
 def to_html(frame: pd.DataFrame, caption: str) -> str:
