@@ -146,20 +146,13 @@ def to_items(
     ignore_eos: bool = False,
 ) -> list[BatchItem[InferenceBatchRequest]]:
     """Prompts as batch items under their own ids; `max_tokens` replaces each prompt's own."""
-    return [
-        BatchItem(
-            p.id,
-            InferenceBatchRequest(
-                p.prompt,
-                max_tokens=max_tokens or p.max_tokens,
-                temperature=temperature,
-                seed=seed + position,
-                chat=chat,
-                ignore_eos=ignore_eos,
-            ),
-        )
-        for position, p in enumerate(prompts)
-    ]
+    same: dict[str, Any] = {"temperature": temperature, "chat": chat, "ignore_eos": ignore_eos}
+    items = []
+    for position, p in enumerate(prompts):
+        most = max_tokens or p.max_tokens
+        request = InferenceBatchRequest(p.prompt, most, seed=seed + position, **same)
+        items.append(BatchItem(p.id, request))
+    return items
 
 
 def exact_requests(
@@ -167,17 +160,11 @@ def exact_requests(
 ) -> list[BatchItem[InferenceBatchRequest]]:
     """Greedy requests of exactly these lengths: prompts are random ids, end tokens ignored."""
     rng = np.random.default_rng(seed)
-    return [
-        BatchItem(
-            str(i),
-            InferenceBatchRequest(
-                tuple(rng.integers(1, _SMALL_VOCABULARY, size=prompt).tolist()),
-                max_tokens=int(new),
-                ignore_eos=True,
-            ),
-        )
-        for i, (prompt, new) in enumerate(zip(prompt_tokens, new_tokens, strict=True))
-    ]
+    items = []
+    for i, (prompt, new) in enumerate(zip(prompt_tokens, new_tokens, strict=True)):
+        ids = tuple(rng.integers(1, _SMALL_VOCABULARY, size=prompt).tolist())
+        items.append(BatchItem(str(i), InferenceBatchRequest(ids, int(new), ignore_eos=True)))
+    return items
 
 
 def sample_prompts(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list[Prompt]:

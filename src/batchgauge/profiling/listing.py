@@ -20,15 +20,10 @@ _COLUMNS = (("share", "right"), ("hits", "right"), ("line", "right"), ("source",
 class Listing:
     """An annotated source listing: shows itself as HTML, and as a code block in Markdown."""
 
-    def __init__(self, profile: LineProfile, functions: Sequence[str], *, context: int = 2) -> None:
-        """The listing of `functions` (qualified names); cold stretches are folded away.
-
-        `context` lines are kept around each line that has at least 0.5 % of the run.
-        """
-        self._parts = [
-            (name, _fold(profile.frame[profile.frame["function"] == name], context))
-            for name in functions
-        ]
+    def __init__(self, profile: LineProfile, functions: Sequence[str]) -> None:
+        """The listing of `functions` (qualified names); cold stretches are folded away."""
+        frame = profile.frame
+        self._parts = [(name, _fold(frame[frame["function"] == name])) for name in functions]
 
     def _repr_html_(self) -> str:
         out = ["<div class='listing' style='overflow-x:auto'>"]
@@ -80,10 +75,10 @@ class Listing:
         return "\n".join(out)
 
 
-def _fold(frame: pd.DataFrame, context: int) -> list[Any]:
-    """Rows near a warm line, the function's own first lines included; None marks a gap."""
+def _fold(frame: pd.DataFrame) -> list[Any]:
+    """The first row, and those with 0.5 % of the run and two around each; None marks a gap."""
     warm = [i for i, share in enumerate(frame["share"]) if share >= 0.005]
-    keep = {0} | {j for i in warm for j in range(i - context, i + context + 1)}
+    keep = {0} | {j for i in warm for j in range(i - 2, i + 3)}
     rows: list[Any] = []
     last = -1
     for i, row in enumerate(frame.itertuples()):

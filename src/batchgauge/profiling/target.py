@@ -81,14 +81,9 @@ def load_target(target: str, batch_size: int = 8) -> tuple[Callable[[], object],
         )
     parameters = inspect.signature(found).parameters.values()
     given = {"batch_size": batch_size} if any(p.name == "batch_size" for p in parameters) else {}
-    missing = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
-        and p.name not in given
-    ]
-    if missing:
+    open_ended = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in open_ended]
+    if missing := [name for name in needed if name not in given]:
         raise UserError(
             f"The target '{target}' needs {', '.join(missing)}; expected a function without "
             "required arguments (batch_size apart)."

@@ -90,13 +90,8 @@ def check_injected(namespace: MutableMapping[str, Any], history: Iterable[str]) 
 
 def _assigned(cell: str) -> list[str]:
     """The names that papermill's cell sets."""
-    return [
-        target.id
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+    assigned = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return [t.id for node in assigned for t in node.targets if isinstance(t, ast.Name)]
 
 
 def _is_parameters(cell: str) -> bool:
