@@ -112,7 +112,8 @@ def to_html(frame: pd.DataFrame, caption: str) -> str:
     heads, cells = "", []
     for name in frame.columns:
         numeric = _is_numeric(frame[name])
-        heads += f'<th scope="col"{_class(numeric)}>{escape(heading(name))}</th>'
+        kind = ' class="number"' if numeric else ""
+        heads += f'<th scope="col"{kind}>{escape(heading(name))}</th>'
         both = zip(frame[name], column(frame[name]), strict=True)
         cells.append([_cell(value, text, numeric) for value, text in both])
     body = (f"<tr>{''.join(row)}</tr>" for row in zip(*cells, strict=True))
@@ -183,10 +184,6 @@ def _is_numeric(column: pd.Series[Any]) -> bool:
     return bool(known) and all(isinstance(v, Real) and not isinstance(v, bool) for v in known)
 
 
-def _class(numeric: bool) -> str:
-    return ' class="number"' if numeric else ""
-
-
 def _cell(value: object, text: str, numeric: bool) -> str:
-    exact = f' data-value="{escape(str(value))}"' if numeric else ""
-    return f"<td{_class(numeric)}{exact}>{escape(text)}</td>"
+    exact = f' class="number" data-value="{escape(str(value))}"' if numeric else ""
+    return f"<td{exact}>{escape(text)}</td>"
