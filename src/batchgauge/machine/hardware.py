@@ -98,7 +98,6 @@ def detect_hardware(
     """
     if threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1.")
-    cores = usable_cores(root)
     total, available = usable_memory(root)
     identity = Machine.here().id
     blas, blas_threads = blas_identity()
@@ -106,7 +105,7 @@ def detect_hardware(
     rates = cached_rates(threads, identity, folder=cache) if measure else Rates(threads, 0.0, 0.0)
     return HardwareProfile(
         name=cpu_name(root),
-        cores=cores,
+        cores=usable_cores(root),
         memory_bytes=total,
         memory_available_bytes=available,
         bandwidth_bytes_per_s=rates.bandwidth_bytes_per_s,
