@@ -239,9 +239,7 @@ class CostModel:
 
     def save(self, path: Path | str) -> Path:
         """Write the model as JSON, whole or not at all."""
-        data = {"schema": SCHEMA, **asdict(self)}
-        data |= {"prefill": self.prefill.as_json(), "decode": self.decode.as_json()}
-        return write_text(json.dumps(data, indent=1), path)
+        return write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1), path)
 
     @property
     def identity(self) -> Identity:

@@ -59,17 +59,9 @@ class Curve:
         knots = tuple(sorted(points))
         return Curve(knots, tuple(points[k] for k in knots), self.ripple_ms)
 
-    def as_json(self) -> dict[str, list[float]]:
-        """Plain lists, for a JSON file."""
-        return {
-            "knots": list(self.knots),
-            "ms": list(self.ms),
-            "ripple_ms": list(self.ripple_ms),
-        }
-
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Curve:
-        """The curve that `as_json` wrote. Raises KeyError or UserError on anything else."""
+        """From the fields as JSON has them. Raises KeyError or UserError on anything else."""
         return cls(tuple(data["knots"]), tuple(data["ms"]), tuple(data["ripple_ms"]))
 
 
