@@ -34,7 +34,14 @@ from batchgauge.request import (
 )
 from batchgauge.sizing.advice import curves
 from batchgauge.sizing.advice.answer import MeasuredAdvice
-from batchgauge.sizing.advice.decision import Beliefs, Question, decide, gains
+from batchgauge.sizing.advice.decision import (
+    Beliefs,
+    Decision,
+    Question,
+    calibrated,
+    decide,
+    gains,
+)
 from batchgauge.sizing.advice.launch import Launched, check_free
 from batchgauge.sizing.advice.limits import limit_of
 from batchgauge.sizing.advice.load import (
@@ -134,6 +141,16 @@ def test_a_stated_probability_is_true():
     assert np.median([row["share"] for row in rows]) >= 0.99
     assert np.mean([row["share"] >= 0.95 for row in rows]) >= 0.9
     assert np.mean([row["covered"] for row in rows]) >= 0.85
+
+
+def test_stated_probabilities_are_less_modest_than_the_samples():
+    """Order, none and certain stay; that no setting keeps the targets is not touched."""
+    raw = {0.98: 0.5, 0.95: 1.0}
+    said = calibrated(Decision(3, raw, 0.01, 1.0, 1.0))
+    assert 0.5 < said.within[0.98] < said.within[0.95] == 1.0
+    assert calibrated(replace(said, within={0.98: 0.0})).within == {0.98: 0.0}
+    nothing = Decision(None, raw, 0.5, 0.0, 0.5)
+    assert calibrated(nothing) is nothing
 
 
 @pytest.mark.soak

@@ -67,7 +67,7 @@ def summary(before: pd.DataFrame, row: dict[str, object]) -> Section:
     finding = f"On record, median score of each engine's last exam: {'; '.join(said)}."
     if len(shown) < 2:
         finding = (
-            "No other exam is on record here: run this notebook with another `engine`, and then "
+            "No other exam is on record here: run this notebook with another engine, and then "
             "again with this one."
         )
     caption = "Exams on record, one row a run; 'rule' is the fixed-size rule with the best tenth."

@@ -26,6 +26,7 @@ from batchgauge.sizing.advice.decision import (
     Beliefs,
     Decision,
     Question,
+    calibrated,
     decide,
     gains,
     judge,
@@ -152,7 +153,8 @@ class Search:
                 error = _LEAST_ERROR * self._rng.standard_normal((SAMPLES, 1))  # alike everywhere
                 beliefs = replace(beliefs, values=beliefs.values + error)
                 return Found(
-                    self.question, self.target.unit, self._runs(), beliefs, decision, ending,
+                    self.question, self.target.unit, self._runs(), beliefs,
+                    calibrated(decision), ending,
                     self._clock() - self._began, self._counts_tokens, float(per_s.max()),
                     self.failures, self.notes,
                 )  # fmt: skip
