@@ -532,28 +532,35 @@ def test_two_answers_say_what_each_is_for(fields, above):
     assert measured.decides(server, unsure, doubted)
 
 
-def exam(engine, median, profile="default"):
+def exam(engine, median, **changes):
     """One exam's row, as the notebook makes it."""
-    about = {"engine": engine, "weights": "file", "threads": 1, "profile": profile, "scenarios": 7}
+    about = {"engine": engine, "threads": 1, "profile": "default", "scenarios": 7}
     scores = {"median_score": median, "p10_score": 0.5, "broken_share": 0.125}
-    return dict.fromkeys(exams.COLUMNS, "") | about | scores
+    return dict.fromkeys(exams.COLUMNS, "") | about | scores | changes
 
 
-def test_exams_of_other_engines_and_runs_stand_beside_this_one():
-    """Each engine's last run is told; other profiles and tables of another form are not."""
-    alone = exams.summary(pd.DataFrame({"other": [1]}), exam("mine", 0.9))
-    assert len(alone.frame) == 1
-    assert "No other exam" in alone.sentence()
-    frame = alone.frame
-    for row in (exam("theirs", 0.7), exam("quick", 0.2, "smoke"), exam("mine", 0.8)):
-        both = exams.summary(frame, row)
-        frame = both.frame
-    assert frame["engine"].tolist() == ["mine", "theirs", "quick", "mine"]
+def test_exams_of_other_engines_and_runs_stand_beside_this_one(tmp_path):
+    """Each engine's last run is told; other profiles, machines and forms of file are not."""
+    path = tmp_path / "exams.csv"
+    for text in (None, "", "other\n1\n", "\x00\xff"):
+        if text is not None:
+            path.write_text(text, encoding="latin-1")
+        alone = exams.summary(exams.recorded(path), exam("mine", 0.9, weights="file"))
+        assert len(alone.frame) == 1
+        assert "No other exam" in alone.sentence()
+    write_csv(alone.frame, path)
+    others = exam("theirs", 0.7), exam("quick", 0.2, profile="smoke"), exam("far", 0.1, machine="m")
+    for row in (*others, exam("mine", 0.8, weights="file")):  # theirs is a server: weights unknown
+        both = exams.summary(exams.recorded(path), row)
+        write_csv(both.frame, path)
+    frame = both.frame
+    assert frame["engine"].tolist() == ["mine", "theirs", "quick", "far", "mine"]
     assert both.shown is not None
     assert both.shown["engine"].tolist() == ["mine", "theirs", "mine"]
     assert both.sentence().endswith(
-        "'mine' 0.80, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, 2 runs); 'theirs' "
-        "0.70, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, 1 run)."
+        "'mine' (file, 1 thr.) 0.80, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, 2 "
+        "runs); 'theirs' (1 thr.) 0.70, worst tenth 0.50, budgets broken in 12.5 % (7 scenarios, "
+        "1 run)."
     )
     for _ in range(exams.MOST):
         frame = exams.summary(frame, exam("theirs", 0.6)).frame

@@ -54,6 +54,10 @@ class Interval:
         """Half the interval's width."""
         return (self.high - self.low) / 2.0
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Value and ends as columns: x, x_low, x_high."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate(Interval):

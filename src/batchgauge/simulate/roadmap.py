@@ -216,14 +216,14 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
             {
                 "item": idea.item,
                 "idea": idea.name,
-                **_with_ends("goodput_gain", goodput),
-                **_with_ends("waiting_gain", waiting),
+                **goodput.columns("goodput_gain"),
+                **waiting.columns("waiting_gain"),
                 "interactive_waiting_gain": first.value,
                 "throughput_gain": tokens.value,
                 "price_per_token_ratio": price.value,
                 "sustained_requests_per_s": sustained(runs, idea.name),
                 "sustained_today_per_s": sustained(runs, "today"),
-                **_with_ends("sustained_gain", sustains),
+                **sustains.columns("sustained_gain"),
                 "sustained_ends": "at the highest rate swept" if ends else "between rates swept",
                 "in_time_share": float(in_time.mean()),
                 "in_time_today": float(today.mean()),
@@ -240,10 +240,6 @@ def rank(runs: pd.DataFrame, ideas: Sequence[Idea], rate: float) -> pd.DataFrame
     table = table.iloc[order].reset_index(drop=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
-
-
-def _with_ends(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _shares(runs: pd.DataFrame, idea: str, rate: float) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ again with the one that the page is about.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 
@@ -16,15 +17,16 @@ from batchgauge.experiments.batch_sizing.sentences import ours_and_best_other
 from batchgauge.experiments.context import Context
 from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Report, Section
+from batchgauge.reporting.model import short
 from batchgauge.text import counted, percent
 
 MOST = 40  # runs of one engine that are kept
 COLUMNS = (
-    *("finished", "engine", "weights", "threads", "profile", "machine", "exam_seed"),
+    *("finished", "engine", "model", "weights", "threads", "profile", "machine", "exam_seed"),
     *("scenarios", "median_score", "p10_score", "broken_share"),
     *("rule", "rule_median_score", "rule_p10_score"),
 )
-_ENGINE = ["engine", "weights", "threads"]
+_ENGINE = ["engine", "model", "weights", "threads"]
 
 
 def on_record(report: Report, context: Context, bench: Bench, strategies: Section) -> Section:
@@ -36,39 +38,45 @@ def on_record(report: Report, context: Context, bench: Bench, strategies: Sectio
         **context.columns,
         **ours,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "engine": context.engine_name, "profile": report.budget.name,
+        "engine": context.engine_name, "model": short(report.model),
+        "profile": report.budget.name,
         "machine": Machine.here().describe(), "exam_seed": bench.exam_seed,
         "broken_share": ours["late_share"] + ours["over_memory_share"],
         "rule": rule["strategy"],
         **{f"rule_{name}": rule[name] for name in ("median_score", "p10_score")},
     }  # fmt: skip
-    before = report.out_dir / "data" / f"{report.name}_exams.csv"
-    return summary(pd.read_csv(before) if before.is_file() else pd.DataFrame(), row)
+    return summary(recorded(report.out_dir / "data" / f"{report.name}_exams.csv"), row)
+
+
+def recorded(path: Path) -> pd.DataFrame:
+    """The rows of a table of exams; none where there is no such file, or another one."""
+    try:
+        found = pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError):
+        return pd.DataFrame()
+    return found if list(found.columns) == list(COLUMNS) else pd.DataFrame()
 
 
 def summary(before: pd.DataFrame, row: dict[str, object]) -> Section:
-    """All exams with a new one, and the last of each engine, thread count and profile in words.
-
-    Rows of another form are begun anew.
-    """
-    every = pd.DataFrame([row])[list(COLUMNS)]
-    if list(before.columns) == list(COLUMNS):
-        every = pd.concat([before, every], ignore_index=True)
+    """All exams with a new one; in words the last of each engine on its machine and profile."""
+    every = pd.concat([before, pd.DataFrame([row])[list(COLUMNS)]], ignore_index=True)
     every = every.groupby(_ENGINE, sort=False).tail(MOST)
-    shown = every[every["profile"] == row["profile"]]
+    like = ["profile", "machine"]
+    shown = every[(every[like] == [row[name] for name in like]).all(axis=1)]
     said = []
-    for (engine, *_), runs in shown.groupby(_ENGINE, sort=False):
+    for (engine, _, weights, threads), runs in shown.groupby(_ENGINE, sort=False):
         last = runs.iloc[-1]
+        how = ", ".join(filter(None, (str(weights), f"{threads} thr.")))
         said.append(
-            f"'{engine}' {last['median_score']:.2f}, worst tenth {last['p10_score']:.2f}, "
+            f"'{engine}' ({how}) {last['median_score']:.2f}, worst tenth {last['p10_score']:.2f}, "
             f"budgets broken in {percent(last['broken_share'], 1)} "
             f"({counted(int(last['scenarios']), 'scenario')}, {counted(len(runs), 'run')})"
         )
     finding = f"On record, median score of each engine's last exam: {'; '.join(said)}."
     if len(shown) < 2:
         finding = (
-            "No other exam is on record here: run this notebook with another engine, and then "
-            "again with this one."
+            "No other exam of this machine is on record: run this notebook with another engine, "
+            "and then again with this one."
         )
     caption = "Exams on record, one row a run; 'rule' is the fixed-size rule with the best tenth."
     return Section("exams", {"exams": every}, finding, shown, caption)

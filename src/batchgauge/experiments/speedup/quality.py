@@ -126,22 +126,18 @@ def summary(quality: pd.DataFrame, speed: pd.DataFrame) -> pd.DataFrame:
             "weights": first["weights"],
             "file_bytes": first["file_bytes"],
             "resident_bytes": first["resident_bytes"],
-            **_with_interval("perplexity", location(part["surprise"]).exp()),
-            **_with_interval("divergence_nats", location(part["divergence"])),
-            **_with_interval("same_first_percent", location(100 * part["agreement"])),
+            **location(part["surprise"]).exp().columns("perplexity"),
+            **location(part["divergence"]).columns("divergence_nats"),
+            **location(100 * part["agreement"]).columns("same_first_percent"),
             "windows": len(part),
             "window_tokens": first["window_tokens"],
         }
         mine = found["implementation"] == name
         for rate in found[mine & found["batch_size"].isin(ends)].to_dict("records"):
             speeds = Interval(rate["tokens_per_s"], rate["low"], rate["high"])
-            row |= _with_interval(f"tokens_per_s_{rate['batch_size']}", speeds)
+            row |= speeds.columns(f"tokens_per_s_{rate['batch_size']}")
         rows.append({**row, "processes": len(set(speed["process"])), "threads": 1})
     return pd.DataFrame(rows)
-
-
-def _with_interval(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def gains(speed: pd.DataFrame) -> pd.DataFrame:
