@@ -160,6 +160,9 @@ class _Play:
                 continue
             seconds, jobs = self.scheduler.step()
             self.now += seconds
+            # Who comes during a step meets those that end with it.
+            while self.arrivals and self.arrivals[0][0] < self.now:
+                self._admit(*heapq.heappop(self.arrivals))
             for job in self.scheduler.finish(jobs, self.now):
                 self._done(job)
         end = min(self.deadline, self.now)

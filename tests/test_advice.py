@@ -280,6 +280,14 @@ def test_the_advice_is_near_the_best(seed):
     assert found.seconds < 121.0 + max(o.seconds for o in found.observations)
 
 
+def test_a_full_server_refuses_who_comes_before_a_step_ends():
+    """As one does over HTTP: of twelve at once on eleven places one is refused all along."""
+    plan = Plan(most=11, new_tokens=(2,))
+    shares = [simulate(plan, n, cycles=40).refused_share for n in (11, 12)]
+    assert shares[0] == 0.0
+    assert shares[1] > 0.05
+
+
 def test_runs_on_both_sides_of_a_cliff_are_no_advice():
     """Ten at once just fit the memory or do not: runs differ by 40 %, none by what it shows."""
     asked, found = searched(7)
