@@ -400,6 +400,8 @@ def test_the_exam_s_sentences_count_scenarios(seed):
     said = sizing.scores_sentence(table)
     ours, other = sizing.ours_and_best_other(table)
     assert f"10th percentile {ours['p10_score']:.3f} (goal 0.90)" in said
+    assert f"the luck of the best, {ours['median_fair_score']:.3f} and" in said
+    assert "the luck" not in sizing.scores_sentence(table.assign(median_fair_score=np.nan))
     assert f"a latency budget in {percent(ours['late_share'])}" in said
     broken = other["late_share"] + other["over_memory_share"]
     assert said.endswith(f"broke budgets in {percent(broken)}.")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
+from batchgauge.experiments.batch_sizing import sweep as sweep_module
 from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
 from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
@@ -125,6 +128,17 @@ def test_a_sweep_takes_further_sizes(sweep):
     assert {37, 39} <= set(wide.sizes)
     assert 37 not in sweep.sizes
     assert {t["rows"] for t in wide.rows() if t["phase"] == "decode"} == set(wide.sizes)
+
+
+def test_a_slow_machine_sweeps_fewer_sizes_and_still_twice(monkeypatch):
+    """Else the luckiest of many single runs is the yardstick; what was suggested is swept."""
+    monkeypatch.setattr(sweep_module, "PATIENCE_S", 0.0)
+    slow = sweep_engine(probe, largest=64, passes=3, also=(13,))
+    assert len(slow.sizes) < len(dense_sizes(64)) / 2
+    assert {1, 13, 64} <= set(slow.sizes)
+    decoded = Counter((t.rows, t.run) for t in slow.timings if t.phase == "decode")
+    assert set(decoded) == set(product(slow.sizes, (0, 1)))
+    assert len(slow.halves) == 2
 
 
 @pytest.mark.parametrize("budget", [None, 400.0, 1500.0, 2500.0])

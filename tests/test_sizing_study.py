@@ -94,6 +94,7 @@ def test_an_advisor_with_the_right_model_is_nearly_perfect(judged):
     assert not (rows["late"] | rows["over_memory"]).any()
     medians = dict(study.summaries(scored)[["strategy", "median_score"]].to_numpy().tolist())
     assert medians[study.ADVISOR] > medians["always 1"]
+    assert rows["fair_score"].isna().all()  # of one pass, luck cannot be told apart
 
 
 def test_scenarios_cover_what_they_should(judged):

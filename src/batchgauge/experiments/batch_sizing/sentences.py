@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -21,12 +22,16 @@ _ADDS_UP = 0.5  # by so large a share phases together may be off whole batches; 
 def scores_sentence(table: pd.DataFrame) -> str:
     """The advisor's figures against the goals, and the best other strategy beside it."""
     row, other = ours_and_best_other(table)
+    fair = (
+        "; with the best size picked and judged on different passes, which takes away the luck of "
+        f"the best, {row['median_fair_score']:.3f} and {row['p10_fair_score']:.3f}"
+        if math.isfinite(row["median_fair_score"])
+        else ""
+    )
     return (
         f"Over {row['scenarios']} scenarios the advisor's median score is "
         f"{row['median_score']:.3f} (goal {GOAL:.2f}), its 10th percentile {row['p10_score']:.3f} "
-        f"(goal {P10_GOAL:.2f}); with the best size picked and judged on different passes, which "
-        f"takes away the luck of the best, {row['median_fair_score']:.3f} and "
-        f"{row['p10_fair_score']:.3f}. It broke a latency budget in {percent(row['late_share'])} "
+        f"(goal {P10_GOAL:.2f}){fair}. It broke a latency budget in {percent(row['late_share'])} "
         f"and a memory budget in {percent(row['over_memory_share'])} of them. It is typically "
         f"{row['median_log2_distance']:.2f} octaves from the best size. The other strategy with "
         f"the best worst tenth, '{other['strategy']}', has a median of "

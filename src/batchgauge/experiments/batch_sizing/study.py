@@ -5,6 +5,7 @@ Decides nothing by itself: suggestions come from `sizing`, truths from fresh swe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,7 +160,7 @@ def judge(
     """One row a scenario and strategy: score against the best of the fresh sweep.
 
     By batches that the advisor has not drawn (drawn by `seed`): a size is late
-    where more than 5 % of them are.
+    where more than 5 % of them are. Of a single pass no fair score is known.
 
     Peaks of the memory scenarios' requests lie on the straight line between those measured.
     """
@@ -194,7 +195,8 @@ def judge(
         tried = {s: advice.sizes.get((s, scenario.name)) for s in (ADVISOR, PRIOR)}
         for strategy, size in {**tried, **fixed_size_rules(truth)}.items():
             if size is not None:
-                found.append(score(scenario, strategy, size, truth, halves))
+                scored = score(scenario, strategy, size, truth, halves)
+                found.append(scored if halves else replace(scored, fair_score=math.nan))
     return pd.DataFrame(found).assign(exam_seed=seed)
 
 

@@ -1,15 +1,16 @@
 """The exhaustive sweep that suggestions are judged by: fresh, dense, nothing predicted.
 
 A sweep times every phase at many sizes, in several passes whose order is shuffled, so
-that drift does not favour a size. Running each workload at each size in full would take
-hours; phases add up to a batch (checked by running some batches whole), so they are
+that drift does not favour a size; where passes take long it does without some sizes, since of
+many sizes that ran once the luckiest looks best. Running each workload at each size in full
+would take hours; phases add up to a batch (checked by running some batches whole), so they are
 measured once and composed for every scenario. Sweep and calibration share no timings.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -24,7 +25,8 @@ from batchgauge.sizing.curve import Floats, carried_on
 from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 STEPS = 3  # decode steps of a run
-PATIENCE_S = 90.0  # no run of a further pass is started after this
+PATIENCE_S = 90.0  # no run of a third pass, or a later one, is started after this
+_WHOLE_PASS = 1.3  # seconds of a pass over those of its decode steps, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,14 @@ class FreshSweep:
         return [asdict(timing) | {"threads": self.threads} for timing in self.timings]
 
 
-def dense_sizes(largest: int) -> tuple[int, ...]:
-    """Every size up to 16, every second up to 32, every fourth above, and the largest."""
+def dense_sizes(largest: int, every: int = 1) -> tuple[int, ...]:
+    """Every size up to 16, every second up to 32, every fourth above, and the largest.
+
+    Of these one in `every`, and 1.
+    """
     dense, coarse = range(1, min(largest, 16) + 1), range(18, min(largest, 32) + 1, 2)
-    sizes = {*dense, *coarse, *range(36, largest + 1, 4), largest}
-    return tuple(sorted(sizes))
+    sizes = sorted({*dense, *coarse, *range(36, largest + 1, 4), largest})
+    return tuple(sorted({1, *sizes[::-every]}))
 
 
 def sweep_engine(
@@ -103,6 +108,7 @@ def sweep_engine(
 ) -> FreshSweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
+    Where all passes would take longer than `PATIENCE_S`, at every second of them, or fourth.
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
     runs after short and long prompts. `also` are further sizes to include, e.g. those
     suggested. Raises UserError for sizes below 1.
@@ -110,9 +116,16 @@ def sweep_engine(
     if min(largest, max_positions, passes) < 1:
         raise UserError("A sweep needs sizes, positions and passes of at least 1.")
     start = perf_counter()
-    sizes = tuple(sorted({*dense_sizes(largest), *also}))
-    grid = _position_grid(max_positions)
     some, long = min(CONTEXT_ROWS, largest), max(16, min(128, 2 * max_positions))
+    warm_up(probe, some)
+    begin = perf_counter()
+    probe(largest // 2 + 1, SHORT_PROMPT, STEPS)  # about what a size takes
+    each_s = _WHOLE_PASS * (perf_counter() - begin)
+    for every in (1, 2, 4):
+        sizes = tuple(sorted({*dense_sizes(largest, every), *also}))
+        if passes * len(sizes) * each_s <= PATIENCE_S:
+            break
+    grid = _position_grid(max_positions)
     runs: list[tuple[str, int, int, int]] = [
         ("decode", rows, SHORT_PROMPT, STEPS) for rows in sizes
     ]
@@ -122,10 +135,9 @@ def sweep_engine(
     rng = np.random.default_rng(seed)
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
-    warm_up(probe, some)
     for run, i in tqdm(order, desc="fresh sweep", leave=False):
-        if run > 0 and perf_counter() - start > PATIENCE_S:
-            break  # whole passes are enough; a part of one more does no harm to a median
+        if run > 1 and perf_counter() - start > PATIENCE_S:
+            break  # a part of one more does no harm to a median
         phase, rows, units, count = runs[i]
         if phase == "context":  # the pair right after each other, so that drift cancels
             timings.append(Timing("no context", rows, SHORT_PROMPT, run, probe(rows, 1, count)[1]))
@@ -135,9 +147,7 @@ def sweep_engine(
             ms = probe(rows, units // rows, 0)[0]
         timings.append(Timing(phase, rows, units, run, ms))
     costs = _price_list(timings)
-    halves = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
-    complete = len(halves[1]) >= sum(t.run == 0 for t in timings)
-    apart = tuple(_price_list(h) for h in halves) if complete else ()
+    apart = _halves(timings, _price_list)
     return FreshSweep(costs, tuple(timings), perf_counter() - start, sizes, threads, apart)
 
 
@@ -162,10 +172,21 @@ def sweep_tokenizer(
     for run, i in ((r, i) for r in range(passes) for i in rng.permutation(len(sizes))):
         units, ms = probe(sizes[i])
         timings.append(Timing("tokenize", sizes[i], units, run, ms))
-    x, y = _medians([(t.units, t.ms) for t in timings])
-    one = np.ones(1)
-    costs = MeasuredCosts(x, y, 0.0, one, 0.0 * one)
-    return FreshSweep(costs, tuple(timings), perf_counter() - start, tuple(sizes))
+
+    def prices(some: Sequence[Timing]) -> MeasuredCosts:
+        x, y = _medians([(t.units, t.ms) for t in some])
+        return MeasuredCosts(x, y, 0.0, np.ones(1), np.zeros(1))
+
+    seconds, apart = perf_counter() - start, _halves(timings, prices)
+    return FreshSweep(prices(timings), tuple(timings), seconds, tuple(sizes), halves=apart)
+
+
+def _halves(
+    timings: Sequence[Timing], prices: Callable[[Sequence[Timing]], MeasuredCosts]
+) -> tuple[MeasuredCosts, ...]:
+    """Prices by the even and by the odd passes alone; none where there is one pass."""
+    apart = [[t for t in timings if t.run % 2 == odd] for odd in (0, 1)]
+    return tuple(map(prices, apart)) if all(apart) else ()
 
 
 def _price_list(timings: Sequence[Timing]) -> MeasuredCosts:
