@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +16,12 @@ from threadpoolctl import threadpool_limits
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.batch_sizing import sweep as sweep_module
-from batchgauge.experiments.batch_sizing.bench import Bench, effort, engine_workloads
+from batchgauge.experiments.batch_sizing.bench import (
+    Bench,
+    effort,
+    engine_workloads,
+    two_references,
+)
 from batchgauge.experiments.batch_sizing.runs import calibrate
 from batchgauge.experiments.batch_sizing.scoring import (
     SizingScenario,
@@ -90,6 +95,14 @@ def test_a_steady_probe_takes_the_changes_of_speed_out():
     slow = steady(8, 1, 3)
     assert slow == pytest.approx(calm, rel=0.02)
     assert max(steady.controls_ms) > 1.3 * steady.reference_ms
+
+
+def test_two_references_see_the_same_machine():
+    """One that begins at half its speed, as beside threads that still wait, misleads neither."""
+    calls = count()
+    probes = two_references(lambda: Steady(lambda: 1.0 + (next(calls) < 40), settle_runs=1), 50)
+    assert [probe.reference_ms for probe in probes] == [1.0, 1.0]
+    assert len(probes[0].controls_ms) == 50
 
 
 def test_the_luckiest_size_is_no_yardstick():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -31,6 +31,7 @@ from batchgauge.sizing import (
 from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
 from batchgauge.sizing.probes import (
     CONTROL,
+    Steady,
     SteadyProbe,
     SteadyTextProbe,
     engine_probe,
@@ -38,9 +39,11 @@ from batchgauge.sizing.probes import (
 )
 from batchgauge.workload import load_prompts
 
+TEXT_RUNS = 50  # of the tokenizer's control, that its reference speed rests on
 FURTHER = 12  # sizes of a calibration beside its knots
 FEWER_POSITIONS = 256  # of a prefill; longer ones are the first that a slow model does without
 SMALLEST = 8  # the largest batch stays at least as large, of those asked for
+S = TypeVar("S", bound=Steady)
 Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
 
 
@@ -188,13 +191,13 @@ def drawn_workloads(count: int, longest: int, seed: int) -> dict[str, Lengths]:
     return found
 
 
-def _two_references(engine: Engine, runs: int) -> tuple[SteadyProbe, SteadyProbe]:
+def two_references(make: Callable[[], S], runs: int) -> tuple[S, S]:
     """Two probes whose references share no run, taken in turn: the machine's speed drifts."""
-    both = tuple(SteadyProbe(engine_probe(engine), settle_runs=1) for _ in "ab")
+    both = make(), make()
     for _ in range(runs - 1):
         for probe in both:
             probe.settle()
-    return both[0], both[1]
+    return both
 
 
 @dataclass(frozen=True)
@@ -248,8 +251,13 @@ class Bench:
             if shape is not None:
                 priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
             with threadpool_limits(count, user_api="blas"):
-                probes[count], judges[count] = _two_references(opened, much.settle_runs)
-        text_probe, text_judge = (SteadyTextProbe(tokenizer_probe(words, texts)) for _ in "ab")
+                probes[count], judges[count] = two_references(
+                    lambda: SteadyProbe(engine_probe(opened), settle_runs=1), much.settle_runs
+                )
+        # Of a millisecond a run, and threads of the engine may be busy for some more.
+        text_probe, text_judge = two_references(
+            lambda: SteadyTextProbe(tokenizer_probe(words, texts), settle_runs=1), TEXT_RUNS
+        )
         hardware = detect_hardware(threads=threads)
         return cls(
             opened, words, texts, works, much, config, hardware, priors, shape, probes, judges,
