@@ -54,6 +54,13 @@ def test_a_verdict_that_flips_is_named(tmp_path):
     assert done.exit_code != 0
 
 
+def test_a_report_of_one_run_does_not_agree_with_itself(tmp_path):
+    """Both folders have it from the same run: it says nothing about a second one."""
+    one, other = (study(tmp_path / name, {"x": (1.0, 2.0, 1.5, 2.5)}) for name in "ab")
+    with pytest.raises(UserError, match="no score"):
+        two_runs(one, other)
+
+
 def test_what_cannot_be_compared_is_left_out_or_said(tmp_path):
     """A score that has another unit now is not compared; other machines are named."""
     one = study(tmp_path / "a", {"x": (1.0, 2.0, 1.5, 2.5)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ def two_runs(one: Path, other: Path) -> pd.DataFrame:
     """The scores that both runs have, one row each: values, intervals, verdicts, agreement.
 
     `flips` is a verdict that goes from met to missed or back; `held` counts how many of the
-    two intervals hold the other's value, `of` how many there are. Raises UserError for a
-    folder without a study, and for two studies that share no score; one whose unit has changed
-    is not shared.
+    two intervals hold the other's value, `of` how many there are. A report that both have from
+    one run, since neither ran its notebook, agrees with itself and is left out. Raises UserError
+    for a folder without a study, and for two studies that share no score; one whose unit has
+    changed is not shared.
     """
-    left, right = _scores(one), _scores(other)
+    known = _facts(other)
+    left, right = _scores([facts for facts in _facts(one) if facts not in known]), _scores(known)
     rows = []
     for key in (k for k in left if k in right and left[k].unit == right[k].unit):
         a, b = left[key], right[key]
@@ -94,9 +97,9 @@ def _facts(out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _scores(out: Path) -> dict[str, Score]:
+def _scores(reports: Sequence[dict[str, Any]]) -> dict[str, Score]:
     found: dict[str, Score] = {}
-    for facts in _facts(out):
+    for facts in reports:
         for score in scores_of(facts):
             found.setdefault(score.key, score)
     return found
