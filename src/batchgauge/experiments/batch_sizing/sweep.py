@@ -26,6 +26,7 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 STEPS = 3  # decode steps of a run
 PATIENCE_S = 90.0  # no run of a third pass, or a later one, is started after this
+_FEW = 3  # passes that have to fit into that, at the sizes that are swept
 _WHOLE_PASS = 1.3  # seconds of a pass over those of its decode steps, about
 
 
@@ -108,7 +109,7 @@ def sweep_engine(
 ) -> FreshSweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
-    Where all passes would take longer than `PATIENCE_S`, at every second of them, or fourth.
+    Where three passes would take longer than `PATIENCE_S`, at every second of them, or fourth.
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
     runs after short and long prompts. `also` are further sizes to include, e.g. those
     suggested. Raises UserError for sizes below 1.
@@ -123,7 +124,7 @@ def sweep_engine(
     each_s = _WHOLE_PASS * (perf_counter() - begin)
     for every in (1, 2, 4):
         sizes = tuple(sorted({*dense_sizes(largest, every), *also}))
-        if passes * len(sizes) * each_s <= PATIENCE_S:
+        if min(passes, _FEW) * len(sizes) * each_s <= PATIENCE_S:
             break
     grid = _position_grid(max_positions)
     runs: list[tuple[str, int, int, int]] = [
