@@ -98,7 +98,7 @@ def test_a_steady_probe_takes_the_changes_of_speed_out():
 
 
 def test_two_references_see_the_same_machine():
-    """One that begins at half its speed, as beside threads that still wait, misleads neither."""
+    """One that begins at half its speed misleads neither."""
     calls = count()
     probes = two_references(lambda: Steady(lambda: 1.0 + (next(calls) < 40), settle_runs=1), 50)
     assert [probe.reference_ms for probe in probes] == [1.0, 1.0]
