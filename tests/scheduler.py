@@ -154,21 +154,22 @@ class _Play:
         while self.arrivals or self.scheduler.inside:
             if not self.scheduler.inside:
                 self.now = max(self.now, self.arrivals[0][0])
-            while self.arrivals and self.arrivals[0][0] <= self.now:
-                self._admit(*heapq.heappop(self.arrivals))
+            self._admit_arrived()
             if not self.scheduler.inside:
                 continue
             seconds, jobs = self.scheduler.step()
             self.now += seconds
-            # Who comes during a step meets those that end with it.
-            while self.arrivals and self.arrivals[0][0] < self.now:
-                self._admit(*heapq.heappop(self.arrivals))
+            self._admit_arrived()  # who comes during a step meets those that end with it
             for job in self.scheduler.finish(jobs, self.now):
                 self._done(job)
         end = min(self.deadline, self.now)
         return Run(
             "open" if self.is_open else "closed", self.setting, self.asked, self.begin or 0.0, end
         )
+
+    def _admit_arrived(self) -> None:
+        while self.arrivals and self.arrivals[0][0] <= self.now:
+            self._admit(*heapq.heappop(self.arrivals))
 
     def _admit(self, due: float, slot: int) -> None:
         if self.plan.most and self.scheduler.inside >= self.plan.most:

@@ -143,12 +143,10 @@ def test_a_sweep_takes_further_sizes(sweep):
     assert {t["rows"] for t in wide.rows() if t["phase"] == "decode"} == set(wide.sizes)
 
 
-def test_a_slow_machine_sweeps_fewer_sizes_and_still_twice(monkeypatch):
-    """Else the luckiest of many single runs is the yardstick; what was suggested is swept."""
+def test_a_slow_machine_still_sweeps_every_size_twice(monkeypatch):
+    """Else the luckiest of many single runs is the yardstick."""
     monkeypatch.setattr(sweep_module, "PATIENCE_S", 0.0)
-    slow = sweep_engine(probe, largest=64, passes=3, also=(13,))
-    assert len(slow.sizes) < len(dense_sizes(64)) / 2
-    assert {1, 13, 64} <= set(slow.sizes)
+    slow = sweep_engine(probe, largest=12, passes=3)
     decoded = Counter((t.rows, t.run) for t in slow.timings if t.phase == "decode")
     assert set(decoded) == set(product(slow.sizes, (0, 1)))
     assert len(slow.halves) == 2

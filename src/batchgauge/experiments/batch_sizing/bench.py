@@ -254,7 +254,7 @@ class Bench:
                 probes[count], judges[count] = two_references(
                     lambda: SteadyProbe(engine_probe(opened), settle_runs=1), much.settle_runs
                 )
-        # A run takes a millisecond, and the first some may be slow, whatever the reason.
+        # A run takes a millisecond, and the first of them can be slow.
         text_probe, text_judge = two_references(
             lambda: SteadyTextProbe(tokenizer_probe(words, texts), settle_runs=1), TEXT_RUNS
         )

@@ -1,9 +1,8 @@
 """The exhaustive sweep that suggestions are judged by: fresh, dense, nothing predicted.
 
 A sweep times every phase at many sizes, in several passes whose order is shuffled, so
-that drift does not favour a size; where passes take long it does without some sizes, since of
-many sizes that ran once the luckiest looks best. Running each workload at each size in full
-would take hours; phases add up to a batch (checked by running some batches whole), so they are
+that drift does not favour a size. Running each workload at each size in full would take
+hours; phases add up to a batch (checked by running some batches whole), so they are
 measured once and composed for every scenario. Sweep and calibration share no timings.
 """
 
@@ -26,8 +25,6 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 
 STEPS = 3  # decode steps of a run
 PATIENCE_S = 90.0  # no run of a third pass, or a later one, is started after this
-_FEW = 3  # passes that have to fit into that, at the sizes that are swept
-_WHOLE_PASS = 1.3  # seconds of a pass over those of its decode steps, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +84,11 @@ class FreshSweep:
         return [asdict(timing) | {"threads": self.threads} for timing in self.timings]
 
 
-def dense_sizes(largest: int, every: int = 1) -> tuple[int, ...]:
-    """Every size up to 16, every second up to 32, every fourth above, and the largest.
-
-    Of these one in `every`, and 1.
-    """
+def dense_sizes(largest: int) -> tuple[int, ...]:
+    """Every size up to 16, every second up to 32, every fourth above, and the largest."""
     dense, coarse = range(1, min(largest, 16) + 1), range(18, min(largest, 32) + 1, 2)
-    sizes = sorted({*dense, *coarse, *range(36, largest + 1, 4), largest})
-    return tuple(sorted({1, *sizes[::-every]}))
+    sizes = {*dense, *coarse, *range(36, largest + 1, 4), largest}
+    return tuple(sorted(sizes))
 
 
 def sweep_engine(
@@ -109,7 +103,6 @@ def sweep_engine(
 ) -> FreshSweep:
     """Time decode steps at all `dense_sizes(largest)` and prefills up to `max_positions`.
 
-    Where three passes would take longer than `PATIENCE_S`, at every second of them, or fourth.
     Decode steps are timed after prompts of one token; what context costs comes from pairs of
     runs after short and long prompts. `also` are further sizes to include, e.g. those
     suggested. Raises UserError for sizes below 1.
@@ -117,16 +110,9 @@ def sweep_engine(
     if min(largest, max_positions, passes) < 1:
         raise UserError("A sweep needs sizes, positions and passes of at least 1.")
     start = perf_counter()
-    some, long = min(CONTEXT_ROWS, largest), max(16, min(128, 2 * max_positions))
-    warm_up(probe, some)
-    begin = perf_counter()
-    probe(largest // 2 + 1, SHORT_PROMPT, STEPS)  # about what a size takes
-    each_s = _WHOLE_PASS * (perf_counter() - begin)
-    for every in (1, 2, 4):
-        sizes = tuple(sorted({*dense_sizes(largest, every), *also}))
-        if min(passes, _FEW) * len(sizes) * each_s <= PATIENCE_S:
-            break
+    sizes = tuple(sorted({*dense_sizes(largest), *also}))
     grid = _position_grid(max_positions)
+    some, long = min(CONTEXT_ROWS, largest), max(16, min(128, 2 * max_positions))
     runs: list[tuple[str, int, int, int]] = [
         ("decode", rows, SHORT_PROMPT, STEPS) for rows in sizes
     ]
@@ -136,9 +122,10 @@ def sweep_engine(
     rng = np.random.default_rng(seed)
     order = [(run, i) for run in range(passes) for i in rng.permutation(len(runs))]
     timings: list[Timing] = []
+    warm_up(probe, some)
     for run, i in tqdm(order, desc="fresh sweep", leave=False):
         if run > 1 and perf_counter() - start > PATIENCE_S:
-            break  # a part of one more does no harm to a median
+            break  # two whole passes tell luck apart; a part of one more does no harm to a median
         phase, rows, units, count = runs[i]
         if phase == "context":  # the pair right after each other, so that drift cancels
             timings.append(Timing("no context", rows, SHORT_PROMPT, run, probe(rows, 1, count)[1]))
