@@ -80,21 +80,24 @@ def test_the_sweep_is_dense():
     assert {18, 22, 30, 36, 40, 64, 66} <= set(sizes)
 
 
-def test_a_steady_probe_takes_the_changes_of_speed_out():
-    """A machine that becomes 40 % slower meanwhile changes no time that is told."""
-    slowness = [1.0]
+@pytest.mark.parametrize(("memory", "arithmetic"), [(1.4, 1.4), (1.4, 1.0), (1.0, 1.5)])
+@pytest.mark.parametrize("run", [(1, 1, 3), (8, 1, 3), (64, 1, 3), (1, 256, 0), (8, 160, 3)])
+def test_a_steady_probe_takes_the_changes_of_speed_out(run, memory, arithmetic):
+    """Whether others take the memory's bandwidth, arithmetic or both changes no time told."""
+    slowness = [1.0, 1.0]
+
+    def passes(positions):  # by the roofline, whose ridge lies at 16 positions
+        return max(slowness[0] * 16.0, slowness[1] * positions)
 
     def swaying(rows, prompt, steps):
-        first, step = probe(rows, prompt, steps)
-        return first * slowness[0], step * slowness[0]
+        return passes(rows * prompt), passes(rows) if steps else 0.0
 
     steady = SteadyProbe(swaying, settle_runs=3)
-    calm = steady(8, 1, 3)
-    slowness[0] = 1.4
-    steady(8, 1, 3)  # its control before was a calm one
-    slow = steady(8, 1, 3)
-    assert slow == pytest.approx(calm, rel=0.02)
-    assert max(steady.controls_ms) > 1.3 * steady.reference_ms
+    calm = steady(*run)
+    slowness[:] = memory, arithmetic
+    steady(*run)  # its controls before were calm ones
+    assert steady(*run) == pytest.approx(calm, rel=0.02)
+    assert steady.multiplying(16) == pytest.approx(0.5)
 
 
 def test_two_references_see_the_same_machine():

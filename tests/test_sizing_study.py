@@ -416,9 +416,12 @@ def test_sentences_carry_the_numbers_of_their_data(judged, monkeypatch):
 
 def test_the_reference_speed_is_that_of_the_controls():
     """Quantiles of the controls over the reference, fast first."""
-    probe: Any = SimpleNamespace(reference_ms=10.0, controls_ms=[10.0] * 8 + [8.0, 20.0, 20.0])
+    few = SimpleNamespace(reference_ms=10.0, controls_ms=[10.0] * 8 + [8.0, 20.0, 20.0])
+    many = SimpleNamespace(reference_ms=4.0, controls_ms=[4.0] * 8)
+    probe: Any = SimpleNamespace(few=few, many=many)
     said = sections.reference_speed(probe).sentence()
-    assert "takes 10 ms. The 11 controls took 1.00 to 2.00 times that" in said
+    assert "of a few rows 10 ms (its 11 runs took 1.00 to 2.00 times that" in said
+    assert "of many 4 ms (its 8 runs took 1.00 to 1.00 times that" in said
 
 
 def test_the_budget_table_says_which_budget_fails():

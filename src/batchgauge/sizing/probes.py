@@ -9,6 +9,7 @@ came: an engine may stop early.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TypeVar
@@ -23,7 +24,8 @@ from batchgauge.workload import exact_requests
 
 # (rows, prompt tokens, decode steps) -> (prefill ms, ms of one decode step)
 EngineProbe = Callable[[int, int, int], tuple[float, float]]
-CONTROL = (4, 1, 2)  # rows, prompt tokens, steps of the batch that tells how fast the machine is
+# (rows, prompt tokens, steps) of the two batches that tell how fast the machine is.
+FEW, MANY = (4, 1, 2), (2, 16, 0)
 LEAST_S = 1e-3  # of tokenizing
 STALE_S = 0.1  # a control older than this says nothing about now
 T = TypeVar("T")
@@ -68,12 +70,10 @@ def engine_probe(engine: Engine) -> EngineProbe:
 
 
 class Steady:
-    """Tells times at one reference speed, whatever else runs on the machine.
+    """One reference speed of a machine whose speed drifts, by a small control.
 
-    Every run stands between two runs of the same small control; its times are divided by the
-    geometric mean of both and multiplied by `reference_ms`, the median of the controls run at
-    first. Calibration and sweep that share one object therefore compare, though the machine's
-    speed drifts between them. `controls_ms` keeps every control: how much it varied.
+    `reference_ms` is the median of the controls that settled it; `controls_ms` keeps every
+    control: how much it varied.
     """
 
     def __init__(self, control: Callable[[], float], *, settle_runs: int = 15) -> None:
@@ -85,45 +85,88 @@ class Steady:
 
     def settle(self, runs: int = 1) -> None:
         """Rest the reference speed on further controls; before anything is timed."""
-        self.controls_ms += [self._run_control() for _ in range(max(1, runs))]
+        for _ in range(max(1, runs)):
+            self.once_more()
         self.reference_ms = float(np.median(self.controls_ms))
-        self._ended = perf_counter()
 
-    def steadied(self, run: Callable[[], T]) -> tuple[T, float]:
-        """What `run` gives, and the factor that takes its times to the reference speed."""
-        if perf_counter() - self._ended > STALE_S:
-            self.controls_ms.append(self._run_control())
-        before = self.controls_ms[-1]
-        result = run()
-        self.controls_ms.append(self._run_control())
+    def once_more(self) -> float:
+        """Milliseconds of one more control."""
+        self.controls_ms.append(max(self._control(), 1e-6))
         self._ended = perf_counter()
-        return result, self.reference_ms / (before * self.controls_ms[-1]) ** 0.5
+        return self.controls_ms[-1]
+
+    def lately(self) -> float:
+        """Milliseconds of the last control, or of one more where that says nothing about now."""
+        fresh_s = max(STALE_S, 2e-3 * self.reference_ms)
+        return self.controls_ms[-1] if perf_counter() - self._ended <= fresh_s else self.once_more()
 
     def pace(self) -> float:
         """Time of one more control over the reference: above 1, the machine is slower now."""
-        self.controls_ms.append(self._run_control())
-        self._ended = perf_counter()
-        return self.controls_ms[-1] / self.reference_ms
-
-    def _run_control(self) -> float:
-        return max(self._control(), 1e-6)
+        return self.once_more() / self.reference_ms
 
 
-class SteadyProbe(Steady):
-    """An engine probe at the reference speed; its control is a small batch of the engine."""
+def steadied(run: Callable[[], T], controls: Sequence[Steady]) -> tuple[T, list[float]]:
+    """What `run` gives, and for each control the factor that takes times to its reference speed.
+
+    The run stands between two runs of each control: the factor is the reference over the
+    geometric mean of both.
+    """
+    before = [control.lately() for control in controls]
+    result = run()
+    after = [control.once_more() for control in controls]
+    pairs = zip(controls, before, after, strict=True)
+    return result, [control.reference_ms / (b * a) ** 0.5 for control, b, a in pairs]
+
+
+class SteadyProbe:
+    """An engine probe whose times are told at one reference speed, whatever else runs.
+
+    Other users of a machine may take its memory's bandwidth or its arithmetic. So there are two
+    controls: `few` rows, whose steps mostly read weights, and `many`, which mostly multiply; a
+    run is told relative to that which it is like. Calibration and sweep that share one object
+    therefore compare, though the machine's speed drifts between them.
+    """
 
     def __init__(self, probe: EngineProbe, *, settle_runs: int = 15) -> None:
-        def control() -> float:
-            first, step = probe(*CONTROL)
-            return first + CONTROL[2] * step
+        def control(rows: int, prompt_tokens: int, steps: int) -> float:
+            first, step = probe(rows, prompt_tokens, steps)
+            return first + steps * step
 
         self._probe = probe
-        super().__init__(control, settle_runs=settle_runs)
+        self.few = Steady(lambda: control(*FEW), settle_runs=1)
+        self.many = Steady(lambda: control(*MANY), settle_runs=1)
+        for _ in range(settle_runs - 1):
+            self.settle()
+
+    def settle(self) -> None:
+        """Rest both reference speeds on one control more, in turn; before anything is timed."""
+        self.few.settle()
+        self.many.settle()
+
+    def multiplying(self, positions: float) -> float:
+        """How much a pass through the model with so many positions is like `many`, from 0 to 1.
+
+        A half at the ridge point, where reading the weights takes as long as multiplying by them
+        (Williams et al., "Roofline", CACM 2009); 0 up to half as many, 1 from twice as many on.
+        """
+        reading_ms = self.few.reference_ms / (1 + FEW[2])
+        ridge = MANY[0] * MANY[1] * reading_ms / self.many.reference_ms
+        return min(1.0, max(0.0, 0.5 + math.log(max(positions, 1.0) / ridge) / math.log(4.0)))
+
+    def steadied(self, run: Callable[[], T], shares: Sequence[float]) -> tuple[T, list[float]]:
+        """What `run` gives, and factors to the reference speed for parts so much like `many`."""
+        needed = [self.few] * (min(shares) < 1.0) + [self.many] * (max(shares) > 0.0)
+        result, factors = steadied(run, needed)
+        few, many = factors[0], factors[-1]
+        return result, [few ** (1.0 - share) * many**share for share in shares]
 
     def __call__(self, rows: int, prompt_tokens: int, steps: int) -> tuple[float, float]:
         """(prefill ms, ms of a step) of one run, both at the reference speed."""
-        (first, step), factor = self.steadied(lambda: self._probe(rows, prompt_tokens, steps))
-        return first * factor, step * factor
+        shares = [self.multiplying(rows * prompt_tokens), self.multiplying(rows)]
+        (first, step), factors = self.steadied(
+            lambda: self._probe(rows, prompt_tokens, steps), shares if steps else shares[:1]
+        )
+        return first * factors[0], step * factors[-1]
 
 
 class SteadyTextProbe(Steady):
@@ -135,7 +178,7 @@ class SteadyTextProbe(Steady):
 
     def __call__(self, size: int) -> tuple[int, float]:
         """(bytes, ms) of so many texts, at the reference speed."""
-        (amount, ms), factor = self.steadied(lambda: self._probe(size))
+        (amount, ms), [factor] = steadied(lambda: self._probe(size), [self])
         return amount, ms * factor
 
 

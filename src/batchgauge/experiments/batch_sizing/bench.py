@@ -30,7 +30,8 @@ from batchgauge.sizing import (
 )
 from batchgauge.sizing.automatic import LARGEST, LONGEST, traffic_texts
 from batchgauge.sizing.probes import (
-    CONTROL,
+    FEW,
+    MANY,
     Steady,
     SteadyProbe,
     SteadyTextProbe,
@@ -43,7 +44,7 @@ TEXT_RUNS = 50  # of the tokenizer's control, that its reference speed rests on
 FURTHER = 12  # sizes of a calibration beside its knots
 FEWER_POSITIONS = 256  # of a prefill; longer ones are the first that a slow model does without
 SMALLEST = 8  # the largest batch stays at least as large, of those asked for
-S = TypeVar("S", bound=Steady)
+S = TypeVar("S", bound=Steady | SteadyProbe)
 Key = tuple[str, int]  # (part, threads): ("engine", 1), ("tokenizer", 1)
 
 
@@ -88,7 +89,7 @@ def effort(profile: str, threads: int, most: int = 1_000) -> Effort:
 def effort_s(effort: Effort, cost: Cost) -> float:
     """About how long calibrations, sweeps and whole batches take, with all thread counts."""
     total = effort.whole * cost.batch_s(effort.largest[-1][1] // 3 + 1, 32, 16)
-    control = cost.batch_s(*CONTROL[:2], 1 + CONTROL[2])  # beside every run
+    control = sum(cost.batch_s(rows, prompt, 1 + steps) for rows, prompt, steps in (FEW, MANY))
     for _, most in effort.largest:
         rounds = (effort.knots + FURTHER) * (effort.repeats + effort.reruns / len(effort.largest))
         prefills = 2.5 * effort.max_positions * cost.position_s

@@ -133,13 +133,16 @@ def run_whole(bench: Bench, prices: Mapping[str, Costs], sizes: Sequence[int]) -
             drawn = work.batches(size)
             batch = drawn[int(rng.integers(len(drawn)))]
             items = exact_requests(batch.inputs[0], batch.new_tokens[0], seed=bench.exam_seed)
-            run = partial(bench.engine.infer_batch, items)
-            result, factor = probe.steadied(run)
-            real = factor * result.stats.total_duration_ms
-            priced = {
-                f"{label}_ms": sum(float(part.sum()) for part in price(costs, batch))
-                for label, costs in prices.items()
+            parts = {
+                label: [float(p.sum()) for p in price(c, batch)] for label, c in prices.items()
             }
+            first, steps = next(iter(parts.values()))
+            ends = probe.multiplying(float(batch.inputs.sum())), probe.multiplying(size)
+            share = np.average(ends, weights=[first, steps]) if first + steps else 0.0
+            run = partial(bench.engine.infer_batch, items)
+            result, [factor] = probe.steadied(run, [float(share)])
+            real = factor * result.stats.total_duration_ms
+            priced = {f"{label}_ms": sum(both) for label, both in parts.items()}
             rows.append({"workload": name, "batch_size": size, "measured_ms": real, **priced})
     return pd.DataFrame(rows)
 

@@ -22,7 +22,7 @@ from batchgauge.reporting import Score, Section
 from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
-from batchgauge.sizing.probes import Steady
+from batchgauge.sizing.probes import SteadyProbe
 from batchgauge.statistics import proportion
 from batchgauge.text import counted, percent
 from batchgauge.text import figures as rounded
@@ -163,15 +163,19 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
     )  # fmt: skip
 
 
-def reference_speed(probe: Steady) -> Section:
-    """How much the machine's speed varied, by the control batch beside every run."""
-    slow, fast = (q / probe.reference_ms for q in np.quantile(probe.controls_ms, (0.9, 0.1)))
+def reference_speed(probe: SteadyProbe) -> Section:
+    """How much the machine's speed varied, by the control batches beside every run."""
+    said = []
+    for rows, steady in (("a few rows", probe.few), ("many", probe.many)):
+        slow, fast = (q / steady.reference_ms for q in np.quantile(steady.controls_ms, (0.9, 0.1)))
+        said.append(
+            f"of {rows} {rounded(steady.reference_ms)} ms (its {len(steady.controls_ms)} runs took "
+            f"{fast:.2f} to {slow:.2f} times that, 10th to 90th percentile)"
+        )
     return Section(
         "reference_speed", {},
         "Times of this page are told at one reference speed, at which the control batch beside "
-        f"every run takes {rounded(probe.reference_ms)} ms. The {len(probe.controls_ms)} controls "
-        f"took {fast:.2f} to {slow:.2f} times that (10th to 90th percentile): so much would a "
-        "single raw time vary.",
+        f"every run takes, {'; '.join(said)}. So much would a single raw time vary.",
     )  # fmt: skip
 
 

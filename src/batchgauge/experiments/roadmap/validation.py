@@ -102,13 +102,13 @@ def validate(case: Case, *, requests: int, seeds: int, loads: Sequence[float]) -
         threadpool_limits(case.context.threads, user_api="blas"),
     ):
         for policy, load, seed in runs:
-            control_s = case.probe.reference_ms / 1e3
+            control_s = case.probe.few.reference_ms / 1e3
             server = Server(
                 policy, case.today.server.max_batch, max_wait_s=0.25, host=Host(batch_s=control_s)
             )
             arrivals = case.traffic(1.0, seed).window(0, requests)
             arrivals = arrivals.at_rate(load * capacity(arrivals, case.table, server))
-            control = Pace(case.probe.pace, control_s)
+            control = Pace(case.probe.few.pace, control_s)
             real = replay(
                 case.engine, arrivals, server, seed=seed, progress=bar.update, pace=control
             )
