@@ -3,16 +3,16 @@
 The first sizes span the range. Then further sizes go, in turn, where the straight line
 between two knots is least sure (the gap is wide and the slopes around it disagree) and
 next to the size that looks best so far, since that is the part of the curve that the
-advice will rest on. Then all sizes are run again in shuffled order, against drift; how much
-their medians scatter is the error where the model was measured. Its stated error elsewhere is
-that on held-out sizes: some that never join the curve, and prefills predicted
-before they were measured.
+advice will rest on. Then all sizes, of decode and of prefill, are run again in shuffled order,
+against drift; how much their medians scatter is the error where the model was measured. Its
+stated error elsewhere is that on held-out sizes: batches that never join the curve, prefills
+by the curve without them, and one longer than all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from time import perf_counter
 
@@ -26,8 +26,7 @@ from batchgauge.sizing.probes import EngineProbe, TextProbe
 SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
 CONTEXT_STEPS, CONTEXT_ROWS = 8, 8  # with fewer rows, noise hides what context costs
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
-PATIENCE_S = 25.0  # no further round after this: a machine this busy is not worth the wait
-LONG_PREFILL = 128  # positions from which one run is long enough to be steady
+PATIENCE_S = 25.0  # no third round after this: a machine this busy is not worth the wait
 HELD_OUT_SIZES = 6  # sizes that are measured only to see how far off the curve is
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
@@ -74,30 +73,53 @@ def calibrate_engine(
     max_batch_size, max_positions, sizes, steps, repeats = astuple(extent)
     start = perf_counter()
     warm_up(probe, min(8, max_batch_size))
-    seen: dict[float, list[float]] = {}
+    seen: dict[tuple[int, int, int], list[float]] = {}  # milliseconds by what the probe was asked
 
-    def step_ms(rows: float) -> float:
-        seen.setdefault(rows, []).append(probe(int(rows), SHORT_PROMPT, steps)[1])
-        return seen[rows][-1]
+    def timed(rows: int, prompt_tokens: int, steps: int) -> float:
+        first, step = probe(rows, prompt_tokens, steps)
+        ms = step if steps else first
+        seen.setdefault((rows, prompt_tokens, steps), []).append(ms)
+        return ms
+
+    def decoding(rows: float) -> tuple[int, int, int]:
+        return int(rows), SHORT_PROMPT, steps
+
+    def reading(positions: float) -> tuple[int, int, int]:
+        rows = max(1, min(max_batch_size, int(positions) // 16))
+        return rows, int(positions) // rows, 0
 
     decode = refine(
-        step_ms, first_sizes(max_batch_size), sizes=sizes, tile=TILE, phase="decode", held_out=[]
+        lambda rows: timed(*decoding(rows)), first_sizes(max_batch_size), sizes=sizes, tile=TILE
     )
-    decode, between = _with_ripple(step_ms, decode, max_batch_size)
-    kept = list(seen)
-    for size in _unseen(kept, max_batch_size):
-        step_ms(size)
+    decode, between = _with_ripple(lambda rows: timed(*decoding(rows)), decode, max_batch_size)
+    unseen = _unseen([*decode.knots, *between], max_batch_size)
+    for size in unseen:
+        timed(*decoding(size))
+    spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
+    prefill = refine(
+        lambda positions: timed(*reading(positions)),
+        [*spread, float(max_positions)],
+        sizes=len(spread) + 3,
+        tile=16,
+    )
+    alone = (1, min(max_positions, 256), 0)
+    timed(*alone)
     rng = np.random.default_rng(seed)
-    for _ in range(repeats - 1):
-        if perf_counter() - start > PATIENCE_S:
+    for number in range(repeats - 1):
+        if number and perf_counter() - start > PATIENCE_S:
             break
         for i in rng.permutation(len(seen)):
-            step_ms(list(seen)[i])
-    decode = _settled(decode, between, {size: seen[size] for size in kept})
+            timed(*list(seen)[i])
+    medians = {asked: float(np.median(times)) for asked, times in seen.items()}
+    prefill = replace(prefill, ms=tuple(medians[reading(p)] for p in prefill.knots))
+    decode = _settled(decode, between, lambda rows: medians[decoding(rows)])
     held_out = [
-        HeldOut("decode", size, float(decode(size)), float(np.median(times)))
-        for size, times in seen.items()
-        if size not in kept
+        HeldOut("decode", size, float(decode(size)), medians[decoding(size)]) for size in unseen
+    ]
+    held_out += [
+        HeldOut("prefill", p, float(prefill.without(p)(p)), medians[reading(p)])
+        for p in prefill.knots
+        if p not in {*spread, max_positions}
     ]
     rows, long_prompt = min(CONTEXT_ROWS, max_batch_size), max(16, min(160, 2 * max_positions))
     context_ms, prefill_long = context_price(probe, rows, long_prompt, min(2, repeats))
@@ -107,24 +129,8 @@ def calibrate_engine(
         max(0.0, m - context_ms * k * held) for k, m in zip(decode.knots, decode.ms, strict=True)
     )
     decode = replace(decode, ms=lowered)
-
-    def prefill_ms(positions: float) -> float:
-        batch = max(1, min(max_batch_size, int(positions) // 16))
-        runs = min(2 if positions > LONG_PREFILL else 3, repeats)
-        return float(np.median([probe(batch, int(positions) // batch, 0)[0] for _ in range(runs)]))
-
-    spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
-    prefill = refine(
-        prefill_ms,
-        [*spread, float(max_positions)],
-        sizes=len(spread) + 3,
-        tile=16,
-        phase="prefill",
-        held_out=held_out,
-    )
-    alone = min(max_positions, 256)
-    excess = probe(1, alone, 0)[0] - float(prefill(alone))
-    square_ms = max(0.0, excess) / (alone * alone - alone * 16) if alone > 16 else 0.0
+    length, excess = alone[1], medians[alone] - float(prefill(alone[1]))
+    square_ms = max(0.0, excess) / (length * length - length * 16) if length > 16 else 0.0
     held_out.append(
         HeldOut(
             "prefill",
@@ -262,20 +268,19 @@ def _with_ripple(
     return fit_ripple(curve, [*low, *high], times), [*low, *high]
 
 
-def _settled(curve: Curve, between: Sequence[int], seen: Mapping[float, Sequence[float]]) -> Curve:
+def _settled(curve: Curve, between: Sequence[int], median_ms: Callable[[float], float]) -> Curve:
     """The curve through the medians of all rounds.
 
     Sizes between tiles become knots as well where both tiles next to them are: there they
     do not bend the line for their neighbours.
     """
-    medians = {size: float(np.median(times)) for size, times in seen.items()}
-    curve = Curve(curve.knots, tuple(medians[knot] for knot in curve.knots))
-    curve = fit_ripple(curve, between, [medians[float(size)] for size in between])
+    curve = replace(curve, ms=tuple(map(median_ms, curve.knots)))
+    curve = fit_ripple(curve, between, [median_ms(size) for size in between])
     tiles = set(curve.knots)
     for size in between:
         low = float(size - size % TILE)
         if low in tiles and low + TILE in tiles:
-            curve = curve.with_point(float(size), medians[float(size)])
+            curve = curve.with_point(float(size), median_ms(size))
     return curve
 
 
@@ -292,19 +297,9 @@ def first_sizes(largest: int) -> list[float]:
 
 
 def refine(
-    measure: Callable[[float], float],
-    start: Sequence[float],
-    *,
-    sizes: int,
-    tile: int,
-    phase: str,
-    held_out: list[HeldOut],
+    measure: Callable[[float], float], start: Sequence[float], *, sizes: int, tile: int
 ) -> Curve:
-    """Measure `start`, then up to `sizes` knots in all, each new one where it tells most.
-
-    Predictions made before each new measurement of the second half are appended to `held_out`;
-    those of the first half tell of a rough curve that nobody will use.
-    """
+    """Measure `start`, then up to `sizes` knots in all, each new one where it tells most."""
     curve = Curve(tuple(start), tuple(measure(size) for size in start))
     while len(curve.knots) < sizes:
         turn = len(curve.knots) - len(start)
@@ -312,11 +307,7 @@ def refine(
         size = beside or most_telling(curve, tile)
         if size is None:
             break
-        predicted = float(curve(size))
-        measured = measure(size)
-        if 2 * turn >= sizes - len(start) - 1:
-            held_out.append(HeldOut(phase, size, predicted, measured))
-        curve = curve.with_point(size, measured)
+        curve = curve.with_point(size, measure(size))
     return curve
 
 

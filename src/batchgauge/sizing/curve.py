@@ -10,7 +10,7 @@ the measured cost of each remainder (ripple) to the sizes between tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class Curve:
         points = dict(zip(self.knots, self.ms, strict=True)) | {x: ms}
         knots = tuple(sorted(points))
         return Curve(knots, tuple(points[k] for k in knots), self.ripple_ms)
+
+    def without(self, x: float) -> Curve:
+        """The curve without one of its knots."""
+        kept = [(k, ms) for k, ms in zip(self.knots, self.ms, strict=True) if k != x]
+        return replace(self, knots=tuple(k for k, _ in kept), ms=tuple(ms for _, ms in kept))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Curve:
