@@ -388,6 +388,18 @@ def test_the_key_follows_what_decides(project):
     assert study_module._key(book, {"seed": 1}) != study_module._key(book, {"seed": 2})
 
 
+@pytest.mark.parametrize(
+    ("profile", "cores", "gigabytes", "kernels"),
+    [("smoke", 2, 24, 3), ("smoke", 1, 24, 2), ("smoke", 64, 512, 4), ("smoke", 8, 6, 1),
+     ("smoke", 2, 1, 1), ("default", 8, 64, 1), ("thorough", 8, 64, 1)],
+)  # fmt: skip
+def test_only_a_smoke_run_has_kernels_side_by_side(monkeypatch, profile, cores, gigabytes, kernels):
+    """As many as cores and memory allow; timings are never parallel."""
+    monkeypatch.setattr(study_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(study_module, "usable_memory", lambda: (2**50, gigabytes * 2**30))
+    assert study_module._at_once(profile) == kernels
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 def test_results_come_in_order_however_many_jobs_run_at_once(at_once):
     """Slow jobs first or last: their results keep their places; all jobs are done once."""

@@ -1,7 +1,7 @@
 """The study: every notebook in order through papermill, its pages, the index. Resumes.
 
 One kernel at a time (timings are never parallel; a smoke run, whose figures only show
-that everything works, has two), each with single-thread BLAS and without this machine's
+that everything works, has more), each with single-thread BLAS and without this machine's
 OpenBLAS overrides. A notebook is not run again while its key (parameters, content, code,
 commit, and the contents of every input) and the files it wrote are as they were. One study
 at a time writes to a folder. A notebook that fails is kept as
@@ -43,7 +43,8 @@ from batchgauge.reporting.report import marks
 from batchgauge.text import visible
 
 _REPORT = re.compile(r"Report\.begin\(\s*[\"'](\w+)[\"']")
-_ROOM_FOR_TWO = 8 * 2**30  # bytes
+_ROOM_FOR_ONE = 4 * 2**30  # bytes of a kernel and of the processes that it starts
+_MOST_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +273,14 @@ def _problem(error: Exception) -> _Problem:
 
 
 def _at_once(profile: str) -> int:
-    """Kernels side by side: two in a smoke run with cores and memory for them, else one."""
-    room = usable_cores() > 1 and usable_memory()[1] > _ROOM_FOR_TWO
-    return 2 if profile == "smoke" and room else 1
+    """Kernels side by side: one; in a smoke run one more than cores, as far as memory has room.
+
+    A notebook at times waits: for requests to come, for a process that it started or killed.
+    """
+    if profile != "smoke":
+        return 1
+    room = int(usable_memory()[1] // _ROOM_FOR_ONE)
+    return max(1, min(usable_cores() + 1, room, _MOST_AT_ONCE))
 
 
 def _facts(executed: NotebookNode, out: Path) -> dict[str, Any]:
