@@ -11,6 +11,9 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # a study's sixty processes compiles our source anew: no Python of ours sees either.
 RUN = env -u OPENBLAS_CORETYPE -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python
 READY = $(VENV)/.ready
+# Compiled once for all: else each of the first processes does it, side by side.
+COMPILED = batchgauge.core.kernels.layers_kernel, batchgauge.core.kernels.quantised_kernel, \
+	batchgauge.core.tokenizer.bpe_kernel
 
 .PHONY: study test test-peers test-browser fuzz soak check coverage lab lock clean help
 .DEFAULT_GOAL := help
@@ -70,6 +73,7 @@ $(READY): requirements.lock pyproject.toml
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	-$(RUN) -c "import $(COMPILED)"
 	touch $@
 
 # The peers have no hashes: torch comes from wherever pip is told to look.
