@@ -11,9 +11,6 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # a study's sixty processes compiles our source anew: no Python of ours sees either.
 RUN = env -u OPENBLAS_CORETYPE -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python
 READY = $(VENV)/.ready
-# Compiled once for all: else each of the first processes does it, side by side.
-COMPILED = batchgauge.core.kernels.layers_kernel, batchgauge.core.kernels.quantised_kernel, \
-	batchgauge.core.tokenizer.bpe_kernel
 
 .PHONY: study test test-peers test-browser fuzz soak check coverage lab lock clean help
 .DEFAULT_GOAL := help
@@ -73,7 +70,8 @@ $(READY): requirements.lock pyproject.toml
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	-$(RUN) -c "import $(COMPILED)"
+	@# Compiles the engine once for all: else each of the first processes does, side by side.
+	-$(RUN) -m batchgauge bench --select 'tokenize/batch=1/*,decode/batch=1' --weights file --seconds 0.1 2> /dev/null
 	touch $@
 
 # The peers have no hashes: torch comes from wherever pip is told to look.
