@@ -110,6 +110,7 @@ def calibrate_engine(
             break
         for i in rng.permutation(len(seen)):
             timed(*list(seen)[i])
+        timed(*reading(max_positions))  # once more: what goes on beyond begins there
     medians = {asked: float(np.median(times)) for asked, times in seen.items()}
     prefill = replace(prefill, ms=tuple(medians[reading(p)] for p in prefill.knots))
     decode = _settled(decode, between, lambda rows: medians[decoding(rows)])
@@ -229,12 +230,13 @@ def stated_error(held_out: Sequence[HeldOut], noise: float = 0.0) -> float:
     """Relative standard error from the held-out check, of which `noise` is the measurements' own.
 
     A robust root mean square: the scale is 1.48 times the median. Variances of independent
-    errors add up, so that of what was measured for the check is taken off again.
+    errors add up, so that of what was measured for the check is taken off again; but no size is
+    known better than one that was measured.
     """
     if not held_out:
         return LEAST_ERROR
     seen = 1.4826 * float(np.median([abs(row.relative) for row in held_out]))
-    return max(LEAST_ERROR, math.sqrt(max(0.0, seen**2 - noise**2)))
+    return max(LEAST_ERROR, noise, math.sqrt(max(0.0, seen**2 - noise**2)))
 
 
 def repeatability(rounds: Iterable[Sequence[float]]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 from batchgauge.errors import UserError
 
@@ -73,14 +74,15 @@ class Curve:
 def carried_on(x: Floats, knots: Floats | Sequence[float], ms: Floats | Sequence[float]) -> Floats:
     """Straight lines between knots, flat below the first, on beyond the last.
 
-    Beyond, the slope is that of the upper half of the range, never a fall: a last segment that
-    is short has more noise than slope. A lone knot is carried on in proportion to the size.
+    Beyond, the slope is the median of those between all pairs of knots from an eighth of the
+    range on (Theil 1950, Sen 1968), never a fall: one knot that is off, or a last segment that is
+    short, does not decide it. A lone knot is carried on in proportion to the size.
     """
     at, values = np.asarray(knots, dtype=np.float64), np.asarray(ms, dtype=np.float64)
     if at.size == 1:
         at, values = np.append(0.0, at), np.append(0.0, values)
-    base = min(int(np.searchsorted(at, at[-1] / 2.0)), at.size - 2)
-    slope = max(0.0, float((values[-1] - values[base]) / (at[-1] - at[base])))
+    base = min(int(np.searchsorted(at, at[-1] / 8.0)), at.size - 2)
+    slope = max(0.0, float(scipy.stats.theilslopes(values[base:], at[base:])[0]))
     inside: Floats = np.interp(x, knots, ms)
     beyond: Floats = slope * np.maximum(x - at[-1], 0.0)
     return inside + beyond

@@ -64,7 +64,7 @@ class Effort:
     whole: int
     adaptive_s: float
     tokenizer_largest: int
-    settle_runs: int = 15
+    settle_runs: int = 30
 
 
 EFFORTS: Mapping[str, Effort] = {

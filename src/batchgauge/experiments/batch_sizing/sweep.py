@@ -116,7 +116,8 @@ def sweep_engine(
     runs: list[tuple[str, int, int, int]] = [
         ("decode", rows, SHORT_PROMPT, STEPS) for rows in sizes
     ]
-    runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in grid]
+    # The longest twice: what goes on beyond begins there.
+    runs += [("prefill", _prefill_rows(p, largest), p, 0) for p in (*grid, grid[-1])]
     runs += [("prefill alone", 1, min(256, max_positions), 0)]
     runs += [("context", some, long, CONTEXT_STEPS)] * math.ceil(3 / passes)  # a median's worth
     rng = np.random.default_rng(seed)
