@@ -70,7 +70,8 @@ $(READY): requirements.lock pyproject.toml
 	"$(PYTHON)" -m venv --clear $(VENV)
 	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	@# Compiles the engine once for all: else each of the first processes does, side by side.
+	@# Compiles source and engine once for all: else each of the first processes does, side by side.
+	$(RUN) -m compileall -q src
 	-$(RUN) -m batchgauge bench --select 'tokenize/batch=1/*,decode/batch=1' --weights file --seconds 0.1 2> /dev/null
 	touch $@
 

@@ -259,6 +259,23 @@ def test_a_dynamic_batch_waits_so_long_and_no_longer(engine, clock):
     assert scheduler.running == 2
 
 
+def test_a_request_that_came_during_a_step_has_waited_since(engine, clock):
+    """For its batch, its place in the queue and its deadline; nobody comes in the future."""
+    scheduler = open_one(engine, clock, batch=4, batching=dynamic(0.5))
+    scheduler.submit(item("second"), arrived_s=clock.now - 0.2)
+    scheduler.submit(item("first"), arrived_s=clock.now - 0.4, deadline_s=0.6)
+    scheduler.submit(item("last"), arrived_s=clock.now + 9.0)
+    assert scheduler.wake_s() == pytest.approx(0.1)
+    assert scheduler._waiting.next().one.id == "first"
+    clock.now += 0.21
+    scheduler.step()
+    assert str(scheduler.response("first").error).startswith("The deadline passed after 0.61 s")
+    assert scheduler.running == 0
+    clock.now += 0.1
+    scheduler.step()
+    assert scheduler.running == 2
+
+
 def test_the_batch_follows_the_sizer(engine, clock):
     """It grows while steps are within their budget, and shrinks when they are not."""
     sizer = AdaptiveBatchSizer(latency_budget_ms=1e6, max_size=6, start=1)

@@ -186,7 +186,7 @@ class AsyncEngine:
                 one.how = "invalid"
                 raise
             asked = replace(request, prompt=tuple(prompt), chat=False)
-            self.workers.submit(Job(name, asked, priority, deadline_s))
+            self.workers.submit(Job(name, asked, priority, deadline_s, one.began))
             while True:
                 given = await one.queue.get()
                 if isinstance(given, UserError):

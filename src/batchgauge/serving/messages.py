@@ -21,7 +21,8 @@ class Job(NamedTuple):
     id: str
     request: InferenceBatchRequest
     priority: int = 0
-    deadline_s: float | None = None  # from when the worker takes it
+    deadline_s: float | None = None  # from when it came
+    arrived_s: float | None = None  # by time.monotonic, which a machine's processes share
 
 
 class JobEvent(NamedTuple):

@@ -150,10 +150,12 @@ class Scheduler:
         *,
         priority: int = 0,
         deadline_s: float | None = None,
+        arrived_s: float | None = None,
     ) -> None:
         """Put a request in the queue.
 
-        `priority` is its class, 0 the most urgent; it must be over `deadline_s` from now.
+        `priority` is its class, 0 the most urgent; it must be over `deadline_s` after
+        `arrived_s`, when it came by the scheduler's clock: now, or earlier, during a step.
         Raises UserError for a prompt that the model cannot take, an id that is in use, a
         request that never fits, ClosedError.
         """
@@ -171,9 +173,9 @@ class Scheduler:
                 f"The request may need {one.capacity} positions of the KV cache; expected at most "
                 f"{self.loop.positions}."
             )
-        now = self.clock()
-        number = self.counts["submitted"]
-        coming = Submission(one, priority, now, number, now + (deadline_s or math.inf))
+        now, number = self.clock(), self.counts["submitted"]
+        came = now if arrived_s is None else min(arrived_s, now)
+        coming = Submission(one, priority, came, number, came + (deadline_s or math.inf))
         coming.key = self.rules.order.key(coming)
         if deadline_s is not None:
             self._deadlines.push(coming)

@@ -132,7 +132,9 @@ def obey(scheduler: Scheduler, said: Job | str) -> list[JobEvent]:
         return []
     try:
         item = BatchItem(said.id, said.request)
-        scheduler.submit(item, priority=said.priority, deadline_s=said.deadline_s)
+        scheduler.submit(
+            item, priority=said.priority, deadline_s=said.deadline_s, arrived_s=said.arrived_s
+        )
     except UserError as problem:
         return [JobEvent(said.id, failing="invalid", error=str(problem))]
     return []

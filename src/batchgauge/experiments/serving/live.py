@@ -61,7 +61,8 @@ def serve(
     while notes.over < n:
         now = scheduler.clock() - notes.begin
         while arrived < n and times[arrived] <= now:
-            scheduler.submit(items[arrived], priority=ranks[arrived])
+            came = notes.begin + times[arrived]
+            scheduler.submit(items[arrived], priority=ranks[arrived], arrived_s=came)
             arrived += 1
         if arrived == n:
             scheduler.close()  # nobody else will come: a batch that is not full may begin
