@@ -552,3 +552,12 @@ def test_other_versions_on_a_worker_are_named():
     for changed, sentence in wrong:
         with pytest.raises(UserError, match=sentence):
             check_versions(Client(**changed))
+
+
+def test_what_a_killed_worker_left_of_a_part_is_gone_when_others_end_the_job(tmp_path):
+    """The output is that of an undisturbed job, hidden files included."""
+    path = write_prompts(tmp_path / "p.jsonl", ["a"])
+    begun = manifest.Manifest.open(tmp_path / "out", ECHO, find_inputs(path, tmp_path / "out"))
+    (tmp_path / "out" / ".part-000000-x.jsonl.partial").write_bytes(b"half")
+    begun.save(complete=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [manifest.MANIFEST]

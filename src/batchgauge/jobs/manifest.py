@@ -108,9 +108,13 @@ class Manifest:
                     "expected an empty folder, or that of the same job."
                 )
             manifest.save(complete=False)
-        for stale in folder.glob(".part-*.partial"):
-            stale.unlink(missing_ok=True)
+        manifest._sweep()
         return manifest
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left of parts."""
+        for stale in self.folder.glob(".part-*.partial"):
+            stale.unlink(missing_ok=True)
 
     def _go_on(self, found: Mapping[str, Any]) -> None:
         for name, value in self.header.items():
@@ -164,6 +168,7 @@ class Manifest:
         write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", self.folder / MANIFEST)
         if complete:
             (self.folder / PROGRESS).unlink(missing_ok=True)
+            self._sweep()  # a worker may have been killed meanwhile
 
     def total(self, name: str) -> int:
         """The sum of a count over the parts that are done."""
