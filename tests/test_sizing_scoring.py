@@ -103,7 +103,7 @@ def test_a_steady_probe_takes_the_changes_of_speed_out(run, memory, arithmetic):
 def test_two_references_see_the_same_machine():
     """One that begins at half its speed misleads neither."""
     calls = count()
-    probes = two_references(lambda: Steady(lambda: 1.0 + (next(calls) < 40), settle_runs=1), 50)
+    probes = two_references(lambda: Steady(lambda: 1.0 + (next(calls) < 40)), 50)
     assert [probe.reference_ms for probe in probes] == [1.0, 1.0]
     assert len(probes[0].controls_ms) == 50
 
@@ -298,9 +298,10 @@ class InventedEngine:
 def test_a_reference_speed_rests_on_all_controls_that_settled_it():
     """Their median, however many calls they came in; runs to warm up do not count."""
     times = iter([9.0, 9.0, 9.0, 1.0, 3.0, 2.0])  # the first three warm up
-    steady = Steady(lambda: next(times), settle_runs=1)
+    steady = Steady(lambda: next(times))
     assert steady.reference_ms == 1.0
-    steady.settle(2)
+    steady.settle()
+    steady.settle()
     assert steady.reference_ms == 2.0
 
 

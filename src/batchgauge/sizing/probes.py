@@ -76,17 +76,16 @@ class Steady:
     control: how much it varied.
     """
 
-    def __init__(self, control: Callable[[], float], *, settle_runs: int = 15) -> None:
+    def __init__(self, control: Callable[[], float]) -> None:
         self._control = control
         for _ in range(3):  # first runs pay for pages and caches
             control()
         self.controls_ms: list[float] = []
-        self.settle(settle_runs)
+        self.settle()
 
-    def settle(self, runs: int = 1) -> None:
-        """Rest the reference speed on further controls; before anything is timed."""
-        for _ in range(max(1, runs)):
-            self.once_more()
+    def settle(self) -> None:
+        """Rest the reference speed on one control more; before anything is timed."""
+        self.once_more()
         self.reference_ms = float(np.median(self.controls_ms))
 
     def once_more(self) -> float:
@@ -127,14 +126,13 @@ class SteadyProbe:
     therefore compare, though the machine's speed drifts between them.
     """
 
-    def __init__(self, probe: EngineProbe, *, settle_runs: int = 15) -> None:
+    def __init__(self, probe: EngineProbe, *, settle_runs: int = 1) -> None:
         def control(rows: int, prompt_tokens: int, steps: int) -> float:
             first, step = probe(rows, prompt_tokens, steps)
             return first + steps * step
 
         self._probe = probe
-        self.few = Steady(lambda: control(*FEW), settle_runs=1)
-        self.many = Steady(lambda: control(*MANY), settle_runs=1)
+        self.few, self.many = Steady(lambda: control(*FEW)), Steady(lambda: control(*MANY))
         for _ in range(settle_runs - 1):
             self.settle()
 
@@ -172,9 +170,9 @@ class SteadyProbe:
 class SteadyTextProbe(Steady):
     """A tokenizer's probe at the reference speed; its control is a batch of 32 texts."""
 
-    def __init__(self, probe: TextProbe, *, settle_runs: int = 15) -> None:
+    def __init__(self, probe: TextProbe) -> None:
         self._probe = probe
-        super().__init__(lambda: probe(32)[1], settle_runs=settle_runs)
+        super().__init__(lambda: probe(32)[1])
 
     def __call__(self, size: int) -> tuple[int, float]:
         """(bytes, ms) of so many texts, at the reference speed."""

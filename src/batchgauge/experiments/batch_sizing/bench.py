@@ -92,7 +92,7 @@ def effort_s(effort: Effort, cost: Cost) -> float:
     control = sum(cost.batch_s(rows, prompt, 1 + steps) for rows, prompt, steps in (FEW, MANY))
     for _, most in effort.largest:
         rounds = (effort.knots + FURTHER) * (effort.repeats + effort.reruns / len(effort.largest))
-        prefills = 2.5 * effort.max_positions * cost.position_s
+        prefills = 3.5 * effort.max_positions * cost.position_s
         total += rounds * (control + cost.batch_s(most // 2 + 1, 1, 3))
         dense = len(dense_sizes(most)) * (control + cost.batch_s(most // 2 + 1, 1, 4))
         total += effort.passes * (dense + prefills)
@@ -253,11 +253,11 @@ class Bench:
                 priors[count] = CostModel.prior(shape, detect_hardware(threads=count))
             with threadpool_limits(count, user_api="blas"):
                 probes[count], judges[count] = two_references(
-                    lambda: SteadyProbe(engine_probe(opened), settle_runs=1), much.settle_runs
+                    lambda: SteadyProbe(engine_probe(opened)), much.settle_runs
                 )
         # A run takes a millisecond, and the first of them can be slow.
         text_probe, text_judge = two_references(
-            lambda: SteadyTextProbe(tokenizer_probe(words, texts), settle_runs=1), TEXT_RUNS
+            lambda: SteadyTextProbe(tokenizer_probe(words, texts)), TEXT_RUNS
         )
         hardware = detect_hardware(threads=threads)
         return cls(

@@ -165,18 +165,7 @@ def cost_errors(models: Costs, sweeps: Mapping[Key, FreshSweep]) -> Section:
 
 def reference_speed(probe: SteadyProbe) -> Section:
     """How much the machine's speed varied, by the control batches beside every run."""
-    said = []
-    for rows, steady in (("a few rows", probe.few), ("many", probe.many)):
-        slow, fast = (q / steady.reference_ms for q in np.quantile(steady.controls_ms, (0.9, 0.1)))
-        said.append(
-            f"of {rows} {rounded(steady.reference_ms)} ms (its {len(steady.controls_ms)} runs took "
-            f"{fast:.2f} to {slow:.2f} times that, 10th to 90th percentile)"
-        )
-    return Section(
-        "reference_speed", {},
-        "Times of this page are told at one reference speed, at which the control batch beside "
-        f"every run takes, {'; '.join(said)}. So much would a single raw time vary.",
-    )  # fmt: skip
+    return Section("reference_speed", {}, sentences.reference_sentence(probe))
 
 
 def dense_sweep(

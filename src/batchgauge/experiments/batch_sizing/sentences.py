@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from batchgauge.experiments.batch_sizing.scoring import GOAL, P10_GOAL
@@ -12,6 +13,7 @@ from batchgauge.experiments.batch_sizing.study import ADVISOR, OWN
 from batchgauge.experiments.batch_sizing.sweep import FreshSweep
 from batchgauge.reporting import Answer, Section, Tile
 from batchgauge.sizing.advice.answer import MeasuredAdvice
+from batchgauge.sizing.probes import SteadyProbe
 from batchgauge.sizing.suggestion import BatchSizeSuggestion
 from batchgauge.text import counted, percent, span
 from batchgauge.text import figures as rounded
@@ -185,3 +187,18 @@ def answer(
         f"best size, the best other rule ('{other['strategy']}') {percent(other['p10_score'])}.",
     )  # fmt: skip
     return Answer(text, chosen.name, [size, rule])
+
+
+def reference_sentence(probe: SteadyProbe) -> str:
+    """At what speed times are told, and how much it varied by the controls."""
+    said = []
+    for rows, steady in (("a few rows", probe.few), ("many", probe.many)):
+        slow, fast = (q / steady.reference_ms for q in np.quantile(steady.controls_ms, (0.9, 0.1)))
+        said.append(
+            f"of {rows} {rounded(steady.reference_ms)} ms (its {len(steady.controls_ms)} runs took "
+            f"{fast:.2f} to {slow:.2f} times that, 10th to 90th percentile)"
+        )
+    return (
+        "Times of this page are told at one reference speed, at which the control batch beside "
+        f"every run takes, {'; '.join(said)}. So much would a single raw time vary."
+    )
