@@ -140,6 +140,11 @@ def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     assert title_of(picture_of(section)) == "8 decisions of the gate, real, in 2 runs"
     decisions.append(taken.decisions, taken.rounds, tmp_path)  # the record grows
     assert len(decisions.recorded(tmp_path)[0]) == 8
+    for name in ("1558273e1849", "001558273184"):  # what a number would look like
+        folder = tmp_path / name
+        decisions.append(taken.decisions.assign(git_commit=name, run_id=name), taken.rounds, folder)
+        read, _ = decisions.recorded(folder)
+        assert set(read["git_commit"]) == set(read["run_id"]) == {name}
 
 
 def test_other_work_fails_too(taken):

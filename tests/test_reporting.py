@@ -603,6 +603,7 @@ FRAME = pd.DataFrame({"blocks": [9]})
     [
         ("One. Two. Three. Four.", "A title. One."),
         ("A title. One. Two.", "A title. One."),
+        (f"One is {'very ' * 80}long. Two.", "A title."),
         (Markdown("- first\n- second"), "A title."),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import unicodedata
 
@@ -13,7 +14,7 @@ from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from tests import hostile
 
 from batchgauge.errors import UserError
-from batchgauge.text import Markdown, code, escaped, fenced, one_line, visible
+from batchgauge.text import Markdown, code, escaped, fenced, figures, one_line, visible
 
 CASES = [
     *hostile.ALL.values(),
@@ -105,3 +106,13 @@ def test_error_sentences_are_one_visible_line():
     assert said == visible(said)
     assert "\n" not in said
     assert "␛[31mevil" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "said"),
+    [(3.94e-06, 2, "0.0000039"), (-4e-06, 2, "-0.000004"), (0.0, 2, "0"), (0.47, 2, "0.47"),
+     (9.996e-05, 3, "0.0001"), (1239.6, 3, "1,240"), (math.nan, 3, "nan"), (math.inf, 3, "inf")],
+)  # fmt: skip
+def test_figures_have_no_exponent(value, digits, said):
+    """However small: a page is read, not parsed."""
+    assert figures(value, digits) == said

@@ -132,8 +132,11 @@ def percent(share: float, digits: int = 0, *, sign: bool = False) -> str:
 
 
 def figures(value: float, digits: int = 3) -> str:
-    """To so many figures, or all before the point: `0.012`, `2.53`, `12`, `1,240`."""
-    return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
+    """To so many figures, or all before the point: `0.000012`, `2.53`, `12`, `1,240`."""
+    if not abs(value) < 10**digits - 0.5:
+        return f"{value:,.0f}"
+    said, _, zeros = f"{value:.{digits}g}".partition("e-")
+    return f"{value:.{int(zeros) + max(0, len(said.lstrip('-')) - 2)}f}" if zeros else said
 
 
 TWO_DIGITS = "{:.2f}".format

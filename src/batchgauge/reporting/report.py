@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 METADATA_KEY = "batchgauge"
 # Rows of a table that is folded, and of one whose figure shows the same.
 _LONG, _LONG_BEHIND = 24, 6
+_ALT_MOST = 300  # characters of an alternative text, about
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -319,7 +320,9 @@ def alt_text(figure: Figure | Chart, sentence: str) -> str:
     title = "" if not title or title.rstrip(".") in said else f"{title.rstrip('.')}. "
     if isinstance(sentence, Markdown) and "\n" in sentence:  # a list: its parts are text already
         return title.strip() or one_line(said.splitlines()[0].removeprefix("- "))
-    return f"{title}{' '.join(sentences(said)[: 1 if title else 2])}".strip()
+    first, *more = [part for part in (title.strip(), *sentences(said)) if part][:2] or [""]
+    # A long second one lists values: the figure says them itself.
+    return " ".join([first, *(part for part in more if len(first) + len(part) < _ALT_MOST)])
 
 
 def _title(figure: Figure) -> str:

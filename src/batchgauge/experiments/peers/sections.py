@@ -21,6 +21,7 @@ from batchgauge.machine.identity import Machine
 from batchgauge.reporting import Answer, Score, Section, Tile, palette, tables
 from batchgauge.reporting.tables import number
 from batchgauge.text import counted, first_upper, percent, ratio
+from batchgauge.text import figures as rounded
 
 ONE, TWO = 1, 2
 GOALS = {  # (part, batch size, threads, ours, peer) -> our throughput over theirs
@@ -309,7 +310,7 @@ def equality_sentence(ids: pd.DataFrame, answers: pd.DataFrame) -> str:
     if len(others):
         text += "; of those with fewer bits " + ", ".join(
             f"{row['engine']} agrees on {row['equal_answers']} of them, logits differ by up to "
-            f"{row['largest_logit_difference']:.2g}"
+            f"{rounded(row['largest_logit_difference'], 2)}"
             for row in others.to_dict("records")
         )
     return text + "."

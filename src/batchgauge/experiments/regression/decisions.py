@@ -38,6 +38,7 @@ CHEAP = (
     "lookup/items=1000"
 )
 FILES = ("decisions.csv", "rounds.csv")
+_TEXTS = {"run_id": str, "git_commit": str}  # 1558273e1849 is no number
 Kind = Literal["none", "wait", "code"]
 
 # part -> file of the package, class, method that every call of its benchmarks goes through
@@ -209,7 +210,10 @@ def rates(
 
 def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The decisions and rounds that `append` wrote there; empty when there are none yet."""
-    frames = [pd.read_csv(p) if (p := folder / n).is_file() else pd.DataFrame() for n in FILES]
+    frames = [
+        pd.read_csv(p, dtype=_TEXTS) if (p := folder / n).is_file() else pd.DataFrame()
+        for n in FILES
+    ]
     return frames[0], frames[1]
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from batchgauge.reporting import charts, palette, tables
 from batchgauge.reporting.charts import Chart
+from batchgauge.text import figures as rounded
 from batchgauge.text import first_upper
 
 TOGETHER, ALONE = "with all before it", "alone"  # the two forms of a rung, as a reader knows them
@@ -68,7 +69,9 @@ def _fastest(table: pd.DataFrame, size: int) -> str:
     said = f"Batch {size}: “{best}” decodes {over[best]:.1f} × as fast as “{over.index[0]}” "
     if best == free:
         return f"{said}and loses nothing"
-    return f"{said}and loses {lost[best]:.2g} nats; without loss “{free}” {over[free]:.1f} ×"
+    return (
+        f"{said}and loses {rounded(lost[best], 2)} nats; without loss “{free}” {over[free]:.1f} ×"
+    )
 
 
 _COLOURS = (

@@ -28,7 +28,7 @@ from batchgauge.experiments.context import Context
 from batchgauge.machine.limits import performance_cores
 from batchgauge.machine.preflight import limit_threads
 from batchgauge.statistics import Interval, location
-from batchgauge.text import ratio
+from batchgauge.text import figures, ratio
 from batchgauge.workload import corpus
 
 Floats = npt.NDArray[np.float32]
@@ -178,12 +178,12 @@ def sentence(table: pd.DataFrame, absent: dict[str, str]) -> str:
         f"Weights as the file has them take {file['resident_bytes'] / 2**20:.0f} MiB instead of "
         f"{full['resident_bytes'] / 2**20:.0f} and decode one request at "
         f"{file['tokens_per_s_1'] / full['tokens_per_s_1']:.2f} × float32's rate; their KL "
-        f"divergence from float32 is {file['divergence_nats']:.2g} nats. "
+        f"divergence from float32 is {figures(file['divergence_nats'], 2)} nats. "
     )
     hows = ("loses least of the others", "most") if len(others) > 1 else ("loses some",)
     ends = others.iloc[[0, -1] if len(others) > 1 else slice(None)].to_dict("records")
     text += "; ".join(
-        f"{row['form']} {how} ({row['divergence_nats']:.2g} nats, "
+        f"{row['form']} {how} ({figures(row['divergence_nats'], 2)} nats, "
         f"{row['same_first_percent']:.1f} % the same first choice)"
         for row, how in zip(ends, hows, strict=False)
     ) + ("." if ends else "")
