@@ -64,16 +64,17 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
         f"{worst['live_ms']:,.0f} ms."
     )
-    bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, _ in FIGURES)
+    bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, *_ in FIGURES)
     return Section(
         "serving_forecast_held",
         {"compared": table, "requests": requests, "steps": steps}, said,
         table.rename(columns={"low": "low_x", "high": "high_x"}),
-        f"Forecast against live; bounds were set beforehand: {bounds}.",
+        f"Forecast against live; bounds were set beforehand: {bounds}. Ratios of p90 are by "
+        "Harrell and Davis's estimator.",
         partial(figures.draw_forecast, table),
         "Forecast over live with 95 % intervals over seeds; broken lines: the bounds of means and "
         "of p90.",
-        [_error_score(table, figure, bound) for figure, bound, _ in FIGURES
+        [_error_score(table, figure, bound) for figure, bound, *_ in FIGURES
          if (table["figure"] == figure).any()],
     )  # fmt: skip
 
