@@ -80,6 +80,24 @@ def test_calibration_recovers_invented_costs():
         assert said == pytest.approx(truth, rel=0.03)
 
 
+def test_small_batches_are_known_each_for_itself():
+    """A kernel that likes 13 to 15 rows is no riddle; ragged batches up to there are known too."""
+
+    class Odd(InventedMachine):
+        def step_ms(self, rows, context):
+            return super().step_ms(rows, context) * (0.8 if 13 <= rows <= 15 else 1.0)
+
+    machine = Odd()
+    model = calibrate_engine(machine)
+    for rows in range(1, 17):
+        said = float(model.decode_ms(rows, rows * 40.0))
+        assert said == pytest.approx(machine.step_ms(rows, rows * 40.0), rel=0.01), rows
+    ragged = Lengths((4, 9, 30), (3, 8, 5))
+    model = replace(model, noise=0.02, error=0.05)
+    assert model.half_width_at(16, ragged) < model.half_width_at(17, ragged)
+    assert model.half_width_at(16, ragged) == model.half_width_at(16, Lengths.uniform(8, 8))
+
+
 def test_calibration_states_its_error_under_noise():
     """With 3 % noise the stated error is of that order, and the model stays within it."""
     machine = InventedMachine(noise=0.03)
@@ -97,8 +115,8 @@ def test_calibration_needs_few_runs(monkeypatch):
     monkeypatch.setattr(calibration, "WARM_UP_S", 0.0)
     machine = InventedMachine()
     model = calibrate_engine(machine, Extent(128, repeats=1))
-    assert machine.calls < 45
-    assert len(model.decode.knots) <= 19
+    assert machine.calls < 50
+    assert len(model.decode.knots) <= 25
 
 
 def test_tokenizer_calibration_recovers_a_line():

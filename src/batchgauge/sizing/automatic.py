@@ -110,7 +110,7 @@ def suggest_for_engine(
     cost = recalled(identity, cache)
     if cost is None or cost.decode.knots[-1] < wanted:
         most_positions = _longest_prefill(engine)
-        extent = Extent(max(1, wanted), max_positions=most_positions, sizes=10, repeats=2)
+        extent = Extent(max(1, wanted), max_positions=most_positions, sizes=4, repeats=2)
         cost = calibrate_engine(engine_probe(engine), extent, identity=identity)
         remember(cost, cache)
     reach = min(most, int(cost.decode.knots[-1]))

@@ -1,6 +1,7 @@
 """A short calibration: few sizes, each chosen where it tells most, each predicted first.
 
-The first sizes span the range. Then further sizes go, in turn, where the straight line
+The first sizes span the range, with all small batches: kernels treat each in a way of its own,
+and one row more is much of them. Then further sizes go, in turn, where the straight line
 between two knots is least sure (the gap is wide and the slopes around it disagree) and
 next to the size that looks best so far, since that is the part of the curve that the
 advice will rest on. Then all sizes, of decode and of prefill, are run again in shuffled order,
@@ -27,6 +28,8 @@ SHORT_PROMPT = 1  # token; keeps the prefill of a decode probe cheap
 CONTEXT_STEPS, CONTEXT_ROWS = 8, 8  # with fewer rows, noise hides what context costs
 WARM_UP_S = 1.0  # first runs pay for pages, caches and clock rates
 PATIENCE_S = 25.0  # no third round after this: a machine this busy is not worth the wait
+SMALL = 16  # batches up to this are all measured
+RIPPLED = (21, 22, 23)  # sizes off the tile that tell the ripple
 HELD_OUT_SIZES = 6  # sizes that are measured only to see how far off the curve is
 LEAST_ERROR = 0.01  # no calibration of a few milliseconds knows better than one percent
 
@@ -37,7 +40,8 @@ class Extent:
 
     max_batch_size  largest size that predictions are wanted for
     max_positions   largest prefill that is run, in positions; beyond, lines go on
-    sizes           batch sizes of the decode curve; a few more find the ripple
+    sizes           batch sizes of the decode curve beside the first ones, each chosen; a few
+                    more find the ripple
     steps           decode steps of a run
     repeats         rounds over all sizes, shuffled after the first; the median counts
 
@@ -46,7 +50,7 @@ class Extent:
 
     max_batch_size: int = 64
     max_positions: int = 512
-    sizes: int = 13
+    sizes: int = 6
     steps: int = 2
     repeats: int = 3
 
@@ -88,12 +92,11 @@ def calibrate_engine(
         rows = max(1, min(max_batch_size, int(positions) // 16))
         return rows, int(positions) // rows, 0
 
-    decode = refine(
-        lambda rows: timed(*decoding(rows)), first_sizes(max_batch_size), sizes=sizes, tile=TILE
-    )
-    decode, between = _with_ripple(lambda rows: timed(*decoding(rows)), decode, max_batch_size)
+    first = first_sizes(max_batch_size)
+    decode = refine(lambda rows: timed(*decoding(rows)), first, sizes=len(first) + sizes, tile=TILE)
+    between = [size for size in RIPPLED if size <= max_batch_size]
     unseen = _unseen([*decode.knots, *between], max_batch_size)
-    for size in unseen:
+    for size in (*between, *unseen):
         timed(*decoding(size))
     spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
     prefill = refine(
@@ -260,16 +263,6 @@ def _unseen(seen: Sequence[float], largest: int) -> list[float]:
     return [others[i] for i in sorted({round(float(p)) for p in picks})] if others else []
 
 
-def _with_ripple(
-    measure: Callable[[float], float], curve: Curve, largest: int
-) -> tuple[Curve, list[int]]:
-    """Add what sizes off the tile cost, from low and high ones; gives these sizes as well."""
-    low = [size for size in (5, 6, 7) if size <= largest]
-    high = [size for size in (21, 22, 23) if size <= largest]
-    times = [measure(float(size)) for size in (*low, *high)]
-    return fit_ripple(curve, [*low, *high], times), [*low, *high]
-
-
 def _settled(curve: Curve, between: Sequence[int], median_ms: Callable[[float], float]) -> Curve:
     """The curve through the medians of all rounds.
 
@@ -292,10 +285,10 @@ def _through(points: dict[float, float]) -> Curve:
 
 
 def first_sizes(largest: int) -> list[float]:
-    """The sizes every calibration starts with: 1 to 4, a middle one on the tile, the largest."""
-    small = [size for size in (1, 2, 3, 4) if size <= largest]
-    middle = round(math.sqrt(4 * largest) / TILE) * TILE
-    return sorted({float(size) for size in (*small, middle, largest) if 1 <= size <= largest})
+    """The sizes every calibration starts with: all small ones, one in the middle, the largest."""
+    middle = round(math.sqrt(SMALL * largest) / TILE) * TILE
+    sizes = {*range(1, SMALL + 1), middle, largest}
+    return sorted(float(size) for size in sizes if size <= largest)
 
 
 def refine(

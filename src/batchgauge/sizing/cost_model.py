@@ -224,11 +224,12 @@ class CostModel:
         return float(scipy.special.stdtrit(n, 0.975)) if n >= 2 else 1.96
 
     def half_width_at(self, size: int, lengths: Lengths) -> float:
-        """The half-width for batches of `size`: narrower at a size that was measured.
+        """The half-width for batches of `size`: narrower where it was measured.
 
-        A ragged batch passes through sizes that were not, so it keeps the wide one.
+        A ragged batch passes through all smaller sizes, so these must be known as well.
         """
-        if self.noise and lengths.alike and lengths.generates and float(size) in self.decode.knots:
+        passed = (size,) if lengths.alike else range(1, size + 1)
+        if self.noise and lengths.generates and {*map(float, passed)} <= {*self.decode.knots}:
             return self._quantile * min(self.noise, self.error)
         return self.half_width
 

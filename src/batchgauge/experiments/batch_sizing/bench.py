@@ -41,7 +41,7 @@ from batchgauge.sizing.probes import (
 from batchgauge.workload import load_prompts
 
 TEXT_RUNS = 50  # of the tokenizer's control, that its reference speed rests on
-FURTHER = 12  # sizes of a calibration beside its knots
+FURTHER = 19  # sizes of a calibration beside those that it chooses; small ones count half
 FEWER_POSITIONS = 256  # of a prefill; longer ones are the first that a slow model does without
 SMALLEST = 8  # the largest batch stays at least as large, of those asked for
 S = TypeVar("S", bound=Steady | SteadyProbe)
@@ -68,9 +68,9 @@ class Effort:
 
 
 EFFORTS: Mapping[str, Effort] = {
-    "smoke": Effort(((1, 6),), 1, 4, 1, 32, 1, 1, 1.0, 32, 3),
-    "default": Effort(((1, 64), (2, LARGEST)), 3, 11, 3, 1024, 2, 10, 12.0, 1000),
-    "thorough": Effort(((1, 100), (2, 100)), 12, 18, 9, 1024, 8, 40, 60.0, 1000),
+    "smoke": Effort(((1, 6),), 1, 2, 1, 32, 1, 1, 1.0, 32, 3),
+    "default": Effort(((1, 64), (2, LARGEST)), 3, 6, 3, 1024, 2, 10, 12.0, 1000),
+    "thorough": Effort(((1, 100), (2, 100)), 12, 12, 9, 1024, 8, 40, 60.0, 1000),
 }
 
 
