@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from itertools import count, product
+from itertools import count, permutations, product
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,7 +32,7 @@ from batchgauge.experiments.batch_sizing.scoring import (
     same_step,
     score,
 )
-from batchgauge.experiments.batch_sizing.study import summaries
+from batchgauge.experiments.batch_sizing.study import broken_share, score_quantile, summaries
 from batchgauge.experiments.batch_sizing.sweep import dense_sizes, sweep_engine, sweep_tokenizer
 from batchgauge.request import BatchResponse, BatchResult, InferenceBatchResponse
 from batchgauge.sizing import (
@@ -48,6 +48,7 @@ from batchgauge.sizing.calibration import calibrate_engine
 from batchgauge.sizing.cost_model import BatchTimes, batch_times
 from batchgauge.sizing.lengths import Lengths
 from batchgauge.sizing.probes import Steady, SteadyProbe, engine_probe, tokenizer_probe
+from batchgauge.statistics import proportion
 from batchgauge.workload import request_lengths
 
 WORK = Lengths.uniform(16, 16)
@@ -513,3 +514,25 @@ def test_calibrations_are_told_apart(monkeypatch):
     tokenizer: Any = InventedTokenizer()
     found += [automatic.tokenizer_identity(tokenizer, [text], 9) for text in ("a", "b", "\ud800")]
     assert len({str(identity) for identity in found}) == len(found)
+
+
+def test_an_interval_of_the_score_holds_that_of_a_run_of_other_workloads():
+    """Questions about one workload share an error, so scenarios one by one would say too much."""
+
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        shared = np.repeat(rng.exponential(0.04, 30), 6)  # 30 workloads, 6 questions each
+        scores = 1.0 - shared - rng.exponential(0.005, 180)
+        asked = pd.DataFrame({"part": "engine", "threads": 1, "workload": np.arange(180) // 6})
+        return asked.assign(score=scores, late=scores < 0.95, over_memory=False)
+
+    runs = [run(seed) for seed in range(24)]
+    for share, least in ((0.5, 0.92), (0.1, 0.88)):
+        found = [score_quantile(scores, share) for scores in runs]
+        pairs = [(a, b.value) for a, b in permutations(found, 2)]
+        assert np.mean([a.low <= value <= a.high for a, value in pairs]) >= least
+    shares = [broken_share(scores) for scores in runs]
+    alone = proportion(round(180 * shares[0].value), 180)
+    assert shares[0].high - shares[0].low > 1.5 * (alone.high - alone.low)
+    truth = np.mean([s.value for s in shares])
+    assert np.mean([s.low <= truth <= s.high for s in shares]) >= 0.92

@@ -38,7 +38,10 @@ Peaks = Callable[[Lengths, int], float]
 
 @dataclass(frozen=True)
 class SizingScenario:
-    """One question to the advisor: requests, budgets, largest size, threads."""
+    """One question to the advisor: requests, budgets, largest size, threads.
+
+    `workload` says whose requests they are: several questions may be about the same.
+    """
 
     name: str
     part: str
@@ -48,6 +51,7 @@ class SizingScenario:
     latency_metric: Metric = "request"
     memory_budget_bytes: float | None = None
     threads: int = 1
+    workload: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class ScenarioScore:
     """How one strategy did in one scenario; `suggested` is 0 for "no size fits"."""
 
     scenario: str
+    workload: str
     part: str
     threads: int
     strategy: str
@@ -139,7 +144,8 @@ def score(
     rates = [row.times.throughput_per_s if row.allowed else 0.0 for row in truth.values()]
     top = best.times.throughput_per_s if best else math.inf
     good = float(np.mean([rate >= GOOD * top for rate in rates]))
-    base = (scenario.name, scenario.part, scenario.threads, strategy, suggested)
+    asked = (scenario.name, scenario.workload, scenario.part, scenario.threads)
+    base = (*asked, strategy, suggested)
     informative = best is None or best.size < max(truth)
     if suggested == 0:
         right, size = float(best is None), best.size if best else 0

@@ -23,7 +23,6 @@ from batchgauge.sizing import BatchSizeSuggestion, CostModel, MemoryModel
 from batchgauge.sizing.cost_model import batch_times
 from batchgauge.sizing.memory_model import Peak
 from batchgauge.sizing.probes import SteadyProbe
-from batchgauge.statistics import proportion
 from batchgauge.text import counted, percent
 from batchgauge.text import figures as rounded
 
@@ -224,21 +223,20 @@ def judge(
     table = study.summaries(scored)
     every = scored[scored["strategy"] == ADVISOR]
     ours = every[every["informative"]] if every["informative"].any() else every
-    low, high = study.quantile_interval(ours["score"].tolist(), 0.5)
-    bottom = study.quantile_interval(ours["score"].tolist(), 0.1)
-    late = proportion(int((ours["late"] | ours["over_memory"]).sum()), len(ours))
+    middle, bottom = (study.score_quantile(ours, share) for share in (0.5, 0.1))
+    broken = study.broken_share(ours)
     scores = [
         Score(
             "sizing_accuracy", f"Sizing advice, median score over {len(ours)} scenarios", GOAL,
-            float(ours["score"].median()), low, high,
+            middle.value, middle.low, middle.high,
         ),
         Score(
             "sizing_accuracy_p10", "Sizing advice, 10th percentile of the score", P10_GOAL,
-            float(ours["score"].quantile(0.1)), *bottom,
+            bottom.value, bottom.low, bottom.high,
         ),
         Score(
-            "sizing_violations", "Sizing advice that breaks a budget", 2.0, 100 * late.value,
-            100 * late.low, 100 * late.high, "%", "lower",
+            "sizing_violations", "Sizing advice that breaks a budget", 2.0, 100 * broken.value,
+            100 * broken.low, 100 * broken.high, "%", "lower",
         ),
     ]  # fmt: skip
     strategies = Section(
@@ -250,8 +248,8 @@ def judge(
             (P10_GOAL, GOAL),
         ),
         "Score of a strategy over the scenarios, median and 10th percentile, 95 % intervals over "
-        "scenarios: throughput over that of the best size under the same budgets, 0 where a budget "
-        "was broken.",
+        "workloads and threads: throughput over that of the best size under the same budgets, 0 "
+        "where a budget was broken.",
         scores,
         rests_on=f"{counted(len(ours), 'scenario')}, 1 process",
     )  # fmt: skip

@@ -27,10 +27,13 @@ from batchgauge.sizing import CostModel, Lengths, MemoryModel
 from batchgauge.sizing.cost_model import BatchTimes, Costs, batch_times
 from batchgauge.sizing.drift import Drift, check_drift
 from batchgauge.sizing.memory_model import Peak
+from batchgauge.statistics import WIDER, Interval, clustered_proportion
 from batchgauge.text import percent
 
 ADVISOR, PRIOR = "advisor", "roofline, uncalibrated"
 OWN = "prompts"  # the workload whose question is the notebook's own
+ASKED_ABOUT = ["part", "threads", "workload"]  # by these, scenarios share their prices
+DRAWS = 1000  # of a bootstrap
 
 
 MEMORY_WORK = Lengths.uniform(8, 4)
@@ -66,14 +69,18 @@ def scenarios(
                 factor = about and round(about * float(rng.uniform(0.9, 1.1)), 3)
                 label = scenario_name(name, factor, count)
                 budget = None if factor is None else factor * one
-                found.append(SizingScenario(label, "engine", work, most, budget, threads=count))
+                found.append(
+                    SizingScenario(
+                        label, "engine", work, most, budget, threads=count, workload=name
+                    )
+                )
     largest, short = dict(plan.largest)[threads], works["short"]
 
     def add(name: str, work: Lengths, budget: float | None, **more: Any) -> None:
         label = f"{name}, {threads} thr."
-        found.append(
-            SizingScenario(label, "engine", work, largest, budget, threads=threads, **more)
-        )
+        whose = next((known for known, lengths in works.items() if lengths is work), "memory")
+        more |= {"threads": threads, "workload": whose}
+        found.append(SizingScenario(label, "engine", work, largest, budget, **more))
 
     single = batch_times(alone["engine", threads], short, 1)
     step: dict[str, Any] = {"latency_metric": "inter_token"}
@@ -100,7 +107,9 @@ def _tokenizer_scenarios(cost: Costs, sample: Sequence[str], largest: int) -> li
     work = Lengths.texts(sample)
     one = batch_times(cost, work, 8).request_ms
     return [
-        SizingScenario(f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one)
+        SizingScenario(
+            f"texts, {_budget(f)} of 8", "tokenizer", work, largest, f and f * one, workload="texts"
+        )
         for f in (None, 1.5, 4.0, 16.0)
     ]
 
@@ -234,13 +243,12 @@ def spread(scores: pd.DataFrame) -> pd.DataFrame:
 
     A row a strategy (`name`) and figure (`series`): `score`, `low`, `high`.
     """
-    told = _telling(scores).groupby("strategy")["score"]
+    told = _telling(scores).groupby("strategy")
     rows = []
     for name in summaries(scores)["strategy"]:
-        values = told.get_group(name)
         for series, share in (("median", 0.5), ("worst tenth", 0.1)):
-            ends = quantile_interval(values.tolist(), share)
-            rows.append((name, series, values.quantile(share), *ends))
+            found = score_quantile(told.get_group(name), share)
+            rows.append((name, series, found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=["name", "series", "score", "low", "high"])
 
 
@@ -266,12 +274,25 @@ def stability(
     return pd.DataFrame(rows)
 
 
-def quantile_interval(values: Sequence[float], share: float, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a quantile over scenarios."""
-    data = np.asarray(values)
-    draws = np.random.default_rng(seed).choice(data, size=(2000, data.size))
-    low, high = np.quantile(np.quantile(draws, share, axis=1), (0.025, 0.975))
-    return float(low), float(high)
+def score_quantile(scores: pd.DataFrame, share: float, seed: int = 0) -> Interval:
+    """A quantile of the scores of scenarios, with its 95 % interval.
+
+    Questions about one workload on so many threads share what is wrong with its prices, so these
+    groups are drawn anew (cluster bootstrap: Davison & Hinkley 1997, section 3.8), not scenarios.
+    `WIDER`, as all intervals here are: it holds the value of another run, of other workloads.
+    """
+    groups = [group.to_numpy() for _, group in scores.groupby(ASKED_ABOUT)["score"]]
+    rng, value = np.random.default_rng(seed), float(scores["score"].quantile(share))
+    drawn = rng.integers(len(groups), size=(DRAWS, len(groups)))
+    draws = [np.quantile(np.concatenate([groups[i] for i in some]), share) for some in drawn]
+    low, high = (value + WIDER * (end - value) for end in np.quantile(draws, (0.025, 0.975)))
+    return Interval(value, max(0.0, float(low)), min(1.0, float(high)))
+
+
+def broken_share(scores: pd.DataFrame) -> Interval:
+    """The share of scenarios in which a budget was broken, with its interval over such groups."""
+    broken = (scores["late"] | scores["over_memory"]).groupby([scores[k] for k in ASKED_ABOUT])
+    return clustered_proportion(broken.sum(), broken.count())
 
 
 def fresh_errors(models: Mapping[Key, CostModel], sweeps: Mapping[Key, FreshSweep]) -> pd.DataFrame:
