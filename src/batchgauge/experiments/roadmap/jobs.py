@@ -52,7 +52,7 @@ class Amounts:
     """How much of each is done.
 
     empty_tasks, blocks, repeats  empty tasks; blocks of one and two workers; pairs in process
-    text_parts, prompt_parts      parts that one worker gets in a block
+    text_parts, prompt_parts      parts for each worker in a block, alone and both at once
     lines                         documents of a part; 8,192 are the 16 MiB of `SHARD_BYTES`
     tokens                        generated for a prompt
     sizes                         fixed batch sizes
@@ -70,7 +70,7 @@ class Amounts:
 
 AMOUNTS = {
     "smoke": Amounts(16, 2, 2, 1, 1024, 1, 2, (1, 4)),
-    "default": Amounts(100, 6, 6, 2, 8192, 2, 8, (1, 4, 8, 16, 32)),
+    "default": Amounts(100, 6, 6, 2, 8192, 4, 8, (1, 4, 8, 16, 32)),
     "thorough": Amounts(1000, 12, 16, 4, 8192, 4, 16, (1, 2, 4, 8, 16, 32)),
 }
 
@@ -130,11 +130,11 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) 
     """Whatever needs worker processes; they are started here, and one is killed at the end."""
     from batchgauge.jobs.dask_pool import client_of, dask_pool
 
-    first, each = 1 + names.WORKERS, amounts.blocks * (1 + names.WORKERS)
+    first, each = 1 + names.WORKERS, 2 * names.WORKERS
     documents = _write_documents(
-        folder / "text.txt", first + 2 * (1 + names.WORKERS) * amounts.text_parts, amounts.lines
+        folder / "text.txt", first + each * amounts.text_parts, amounts.lines
     )
-    parts = first + each * amounts.prompt_parts
+    parts = first + amounts.blocks * each * amounts.prompt_parts
     prompts = _write_prompts(folder / "prompts.jsonl", parts * _PROMPTS, amounts)
     tokenizing = TokenizeWork(context.tokenizer_name, context.model, most_lines=amounts.lines)
     generating = PromptWork(
@@ -163,27 +163,31 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) 
                 addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
                 for address in addresses:  # so that both have compiled what they compile
                     pool.on([address]).submit(next(shards)).result()
-                pools = {names.ONE: pool.on(addresses[:1]), names.TWO: pool}
+                # One worker is each of them in turn: a process can be slow for its whole life.
+                pools = {names.ONE: [pool.on([a]) for a in addresses], names.TWO: [pool]}
                 for block in range(amounts.blocks):
                     for way in (names.ONE, names.TWO) if block % 2 == 0 else (names.TWO, names.ONE):
-                        mine = list(islice(shards, count * pools[way].width))
-                        rate = _rate(pools[way], mine, by_tokens=work is generating)
+                        mine = [(p, list(islice(shards, count * p.width))) for p in pools[way]]
+                        rate = _rate(mine, by_tokens=work is generating)
                         rows.append((name, way, block, rate))
         _empty_tasks(client, amounts.empty_tasks, rows)
         _trouble(client, tokenizing, documents, rows)
 
 
-def _rate(pool: Pool, shards: Sequence[Shard], *, by_tokens: bool) -> float:
-    """Tokens, or megabytes of input, per second; so many parts under way as in `run_job`."""
-    waiting, running, tokens = iter(shards), set(), 0
-    begin = time.perf_counter()
-    running = {pool.submit(shard) for shard in islice(waiting, 2 * pool.width)}
-    while running:
-        done, running = wait(running, return_when=FIRST_COMPLETED)
-        tokens += sum(future.result().counts["tokens"] for future in done)
-        running |= {pool.submit(shard) for shard in islice(waiting, len(done))}
-    seconds = time.perf_counter() - begin
-    return (tokens if by_tokens else sum(shard.size for shard in shards) / 1e6) / seconds
+def _rate(work: Sequence[tuple[Pool, Sequence[Shard]]], *, by_tokens: bool) -> float:
+    """Tokens, or megabytes of input, per second of pools in turn, each as busy as in `run_job`."""
+    amount, seconds = 0.0, 0.0
+    for pool, shards in work:
+        waiting = iter(shards)
+        begin = time.perf_counter()
+        running = {pool.submit(shard) for shard in islice(waiting, 2 * pool.width)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            amount += sum(future.result().counts["tokens"] for future in done) if by_tokens else 0
+            running |= {pool.submit(shard) for shard in islice(waiting, len(done))}
+        seconds += time.perf_counter() - begin
+        amount += 0 if by_tokens else sum(shard.size for shard in shards) / 1e6
+    return amount / seconds
 
 
 def _empty_tasks(client: Client, count: int, rows: list[Row]) -> None:
