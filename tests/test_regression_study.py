@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -169,9 +170,8 @@ def test_code_is_changed_in_the_tree_alone():
     package = project_root() / PACKAGE
     options = runs.suite_options(tokenizer="numpy", model="", threads=1, seed=0)
     fast = GatePlan(["statistics/items=1000"], package / "suite.py", options)
-    (benchmark,) = decisions._changeable(fast)
     with copy(package) as tree:
-        decisions._change(tree / PACKAGE, benchmark, 0.05, fast)
+        decisions._change(tree / PACKAGE, fast.benchmarks[0], 7.4)
         changed = (tree / PACKAGE / "request.py").read_text()
         original = (package / "request.py").read_text()
         assert changed.startswith(original)
@@ -181,10 +181,27 @@ def test_code_is_changed_in_the_tree_alone():
     exec(added, {"BatchStats": owner})  # noqa: S102 - the text that the tree was given
     assert owner.__dict__["from_durations"] is not call
     assert owner.from_durations.__func__.__name__ == "slow"
-    turns = int(added.rsplit(", ", 1)[1].rstrip().rstrip(")"))
-    assert turns > 0
+    assert added.endswith(", 7)\n")
     with pytest.raises(UserError, match="Code is changed for"):
         decisions._changeable(GatePlan(["lookup/items=10"], package / "suite.py", options))
+
+
+def test_a_change_of_code_is_as_large_as_the_gate_sees_it(monkeypatch):
+    """A pilot that is seen as half as large as it should be makes the change twice as large."""
+    package = project_root() / PACKAGE
+    options = runs.suite_options(tokenizer="numpy", model="", threads=1, seed=0)
+    plan = GatePlan(["statistics/items=1000"], package / "suite.py", options)
+    piloted = []
+
+    def seen(_base, new, plan):
+        text = (new.source / PACKAGE.name / "request.py").read_text()
+        piloted.append(int(text.rsplit(", ", 1)[1].rstrip().rstrip(")")))
+        changes = [SimpleNamespace(benchmark=plan.benchmarks[0], change=decisions.PILOT / 2)]
+        return SimpleNamespace(changes=changes)
+
+    monkeypatch.setattr(decisions, "gate", seen)
+    turns = decisions._turns(package.parent, package, plan)
+    assert turns[plan.benchmarks[0]] == pytest.approx(2 * piloted[0] / decisions.PILOT, rel=0.05)
 
 
 def rejudged(record, rounds):

@@ -39,6 +39,7 @@ CHEAP = (
 )
 FILES = ("decisions.csv", "rounds.csv")
 _TEXTS = {"run_id": str, "git_commit": str}  # 1558273e1849 is no number
+PILOT = 0.25  # the change of code that tells how much a turn of the loop costs
 Kind = Literal["none", "wait", "code"]
 
 # part -> file of the package, class, method that every call of its benchmarks goes through
@@ -112,18 +113,18 @@ def collect(
     They are numbered from `first` on.
     Raises UserError for a change of code where no benchmark of the plan can have one.
     """
-    results, decisions, rounds = [], [], []
+    results, decisions, rounds, turns = [], [], [], dict[str, float]()
     package = Path(suite.__file__).parent
     with ExitStack() as stack:
         base, same = (stack.enter_context(copy(package, compiled=True)) for _ in range(2))
         for number, injection in enumerate(injections, first):
             names, new = plan.benchmarks, same
             if injection.kind == "code":
-                chosen = _changeable(plan)
-                names = [b.name for b in chosen]
+                turns = turns or _turns(base, package, plan)
+                names = list(turns)
                 new = stack.enter_context(copy(package, compiled=True))
-                for benchmark in chosen:
-                    _change(new / PACKAGE, benchmark, injection.slowdown, plan)
+                for name, whole in turns.items():
+                    _change(new / PACKAGE, name, injection.slowdown * whole)
             slow = injection.slowdown if injection.kind == "wait" else 0.0
             seed = int(run.run_id, 16) % 2**32 + plan.seed + number  # other layouts every time
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else np.nan
@@ -162,23 +163,41 @@ def _changeable(plan: GatePlan) -> list[suite.Benchmark]:
     return list(first.values())
 
 
-def _change(package: Path, benchmark: suite.Benchmark, slowdown: float, plan: GatePlan) -> None:
-    """Change a tree's code so that a call of `benchmark` takes about `slowdown` more time.
+def _turns(base: Path, package: Path, plan: GatePlan) -> dict[str, float]:
+    """How many turns of the loop take as long as a call, of each benchmark that can be changed.
 
-    By medians of loops and calls in turn: the gate's workers do not run at the best time either.
+    First by loops and calls here, in turn, then by what the gate sees of a change of `PILOT`:
+    calls of its workers do not take as long as calls here.
     """
-    call = benchmark.prepare(suite.Subject(**plan.options)).call
-    turns, calls = 100_000, 20
+    turns, calls, found = 100_000, 20, dict[str, float]()
 
     def loop() -> None:
         for _ in range(turns):
             pass
 
-    times = [(timeit.timeit(loop, number=1), timeit.timeit(call, number=calls)) for _ in range(50)]
-    each, one = np.median(times, axis=0) / (turns, calls)
-    name, owner, method = _CHANGED[benchmark.part]
-    with (package / name).open("a", encoding="utf-8") as file:
-        file.write(_MORE.format(owner=owner, method=method, turns=round(slowdown * one / each)))
+    with copy(package, compiled=True) as tree:
+        for benchmark in _changeable(plan):
+            call = benchmark.prepare(suite.Subject(**plan.options)).call
+            times = [
+                (timeit.timeit(loop, number=1), timeit.timeit(call, number=calls))
+                for _ in range(50)
+            ]
+            each, one = np.median(times, axis=0) / (turns, calls)
+            found[benchmark.name] = one / each
+            _change(tree / PACKAGE, benchmark.name, PILOT * found[benchmark.name])
+        seen = gate(
+            Side("base", base / PACKAGE.parent), Side("new", tree / PACKAGE.parent),
+            replace(plan, benchmarks=list(found)),
+        )  # fmt: skip
+    least = PILOT / 4  # where noise hides the pilot, it is not made many times as large
+    return {c.benchmark: found[c.benchmark] * PILOT / max(c.change, least) for c in seen.changes}
+
+
+def _change(package: Path, name: str, turns: float) -> None:
+    """Change a tree's code so that a call of a benchmark runs so many turns of the loop."""
+    file_name, owner, method = _CHANGED[suite.select(name)[0].part]
+    with (package / file_name).open("a", encoding="utf-8") as file:
+        file.write(_MORE.format(owner=owner, method=method, turns=round(turns)))
 
 
 def rates(
