@@ -98,7 +98,7 @@ def calibrate_engine(
     unseen = _unseen([*decode.knots, *between], max_batch_size)
     for size in (*between, *unseen):
         timed(*decoding(size))
-    spread = [float(p) for p in (1, 16, 64, 256) if p < max_positions]
+    spread = [float(p) for p in (1, 4, 8, 16, 64, 256) if p < max_positions]
     prefill = refine(
         lambda positions: timed(*reading(positions)),
         [*spread, float(max_positions)],

@@ -98,7 +98,7 @@ def fresh_sweeps(bench: Bench, suggested: Mapping[Key, set[int]]) -> dict[Key, F
                 bench.judges[threads],
                 largest=largest,
                 max_positions=effort.max_positions,
-                passes=effort.passes if threads == bench.threads else min(effort.passes, 2),
+                passes=effort.passes,
                 also=suggested.get(("engine", threads), set()),
                 threads=threads,
                 seed=seed,
