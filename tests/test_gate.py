@@ -377,7 +377,7 @@ def test_a_benchmark_may_have_its_own_threshold():
     """A plan's threshold holds for all but the benchmarks that have their own."""
     plan = GatePlan(["a", "b"], Path("suite.py"), {}, threshold=0.02, thresholds={"b": 0.2})
     assert [plan.design(name, 30).threshold for name in plan.benchmarks] == [0.02, 0.2]
-    assert [plan.design("a", fit).most for fit in (-5, 30, 1000)] == [8, 30, 64]
+    assert [plan.design("a", fit).most for fit in (-5, 30, 1000)] == [8, 30, 128]
 
 
 def test_a_worker_that_dies_is_said(tmp_path):

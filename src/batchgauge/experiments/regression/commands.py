@@ -23,6 +23,12 @@ from batchgauge.measuring.gate import rounds as gating
 from batchgauge.text import one_line, visible
 
 _OTHER = "Compare files of other machines: verdicts then mix code and hardware."
+_seconds = click.option(
+    "--seconds", default=gate_process.SECONDS, show_default=True, help="At most, a benchmark."
+)
+_rounds = click.option(
+    "--rounds", default=gate_process.ROUNDS, show_default=True, help="Most rounds of two processes."
+)
 
 
 def _subject_options(command: Any) -> Any:
@@ -80,8 +86,8 @@ def bench(
 @click.option("--allow-other-machine", is_flag=True, help=_OTHER)
 @click.option("--allow-dirty", is_flag=True, help="Measure changed files as they are.")
 @click.option("-k", "--select", "patterns", default="*", help="Benchmarks for --against.")
-@click.option("--seconds", default=60.0, show_default=True, help="At most, a benchmark.")
-@click.option("--rounds", default=64, show_default=True, help="Most rounds of two processes.")
+@_seconds
+@_rounds
 @click.option(
     "--blind",
     type=click.Choice(["auto", "fail", "pass"]),
@@ -200,8 +206,8 @@ def _against(revision: str, threshold: float, options: dict[str, Any]) -> list[j
     help="Decisions to take: none, wait=PERCENT (busy wait) or code=PERCENT, by commas.",
 )
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=60.0, show_default=True, help="At most, a benchmark.")
-@click.option("--rounds", default=64, show_default=True, help="Most rounds of two processes.")
+@_seconds
+@_rounds
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

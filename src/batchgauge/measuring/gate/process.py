@@ -26,6 +26,7 @@ from batchgauge.measuring.gate.sequential import LEAST, SequentialDesign
 # A ratio of interleaved processes needs less margin than files of two sessions: with 5 % here,
 # a slow-down of exactly 5 % would be found in one of a hundred runs.
 THRESHOLD = 0.01
+SECONDS, ROUNDS = 60.0, 128  # a benchmark, at most; noisy ones need many rounds for 3 %
 SLICE_S = 0.25  # more of one process would not tell how processes differ
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -77,8 +78,8 @@ class GatePlan:
     benchmarks: Sequence[str]
     suite: Path
     options: Mapping[str, Any]
-    seconds: float = 60.0
-    rounds: int = 64
+    seconds: float = SECONDS
+    rounds: int = ROUNDS
     threshold: float = THRESHOLD
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by benchmark
     seed: int = 0
