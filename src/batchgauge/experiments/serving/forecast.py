@@ -51,27 +51,23 @@ TIMES = {"first token": "first_s", "whole answer": "returned_s"}
 
 @dataclass(frozen=True, slots=True)
 class RunKind:
-    """What is served: a policy, how much comes, how evenly, and of how many requests (0: all)."""
+    """What is served: a policy, how much comes, and how evenly."""
 
     policy: str
     load: float
     shape: str = "Poisson"
-    requests: int = 0
 
 
 def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list[RunKind]:
     """Every policy at every load, and with bursts at one. Raises UserError for a load below 0.
 
-    Runs at the highest load are three times as long: there policies are held against each other.
-    A smoke run has that load only, and runs of one length.
+    A smoke run has the highest even load only.
     """
     if not loads or not all(0.0 < load < math.inf for load in (*loads, bursty_load)):
         raise UserError(f"The loads are {[*loads, bursty_load]}; expected shares above 0.")
-    most, choose = max(*loads, bursty_load), case.context.budget.choose
-    longer = choose(smoke=1, default=3, thorough=3)
-    even = choose(smoke=[max(loads)], default=loads, thorough=loads)
+    even = case.context.budget.choose(smoke=[max(loads)], default=loads, thorough=loads)
     return [
-        RunKind(policy, load, shape, case.requests * (longer if load == most else 1))
+        RunKind(policy, load, shape)
         for load, shape in [*((load, "Poisson") for load in even), (bursty_load, "bursty")]
         for policy in case.servers
     ]
@@ -87,7 +83,7 @@ def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
     frames = []
     for kind in what:
         for seed in case.seeds:
-            arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
+            arrivals = case.arrivals(kind.load, seed, kind.shape)
             run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
             moments = {
                 "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
@@ -107,7 +103,7 @@ def measure(
     requests, steps = [], []
     for seed in case.seeds:
         for kind in what:
-            arrivals = case.arrivals(kind.load, seed, kind.shape, kind.requests)
+            arrivals = case.arrivals(kind.load, seed, kind.shape)
             scheduler = scheduler_of(case, kind.policy)
             run = serve(scheduler, arrivals, seed=seed, progress=progress)
             requests.append(_labelled(run.requests, kind, seed))

@@ -129,9 +129,9 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
     choose = context.budget.choose
-    requests = question.requests or choose(smoke=6, default=24, thorough=80)
+    requests = question.requests or choose(smoke=6, default=54, thorough=160)
     seeds = question.seeds or choose(smoke=2, default=5, thorough=10)
-    every = 7 * seeds * 3 * requests  # of three policies: at 0.5, and thrice as many twice at 0.8
+    every = 3 * seeds * 3 * requests  # three policies, at two loads and with bursts
     scale = affordable_scale(context, question.length_scale, every, 3.0)
     question = replace(question, length_scale=scale, requests=requests, seeds=seeds)
     longest = longest_of(context)
