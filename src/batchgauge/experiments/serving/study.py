@@ -129,8 +129,8 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
     choose = context.budget.choose
-    requests = question.requests or choose(smoke=6, default=54, thorough=160)
-    seeds = question.seeds or choose(smoke=2, default=5, thorough=10)
+    requests = question.requests or choose(smoke=6, default=30, thorough=120)
+    seeds = question.seeds or choose(smoke=2, default=8, thorough=12)
     every = 3 * seeds * 3 * requests  # three policies, at two loads and with bursts
     scale = affordable_scale(context, question.length_scale, every, 3.0)
     question = replace(question, length_scale=scale, requests=requests, seeds=seeds)
