@@ -38,6 +38,7 @@ CHEAP = (
     "lookup/items=1000"
 )
 FILES = ("decisions.csv", "rounds.csv")
+_ROUND = ["run_id", "decision", "benchmark", "number", "layout", "log_ratio", "base_ms", "new_ms"]
 _TEXTS = {"run_id": str, "git_commit": str}  # 1558273e1849 is no number
 PILOT = 0.25  # the change of code that tells how much a turn of the loop costs
 Kind = Literal["none", "wait", "code"]
@@ -237,7 +238,9 @@ def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def append(decisions: pd.DataFrame, rounds: pd.DataFrame, folder: Path) -> None:
-    """Add decisions and their rounds to the files in `folder`."""
-    rounds = rounds.round({"log_ratio": 6, "base_ms": 9, "new_ms": 9})
+    """Add decisions and their rounds to the files in `folder`; rounds are known by their decision's
+    run and number.
+    """
+    rounds = rounds[_ROUND].round({"log_ratio": 6, "base_ms": 6, "new_ms": 6})
     for name, before, new in zip(FILES, recorded(folder), (decisions, rounds), strict=True):
         write_csv(pd.concat([before, new], ignore_index=True), folder / name)
