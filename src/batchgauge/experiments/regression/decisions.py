@@ -238,9 +238,7 @@ def recorded(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def append(decisions: pd.DataFrame, rounds: pd.DataFrame, folder: Path) -> None:
-    """Add decisions and their rounds to the files in `folder`; rounds are known by their decision's
-    run and number.
-    """
+    """Add decisions and their rounds to the files in `folder`; rounds repeat nothing of theirs."""
     rounds = rounds[_ROUND].round({"log_ratio": 6, "base_ms": 6, "new_ms": 6})
     for name, before, new in zip(FILES, recorded(folder), (decisions, rounds), strict=True):
         write_csv(pd.concat([before, new], ignore_index=True), folder / name)
