@@ -78,3 +78,18 @@ def test_an_executed_notebook_and_its_facts_keep_no_password(tmp_path):
     text = report.finish().read_text(encoding="utf-8")
     assert "s3cret" not in text
     assert json.loads(text)["parameters"] == {"engine": "openai:http://***@host/v1"}
+
+
+def test_a_home_folder_is_shortened_and_pictures_are_left_alone(tmp_path, monkeypatch):
+    """The letters of a short home folder may stand in a picture's base64."""
+    monkeypatch.setenv("HOME", "/abc")
+    picture = "iVBO/abc7AAA"
+    outputs = [
+        new_output("display_data", {"image/png": picture, "text/plain": "a picture"}),
+        new_output("stream", text="read /abc/model.gguf, /abc"),
+    ]
+    cell = new_code_cell("show()", outputs=outputs)
+    written = write_notebook(new_notebook(cells=[cell]), tmp_path / "a.ipynb", {})
+    shown = nbformat.read(written, as_version=4).cells[0].outputs
+    assert shown[0].data["image/png"] == picture
+    assert shown[1].text == "read ~/model.gguf, ~"

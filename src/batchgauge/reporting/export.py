@@ -139,8 +139,13 @@ def _without_paths(text: str) -> str:
     folders = {**here, sys.prefix: ".venv", str(Path.home()): "~"}
     for folder, short in folders.items():
         if len(folder) > 1:
-            text = text.replace(folder, short)
+            text = _shorter(text, folder, short)
     return text
+
+
+def _shorter(text: str, folder: str, short: str) -> str:
+    """`text` with `short` for a folder, not for the same letters in a picture's base64."""
+    return re.sub(re.escape(folder) + r"(?![\w+-])", lambda _: short, text)
 
 
 def without_folders(executed: NotebookNode) -> NotebookNode:
@@ -160,7 +165,7 @@ def without_folders(executed: NotebookNode) -> NotebookNode:
     text = nbformat.writes(executed)
     for path in sorted(paths, key=len, reverse=True):
         for form in {path, str(Path(path).expanduser().absolute())}:
-            text = text.replace(json.dumps(form)[1:-1], Path(path).name)
+            text = _shorter(text, json.dumps(form)[1:-1], Path(path).name)
     return nbformat.reads(text, as_version=4)
 
 
