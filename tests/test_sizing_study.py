@@ -75,7 +75,7 @@ def judged():
     advice = study.advise(questions, models, MEMORY, {1: prior})
     wanted = advice.wanted()
     sweeps = {
-        ("engine", 1): sweep_engine(engine, largest=8, passes=1, max_positions=64),
+        ("engine", 1): sweep_engine(engine, largest=8, passes=1, max_positions=96),
         ("tokenizer", 1): sweep_tokenizer(
             texts, largest=plan.tokenizer_largest, passes=1, also=wanted["tokenizer", 1]
         ),
