@@ -4,9 +4,7 @@ A figure holds when the 95 % interval of forecast ÷ live lies within its bound,
 lies outside, and is undecided otherwise. Runs of other seeds are the observations: intervals
 are the jackknife's, so that a percentile can be taken over the requests of all seeds together.
 Ratios of percentiles are by Harrell and Davis (Biometrika 1982), a weighted mean of all order
-statistics: a jackknife of single ones is far too wide. A run is simulated `DRAWS` times, with all
-steps as much quicker or slower as the calibration may be off: which requests share a batch can
-hang on a millisecond, so one simulated run is one of many.
+statistics: a jackknife of single ones is far too wide.
 
 Left out: corrections for the machine's speed at the time. What a forecast does not know
 about the machine it does not know.
@@ -18,11 +16,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.serving.live import scheduler_of, serve
@@ -44,7 +40,6 @@ def _smooth_p90(times: pd.Series) -> float:
     return float(hdquantiles(times.to_numpy(), [0.9])[0])
 
 
-DRAWS = 5  # simulations of a run
 KIND = ["policy", "load", "shape"]
 # figure, its bound, what is stated, and what the ratio is made of
 FIGURES: tuple[tuple[str, float, _Take, _Take], ...] = (
@@ -81,26 +76,21 @@ def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list
 def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
     """Simulated moments of every request of every run, and when this was written.
 
-    One row a request and draw: policy, load, shape, seed, draw, request, arrival_s, first_s,
-    done_s, returned_s (seconds from the run's beginning), written_at (UTC).
+    One row a request: policy, load, shape, seed, request, arrival_s, first_s, done_s,
+    returned_s (seconds from the run's beginning), written_at (UTC).
     """
     written = datetime.now(UTC).isoformat(timespec="seconds")
-    off = case.steps.costs.error * ndtri((np.arange(DRAWS) + 0.5) / DRAWS)
     frames = []
-    for kind, seed, draw in product(what, case.seeds, range(DRAWS)):
-        arrivals, pace = case.arrivals(kind.load, seed, kind.shape), math.exp(off[draw])
-        server, table = case.servers[kind.policy], case.steps.table
-        run = simulate(arrivals, table, server, pace=_always(pace))
-        moments = {
-            "draw": draw, "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
-            "first_s": run.first_s, "done_s": run.done_s, "returned_s": run.returned_s,
-        }  # fmt: skip
-        frames.append(_labelled(pd.DataFrame(moments), kind, seed))
+    for kind in what:
+        for seed in case.seeds:
+            arrivals = case.arrivals(kind.load, seed, kind.shape)
+            run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
+            moments = {
+                "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
+                "first_s": run.first_s, "done_s": run.done_s, "returned_s": run.returned_s,
+            }  # fmt: skip
+            frames.append(_labelled(pd.DataFrame(moments), kind, seed))
     return pd.concat(frames, ignore_index=True).assign(written_at=written)
-
-
-def _always(pace: float) -> Callable[[float], float]:
-    return lambda _: pace
 
 
 def measure(

@@ -38,8 +38,7 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     ).reset_index()
     said = (
         f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
-        f"of {case.requests} requests for each of {len(table)} kinds of run, each simulated "
-        f"{forecast.DRAWS} times."
+        f"of {case.requests} requests for each of {len(table)} kinds of run."
     )
     return Section(
         "serving_forecast", {"forecast": frame}, said, table,
