@@ -83,7 +83,7 @@ def test_an_executed_notebook_and_its_facts_keep_no_password(tmp_path):
 def test_a_home_folder_is_shortened_and_pictures_are_left_alone(tmp_path, monkeypatch):
     """The letters of a short home folder may stand in a picture's base64."""
     monkeypatch.setenv("HOME", "/abc")
-    picture = "iVBO/abc7AAA"
+    picture = "iVBORw0K/abc7AAAAAA/abc/"
     outputs = [
         new_output("display_data", {"image/png": picture, "text/plain": "a picture"}),
         new_output("stream", text="read /abc/model.gguf, /abc"),

@@ -144,8 +144,8 @@ def _without_paths(text: str) -> str:
 
 
 def _shorter(text: str, folder: str, short: str) -> str:
-    """`text` with `short` for a folder, not for the same letters in a picture's base64."""
-    return re.sub(re.escape(folder) + r"(?![\w+-])", lambda _: short, text)
+    """`text` with `short` for a folder, not for its letters in a longer path or in base64."""
+    return re.sub(rf"(?<![\w+/]{{8}}){re.escape(folder)}(?![\w+-])", lambda _: short, text)
 
 
 def without_folders(executed: NotebookNode) -> NotebookNode:
