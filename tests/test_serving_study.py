@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,17 @@ from tests.conftest import rows_of
 from tests.tiny_model import write_tiny_model
 
 from batchgauge.errors import UserError
-from batchgauge.experiments import step_times
 from batchgauge.experiments.context import Context
 from batchgauge.experiments.serving import figures, forecast, sections, study, trouble, workers_run
 from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
-from batchgauge.experiments.serving.live import scheduler_of, serve
-from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of
+from batchgauge.experiments.serving.live import serve
+from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of, scheduler_of
 from batchgauge.experiments.serving.workers_run import Answers
 from batchgauge.reporting import Section, profile_named
 from batchgauge.serving.policies import PriorityClasses
 from batchgauge.simulate.arrivals import Arrivals
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.events import simulate
+from batchgauge.simulate.server import POSITIONS, ROWS, STEP_S, Host, Server
 from batchgauge.simulate.steps import StepTable
 from batchgauge.statistics import Interval
 
@@ -280,10 +281,31 @@ def test_nobody_is_said_to_be_killed_who_was_not():
     assert sound.disturbance == "no worker killed"
 
 
-def test_a_step_in_one_pass_reads_the_weights_once():
-    """With both halves it costs a decode step of one row less, but for one position."""
-    apart = StepTable((1.0, 11.0), (0.1, 0.2), (0.0, 0.05, 0.06))
-    both = step_times.in_one_pass(apart)
-    assert apart(2, 0, 11, 0.0) - both(2, 0, 11, 0.0) == pytest.approx(0.05 - 0.01)
-    assert both(2, 0, 0, 0.0) == apart(2, 0, 0, 0.0)
-    assert both(0, 0, 11, 0.0) == apart(0, 0, 11, 0.0)
+STEPS = StepTable((1.0, 11.0), (0.1, 0.2), (0.0, 0.05, 0.06, 0.08, 0.09), 1e-5, 1e-4, True)
+
+
+def test_requests_that_come_at_once_are_simulated_step_by_step_as_they_are_served(case):
+    """Rows and prompt positions of every step: what a rehearsal compares is the same work."""
+    arrivals = at_once([(5, 3), (20, 6), (3, 1), (9, 4), (4, 5), (7, 2)])
+    for policy in ("static", "continuous"):
+        real = serve(scheduler_of(case, policy), arrivals).steps
+        told = simulate(arrivals, STEPS, case.servers[policy]).steps
+        assert real["rows"].tolist() == told[:, ROWS].tolist()
+        assert real["prompt_positions"].tolist() == told[:, POSITIONS].tolist()
+
+
+def test_a_rehearsal_finds_how_much_slower_steps_are_and_what_is_beside_them(case, monkeypatch):
+    """Invented: steps with a prompt 1.25 and others 1.1 times as long; 1 ms a step beside."""
+    arrivals = at_once([(5, 3), (20, 6), (3, 4), (9, 4)])
+    server = replace(case.servers["static"], host=Host(token_s=1e-5))
+    told = simulate(arrivals, STEPS, server).steps
+    reads = told[:, POSITIONS] > 0
+    loop_s = told[:, STEP_S] * np.where(reads, 1.25, 1.1)
+    own_s = 0.001 + 0.008 * reads  # of four requests
+    columns = {"at_s": np.cumsum(loop_s + own_s), "loop_s": loop_s, "own_s": own_s}
+    frame = pd.DataFrame({**columns, "prompt_positions": told[:, POSITIONS]})
+    monkeypatch.setattr(study, "serve", lambda *_: SimpleNamespace(steps=frame))
+    table, host = study.rehearsed(case.engine, [server], STEPS, arrivals)
+    assert table(0, 0, 11, 5.0) == pytest.approx(1.25 * STEPS(0, 0, 11, 5.0))
+    assert table(3, 50, 0, 0.0) == pytest.approx(1.1 * STEPS(3, 50, 0, 0.0))
+    assert (host.step_s, host.request_s, host.token_s) == pytest.approx((0.001, 0.002, 1e-5))

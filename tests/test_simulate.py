@@ -301,6 +301,14 @@ def test_overlap_hides_the_smaller_part():
     assert beside.done_s[0] == pytest.approx(11.0)
 
 
+def test_fixed_work_of_a_step_is_paid_by_each():
+    """A lone request of eleven tokens takes eleven steps."""
+    run = simulate(
+        stream([0.0], generated=11), constant(1.0), Server("continuous", host=Host(step_s=0.1))
+    )
+    assert run.done_s[0] == pytest.approx(11 * 1.1)
+
+
 def test_fixed_work_of_a_batch_is_paid_once_by_each_batch():
     """Four requests one at a time pay it four times, together once; continuous has none."""
     arrivals = poisson(1.0, np.full(4, 10), np.full(4, 3), seed=0).at_once()
@@ -433,11 +441,15 @@ def test_the_table_answers_like_the_cost_model():
         assert table(0, 0, tokens, tokens**2 / 2) == pytest.approx(expected, rel=0.02)
 
 
-def test_a_mixed_step_pays_the_shared_part_once():
-    """A step that prefills and decodes costs both, less what is shared; factors divide."""
-    table = StepTable.from_costs(COSTS, max_batch=16, shared_s=0.02)
-    both = table(4, 100, 64, 0.0)
-    assert both == pytest.approx(table(4, 100, 0, 0.0) + table(0, 0, 64, 0.0) - 0.02)
+def test_a_mixed_step_in_one_pass_reads_the_weights_once():
+    """Decoding adds what it costs more than a prefill of its rows; factors divide."""
+    apart = StepTable.from_costs(COSTS, max_batch=16)
+    table = replace(apart, one_pass=True)
+    assert table(4, 100, 0, 0.0) == apart(4, 100, 0, 0.0)
+    assert table(0, 0, 64, 0.0) == apart(0, 0, 64, 0.0)
+    assert apart(4, 100, 64, 0.0) == apart(4, 100, 0, 0.0) + apart(0, 0, 64, 0.0)
+    beyond = table(4, 100, 0, 0.0) - table(0, 0, 4, 0.0)
+    assert table(4, 100, 60, 0.0) == pytest.approx(table(0, 0, 64, 0.0) + beyond)
     fast = table.faster(2.0, 4.0)
     assert fast(0, 0, 64, 1e4) == pytest.approx(table(0, 0, 64, 1e4) / 2)
     assert fast(4, 100, 0, 0.0) == pytest.approx(table(4, 100, 0, 0.0) / 4)

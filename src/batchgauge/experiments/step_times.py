@@ -74,13 +74,3 @@ def without_host(table: StepTable, token_s: float) -> StepTable:
     """The table less what Python does for each token of a step, which the server adds itself."""
     decode = tuple(max(s - n * token_s, 1e-9) for n, s in enumerate(table.decode_s))
     return replace(table, decode_s=(0.0, *decode[1:]))
-
-
-def in_one_pass(table: StepTable) -> StepTable:
-    """The table for an engine that reads prompts and decodes in one pass through the layers.
-
-    Such a step pays a decode step of one row once less, but for what a further position costs.
-    """
-    (first, last), (low_s, high_s) = table.positions[-2:], table.prefill_s[-2:]
-    position_s = (high_s - low_s) / (last - first)
-    return replace(table, shared_s=max(0.0, table.decode_s[1] - position_s))

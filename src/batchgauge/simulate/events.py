@@ -208,7 +208,8 @@ class _Simulation:
         if len(server.fleet.sharing) > 1:
             busy = 1 + sum(other.busy_until > now for other in self.workers)
             seconds *= server.fleet.sharing[min(busy, len(server.fleet.sharing)) - 1]
-        host = server.host.request_s * len(ready) + server.host.token_s * (rows + len(ready))
+        host = server.host.step_s + server.host.request_s * len(ready)
+        host += server.host.token_s * (rows + len(ready))
         seconds = max(seconds, host) if server.host.overlap else seconds + host
         end = now + seconds
         w.busy_until = end

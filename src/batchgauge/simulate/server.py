@@ -33,16 +33,17 @@ class Host:
 
     request_s, token_s   a request and a token (tokenize, sample, detokenize), after the
                          step, or beside it with `overlap`
-    batch_s              fixed work as a static or dynamic batch begins
+    batch_s, step_s      fixed work as a static or dynamic batch begins, and of every step
     """
 
     request_s: float = 0.0
     token_s: float = 0.0
     batch_s: float = 0.0
+    step_s: float = 0.0
     overlap: bool = False
 
     def __post_init__(self) -> None:
-        _check((self.request_s, self.token_s, self.batch_s), ())
+        _check((self.request_s, self.token_s, self.batch_s, self.step_s), ())
 
 
 @dataclass(frozen=True)

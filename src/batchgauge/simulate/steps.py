@@ -37,8 +37,9 @@ class StepTable:
     decode_s               seconds of a decode step with 0, 1, 2, … rows; straight beyond
     pair_s, kv_s           seconds for each query-key pair of a prefill, and for each
                            cached token that a decode step reads
-    shared_s               what a step with both halves pays once instead of twice (the
-                           weights are read once); 0 for an engine that runs them apart
+    one_pass               a step with both halves runs them through the layers together and
+                           reads the weights once: decoding then adds to a prefill of all
+                           positions what it costs more than a prefill of its rows
     """
 
     positions: tuple[float, ...]
@@ -46,7 +47,7 @@ class StepTable:
     decode_s: tuple[float, ...]
     pair_s: float = 0.0
     kv_s: float = 0.0
-    shared_s: float = 0.0
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.positions, self.positions[1:], strict=False))
@@ -56,7 +57,7 @@ class StepTable:
             raise UserError("Step times need a decode time for one row, and no negative times.")
 
     @classmethod
-    def from_costs(cls, costs: Costs, *, max_batch: int, shared_s: float = 0.0) -> StepTable:
+    def from_costs(cls, costs: Costs, *, max_batch: int, one_pass: bool = False) -> StepTable:
         """The table of a cost model, for up to `max_batch` rows and 8,192 positions a prefill.
 
         Prefill sizes are whole numbers about 15 % apart. Raises UserError for no row.
@@ -75,20 +76,17 @@ class StepTable:
             decode_s=(0.0, *decode.tolist()),
             pair_s=2.0 * square,  # the cost model counts a prompt's squared length, twice the pairs
             kv_s=float(deep - decode[0]) / _MANY,
-            shared_s=shared_s,
+            one_pass=one_pass,
         )
 
     def __call__(self, rows: int, kv_tokens: float, prefill_tokens: int, pairs: float) -> float:
         """Seconds of one step."""
         seconds = 0.0
-        if prefill_tokens:
-            at, times = self.positions, self.prefill_s
-            right = min(max(bisect_left(at, prefill_tokens), 1), len(at) - 1)
-            left = right - 1
-            slope = (times[right] - times[left]) / (at[right] - at[left])
-            seconds = times[left] + slope * (prefill_tokens - at[left]) + self.pair_s * pairs
-            if rows:
-                seconds -= self.shared_s
+        if prefill_tokens and rows and self.one_pass:
+            together = self._prefill(prefill_tokens + rows) - self._prefill(rows)
+            seconds = together + self.pair_s * pairs
+        elif prefill_tokens:
+            seconds = self._prefill(prefill_tokens) + self.pair_s * pairs
         if rows:
             table = self.decode_s
             beyond = rows - len(table) + 1
@@ -98,6 +96,13 @@ class StepTable:
                 seconds += table[rows]
             seconds += self.kv_s * kv_tokens
         return seconds
+
+    def _prefill(self, tokens: int) -> float:
+        at, times = self.positions, self.prefill_s
+        right = min(max(bisect_left(at, tokens), 1), len(at) - 1)
+        left = right - 1
+        slope = (times[right] - times[left]) / (at[right] - at[left])
+        return times[left] + slope * (tokens - at[left])
 
     def faster(self, prefill: float, decode: float) -> StepTable:
         """The same machine with prefill and decode `prefill` and `decode` times as fast."""
@@ -109,5 +114,4 @@ class StepTable:
             decode_s=tuple(s / decode for s in self.decode_s),
             pair_s=self.pair_s / prefill,
             kv_s=self.kv_s / decode,
-            shared_s=self.shared_s / max(prefill, decode),
         )

@@ -97,9 +97,9 @@ def _on_accelerator(case: Case) -> list[Idea]:
     if case.context.facts is None:
         return []
     profile = next(p for p in simulated_profiles() if p.name == ACCELERATOR)
-    costs, shared_s, _ = predicted_costs(case.context.model, profile)
+    costs, _ = predicted_costs(case.context.model, profile)
     size = case.today.server.max_batch
-    gpu = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
+    gpu = StepTable.from_costs(costs, max_batch=size, one_pass=True)
     return [
         Idea(
             "GPU batching", f"{ACCELERATOR} (predicted)",

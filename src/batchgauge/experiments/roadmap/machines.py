@@ -107,8 +107,8 @@ def process_sharing(case: Case, table: pd.DataFrame) -> tuple[float, float]:
     return 1.0, max(1.0, longer)
 
 
-def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, float, ModelShape]:
-    """Roofline costs of the model on a simulated machine, the part that a mixed step shares, shape.
+def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, ModelShape]:
+    """Roofline costs of the model on a simulated machine, and the model's shape.
 
     Accelerators hold weights and cache in 2 bytes, processors in 4.
     """
@@ -116,9 +116,7 @@ def predicted_costs(model: str, profile: HardwareProfile) -> tuple[CostModel, fl
     width = HALF if profile.name.startswith("GPU") else 4
     bare = replace(ModelShape.of(config, 1), value_bytes=width)
     shape = replace(bare, weight_bytes=width * bare.matrix_weights)
-    costs = CostModel.prior(shape, profile)
-    read_s = shape.weight_bytes / profile.bandwidth_bytes_per_s
-    return costs, read_s + profile.step_overhead_ms / 1e3, shape
+    return CostModel.prior(shape, profile), shape
 
 
 def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
@@ -137,12 +135,12 @@ def predict_machines(case: Case, *, most: int = 256) -> pd.DataFrame:
     rows = [("this machine", "measured steps", here.max_batch, own, own, own, own_price)]
     lengths = Lengths(tuple(traffic.context.tolist()), tuple(traffic.generated.tolist()))
     for profile in simulated_profiles():
-        costs, shared_s, shape = predicted_costs(case.context.model, profile)
+        costs, shape = predicted_costs(case.context.model, profile)
         memory, config = MemoryModel.from_shape(shape), SizingConfig(max_batch_size=most)
         size = suggest_batch_size(
             lengths, costs, config, memory_model=memory, hardware=profile
         ).size
-        table = StepTable.from_costs(costs, max_batch=size, shared_s=shared_s)
+        table = StepTable.from_costs(costs, max_batch=size, one_pass=True)
         rate = capacity(many, table, Server("continuous", size)) * tokens
         rows.append((profile.name, "predicted", size, rate, *costs.interval(rate), price))
     throughputs = [f"{end}_tokens_per_s" for end in ("throughput", "low", "high")]

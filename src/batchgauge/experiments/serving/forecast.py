@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
-from batchgauge.experiments.serving.live import scheduler_of, serve
-from batchgauge.experiments.serving.study import ServingCase
+from batchgauge.experiments.serving.live import serve
+from batchgauge.experiments.serving.study import ServingCase, scheduler_of
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, jackknife, percentile

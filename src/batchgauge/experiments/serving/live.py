@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import pandas as pd
 
 from batchgauge.core.batch_loop import StepEvent
 from batchgauge.errors import UserError
-from batchgauge.experiments.serving.study import CHUNK, ServingCase, rules_of
-from batchgauge.serving.admission import open_scheduler
 from batchgauge.serving.scheduler import Scheduler, StepRecord
 from batchgauge.simulate.arrivals import CLASS_NAMES, Arrivals
 from batchgauge.workload import exact_requests
@@ -32,13 +30,6 @@ class LiveRun:
 
     requests: pd.DataFrame
     steps: pd.DataFrame
-
-
-def scheduler_of(case: ServingCase, policy: str, **changes: object) -> Scheduler:
-    """A scheduler of our engine that does what the simulated server of this name does."""
-    server = replace(case.servers[policy], **changes)  # type: ignore[arg-type]
-    chunk = CHUNK if server.batching == "continuous" else None
-    return open_scheduler(case.engine, rules_of(server), prefill_tokens=chunk)
 
 
 def serve(

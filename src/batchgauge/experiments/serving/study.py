@@ -7,21 +7,26 @@ forecast and what runs cannot differ in a setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from batchgauge.core.engine import BatchInferenceEngine
 from batchgauge.errors import UserError
 from batchgauge.experiments.context import Context, whole
-from batchgauge.experiments.step_times import StepTimes, in_one_pass, measure_steps
+from batchgauge.experiments.serving.live import serve
+from batchgauge.experiments.step_times import StepTimes, measure_steps
 from batchgauge.experiments.traffic import PATIENCE, affordable_scale, longest_of, unloaded_s
+from batchgauge.serving.admission import open_scheduler
 from batchgauge.serving.policies import BATCHINGS, ORDERS
-from batchgauge.serving.scheduler import Rules
+from batchgauge.serving.scheduler import Rules, Scheduler
 from batchgauge.simulate.arrivals import Arrivals, bursty
+from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text
-from batchgauge.simulate.server import Server
+from batchgauge.simulate.server import POSITIONS, STEP_S, Host, Server
+from batchgauge.simulate.steps import StepTable
 from batchgauge.workload import request_lengths
 
 CHUNK = 256  # prompt tokens a step of continuous batching
@@ -129,7 +134,7 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
     choose = context.budget.choose
-    requests = question.requests or choose(smoke=6, default=30, thorough=120)
+    requests = question.requests or choose(smoke=6, default=28, thorough=120)
     seeds = question.seeds or choose(smoke=2, default=8, thorough=12)
     every = 3 * seeds * 3 * requests  # three policies, at two loads and with bursts
     scale = affordable_scale(context, question.length_scale, every, 3.0)
@@ -138,18 +143,60 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     drawn = {"rate": 1.0, "burstiness": 1.0}
     sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
     steps = measure_steps(context, sample, question.max_batch, longest)
-    steps = replace(steps, table=in_one_pass(steps.table))
-    plain = Server("static", question.max_batch, host=steps.host)
+    steps = replace(steps, table=replace(steps.table, one_pass=True))
+    plain = Server("static", question.max_batch, host=Host(token_s=steps.host.token_s))
     servers = {
         "static": plain,
         "dynamic": replace(plain, batching="dynamic", max_wait_s=MAX_WAIT_S),
         "continuous": replace(plain, batching="continuous", chunk_tokens=CHUNK),
     }
+    few = sample.window(SAMPLE // 2, choose(smoke=1, default=8, thorough=16) * question.max_batch)
+    table, host = rehearsed(loop_engine(context), [plain, servers["continuous"]], steps.table, few)
+    servers = {name: replace(server, host=host) for name, server in servers.items()}
+    steps = replace(steps, table=table, host=host)
     unloaded = unloaded_s(sample, steps.table, servers["continuous"])
     return ServingCase(
-        context, question, steps, servers, capacity(sample, steps.table, plain),
+        context, question, steps, servers, capacity(sample, steps.table, servers["static"]),
         question.latency_target_ms / 1e3 or PATIENCE * unloaded, longest,
     )  # fmt: skip
+
+
+def scheduler_of(case: ServingCase, policy: str, **changes: object) -> Scheduler:
+    """A scheduler of our engine that does what the simulated server of this name does."""
+    return _open(case.engine, replace(case.servers[policy], **changes))  # type: ignore[arg-type]
+
+
+def _open(engine: BatchInferenceEngine, server: Server) -> Scheduler:
+    chunk = CHUNK if server.batching == "continuous" else None
+    return open_scheduler(engine, rules_of(server), prefill_tokens=chunk)
+
+
+def rehearsed(
+    engine: BatchInferenceEngine, servers: Sequence[Server], table: StepTable, sample: Arrivals
+) -> tuple[StepTable, Host]:
+    """Step times, and Python's work, as they are around the scheduler and not in a calibration.
+
+    Each server serves `sample` as if all had come at once; the simulator makes the same steps.
+    Those with a prompt and those without are as many times slower as theirs are together. What
+    is beside the model's work in steps without a prompt counts for every step, the rest for the
+    requests.
+    """
+    arrivals, live, told = sample.at_once(), [], []
+    for server in servers:
+        live.append(serve(_open(engine, server), arrivals).steps)
+        told.append(simulate(arrivals, table, server).steps)
+    real, simulated = pd.concat(live), np.concatenate(told)
+    reads = (real["prompt_positions"] > 0, simulated[:, POSITIONS] > 0)
+    prefill, decode = (
+        float(simulated[there, STEP_S].sum() / real["loop_s"][here].sum()) if here.any() else 1.0
+        for here, there in (reads, [~which for which in reads])
+    )
+    own = pd.concat((run["at_s"].diff() - run["loop_s"]).fillna(run["own_s"]) for run in live)
+    plain = own[~reads[0]]
+    step_s = float(plain.median()) if len(plain) else 0.0
+    request_s = max(0.0, float(own.sum()) - step_s * len(own)) / (len(arrivals) * len(live))
+    host = replace(servers[0].host, request_s=request_s, step_s=step_s)
+    return table.faster(prefill, decode), host
 
 
 def rules_of(server: Server) -> Rules:

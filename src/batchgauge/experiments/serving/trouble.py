@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from batchgauge.experiments.serving.live import LiveRun, scheduler_of, serve
-from batchgauge.experiments.serving.study import ServingCase
+from batchgauge.experiments.serving.live import LiveRun, serve
+from batchgauge.experiments.serving.study import ServingCase, scheduler_of
 from batchgauge.machine import preflight
 from batchgauge.statistics import Interval, location, mean_ratio
 
