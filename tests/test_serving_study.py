@@ -18,7 +18,13 @@ from batchgauge.experiments.context import Context
 from batchgauge.experiments.serving import figures, forecast, sections, study, trouble, workers_run
 from batchgauge.experiments.serving.forecast import RunKind, compare, verdict
 from batchgauge.experiments.serving.live import serve
-from batchgauge.experiments.serving.study import ServingQuestion, prepare, rules_of, scheduler_of
+from batchgauge.experiments.serving.study import (
+    ServingQuestion,
+    prepare,
+    rehearse,
+    rules_of,
+    scheduler_of,
+)
 from batchgauge.experiments.serving.workers_run import Answers
 from batchgauge.reporting import Section, profile_named
 from batchgauge.serving.policies import PriorityClasses
@@ -216,7 +222,7 @@ def test_the_forecast_is_of_the_very_requests_that_are_served(case):
     """Arrivals agree request by request; every kind and seed is there; a date stands in it."""
     what = [RunKind("static", 0.5), RunKind("continuous", 0.8, "bursty")]
     fast = replace(case, limit=500.0)
-    written = forecast.forecast(fast, what)
+    written = forecast.forecast(fast, forecast.runs_of(fast, what))
     requests, steps = forecast.measure(fast, what)
     keys = [*forecast.KIND, "seed", "request"]
     both = written.merge(requests, on=keys, suffixes=("_forecast", "_live"))
@@ -296,16 +302,44 @@ def test_requests_that_come_at_once_are_simulated_step_by_step_as_they_are_serve
 
 def test_a_rehearsal_finds_how_much_slower_steps_are_and_what_is_beside_them(case, monkeypatch):
     """Invented: steps with a prompt 1.25 and others 1.1 times as long; 1 ms a step beside."""
-    arrivals = at_once([(5, 3), (20, 6), (3, 4), (9, 4)])
-    server = replace(case.servers["static"], host=Host(token_s=1e-5))
-    told = simulate(arrivals, STEPS, server).steps
-    reads = told[:, POSITIONS] > 0
-    loop_s = told[:, STEP_S] * np.where(reads, 1.25, 1.1)
-    own_s = 0.001 + 0.008 * reads  # of four requests
-    columns = {"at_s": np.cumsum(loop_s + own_s), "loop_s": loop_s, "own_s": own_s}
-    frame = pd.DataFrame({**columns, "prompt_positions": told[:, POSITIONS]})
-    monkeypatch.setattr(study, "serve", lambda *_: SimpleNamespace(steps=frame))
-    table, host = study.rehearsed(case.engine, [server], STEPS, arrivals)
-    assert table(0, 0, 11, 5.0) == pytest.approx(1.25 * STEPS(0, 0, 11, 5.0))
-    assert table(3, 50, 0, 0.0) == pytest.approx(1.1 * STEPS(3, 50, 0, 0.0))
-    assert (host.step_s, host.request_s, host.token_s) == pytest.approx((0.001, 0.002, 1e-5))
+    alone = Host(token_s=1e-5)
+    servers = {name: replace(server, host=alone) for name, server in case.servers.items()}
+    case = replace(case, steps=replace(case.steps, table=STEPS, host=alone), servers=servers)
+
+    def invented(name, arrivals):
+        told = simulate(arrivals, STEPS, servers[name]).steps
+        reads = told[:, POSITIONS] > 0
+        loop_s = told[:, STEP_S] * np.where(reads, 1.25, 1.1)
+        own_s = 0.001 + 0.002 * len(arrivals) * reads / reads.sum()
+        columns = {"at_s": np.cumsum(loop_s + own_s), "loop_s": loop_s, "own_s": own_s}
+        columns["prompt_positions"] = told[:, POSITIONS]
+        return SimpleNamespace(steps=pd.DataFrame(columns))
+
+    monkeypatch.setattr(study, "scheduler_of", lambda _, name: name)
+    monkeypatch.setattr(study, "serve", invented)
+    for _ in range(2):  # what an earlier rehearsal found is not found again
+        steps = rehearse(case, 3).steps
+        assert steps.table(0, 0, 11, 5.0) == pytest.approx(1.25 * STEPS(0, 0, 11, 5.0))
+        assert steps.table(3, 50, 0, 0.0) == pytest.approx(1.1 * STEPS(3, 50, 0, 0.0))
+        host = steps.host
+        assert (host.step_s, host.request_s, host.token_s) == pytest.approx((1e-3, 2e-3, 1e-5))
+        case = replace(case, servers=rehearse(case, 3).servers)
+
+
+def test_judged_is_the_forecast_that_was_renewed_before_each_run(case):
+    """The first one, twice as long here, stands beside it; both are on record."""
+    kinds = [RunKind("static", 0.8), RunKind("continuous", 0.8)]
+    fast = replace(case, limit=500.0)
+    early = sections.write_forecast(fast, kinds)
+    for name in ("first_s", "returned_s"):
+        early.frame[name] = early.frame["arrival_s"] + 100.0
+    live = sections.run_live(fast, kinds, early)
+    table, requests = live.frames()["compared"], live.frames()["requests"]
+    assert set(table["early_verdict"]) == {"failed"}
+    assert (table["early_over_live"] > 10 * table["forecast_over_live"]).all()
+    assert f"0 held and {len(table)} failed" in live.sentence()
+    told = requests["forecast_returned_s"] - requests["arrival_s"]
+    means = 1e3 * told.groupby(requests["policy"]).mean()
+    row = table[table["figure"].eq("mean") & table["time_to"].eq("whole answer")]
+    assert row.set_index("policy")["forecast_ms"].to_dict() == pytest.approx(means.to_dict())
+    assert (requests["written_at"] >= early.frame["written_at"].iloc[0]).all()

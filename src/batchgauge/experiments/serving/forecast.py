@@ -6,8 +6,8 @@ are the jackknife's, so that a percentile can be taken over the requests of all 
 Ratios of percentiles are by Harrell and Davis (Biometrika 1982), a weighted mean of all order
 statistics: a jackknife of single ones is far too wide.
 
-Left out: corrections for the machine's speed at the time. What a forecast does not know
-about the machine it does not know.
+A machine's speed changes within minutes, so the runs of each seed have a forecast of their own,
+written before them on a rehearsal of that moment. Left out: corrections for what comes later.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.serving.live import serve
-from batchgauge.experiments.serving.study import ServingCase, scheduler_of
+from batchgauge.experiments.serving.study import ServingCase, rehearse, scheduler_of
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, jackknife, percentile
@@ -73,7 +75,15 @@ def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list
     ]
 
 
-def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
+def runs_of(case: ServingCase, what: Iterable[RunKind]) -> list[tuple[RunKind, int]]:
+    """Kinds and seeds in the order in which they are served.
+
+    Policies take turns seed by seed, so that a slow minute of the machine meets all of them.
+    """
+    return [(kind, seed) for seed in case.seeds for kind in what]
+
+
+def forecast(case: ServingCase, runs: Iterable[tuple[RunKind, int]]) -> pd.DataFrame:
     """Simulated moments of every request of every run, and when this was written.
 
     One row a request: policy, load, shape, seed, request, arrival_s, first_s, done_s,
@@ -81,34 +91,46 @@ def forecast(case: ServingCase, what: Iterable[RunKind]) -> pd.DataFrame:
     """
     written = datetime.now(UTC).isoformat(timespec="seconds")
     frames = []
-    for kind in what:
-        for seed in case.seeds:
-            arrivals = case.arrivals(kind.load, seed, kind.shape)
-            run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
-            moments = {
-                "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
-                "first_s": run.first_s, "done_s": run.done_s, "returned_s": run.returned_s,
-            }  # fmt: skip
-            frames.append(_labelled(pd.DataFrame(moments), kind, seed))
+    for kind, seed in runs:
+        arrivals = case.arrivals(kind.load, seed, kind.shape)
+        run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
+        moments = {
+            "request": range(len(arrivals)), "arrival_s": arrivals.times_s,
+            "first_s": run.first_s, "done_s": run.done_s, "returned_s": run.returned_s,
+        }  # fmt: skip
+        frames.append(_labelled(pd.DataFrame(moments), kind, seed))
     return pd.concat(frames, ignore_index=True).assign(written_at=written)
 
 
 def measure(
-    case: ServingCase, what: Sequence[RunKind], progress: Callable[[int], object] | None = None
+    case: ServingCase, what: Iterable[RunKind], progress: Callable[[int], object] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The same runs live: rows as in `forecast`, and one row a step of each run.
 
-    Policies take turns seed by seed, so that a slow minute of the machine meets all of them.
+    Before the runs of a seed their forecast is written anew, on a rehearsal of then: columns
+    `forecast_first_s` and so on, and `written_at`.
     """
     requests, steps = [], []
-    for seed in case.seeds:
-        for kind in what:
+    for seed, runs in groupby(runs_of(case, what), key=itemgetter(1)):
+        same = list(runs)
+        told = forecast(rehearse(case, seed), same)
+        live = []
+        for kind, _ in same:
             arrivals = case.arrivals(kind.load, seed, kind.shape)
             scheduler = scheduler_of(case, kind.policy)
             run = serve(scheduler, arrivals, seed=seed, progress=progress)
-            requests.append(_labelled(run.requests, kind, seed))
+            live.append(_labelled(run.requests, kind, seed))
             steps.append(_labelled(run.steps, kind, seed))
+        columns = {f"forecast_{name}": told[name] for name in TIMES.values()}
+        requests.append(
+            pd.concat(live, ignore_index=True).assign(**columns, written_at=told["written_at"])
+        )
     return pd.concat(requests, ignore_index=True), pd.concat(steps, ignore_index=True)
+
+
+def renewed(live: pd.DataFrame) -> pd.DataFrame:
+    """The forecast that was written just before each run, as `forecast` gives it."""
+    return live.assign(**{name: live[f"forecast_{name}"] for name in TIMES.values()})
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:

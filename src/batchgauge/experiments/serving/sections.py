@@ -13,7 +13,7 @@ from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.request import PERCENTILE_FLOOR
-from batchgauge.text import percent, ratio
+from batchgauge.text import counted, percent, ratio
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
 GAIN_GOAL, OWN_GOAL = 1.5, 0.02
@@ -26,7 +26,7 @@ def traffic(case: ServingCase) -> Section:
 
 def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     """The simulator's word on every run, before any of them is made; the CSV has the date."""
-    frame = forecast.forecast(case, what)
+    frame = forecast.forecast(case, forecast.runs_of(case, what))
     waits = (frame["returned_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     firsts = (frame["first_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     table = pd.DataFrame(
@@ -37,8 +37,9 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
         }
     ).reset_index()
     said = (
-        f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
-        f"of {case.requests} requests for each of {len(table)} kinds of run."
+        f"Written {frame['written_at'].iloc[0]}, before the runs: of {len(table)} kinds and "
+        f"{len(case.seeds)} seeds {counted(len(forecast.runs_of(case, what)), 'run')} of "
+        f"{counted(case.requests, 'request')}."
     )
     return Section(
         "serving_forecast", {"forecast": frame}, said, table,
@@ -47,12 +48,18 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
 
 
 def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Section:
-    """The same requests in real time, and which figures of the forecast held."""
-    total = len(case.seeds) * len(what) * case.requests
+    """The same requests in real time, and which figures of the forecast held.
+
+    Judged is the forecast that was renewed just before each run; the one that was written before
+    all of them stands beside it.
+    """
+    total = case.requests * len(forecast.runs_of(case, what))
     with tqdm(total=total, desc="requests, in real time") as bar:
         requests, steps = forecast.measure(case, what, bar.update)
-    table = forecast.compare(written.frame, requests)
-    counts = table["verdict"].value_counts()
+    table = forecast.compare(forecast.renewed(requests), requests)
+    early = forecast.compare(written.frame, requests)
+    table["early_over_live"], table["early_verdict"] = early["forecast_over_live"], early["verdict"]
+    counts, before = table["verdict"].value_counts(), early["verdict"].value_counts()
     worst = max(table.to_dict("records"), key=lambda row: abs(row["forecast_over_live"] - 1.0))
     said = (
         f"Of {len(table)} figures {counts.get('held', 0)} held, {counts.get('failed', 0)} failed "
@@ -60,7 +67,8 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         f"Furthest off: the "
         f"{worst['figure']} time to the {worst['time_to']} of {worst['policy']} batching at load "
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
-        f"{worst['live_ms']:,.0f} ms."
+        f"{worst['live_ms']:,.0f} ms. As forecast before the first run, "
+        f"{before.get('held', 0)} held and {before.get('failed', 0)} failed."
     )
     bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, *_ in FIGURES)
     return Section(

@@ -7,7 +7,7 @@ forecast and what runs cannot differ in a setting.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,6 @@ from batchgauge.simulate.arrivals import Arrivals, bursty
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text
 from batchgauge.simulate.server import POSITIONS, STEP_S, Host, Server
-from batchgauge.simulate.steps import StepTable
 from batchgauge.workload import request_lengths
 
 CHUNK = 256  # prompt tokens a step of continuous batching
@@ -134,7 +133,7 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     if question.max_batch > most:
         raise UserError(f"max_batch is {question.max_batch}; the engine takes {most}.")
     choose = context.budget.choose
-    requests = question.requests or choose(smoke=6, default=28, thorough=120)
+    requests = question.requests or choose(smoke=6, default=24, thorough=120)
     seeds = question.seeds or choose(smoke=2, default=8, thorough=12)
     every = 3 * seeds * 3 * requests  # three policies, at two loads and with bursts
     scale = affordable_scale(context, question.length_scale, every, 3.0)
@@ -144,59 +143,57 @@ def prepare(context: Context, question: ServingQuestion) -> ServingCase:
     sample = _drawn(question.length_scale, longest, SAMPLE, context.seed, **drawn)
     steps = measure_steps(context, sample, question.max_batch, longest)
     steps = replace(steps, table=replace(steps.table, one_pass=True))
-    plain = Server("static", question.max_batch, host=Host(token_s=steps.host.token_s))
-    servers = {
+    plain = Server("static", question.max_batch)
+    servers: Mapping[str, Server] = {
         "static": plain,
         "dynamic": replace(plain, batching="dynamic", max_wait_s=MAX_WAIT_S),
         "continuous": replace(plain, batching="continuous", chunk_tokens=CHUNK),
     }
-    few = sample.window(SAMPLE // 2, choose(smoke=1, default=8, thorough=16) * question.max_batch)
-    table, host = rehearsed(loop_engine(context), [plain, servers["continuous"]], steps.table, few)
-    servers = {name: replace(server, host=host) for name, server in servers.items()}
-    steps = replace(steps, table=table, host=host)
-    unloaded = unloaded_s(sample, steps.table, servers["continuous"])
-    return ServingCase(
-        context, question, steps, servers, capacity(sample, steps.table, servers["static"]),
-        question.latency_target_ms / 1e3 or PATIENCE * unloaded, longest,
-    )  # fmt: skip
+    case = ServingCase(context, question, steps, servers, 1.0, 1.0, longest)
+    case = rehearse(case, context.seed, choose(smoke=2, default=8, thorough=8))
+    table, servers = case.steps.table, case.servers
+    target_s = question.latency_target_ms / 1e3
+    target_s = target_s or PATIENCE * unloaded_s(sample, table, servers["continuous"])
+    return replace(case, limit=capacity(sample, table, servers["static"]), target_s=target_s)
 
 
 def scheduler_of(case: ServingCase, policy: str, **changes: object) -> Scheduler:
     """A scheduler of our engine that does what the simulated server of this name does."""
-    return _open(case.engine, replace(case.servers[policy], **changes))  # type: ignore[arg-type]
-
-
-def _open(engine: BatchInferenceEngine, server: Server) -> Scheduler:
+    server = replace(case.servers[policy], **changes)  # type: ignore[arg-type]
     chunk = CHUNK if server.batching == "continuous" else None
-    return open_scheduler(engine, rules_of(server), prefill_tokens=chunk)
+    return open_scheduler(case.engine, rules_of(server), prefill_tokens=chunk)
 
 
-def rehearsed(
-    engine: BatchInferenceEngine, servers: Sequence[Server], table: StepTable, sample: Arrivals
-) -> tuple[StepTable, Host]:
-    """Step times, and Python's work, as they are around the scheduler and not in a calibration.
+def rehearse(case: ServingCase, draw: int, batches: int = 3) -> ServingCase:
+    """The case with step times, and Python's work, as they are now around the scheduler.
 
-    Each server serves `sample` as if all had come at once; the simulator makes the same steps.
-    Those with a prompt and those without are as many times slower as theirs are together. What
-    is beside the model's work in steps without a prompt counts for every step, the rest for the
-    requests.
+    So many full batches of requests, drawn by `draw`, come at once and are served statically and
+    continuously; the simulator makes the same steps. Steps with a prompt, and those without, are
+    as many times slower as theirs are together. What is beside the model's work in steps without
+    a prompt counts for every step, the rest for the requests.
     """
-    arrivals, live, told = sample.at_once(), [], []
-    for server in servers:
-        live.append(serve(_open(engine, server), arrivals).steps)
-        told.append(simulate(arrivals, table, server).steps)
-    real, simulated = pd.concat(live), np.concatenate(told)
+    sample = case.arrivals(1.0, case.context.seed, count=SAMPLE).at_once()
+    count = batches * case.question.max_batch
+    arrivals = sample.picked(np.random.default_rng(draw).integers(SAMPLE, size=count))
+    live, told = [], []
+    for name in ("static", "continuous"):
+        live.append(serve(scheduler_of(case, name), arrivals).steps)
+        alone = replace(case.servers[name], host=Host(token_s=case.steps.host.token_s))
+        told.append(simulate(arrivals, case.steps.table, alone).steps)
+    real, simulated = pd.concat(live, ignore_index=True), np.concatenate(told)
     reads = (real["prompt_positions"] > 0, simulated[:, POSITIONS] > 0)
     prefill, decode = (
         float(simulated[there, STEP_S].sum() / real["loop_s"][here].sum()) if here.any() else 1.0
         for here, there in (reads, [~which for which in reads])
     )
-    own = pd.concat((run["at_s"].diff() - run["loop_s"]).fillna(run["own_s"]) for run in live)
-    plain = own[~reads[0]]
-    step_s = float(plain.median()) if len(plain) else 0.0
+    gaps = [(steps["at_s"].diff() - steps["loop_s"]).fillna(steps["own_s"]) for steps in live]
+    own = pd.concat(gaps, ignore_index=True)
+    step_s = float(own[~reads[0]].median()) if (~reads[0]).any() else 0.0
     request_s = max(0.0, float(own.sum()) - step_s * len(own)) / (len(arrivals) * len(live))
-    host = replace(servers[0].host, request_s=request_s, step_s=step_s)
-    return table.faster(prefill, decode), host
+    host = replace(case.steps.host, request_s=request_s, step_s=step_s)
+    steps = replace(case.steps, table=case.steps.table.faster(prefill, decode), host=host)
+    servers = {name: replace(server, host=host) for name, server in case.servers.items()}
+    return replace(case, steps=steps, servers=servers)
 
 
 def rules_of(server: Server) -> Rules:
