@@ -335,9 +335,9 @@ def test_judged_is_the_forecast_that_was_renewed_before_each_run(case):
         early.frame[name] = early.frame["arrival_s"] + 100.0
     live = sections.run_live(fast, kinds, early)
     table, requests = live.frames()["compared"], live.frames()["requests"]
-    assert set(table["early_verdict"]) == {"failed"}
     assert (table["early_over_live"] > 10 * table["forecast_over_live"]).all()
     assert f"0 held and {len(table)} failed" in live.sentence()
+    assert (table["early_over_live"] > 10 * table["followed_over_live"]).all()
     told = requests["forecast_returned_s"] - requests["arrival_s"]
     means = 1e3 * told.groupby(requests["policy"]).mean()
     row = table[table["figure"].eq("mean") & table["time_to"].eq("whole answer")]

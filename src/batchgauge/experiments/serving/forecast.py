@@ -24,7 +24,7 @@ import pandas as pd
 
 from batchgauge.errors import UserError
 from batchgauge.experiments.serving.live import serve
-from batchgauge.experiments.serving.study import ServingCase, rehearse, scheduler_of
+from batchgauge.experiments.serving.study import ServingCase, paced, rehearse, scheduler_of
 from batchgauge.request import PERCENTILE_FLOOR
 from batchgauge.simulate.events import simulate
 from batchgauge.statistics import Interval, jackknife, percentile
@@ -108,18 +108,24 @@ def measure(
     """The same runs live: rows as in `forecast`, and one row a step of each run.
 
     Before the runs of a seed their forecast is written anew, on a rehearsal of then: columns
-    `forecast_first_s` and so on, and `written_at`.
+    `forecast_first_s` and so on, and `written_at`. `followed_first_s` and so on are simulated
+    after the run, at the speed that its steps had.
     """
     requests, steps = [], []
     for seed, runs in groupby(runs_of(case, what), key=itemgetter(1)):
         same = list(runs)
-        told = forecast(rehearse(case, seed), same)
+        now = rehearse(case, seed)
+        told = forecast(now, same)
         live = []
         for kind, _ in same:
             arrivals = case.arrivals(kind.load, seed, kind.shape)
             scheduler = scheduler_of(case, kind.policy)
             run = serve(scheduler, arrivals, seed=seed, progress=progress)
-            live.append(_labelled(run.requests, kind, seed))
+            server = now.servers[kind.policy]
+            table = paced(now.steps.table, arrivals, {server: run.steps})
+            again = simulate(arrivals, table, server)
+            followed = {f"followed_{name}": getattr(again, name) for name in TIMES.values()}
+            live.append(_labelled(run.requests.assign(**followed), kind, seed))
             steps.append(_labelled(run.steps, kind, seed))
         columns = {f"forecast_{name}": told[name] for name in TIMES.values()}
         requests.append(
@@ -128,9 +134,9 @@ def measure(
     return pd.concat(requests, ignore_index=True), pd.concat(steps, ignore_index=True)
 
 
-def renewed(live: pd.DataFrame) -> pd.DataFrame:
-    """The forecast that was written just before each run, as `forecast` gives it."""
-    return live.assign(**{name: live[f"forecast_{name}"] for name in TIMES.values()})
+def simulated(live: pd.DataFrame, which: str) -> pd.DataFrame:
+    """Simulated moments, `forecast` or `followed`, in rows of `measure`, as in `forecast`'s."""
+    return live.assign(**{name: live[f"{which}_{name}"] for name in TIMES.values()})
 
 
 def _labelled(frame: pd.DataFrame, kind: RunKind, seed: int) -> pd.DataFrame:

@@ -50,16 +50,22 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
 def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Section:
     """The same requests in real time, and which figures of the forecast held.
 
-    Judged is the forecast that was renewed just before each run; the one that was written before
-    all of them stands beside it.
+    Judged is the forecast that was renewed just before each run. Beside it stand the one that was
+    written before all of them, and what is simulated at the speed that the steps then had.
     """
     total = case.requests * len(forecast.runs_of(case, what))
     with tqdm(total=total, desc="requests, in real time") as bar:
         requests, steps = forecast.measure(case, what, bar.update)
-    table = forecast.compare(forecast.renewed(requests), requests)
-    early = forecast.compare(written.frame, requests)
-    table["early_over_live"], table["early_verdict"] = early["forecast_over_live"], early["verdict"]
-    counts, before = table["verdict"].value_counts(), early["verdict"].value_counts()
+    table, early, followed = (
+        forecast.compare(told, requests)
+        for told in (
+            forecast.simulated(requests, "forecast"), written.frame,
+            forecast.simulated(requests, "followed"),
+        )
+    )  # fmt: skip
+    table["early_over_live"] = early["forecast_over_live"]
+    table["followed_over_live"] = followed["forecast_over_live"]
+    counts, before, after = (t["verdict"].value_counts() for t in (table, early, followed))
     worst = max(table.to_dict("records"), key=lambda row: abs(row["forecast_over_live"] - 1.0))
     said = (
         f"Of {len(table)} figures {counts.get('held', 0)} held, {counts.get('failed', 0)} failed "
@@ -68,7 +74,9 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
         f"{worst['figure']} time to the {worst['time_to']} of {worst['policy']} batching at load "
         f"{worst['load']:g}, {worst['shape']}, forecast {worst['forecast_ms']:,.0f} ms, live "
         f"{worst['live_ms']:,.0f} ms. As forecast before the first run, "
-        f"{before.get('held', 0)} held and {before.get('failed', 0)} failed."
+        f"{before.get('held', 0)} held and {before.get('failed', 0)} failed; simulated again at "
+        f"the speed that the steps of each run had, {after.get('held', 0)} and "
+        f"{after.get('failed', 0)}."
     )
     bounds = ", ".join(f"{percent(bound)} for the {figure}" for figure, bound, *_ in FIGURES)
     return Section(

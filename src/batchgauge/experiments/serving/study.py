@@ -26,6 +26,7 @@ from batchgauge.simulate.arrivals import Arrivals, bursty
 from batchgauge.simulate.events import simulate
 from batchgauge.simulate.metrics import capacity, rate_text
 from batchgauge.simulate.server import POSITIONS, STEP_S, Host, Server
+from batchgauge.simulate.steps import StepTable
 from batchgauge.workload import request_lengths
 
 CHUNK = 256  # prompt tokens a step of continuous batching
@@ -168,32 +169,44 @@ def rehearse(case: ServingCase, draw: int, batches: int = 3) -> ServingCase:
     """The case with step times, and Python's work, as they are now around the scheduler.
 
     So many full batches of requests, drawn by `draw`, come at once and are served statically and
-    continuously; the simulator makes the same steps. Steps with a prompt, and those without, are
-    as many times slower as theirs are together. What is beside the model's work in steps without
-    a prompt counts for every step, the rest for the requests.
+    continuously; the simulator makes the same steps. What is beside the model's work in steps
+    without a prompt counts for every step, the rest for the requests.
     """
     sample = case.arrivals(1.0, case.context.seed, count=SAMPLE).at_once()
     count = batches * case.question.max_batch
     arrivals = sample.picked(np.random.default_rng(draw).integers(SAMPLE, size=count))
-    live, told = [], []
-    for name in ("static", "continuous"):
-        live.append(serve(scheduler_of(case, name), arrivals).steps)
-        alone = replace(case.servers[name], host=Host(token_s=case.steps.host.token_s))
-        told.append(simulate(arrivals, case.steps.table, alone).steps)
-    real, simulated = pd.concat(live, ignore_index=True), np.concatenate(told)
-    reads = (real["prompt_positions"] > 0, simulated[:, POSITIONS] > 0)
-    prefill, decode = (
-        float(simulated[there, STEP_S].sum() / real["loop_s"][here].sum()) if here.any() else 1.0
-        for here, there in (reads, [~which for which in reads])
-    )
-    gaps = [(steps["at_s"].diff() - steps["loop_s"]).fillna(steps["own_s"]) for steps in live]
-    own = pd.concat(gaps, ignore_index=True)
-    step_s = float(own[~reads[0]].median()) if (~reads[0]).any() else 0.0
+    live = {
+        case.servers[name]: serve(scheduler_of(case, name), arrivals).steps
+        for name in ("static", "continuous")
+    }
+    real = pd.concat(live.values(), ignore_index=True)
+    gaps = [
+        (steps["at_s"].diff() - steps["loop_s"]).fillna(steps["own_s"]) for steps in live.values()
+    ]
+    own, bare = pd.concat(gaps, ignore_index=True), real["prompt_positions"] == 0
+    step_s = float(own[bare].median()) if bare.any() else 0.0
     request_s = max(0.0, float(own.sum()) - step_s * len(own)) / (len(arrivals) * len(live))
     host = replace(case.steps.host, request_s=request_s, step_s=step_s)
-    steps = replace(case.steps, table=case.steps.table.faster(prefill, decode), host=host)
+    steps = replace(case.steps, table=paced(case.steps.table, arrivals, live), host=host)
     servers = {name: replace(server, host=host) for name, server in case.servers.items()}
     return replace(case, steps=steps, servers=servers)
+
+
+def paced(table: StepTable, arrivals: Arrivals, live: Mapping[Server, pd.DataFrame]) -> StepTable:
+    """The table at the speed that the steps of live runs had, by server.
+
+    Steps with a prompt, and those without, are as many times slower as theirs are together.
+    """
+    bare = [replace(server, host=Host(token_s=server.host.token_s)) for server in live]
+    told = np.concatenate([simulate(arrivals, table, server).steps for server in bare])
+    real = pd.concat(live.values(), ignore_index=True)
+    reads = (real["prompt_positions"] > 0, told[:, POSITIONS] > 0)
+    prefill, decode = (
+        float(told[there, STEP_S].sum() / real["loop_s"][here].sum())
+        if here.any() and there.any() else 1.0
+        for here, there in (reads, [~which for which in reads])
+    )  # fmt: skip
+    return table.faster(prefill, decode)
 
 
 def rules_of(server: Server) -> Rules:
