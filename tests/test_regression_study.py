@@ -132,10 +132,10 @@ def test_rates_are_those_of_the_record_and_of_this_run(taken, tmp_path):
     assert "a slow-down of 5 % in 1 of 4 decisions" in sections.answer(section, taken).text
     drawn = rows_of(picture_of(section)).set_index("name")["rate"]
     shares = {
-        "0 % · slow (2)": 50,
-        "0 % · still (2)": 0,
-        "5 % · slow (2)": 50,
-        "5 % · still (2)": 0,
+        "0 % · slow": 50,
+        "0 % · still": 0,
+        "5 % · slow": 50,
+        "5 % · still": 0,
     }
     assert drawn.to_dict() == shares
     assert title_of(picture_of(section)) == "8 decisions of the gate, real, in 2 runs"

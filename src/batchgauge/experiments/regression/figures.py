@@ -27,10 +27,8 @@ def ratios(changes: pd.DataFrame, title: str) -> Chart:
 def rates(table: pd.DataFrame, title: str) -> Chart:
     """How often the gate fails a benchmark (%), a row a slow-down and benchmark."""
     names = [
-        f"{100 * slowdown:g} % · {name} ({count})"
-        for slowdown, name, count in zip(
-            table["slowdown"], table["benchmark"], table["decisions"], strict=True
-        )
+        f"{100 * slowdown:g} % · {name}"
+        for slowdown, name in zip(table["slowdown"], table["benchmark"], strict=True)
     ]
     columns = ["rate", "low", "high"]
     percent = (100 * table[columns].astype(float)).assign(name=names)

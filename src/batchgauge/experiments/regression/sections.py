@@ -133,7 +133,8 @@ def gate_rates(taken: Taken, folder: Path | None = None) -> Section:
         rates_sentence(every), table.round(4),
         "How often a benchmark fails, by slow-down; 95 % intervals over runs.",
         partial(figures.rates, table, title),
-        "How often the gate fails a benchmark: whole decisions, nothing simulated.",
+        "How often the gate fails a benchmark: whole decisions, nothing simulated; "
+        f"{span(table['decisions'].tolist())} a row.",
         targets,
     )  # fmt: skip
 
