@@ -16,15 +16,15 @@ EVERY = 10  # one request in so many is cancelled
 def scheduler_share(steps: pd.DataFrame, rows: int) -> Interval:
     """The scheduler's own time over the loop's, in steps that decode `rows` rows and no prompt.
 
-    A value a run; where fewer than two runs have such steps, a value a step. Where no step is
-    such, those that decode anything; where none does, all.
+    A value a seed, whose runs follow each other; where fewer than two have such steps, one a
+    step. Where no step is such, those that decode anything; where none does, all.
     """
     decodes = steps["rows"] > 0
     full = steps[(steps["rows"] == rows) & (steps["prompt_positions"] == 0)]
     if full.empty:
         full = steps[decodes] if decodes.any() else steps
-    runs = full.groupby(["policy", "load", "shape", "seed"])[["own_s", "loop_s"]].sum()
-    shares = runs["own_s"] / runs["loop_s"]
+    sums = full.groupby("seed")[["own_s", "loop_s"]].sum()
+    shares = sums["own_s"] / sums["loop_s"]
     return location(shares if len(shares) > 1 else full["own_s"] / full["loop_s"])
 
 
