@@ -173,10 +173,12 @@ def test_everything_is_measured_once_on_two_workers(tmp_path, monkeypatch):
     """A smoke run on a tiny model: every figure is there, and the outputs are the same bytes."""
     pytest.importorskip("distributed")
     model = write_tiny_model(tmp_path / "tiny.gguf")
-    few = replace(jobs.AMOUNTS["smoke"], lines=16)
+    few = replace(jobs.AMOUNTS["smoke"], lines=16, starts=2)
     monkeypatch.setitem(jobs.AMOUNTS, "smoke", few)
     context = Context(profile_named("smoke"), engine_spec="numpy", model=str(model))
-    table = jobs_results.results(jobs.measure(context)).set_index("what")
+    rows = jobs.measure(context)
+    assert jobs_results.rests_on(rows) == "2 blocks, 4 worker processes"
+    table = jobs_results.results(rows).set_index("what")
     assert table.loc["outputs that differ", "value"] == 0
     assert (table["value"].drop(jobs_results.OVERHEAD) >= 0).all()
     assert np.isfinite(table["value"]).all()

@@ -1,8 +1,8 @@
 """What the job layer really costs, on worker processes of this machine.
 
-Two Dask workers of one thread each are started once. What they do is timed as parts of a job,
-with the model loaded, except where loading is the question. Whatever is compared is
-interleaved in blocks, each on parts of its own.
+Two Dask workers of one thread each, started anew for each block: a process can be slow for its
+whole life. What they do is timed as parts of a job, with the model loaded, except where loading
+is the question. Whatever is compared is interleaved in blocks, each on parts of its own.
 
 Left out: more than one machine. What is said of more than two workers is extrapolated.
 """
@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
@@ -31,7 +31,7 @@ from batchgauge.jobs import PromptWork, TokenizeWork, Where, run_job
 from batchgauge.jobs.manifest import MANIFEST, PROGRESS
 from batchgauge.jobs.prompts import PromptWorker
 from batchgauge.jobs.run import SHARD_BYTES, Pool
-from batchgauge.jobs.source import Shard, cut, find_inputs
+from batchgauge.jobs.source import Input, Shard, cut, find_inputs
 from batchgauge.jobs.work import ShardOutput
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest
@@ -52,6 +52,7 @@ class Amounts:
     """How much of each is done.
 
     empty_tasks, blocks, repeats  empty tasks; blocks of one and two workers; pairs in process
+    starts                        of workers; blocks are shared out among them
     text_parts, prompt_parts      parts for each worker in a block, alone and both at once
     lines                         documents of a part; 8,192 are the 16 MiB of `SHARD_BYTES`
     tokens                        generated for a prompt
@@ -60,6 +61,7 @@ class Amounts:
 
     empty_tasks: int
     blocks: int
+    starts: int
     repeats: int
     text_parts: int
     lines: int
@@ -69,9 +71,9 @@ class Amounts:
 
 
 AMOUNTS = {
-    "smoke": Amounts(16, 2, 2, 1, 1024, 1, 2, (1, 4)),
-    "default": Amounts(100, 6, 6, 2, 8192, 4, 8, (1, 4, 8, 16, 32)),
-    "thorough": Amounts(1000, 12, 16, 4, 8192, 4, 16, (1, 2, 4, 8, 16, 32)),
+    "smoke": Amounts(16, 2, 1, 2, 1, 1024, 1, 2, (1, 4)),
+    "default": Amounts(100, 6, 6, 6, 2, 8192, 4, 8, (1, 4, 8, 16, 32)),
+    "thorough": Amounts(1000, 12, 12, 16, 4, 8192, 4, 16, (1, 2, 4, 8, 16, 32)),
 }
 
 
@@ -127,8 +129,8 @@ def measure(context: Context) -> pd.DataFrame:
 
 
 def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) -> None:
-    """Whatever needs worker processes; they are started here, and one is killed at the end."""
-    from batchgauge.jobs.dask_pool import client_of, dask_pool
+    """Whatever needs worker processes; they are started here, and the last have one killed."""
+    from batchgauge.jobs.dask_pool import client_of
 
     first, each = 1 + names.WORKERS, 2 * names.WORKERS
     documents = _write_documents(
@@ -141,37 +143,63 @@ def _workers(context: Context, amounts: Amounts, folder: Path, rows: list[Row]) 
         context.engine_spec, context.model, batch_size=_PROMPTS, most_lines=_PROMPTS, chat=False
     )
     rows.append((names.TOKENIZING, "part, MB", 0, amounts.lines * (names.LINE + 1) / 1e6))
-    begin = time.perf_counter()
-    with client_of(Where(workers=names.WORKERS, threads=1)) as client:
-        started_s = time.perf_counter() - begin
-        rows.append((names.COLD, "workers started", 0, started_s))
-        where = Where(dask=client.scheduler.address, threads=1)
-        for name, work, source, count in (
-            (names.GENERATING, generating, prompts, amounts.prompt_parts),
-            (names.TOKENIZING, tokenizing, documents, amounts.text_parts),
-        ):
-            inputs = find_inputs(source, folder / name)
-            shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
-            (folder / name).mkdir()
-            (folder / name / MANIFEST).touch()  # by which workers know the folder as ours
-            opening = time.perf_counter()
-            with dask_pool(work, inputs, folder / name, where) as pool:
-                rows.append((name, "opened, s", 0, time.perf_counter() - opening))
-                pool.submit(next(shards)).result()
-                if work is generating:
-                    rows.append((names.COLD, "first answer", 0, time.perf_counter() - begin))
-                addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
-                for address in addresses:  # so that both have compiled what they compile
-                    pool.on([address]).submit(next(shards)).result()
-                # One worker is each of them in turn: a process can be slow for its whole life.
-                pools = {names.ONE: [pool.on([a]) for a in addresses], names.TWO: [pool]}
-                for block in range(amounts.blocks):
-                    for way in (names.ONE, names.TWO) if block % 2 == 0 else (names.TWO, names.ONE):
-                        mine = [(p, list(islice(shards, count * p.width))) for p in pools[way]]
-                        rate = _rate(mine, by_tokens=work is generating)
-                        rows.append((name, way, block, rate))
-        _empty_tasks(client, amounts.empty_tasks, rows)
-        _trouble(client, tokenizing, documents, rows)
+    works: list[_Timed] = []
+    for name, work, source, count in (
+        (names.GENERATING, generating, prompts, amounts.prompt_parts),
+        (names.TOKENIZING, tokenizing, documents, amounts.text_parts),
+    ):
+        inputs = find_inputs(source, folder / name)
+        shards = cycle(cut(inputs, most_bytes=SHARD_BYTES, most_lines=work.most_lines))
+        (folder / name).mkdir()
+        (folder / name / MANIFEST).touch()  # by which workers know the folder as ours
+        works.append(_Timed(name, work, inputs, folder / name, shards, count))
+    for start in range(amounts.starts):
+        blocks = range(start, amounts.blocks, amounts.starts)
+        begin = time.perf_counter()
+        with client_of(Where(workers=names.WORKERS, threads=1)) as client:
+            rows.append((names.COLD, "workers started", start, time.perf_counter() - begin))
+            for timed in works:
+                _one_and_two(client, timed, blocks, rows, begin)
+            if start == amounts.starts - 1:
+                _empty_tasks(client, amounts.empty_tasks, rows)
+                _trouble(client, tokenizing, documents, rows)
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A kind of work that one worker and two do: its name, input, output folder and parts."""
+
+    name: str
+    work: PromptWork | TokenizeWork
+    inputs: Sequence[Input]
+    folder: Path
+    shards: Iterator[Shard]
+    count: int  # of parts for each worker
+
+
+def _one_and_two(
+    client: Client, timed: _Timed, blocks: Sequence[int], rows: list[Row], began: float
+) -> None:
+    """Rates of one worker and of two, in blocks; and how long it took until they were open."""
+    from batchgauge.jobs.dask_pool import dask_pool
+
+    generates = timed.name == names.GENERATING
+    where = Where(dask=client.scheduler.address, threads=1)
+    opening = time.perf_counter()
+    with dask_pool(timed.work, timed.inputs, timed.folder, where) as pool:
+        rows.append((timed.name, "opened, s", blocks[0], time.perf_counter() - opening))
+        pool.submit(next(timed.shards)).result()
+        if generates:
+            rows.append((names.COLD, "first answer", blocks[0], time.perf_counter() - began))
+        addresses = sorted(client.scheduler_info(n_workers=-1)["workers"])
+        for address in addresses:  # so that both have compiled what they compile
+            pool.on([address]).submit(next(timed.shards)).result()
+        # One worker is each of them in turn.
+        pools = {names.ONE: [pool.on([a]) for a in addresses], names.TWO: [pool]}
+        for block in blocks:
+            for way in (names.ONE, names.TWO) if block % 2 == 0 else (names.TWO, names.ONE):
+                mine = [(p, list(islice(timed.shards, timed.count * p.width))) for p in pools[way]]
+                rows.append((timed.name, way, block, _rate(mine, by_tokens=generates)))
 
 
 def _rate(work: Sequence[tuple[Pool, Sequence[Shard]]], *, by_tokens: bool) -> float:

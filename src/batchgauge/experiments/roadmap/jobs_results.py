@@ -63,9 +63,10 @@ def makespan(parts: int, part_s: float, trouble: Trouble) -> float:
 
 
 def rests_on(rows: pd.DataFrame) -> str:
-    """What the efficiencies rest on: `6 blocks, 2 worker processes`."""
+    """What the efficiencies rest on: `6 blocks, 12 worker processes`."""
     blocks = [len(_values(rows, work, TWO)) for work in (TOKENIZING, GENERATING)]
-    return f"{span(blocks)} blocks, {WORKERS} worker processes"
+    starts = len(_values(rows, COLD, "workers started"))
+    return f"{span(blocks)} blocks, {WORKERS * starts} worker processes"
 
 
 def results(rows: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +83,7 @@ def results(rows: pd.DataFrame) -> pd.DataFrame:
     add(f"{EMPTY}, median", percentile(empty, 50), "ms")
     if np.isfinite(high := percentile(empty, 90)):
         add(f"{EMPTY}, p90", high, "ms")
-    add(COLD, _value(rows, COLD, "first answer"), "s")
+    add(COLD, float(np.median(_values(rows, COLD, "first answer"))), "s")
     for work in (TOKENIZING, GENERATING):
         by_size = {n: _values(rows, work, way) for n, way in ((1, ONE), (WORKERS, TWO))}
         add(_efficiency(work, 1), 1.0, "of one worker")
