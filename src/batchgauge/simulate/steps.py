@@ -83,8 +83,8 @@ class StepTable:
         """Seconds of one step."""
         seconds = 0.0
         if prefill_tokens and rows and self.one_pass:
-            together = self._prefill(prefill_tokens + rows) - self._prefill(rows)
-            seconds = together + self.pair_s * pairs
+            more = self._prefill(prefill_tokens + rows) - self._prefill(rows)
+            seconds = max(0.0, more) + self.pair_s * pairs  # a measured curve may fall
         elif prefill_tokens:
             seconds = self._prefill(prefill_tokens) + self.pair_s * pairs
         if rows:

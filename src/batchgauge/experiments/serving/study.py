@@ -169,8 +169,9 @@ def rehearse(case: ServingCase, draw: int, batches: int = 3) -> ServingCase:
     """The case with step times, and Python's work, as they are now around the scheduler.
 
     So many full batches of requests, drawn by `draw`, come at once and are served statically and
-    continuously; the simulator makes the same steps. What is beside the model's work in steps
-    without a prompt counts for every step, the rest for the requests.
+    continuously; the simulator makes the same steps, but where the engine cuts a prompt elsewhere.
+    What is beside the model's work in steps without a prompt counts for every step, the rest for
+    the requests.
     """
     sample = case.arrivals(1.0, case.context.seed, count=SAMPLE).at_once()
     count = batches * case.question.max_batch
