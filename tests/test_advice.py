@@ -17,7 +17,6 @@ import numpy as np
 import psutil
 import pytest
 from scipy import stats
-from tests.advice_engines import Seen, judged
 from tests.advice_questions import JUDGED, VirtualTarget, asking
 from tests.scheduler import Plan, simulate
 from tests.scheduler_server import PROJECT, free_port, scheduler_server
@@ -999,16 +998,3 @@ def test_what_servers_tell():
     two = '[{"id": 0}, {"id": 1}]'
     assert properties_of(lambda name: two if name == "slots" else "") == {"slots": 2}
     assert properties_of(lambda _name: "<html>") == {}
-
-
-def test_advice_on_a_real_engine_is_judged_by_the_sweep_that_did_not_choose_the_best():
-    """Setting 4 was lucky in one sweep, 2 in the other: each is the best only where it was not."""
-    first = {1.0: Seen(10.0, 50.0), 2.0: Seen(18.0, 90.0), 4.0: Seen(22.0, 150.0)}
-    second = {1.0: Seen(10.0, 50.0), 2.0: Seen(20.0, 90.0), 4.0: Seen(19.0, 150.0)}
-    share, best, keeps = judged(2.0, [first, second], math.inf)
-    assert share == pytest.approx((20 / 19 + 18 / 18) / 2)
-    assert (best, keeps) == (4.0, True)
-    share, best, keeps = judged(4.0, [first, second], 100.0)
-    assert share == pytest.approx((19 / 20 + 22 / 18) / 2)
-    assert (best, keeps) == (2.0, False)
-    assert judged(0.0, [first, second], 100.0) == (0.0, 2.0, False)  # nothing was advised

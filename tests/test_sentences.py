@@ -275,6 +275,8 @@ def test_what_continuous_batching_and_our_engine_cost(seed):
     said = serving.gap_words(table, 0.8)
     assert ("costs no time" in said) == (gaps[1] <= gaps[0])
     assert f"{gaps[1]:,.0f} ms instead of {gaps[0]:,.0f}" in said
+    level = serving.gap_words(table.assign(p50_inter_token_ms=[18.2, 17.8] * 2), 0.8)
+    assert level == "Time between tokens stays the same: 18 ms (medians)."
     assert serving.gap_words(table[:1], 0.8) == ""
     gains, halves = drawn(seed, 0.5, 2, 2), drawn(seed + 7, 0.1, 0.9, 2)
     goodput = pd.DataFrame(

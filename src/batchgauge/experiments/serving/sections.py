@@ -254,5 +254,7 @@ def gap_words(table: pd.DataFrame, load: float) -> str:
     if not {"continuous", "static"} <= set(gaps.index):
         return ""
     ours, today = gaps["continuous"], gaps["static"]
+    if round(ours) == round(today):
+        return f"Time between tokens stays the same: {ours:,.0f} ms (medians)."
     what = "It costs time between tokens" if ours > today else "It costs no time between tokens"
     return f"{what}: {ours:,.0f} ms instead of {today:,.0f} (medians)."
