@@ -222,7 +222,7 @@ def test_the_forecast_is_of_the_very_requests_that_are_served(case):
     """Arrivals agree request by request; every kind and seed is there; a date stands in it."""
     what = [RunKind("static", 0.5), RunKind("continuous", 0.8, "bursty")]
     fast = replace(case, limit=500.0)
-    written = forecast.forecast(fast, forecast.runs_of(fast, what))
+    written = forecast.forecast(fast, what, fast.seeds)
     requests, steps = forecast.measure(fast, what)
     keys = [*forecast.KIND, "seed", "request"]
     both = written.merge(requests, on=keys, suffixes=("_forecast", "_live"))
@@ -317,7 +317,7 @@ def test_a_rehearsal_finds_how_much_slower_steps_are_and_what_is_beside_them(cas
 
     monkeypatch.setattr(study, "scheduler_of", lambda _, name: name)
     monkeypatch.setattr(study, "serve", invented)
-    for _ in range(2):  # what an earlier rehearsal found is not found again
+    for _ in range(2):  # the work that an earlier rehearsal found beside steps is not found again
         steps = rehearse(case, 3).steps
         assert steps.table(0, 0, 11, 5.0) == pytest.approx(1.25 * STEPS(0, 0, 11, 5.0))
         assert steps.table(3, 50, 0, 0.0) == pytest.approx(1.1 * STEPS(3, 50, 0, 0.0))
@@ -327,7 +327,7 @@ def test_a_rehearsal_finds_how_much_slower_steps_are_and_what_is_beside_them(cas
 
 
 def test_judged_is_the_forecast_that_was_renewed_before_each_run(case):
-    """The first one, twice as long here, stands beside it; both are on record."""
+    """The first one, far too long here, stands beside it; both are on record."""
     kinds = [RunKind("static", 0.8), RunKind("continuous", 0.8)]
     fast = replace(case, limit=500.0)
     early = sections.write_forecast(fast, kinds)

@@ -16,8 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
-from operator import itemgetter
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -75,15 +74,7 @@ def kinds(case: ServingCase, loads: Sequence[float], bursty_load: float) -> list
     ]
 
 
-def runs_of(case: ServingCase, what: Iterable[RunKind]) -> list[tuple[RunKind, int]]:
-    """Kinds and seeds in the order in which they are served.
-
-    Policies take turns seed by seed, so that a slow minute of the machine meets all of them.
-    """
-    return [(kind, seed) for seed in case.seeds for kind in what]
-
-
-def forecast(case: ServingCase, runs: Iterable[tuple[RunKind, int]]) -> pd.DataFrame:
+def forecast(case: ServingCase, what: Iterable[RunKind], seeds: Iterable[int]) -> pd.DataFrame:
     """Simulated moments of every request of every run, and when this was written.
 
     One row a request: policy, load, shape, seed, request, arrival_s, first_s, done_s,
@@ -91,7 +82,7 @@ def forecast(case: ServingCase, runs: Iterable[tuple[RunKind, int]]) -> pd.DataF
     """
     written = datetime.now(UTC).isoformat(timespec="seconds")
     frames = []
-    for kind, seed in runs:
+    for kind, seed in product(what, seeds):
         arrivals = case.arrivals(kind.load, seed, kind.shape)
         run = simulate(arrivals, case.steps.table, case.servers[kind.policy])
         moments = {
@@ -103,21 +94,21 @@ def forecast(case: ServingCase, runs: Iterable[tuple[RunKind, int]]) -> pd.DataF
 
 
 def measure(
-    case: ServingCase, what: Iterable[RunKind], progress: Callable[[int], object] | None = None
+    case: ServingCase, what: Sequence[RunKind], progress: Callable[[int], object] | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The same runs live: rows as in `forecast`, and one row a step of each run.
 
+    Policies take turns seed by seed, so that a slow minute of the machine meets all of them.
     Before the runs of a seed their forecast is written anew, on a rehearsal of then: columns
     `forecast_first_s` and so on, and `written_at`. `followed_first_s` and so on are simulated
     after the run, at the speed that its steps had.
     """
     requests, steps = [], []
-    for seed, runs in groupby(runs_of(case, what), key=itemgetter(1)):
-        same = list(runs)
+    for seed in case.seeds:
         now = rehearse(case, seed)
-        told = forecast(now, same)
+        told = forecast(now, what, [seed])
         live = []
-        for kind, _ in same:
+        for kind in what:
             arrivals = case.arrivals(kind.load, seed, kind.shape)
             scheduler = scheduler_of(case, kind.policy)
             run = serve(scheduler, arrivals, seed=seed, progress=progress)

@@ -13,7 +13,7 @@ from batchgauge.experiments.serving.forecast import FIGURES, RunKind
 from batchgauge.experiments.serving.study import ServingCase
 from batchgauge.reporting import Answer, Score, Section
 from batchgauge.request import PERCENTILE_FLOOR
-from batchgauge.text import counted, percent, ratio
+from batchgauge.text import percent, ratio
 
 ServingQuestion, prepare, kinds = study.ServingQuestion, study.prepare, forecast.kinds
 GAIN_GOAL, OWN_GOAL = 1.5, 0.02
@@ -26,7 +26,7 @@ def traffic(case: ServingCase) -> Section:
 
 def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
     """The simulator's word on every run, before any of them is made; the CSV has the date."""
-    frame = forecast.forecast(case, forecast.runs_of(case, what))
+    frame = forecast.forecast(case, what, case.seeds)
     waits = (frame["returned_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     firsts = (frame["first_s"] - frame["arrival_s"]).groupby([frame[k] for k in forecast.KIND])
     table = pd.DataFrame(
@@ -37,9 +37,8 @@ def write_forecast(case: ServingCase, what: Sequence[RunKind]) -> Section:
         }
     ).reset_index()
     said = (
-        f"Written {frame['written_at'].iloc[0]}, before the runs: of {len(table)} kinds and "
-        f"{len(case.seeds)} seeds {counted(len(forecast.runs_of(case, what)), 'run')} of "
-        f"{counted(case.requests, 'request')}."
+        f"Written {frame['written_at'].iloc[0]}, before the runs: {frame['seed'].nunique()} seeds "
+        f"of {case.requests} requests for each of {len(table)} kinds of run."
     )
     return Section(
         "serving_forecast", {"forecast": frame}, said, table,
@@ -53,7 +52,7 @@ def run_live(case: ServingCase, what: Sequence[RunKind], written: Section) -> Se
     Judged is the forecast that was renewed just before each run. Beside it stand the one that was
     written before all of them, and what is simulated at the speed that the steps then had.
     """
-    total = case.requests * len(forecast.runs_of(case, what))
+    total = len(case.seeds) * len(what) * case.requests
     with tqdm(total=total, desc="requests, in real time") as bar:
         requests, steps = forecast.measure(case, what, bar.update)
     table, early, followed = (
