@@ -1,5 +1,7 @@
 """The README: its results are those of the committed data."""
 
+import json
+
 import pytest
 
 from batchgauge import UserError
@@ -28,3 +30,23 @@ def test_a_project_without_reports_is_said(tmp_path):
     """No facts, no block."""
     with pytest.raises(UserError, match="no reports"):
         results_block(tmp_path, ["tour"])
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(("01", "01"), "(2026-12-01)"), (("02", "01"), "(2026-12-01 to 2026-12-02)")],
+)
+def test_reports_that_were_not_made_on_one_day_say_so(tmp_path, days, said):
+    """The block names the first and the last day of its reports, in whatever order they come."""
+    for folder in ("data", "reports"):
+        (tmp_path / folder).mkdir()
+    for name, day in zip(("first", "second"), days, strict=True):
+        facts = {
+            "report": name, "title": name, "question": "What?", "answer": "This.",
+            "scores": [], "files": [], "profile": "smoke", "seed": 0, "seconds": 1.0,
+            "git_commit": "", "versions": {}, "machine": "a machine",
+            "finished": f"2026-12-{day}T10:00:00",
+        }  # fmt: skip
+        (tmp_path / "data" / f"{name}_facts.json").write_text(json.dumps(facts))
+        (tmp_path / "reports" / f"{name}.html").touch()
+    assert said in results_block(tmp_path, ["first", "second"]).splitlines()[0]

@@ -33,9 +33,11 @@ def results_block(root: Path, order: list[str]) -> str:
         raise UserError(f"There are no reports under '{root}' yet; run the study first.")
     latest = max(reports, key=lambda facts: str(facts["finished"]))
     model = f" with {escaped(latest['model'])}," if "model" in latest else ""
+    days = sorted({str(facts["finished"])[:10] for facts in reports})
     head = (
-        f"One run of the {latest['profile']} profile{model} on {escaped(latest['machine'])} "
-        f"({str(latest['finished'])[:10]}); yours will differ, and will say by how much."
+        f"Each report is one run of the {latest['profile']} profile{model} on "
+        f"{escaped(latest['machine'])} ({' to '.join(dict.fromkeys((days[0], days[-1])))}); "
+        "yours will differ, and will say by how much."
     )
     lines = [
         head,
