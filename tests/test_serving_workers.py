@@ -265,20 +265,20 @@ def test_what_is_not_finished_in_time_is_handed_back(model):
     """Close waits for so long; then who waits gets an error that has the request."""
 
     async def end(engine):
-        quick = asyncio.create_task(engine.answer(InferenceBatchRequest("hello", max_tokens=50)))
         slow = asyncio.create_task(engine.answer(LONG))
-        while engine.state().running < 2:
-            await asyncio.sleep(0.01)
+        quick = engine.stream(InferenceBatchRequest("hello", max_tokens=50))
+        pieces = [await anext(quick)]  # it is under way until its last piece is taken
         closing = asyncio.create_task(engine.close(grace_s=2.0))
         await asyncio.sleep(0)
         with pytest.raises(StoppedError) as refused:
             await engine.answer(LONG)
         assert refused.value.request is None
+        pieces += [piece async for piece in quick]
         with pytest.raises(StoppedError) as handed_back:
             await slow
         assert handed_back.value.request == LONG
         await closing
-        return await quick
+        return pieces
 
     with engine_of(model, in_threads(plan_of(model))) as engine:
         assert whole(asyncio.run(end(engine)))[1]
