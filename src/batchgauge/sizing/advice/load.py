@@ -67,7 +67,8 @@ class Requests:
             raise UserError("The workload is empty; expected at least one request.")
         self._items, self._lock, self._next = items, threading.Lock(), count()
         self._rng = np.random.default_rng(seed)
-        asked = np.array([letters(i.data) + _TOKEN * i.data.max_tokens for i in items])
+        self.letters = np.array([float(letters(i.data)) for i in items])  # [prompts]
+        asked = self.letters + _TOKEN * np.array([i.data.max_tokens for i in items])
         ranked = np.lexsort((self._rng.random(len(items)), asked))  # ties in any order
         places = (self._rng.random() + _GOLDEN * np.arange(len(items))) % 1.0
         self._order = ranked[np.argsort(np.argsort(places))]
@@ -291,6 +292,11 @@ class Batches:
     requests: Requests
     candidates: Array
     unit: str = "requests in a batch"
+
+    @property
+    def letters(self) -> Array:
+        """Letters of every prompt of the workload [prompts]."""
+        return self.requests.letters
 
     def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
         """One run: a batch to warm up, then at least `cycles` of them, or as fit into `most_s`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +13,15 @@ import scipy
 
 from batchgauge.sizing.advice.observe import LEAST_SD, Observation, batches
 
+Array = npt.NDArray[np.float64]
+
 _PRIOR_DEGREES = 6.0  # weight of the runs' pooled noise beside a run's own
 _FAR_LARGER = 6.0
 _BY_CHANCE = 0.99  # of the chi-squared law: runs that differ by more have more noise than they show
+_LEAST_SHARE = 0.1  # of a run's seconds that usual batches take, whatever the slopes say
 
 
-def variances(rows: Sequence[Observation]) -> npt.NDArray[np.float64]:
+def variances(rows: Sequence[Observation]) -> Array:
     """Variances of the runs' logarithms [m], each drawn towards their median.
 
     One that is far larger is believed: noise may grow with the setting. At the edge of a cliff
@@ -39,40 +43,65 @@ def variances(rows: Sequence[Observation]) -> npt.NDArray[np.float64]:
     return found
 
 
-def less_mix(rows: Sequence[Observation], *, tokens: bool) -> list[Observation]:
-    """Runs of batches as if all had had the same mix of prompts, with the noise that is left.
+def less_mix(rows: Sequence[Observation], workload: Array, *, tokens: bool) -> list[Observation]:
+    """Runs of batches as if each had had the workload's mix of prompts, with the noise left.
 
-    Batches and runs differ by the lengths of the prompts that they got. What these explain is
-    one slope for all runs, between the batches of each, of the log rate over the log of letters
-    by amount: a control variate (Law & Kelton, "Simulation Modeling and Analysis", ch. 11).
-    Other runs come back as they are.
+    Batches and runs differ by the lengths of the prompts that they got. A batch's seconds grow
+    with its letters and, by attention, with their squares; on an engine that pads, with those of
+    its longest prompt times its size: four slopes for all runs, none negative, from what batches
+    differ by within each run (control variates: Law & Kelton, "Simulation Modeling and Analysis",
+    ch. 11). What the slopes are uncertain by is part of a run's error. `workload` has the letters
+    of all prompts [prompts]; without them, and for other runs, the runs come back as they are.
     """
-    if not rows or any(row.run.kind != "batch" for row in rows):
+    if not rows or not len(workload) or any(row.run.kind != "batch" for row in rows):
         return list(rows)
     seen = [batches([a for a in r.run.asked if a.is_ok], tokens=tokens) for r in rows]
-    mixes, logs = [], []
-    for amount, seconds, letters in seen:
-        some = amount > 0
-        mix = np.log((letters[some] + 1.0) / amount[some])
-        log = np.log(amount[some] / seconds[some])
-        mixes.append(mix - mix.mean())
-        logs.append(log - log.mean())
-    x, y = np.concatenate(mixes), np.concatenate(logs)
-    if not float(x @ x):
-        return list(rows)
-    slope, found = float(x @ y / (x @ x)), list[Observation]()
-    amounts, _, letters = np.concatenate(seen, axis=1).sum(axis=1)
-    usual = math.log((letters + 1.0) / amounts)
-    for row, (amount, seconds, letters), mix, log in zip(rows, seen, mixes, logs, strict=True):
-        rates = amount / seconds
-        whole = float(rates.std(ddof=1) / rates.mean())
-        left = float(np.linalg.norm(log - slope * mix)) / math.sqrt(max(1, log.size - 1))
-        less = (whole**2 - min(whole, left) ** 2) / log.size
-        shift = slope * (usual - math.log((letters.sum() + 1.0) / amount.sum()))
-        found.append(
-            replace(
-                row, value=row.value + shift, rate=row.rate * math.exp(shift),
-                value_sd=math.sqrt(max(LEAST_SD**2, row.value_sd**2 - less)),
-            )
-        )  # fmt: skip
-    return found
+    # What batches differ by within each run, in shares of its seconds.
+    apart = [(part[1:] - part[1:].mean(axis=1, keepdims=True)) / part[1].mean() for part in seen]
+    seconds, *mixes = np.concatenate(apart, axis=1)
+    design = np.array(mixes).T  # [batches, 4]
+    scale = np.maximum(np.linalg.norm(design, axis=0), 1e-9)
+    slopes, left = scipy.optimize.nnls(design / scale, seconds)
+    used = design / scale * (slopes > 0)
+    degrees = max(1, seconds.size - len(rows) - int((slopes > 0).sum()))
+    covariance = left**2 / degrees * np.linalg.pinv(used.T @ used) / np.outer(scale, scale)
+    return [
+        _of_usual_batches(row, part, workload, slopes / scale, covariance)
+        for row, part in zip(rows, seen, strict=True)
+    ]
+
+
+def _of_usual_batches(
+    row: Observation, seen: Array, workload: Array, slopes: Array, covariance: Array
+) -> Observation:
+    """One run, had its batches been the workload's: slopes [4] and their covariance [4, 4]."""
+    amount, seconds, mix = seen[0], seen[1], seen[2:]  # [batches], and [4, batches]
+    size, means = int(row.setting), mix.mean(axis=1)
+    longest = functools.partial(_expected_largest, size)
+    usual = [f(x) for x in (workload, workload**2) for f in (np.mean, longest)]
+    missed = size * np.array(usual) - means
+    expected = max(float(seconds.mean() + slopes @ missed), _LEAST_SHARE * seconds.mean())
+    shift = math.log(seconds.mean() / expected)
+    alike = seconds - slopes @ (mix - means[:, None])  # [batches], with the run's own mean letters
+    apart = alike - alike.mean() * amount / amount.mean()  # of a ratio
+    error = math.sqrt(
+        apart @ apart / max(1, apart.size - 1) / apart.size + missed @ covariance @ missed
+    )
+    rates = amount / seconds
+    before = float(rates.std(ddof=1) / rates.mean()) / math.sqrt(rates.size)
+    more = max(LEAST_SD, error / expected) ** 2 - max(LEAST_SD, before) ** 2
+    return replace(
+        row, value=row.value + shift, rate=row.rate + shift,
+        value_sd=math.sqrt(max(LEAST_SD**2, row.value_sd**2 + more)),
+    )  # fmt: skip
+
+
+def _expected_largest(size: int, workload: Array) -> float:
+    """Mean of the largest of `size` values that are drawn from the workload [prompts].
+
+    That it is the k-th of n, or a smaller one, has the probability C(k, size) / C(n, size).
+    """
+    values = np.sort(workload)
+    rank = np.arange(min(size, values.size), values.size + 1.0)  # of the largest, from 1
+    logs = scipy.special.gammaln(rank + 1.0) - scipy.special.gammaln(rank - rank[0] + 1.0)
+    return float(values[int(rank[0]) - 1 :] @ np.diff(np.exp(logs - logs[-1]), prepend=0.0))

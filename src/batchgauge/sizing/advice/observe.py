@@ -305,7 +305,7 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
     """
     ok = [a for a in run.asked if a.is_ok]
     if run.kind == "batch":
-        amount, seconds, _ = batches(ok, tokens=tokens)
+        amount, seconds, *_ = batches(ok, tokens=tokens)
         return np.asarray(amount / seconds)
     begin = run.begin_s
     end = max(run.deadline_s, begin + 1e-9)
@@ -321,12 +321,20 @@ def _block_rates(run: Run, *, tokens: bool) -> Array:
 
 
 def batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
-    """Amount, seconds and letters of each batch, float64 [3, batches]."""
-    found: dict[float, Array] = {}
+    """Amount and seconds of each batch, and what its prompts may add to them, float64 [6, batches].
+
+    The latter are the sum of its letters, its longest's times its size, and both of squares.
+    """
+    found: dict[float, list[Asked]] = {}
     for asked in ok:
-        row = found.setdefault(asked.due_s, np.array([0.0, asked.end_s - asked.due_s, 0.0]))
-        row += (_amount(asked, tokens=tokens), 0.0, asked.letters)
-    return np.array(list(found.values())).T
+        found.setdefault(asked.due_s, []).append(asked)
+    columns = []
+    for batch in found.values():
+        letters = np.array([float(a.letters) for a in batch])
+        mix = [len(batch) * f(x) for x in (letters, letters**2) for f in (np.mean, np.max)]
+        amount = sum(_amount(a, tokens=tokens) for a in batch)
+        columns.append([amount, batch[0].end_s - batch[0].due_s, *mix])
+    return np.array(columns).T
 
 
 def _trend(blocks: Array) -> str:

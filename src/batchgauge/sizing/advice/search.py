@@ -55,7 +55,11 @@ _LEAST_ERROR = 0.01  # of a rate: short runs differ by so much from what would b
 
 
 class Target(Protocol):
-    """What is searched: an engine or a server under some load."""
+    """What is searched: an engine or a server under some load.
+
+    It may also have `first`, the settings to begin with, and `letters`, those of every prompt of
+    the workload, float64 [prompts].
+    """
 
     unit: str  # "requests at once", "requests per second" or "requests in a batch"
 
@@ -372,7 +376,8 @@ class Search:
     def _runs(self) -> list[Observation]:
         """What was seen, less what differs by the prompts that came."""
         tokens = self._counts_tokens and self.question.objective == "throughput"
-        return less_mix(self.observations, tokens=tokens)
+        letters = getattr(self.target, "letters", np.empty(0))
+        return less_mix(self.observations, letters, tokens=tokens)
 
     def _noise(self) -> dict[str, Array]:
         """Standard deviation of one more run's logarithms at each candidate [c]."""
