@@ -19,6 +19,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +35,7 @@ LARGEST, TOKENS, WORDS = 64, 6, 20
 REQUESTS, SECONDS = 200, 6  # of a run of AIPerf's, and of one of guidellm's
 ITERATIONS = 15  # of AIPerf's search, which asks for a number
 LIMIT_S = 1800.0
+BUDGETS_S = (20.0, 60.0)  # of ours
 _COMMON: dict[str, Any] = {"prompt_tokens": (WORDS,), "new_tokens": (TOKENS,), "noise": 0.03}
 # name -> the server, and the latency in ms that 95 of 100 requests have to keep
 QUESTIONS: dict[str, tuple[Plan, float]] = {
@@ -52,9 +54,9 @@ def truth(plan: Plan, target_ms: float, at_once: float) -> tuple[float, bool]:
     return math.exp(seen.value), seen.metrics["latency"][0] <= math.log(target_ms)
 
 
-def ours(server: Running, folder: Path, target_ms: float) -> float:
+def ours(budget_s: float, server: Running, folder: Path, target_ms: float) -> float:
     """What this project advises; NaN for no setting."""
-    question = Question("goodput", {"latency": target_ms}, 60.0)
+    question = Question("goodput", {"latency": target_ms}, budget_s)
     load = Load(str(folder / "prompts.jsonl"), chat=False, largest=LARGEST)
     return suggest(f"openai:{server.url}", question, load).setting or math.nan
 
@@ -127,10 +129,10 @@ def _under(found: Any, key: str) -> Any:
     return next((value for part in parts if (value := _under(part, key)) is not None), None)
 
 
-def compared(name: str, tool: str, search: Tool) -> dict[str, object]:
-    """One row: a question put to a tool, on a server of its own."""
+def compared(run: int, name: str, tool: str, search: Tool) -> dict[str, object]:
+    """One row: a question put to a tool, on a server of its own, whose noise is the run's."""
     plan, target_ms = QUESTIONS[name]
-    with TemporaryDirectory() as place, scheduler_server(plan) as server:
+    with TemporaryDirectory() as place, scheduler_server(plan, seed=run) as server:
         folder = Path(place)
         rows = [
             {"prompt": f"{number} " + "w " * (WORDS - 1), "text": f"{number} " + "w " * (WORDS - 1),
@@ -144,9 +146,9 @@ def compared(name: str, tool: str, search: Tool) -> dict[str, object]:
     true, keeps = truth(plan, target_ms, answer) if answer >= 1 else (0.0, False)
     best = max(truth(plan, target_ms, n)[0] for n in range(1, LARGEST + 1))
     return {
-        "question": name, "searcher": tool, "advised_at_once": answer, "requests": requests,
-        "search_s": round(seconds, 1), "goodput_share": round(true / best, 4),
-        "target_kept": keeps,
+        "run": run, "question": name, "searcher": tool, "advised_at_once": answer,
+        "requests": requests, "search_s": round(seconds, 1),
+        "goodput_share": round(true / best, 4), "target_kept": keeps,
     }  # fmt: skip
 
 
@@ -156,15 +158,18 @@ def main() -> None:
     parser.add_argument("--guidellm", default="", help="its command; without, it is left out")
     parser.add_argument("--aiperf", default="", help="its command; without, it is left out")
     parser.add_argument("--questions", default=",".join(QUESTIONS))
+    parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    tools: dict[str, Tool] = {"batchgauge": ours}
+    tools: dict[str, Tool] = {
+        f"batchgauge, {budget_s:.0f} s": functools.partial(ours, budget_s) for budget_s in BUDGETS_S
+    }
     tools |= {"guidellm": functools.partial(guidellm, given.guidellm)} if given.guidellm else {}
     tools |= {"aiperf": functools.partial(aiperf, given.aiperf)} if given.aiperf else {}
     rows: list[dict[str, object]] = []
-    for name in given.questions.split(","):
+    for run, name in product(range(given.runs), given.questions.split(",")):
         for tool, search in tools.items():
-            rows.append(compared(name, tool, search))
+            rows.append(compared(run, name, tool, search))
             print(rows[-1], flush=True)  # noqa: T201
             with given.out.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

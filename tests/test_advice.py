@@ -219,6 +219,17 @@ def test_a_cliff_between_two_neighbours_is_believed():
     assert candidates[int(drawn.mean(axis=0).argmax())] == 11.0
 
 
+def test_a_cliff_that_falls_over_a_few_settings_is_believed():
+    """A first step down that ran twice is no noise between runs, for the best is beside it."""
+    at = np.array([1.0, 4.0, 13.0, 18.0, 20.0, 20.0, 21.0, 21.0, 22.0, 23.0, 24.0, 48.0])
+    falls = {21.0: 0.18, 22.0: 0.56, 23.0: 0.8, 24.0: 0.82, 48.0: 1.1}
+    values = np.log(at / (at + 80.0)) - [falls.get(x, 0.0) for x in at.tolist()]
+    candidates = whole_settings(48)
+    drawn = curves.sample("rate", curves.Seen(at, values, np.full(12, 5e-5)), candidates, 400, 0)
+    assert candidates[int(drawn.mean(axis=0).argmax())] == 20.0
+    assert abs(drawn[:, candidates == 21.0].mean() - values[6]) < 0.03
+
+
 def test_a_whole_tile_is_expected_to_be_better_than_a_part_of_one():
     """A server of tiles of 8 that ran at 4, 9, 10 and 16: 8 may do as much as 9, 17 less than 16.
 
@@ -535,6 +546,30 @@ def test_rates_are_those_of_the_scheduler():
             short = observe(simulate(plan, at_once, seed=seed), 1.0, "throughput", {}, tokens=True)
             errors.append((short.value - long.value) / short.value_sd)
         assert np.median(np.abs(errors)) < 1.5
+
+
+def test_few_answers_far_within_a_target_all_keep_it():
+    """Nine about as long as each other: surely within thrice that, half of them within it."""
+    run = simulate(Plan(base_s=0.025, new_tokens=(4,), noise=0.01), 1, cycles=4)
+    assert len(run.answered) == 9
+    usual_ms = float(np.median([a.latency_ms for a in run.answered]))
+    plain = observe(run, 1.0, "throughput", {}, tokens=False)
+    seen = {
+        factor: observe(run, 1.0, "goodput", {"latency": factor * usual_ms}, tokens=False)
+        for factor in (0.8, 1.0, 3.0)
+    }
+    shares = {factor: math.exp(o.value - plain.value) for factor, o in seen.items()}
+    assert shares[3.0] == pytest.approx(1.0, abs=1e-3)
+    assert seen[3.0].value_sd == pytest.approx(plain.value_sd, abs=1e-3)
+    assert 0.3 < shares[1.0] < 0.7
+    assert shares[0.8] < 0.1
+    assert seen[1.0].value_sd > 3 * plain.value_sd
+
+
+def test_slots_in_step_are_no_noise():
+    """Sixteen that answer together all the time: blocks of whole cycles have equal rates."""
+    run = simulate(Plan(noise=0.0, slots=16), 16, cycles=2, least_s=1.0)
+    assert observe(run, 1.0, "throughput", {}, tokens=False).value_sd < 0.03
 
 
 def test_a_percentile_needs_its_floor():

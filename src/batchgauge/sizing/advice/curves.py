@@ -3,12 +3,12 @@
 A curve is a mean plus a Gaussian process (Rasmussen & Williams, "Gaussian Processes for Machine
 Learning", 2006, ch. 2), both over the logarithm of the setting. The mean is a law that servers
 follow: a rate saturates, n / (n + h), until a cap of its own, in whole tiles of requests where
-steps cost the same for a part of one, and may fall at a cliff; a latency
-grows as h + n and may jump where requests begin to wait, or, where so many arrive a second, as
-1 / (1 - n / c) towards a capacity c (Kleinrock, "Queueing Systems", 1975, ch. 3). Which law, how
-smooth the rest and how much runs of one setting differ is not decided but averaged over, by
-marginal likelihood (Hoeting et al., "Bayesian model averaging", Statistical Science 14, 1999): a
-single best fit would state too small a risk.
+steps cost the same for a part of one, and may fall at a cliff, at once or over a few settings; a
+latency grows as h + n and may jump where requests begin to wait, or, where so many arrive a
+second, as 1 / (1 - n / c) towards a capacity c (Kleinrock, "Queueing Systems", 1975, ch. 3).
+Which law, how smooth the rest and how much runs of one setting differ is not decided but averaged
+over, by marginal likelihood (Hoeting et al., "Bayesian model averaging", Statistical Science 14,
+1999): a single best fit would state too small a risk.
 
 m runs · c candidate settings · L laws · S samples
 """
@@ -33,6 +33,7 @@ _HALVES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e5)  # settings at which half the 
 _PLACES = 24  # places of a cap that are told apart
 _CAPACITIES = 40
 _TILES = (4, 8, 16)  # requests
+_WIDTHS = (1e-9, 0.15, 0.5)  # doublings over which a cliff falls
 _NEAREST = 1e-2  # to the capacity, as a share of it: beyond, no run is long enough to tell
 
 
@@ -147,8 +148,9 @@ def _each_law(
     halves = np.array(_HALVES)[:, None]
     cap_p, drop_p = prior.has_change
     between = np.sqrt(candidates[1:] * candidates[:-1])[:, None]  # [c - 1, 1]
-    after = (at[None, :] > between).astype(np.float64)  # [c - 1, at]
-    drops = np.array(prior.drops)[:, None, None] * after[None]  # [drops, c - 1, at]
+    past = np.log2(at[None, :] / between)  # doublings, [c - 1, at]
+    after = np.concatenate([np.clip(past / width, 0.0, 1.0) for width in _WIDTHS])
+    drops = np.array(prior.drops)[:, None, None] * after[None]  # [drops, widths * (c - 1), at]
     if kind != "rate":
         if prior.queues:
             ends = candidates[candidates.size // 4], 1.6 * candidates[-1]
@@ -160,7 +162,8 @@ def _each_law(
         yield plain, rest * (1.0 - drop_p)
         # Behind a jump requests wait their turn: the wait grows with those in front.
         behind = np.log(np.maximum(at[None, :] / between, 1.0))
-        yield _sums(plain, (drops + behind[None]).reshape(-1, at.size)), rest * drop_p
+        jumps = np.array(prior.drops)[:, None, None] * (past > 0)[None]  # [drops, c - 1, at]
+        yield _sums(plain, (jumps + behind[None]).reshape(-1, at.size)), rest * drop_p
         return
     cliffs = -drops.reshape(-1, at.size)
     plain = -np.log1p(halves / at[None, :])
