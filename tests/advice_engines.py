@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from batchgauge.advise import Load, suggest
 from batchgauge.files import write_csv
-from batchgauge.registry import open_engine
+from batchgauge.registry import open_engine, weights_of
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import ClosedLoop, Requests, whole_settings
@@ -102,8 +102,9 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     best, shares = best_and_shares(seen, again, advised)
     answers = [
         {
-            "engine": name, "threads": THREADS, "max_tokens": TOKENS, "seed": seed,
-            "advised": advised[seed], "best": best, "throughput_share": round(shares[seed], 4),
+            "engine": name, "weights": weights_of(spec), "threads": THREADS, "max_tokens": TOKENS,
+            "seed": seed, "advised_setting": advised[seed], "best_setting": best,
+            "throughput_share": round(shares[seed], 4),
             "stated_within_5_percent": round(advice.found.decision.within[0.95], 3),
             "limit": advice.limit.name, "search_s": round(advice.found.seconds, 1),
             "sweep_s": round(sweep_s, 1),

@@ -53,7 +53,7 @@ from batchgauge.sizing.advice.load import (
     first_settings,
     whole_settings,
 )
-from batchgauge.sizing.advice.noise import less_mix
+from batchgauge.sizing.advice.noise import is_padded, less_mix
 from batchgauge.sizing.advice.observe import (
     Asked,
     Run,
@@ -110,8 +110,8 @@ def test_any_few_requests_are_like_the_workload():
     assert sorted(len(one().prompt) for _ in items) == sorted(lengths.tolist())
 
 
-@pytest.mark.parametrize("is_padded", [False, True])
-def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain(is_padded):
+@pytest.mark.parametrize("is_padded_engine", [False, True])
+def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain(is_padded_engine):
     """Long prompts are few: runs differ by which came, until batches are as the workload's are.
 
     Seconds rise with a batch's letters and their squares, or with those of the longest times its
@@ -123,7 +123,7 @@ def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain(is_pad
 
     def seconds(letters: np.ndarray) -> float:
         each = 0.001 * letters + 5e-7 * letters**2
-        whole = len(letters) * each.max() if is_padded else each.sum()
+        whole = len(letters) * each.max() if is_padded_engine else each.sum()
         return 0.05 * math.sqrt(len(letters)) + float(whole)
 
     for setting in (1, 2, 4, 8, 16):
@@ -147,6 +147,8 @@ def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain(is_pad
     closed = [replace(rows[0], run=replace(rows[0].run, kind="closed"))]
     assert less_mix(closed, workload, tokens=True) == closed
     assert less_mix(rows, np.empty(0), tokens=True) == rows
+    assert is_padded(rows) == is_padded_engine
+    assert not is_padded(closed)
 
 
 def test_advice_on_a_real_engine_is_judged_by_runs_that_did_not_choose_the_best():
@@ -918,6 +920,7 @@ def test_the_command(workload):
         assert told["value"]["low"] <= told["value"]["value"] <= told["value"]["high"]
         assert 0.0 <= told["probability"]["within_2_percent"] <= 1.0
         assert told["requests"] <= server.requests()
+        assert any("requests were sent of 12 prompts" in note for note in told["notes"])
         assert "running 1 request at once" in done.stderr
         assert "s left" in done.stderr
         late = subprocess.run(
@@ -969,6 +972,7 @@ def test_batches_of_an_engine_of_ones_own(workload):
     assert advice.found.beliefs.candidates[-1] == 12
     assert advice.setting
     assert advice.setting >= 5
+    assert not any("requests were sent" in note for note in advice.notes)
     run = Batches(Sleeper(), Requests(ITEMS), whole_settings(4)).run(4, 0.05, 4)
     assert all(a.latency_ms >= 6.0 for a in run.asked)
     assert run.asked[0].inter_token_ms == pytest.approx(0.2, rel=0.01)

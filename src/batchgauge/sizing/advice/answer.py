@@ -58,6 +58,7 @@ _ENDINGS = {
 _UNITS = {
     "cap": "the engine's own cap",
     "memory": "the engine's memory",
+    "padding": "padding to a batch's longest prompt",
     "queue": "queueing",
     "refusals": "the server's own limit on requests",
     "client": "this client",

@@ -2,8 +2,9 @@
 
 The signs: requests refused; a client that is busy or late; requests that wait while no more of
 them are answered at once (the server's own slots: by Little's law, those in service are those in
-flight less rate times waiting); throughput that falls (memory that all requests share, most
-often); arrivals faster than answers; or none of these, and larger settings simply give no more.
+flight less rate times waiting); throughput that falls (padding, where batches take as long as
+their longest prompts say, else memory that all requests share, most often); arrivals faster than
+answers; or none of these, and larger settings simply give no more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from batchgauge.sizing.advice.noise import is_padded
 from batchgauge.sizing.advice.observe import METRICS, Observation
 from batchgauge.sizing.advice.search import Found
 from batchgauge.text import figures, percent
@@ -22,6 +24,7 @@ from batchgauge.text import figures, percent
 Name = Literal[
     "cap",
     "memory",
+    "padding",
     "queue",
     "refusals",
     "client",
@@ -95,9 +98,12 @@ def _from_curve(found: Found, rows: Sequence[Observation], advised: float, targe
     slots = _slots(rows)
     if fall and (not slots or full):
         at, share = fall
+        name: Name = "padding" if is_padded(rows) else "memory"
         told = " (the server says that its KV cache is full)" if full else ""
+        if name == "padding":
+            told = "; batches take as long as if every prompt were as long as their longest"
         return Limit(
-            "memory",
+            name,
             f"from {figures(at)} {unit} on, throughput is {percent(share)} lower{told}",
             target, at,
         )  # fmt: skip

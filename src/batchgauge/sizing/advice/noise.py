@@ -55,20 +55,44 @@ def less_mix(rows: Sequence[Observation], workload: Array, *, tokens: bool) -> l
     """
     if not rows or not len(workload) or any(row.run.kind != "batch" for row in rows):
         return list(rows)
-    seen = [batches([a for a in r.run.asked if a.is_ok], tokens=tokens) for r in rows]
-    # What batches differ by within each run, in shares of its seconds.
+    seen = [_batches(row, tokens=tokens) for row in rows]
+    shares, scale, covariance = _explained(seen)
+    return [
+        _of_usual_batches(row, part, workload, shares / scale, covariance)
+        for row, part in zip(rows, seen, strict=True)
+    ]
+
+
+def is_padded(rows: Sequence[Observation]) -> bool:
+    """Whether what batches differ by is how long their longest prompt is, more than all prompts."""
+    seen = [
+        _batches(row, tokens=False) for row in rows if row.run.kind == "batch" and row.setting > 1
+    ]
+    if not seen:
+        return False
+    letters, longest, squares, longest_squares = _explained(seen)[0]
+    return bool(longest + longest_squares > letters + squares)
+
+
+def _batches(row: Observation, *, tokens: bool) -> Array:
+    return batches([a for a in row.run.asked if a.is_ok], tokens=tokens)
+
+
+def _explained(seen: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """What batches' seconds differ by within each run, in shares of the run's mean.
+
+    How much the four kinds of letters explain [4], what one letter of each is on that scale [4],
+    so that the first over the second are slopes, and the slopes' covariance [4, 4].
+    """
     apart = [(part[1:] - part[1:].mean(axis=1, keepdims=True)) / part[1].mean() for part in seen]
     seconds, *mixes = np.concatenate(apart, axis=1)
     design = np.array(mixes).T  # [batches, 4]
     scale = np.maximum(np.linalg.norm(design, axis=0), 1e-9)
-    slopes, left = scipy.optimize.nnls(design / scale, seconds)
-    used = design / scale * (slopes > 0)
-    degrees = max(1, seconds.size - len(rows) - int((slopes > 0).sum()))
+    shares, left = scipy.optimize.nnls(design / scale, seconds)
+    used = design / scale * (shares > 0)
+    degrees = max(1, seconds.size - len(seen) - int((shares > 0).sum()))
     covariance = left**2 / degrees * np.linalg.pinv(used.T @ used) / np.outer(scale, scale)
-    return [
-        _of_usual_batches(row, part, workload, slopes / scale, covariance)
-        for row, part in zip(rows, seen, strict=True)
-    ]
+    return shares, scale, covariance
 
 
 def _of_usual_batches(
