@@ -51,10 +51,10 @@ def in_batches(engine: Any, items: Items, size: int, seed: int) -> float:
     return tokens / (perf_counter() - begin)
 
 
-def at_once(server: Any, items: Items, number: int, seed: int) -> float:
-    """Tokens per second of a server that always has so many of the items, all of them sent."""
-    loop = ClosedLoop(server, Requests(items, seed), whole_settings(LARGEST))
-    run = loop.run(number, 0.0, math.ceil(len(items) / number))
+def at_once(server: Any, requests: Requests, number: int, _seed: int) -> float:
+    """Tokens per second of a server that always has so many of the requests, all of them sent."""
+    loop = ClosedLoop(server, requests, whole_settings(LARGEST))
+    run = loop.run(number, 0.0, math.ceil(requests.letters.size / number))
     return math.exp(observe(run, 0.0, "throughput", {}, tokens=True).value)
 
 
@@ -75,9 +75,8 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row an answer; one row a run of the sweeps."""
     items = to_items(load_prompts(""), max_tokens=TOKENS, seed=1)
     engine: Any = open_engine(spec, None, THREADS)
-    rate: Callable[[Any, Items, int, int], float] = (
-        at_once if hasattr(engine, "ask") else in_batches
-    )
+    work: Any = Requests(items) if hasattr(engine, "ask") else items
+    rate: Callable[..., float] = at_once if hasattr(engine, "ask") else in_batches
     load = Load(max_tokens=TOKENS, largest=LARGEST)
     found = [
         suggest(engine, Question(budget_s=BUDGET_S, seed=seed), load, threads=THREADS)
@@ -92,7 +91,7 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
             sweep_s = perf_counter() - begin
             settings = sorted({*sorted(seen, key=lambda s: seen[s])[-QUICKEST:], *advised})
         for setting in random.Random(number).sample(settings, len(settings)):
-            per_s = rate(engine, items, setting, number)
+            per_s = rate(engine, work, setting, number)
             print(name, number, setting, round(per_s, 2), flush=True)  # noqa: T201
             runs.append({"engine": name, "run": number, "setting": setting, "tokens_per_s": per_s})
             if number:

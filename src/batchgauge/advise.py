@@ -37,7 +37,7 @@ from batchgauge.sizing.advice.load import (
     whole_settings,
 )
 from batchgauge.sizing.advice.observe import observe
-from batchgauge.sizing.advice.search import Found, Search, Target
+from batchgauge.sizing.advice.search import Search, Target
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import visible
 from batchgauge.workload import load_prompts, to_items
@@ -118,8 +118,7 @@ def suggest(
         target = _target(opened, question, load, requests, notes)
         left_s = question.budget_s - (perf_counter() - began)
         question = replace(question, budget_s=max(1.0, left_s))
-        found = Search(target, question, progress=progress).find()
-        return MeasuredAdvice.of(shown, found, [*notes, *_sent_again(found, len(items))])
+        return MeasuredAdvice.of(shown, Search(target, question, progress=progress).find(), notes)
     finally:
         if isinstance(engine, str) and hasattr(opened, "close"):
             opened.close()
@@ -180,25 +179,11 @@ def _launched(
         status=lambda opened: metrics_of(opened.tell),
     )  # fmt: skip
     try:
-        found = Search(target, question, progress=progress).find()
-        prompts = requests.letters.size
-        return MeasuredAdvice.of(redacted(engine), found, _sent_again(found, prompts))
+        return MeasuredAdvice.of(
+            redacted(engine), Search(target, question, progress=progress).find()
+        )
     finally:
         target.close()
-
-
-def _sent_again(found: Found, prompts: int) -> list[str]:
-    """A sentence where a server got prompts more than once, which it may have cached."""
-    runs = [o.run for o in found.observations]
-    sent = sum(len(run.asked) for run in runs)
-    if runs[0].kind == "batch" or sent <= prompts:
-        return []
-    text = (
-        f"{sent:,} requests were sent of {prompts:,} prompts; a server that caches prompts answers "
-        "those it knows sooner than new ones (to switch that off, llama-server: --no-cache-prompt "
-        "--cache-ram 0, vLLM: --no-enable-prefix-caching)."
-    )
-    return [text]
 
 
 def _say(text: str, left_s: float) -> None:
