@@ -11,7 +11,6 @@ time. Neither of them is installed by the project: each has a virtual environmen
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
 import math
@@ -24,10 +23,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 from tests.scheduler import Plan, simulate
 from tests.scheduler_server import Running, scheduler_server
 
 from batchgauge.advise import Load, suggest
+from batchgauge.files import write_csv
 from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.observe import observe
 
@@ -36,6 +37,7 @@ REQUESTS, SECONDS = 200, 6  # of a run of AIPerf's, and of one of guidellm's
 ITERATIONS = 15  # of AIPerf's search, which asks for a number
 LIMIT_S = 1800.0
 BUDGETS_S = (20.0, 60.0)  # of ours
+KEY = ["run", "question", "searcher"]
 _COMMON: dict[str, Any] = {"prompt_tokens": (WORDS,), "new_tokens": (TOKENS,), "noise": 0.03}
 # name -> the server, and the latency in ms that 95 of 100 requests have to keep
 QUESTIONS: dict[str, tuple[Plan, float]] = {
@@ -153,12 +155,12 @@ def compared(run: int, name: str, tool: str, search: Tool) -> dict[str, object]:
 
 
 def main() -> None:
-    """Every question to every tool that is named, one after the other."""
+    """Every question to every tool that is named, one after the other; other rows stay."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--guidellm", default="", help="its command; without, it is left out")
     parser.add_argument("--aiperf", default="", help="its command; without, it is left out")
     parser.add_argument("--questions", default=",".join(QUESTIONS))
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--runs", default="0,1", help="their numbers, the seeds of the servers")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     tools: dict[str, Tool] = {
@@ -166,15 +168,13 @@ def main() -> None:
     }
     tools |= {"guidellm": functools.partial(guidellm, given.guidellm)} if given.guidellm else {}
     tools |= {"aiperf": functools.partial(aiperf, given.aiperf)} if given.aiperf else {}
-    rows: list[dict[str, object]] = []
-    for run, name in product(range(given.runs), given.questions.split(",")):
+    rows = pd.read_csv(given.out) if given.out.exists() else pd.DataFrame()
+    for run, name in product(map(int, given.runs.split(",")), given.questions.split(",")):
         for tool, search in tools.items():
-            rows.append(compared(run, name, tool, search))
-            print(rows[-1], flush=True)  # noqa: T201
-            with given.out.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            row = pd.DataFrame([compared(run, name, tool, search)])
+            print(row.to_string(header=False), flush=True)  # noqa: T201
+            rows = pd.concat([rows, row]).drop_duplicates(KEY, keep="last").sort_values(KEY)
+            write_csv(rows, given.out)
 
 
 if __name__ == "__main__":

@@ -62,14 +62,16 @@ class Requests:
     are taken at the places of Kronecker's sequence n·φ mod 1, of which neighbours lie far apart
     (Niederreiter, "Random Number Generation and Quasi-Monte Carlo Methods", 1992, ch. 3).
 
-    Servers cache prompts: one that comes again would be answered sooner than a new one. So from
-    its second time on a text has the number of the time behind what all texts begin with.
+    Servers cache prompts: one that comes again, in this search or the next, would be answered
+    sooner than a new one. For them a text has a number behind what all texts begin with, another
+    one each time.
     """
 
     def __init__(self, items: Sequence[BatchItem[InferenceBatchRequest]], seed: int = 0) -> None:
         if not items:
             raise UserError("The workload is empty; expected at least one request.")
         self._items, self._lock, self._next = items, threading.Lock(), count()
+        self._mark = time.time_ns() // 1_000_000 % 10_000
         self._rng = np.random.default_rng(seed)
         self.letters = np.array([float(letters(i.data)) for i in items])  # [prompts]
         asked = self.letters + _TOKEN * np.array([i.data.max_tokens for i in items])
@@ -80,11 +82,12 @@ class Requests:
         common = os.path.commonprefix(list(texts)) if len(texts) > 1 else ""  # noqa: RUF071 (no path)
         self._shared = max(common.rfind(blank) for blank in " \n\t") + 1  # whole words
 
-    def mixed(self, together: int) -> Callable[[], InferenceBatchRequest]:
+    def mixed(self, together: int, *, is_new: bool = False) -> Callable[[], InferenceBatchRequest]:
         """What gives the next request, for a run of so many `together`, on any thread.
 
         They are like the workload as a whole; which of them share a batch is left to chance, as
-        when it is drawn freely. Begins again at the end of the workload.
+        when it is drawn freely. Begins again at the end of the workload; where each `is_new`, as
+        texts that no server has cached.
         """
         waiting: list[int] = []
 
@@ -95,10 +98,10 @@ class Requests:
                     waiting.extend(self._rng.permutation(numbers).tolist())
                 time_before, place = divmod(waiting.pop(), len(self._items))
             request = self._items[int(self._order[place])].data
-            if not time_before or not isinstance(request.prompt, str):
+            if not is_new or not isinstance(request.prompt, str):
                 return request
             shared, rest = request.prompt[: self._shared], request.prompt[self._shared :]
-            return replace(request, prompt=f"{shared}{time_before + 1} {rest}")
+            return replace(request, prompt=f"{shared}{self._mark + time_before} {rest}")
 
         return take
 
@@ -170,7 +173,7 @@ class _Loop:
         most_s: float,
     ) -> None:  # fmt: skip
         self.server, self.slots = server, slots
-        self._take = requests.mixed(slots * cycles)
+        self._take = requests.mixed(slots * cycles, is_new=True)
         self._least_s, self._cycles = least_s, cycles
         self.asked: list[Asked] = []
         self.begin_s: float | None = None
@@ -274,7 +277,7 @@ class OpenLoop:
         arrivals = max(usual, int(setting * least_s))
         arrivals = max(2, int(min(arrivals, setting * most_s)))
         due = np.cumsum(rng.exponential(1.0 / setting, arrivals))  # [arrivals]
-        take = self.requests.mixed(arrivals)
+        take = self.requests.mixed(arrivals, is_new=True)
         begin = time.perf_counter() + 0.01
         cpu = time.process_time()
         with (
