@@ -7,19 +7,21 @@ Each engine is asked three times for its best throughput on the project's prompt
 runs all prompts at every setting of a list and at those advised; the two that were quickest in it
 and the advised ones run all prompts twice more. The share is of those last runs alone: who was
 lucky in the first sweep is not so in them. An engine in this process answers the shuffled prompts
-in batches, one after the other; a server has so many of them at once. `data/advice_engines.csv`
-has the answers, `data/advice_sweeps.csv` every run; rows of engines asked before stay in both.
+in batches, one after the other; a server always has so many of them at once.
+`data/advice_engines.csv` has the answers, `data/advice_sweeps.csv` every run; rows of engines
+asked before stay in both.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import pandas as pd
@@ -30,8 +32,7 @@ from batchgauge.files import write_csv
 from batchgauge.registry import open_engine, weights_of
 from batchgauge.request import BatchItem, InferenceBatchRequest
 from batchgauge.sizing.advice.decision import Question
-from batchgauge.sizing.advice.load import ClosedLoop, Requests, whole_settings
-from batchgauge.sizing.advice.observe import observe
+from batchgauge.sizing.advice.load import letters
 from batchgauge.workload import load_prompts, to_items
 
 RUNS, BUDGET_S, LARGEST, TOKENS, THREADS = 3, 120.0, 16, 16, 1
@@ -51,11 +52,21 @@ def in_batches(engine: Any, items: Items, size: int, seed: int) -> float:
     return tokens / (perf_counter() - begin)
 
 
-def at_once(server: Any, requests: Requests, number: int, _seed: int) -> float:
-    """Tokens per second of a server that always has so many of the requests, all of them sent."""
-    loop = ClosedLoop(server, requests, whole_settings(LARGEST))
-    run = loop.run(number, 0.0, math.ceil(requests.letters.size / number))
-    return math.exp(observe(run, 0.0, "throughput", {}, tokens=True).value)
+def at_once(server: Any, items: Items, number: int, seed: int) -> float:
+    """Tokens per second of all items, shuffled and new to the server, so many at once.
+
+    The last quarter are short ones, so that hardly a slot is idle while the last ones end.
+    """
+    rng = random.Random(seed)
+    by_length = sorted(items, key=lambda item: letters(item.data))
+    last = rng.sample(by_length[: len(items) // 2], len(items) // 4)
+    kept = {item.id for item in last}
+    order = [item for item in rng.sample(by_length, len(items)) if item.id not in kept] + last
+    begin, mark = perf_counter(), int(time() % 1e5)
+    work = [replace(item.data, prompt=f"{mark} {item.data.prompt}") for item in order]
+    with ThreadPoolExecutor(number) as pool:
+        tokens: int = sum(answer.tokens_generated for answer in pool.map(server.ask, work))
+    return tokens / (perf_counter() - begin)
 
 
 def best_and_shares(
@@ -75,8 +86,7 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row an answer; one row a run of the sweeps."""
     items = to_items(load_prompts(""), max_tokens=TOKENS, seed=1)
     engine: Any = open_engine(spec, None, THREADS)
-    work: Any = Requests(items) if hasattr(engine, "ask") else items
-    rate: Callable[..., float] = at_once if hasattr(engine, "ask") else in_batches
+    rate = at_once if hasattr(engine, "ask") else in_batches
     load = Load(max_tokens=TOKENS, largest=LARGEST)
     found = [
         suggest(engine, Question(budget_s=BUDGET_S, seed=seed), load, threads=THREADS)
@@ -91,7 +101,7 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
             sweep_s = perf_counter() - begin
             settings = sorted({*sorted(seen, key=lambda s: seen[s])[-QUICKEST:], *advised})
         for setting in random.Random(number).sample(settings, len(settings)):
-            per_s = rate(engine, work, setting, number)
+            per_s = rate(engine, items, setting, number)
             print(name, number, setting, round(per_s, 2), flush=True)  # noqa: T201
             runs.append({"engine": name, "run": number, "setting": setting, "tokens_per_s": per_s})
             if number:
