@@ -158,6 +158,7 @@ class VirtualTarget:
         self.unit = "requests per second" if asked.is_open else "requests at once"
         self.candidates = asked.candidates
         self.first = first_rates(self.candidates) if asked.is_open else None
+        self.letters = np.array(asked.plan.prompt_tokens, dtype=np.float64)
 
     def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
         """One run; the clock goes on as it would have."""

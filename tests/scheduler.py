@@ -184,7 +184,9 @@ class _Play:
 
     def _done(self, job: Job) -> None:
         now = self.now
-        self.asked.append(Asked(job.slot, job.due_s, job.due_s, job.first_s, now, job.new))
+        self.asked.append(
+            Asked(job.slot, job.due_s, job.due_s, job.first_s, now, job.new, letters=job.prompt)
+        )
         if self.is_open:
             return
         self.warm.add(job.slot)

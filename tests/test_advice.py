@@ -159,11 +159,40 @@ def test_noise_of_batches_is_what_prompts_of_other_lengths_do_not_explain(is_pad
     assert (errors < 4.0 * np.array([o.value_sd for o in left])).all()
     assert max(o.value_sd for o in left) < 0.02 < min(o.value_sd for o in rows)
     assert [o.value for o in left] == pytest.approx([o.rate for o in left])
-    closed = [replace(rows[0], run=replace(rows[0].run, kind="closed"))]
-    assert less_mix(closed, workload, tokens=True) == closed
+    arriving = [replace(rows[0], run=replace(rows[0].run, kind="open"))]
+    assert less_mix(arriving, workload, tokens=True) == arriving
     assert less_mix(rows, np.empty(0), tokens=True) == rows
     assert is_padded(rows) == is_padded_engine
-    assert not is_padded(closed)
+    assert not is_padded(arriving)
+
+
+@pytest.mark.parametrize(("slots", "tokens"), [(10_000, True), (10_000, False), (6, True)])
+def test_a_server_is_judged_by_the_workload_however_few_prompts_it_got(slots, tokens):
+    """Most seconds go into a few long prompts: runs of some requests get none, or several.
+
+    So does one whose slots are fewer than the requests at once. Truth is long runs of the same.
+    """
+    rng = np.random.default_rng(1)
+    prompts = np.exp(rng.normal(3.5, 1.4, 150)).round() + 1.0
+    plan = Plan(
+        0.02, 0.001, prompt_s=4e-4, noise=0.02, slots=slots, prompt_tokens=tuple(prompts.tolist()),
+        new_tokens=(6,) * 150,
+    )  # fmt: skip
+    rows, truth = [], []
+    for seed, setting in enumerate((1, 2, 3, 6, 16, 1, 2, 3, 6, 16)):
+        long = observe(
+            simulate(plan, setting, cycles=1500 / setting), 1.0, "throughput", {}, tokens=tokens
+        )
+        truth.append(long.value)
+        run = simulate(plan, setting, cycles=max(3, 24 / setting), seed=seed)
+        rows.append(observe(run, 1.0, "throughput", {}, tokens=tokens))
+    left = less_mix(rows, prompts, tokens=tokens)
+    before, after = (
+        np.abs([o.value - v for o, v in zip(r, truth, strict=True)]) for r in (rows, left)
+    )
+    assert after.max() < 0.2 * before.max()
+    assert np.sqrt(np.mean(after**2)) < 0.04
+    assert (after < 4.0 * np.array([o.value_sd for o in left])).all()
 
 
 def test_advice_on_a_real_engine_is_judged_by_runs_that_did_not_choose_the_best():

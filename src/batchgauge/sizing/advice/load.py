@@ -31,6 +31,7 @@ Array = npt.NDArray[np.float64]
 _MOST_WAVE_S = 60.0  # a first wave that takes longer is given up
 _LOOK_S = 0.02
 _COLD = 2.0  # a first wave that took so many times as long as later ones tells no cycle's length
+_IN_STEP = 0.02  # of the first wave: slots that end it so close together begin the next together
 _DRAIN = 4.0  # times the mean latency that requests under way at the end are waited for
 _UNFIT = 400  # the status for a single request of a batch that failed
 _PAUSE_S = (0.05, 1.0)  # after a refusal: doubles from the first to the second
@@ -121,6 +122,11 @@ class ClosedLoop:
     status: Callable[[], Mapping[str, float]] = dict
     unit: str = "requests at once"
 
+    @property
+    def letters(self) -> Array:
+        """Letters of every prompt of the workload [prompts]."""
+        return self.requests.letters
+
     def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
         """One run: a first wave to warm every slot, then at least `cycles` of each.
 
@@ -206,10 +212,10 @@ class _Loop:
             self._warm.add(asked.slot)
             is_warm = len(self._warm) == self.slots and self.deadline_s == math.inf
             if self.begin_s is None and is_warm:
-                self.begin_s = asked.end_s
                 # A request that is refused for its length is answered at once: that is no cycle.
                 fit = [a for a in self.asked if not a.is_unfit] or self.asked
                 self.wave_s = float(np.mean([a.end_s - a.due_s for a in fit]))
+                self.begin_s = asked.end_s - _IN_STEP * self.wave_s
                 wanted_s = self.begin_s + max(self._least_s, self._cycles * self.wave_s)
                 self.deadline_s = min(self.last_s, wanted_s)
                 self._cpu_s = time.process_time()
@@ -246,7 +252,10 @@ def ask_once(server: Answering, request: InferenceBatchRequest, slot: int, due_s
         return Asked(slot, due_s, sent, math.nan, end, None, status, str(problem))
     end = time.perf_counter()
     first = sent + answer.ttft_ms / 1e3
-    return Asked(slot, due_s, sent, first, end, answer.tokens_generated, is_empty=answer.is_empty)
+    return Asked(
+        slot, due_s, sent, first, end, answer.tokens_generated,
+        is_empty=answer.is_empty, letters=letters(request),
+    )  # fmt: skip
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from batchgauge.sizing.advice.observe import LEAST_SD, Observation, batches
+from batchgauge.sizing.advice.observe import LEAST_SD, Observation, Run, blocks_of, ratio_error
 
 Array = npt.NDArray[np.float64]
 
@@ -44,49 +44,49 @@ def variances(rows: Sequence[Observation]) -> Array:
 
 
 def less_mix(rows: Sequence[Observation], workload: Array, *, tokens: bool) -> list[Observation]:
-    """Runs of batches as if each had had the workload's mix of prompts, with the noise left.
+    """Runs as if each had had the workload's mix of prompts, with the noise left.
 
-    Batches and runs differ by the lengths of the prompts that they got. A batch's seconds grow
-    with its letters and, by attention, with their squares; on an engine that pads, with those of
-    its longest prompt times its size: four slopes for all runs, none negative, from what batches
-    differ by within each run (control variates: Law & Kelton, "Simulation Modeling and Analysis",
-    ch. 11). What the slopes are uncertain by is part of a run's error. `workload` has the letters
-    of all prompts [prompts]; without them, and for other runs, the runs come back as they are.
+    Runs, and parts of them, differ by the lengths of the prompts that they got. Seconds grow with
+    the letters of prompts and, by attention, with their squares; of a batch also with those of
+    its longest prompt, of a closed loop with how many at once take them in: four slopes for all
+    runs, none negative, from what parts differ by within each run (control variates: Law & Kelton,
+    "Simulation Modeling and Analysis", ch. 11). What the slopes are uncertain by is part of a
+    run's error. `workload` has the letters of all prompts [prompts]; without them, and for
+    arrivals at a rate, the runs come back as they are.
     """
-    if not rows or not len(workload) or any(row.run.kind != "batch" for row in rows):
+    if not rows or not len(workload) or any(row.run.kind == "open" for row in rows):
         return list(rows)
-    seen = [_batches(row, tokens=tokens) for row in rows]
-    shares, scale, covariance = _explained(seen)
+    seen = [blocks_of(row.run, tokens=tokens) for row in rows]
+    shares, scale, covariance = _explained(rows, seen)
+    slopes = shares / scale
+    each = 1.0
+    if tokens:
+        each = float(np.mean([a.tokens or 0 for row in rows for a in row.run.asked if a.is_ok]))
     return [
-        _of_usual_batches(row, part, workload, shares / scale, covariance)
+        _of_usual_prompts(row, part, _usual(row.run, workload), each, slopes, covariance)
         for row, part in zip(rows, seen, strict=True)
     ]
 
 
 def is_padded(rows: Sequence[Observation]) -> bool:
     """Whether what batches differ by is how long their longest prompt is, more than all prompts."""
-    seen = [
-        _batches(row, tokens=False) for row in rows if row.run.kind == "batch" and row.setting > 1
-    ]
-    if not seen:
+    several = [row for row in rows if row.run.kind == "batch" and row.setting > 1]
+    if not several:
         return False
-    letters, longest, squares, longest_squares = _explained(seen)[0]
+    seen = [blocks_of(row.run, tokens=False) for row in several]
+    letters, longest, squares, longest_squares = _explained(several, seen)[0]
     return bool(longest + longest_squares > letters + squares)
 
 
-def _batches(row: Observation, *, tokens: bool) -> Array:
-    return batches([a for a in row.run.asked if a.is_ok], tokens=tokens)
-
-
-def _explained(seen: Sequence[Array]) -> tuple[Array, Array, Array]:
-    """What batches' seconds differ by within each run, in shares of the run's mean.
+def _explained(rows: Sequence[Observation], seen: Sequence[Array]) -> tuple[Array, Array, Array]:
+    """What seconds differ by within each run, in shares of the mean of its parts.
 
     How much the four kinds of letters explain [4], what one letter of each is on that scale [4],
     so that the first over the second are slopes, and the slopes' covariance [4, 4].
     """
-    apart = [(part[1:] - part[1:].mean(axis=1, keepdims=True)) / part[1].mean() for part in seen]
+    apart = [_apart(row.run, part) / part[1].mean() for row, part in zip(rows, seen, strict=True)]
     seconds, *mixes = np.concatenate(apart, axis=1)
-    design = np.array(mixes).T  # [batches, 4]
+    design = np.array(mixes).T  # [parts, 4]
     scale = np.maximum(np.linalg.norm(design, axis=0), 1e-9)
     shares, left = scipy.optimize.nnls(design / scale, seconds)
     used = design / scale * (shares > 0)
@@ -95,24 +95,43 @@ def _explained(seen: Sequence[Array]) -> tuple[Array, Array, Array]:
     return shares, scale, covariance
 
 
-def _of_usual_batches(
-    row: Observation, seen: Array, workload: Array, slopes: Array, covariance: Array
+def _apart(run: Run, seen: Array) -> Array:
+    """How parts differ in seconds and letters from what their amount would explain [5, parts].
+
+    Batches have as many requests each; parts of a closed loop do more or less of them.
+    """
+    base = np.ones(seen.shape[1]) if run.kind == "batch" else seen[0]
+    return seen[1:] - np.outer(seen[1:] @ base / (base @ base), base)
+
+
+def _usual(run: Run, workload: Array) -> Array:
+    """The four kinds of letters that a request of the workload has on average in such a run [4]."""
+    size = int(run.setting)
+    if run.kind == "batch":
+        longest = functools.partial(_expected_largest, size)
+        return np.array([f(x) for x in (workload, workload**2) for f in (np.mean, longest)])
+    return np.array([np.mean(x) / by for x in (workload, workload**2) for by in (1, size)])
+
+
+def _of_usual_prompts(
+    row: Observation, seen: Array, usual: Array, each: float, slopes: Array, covariance: Array
 ) -> Observation:
-    """One run, had its batches been the workload's: slopes [4] and their covariance [4, 4]."""
-    amount, seconds, mix = seen[0], seen[1], seen[2:]  # [batches], and [4, batches]
-    size, means = int(row.setting), mix.mean(axis=1)
-    longest = functools.partial(_expected_largest, size)
-    usual = [f(x) for x in (workload, workload**2) for f in (np.mean, longest)]
-    missed = size * np.array(usual) - means
+    """One run, had its prompts been as `usual` [4]: slopes [4] and their covariance [4, 4].
+
+    `each` is the amount of a request.
+    """
+    amount, seconds, mix = seen[0], seen[1], seen[2:]  # [parts], and [4, parts]
+    means, is_batch = mix.mean(axis=1), row.run.kind == "batch"
+    requests = row.setting if is_batch else amount.mean() / each
+    missed = requests * usual - means
     expected = max(float(seconds.mean() + slopes @ missed), _LEAST_SHARE * seconds.mean())
     shift = math.log(seconds.mean() / expected)
-    alike = seconds - slopes @ (mix - means[:, None])  # [batches], with the run's own mean letters
-    apart = alike - alike.mean() * amount / amount.mean()  # of a ratio
-    error = math.sqrt(
-        apart @ apart / max(1, apart.size - 1) / apart.size + missed @ covariance @ missed
+    # What a part's own letters made longer; of batches, beside the mean, as their amount is alike.
+    alike = seconds - slopes @ (mix - means[:, None] * is_batch)  # [parts]
+    error = math.hypot(
+        ratio_error(amount, alike) * alike.mean(), math.sqrt(missed @ covariance @ missed)
     )
-    rates = amount / seconds
-    before = float(rates.std(ddof=1) / rates.mean()) / math.sqrt(rates.size)
+    before = ratio_error(amount, seconds)
     more = max(LEAST_SD, error / expected) ** 2 - max(LEAST_SD, before) ** 2
     return replace(
         row, value=row.value + shift, rate=row.rate + shift,

@@ -1,8 +1,8 @@
 """One run of a setting as records of its requests, and what the search learns from it.
 
 Times are seconds on one clock. A request's latency counts from when it was due, which in an
-open loop may be before it could be sent (no coordinated omission). Rates come from whole
-cycles of each slot, so that neither the first nor the last wave distorts them.
+open loop may be before it could be sent (no coordinated omission). Rates come from what was
+done in the seconds in which every slot was busy, by halves of requests too.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ REFUSALS = {408, 429}  # of the codes from 400 to 499, those that are about load
 _MOST_REFUSED = 0.002  # of the requests of a setting that is advised, or none of a short run's
 _MOST_FAILED = 0.01  # without a word of load: connections break now and then
 _MOST_BLOCKS = 12  # of a run
+_BUSY = 0.75  # of the slots, until when a run goes on after nothing more is sent
 _LEAST_WIDTH = 0.01  # of the logarithm of a time: nothing is timed better
 _OUT_OF_NOTHING = 20.0  # growth within a run that is no figure
 _GROWN = 2.0  # the mean latency of an open run's last third over that of its first
@@ -45,7 +46,7 @@ class Asked:
     `first_s` is NaN where no time of a first token is known, `last_s` is the last token's where
     the answer came later than that (a batch), `tokens` None where nobody counted. `status` is
     that of an answer that is none, `error` what was said; both empty for an answer. `letters`
-    are those of the prompt, in batches.
+    are those of the prompt.
     """
 
     slot: int
@@ -227,18 +228,22 @@ def observe(
     if not run.answered:
         raise UserError(_nothing(run))
     tokens = tokens and objective == "throughput"
-    blocks, rate = _block_rates(run, tokens=tokens), _cycle_rate(run, tokens=tokens)
+    parts = _rates_in_time(run, tokens=tokens)
+    unsteady, variance = _trend(parts), 0.0
     if run.kind == "open":
+        rate = _open_rate(run, tokens=tokens)
         amounts = np.array([_amount(a, tokens=tokens) for a in run.counted if a.is_ok])
         sd = float(amounts.std() / math.sqrt(amounts.size) / amounts.mean())
+        # Where the server fell behind, its rate is less sure.
         other = run.setting * float(amounts.sum()) / len(run.counted)
+        variance = (math.log(rate / other) / 2.0) ** 2
     else:
-        sd = float(blocks.std(ddof=1) / math.sqrt(blocks.size) / blocks.mean())
-        other = float(blocks.mean()) if run.kind == "closed" else rate
-    # Where two rates disagree, slots were out of step with each other at the end, or the server
-    # fell behind.
-    variance = max(LEAST_SD, sd) ** 2 + (math.log(rate / other) / 2.0) ** 2
-    unsteady, plain = _trend(blocks), math.log(rate)
+        amount, busy_s, *_ = blocks_of(run, tokens=tokens)
+        amount = np.maximum(amount, 1e-9)
+        parts, rate = amount, float(amount.sum() / busy_s.sum())
+        sd = ratio_error(amount, busy_s)
+    variance += max(LEAST_SD, sd) ** 2
+    plain = math.log(rate)
     if objective == "goodput":
         kept = _kept(run, targets)
         share = max(float(kept.mean()), 0.5 / (kept.size + 1.0))
@@ -254,8 +259,17 @@ def observe(
             "less than two tokens); expected no target for it."
         )
     return Observation(
-        run, seconds, math.log(rate), math.sqrt(variance), blocks.size - 1, metrics, unsteady, plain
+        run, seconds, math.log(rate), math.sqrt(variance), parts.size - 1, metrics, unsteady, plain
     )
+
+
+def ratio_error(amount: Array, seconds: Array) -> float:
+    """Relative standard error of sum(amount) / sum(seconds), both [parts].
+
+    Cochran, "Sampling Techniques" (1977), eq. 6.13.
+    """
+    apart = seconds - amount * (seconds.sum() / amount.sum())
+    return math.sqrt(apart @ apart / max(1, apart.size - 1) / apart.size) / float(seconds.mean())
 
 
 def _kept(run: Run, targets: Mapping[str, float]) -> Array:
@@ -278,33 +292,17 @@ def _amount(asked: Asked, *, tokens: bool) -> float:
     return float(asked.tokens or 0) if tokens else 1.0
 
 
-def _cycle_rate(run: Run, *, tokens: bool) -> float:
-    """Tokens or requests per second, from whole cycles of each slot."""
-    ok = [a for a in run.asked if a.is_ok and a.due_s >= run.begin_s]
-    if run.kind == "open":
-        counted = [a for a in run.counted if a.is_ok]
-        # How many came is chance, at what rate is not: answers a request, times the rate; less
-        # where the server fell behind, and answered for longer than they came.
-        done_s = max(a.end_s for a in counted) - min(a.due_s for a in counted)
-        behind = max(1.0, (done_s - _typical(run)) / (run.deadline_s - run.begin_s))
-        answered = sum(_amount(a, tokens=tokens) for a in counted)
-        return run.setting * answered / len(run.counted) / behind
-    if run.kind == "batch":
-        return sum(_amount(a, tokens=tokens) for a in ok) / (run.deadline_s - run.begin_s)
-    total = 0.0
-    slots: dict[int, list[Asked]] = {}
-    for asked in run.asked:
-        slots.setdefault(asked.slot, []).append(asked)
-    for rows in slots.values():
-        mine = [a for a in rows if a.due_s >= run.begin_s]
-        full = [a for a in mine if a.end_s <= run.deadline_s] or mine[:1]
-        if full:
-            span = max(a.end_s for a in full) - min(a.due_s for a in full)
-            total += sum(_amount(a, tokens=tokens) for a in full if a.is_ok) / span
-    if total > 0.0:
-        return total
-    width = max(a.end_s for a in ok) - min(a.due_s for a in ok)
-    return sum(_amount(a, tokens=tokens) for a in ok) / width
+def _open_rate(run: Run, *, tokens: bool) -> float:
+    """Tokens or requests per second of arrivals at a rate.
+
+    How many came is chance, at what rate is not: answers a request, times the rate; less where
+    the server fell behind, and answered for longer than they came.
+    """
+    counted = [a for a in run.counted if a.is_ok]
+    done_s = max(a.end_s for a in counted) - min(a.due_s for a in counted)
+    behind = max(1.0, (done_s - _typical(run)) / (run.deadline_s - run.begin_s))
+    answered = sum(_amount(a, tokens=tokens) for a in counted)
+    return run.setting * answered / len(run.counted) / behind
 
 
 def _typical(run: Run) -> float:
@@ -312,39 +310,33 @@ def _typical(run: Run) -> float:
     return float(np.median([a.end_s - a.due_s for a in run.answered]))
 
 
-def _block_rates(run: Run, *, tokens: bool) -> Array:
-    """Rates of blocks of whole cycles, float64 [blocks], at least 2.
-
-    Every answer's tokens are spread evenly from its first token to its end.
-    """
-    ok = [a for a in run.asked if a.is_ok]
-    if run.kind == "batch":
-        amount, seconds, *_ = batches(ok, tokens=tokens)
-        return np.asarray(amount / seconds)
-    begin = run.begin_s
-    end = max(run.deadline_s, begin + 1e-9)
-    cycle_s = max(_typical(run), 1e-9)
-    cycles = int((end - begin) // cycle_s)
-    count = min(_MOST_BLOCKS, max(2, cycles))
-    width = cycle_s * (cycles // count) if cycles >= count else (end - begin) / count
-    edges = begin + width * np.arange(count + 1)
-    amounts = np.array([_amount(a, tokens=tokens) for a in ok])
-    ends = np.array([a.end_s for a in ok])
-    starts = np.array([a.due_s if math.isnan(a.first_s) else a.first_s for a in ok])
-    starts = np.minimum(starts, ends - 1e-9)
-    done = np.clip((edges[:, None] - starts) / (ends - starts), 0.0, 1.0) @ amounts  # [edges]
-    rates: Array = np.diff(done) / np.diff(edges)
+def _rates_in_time(run: Run, *, tokens: bool) -> Array:
+    """Tokens or requests per second in blocks of equal seconds, float64 [blocks], at least 2."""
+    cycles = (run.deadline_s - run.begin_s) / max(_typical(run), 1e-9)
+    edges = np.linspace(run.begin_s, run.deadline_s, min(_MOST_BLOCKS, max(2, int(cycles))) + 1)
+    amount, seconds, *_ = _done_between(run, edges, tokens=tokens)
+    rates: Array = amount / seconds
     return rates if rates.mean() > 0 else rates + 1e-9
 
 
-def batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
-    """Amount and seconds of each batch, and what its prompts may add to them, float64 [6, batches].
+def blocks_of(run: Run, *, tokens: bool) -> Array:
+    """Amount and seconds of parts of a run, and what prompts may add to them, float64 [6, blocks].
 
-    The latter are the sum of its letters, its longest's times its size, and both of squares.
+    A part is a batch; its prompts add by the sum of their letters, by its longest's times its
+    size, and by both of squares. Of a closed loop it is the seconds in which about one request of
+    each slot was done; prompts add by their letters and by those over the slots, which take their
+    prompts in side by side or one after the other, and by both of squares.
     """
+    if run.kind == "batch":
+        return _batches(run, tokens=tokens)
+    return _done_between(run, _edges(run), tokens=tokens)
+
+
+def _batches(run: Run, *, tokens: bool) -> Array:
     found: dict[float, list[Asked]] = {}
-    for asked in ok:
-        found.setdefault(asked.due_s, []).append(asked)
+    for asked in run.asked:
+        if asked.is_ok:
+            found.setdefault(asked.due_s, []).append(asked)
     columns = []
     for batch in found.values():
         letters = np.array([float(a.letters) for a in batch])
@@ -352,6 +344,53 @@ def batches(ok: Sequence[Asked], *, tokens: bool) -> Array:
         amount = sum(_amount(a, tokens=tokens) for a in batch)
         columns.append([amount, batch[0].end_s - batch[0].due_s, *mix])
     return np.array(columns).T
+
+
+def _edges(run: Run) -> Array:
+    """When parts of a closed loop's run begin and end, all slots busy, float64 [3 or more].
+
+    At ends of requests, about as many in each part as there are slots.
+    """
+    ok = [a for a in run.asked if a.is_ok]
+    sent, ended = np.sort([a.sent_s for a in ok]), np.sort([a.end_s for a in ok])
+    under_way = np.searchsorted(sent, ended) - np.arange(ended.size)  # until each of the ends
+    is_busy = (ended <= run.deadline_s) | (under_way >= _BUSY * run.setting)
+    done = ended[is_busy & (ended > run.begin_s)]
+    count = min(_MOST_BLOCKS, max(2, round(done.size / run.setting)))
+    if done.size >= count:
+        places = np.round(np.linspace(0, done.size, count + 1)[1:]).astype(int) - 1
+        edges = np.unique([run.begin_s, *done[places]])
+        if edges.size > 2:
+            return edges
+    return np.linspace(run.begin_s, max(run.begin_s + 1e-9, ended[-1]), 3)
+
+
+def _done_between(run: Run, edges: Array, *, tokens: bool) -> Array:
+    """What `blocks_of` gives, between edges in time.
+
+    Every answer's amount is spread evenly from its first token to its end. Its prompt's letters
+    are taken in before the first token, since it was due or, where it waited, since the server
+    last answered anything.
+    """
+    ok = [a for a in run.asked if a.is_ok]
+    due, first, end, letters = np.array([(a.due_s, a.first_s, a.end_s, a.letters) for a in ok]).T
+    amounts = np.array([_amount(a, tokens=tokens) for a in ok])
+    is_known = ~np.isnan(first)
+    amount = _spread(edges, np.where(is_known, first, due), end, amounts)
+    events = np.sort(np.concatenate([[-math.inf], first[is_known], end]))
+    before = events[np.maximum(0, np.searchsorted(events, first) - 1)]
+    since = np.where(is_known, np.maximum(due, before), due)
+    until = np.where(is_known, first, end)
+    mix = [_spread(edges, since, until, letters**power) for power in (1, 2)]
+    slots = run.setting
+    return np.array([amount, np.diff(edges), *(row / over for row in mix for over in (1.0, slots))])
+
+
+def _spread(edges: Array, begins: Array, ends: Array, amounts: Array) -> Array:
+    """What falls between edges [e] of amounts that each lie between two times, float64 [e - 1]."""
+    begins = np.minimum(begins, ends - 1e-9)
+    done = np.clip((edges[:, None] - begins) / (ends - begins), 0.0, 1.0) @ amounts
+    return np.asarray(np.diff(done))
 
 
 def _trend(blocks: Array) -> str:
