@@ -1,7 +1,8 @@
 """`batchgauge suggest` on real engines and servers, each beside sweeps of the whole workload.
 
     python -m tests.advice_engines --engines llama-cpp,transformers
-    python -m tests.advice_engines --engines llama-server=openai:http://127.0.0.1:8080/v1
+    python -m tests.advice_engines --engines llama-server=openai:http://127.0.0.1:8080/v1 \
+        --weights file
 
 Each engine is asked three times for its best throughput on the project's prompts. Then one sweep
 runs all prompts at every setting of a list and at those advised; the two that were quickest in it
@@ -82,7 +83,7 @@ def best_and_shares(
     return best, [means[setting] / means[best] for setting in advised]
 
 
-def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compared(name: str, spec: str, weights: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row an answer; one row a run of the sweeps."""
     items = to_items(load_prompts(""), max_tokens=TOKENS, seed=1)
     engine: Any = open_engine(spec, None, THREADS)
@@ -111,8 +112,9 @@ def compared(name: str, spec: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     best, shares = best_and_shares(seen, again, advised)
     answers = [
         {
-            "engine": name, "weights": weights_of(spec), "threads": THREADS, "max_tokens": TOKENS,
-            "seed": seed, "advised_setting": advised[seed], "best_setting": best,
+            "engine": name, "weights": weights or weights_of(spec), "threads": THREADS,
+            "max_tokens": TOKENS, "seed": seed,
+            "advised_setting": advised[seed], "best_setting": best,
             "throughput_share": round(shares[seed], 4),
             "stated_within_5_percent": round(advice.found.decision.within[0.95], 3),
             "limit": advice.limit.name, "search_s": round(advice.found.seconds, 1),
@@ -127,12 +129,13 @@ def main() -> None:
     """Every engine that is named, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", required=True, help="NAME=SPEC, with commas between them")
+    parser.add_argument("--weights", default="", help="of servers, which do not tell")
     parser.add_argument("--out", type=Path, default=Path("data"))
     given = parser.parse_args()
     for named in given.engines.split(","):
         name, _, spec = named.partition("=")
         with threadpool_limits(THREADS):
-            tables = compared(name, spec or name)
+            tables = compared(name, spec or name, given.weights)
         for file, rows in zip(("advice_engines.csv", "advice_sweeps.csv"), tables, strict=True):
             path, whole = given.out / file, rows
             if path.exists():

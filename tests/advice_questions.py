@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,11 +155,11 @@ class VirtualTarget:
     """The scheduler under the load that the search asks for, in virtual time."""
 
     def __init__(self, asked: Asking) -> None:
-        self.asked, self.now, self.requests, self.runs = asked, 0.0, 0, 0
+        self.asked, self.now, self.runs = asked, 0.0, 0
         self.unit = "requests per second" if asked.is_open else "requests at once"
         self.candidates = asked.candidates
         self.first = first_rates(self.candidates) if asked.is_open else None
-        self.letters = np.array(asked.plan.prompt_tokens, dtype=np.float64)
+        self.requests = SimpleNamespace(letters=np.array(asked.plan.prompt_tokens, np.float64))
 
     def run(self, setting: float, least_s: float, cycles: int, most_s: float) -> Run:
         """One run; the clock goes on as it would have."""
@@ -168,5 +169,4 @@ class VirtualTarget:
             seed=1000 * self.asked.seed + self.runs,
         )  # fmt: skip
         self.now += max(a.end_s for a in found.asked)
-        self.requests += len(found.asked)
         return found

@@ -2,10 +2,11 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from batchgauge import UserError
-from batchgauge.reporting.readme import BEGIN, END, results_block, with_block
+from batchgauge.reporting.readme import BEGIN, END, real_engines, results_block, with_block
 from batchgauge.reporting.study import books
 
 
@@ -50,3 +51,16 @@ def test_reports_that_were_not_made_on_one_day_say_so(tmp_path, days, said):
         (tmp_path / "data" / f"{name}_facts.json").write_text(json.dumps(facts))
         (tmp_path / "reports" / f"{name}.html").touch()
     assert said in results_block(tmp_path, ["first", "second"]).splitlines()[0]
+
+
+def test_advice_for_real_engines_shows_the_worst_answer():
+    """One row an engine, with every setting that was advised and the least share of the best."""
+    told = {
+        "engine": ["one", "one", "other"], "weights": ["file", "file", float("nan")],
+        "threads": [1, 1, 2], "max_tokens": 16, "advised_setting": [3, 12, 5], "best_setting": 12,
+        "throughput_share": [0.91, 1.02, 0.96], "search_s": [60.0, 80.0, 9.0], "sweep_s": 500.0,
+    }  # fmt: skip
+    said = "\n".join(real_engines(pd.DataFrame(told)))
+    assert "2 of 3 answers within 5 % of the best" in said
+    assert "| one | file | 1 | 16 | 3, 12 | 12 | 0.910 | 70 | 500 |" in said
+    assert "| other | – | 2 | 16 | 5 | 12 | 0.960 | 9 | 500 |" in said

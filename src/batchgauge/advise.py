@@ -36,6 +36,7 @@ from batchgauge.sizing.advice.load import (
     rates,
     whole_settings,
 )
+from batchgauge.sizing.advice.noise import less_mix
 from batchgauge.sizing.advice.observe import observe
 from batchgauge.sizing.advice.search import Search, Target
 from batchgauge.sizing.advice.told import metrics_of, properties_of
@@ -149,7 +150,8 @@ def _target(
         observe(closed.run(n, least_s, 2, 6 * least_s), 0.0, "throughput", {}, tokens=False)
         for n in _CAPACITY_AT
     ]
-    capacity = max(math.exp(o.value) for o in seen)
+    alike = less_mix(seen, requests.letters, tokens=False)
+    capacity = max(math.exp(o.value) for o in alike)
     return OpenLoop(engine, requests, rates(capacity), status, question.seed)
 
 

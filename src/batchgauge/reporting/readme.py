@@ -9,14 +9,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from batchgauge.errors import UserError
 from batchgauge.files import write_text
 from batchgauge.reporting.index import answers, by_question, first_sentence, read_facts, scorecard
 from batchgauge.reporting.score import Score
-from batchgauge.text import escaped
+from batchgauge.reporting.tables import to_markdown
+from batchgauge.text import escaped, percent
 
 BEGIN = "<!-- results: written by `batchgauge report --readme`, do not edit -->"
 END = "<!-- /results -->"
+NEAR = 0.95  # of the best setting's throughput
 _VERDICTS = {
     "met": "met", "missed": "not met", "open": "undecided", "measured": "–",
     "not comparable": "not comparable",
@@ -55,7 +59,39 @@ def results_block(root: Path, order: list[str]) -> str:
         lines += ["", f"<details><summary>{title}</summary>", "", said, ""]
         lines += [*_table([row.score for row in rows]), ""] if rows else []
         lines.append("</details>")
+    path = root / "data" / "advice_engines.csv"
+    lines += real_engines(pd.read_csv(path)) if path.exists() else []
     return "\n".join(lines)
+
+
+def real_engines(answers: pd.DataFrame) -> list[str]:
+    """What `suggest` said of real engines, each beside a sweep of its own; the worst answer too."""
+    shares = answers["throughput_share"]
+    title = (
+        f"<b>Advice for real engines and servers</b> ({int((shares >= NEAR).sum())} of "
+        f"{len(answers)} answers within {percent(1 - NEAR)} of the best)"
+    )
+    rows = []
+    for engine, told in answers.groupby("engine", sort=False):
+        first, settings = told.iloc[0], ", ".join(map(str, told["advised_setting"]))
+        rows.append(
+            {
+                "engine": engine, "weights": first["weights"], "threads": first["threads"],
+                "max_tokens": first["max_tokens"], "advised": settings,
+                "best_setting": first["best_setting"],
+                "worst_share": told["throughput_share"].min(),
+                "search_s": told["search_s"].mean(), "sweep_s": first["sweep_s"],
+            }
+        )  # fmt: skip
+    caption = (
+        "Asked several times for the best throughput on the project's prompts: the batch sizes, "
+        "or requests at once to a server, that were advised; the best one of a sweep with all "
+        "prompts; and what share of its tokens per second the worst advice has."
+    )
+    return [
+        "", f"<details><summary>{title}</summary>", "",
+        *to_markdown(pd.DataFrame(rows), caption).splitlines(), "", "</details>",
+    ]  # fmt: skip
 
 
 def _table(scores: Sequence[Score]) -> list[str]:

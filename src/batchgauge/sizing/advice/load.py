@@ -122,11 +122,6 @@ class ClosedLoop:
     status: Callable[[], Mapping[str, float]] = dict
     unit: str = "requests at once"
 
-    @property
-    def letters(self) -> Array:
-        """Letters of every prompt of the workload [prompts]."""
-        return self.requests.letters
-
     def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
         """One run: a first wave to warm every slot, then at least `cycles` of each.
 
@@ -316,11 +311,6 @@ class Batches:
     requests: Requests
     candidates: Array
     unit: str = "requests in a batch"
-
-    @property
-    def letters(self) -> Array:
-        """Letters of every prompt of the workload [prompts]."""
-        return self.requests.letters
 
     def run(self, setting: float, least_s: float, cycles: int, most_s: float = math.inf) -> Run:
         """One run: a batch to warm up, then at least `cycles` of them, or as fit into `most_s`."""

@@ -57,8 +57,8 @@ _LEAST_ERROR = 0.01  # of a rate: short runs differ by so much from what would b
 class Target(Protocol):
     """What is searched: an engine or a server under some load.
 
-    It may also have `first`, the settings to begin with, and `letters`, those of every prompt of
-    the workload, float64 [prompts].
+    It may also have `first`, the settings to begin with, and `requests`, whose `letters` are those
+    of every prompt of the workload, float64 [prompts].
     """
 
     unit: str  # "requests at once", "requests per second" or "requests in a batch"
@@ -376,7 +376,7 @@ class Search:
     def _runs(self) -> list[Observation]:
         """What was seen, less what differs by the prompts that came."""
         tokens = self._counts_tokens and self.question.objective == "throughput"
-        letters = getattr(self.target, "letters", np.empty(0))
+        letters = getattr(getattr(self.target, "requests", None), "letters", np.empty(0))
         return less_mix(self.observations, letters, tokens=tokens)
 
     def _noise(self) -> dict[str, Array]:
