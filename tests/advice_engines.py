@@ -94,6 +94,7 @@ def compared(name: str, spec: str, weights: str) -> tuple[pd.DataFrame, pd.DataF
         for seed in range(RUNS)
     ]
     advised = [int(advice.setting or 0) for advice in found]
+    print(name, "advised", advised, flush=True)  # noqa: T201
     settings, runs, seen = sorted({*SWEPT, *advised}), list[dict[str, object]](), dict[int, float]()
     again: dict[int, list[float]] = {}
     sweep_s, begin = 0.0, perf_counter()
