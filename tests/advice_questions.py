@@ -17,7 +17,8 @@ from tests.scheduler import Plan, simulate
 
 from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import first_rates, rates, whole_settings
-from batchgauge.sizing.advice.observe import Objective, Run, observe
+from batchgauge.sizing.advice.observe import Objective, observe
+from batchgauge.sizing.advice.records import Run
 
 JUDGED = 1000
 KINDS = ("compute", "cap", "memory", "refusals", "queue")

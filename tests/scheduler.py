@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchgauge.sizing.advice.observe import Asked, Run
+from batchgauge.sizing.advice.records import Asked, Run
 
 
 @dataclass(frozen=True)

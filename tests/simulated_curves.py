@@ -14,7 +14,8 @@ import numpy as np
 
 from batchgauge.sizing.advice.decision import Question
 from batchgauge.sizing.advice.load import whole_settings
-from batchgauge.sizing.advice.observe import Observation, Run
+from batchgauge.sizing.advice.observe import Observation
+from batchgauge.sizing.advice.records import Run
 from batchgauge.sizing.advice.search import Search
 
 

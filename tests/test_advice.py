@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -55,12 +56,9 @@ from batchgauge.sizing.advice.load import (
     whole_settings,
 )
 from batchgauge.sizing.advice.noise import is_padded, less_mix
-from batchgauge.sizing.advice.observe import (
-    Asked,
-    Run,
-    observe,
-)
+from batchgauge.sizing.advice.observe import observe
 from batchgauge.sizing.advice.percentiles import alike, p95_log, percentile_interval
+from batchgauge.sizing.advice.records import Asked, Run
 from batchgauge.sizing.advice.search import Found, Search
 from batchgauge.sizing.advice.told import metrics_of, properties_of
 from batchgauge.text import figures
@@ -193,6 +191,38 @@ def test_a_server_is_judged_by_the_workload_however_few_prompts_it_got(slots, to
     assert after.max() < 0.2 * before.max()
     assert np.sqrt(np.mean(after**2)) < 0.04
     assert (after < 4.0 * np.array([o.value_sd for o in left])).all()
+
+
+def test_rates_are_searched_up_to_what_a_server_manages_whatever_prompts_came(monkeypatch):
+    """Two short runs find the requests per second of long ones, though they got other prompts."""
+    prompts = np.exp(np.random.default_rng(1).normal(3.5, 1.4, 150)).astype(int) + 1
+    plan = Plan(
+        0.02, 0.0002, prompt_s=4e-4, noise=0.02, prompt_tokens=tuple(prompts.tolist()),
+        new_tokens=(6,) * 150,
+    )  # fmt: skip
+    truth = math.exp(
+        observe(simulate(plan, 32, cycles=60), 1.0, "throughput", {}, tokens=False).value
+    )
+    requests = Requests(
+        [BatchItem(str(i), InferenceBatchRequest("w" * n)) for i, n in enumerate(prompts.tolist())]
+    )
+    found, raw = [], []
+    for seed in range(6):
+        runs = {n: simulate(plan, n, cycles=2, seed=100 * seed + n) for n in (8, 32)}
+        monkeypatch.setattr(ClosedLoop, "run", lambda _, n, *_rest, runs=runs: runs[n])
+        target = advise._target(
+            SimpleNamespace(ask=None), Question(), Load(arrivals="open"), requests, []
+        )
+        found.append(target.candidates[-1] / 1.04**2 / truth - 1.0)
+        seen = [observe(r, 1.0, "throughput", {}, tokens=False).value for r in runs.values()]
+        raw.append(math.exp(max(seen)) / truth - 1.0)
+    assert np.abs(found).max() < 0.12 < np.abs(raw).max()
+
+
+@pytest.mark.parametrize("kind", [ClosedLoop, Batches, Launched])
+def test_every_closed_target_tells_the_lengths_of_its_prompts(kind):
+    """What the search takes out of its runs by; without them it would take out nothing."""
+    assert "requests" in {field.name for field in fields(kind)}
 
 
 def test_advice_on_a_real_engine_is_judged_by_runs_that_did_not_choose_the_best():

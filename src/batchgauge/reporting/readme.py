@@ -71,18 +71,13 @@ def real_engines(answers: pd.DataFrame) -> list[str]:
         f"<b>Advice for real engines and servers</b> ({int((shares >= NEAR).sum())} of "
         f"{len(answers)} answers within {percent(1 - NEAR)} of the best)"
     )
-    rows = []
-    for engine, told in answers.groupby("engine", sort=False):
-        first, settings = told.iloc[0], ", ".join(map(str, told["advised_setting"]))
-        rows.append(
-            {
-                "engine": engine, "weights": first["weights"], "threads": first["threads"],
-                "max_tokens": first["max_tokens"], "advised": settings,
-                "best_setting": first["best_setting"],
-                "worst_share": told["throughput_share"].min(),
-                "search_s": told["search_s"].mean(), "sweep_s": first["sweep_s"],
-            }
-        )  # fmt: skip
+    rows = answers.groupby("engine", sort=False).agg(
+        weights=("weights", "first"), threads=("threads", "first"),
+        max_tokens=("max_tokens", "first"),
+        advised=("advised_setting", lambda settings: ", ".join(map(str, settings))),
+        best_setting=("best_setting", "first"), worst_share=("throughput_share", "min"),
+        search_s=("search_s", "mean"), sweep_s=("sweep_s", "first"),
+    )  # fmt: skip
     caption = (
         "Asked several times for the best throughput on the project's prompts: the batch sizes, "
         "or requests at once to a server, that were advised; the best one of a sweep with all "
@@ -90,7 +85,7 @@ def real_engines(answers: pd.DataFrame) -> list[str]:
     )
     return [
         "", f"<details><summary>{title}</summary>", "",
-        *to_markdown(pd.DataFrame(rows), caption).splitlines(), "", "</details>",
+        *to_markdown(rows.reset_index(), caption).splitlines(), "", "</details>",
     ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ import psutil
 
 from batchgauge.errors import UserError
 from batchgauge.sizing.advice.load import Answering, ClosedLoop, Requests
-from batchgauge.sizing.advice.observe import Run
+from batchgauge.sizing.advice.records import Run
 from batchgauge.text import one_line
 
 _POLL_S = 0.1

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from batchgauge.errors import UserError
 from batchgauge.protocols import Engine
 from batchgauge.request import BatchItem, InferenceBatchRequest, InferenceBatchResponse
-from batchgauge.sizing.advice.observe import Asked, Run
+from batchgauge.sizing.advice.records import Asked, Run
 
 Array = npt.NDArray[np.float64]
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from batchgauge.sizing.advice.observe import LEAST_SD, Observation, Run, blocks_of, ratio_error
+from batchgauge.sizing.advice.observe import LEAST_SD, Observation, blocks_of, ratio_error
+from batchgauge.sizing.advice.records import Run
 
 Array = npt.NDArray[np.float64]
 

@@ -33,8 +33,9 @@ from batchgauge.sizing.advice.decision import (
 )
 from batchgauge.sizing.advice.load import first_settings
 from batchgauge.sizing.advice.noise import less_mix, variances
-from batchgauge.sizing.advice.observe import Observation, Run, observe
+from batchgauge.sizing.advice.observe import Observation, observe
 from batchgauge.sizing.advice.percentiles import p95_log
+from batchgauge.sizing.advice.records import Run
 from batchgauge.text import figures, setting_in_words
 
 Array = npt.NDArray[np.float64]
